@@ -1,0 +1,90 @@
+"""Every error feddkd raises on purpose.
+
+FedDKDError
+ +-- ConfigError                a configuration key, value or file is wrong            (exit code 2)
+ |    +-- PartitionError        the data cannot be split among the clients as asked
+ |    +-- DataError             a data set is missing, unreadable or malformed
+ +-- TransportError             something went wrong between two machines
+ |    +-- AddressInUseError     the server's port is taken
+ |    +-- UnreachableError      the server did not answer within the time allowed
+ |    +-- RefusedError          the server turned this client away for good
+ |    +-- ProtocolError         the peer broke the wire contract
+ |         +-- SchemaError      tensor names, dtypes, shapes or sizes are not the expected ones
+ |         +-- CorruptionError  a checksum, an offset or a length does not match
+ +-- RunError                   a run could not go on                                  (exit code 1)
+ |    +-- QuorumError           too few clients answered an exchange
+ |    +-- PausedError           the run waited for clients until its patience ran out
+ |    +-- StateError            a state directory is locked, foreign or unreadable
+ +-- ClientError                a client could not carry out its part of an exchange
+      +-- CancelledError        the server closed the exchange before the client was done
+"""
+
+from __future__ import annotations
+
+
+class FedDKDError(Exception):
+    """Base class of all errors raised by feddkd."""
+
+
+class ConfigError(FedDKDError):
+    """A configuration key, value or file is wrong; the message names the key and the value."""
+
+
+class PartitionError(ConfigError):
+    """The data cannot be split among the clients as asked."""
+
+
+class DataError(ConfigError):
+    """A data set is missing, unreadable or malformed."""
+
+
+class TransportError(FedDKDError):
+    """Something went wrong between two machines."""
+
+
+class AddressInUseError(TransportError):
+    """The address the server should listen on is taken or not available."""
+
+
+class UnreachableError(TransportError):
+    """The server did not answer within the time allowed."""
+
+
+class RefusedError(TransportError):
+    """The server turned this client away, and trying again will not help."""
+
+
+class ProtocolError(TransportError):
+    """The peer broke the wire contract."""
+
+
+class SchemaError(ProtocolError):
+    """Tensor names, dtypes, shapes or sizes are not the expected ones."""
+
+
+class CorruptionError(ProtocolError):
+    """A checksum, an offset or a length does not match."""
+
+
+class RunError(FedDKDError):
+    """A run could not go on."""
+
+
+class QuorumError(RunError):
+    """Fewer clients answered an exchange than ``scheduler.min_clients`` asks for."""
+
+
+class PausedError(RunError):
+    """The run paused for lack of clients and its patience ran out."""
+
+
+class StateError(RunError):
+    """A state directory is locked by another process, belongs to another run, or is unreadable."""
+
+
+class ClientError(FedDKDError):
+    """A client could not carry out its part of an exchange."""
+
+
+class CancelledError(ClientError):
+    """The server closed the exchange before the client was done with it."""

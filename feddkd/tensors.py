@@ -1,0 +1,283 @@
+"""Named tensors in one contiguous buffer: the currency of the whole system.
+
+A model, an update and a gradient are all `Tensors`: a `Schema` (names, dtypes, shapes) and one
+block of bytes that holds every element in little-endian order. The block is what travels on the
+wire, what is reduced and what is hashed, so no layer ever converts between representations.
+
+The schema orders tensors by dtype, the widest first, so that every tensor is aligned and the
+elements of one dtype form one `Segment`: arithmetic works on a few long vectors, whatever the
+number of tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from feddkd.errors import SchemaError
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("feddkd stores and sends tensors in little-endian order; this machine is big-endian")
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "float32": torch.float32,
+    "int32": torch.int32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+"""The dtypes that travel, the widest first; a schema lists its tensors in this order."""
+
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and shape of one tensor.
+
+    Attributes:
+        trainable: whether it is a parameter that takes gradients (buffers and frozen parameters do not).
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    trainable: bool = True
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name}: {DTYPE_NAMES.get(self.dtype, self.dtype)}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of bytes [start, stop) whose elements share one dtype."""
+
+    dtype: torch.dtype
+    start: int
+    stop: int
+
+
+class Schema:
+    """The ordered tensor specifications of one kind of payload, and their byte layout."""
+
+    def __init__(self, specs: Iterable[TensorSpec]) -> None:
+        """Order `specs` by dtype and lay them out.
+
+        Raises:
+            SchemaError: two tensors share a name, or a dtype cannot travel.
+        """
+        listed = list(specs)
+        for spec in listed:
+            if spec.dtype not in _DTYPE_RANK:
+                raise SchemaError(f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot travel; use one of {', '.join(DTYPES)}")
+        self.specs = tuple(sorted(listed, key=lambda spec: _DTYPE_RANK[spec.dtype]))
+        self.by_name = {spec.name: spec for spec in self.specs}
+        if len(self.by_name) != len(self.specs):
+            raise SchemaError("two tensors of one schema share a name")
+        self.offsets = tuple(itertools.accumulate((spec.size_bytes for spec in self.specs), initial=0))
+
+    @classmethod
+    def of_module(cls, module: nn.Module) -> Schema:
+        """The schema of a module's parameters and persistent buffers."""
+        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        return cls(
+            TensorSpec(name, tensor.dtype, tuple(tensor.shape), name in trainable) for name, tensor in module.state_dict().items()
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return self.offsets[-1]
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """One segment for each dtype that has elements, in layout order."""
+        segments: list[Segment] = []
+        for dtype, group in itertools.groupby(zip(self.specs, self.offsets, strict=False), key=lambda pair: pair[0].dtype):
+            members = list(group)
+            start, stop = members[0][1], members[-1][1] + members[-1][0].size_bytes
+            if stop > start:
+                segments.append(Segment(dtype, start, stop))
+        return tuple(segments)
+
+    def chunks(self, chunk_bytes: int) -> tuple[Segment, ...]:
+        """Cut the layout into pieces of at most `chunk_bytes`, none of which mixes dtypes."""
+        step = max(8, chunk_bytes - chunk_bytes % 8)  # a multiple of every item size
+        return tuple(
+            Segment(segment.dtype, start, min(start + step, segment.stop))
+            for segment in self.segments
+            for start in range(segment.start, segment.stop, step)
+        )
+
+    @cached_property
+    def trainable(self) -> Schema:
+        """The schema of a gradient: the floating-point tensors that take one."""
+        return Schema(spec for spec in self.specs if spec.trainable and spec.dtype.is_floating_point)
+
+    def check_same(self, other: Schema) -> None:
+        """Compare names, dtypes and shapes with `other`.
+
+        Raises:
+            SchemaError: they differ; the message names the first tensor that does.
+        """
+        for name, expected in self.by_name.items():
+            found = other.by_name.get(name)
+            if found is None:
+                raise SchemaError(f"tensor {name!r} is missing")
+            if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+                raise SchemaError(f"tensor {found} where {expected} is expected")
+        unexpected = next((name for name in other.by_name if name not in self.by_name), None)
+        if unexpected is not None:
+            raise SchemaError(f"tensor {unexpected!r} is not expected")
+        if [spec.name for spec in self.specs] != [spec.name for spec in other.specs]:
+            raise SchemaError("tensors are in another order than the server's schema")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and self.specs == other.specs
+
+    def __hash__(self) -> int:
+        return hash(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __repr__(self) -> str:
+        return f"Schema({', '.join(map(str, self.specs))})"
+
+
+class _BinaryOperation(Protocol):
+    def __call__(self, input: Tensor, other: Tensor, *, out: Tensor) -> Tensor: ...
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Named tensors that share one contiguous block of bytes.
+
+    `model + update` and `after - before` work tensor by tensor: floating-point and integer tensors
+    add and subtract in their own dtype; for bool tensors both mean exclusive or, so that
+    `before + (after - before) == after` holds for every dtype up to rounding.
+
+    Attributes:
+        schema: names, dtypes and shapes.
+        block: uint8 tensor [schema.size_bytes] on the CPU that all others are views of.
+    """
+
+    def __init__(self, schema: Schema, block: Tensor | None = None) -> None:
+        self.schema = schema
+        self.block = torch.zeros(schema.size_bytes, dtype=torch.uint8) if block is None else block
+        if self.block.dtype != torch.uint8 or self.block.shape != (schema.size_bytes,):
+            raise SchemaError(f"a block of {schema.size_bytes} bytes is expected, not {tuple(self.block.shape)} {self.block.dtype}")
+
+    @classmethod
+    def empty(cls, schema: Schema) -> Self:
+        """Uninitialised tensors, for a caller that fills every byte."""
+        return cls(schema, torch.empty(schema.size_bytes, dtype=torch.uint8))
+
+    @classmethod
+    def copy_of(cls, schema: Schema, source: Mapping[str, Tensor]) -> Self:
+        """Gather `source`, which may be non-contiguous or on another device, into a new block.
+
+        Raises:
+            SchemaError: a tensor is missing or has another dtype or shape.
+        """
+        out = cls.empty(schema)
+        for spec in schema.specs:
+            tensor = source.get(spec.name)
+            if tensor is None:
+                raise SchemaError(f"tensor {spec.name!r} is missing")
+            if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+                raise SchemaError(f"tensor {TensorSpec(spec.name, tensor.dtype, tuple(tensor.shape))} where {spec} is expected")
+            out[spec.name].copy_(tensor.detach())
+        return out
+
+    @classmethod
+    def of_module(cls, module: nn.Module) -> Self:
+        """A copy of a module's parameters and persistent buffers."""
+        return cls.copy_of(Schema.of_module(module), module.state_dict())
+
+    @torch.no_grad()
+    def load_into(self, module: nn.Module) -> None:
+        """Copy the tensors into a module's parameters and buffers of the same names."""
+        state = module.state_dict()
+        for name, tensor in self.items():
+            state[name].copy_(tensor)
+
+    @cached_property
+    def _views(self) -> dict[str, Tensor]:
+        return {
+            spec.name: self.block[offset : offset + spec.size_bytes].view(spec.dtype).view(spec.shape)
+            for spec, offset in zip(self.schema.specs, self.schema.offsets, strict=False)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def elements(self, segment: Segment) -> Tensor:
+        """The elements of one segment or chunk as a flat tensor that shares this block's memory."""
+        return self.block[segment.start : segment.stop].view(segment.dtype)
+
+    def select(self, schema: Schema) -> Tensors:
+        """A copy of the tensors that `schema` names."""
+        return Tensors.copy_of(schema, self)
+
+    def replace(self, other: Mapping[str, Tensor]) -> Tensors:
+        """A copy in which the tensors that `other` names come from there."""
+        out = Tensors(self.schema, self.block.clone())
+        for name, tensor in other.items():
+            out[name].copy_(tensor)
+        return out
+
+    def __add__(self, other: Tensors) -> Tensors:
+        return self._combine(other, torch.add)
+
+    def __sub__(self, other: Tensors) -> Tensors:
+        return self._combine(other, torch.sub)
+
+    def _combine(self, other: Tensors, operation: _BinaryOperation) -> Tensors:
+        self.schema.check_same(other.schema)
+        out = Tensors.empty(self.schema)
+        for segment in self.schema.segments:
+            apply = torch.logical_xor if segment.dtype == torch.bool else operation
+            apply(self.elements(segment), other.elements(segment), out=out.elements(segment))
+        return out
+
+    def norm(self) -> float:
+        """Euclidean norm over all floating-point elements."""
+        squares = (
+            self.elements(segment).double().square().sum().item() for segment in self.schema.segments if segment.dtype.is_floating_point
+        )
+        return math.sqrt(sum(squares))
+
+    def sha256(self) -> str:
+        """Hex digest of all bytes in schema order: equal models have equal digests, bit for bit."""
+        return hashlib.sha256(self.block.numpy().data).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Tensors({len(self)} tensors, {self.schema.size_bytes} bytes)"
