@@ -113,7 +113,7 @@ class SchedulerConfig(Table):
         None, ge=1, description="clients that must have joined before round 1; default: partition.clients for feddkd run, else min_clients"
     )
     weights: Literal["examples", "uniform"] = Field("examples", description="weigh clients by their example counts, or all alike")
-    deadline_s: float = Field(600.0, gt=0, description="seconds an exchange waits for a client's answer to begin")
+    deadline_s: float = Field(600.0, gt=0, description="seconds an exchange waits for a client's answer to arrive")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds without a chunk after which an upload under way is given up")
     reconnect_grace_s: float = Field(3.0, ge=0, description="seconds a client that lost its connection has to come back into an exchange")
     retries: int = Field(2, ge=0, description="times a round below quorum is tried again before the run pauses")
@@ -144,7 +144,7 @@ class RuntimeConfig(Table):
 
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where clients compute")
     threads: int = Field(1, ge=1, description="CPU threads a client computes with; results are the same bits only for the same number")
-    client_processes: int | None = Field(None, ge=1, description="processes that host the clients of feddkd run; default: one for each core")
+    client_processes: int | None = Field(None, ge=1, description="processes that host the clients of feddkd run; default: one a core")
 
 
 class Config(Table):

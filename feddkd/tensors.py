@@ -168,7 +168,7 @@ class Schema:
 
 
 class _BinaryOperation(Protocol):
-    def __call__(self, input: Tensor, other: Tensor, *, out: Tensor) -> Tensor: ...
+    def __call__(self, first: Tensor, second: Tensor, /, *, out: Tensor) -> Tensor: ...
 
 
 class Tensors(Mapping[str, Tensor]):

@@ -1,0 +1,1 @@
+"""Reduction rules: how the contributions of one exchange become one."""

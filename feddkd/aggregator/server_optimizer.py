@@ -1,0 +1,113 @@
+"""How the server turns the mean gradient of a DKD step into the next student.
+
+Server-side optimizers in federated learning: Hsu, Qi, Brown 2019, arXiv 1909.06335 (momentum); Reddi et al.,
+Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295 (Adagrad, Adam, Yogi). FedDKD's own server
+takes plain SGD steps (arXiv 2205.00706).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from feddkd.aggregator.yogi import Yogi
+from feddkd.tensors import DTYPE_NAMES, Schema, Tensors
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": partial(torch.optim.Adam, fused=True),  # fused: one pass over memory, five times as fast
+    "yogi": Yogi,
+    "adagrad": partial(torch.optim.Adagrad, fused=True),
+}
+
+
+class ServerOptimizer:
+    """Steps the student against the mean gradient of its cohort, with the moments of one round or of the whole run.
+
+    Why the configuration's default is Adam, with the usual betas (0.9, 0.999) and eps 1e-8: on MNIST with one class a
+    client, SGD with momentum reaches 92 % at lr 0.1, but falls into a dead network (11 %) at lr 0.05, at
+    temperature 3 and at batch size 512. Adam at lr 0.002 moves no weight by much more than lr a step, however large
+    the gradient, and reaches 98 % with the same exchanges. (Prototype runs of one seed each: a lead, not a proof.)
+
+    Args:
+        name: sgd, momentum (0.9), nesterov (0.9), adam, yogi or adagrad.
+        lr: learning rate, positive.
+        keep_state: carry moments over from round to round; otherwise each round starts without.
+
+    Raises:
+        ValueError: the name is unknown or the learning rate not positive.
+    """
+
+    def __init__(self, name: str, lr: float, keep_state: bool) -> None:
+        if name not in _OPTIMIZERS:
+            raise ValueError(f"server optimizer {name!r} is none of {', '.join(_OPTIMIZERS)}")
+        if not lr > 0:
+            raise ValueError(f"learning rate {lr} is not positive")
+        self._build = partial(_OPTIMIZERS[name], lr=lr)
+        self._keep_state = keep_state
+        self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
+        self._schema: Schema | None = None  # what the moments belong to
+
+    def start_round(self) -> None:
+        """Forget the moments of the last round, unless they are kept."""
+        if not self._keep_state:
+            self.load_state_dict({})
+
+    def step(self, student: Tensors, gradient: Tensors) -> Tensors:
+        """One step against the gradient.
+
+        All tensors of one dtype are one long vector here, so the cost does not depend on their number.
+        float16 and bfloat16 are stepped in float32, moments included: the square of a gradient of 1e-4 is zero in float16.
+
+        Args:
+            student: the model that the gradient was taken at; not modified.
+            gradient: the tensors to change, by name; not modified.
+
+        Returns:
+            A new model; tensors that `gradient` does not name are the student's.
+
+        Raises:
+            SchemaError: the student lacks a tensor of the gradient or has it with another dtype or shape, or
+                the gradient's schema is not that of the steps before, whose moments are in use.
+        """
+        if self._schema is not None:
+            self._schema.check_same(gradient.schema)
+        weights = student.select(gradient.schema)
+        for segment in gradient.schema.segments:
+            elements = weights.elements(segment)
+            elements.copy_(self._step_vector(DTYPE_NAMES[segment.dtype], elements, gradient.elements(segment)))
+        self._schema = gradient.schema
+        return student.replace(weights)
+
+    def _step_vector(self, name: str, weights: Tensor, gradient: Tensor) -> Tensor:
+        """The vector `weights` after one step; `name` tells whose moments to use."""
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        parameter = nn.Parameter(weights.to(dtype))
+        parameter.grad = gradient.to(dtype)
+        # The optimizer object lives for one step only: all that lasts is in self._state, as plain tensors.
+        optimizer = self._build([parameter])
+        if name in self._state:
+            optimizer.state[parameter] = self._state[name]
+        optimizer.step()
+        self._state[name] = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+        return parameter.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of the moments as flat tensors named "dtype.moment"; empty before the first step of a round without state.
+
+        Loaded again, it lets a round that failed be run again with exactly the same result.
+        """
+        return {f"{name}.{key}": value.clone() for name, state in self._state.items() for key, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a snapshot that `state_dict` made with the same optimizer name."""
+        self._state = {}
+        self._schema = None
+        for path, value in state.items():
+            name, key = path.split(".")
+            self._state.setdefault(name, {})[key] = value.clone()

@@ -1,0 +1,72 @@
+"""What an algorithm is: a server half that asks for exchanges, and a client half that answers them.
+
+To write a new one, subclass `Algorithm` and `ClientHalf` in one file and name it in the
+configuration: `algorithm.name = "my_package.my_module:MyAlgorithm"`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from feddkd.exchange import ExchangeKind, Reply, Task
+from feddkd.algorithms.site import Site
+from feddkd.config import Config
+from feddkd.tensors import Tensors
+
+
+class Cohort(Protocol):
+    """The clients of one round, as the server half sees them."""
+
+    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        """Broadcast `payload`, let every client run its method `name`, and return the weighted mean of the answers.
+
+        Raises:
+            QuorumError: too few clients answered. The scheduler handles it; algorithms let it pass.
+        """
+
+
+class ClientHalf:
+    """The client's side of an algorithm: one method for each exchange, `method(task) -> Reply`."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+
+class Algorithm(ABC):
+    """The server's side of an algorithm.
+
+    Attributes:
+        exchanges: what travels in each of its exchanges; nothing else may be asked of a client.
+        client_half: answers the exchanges at a site.
+    """
+
+    exchanges: ClassVar[Mapping[str, ExchangeKind]]
+    client_half: ClassVar[type[ClientHalf]]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abstractmethod
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        """Take the global model of one round to that of the next.
+
+        Must be replayable: run again with the same model, the same `state_dict` and exchanges that
+        return what they returned before, it asks for the same exchanges and returns the same bits.
+        So everything that outlives a round belongs into `state_dict`, and nothing here draws
+        random numbers or looks at a clock.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the server half carries from round to round besides the model."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+
+
+def answer(half: ClientHalf, task: Task) -> Reply:
+    """Run the client half's method for one exchange."""
+    reply: Reply = getattr(half, task.id.name)(task)
+    return reply

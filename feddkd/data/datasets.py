@@ -1,0 +1,159 @@
+"""The training and test examples that a configuration asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from feddkd.config import DataConfig
+from feddkd.data.examples import Examples, MemoryExamples
+from feddkd.data.image_folder import load_image_folder
+from feddkd.data.own_data import load_own
+from feddkd.data.torchvision_sets import load_image_set
+from feddkd.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model must know about the data.
+
+    Attributes:
+        input_shape: shape of one example, (channels, height, width) for images.
+        num_classes: labels lie in [0, num_classes).
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+
+BUILT_IN = {
+    "digits": DataInfo((1, 8, 8), 10),
+    "mnist": DataInfo((1, 28, 28), 10),
+    "fashion_mnist": DataInfo((1, 28, 28), 10),
+    "emnist": DataInfo((1, 28, 28), 47),
+    "cifar10": DataInfo((3, 32, 32), 10),
+    "cifar100": DataInfo((3, 32, 32), 100),
+    "svhn": DataInfo((3, 32, 32), 10),
+}
+"""Sets whose shape is known without their files; emnist is its "balanced" split."""
+
+
+def describe(config: DataConfig) -> DataInfo:
+    """Shape and classes of the data, without reading them where that is possible.
+
+    Only a user's own data whose `input_shape` or `num_classes` is not configured are loaded to find
+    out. What is found then holds for these files: sites that may lack classes must configure it.
+
+    Raises:
+        ConfigError: a key that is needed is missing, or contradicts a built-in set.
+        DataError: a user's own data cannot be loaded.
+    """
+    known = BUILT_IN.get(config.name)
+    if known is not None:
+        _check_agrees(config, known)
+        return known
+    if config.input_shape is not None and config.num_classes is not None:
+        return DataInfo(config.input_shape, config.num_classes)
+    if config.name == "image_folder":
+        missing = "input_shape" if config.input_shape is None else "num_classes"
+        raise ConfigError(f"data.{missing} is not set: image_folder needs it, as in input_shape = [3, 64, 64] and num_classes = 4")
+    return _infer(config, load_own(config.name, config.root, train=True, workers=0))
+
+
+def load_train(config: DataConfig, seed: int) -> Examples:
+    """The training examples; with `data.subset` = N the first N of a shuffle with `seed`, in file order.
+
+    Raises:
+        ConfigError: a key that is needed is missing or wrong.
+        DataError: the data are missing, unreadable or malformed, or fewer than `data.subset`.
+    """
+    examples = _load(config, train=True)
+    if config.subset is None:
+        return examples
+    if config.subset > len(examples):
+        raise DataError(f"data.subset = {config.subset}: {config.name} has only {len(examples)} training examples")
+    shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return examples.subset(shuffled[: config.subset].sort().values)
+
+
+def load_test(config: DataConfig) -> Examples:
+    """The examples of the test split.
+
+    Raises:
+        ConfigError: a key that is needed is missing or wrong.
+        DataError: the data are missing, unreadable or malformed.
+    """
+    return _load(config, train=False)
+
+
+def _load(config: DataConfig, train: bool) -> Examples:
+    if config.name == "image_folder":
+        info = describe(config)
+        return load_image_folder(config.root, train, info.input_shape, info.num_classes, config.workers)
+    if config.name == "digits":
+        examples: Examples = _digits(train)
+    elif config.name in BUILT_IN:
+        inputs, labels = load_image_set(config.name, config.root, train)
+        examples = MemoryExamples(inputs, labels.long())
+    else:
+        examples = load_own(config.name, config.root, train, config.workers)
+        # The training examples may be what there is to learn shape and classes from: do not load them twice.
+        info = _infer(config, examples) if train else describe(config)
+        _check(examples, info, config)
+        return examples
+    _check(examples, describe(config), config)
+    return examples
+
+
+def _digits(train: bool) -> MemoryExamples:
+    """scikit-learn's 1,797 handwritten digits, scaled to [0, 1]; every fifth of each class is a test example."""
+    from sklearn.datasets import load_digits
+
+    images, numbers = load_digits(return_X_y=True)
+    inputs = torch.from_numpy(images).float().div_(16).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(numbers).long()
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        is_test[(labels == label).nonzero().squeeze(1)[4::5]] = True
+    chosen = ~is_test if train else is_test
+    return MemoryExamples(inputs[chosen], labels[chosen])
+
+
+def _infer(config: DataConfig, examples: Examples) -> DataInfo:
+    """What is configured about a user's own data, completed by what the examples show."""
+    input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
+    return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
+
+
+def _check_agrees(config: DataConfig, known: DataInfo) -> None:
+    if config.input_shape not in (None, known.input_shape):
+        raise ConfigError(f"data.input_shape = {list(config.input_shape or ())}: {config.name} has {list(known.input_shape)}")
+    if config.num_classes not in (None, known.num_classes):
+        raise ConfigError(f"data.num_classes = {config.num_classes}: {config.name} has {known.num_classes}")
+
+
+def _check(examples: Examples, info: DataInfo, config: DataConfig) -> None:
+    """Refuse what would fail in the middle of training: of streamed examples only the first is read.
+
+    Raises:
+        DataError: labels outside [0, num_classes), inputs of another shape, or inputs that are not finite.
+    """
+    where = f"data.name = {config.name!r}"
+    low, high = int(examples.labels.min()), int(examples.labels.max())
+    if low < 0 or high >= info.num_classes:
+        raise DataError(f"{where}: label {low if low < 0 else high} is outside [0, {info.num_classes}) (data.num_classes)")
+    inputs = examples.inputs if isinstance(examples, MemoryExamples) else examples.gather(torch.tensor([0]))[0]
+    if tuple(inputs.shape[1:]) != info.input_shape:
+        raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
+    position = _first_not_finite(inputs)
+    if position is not None:
+        raise DataError(f"{where}: input {position} holds a value that is not finite")
+
+
+def _first_not_finite(inputs: Tensor) -> int | None:
+    if inputs.dtype == torch.uint8:
+        return None
+    bad = ~inputs.isfinite().flatten(1).all(1)
+    return int(bad.nonzero()[0]) if bad.any() else None

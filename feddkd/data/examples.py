@@ -1,0 +1,187 @@
+"""Labelled examples that are read by index: from memory, or streamed from a data set on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from feddkd.errors import DataError
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""index int64 [B], inputs float32 [B, ...], labels int64 [B], all on the CPU."""
+
+
+class Examples(Protocol):
+    """A finite collection of labelled examples, read by index.
+
+    Attributes:
+        labels: int64 [n] on the CPU.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs float32 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names."""
+        ...
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller."""
+        ...
+
+    def subset(self, index: Tensor) -> Examples:
+        """The examples that `index` (int64 [m]) names, renumbered 0..m-1."""
+        ...
+
+
+class MemoryExamples:
+    """Examples whose inputs lie in memory.
+
+    uint8 inputs stay uint8, a quarter of the memory, and become float32 in [0, 1] when they are
+    gathered: x / 255, torchvision's ToTensor. Floating-point inputs become float32 once.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        """Hold `inputs` (uint8 or floating point [n, ...]) and `labels` (int64 [n])."""
+        assert len(inputs) == len(labels)
+        self.inputs = inputs if inputs.dtype == torch.uint8 else inputs.float()
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return scaled(self.inputs.index_select(0, index)), self.labels.index_select(0, index)
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        for index in _pieces(order, batch_size):
+            yield index, *self.gather(index)
+
+    def subset(self, index: Tensor) -> MemoryExamples:
+        return MemoryExamples(self.inputs.index_select(0, index), self.labels.index_select(0, index))
+
+
+class MapDataset(Protocol):
+    """What torch calls a map-style data set of (input, label) pairs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class StreamedExamples:
+    """Examples that a map-style data set reads when they are asked for.
+
+    With `workers` > 0 that many processes read ahead during `batches`; they start once and serve all
+    subsets. Only one pass can be under way at a time then.
+    """
+
+    def __init__(self, dataset: MapDataset, labels: Tensor, workers: int) -> None:
+        """Read `dataset`, whose inputs are tensors or arrays of one shape, with known `labels` (int64 [n])."""
+        assert len(dataset) == len(labels)
+        self.labels = labels
+        self._index = torch.arange(len(labels))
+        self._reader = _Reader(dataset, workers)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reader.read(self._index[index].tolist()), self.labels[index]
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        pieces = _pieces(order, batch_size)
+        inputs = self._reader.stream([self._index[piece].tolist() for piece in pieces])
+        for piece, x in zip(pieces, inputs, strict=True):
+            yield piece, x, self.labels[piece]
+
+    def subset(self, index: Tensor) -> StreamedExamples:
+        part = StreamedExamples.__new__(StreamedExamples)
+        part.labels, part._index, part._reader = self.labels[index], self._index[index], self._reader
+        return part
+
+
+class _Reader:
+    """Reads batches of inputs from one map-style data set, for an examples object and all its subsets."""
+
+    def __init__(self, dataset: MapDataset, workers: int) -> None:
+        self._dataset = dataset
+        self._workers = workers
+        self._order = _Order()
+        self._loader: DataLoader[Tensor] | None = None
+        self._passes = 0
+
+    def read(self, index: Sequence[int]) -> Tensor:
+        return _stack([self._dataset[position] for position in index])
+
+    def stream(self, pieces: list[list[int]]) -> Iterator[Tensor]:
+        if self._workers == 0:
+            yield from map(self.read, pieces)
+            return
+        if self._loader is None:
+            self._loader = self._new_loader()
+        self._passes += 1
+        current = self._passes
+        self._order.pieces = pieces
+        for x in self._loader:
+            # The loader has one iterator: a pass begun meanwhile has taken it over, and x may be one of its batches.
+            if current != self._passes:
+                raise RuntimeError("a second pass over streamed examples began before this one ended")
+            yield x
+
+    def _new_loader(self) -> DataLoader[Tensor]:
+        return DataLoader(
+            self._dataset,  # type: ignore[arg-type]  # a Dataset by protocol, not by inheritance
+            batch_sampler=self._order,
+            collate_fn=_stack,
+            num_workers=self._workers,
+            persistent_workers=True,
+            multiprocessing_context="spawn",  # a fork would copy gRPC's locks and threads in an unusable state
+            generator=torch.Generator(),  # the loader draws a seed every pass; not from the global stream
+        )
+
+
+class _Order(Sampler[list[int]]):
+    """A batch sampler that the reader sets before every pass, so that the loader's processes can stay."""
+
+    def __init__(self) -> None:
+        self.pieces: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+def _pieces(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    return torch.split(order, batch_size) if len(order) else ()  # split makes one empty piece of nothing
+
+
+def scaled(inputs: Tensor) -> Tensor:
+    """`inputs` as float32; uint8 images are divided by 255."""
+    return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs.float()
+
+
+def as_tensor(values: Any) -> Tensor:
+    """A tensor from a tensor, an array or a list.
+
+    Raises:
+        DataError: `values` is not numbers in one shape.
+    """
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    except (TypeError, ValueError):
+        raise DataError(f"numbers of one shape are expected, not {type(values).__name__}") from None
+
+
+def _stack(rows: list[Any]) -> Tensor:
+    return scaled(torch.stack([as_tensor(row[0]) for row in rows]))

@@ -1,0 +1,98 @@
+"""Images that lie in one folder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feddkd.data.examples import StreamedExamples
+from feddkd.errors import ConfigError, DataError
+from feddkd.imports import one_line
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+class ImageFiles:
+    """A map-style data set over image files; it is sent to loader processes, so it holds paths and nothing else.
+
+    An image becomes grey (1 channel) or RGB (3), is scaled until it just covers the wanted size and is
+    cropped to its centre: uint8 [channels, height, width].
+    """
+
+    def __init__(self, paths: list[str], labels: Tensor, input_shape: tuple[int, ...]) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.input_shape = input_shape
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image and label.
+
+        Raises:
+            DataError: the file is not an image that can be read.
+        """
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.input_shape
+        try:
+            with Image.open(self.paths[index]) as image:
+                fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BILINEAR)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"image_folder: cannot read {self.paths[index]} ({one_line(error)})") from error
+        pixels = torch.from_numpy(np.array(fitted))
+        return pixels.view(height, width, channels).permute(2, 0, 1), self.labels[index]
+
+
+def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ...], num_classes: int, workers: int) -> StreamedExamples:
+    """The images below root/train or root/test; without a folder root/train, root itself is the training set.
+
+    Classes are numbered in the alphabetical order of their folders. A class that a site has no
+    examples of needs an empty folder there, so that the numbers agree on every site.
+
+    Raises:
+        ConfigError: `input_shape` is not (1 or 3, height, width).
+        DataError: a folder is missing, the number of class folders is not `num_classes`, or there is no image.
+    """
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+        raise ConfigError(f"data.input_shape = {list(input_shape)}: image_folder needs [1, height, width] or [3, height, width]")
+    _require_pillow()
+    folder = _folder(root, train)
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if len(classes) != num_classes:
+        raise DataError(
+            f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}; "
+            "give a class that has no examples here an empty folder, so that classes have the same numbers everywhere"
+        )
+    files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    if not files:
+        raise DataError(f"image_folder: no image below {folder}/<class>/ ({', '.join(sorted(SUFFIXES))})")
+    labels = torch.tensor([label for _, label in files])
+    return StreamedExamples(ImageFiles([str(path) for path, _ in files], labels, input_shape), labels, workers)
+
+
+def _folder(root: Path | None, train: bool) -> Path:
+    if root is None:
+        raise DataError("data.root is not set: image_folder needs the folder that holds train/<class>/ and test/<class>/")
+    if not root.is_dir():
+        raise DataError(f"data.root = {root}: there is no such folder; image_folder expects train/<class>/ and test/<class>/ in it")
+    if train:
+        return root / "train" if (root / "train").is_dir() else root
+    if not (root / "test").is_dir():
+        raise DataError(f"image_folder: there is no test set in {root / 'test'}; add it or set data.test_set = false")
+    return root / "test"
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError:
+        raise DataError("image_folder needs Pillow; get it with: pip install 'feddkd[vision]'") from None

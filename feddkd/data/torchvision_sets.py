@@ -1,0 +1,133 @@
+"""The classic image sets, read from the files that torchvision downloads.
+
+Images are taken as they are: uint8 in memory, [0, 1] when gathered, no normalisation and no
+augmentation (the protocol of NIID-Bench, except for its CIFAR-10 crops and flips, which would make
+cached teacher logits wrong).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.errors import DataError
+from feddkd.imports import one_line
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """How torchvision reads one data set.
+
+    Attributes:
+        open: called as open(torchvision.datasets, root, train); gives torchvision's data set object.
+        images: uint8 [n, channels, height, width] of that object.
+        labels: its integer labels.
+        files: the train and the test file below the root, for an error message.
+        download: a Python expression that fetches it, where `sets` is torchvision.datasets.
+    """
+
+    open: Callable[[Any, Path, bool], Any]
+    images: Callable[[Any], Tensor]
+    labels: Callable[[Any], Any]
+    files: tuple[str, str]
+    download: str
+
+
+def _targets(dataset: Any) -> Any:
+    return dataset.targets
+
+
+def _grey_images(dataset: Any) -> Tensor:
+    images: Tensor = dataset.data
+    return images.unsqueeze(1)
+
+
+def _transposed_images(dataset: Any) -> Tensor:
+    # EMNIST's files hold every image transposed; turned back, its digits look like MNIST's.
+    return _grey_images(dataset).transpose(2, 3).contiguous()
+
+
+def _channels_last_images(dataset: Any) -> Tensor:
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+
+
+def _idx_files(folder: str, train: str, test: str) -> tuple[str, str]:
+    return f"{folder}/raw/{train}-images-idx3-ubyte", f"{folder}/raw/{test}-images-idx3-ubyte"
+
+
+IMAGE_SETS: dict[str, ImageSet] = {
+    "mnist": ImageSet(
+        open=lambda sets, root, train: sets.MNIST(root, train=train),
+        images=_grey_images,
+        labels=_targets,
+        files=_idx_files("MNIST", "train", "t10k"),
+        download="sets.MNIST({root!r}, download=True)",
+    ),
+    "fashion_mnist": ImageSet(
+        open=lambda sets, root, train: sets.FashionMNIST(root, train=train),
+        images=_grey_images,
+        labels=_targets,
+        files=_idx_files("FashionMNIST", "train", "t10k"),
+        download="sets.FashionMNIST({root!r}, download=True)",
+    ),
+    "emnist": ImageSet(
+        open=lambda sets, root, train: sets.EMNIST(root, split="balanced", train=train),
+        images=_transposed_images,
+        labels=_targets,
+        files=_idx_files("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
+        download="sets.EMNIST({root!r}, split='balanced', download=True)",
+    ),
+    "cifar10": ImageSet(
+        open=lambda sets, root, train: sets.CIFAR10(root, train=train),
+        images=_channels_last_images,
+        labels=_targets,
+        files=("cifar-10-batches-py/data_batch_1..5", "cifar-10-batches-py/test_batch"),
+        download="sets.CIFAR10({root!r}, download=True)",
+    ),
+    "cifar100": ImageSet(
+        open=lambda sets, root, train: sets.CIFAR100(root, train=train),
+        images=_channels_last_images,
+        labels=_targets,
+        files=("cifar-100-python/train", "cifar-100-python/test"),
+        download="sets.CIFAR100({root!r}, download=True)",
+    ),
+    "svhn": ImageSet(
+        open=lambda sets, root, train: sets.SVHN(root, split="train" if train else "test"),
+        images=lambda dataset: torch.from_numpy(dataset.data),
+        labels=lambda dataset: dataset.labels,
+        files=("train_32x32.mat", "test_32x32.mat"),
+        download="[sets.SVHN({root!r}, split, download=True) for split in ('train', 'test')]",
+    ),
+}
+
+
+def load_image_set(name: str, root: Path | None, train: bool) -> tuple[Tensor, Tensor]:
+    """Images uint8 [n, channels, height, width] and integer labels [n] of one of `IMAGE_SETS`; nothing is downloaded.
+
+    Raises:
+        DataError: torchvision or the files are missing, or the files are damaged.
+    """
+    image_set = IMAGE_SETS[name]
+    if root is None:
+        raise DataError(f"data.root is not set: {name} needs the folder that holds its files; {_advice(image_set, Path('data'))}")
+    sets = import_torchvision().datasets
+    try:
+        dataset = image_set.open(sets, root, train)
+        return image_set.images(dataset), torch.as_tensor(image_set.labels(dataset))
+    except Exception as error:  # readers of damaged files raise anything, from EOFError to AssertionError
+        file = root / image_set.files[0 if train else 1]
+        raise DataError(
+            f"data.name = {name!r}: cannot read {file} under data.root = {root} ({one_line(error)}); {_advice(image_set, root)}"
+        ) from error
+
+
+def _advice(image_set: ImageSet, root: Path) -> str:
+    # Through import_torchvision, so that the command works wherever feddkd does.
+    code = f"from feddkd.data.torchvision_compat import import_torchvision; sets = import_torchvision().datasets; {image_set.download}"
+    return f'to download it: python -c "{code.format(root=str(root))}"'

@@ -1,0 +1,68 @@
+"""How far a student's predictions are from its teacher's.
+
+All divergences take teacher logits [B, C], student logits [B, C] of the same floating-point dtype
+and device, and a temperature T > 0; they return the mean over the batch as a scalar that is
+differentiable in the student's logits. They work on log-probabilities, so logits of any finite
+magnitude that float32 subtracts without overflow give finite losses and gradients.
+
+Both sides are softened by T, which shrinks gradients by 1/T²; the factor T² (Hinton et al. 2015,
+arXiv 1503.02531) undoes that, so that one learning rate serves all temperatures. For T -> inf the
+scaled kl and reverse_kl become half the mean squared difference of centred logits, js a quarter of
+that: distillation then matches logits (ibid., section 2.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that PyTorch users expect)
+from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor, float], Tensor]
+"""(teacher_logits [B, C], student_logits [B, C], temperature) -> scalar."""
+
+
+def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher || student), the divergence of FedDKD (arXiv 2205.00706).
+
+    The student is punished where it denies what the teacher holds possible. Its gradient with respect
+    to the student's logits z is T (softmax(z/T) - softmax(z_teacher/T)) / B.
+    """
+    log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
+    return temperature**2 * _kl(log_p, log_q)
+
+
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """T² KL(student || teacher): the student is punished where it claims what the teacher excludes."""
+    log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
+    return temperature**2 * _kl(log_q, log_p)
+
+
+def js(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """T² times the Jensen-Shannon divergence: symmetric, and at most T² log 2 (Lin 1991)."""
+    log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    return temperature**2 * (_kl(log_p, log_mean) + _kl(log_q, log_mean)) / 2
+
+
+def mse_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:  # noqa: ARG001
+    """Squared difference of the logits, averaged over batch and classes (Ba and Caruana 2014, arXiv 1312.6184).
+
+    The temperature does not enter: T² mean((z_teacher/T - z/T)²) is the same number for every T.
+    """
+    return F.mse_loss(student_logits, teacher_logits)
+
+
+DIVERGENCES: dict[str, Divergence] = {"kl": kl, "reverse_kl": reverse_kl, "js": js, "mse_logits": mse_logits}
+"""The divergences by the name they have in the configuration, `dkd.divergence`."""
+
+
+def _log_probabilities(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return F.log_softmax(teacher_logits / temperature, dim=1), F.log_softmax(student_logits / temperature, dim=1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Mean over the batch of KL(p || q); exact for log-probabilities whose exponential underflows to 0."""
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -1,0 +1,114 @@
+"""What a client answers to a DKD step: the gradient of its distillation loss at the student's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that PyTorch users expect)
+from torch import Tensor, nn
+
+from feddkd.data.examples import Examples
+from feddkd.dkd.divergences import DIVERGENCES
+from feddkd.dkd.teacher import eval_mode
+from feddkd.tensors import Schema, Tensors
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The loss of a DKD step: (1 - w) divergence(teacher, student) + w cross-entropy(labels, student).
+
+    Attributes:
+        divergence: a name in `DIVERGENCES`; "kl" is the paper's.
+        temperature: T > 0, softens the divergence; the cross-entropy is taken at T = 1.
+        hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
+            FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+    """
+
+    divergence: str = "kl"
+    temperature: float = 1.0
+    hard_label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(f"divergence {self.divergence!r} is none of {', '.join(DIVERGENCES)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} is not positive")
+        if not 0 <= self.hard_label_weight <= 1:
+            raise ValueError(f"hard_label_weight {self.hard_label_weight} is not in [0, 1]")
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+        """The mean loss of a batch.
+
+        Args:
+            student_logits: [B, C], any floating-point dtype; the loss is computed in float32 at least.
+            teacher_logits: [B, C], or None where hard_label_weight is 1.
+            labels: int64 [B].
+
+        Raises:
+            ValueError: there is no teacher although the loss needs one.
+        """
+        student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
+        weight = self.hard_label_weight
+        if weight == 1:
+            return F.cross_entropy(student_logits, labels)
+        if teacher_logits is None:
+            raise ValueError(f"hard_label_weight {weight} needs teacher logits; only 1 does without")
+        distance = DIVERGENCES[self.divergence](teacher_logits.to(student_logits.dtype), student_logits, self.temperature)
+        return distance if weight == 0 else (1 - weight) * distance + weight * F.cross_entropy(student_logits, labels)
+
+
+def distillation_gradient(
+    module: nn.Module,
+    examples: Examples,
+    teacher: Tensor | None,
+    order: Tensor,
+    distillation: Distillation,
+    device: torch.device,
+    batch_size: int = 512,
+) -> tuple[Tensors, float]:
+    """The gradient of the mean distillation loss at the module's current weights: g_k in arXiv 2205.00706.
+
+    The student runs in eval mode: a gradient must be a function of the weights alone, and neither dropout
+    nor BatchNorm statistics that drift with every step of every client would leave it one. The examples are
+    taken in pieces whose gradients are summed by their sizes, so memory is that of one piece however many
+    there are. `.grad` is neither read nor written.
+
+    Args:
+        module: the student, on `device`; weights, buffers and training flags are as before afterwards.
+        examples: the client's training examples, n of them.
+        teacher: float32 [n, C] from `teacher_logits`; None only if `distillation.hard_label_weight` is 1.
+        order: int64 [m], the examples of this step; one that occurs twice counts twice.
+        distillation: the loss.
+        device: where to compute.
+        batch_size: examples in one piece.
+
+    Returns:
+        The gradient, on the CPU, with the schema `Schema.of_module(module).trainable` (zero for a parameter
+        that the loss does not depend on), and the mean loss.
+
+    Raises:
+        ValueError: `order` is empty, or the teacher is missing or has not one row for each example.
+    """
+    if len(order) == 0:
+        raise ValueError("a distillation gradient needs at least one example")
+    if teacher is not None and len(teacher) != len(examples):
+        raise ValueError(f"the teacher has logits for {len(teacher)} examples, not for {len(examples)}")
+    schema = Schema.of_module(module).trainable
+    named = dict(module.named_parameters())
+    parameters = [named[name] for name in schema.by_name]
+    totals = [torch.zeros_like(parameter) for parameter in parameters]
+    mean_loss = 0.0
+    with eval_mode(module), torch.enable_grad():
+        for index, x, y in examples.batches(order, batch_size):
+            share = len(index) / len(order)
+            soft_labels = None if teacher is None else teacher[index].to(device)
+            loss = distillation.loss(module(x.to(device)), soft_labels, y.to(device))
+            mean_loss += share * loss.item()
+            if loss.requires_grad:  # not so where everything that the loss depends on is frozen
+                for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
+                    total.add_(gradient, alpha=share)
+    return Tensors.copy_of(schema, dict(zip(schema.by_name, totals, strict=True))), mean_loss

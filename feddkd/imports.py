@@ -1,0 +1,53 @@
+"""Objects that a configuration names as `package.module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from feddkd.errors import ConfigError
+
+
+def load_object(path: str, key: str) -> Any:
+    """Import the object that `path`, the value of configuration key `key`, names.
+
+    The current working directory is importable, as it is for a script that starts there; it stays
+    so, because worker processes find the object again by its name.
+
+    Raises:
+        ConfigError: there is no such module or attribute, or the module fails while it is imported.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ConfigError(f"{key} = {path!r}: not of the form package.module:name")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{key} = {path!r}: {_reason(error, module_name)}") from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ConfigError(f"{key} = {path!r}: module {module_name} ({_origin(module)}) has no {name!r}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """Type and first line of an exception, for a message that has to stay on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _reason(error: Exception, module_name: str) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+        return f"there is no module {missing!r} in {Path.cwd()} or on the Python path"
+    return f"importing {module_name} failed with {one_line(error)}"
+
+
+def _origin(module: Any) -> str:
+    return getattr(module, "__file__", None) or "no file"

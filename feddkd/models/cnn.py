@@ -1,0 +1,62 @@
+"""The two convolutional networks that papers on federated learning compare on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
+
+    Raises:
+        ValueError: `input_shape` is not (channels, height, width), or too small.
+    """
+    channels, height, width = _image_shape(input_shape)
+    # A 5x5 convolution without padding takes 4 pixels, pooling halves what is left.
+    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    if rows < 1 or columns < 1:
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, 16x16 is the least")
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * rows * columns, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, num_classes),
+    )
+
+
+def mcmahan_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
+
+    Raises:
+        ValueError: `input_shape` is not (channels, height, width), or too small.
+    """
+    channels, height, width = _image_shape(input_shape)
+    if height < 4 or width < 4:
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, 4x4 is the least")
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 512),
+        nn.ReLU(),
+        nn.Linear(512, num_classes),
+    )
+
+
+def _image_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(input_shape) != 3:
+        raise ValueError("inputs of shape (channels, height, width) are needed")
+    channels, height, width = input_shape
+    return channels, height, width

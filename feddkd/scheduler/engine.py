@@ -1,0 +1,108 @@
+"""What the scheduler asks of an engine: carry out one exchange, and say exactly what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.tensors import Schema, Tensors
+from feddkd.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One exchange to be carried out.
+
+    Attributes:
+        clients: who takes part, in client order, with the weight of each contribution.
+        answer_schema: what a client may send, or None where the answer is only numbers.
+        evaluate: clients evaluate the broadcast model on what they hold out, and say so in their answer.
+        deadline_s: seconds until an answer that has not arrived is left out.
+    """
+
+    id: ExchangeId
+    clients: Mapping[str, float]
+    payload: Tensors
+    answer_schema: Schema | None
+    evaluate: bool
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The numbers of one client's answer."""
+
+    loss: float | None = None
+    evaluation: Evaluation | None = None
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an exchange.
+
+    Attributes:
+        mean: the reduced contributions, or None where answers are only numbers or nobody answered.
+        reports: the numbers of those who answered, in client order.
+        missing: why each of the others did not, in client order.
+    """
+
+    mean: Tensors | None
+    reports: Mapping[str, Report]
+    missing: Mapping[str, str]
+    traffic: Traffic
+    seconds: float
+
+    def mean_loss(self, weights: Mapping[str, float]) -> float | None:
+        """Weighted mean of the clients' losses, or None if nobody reported one."""
+        losses = {client: report.loss for client, report in self.reports.items() if report.loss is not None}
+        if not losses:
+            return None
+        return math.fsum(weights[client] * loss for client, loss in losses.items()) / math.fsum(weights[client] for client in losses)
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """All clients' evaluations of the broadcast model added up, or None if nobody holds examples out."""
+        found = [report.evaluation for report in self.reports.values() if report.evaluation is not None]
+        if not found:
+            return None
+        return Evaluation(
+            sum(evaluation.examples for evaluation in found),
+            sum(evaluation.correct for evaluation in found),
+            math.fsum(evaluation.loss_sum for evaluation in found),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStates:
+    """How many clients are in which state, for the metrics."""
+
+    connected: int = 0
+    working: int = 0
+    lost: int = 0
+
+
+class Engine(Protocol):
+    """A way to carry out exchanges. Three of them give the same bits: in process, over gRPC, and on Ray."""
+
+    def clients(self) -> Mapping[str, int]:
+        """Example counts of the clients that can take part now, by id, in client order."""
+
+    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        """Block until `count` clients can take part; False if `timeout_s` passes first (None waits for ever)."""
+
+    def carry_out(self, exchange: Exchange) -> Outcome:
+        """Broadcast, let the clients compute, reduce in client order. Never raises for what a client does."""
+
+    def other_traffic(self) -> Traffic:
+        """Bytes so far that belong to no exchange: joining, late answers, farewells."""
+
+    def states(self) -> ClientStates:
+        """How many clients are in which state now."""
+
+    def finish(self, completed: bool, reason: str) -> None:
+        """Tell the clients that the run is over and why, and let them go."""
+

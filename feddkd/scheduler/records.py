@@ -1,0 +1,102 @@
+"""What the scheduler tells its observers: one record an exchange, one a round, and one at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.scheduler.engine import ClientStates
+from feddkd.tensors import Tensors
+from feddkd.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRecord:
+    """One completed exchange.
+
+    Attributes:
+        clients_missing: why each selected client that is not among the reporters did not answer.
+        loss: weighted mean of the clients' losses.
+        client_evaluation: of the model that was broadcast, on what the clients hold out.
+    """
+
+    id: ExchangeId
+    clients_selected: int
+    clients_reported: int
+    clients_missing: Mapping[str, str]
+    traffic: Traffic
+    seconds: float
+    loss: float | None
+    client_evaluation: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One completed round.
+
+    Attributes:
+        evaluation: of the round's model, on the server's test set if it has one, else on what the clients hold out.
+        client_evaluation: of the round's model on what the clients hold out; it came with the next broadcast.
+        traffic: summed over the round's exchanges.
+        clients_reported: clients that answered the round's first exchange.
+    """
+
+    round: int
+    evaluation: Evaluation | None
+    client_evaluation: Evaluation | None
+    traffic: Traffic
+    cumulative_wire_bytes: int
+    seconds: float
+    clients_reported: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        traffic: of all exchanges.
+        other_traffic: bytes that belong to no exchange: joining, late answers, farewells.
+    """
+
+    run_id: str
+    rounds: int
+    model: Tensors
+    final_evaluation: Evaluation | None
+    best_accuracy: float | None
+    traffic: Traffic
+    other_traffic: Traffic
+    seconds: float
+
+
+class Observer(Protocol):
+    """Watches a run; called on the scheduler's thread, in order. Every method may be left as it is."""
+
+    def run_started(self, run_id: str, rounds: int) -> None:
+        """The first round is about to begin."""
+
+    def round_started(self, round_number: int, attempt: int, clients: int) -> None:
+        """A cohort of so many clients was selected."""
+
+    def clients_changed(self, states: ClientStates) -> None:
+        """How many clients are in which state."""
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        """An exchange completed."""
+
+    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
+        """The server evaluated the round's model on its test set."""
+
+    def round_failed(self, round_number: int, attempt: int, reason: str) -> None:
+        """Too few clients answered; the round will be tried again or the run pauses."""
+
+    def paused(self, reason: str) -> None:
+        """The run waits for clients."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """A round is complete, its evaluation included."""
+
+    def run_done(self, record: RunRecord) -> None:
+        """All rounds are done and the final model was delivered."""

@@ -1,0 +1,206 @@
+"""The run: one round after another, each retried when too few clients answer, and the final model delivered."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from feddkd.algorithms.base import Algorithm
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind
+from feddkd.config import Config
+from feddkd.errors import PausedError, QuorumError
+from feddkd.scheduler.cohort import RoundCohort
+from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.journal import Journal, NoJournal
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
+from feddkd.scheduler.selection import select_cohort
+from feddkd.tensors import Tensors
+from feddkd.traffic import Traffic
+
+Evaluator = Callable[[Tensors], Evaluation]
+"""Evaluates a global model on the server's test set."""
+
+
+@dataclass(slots=True)
+class _FinishedRound:
+    """A round whose model is known, but not yet what the clients think of it."""
+
+    number: int
+    evaluation: Evaluation | None
+    traffic: Traffic
+    seconds: float
+    clients_reported: int
+
+
+class Scheduler:
+    """Runs an algorithm on an engine."""
+
+    def __init__(
+        self,
+        config: Config,
+        algorithm: Algorithm,
+        engine: Engine,
+        *,
+        run_id: str,
+        observers: Sequence[Observer] = (),
+        evaluator: Evaluator | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._config = config
+        self._algorithm = algorithm
+        self._engine = engine
+        self._run_id = run_id
+        self._observers = observers
+        self._evaluator = evaluator
+        self._journal = journal or NoJournal()
+        self._finished: _FinishedRound | None = None
+        self._client_evaluation: Evaluation | None = None
+        self._traffic = Traffic()
+        self._cumulative_wire_bytes = 0
+        self._last_evaluation: Evaluation | None = None
+        self._best_accuracy: float | None = None
+
+    def run(self, model: Tensors) -> RunRecord:
+        """Take the initial model through all rounds and deliver the final one.
+
+        Raises:
+            PausedError: too few clients were there, or answered, for longer than the configuration allows.
+        """
+        started = time.monotonic()
+        self._engine.wait_for_clients(self._config.scheduler.wait_for_clients or self._config.scheduler.min_clients, None)
+        self._tell(lambda observer: observer.run_started(self._run_id, self._config.rounds))
+        try:
+            for number in range(1, self._config.rounds + 1):
+                model = self._run_round(number, model)
+            self._deliver(model)
+        finally:
+            self._close_round()
+        record = RunRecord(
+            run_id=self._run_id,
+            rounds=self._config.rounds,
+            model=model,
+            final_evaluation=self._last_evaluation,
+            best_accuracy=self._best_accuracy,
+            traffic=self._traffic,
+            other_traffic=self._engine.other_traffic(),
+            seconds=time.monotonic() - started,
+        )
+        self._tell(lambda observer: observer.run_done(record))
+        return record
+
+    def _run_round(self, number: int, model: Tensors) -> Tensors:
+        """One round, tried again from its beginning while too few clients answer."""
+        started, traffic = time.monotonic(), Traffic()
+        state = copy.deepcopy(self._algorithm.state_dict())
+        for attempt in itertools.count():
+            cohort = self._select(model, number, attempt)
+            try:
+                model = self._algorithm.run_round(cohort, model)
+                break
+            except QuorumError as error:
+                self._algorithm.load_state_dict(copy.deepcopy(state))
+                self._round_failed(number, attempt, str(error))
+            finally:
+                traffic += cohort.traffic
+        self._close_round()
+        evaluation = self._evaluate(number, model)
+        self._finished = _FinishedRound(number, evaluation, traffic, time.monotonic() - started, cohort.clients_reported)
+        return model
+
+    def _round_failed(self, number: int, attempt: int, reason: str) -> None:
+        self._tell(lambda observer: observer.round_failed(number, attempt, reason))
+        if (attempt + 1) % (self._config.scheduler.retries + 1) == 0:
+            self._pause(reason)
+
+    def _deliver(self, model: Tensors) -> None:
+        """Give every client the final model; those that are gone do without."""
+        cohort = self._cohort(self._engine.clients(), {DELIVER: DELIVER_KIND}, model, self._config.rounds, attempt=0, min_clients=0)
+        cohort.report(DELIVER, model)
+        assert self._finished is not None
+        self._finished.traffic += cohort.traffic
+
+    def _select(self, model: Tensors, number: int, attempt: int) -> RoundCohort:
+        config = self._config.scheduler
+        if len(self._engine.clients()) < config.min_clients:
+            self._pause(f"round {number} needs {config.min_clients} clients, {len(self._engine.clients())} are connected")
+        available = self._engine.clients()
+        chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
+        counts = {client: available[client] for client in chosen}
+        self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
+        return self._cohort(counts, self._algorithm.exchanges, model, number, attempt, config.min_clients)
+
+    def _cohort(
+        self, counts: Mapping[str, int], kinds: Mapping[str, ExchangeKind], model: Tensors, number: int, attempt: int, min_clients: int
+    ) -> RoundCohort:
+        by_examples = self._config.scheduler.weights == "examples"
+        return RoundCohort(
+            self._engine,
+            {client: float(count) if by_examples else 1.0 for client, count in counts.items()},
+            kinds,
+            model.schema,
+            run_id=self._run_id,
+            round_number=number,
+            attempt=attempt,
+            min_clients=min_clients,
+            deadline_s=self._config.scheduler.deadline_s,
+            journal=self._journal,
+            on_exchange=self._exchange_done,
+        )
+
+    def _pause(self, reason: str) -> None:
+        """Wait until enough clients are connected.
+
+        Raises:
+            PausedError: they did not come, or they are all there and do not answer.
+        """
+        config = self._config.scheduler
+        self._tell(lambda observer: observer.paused(reason))
+        there = len(self._engine.clients())
+        if there >= config.min_clients:
+            raise PausedError(f"{reason}; {there} clients are connected, so waiting for more would not help")
+        if not self._engine.wait_for_clients(config.min_clients, config.pause_timeout_s):
+            raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
+
+    def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
+        if self._evaluator is None:
+            return None
+        evaluation = self._evaluator(model)
+        self._tell(lambda observer: observer.round_evaluated(number, evaluation))
+        return evaluation
+
+    def _exchange_done(self, record: ExchangeRecord) -> None:
+        self._traffic += record.traffic
+        states = self._engine.states()
+        self._tell(lambda observer: observer.exchange_done(record))
+        self._tell(lambda observer: observer.clients_changed(states))
+        if record.client_evaluation is not None and self._finished is not None and self._client_evaluation is None:
+            self._client_evaluation = record.client_evaluation
+
+    def _close_round(self) -> None:
+        """Tell the observers of the last finished round; by now the clients have said what they think of its model."""
+        if self._finished is None:
+            return
+        finished, self._finished = self._finished, None
+        evaluation = finished.evaluation or self._client_evaluation
+        self._cumulative_wire_bytes += finished.traffic.wire_bytes
+        if evaluation is not None:
+            self._last_evaluation = evaluation
+            self._best_accuracy = max(self._best_accuracy or 0.0, evaluation.accuracy)
+        record = RoundRecord(
+            round=finished.number,
+            evaluation=evaluation,
+            client_evaluation=self._client_evaluation,
+            traffic=finished.traffic,
+            cumulative_wire_bytes=self._cumulative_wire_bytes,
+            seconds=finished.seconds,
+            clients_reported=finished.clients_reported,
+        )
+        self._client_evaluation = None
+        self._tell(lambda observer: observer.round_done(record))
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
+            event(observer)

@@ -1,0 +1,86 @@
+"""The stream's messages, built and read in one place, so that every engine moves and counts the same bytes."""
+
+from __future__ import annotations
+
+import math
+
+from feddkd.errors import ProtocolError
+from feddkd.exchange import Evaluation, ExchangeId, Reply
+from feddkd.transport.payload import Payload
+from feddkd.transport.pb import federation_pb2 as pb
+
+MAX_REASON_CHARACTERS = 200
+
+Verdict = pb.Verdict
+
+
+def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
+    return pb.ExchangeId(
+        run_id=exchange.run_id, round=exchange.round, attempt=exchange.attempt, name=exchange.name, step=exchange.step
+    )
+
+
+def id_from_message(message: pb.ExchangeId) -> ExchangeId:
+    return ExchangeId(message.run_id, message.round, message.attempt, message.name, message.step)
+
+
+def work_message(exchange: ExchangeId, payload: Payload, *, evaluate: bool, deadline_s: float) -> bytes:
+    """What the server pushes before the payload's chunks."""
+    work = pb.Work(id=id_to_message(exchange), payload=payload.header, evaluate=evaluate, deadline_s=deadline_s)
+    return pb.ParticipateResponse(work=work).SerializeToString()
+
+
+def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) -> bytes:
+    """What a client sends before its payload's chunks, or by itself where the answer is only numbers."""
+    answer = pb.Answer(id=id_to_message(exchange), compute_s=reply.compute_s)
+    if payload is not None:
+        answer.payload.CopyFrom(payload.header)
+    if reply.loss is not None:
+        answer.loss = reply.loss
+    if reply.evaluation is not None:
+        answer.evaluation.examples = reply.evaluation.examples
+        answer.evaluation.correct = reply.evaluation.correct
+        answer.evaluation.loss_sum = reply.evaluation.loss_sum
+    return pb.ParticipateRequest(answer=answer).SerializeToString()
+
+
+def numbers_of(answer: pb.Answer) -> Reply:
+    """The numbers of an answer, checked; its contribution comes in chunks.
+
+    Raises:
+        ProtocolError: a number that no honest client sends.
+    """
+    loss = answer.loss if answer.HasField("loss") else None
+    if loss is not None and not math.isfinite(loss):
+        raise ProtocolError(f"the loss is {loss}")
+    evaluation = None
+    if answer.HasField("evaluation"):
+        counts = answer.evaluation
+        if not 0 <= counts.correct <= counts.examples or counts.examples == 0:
+            raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
+        evaluation = Evaluation(counts.examples, counts.correct, counts.loss_sum)
+    return Reply(loss=loss, evaluation=evaluation, compute_s=max(0.0, answer.compute_s) if math.isfinite(answer.compute_s) else 0.0)
+
+
+def failure_message(exchange: ExchangeId, reason: str) -> bytes:
+    failure = pb.Failure(id=id_to_message(exchange), reason=reason[:MAX_REASON_CHARACTERS])
+    return pb.ParticipateRequest(failure=failure).SerializeToString()
+
+
+def receipt_message(exchange: ExchangeId, verdict: pb.Verdict, reason: str = "", current: ExchangeId | None = None) -> bytes:
+    receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=reason[:MAX_REASON_CHARACTERS])
+    if current is not None:
+        receipt.current.CopyFrom(id_to_message(current))
+    return pb.ParticipateResponse(receipt=receipt).SerializeToString()
+
+
+def resend_message(exchange: ExchangeId) -> bytes:
+    return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange))).SerializeToString()
+
+
+def farewell_message(completed: bool, reason: str) -> bytes:
+    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=reason)).SerializeToString()
+
+
+def hello_message(session_token: str) -> bytes:
+    return pb.ParticipateRequest(hello=pb.Hello(session_token=session_token)).SerializeToString()
