@@ -101,11 +101,16 @@ class Schema:
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Schema:
-        """The schema of a module's parameters and persistent buffers."""
+        """The schema of a module's parameters and persistent buffers; tied tensors appear once, under their first name."""
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        return cls(
-            TensorSpec(name, tensor.dtype, tuple(tensor.shape), name in trainable) for name, tensor in module.state_dict().items()
-        )
+        storages = set[tuple[object, ...]]()
+        specs = []
+        for name, tensor in module.state_dict().items():
+            storage = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+            if tensor.numel() == 0 or storage not in storages:
+                storages.add(storage)
+                specs.append(TensorSpec(name, tensor.dtype, tuple(tensor.shape), name in trainable))
+        return cls(specs)
 
     @property
     def size_bytes(self) -> int:

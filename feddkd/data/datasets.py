@@ -89,21 +89,20 @@ def load_test(config: DataConfig) -> Examples:
 
 
 def _load(config: DataConfig, train: bool) -> Examples:
-    if config.name == "image_folder":
-        info = describe(config)
-        return load_image_folder(config.root, train, info.input_shape, info.num_classes, config.workers)
+    examples: Examples
     if config.name == "digits":
-        examples: Examples = _digits(train)
+        info, examples = describe(config), _digits(train)
     elif config.name in BUILT_IN:
         inputs, labels = load_image_set(config.name, config.root, train)
-        examples = MemoryExamples(inputs, labels.long())
+        info, examples = describe(config), MemoryExamples(inputs, labels.long())
+    elif config.name == "image_folder":
+        info = describe(config)
+        examples = load_image_folder(config.root, train, info.input_shape, info.num_classes, config.workers)
     else:
         examples = load_own(config.name, config.root, train, config.workers)
-        # The training examples may be what there is to learn shape and classes from: do not load them twice.
+        # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples) if train else describe(config)
-        _check(examples, info, config)
-        return examples
-    _check(examples, describe(config), config)
+    _check(examples, info, config)
     return examples
 
 

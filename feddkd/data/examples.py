@@ -129,11 +129,12 @@ class _Reader:
         self._passes += 1
         current = self._passes
         self._order.pieces = pieces
-        for x in self._loader:
-            # The loader has one iterator: a pass begun meanwhile has taken it over, and x may be one of its batches.
+        iterator = iter(self._loader)
+        for _ in pieces:
+            # The loader has one iterator: a pass begun meanwhile has taken it over, and what comes next is its batch.
             if current != self._passes:
                 raise RuntimeError("a second pass over streamed examples began before this one ended")
-            yield x
+            yield next(iterator)
 
     def _new_loader(self) -> DataLoader[Tensor]:
         return DataLoader(

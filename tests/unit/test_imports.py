@@ -43,7 +43,7 @@ def test_a_missing_attribute_is_named_with_the_module_file() -> None:
 
 def test_a_module_that_misses_another_one_is_not_called_missing_itself(here: Path) -> None:
     (here / "imports_probe_dependent.py").write_text("import no_such_dependency\n")
-    with pytest.raises(ConfigError, match="importing imports_probe_dependent failed with ModuleNotFoundError: .*'no_such_dependency'"):
+    with pytest.raises(ConfigError, match=r"importing imports_probe_dependent failed with ModuleNotFoundError: .*'no_such_dependency'"):
         load_object("imports_probe_dependent:f", "model.name")
 
 

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,12 +20,11 @@ def parameter_count(model: nn.Module) -> int:
 
 
 @pytest.fixture
-def torchvision() -> Iterator[None]:
+def torchvision() -> None:
     try:
         import_torchvision()
     except DataError:
         pytest.skip("torchvision is not installed")
-    yield
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""A whole federation on one machine, on either engine: what `feddkd run` does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from feddkd import algorithms
+from feddkd.algorithms.site import evaluate
+from feddkd.client.process import simulated_workers
+from feddkd.config import Config
+from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.partitions import client_ids, partition
+from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.in_process import InProcessEngine
+from feddkd.exchange import Evaluation
+from feddkd.models.registry import build_model
+from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.records import Observer, RunRecord
+from feddkd.scheduler.rounds import Evaluator, Scheduler
+from feddkd.tensors import Tensors
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["grpc", "in-process"]
+LOOPBACK = "127.0.0.1"
+
+
+def new_run_id() -> str:
+    """12 hexadecimal digits."""
+    return uuid.uuid4().hex[:12]
+
+
+def initial_model(config: Config) -> Tensors:
+    """The global model before round 1: the same for the same seed on every machine. Raises ConfigError."""
+    return Tensors.of_module(build_model(config.model, describe(config.data), config.seed))
+
+
+def make_evaluator(config: Config) -> Evaluator | None:
+    """Evaluates models on the data set's test split, if the configuration gives the server one. Raises ConfigError."""
+    if not config.data.test_set:
+        return None
+    examples = load_test(config.data)
+    device = torch.device(config.runtime.device)
+    module = build_model(config.model, describe(config.data), config.seed).to(device)
+
+    def evaluate_model(model: Tensors) -> Evaluation:
+        model.load_into(module)
+        return evaluate(module, examples, device)
+
+    return evaluate_model
+
+
+def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Sequence[Observer]) -> RunRecord:
+    """Run all rounds with simulated clients on this machine.
+
+    Args:
+        out: an existing folder that holds `config.toml`; the clients' state directories go below it.
+
+    Raises:
+        ConfigError: data, partition, model or algorithm are not as the configuration says.
+        RunError: too few clients were there or answered.
+    """
+    algorithm = algorithms.find(config.algorithm.name)(config)
+    run_id = new_run_id()
+    model = initial_model(config)
+    evaluator = make_evaluator(config)
+    config = _wait_for_all(config)
+    with _engine(engine_name, config, run_id, model, out) as engine:
+        return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
+
+
+def _wait_for_all(config: Config) -> Config:
+    """Round 1 of a simulation begins when all of its clients are there, or it could not be reproduced."""
+    scheduler = config.scheduler
+    if scheduler.wait_for_clients is not None:
+        return config
+    return config.model_copy(update={"scheduler": scheduler.model_copy(update={"wait_for_clients": config.partition.clients})})
+
+
+@contextlib.contextmanager
+def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
+    state = out / "clients"
+    if name == "in-process":
+        yield InProcessEngine(simulated_workers(config, state), config.transport.chunk_bytes)
+        return
+    # The clients will deal the examples in the same way; a partition that is impossible is better said here, at once.
+    partition(config.partition, load_train(config.data, config.seed).labels, describe(config.data).num_classes, config.seed)
+    engine = GrpcEngine(config, run_id, model.schema)
+    port = engine.start(LOOPBACK, 0)
+    processes = ClientProcesses(config, f"{LOOPBACK}:{port}", out / "config.toml", state, engine)
+    completed, reason = False, "the run failed"
+    try:
+        yield engine
+        completed, reason = True, "all rounds are done"
+    finally:
+        engine.finish(completed, reason)
+        processes.wait()
+
+
+class ClientProcesses:
+    """The processes that host the clients of a simulation; if all of them die, the run is aborted."""
+
+    EXIT_TIMEOUT_S = 10.0
+
+    def __init__(self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine) -> None:
+        clients = range(len(client_ids(config.partition.clients)))
+        count = min(config.runtime.client_processes or os.cpu_count() or 1, len(clients))
+        # One thread pool a process: clients compute one at a time, so more OpenMP threads would only fight for cores.
+        environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
+                + ["--clients", *(str(client) for client in clients[first::count])],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+            for first in range(count)
+        ]
+        self._engine = engine
+        self._stopping = False
+        self._watcher = threading.Thread(target=self._watch, name="client-processes", daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        for process in self.processes:
+            code = process.wait()
+            if code != 0 and not self._stopping:
+                logger.warning("client process %d ended with exit code %d", process.pid, code)
+        if not self._stopping:
+            self._engine.abort("all client processes have ended")
+
+    def wait(self) -> None:
+        """Wait for the processes to end after the farewell; those that do not are terminated."""
+        self._stopping = True
+        for process in self.processes:
+            try:
+                process.wait(self.EXIT_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._watcher.join()

@@ -1,0 +1,228 @@
+"""The real engine: pushes each exchange to the clients' streams and reduces what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping
+
+import grpc
+
+from feddkd.aggregator.weighted_mean import Rule, WeightedMean
+from feddkd.config import Config
+from feddkd.engines.intake import Intake, Progress, Upload
+from feddkd.errors import RunError
+from feddkd.exchange import ExchangeId
+from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
+from feddkd.tensors import Schema
+from feddkd.traffic import Traffic
+from feddkd.transport.frames import Chunk
+from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, farewell_message, id_from_message, receipt_message, resend_message, work_message
+from feddkd.transport.payload import Payload, schema_to_message
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.server import FederationServer, Outgoing, Session
+
+FAREWELL_GRACE_S = 5.0
+"""Seconds for the last messages to reach the clients."""
+
+
+class GrpcEngine:
+    """Carries out exchanges over gRPC.
+
+    The public methods are called from the scheduler's thread; everything else runs on the server's loop.
+    """
+
+    def __init__(self, config: Config, run_id: str, model_schema: Schema, rule: Rule = WeightedMean) -> None:
+        self._config = config
+        self._rule = rule
+        manifest = pb.Manifest(run_id=run_id, config_toml=config.to_toml(), model=schema_to_message(model_schema))
+        self.traffic_outside = Traffic()
+        self._server = FederationServer(manifest, self)
+        self._intake: Intake | None = None
+        self._work: tuple[bytes, Payload] | None = None
+        self._receiving: dict[str, Upload | None] = {}
+        self._joined = asyncio.Event()
+        self._aborted: RunError | None = None
+
+    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen, and return the port. Raises AddressInUseError."""
+        return self._server.start(host, port, credentials)
+
+    def clients(self) -> Mapping[str, int]:
+        return self._server.call(self._clients()).result()
+
+    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        return self._server.call(self._wait_for_clients(count, timeout_s)).result()
+
+    def carry_out(self, exchange: Exchange) -> Outcome:
+        return self._server.call(self._carry_out(exchange)).result()
+
+    def states(self) -> ClientStates:
+        return self._server.call(self._states()).result()
+
+    def other_traffic(self) -> Traffic:
+        return self.traffic_outside
+
+    def finish(self, completed: bool, reason: str) -> None:
+        self._server.call(self._finish(completed, reason)).result()
+        self._server.stop(FAREWELL_GRACE_S)
+
+    def abort(self, reason: str) -> None:
+        """Make the run fail at once, from any thread: nobody is left to wait for."""
+        self._server.call(self._abort(reason))
+
+    async def _clients(self) -> dict[str, int]:
+        return {session.client_id: session.num_examples for session in self._server.sessions() if session.stream is not None}
+
+    async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(await self._clients()) < count:
+                    if self._aborted is not None:
+                        raise self._aborted
+                    self._joined.clear()
+                    await self._joined.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _states(self) -> ClientStates:
+        sessions = self._server.sessions()
+        connected = sum(session.stream is not None for session in sessions)
+        working = sum(map(self._intake.awaits, await self._clients())) if self._intake is not None else 0
+        return ClientStates(connected - working, working, len(sessions) - connected)
+
+    async def _abort(self, reason: str) -> None:
+        self._aborted = RunError(reason)
+        self._joined.set()
+        if self._intake is not None:
+            for client in self._intake.uploads:
+                self._intake.lose(client, reason)
+
+    async def _carry_out(self, exchange: Exchange) -> Outcome:
+        started = time.monotonic()
+        chunk_bytes = self._config.transport.chunk_bytes
+        payload = Payload(exchange.payload, chunk_bytes)
+        intake = Intake(
+            exchange.id,
+            exchange.clients,
+            exchange.answer_schema,
+            rule=self._rule,
+            chunk_bytes=chunk_bytes,
+            staging_bytes=self._config.transport.staging_bytes,
+            stall_timeout_s=self._config.scheduler.stall_timeout_s,
+            ask_again=self._ask_again,
+        )
+        work = work_message(exchange.id, payload, evaluate=exchange.evaluate, deadline_s=exchange.deadline_s)
+        self._intake, self._work = intake, (work, payload)
+        for client in exchange.clients:
+            session = self._server.session(client)
+            if session is None or session.stream is None:
+                intake.lose(client, "not connected")
+            else:
+                self._push(session)
+        mean = await intake.reduce(exchange.deadline_s)
+        intake.open = False
+        self._intake = self._work = None
+        self._send_receipts(intake)
+        done = {client: upload for client, upload in intake.uploads.items() if upload.progress is Progress.COMPLETE}
+        if exchange.answer_schema is not None:
+            intake.traffic.payload_bytes_up += len(done) * exchange.answer_schema.size_bytes
+        return Outcome(
+            mean=mean,
+            reports={client: Report(upload.numbers.loss, upload.numbers.evaluation, upload.numbers.compute_s) for client, upload in done.items()},
+            missing={client: upload.reason for client, upload in intake.uploads.items() if client not in done},
+            traffic=intake.traffic,
+            seconds=time.monotonic() - started,
+        )
+
+    def _push(self, session: Session) -> None:
+        """Send the open exchange's work, unless the exchange closes before all of it is written."""
+        assert self._intake is not None
+        assert self._work is not None
+        intake, (work, payload) = self._intake, self._work
+        frames = itertools.chain((work,), payload.frames())
+        session.send(Outgoing(frames, intake.traffic, payload.size_bytes, wanted=lambda: intake.awaits(session.client_id)))
+
+    def _send_receipts(self, intake: Intake) -> None:
+        """Tell every client of the cohort how the exchange ended for it; counted now, so that the record is whole."""
+        for client, upload in intake.uploads.items():
+            session = self._server.session(client)
+            if session is None or session.stream is None:
+                continue
+            if upload.progress is Progress.COMPLETE:
+                message = receipt_message(intake.exchange, Verdict.VERDICT_OK)
+            else:
+                message = receipt_message(intake.exchange, Verdict.VERDICT_DEADLINE_EXCEEDED, upload.reason)
+            intake.traffic.wire_bytes_down += len(message)
+            session.send(Outgoing((message,), Traffic()))
+
+    def _ask_again(self, client: str) -> None:
+        session = self._server.session(client)
+        if session is not None and self._intake is not None:
+            session.send(Outgoing((resend_message(self._intake.exchange),), self._intake.traffic))
+
+    async def _finish(self, completed: bool, reason: str) -> None:
+        message = farewell_message(completed, reason)
+        for session in self._server.sessions():
+            session.send(Outgoing((message,), self.traffic_outside))
+            if session.stream is not None:
+                session.stream.close()
+
+    # What the server tells us, on its loop.
+
+    def connected(self, session: Session) -> None:
+        self._receiving[session.client_id] = None
+        self._joined.set()
+        if self._intake is not None and self._intake.awaits(session.client_id):
+            self._push(session)
+
+    def disconnected(self, session: Session) -> None:
+        self._receiving.pop(session.client_id, None)
+        intake = self._intake
+        if intake is not None and intake.interrupt(session.client_id):
+            grace_s = self._config.scheduler.reconnect_grace_s
+            asyncio.get_running_loop().call_later(grace_s, self._give_up, intake, session.client_id)
+
+    def _give_up(self, intake: Intake, client: str) -> None:
+        session = self._server.session(client)
+        if session is None or session.stream is None:
+            intake.lose(client, "disconnected")
+
+    def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
+        exchange = id_from_message(answer.id)
+        self._receiving[session.client_id] = None
+        if self._intake is None or self._intake.exchange != exchange:
+            self._answer_to_closed(session, exchange, size_bytes)
+            return
+        self._intake.traffic.wire_bytes_up += size_bytes
+        upload, receipt = self._intake.answered(session.client_id, answer)
+        self._receiving[session.client_id] = upload
+        if receipt is not None:
+            session.send(Outgoing((receipt,), self._intake.traffic))
+
+    async def received(self, session: Session, chunk: Chunk, size_bytes: int) -> None:
+        upload, intake = self._receiving.get(session.client_id), self._intake
+        if upload is None or intake is None:
+            self.traffic_outside.wire_bytes_up += size_bytes
+            return
+        intake.traffic.wire_bytes_up += size_bytes
+        receipt = await intake.received(upload, chunk)
+        if receipt is not None:
+            session.send(Outgoing((receipt,), intake.traffic))
+
+    def failed(self, session: Session, failure: pb.Failure, size_bytes: int) -> None:
+        exchange = id_from_message(failure.id)
+        if self._intake is None or self._intake.exchange != exchange:
+            self._answer_to_closed(session, exchange, size_bytes)
+            return
+        self._intake.traffic.wire_bytes_up += size_bytes
+        self._intake.lose(session.client_id, failure.reason[:MAX_REASON_CHARACTERS] or "failed without a reason")
+
+    def _answer_to_closed(self, session: Session, exchange: ExchangeId, size_bytes: int) -> None:
+        """An answer to an exchange that is not open: say so, and where the run is."""
+        self.traffic_outside.wire_bytes_up += size_bytes
+        current = self._intake.exchange if self._intake is not None else None
+        receipt = receipt_message(exchange, Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed", current)
+        session.send(Outgoing((receipt,), self.traffic_outside))

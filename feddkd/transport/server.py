@@ -1,0 +1,289 @@
+"""The gRPC server: admits clients and moves messages; what they mean is its inbox's business.
+
+One asyncio loop in a thread of its own serves all clients. The sessions, and everything the inbox does,
+live on that loop; other threads reach it through `call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from feddkd.errors import AddressInUseError, ProtocolError
+from feddkd.traffic import Traffic
+from feddkd.transport.frames import PROTOCOL_VERSION, Chunk, decode_chunk, is_chunk
+from feddkd.transport.options import SERVER_OPTIONS
+from feddkd.transport.pb import federation_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "feddkd.v1.FederationService"
+MAX_EXAMPLES = 2**53
+"""Example counts are weights in float64; beyond this they would not be exact."""
+
+_CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_T = TypeVar("_T")
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Messages for one client, written one after another.
+
+    Attributes:
+        frames: the messages; produced only as fast as the client takes them.
+        traffic: where the bytes are counted as they are written.
+        payload_bytes: what to count as payload once all frames are written.
+        wanted: asked before each frame; when it says no, the rest is dropped.
+    """
+
+    frames: Iterable[bytes]
+    traffic: Traffic
+    payload_bytes: int = 0
+    wanted: Callable[[], bool] = lambda: True
+
+
+class Stream:
+    """One open Participate stream of a client."""
+
+    def __init__(self) -> None:
+        self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
+
+    def close(self) -> None:
+        """End the stream once everything sent before is written."""
+        self.outbox.put_nowait(None)
+
+
+@dataclass(slots=True)
+class Session:
+    """A client that has joined; its stream comes and goes."""
+
+    client_id: str
+    num_examples: int
+    instance_id: str
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    stream: Stream | None = None
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Write when the client takes it; dropped if it is not connected."""
+        if self.stream is not None:
+            self.stream.outbox.put_nowait(outgoing)
+
+
+class Inbox(Protocol):
+    """What becomes of the clients' messages. Called on the server's loop; none of these may raise for bad input.
+
+    The methods that take `size_bytes`, the size of the serialized message, count it.
+    """
+
+    traffic_outside: Traffic
+
+    def connected(self, session: Session) -> None:
+        """The client's stream is open."""
+
+    def disconnected(self, session: Session) -> None:
+        """The client's stream is gone; another may follow."""
+
+    def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
+        """An answer begins."""
+
+    async def received(self, session: Session, chunk: Chunk, size_bytes: int) -> None:
+        """A chunk of the last answer; not returning holds the client back."""
+
+    def failed(self, session: Session, failure: pb.Failure, size_bytes: int) -> None:
+        """The client cannot do the work."""
+
+
+class FederationServer:
+    """Serves feddkd.v1.FederationService on one port."""
+
+    def __init__(self, manifest: pb.Manifest, inbox: Inbox) -> None:
+        self._manifest = manifest
+        self._inbox = inbox
+        self._sessions: dict[str, Session] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="feddkd-server", daemon=True)
+        self._server: grpc.aio.Server | None = None
+
+    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen, and return the port: the one asked for, or a free one for port 0.
+
+        Raises:
+            AddressInUseError: the address is taken, or is not one of this machine's.
+        """
+        self._thread.start()
+        try:
+            return self.call(self._start(host, port, credentials)).result()
+        except AddressInUseError:
+            self.stop()
+            raise
+
+    def call(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Run a coroutine on the server's loop, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Let streams end for `grace_s` seconds, then cut them off and stop the loop."""
+        if self._server is not None:
+            self.call(self._server.stop(grace_s)).result()
+            self._server = None
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def session(self, client_id: str) -> Session | None:
+        """The session of a client that has joined. On the loop only."""
+        return self._sessions.get(client_id)
+
+    def sessions(self) -> list[Session]:
+        """All sessions, in client order. On the loop only."""
+        return [self._sessions[client_id] for client_id in sorted(self._sessions)]
+
+    async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((self._handlers(),))
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise AddressInUseError(f"cannot listen on {address}: the port is taken or the address is not this machine's") from error
+        await server.start()
+        self._server = server
+        return bound
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        """Unary calls go through protobuf; the stream is raw bytes, so that chunks are framed without copies."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Describe": grpc.unary_unary_rpc_method_handler(
+                    self._describe, pb.DescribeRequest.FromString, pb.DescribeResponse.SerializeToString
+                ),
+                "Join": grpc.unary_unary_rpc_method_handler(self._join, pb.JoinRequest.FromString, pb.JoinResponse.SerializeToString),
+                "Participate": grpc.stream_stream_rpc_method_handler(self._participate, None, None),
+            },
+        )
+
+    async def _describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        await _check_version(request.protocol_version, context)
+        response = pb.DescribeResponse(manifest=self._manifest)
+        self._count(request.ByteSize(), response.ByteSize())
+        return response
+
+    async def _join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        await _check_version(request.protocol_version, context)
+        if not _CLIENT_ID.fullmatch(request.client_id):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"client id {request.client_id[:64]!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
+            )
+        if not 1 <= request.num_examples <= MAX_EXAMPLES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{request.num_examples} examples; a client needs at least 1")
+        known = self._sessions.get(request.client_id)
+        if known is not None and known.stream is not None and known.instance_id != request.instance_id:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"another process takes part as {request.client_id!r}")
+        if known is not None and known.stream is not None:
+            known.stream.close()
+        session = Session(request.client_id, request.num_examples, request.instance_id)
+        self._sessions[session.client_id] = session
+        logger.info("%s joined with %d examples (feddkd %s)", session.client_id, session.num_examples, request.software_version[:32])
+        response = pb.JoinResponse(manifest=self._manifest, session_token=session.token)
+        self._count(request.ByteSize(), response.ByteSize())
+        return response
+
+    def _count(self, up_bytes: int, down_bytes: int) -> None:
+        self._inbox.traffic_outside.wire_bytes_up += up_bytes
+        self._inbox.traffic_outside.wire_bytes_down += down_bytes
+
+    async def _participate(self, _: AsyncIterator[bytes], context: Context) -> None:
+        """Read and write one client's stream until either side ends it."""
+        session = await self._identify(context)
+        stream = session.stream = Stream()
+        self._inbox.connected(session)
+        writer = asyncio.create_task(_write(stream, context))
+        reader = asyncio.create_task(self._read(session, context))
+        try:
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            for task in (reader, writer):
+                if task.done():
+                    await task
+        except ProtocolError as error:
+            logger.warning("%s broke the protocol: %s", session.client_id, error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except grpc.aio.BaseError as error:
+            logger.info("the stream of %s ended: %s", session.client_id, error)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            await asyncio.wait((reader, writer))
+            if session.stream is stream:
+                session.stream = None
+                self._inbox.disconnected(session)
+
+    async def _identify(self, context: Context) -> Session:
+        """The session that the stream's first message names."""
+        message = await context.read()
+        request = pb.ParticipateRequest()
+        with contextlib.suppress(DecodeError):
+            request = pb.ParticipateRequest.FromString(message if isinstance(message, bytes) else b"")
+        token = request.hello.session_token
+        session = next((session for session in self._sessions.values() if secrets.compare_digest(session.token, token)), None)
+        if session is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the first message of the stream names no session; join first")
+        assert session is not None
+        self._inbox.traffic_outside.wire_bytes_up += len(message)
+        if session.stream is not None:
+            session.stream.close()
+        return session
+
+    async def _read(self, session: Session, context: Context) -> None:
+        """Hand every message to the inbox. Raises ProtocolError for one that breaks the contract."""
+        while (message := await context.read()) is not grpc.aio.EOF:
+            if is_chunk(message):
+                await self._inbox.received(session, decode_chunk(message), len(message))
+                continue
+            try:
+                request = pb.ParticipateRequest.FromString(message)
+            except DecodeError:
+                raise ProtocolError(f"a message of {len(message)} bytes is not a ParticipateRequest") from None
+            match request.WhichOneof("message"):
+                case "answer":
+                    self._inbox.answered(session, request.answer, len(message))
+                case "failure":
+                    self._inbox.failed(session, request.failure, len(message))
+                case other:
+                    raise ProtocolError(f"a {other or 'empty'} message where an answer, a chunk or a failure may come")
+
+
+async def _write(stream: Stream, context: Context) -> None:
+    """Write what is sent to the client, and count it where it crosses into gRPC."""
+    while (outgoing := await stream.outbox.get()) is not None:
+        for frame in outgoing.frames:
+            if not outgoing.wanted():
+                break
+            await context.write(frame)
+            outgoing.traffic.wire_bytes_down += len(frame)
+        else:
+            outgoing.traffic.payload_bytes_down += outgoing.payload_bytes
+
+
+async def _check_version(version: int, context: Context) -> None:
+    if version != PROTOCOL_VERSION:
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"the client speaks protocol version {version}, this server {PROTOCOL_VERSION}; install the same feddkd on both",
+        )
