@@ -135,7 +135,7 @@ class TransportConfig(Table):
 
     chunk_bytes: int = Field(1 << 20, ge=1 << 10, le=(4 << 20) - (1 << 12), description="bytes of tensor data in one message")
     staging_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="memory for uploads that wait to be reduced, over all clients; two chunks a client at least"
+        16 << 20, ge=1 << 20, description="memory for uploads that wait to be reduced, over all clients; two chunks a client at least"
     )
 
 
@@ -169,17 +169,7 @@ class Config(Table):
         Raises:
             ConfigError: the file cannot be read, is not TOML, or a key or value is wrong.
         """
-        tree: dict[str, Any] = {}
-        if path is not None:
-            try:
-                tree = tomllib.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        for override in overrides:
-            _apply_override(tree, override)
-        return cls.parse(tree, source=str(path) if path else "configuration")
+        return cls.parse(read_tables(path, overrides), source=str(path) if path else "configuration")
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any], source: str = "configuration") -> Self:
@@ -196,6 +186,25 @@ class Config(Table):
     def to_toml(self) -> str:
         """The resolved configuration as TOML that `load` reads back to an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def read_tables(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a TOML file and `table.key=value` overrides say, and nothing else: no defaults, nothing validated.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or an override has another form.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
+from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
 
@@ -62,7 +62,7 @@ class Algorithm(ABC):
         """Everything the server half carries from round to round besides the model."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # nothing to carry is the usual case
         """Go back to what `state_dict` returned."""
 
 

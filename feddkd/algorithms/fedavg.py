@@ -7,8 +7,8 @@ Decentralized Data. AISTATS 2017, arXiv 1602.05629.
 from __future__ import annotations
 
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
-from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.algorithms.local_training import train_locally
+from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
 

@@ -7,10 +7,10 @@ labels. This algorithm moves exactly the same bytes and differs in one thing: th
 from __future__ import annotations
 
 from feddkd.algorithms.base import Cohort
-from feddkd.exchange import ExchangeKind, Reply, Task, trainable_parameters
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.feddkd import FedDKD, draw_batch
 from feddkd.dkd import Distillation, distillation_gradient
+from feddkd.exchange import ExchangeKind, Reply, Task, trainable_parameters
 from feddkd.tensors import Tensors
 
 HARD_LABELS = Distillation(divergence="kl", temperature=1.0, hard_label_weight=1.0)

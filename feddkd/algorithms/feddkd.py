@@ -10,19 +10,19 @@ client k computes the gradient of its own term on its own data, with its local m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, Cohort
-from feddkd.exchange import ExchangeKind, Reply, Task, trainable_parameters
+from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
 from feddkd.dkd import Distillation, distillation_gradient, teacher_logits
 from feddkd.errors import ClientError
+from feddkd.exchange import ExchangeKind, Reply, Task, trainable_parameters
 from feddkd.tensors import Tensors
 
 TEACHER = "teacher"
@@ -71,7 +71,7 @@ class FedDKD(Algorithm):
     """v_0 = w_t + sum_k p_k (w_k - w_t); v_j = ServerOptimizer(v_{j-1}, sum_k p_k g_k); w_{t+1} = v_J."""
 
     exchanges = {"local_train": ExchangeKind(), "dkd_step": ExchangeKind(answer=trainable_parameters)}
-    client_half = FedDKDClient
+    client_half: ClassVar[type[ClientHalf]] = FedDKDClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

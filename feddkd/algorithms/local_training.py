@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from feddkd.exchange import Task
 from feddkd.algorithms.site import Site
+from feddkd.exchange import Task
 
 
 def train_locally(site: Site, task: Task) -> float:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.config import Config
 from feddkd.data.examples import Examples
+from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.tensors import Schema, Tensors
 
 EVALUATION_BATCH_SIZE = 512

@@ -16,14 +16,14 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
 from feddkd.client.backoff import Backoff
-from feddkd.client.worker import Worker
 from feddkd.errors import CancelledError, FedDKDError, ProtocolError, RefusedError, UnreachableError
-from feddkd.exchange import ExchangeId, Task
-from feddkd.tensors import Tensors
+from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.tensors import Schema, Tensors
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
 from feddkd.transport.frames import decode_chunk, is_chunk
 from feddkd.transport.messages import Verdict, answer_message, failure_message, id_from_message
@@ -31,6 +31,24 @@ from feddkd.transport.payload import Assembly, Payload, schema_from_message
 from feddkd.transport.pb import federation_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+
+class TaskRunner(Protocol):
+    """What the agent needs of a worker."""
+
+    @property
+    def num_examples(self) -> int:
+        """The weight of the client's contributions."""
+
+    @property
+    def model_schema(self) -> Schema:
+        """The model this client computes with."""
+
+    def broadcast_schema(self, exchange: str) -> Schema:
+        """What the server may send in an exchange. Raises ClientError for one it does not know."""
+
+    def carry_out(self, task: Task) -> Reply:
+        """Compute the client's part of an exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +68,15 @@ class Agent:
         self,
         address: str,
         client_id: str,
-        worker: Worker,
+        worker: TaskRunner,
         executor: Executor,
         *,
         credentials: grpc.ChannelCredentials | None = None,
         retry_for_s: float | None = None,
     ) -> None:
-        """
-        Args:
-            executor: computes; several agents of a process may share one of a single thread.
-            retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+        """Args:
+        executor: computes; several agents of a process may share one of a single thread.
+        retry_for_s: seconds to keep trying a server that does not answer; None for ever.
         """
         self._address = address
         self._client_id = client_id
@@ -173,7 +190,7 @@ class Agent:
             logger.info("%s: %s", self._client_id, error)
         except UnreachableError as error:
             logger.info("%s: the answer to %s is kept: %s", self._client_id, exchange, error)
-        except Exception as error:  # noqa: BLE001  # models and data are the user's: whatever they raise is this client's failure alone
+        except Exception as error:  # models and data are the user's: whatever they raise is this client's failure alone
             logger.exception("%s: %s failed", self._client_id, exchange)
             await self._report_failure(exchange, f"{type(error).__name__}: {error}", stream)
 

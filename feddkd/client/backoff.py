@@ -16,7 +16,7 @@ class Backoff:
 
     def next_delay_s(self) -> float:
         """Seconds to wait before the next try."""
-        ceiling = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self.attempts)
+        ceiling: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self.attempts)
         self.attempts += 1
         return ceiling * random.uniform(0.5, 1.0)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from feddkd.client.agent import Agent
+from feddkd.client.agent import Agent, TaskRunner
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config
@@ -30,7 +30,7 @@ GIVE_UP_AFTER_S = 20.0
 
 def take_part(
     address: str,
-    workers: Mapping[str, Worker],
+    workers: Mapping[str, TaskRunner],
     *,
     credentials: grpc.ChannelCredentials | None = None,
     retry_for_s: float | None = None,
@@ -45,9 +45,7 @@ def take_part(
         async def all_of_them() -> list[pb.Farewell]:
             async with asyncio.TaskGroup() as group:
                 agents = [
-                    group.create_task(
-                        Agent(address, client_id, worker, executor, credentials=credentials, retry_for_s=retry_for_s).run()
-                    )
+                    group.create_task(Agent(address, client_id, worker, executor, credentials=credentials, retry_for_s=retry_for_s).run())
                     for client_id, worker in workers.items()
                 ]
             return [agent.result() for agent in agents]
@@ -73,9 +71,7 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
     parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
     ids = client_ids(len(parts))
     chosen = range(len(parts)) if indices is None else indices
-    return {
-        ids[index]: Worker(config, ids[index], examples.subset(parts[index]), StateDir(state / ids[index]), info) for index in chosen
-    }
+    return {ids[index]: Worker(config, ids[index], examples.subset(parts[index]), StateDir(state / ids[index]), info) for index in chosen}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

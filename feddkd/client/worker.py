@@ -9,13 +9,13 @@ import torch
 
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
-from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeKind, Reply, Task
 from feddkd.algorithms.site import Site, Store, evaluate
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
 from feddkd.data.partitions import hold_out
 from feddkd.errors import ClientError
+from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeKind, Reply, Task
 from feddkd.models.registry import build_model
 from feddkd.tensors import Schema
 

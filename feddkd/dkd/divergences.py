@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that PyTorch users expect)
+import torch.nn.functional as F
 from torch import Tensor
 
 Divergence = Callable[[Tensor, Tensor, float], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that PyTorch users expect)
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples

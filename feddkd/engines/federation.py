@@ -116,12 +116,12 @@ class ClientProcesses:
     def __init__(self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine) -> None:
         clients = range(len(client_ids(config.partition.clients)))
         count = min(config.runtime.client_processes or os.cpu_count() or 1, len(clients))
+        command = [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
         # One thread pool a process: clients compute one at a time, so more OpenMP threads would only fight for cores.
         environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
-                + ["--clients", *(str(client) for client in clients[first::count])],
+                [*command, "--clients", *(str(client) for client in clients[first::count])],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

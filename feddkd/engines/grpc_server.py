@@ -18,7 +18,15 @@ from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.tensors import Schema
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, farewell_message, id_from_message, receipt_message, resend_message, work_message
+from feddkd.transport.messages import (
+    MAX_REASON_CHARACTERS,
+    Verdict,
+    farewell_message,
+    id_from_message,
+    receipt_message,
+    resend_message,
+    work_message,
+)
 from feddkd.transport.payload import Payload, schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import FederationServer, Outgoing, Session
@@ -131,7 +139,9 @@ class GrpcEngine:
             intake.traffic.payload_bytes_up += len(done) * exchange.answer_schema.size_bytes
         return Outcome(
             mean=mean,
-            reports={client: Report(upload.numbers.loss, upload.numbers.evaluation, upload.numbers.compute_s) for client, upload in done.items()},
+            reports={
+                client: Report(upload.numbers.loss, upload.numbers.evaluation, upload.numbers.compute_s) for client, upload in done.items()
+            },
             missing={client: upload.reason for client, upload in intake.uploads.items() if client not in done},
             traffic=intake.traffic,
             seconds=time.monotonic() - started,

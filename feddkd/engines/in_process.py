@@ -20,8 +20,9 @@ from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import Verdict, answer_message, receipt_message, work_message
+from feddkd.transport.messages import Verdict, answer_message, numbers_of, receipt_message, work_message
 from feddkd.transport.payload import Assembly, Payload, check_values
+from feddkd.transport.pb import federation_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,10 @@ class InProcessEngine:
                 received = _transfer(broadcast, exchange.payload.schema)
                 reply = self._workers[client].carry_out(Task(exchange.id, received, exchange.evaluate))
                 self._take(exchange, reply, weight, accumulator, traffic)
-            except FedDKDError as error:
-                logger.warning("%s: %s is left out: %s", exchange.id, client, error)
-                missing[client] = str(error)
+            except Exception as error:  # models and data are the user's: what they raise is this client's failure alone
+                reason = str(error) if isinstance(error, FedDKDError) else f"{type(error).__name__}: {error}"
+                logger.warning("%s: %s is left out: %s", exchange.id, client, reason, exc_info=not isinstance(error, FedDKDError))
+                missing[client] = reason
                 continue
             reports[client] = Report(reply.loss, reply.evaluation, reply.compute_s)
             traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_OK))
@@ -74,13 +76,15 @@ class InProcessEngine:
 
     def _take(self, exchange: Exchange, reply: Reply, weight: float, accumulator: _Accumulator | None, traffic: Traffic) -> None:
         """Encode, count, check and reduce one client's answer."""
-        if accumulator is None:
-            traffic.wire_bytes_up += len(answer_message(exchange.id, reply, None))
-            return
-        if reply.contribution is None:
+        if accumulator is not None and reply.contribution is None:
             raise ProtocolError("the answer holds no tensors")
-        payload = Payload(reply.contribution, self._chunk_bytes)
-        traffic.wire_bytes_up += len(answer_message(exchange.id, reply, payload)) + payload.frames_bytes
+        payload = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
+        message = answer_message(exchange.id, reply, payload)
+        traffic.wire_bytes_up += len(message)
+        numbers_of(pb.ParticipateRequest.FromString(message).answer)
+        if payload is None or accumulator is None:
+            return
+        traffic.wire_bytes_up += payload.frames_bytes
         received = _transfer(payload, accumulator.schema)
         for segment in accumulator.schema.segments:
             check_values(received.elements(segment))

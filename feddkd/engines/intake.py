@@ -31,6 +31,7 @@ from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import Verdict, numbers_of, receipt_message
 from feddkd.transport.payload import ChunkSequence, check_values
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.pb import tensors_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Upload:
     def _full(self) -> bool:
         return self.progress is Progress.ARRIVING and self._staged_bytes >= self._window_bytes
 
-    def begin(self, numbers: Reply, header: pb.PayloadHeader | None, schema: Schema | None) -> None:
+    def begin(self, numbers: Reply, header: tensors_pb2.PayloadHeader | None, schema: Schema | None) -> None:
         """Take in an answer's header. Raises SchemaError if it announces anything but `schema`."""
         if header is not None and schema is not None:
             self._sequence = ChunkSequence(header, schema)
@@ -285,7 +286,7 @@ class Intake:
                 upload.reset()
                 self._ask_again(upload.client_id)
 
-    def _receipt(self, verdict: pb.Verdict, reason: str = "") -> bytes:
+    def _receipt(self, verdict: pb.Verdict.ValueType, reason: str = "") -> bytes:
         return receipt_message(self.exchange, verdict, reason)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from feddkd.exchange import ExchangeId, ExchangeKind
 from feddkd.errors import QuorumError
+from feddkd.exchange import ExchangeId, ExchangeKind
 from feddkd.scheduler.engine import Engine, Exchange, Outcome
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import ExchangeRecord

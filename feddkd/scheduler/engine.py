@@ -105,4 +105,3 @@ class Engine(Protocol):
 
     def finish(self, completed: bool, reason: str) -> None:
         """Tell the clients that the run is over and why, and let them go."""
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.scheduler.engine import ClientStates
@@ -71,8 +70,8 @@ class RunRecord:
     seconds: float
 
 
-class Observer(Protocol):
-    """Watches a run; called on the scheduler's thread, in order. Every method may be left as it is."""
+class Observer:
+    """Watches a run: override what you want to see. Called on the scheduler's thread, in order."""
 
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""
@@ -86,6 +85,9 @@ class Observer(Protocol):
     def exchange_done(self, record: ExchangeRecord) -> None:
         """An exchange completed."""
 
+    def round_finished(self, round_number: int, model: Tensors) -> None:
+        """A round's exchanges are done, and this is the new global model."""
+
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         """The server evaluated the round's model on its test set."""
 
@@ -97,6 +99,9 @@ class Observer(Protocol):
 
     def round_done(self, record: RoundRecord) -> None:
         """A round is complete, its evaluation included."""
+
+    def run_failed(self, reason: str) -> None:
+        """The run ended before its time."""
 
     def run_done(self, record: RunRecord) -> None:
         """All rounds are done and the final model was delivered."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feddkd.algorithms.base import Algorithm
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind
 from feddkd.config import Config
 from feddkd.errors import PausedError, QuorumError
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind
 from feddkd.scheduler.cohort import RoundCohort
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
@@ -57,7 +57,6 @@ class Scheduler:
         self._evaluator = evaluator
         self._journal = journal or NoJournal()
         self._finished: _FinishedRound | None = None
-        self._client_evaluation: Evaluation | None = None
         self._traffic = Traffic()
         self._cumulative_wire_bytes = 0
         self._last_evaluation: Evaluation | None = None
@@ -77,7 +76,7 @@ class Scheduler:
                 model = self._run_round(number, model)
             self._deliver(model)
         finally:
-            self._close_round()
+            self._close_round(None)
         record = RunRecord(
             run_id=self._run_id,
             rounds=self._config.rounds,
@@ -105,7 +104,7 @@ class Scheduler:
                 self._round_failed(number, attempt, str(error))
             finally:
                 traffic += cohort.traffic
-        self._close_round()
+        self._tell(lambda observer: observer.round_finished(number, model))
         evaluation = self._evaluate(number, model)
         self._finished = _FinishedRound(number, evaluation, traffic, time.monotonic() - started, cohort.clients_reported)
         return model
@@ -119,8 +118,6 @@ class Scheduler:
         """Give every client the final model; those that are gone do without."""
         cohort = self._cohort(self._engine.clients(), {DELIVER: DELIVER_KIND}, model, self._config.rounds, attempt=0, min_clients=0)
         cohort.report(DELIVER, model)
-        assert self._finished is not None
-        self._finished.traffic += cohort.traffic
 
     def _select(self, model: Tensors, number: int, attempt: int) -> RoundCohort:
         config = self._config.scheduler
@@ -176,15 +173,17 @@ class Scheduler:
         states = self._engine.states()
         self._tell(lambda observer: observer.exchange_done(record))
         self._tell(lambda observer: observer.clients_changed(states))
-        if record.client_evaluation is not None and self._finished is not None and self._client_evaluation is None:
-            self._client_evaluation = record.client_evaluation
+        if record.id.name == DELIVER and self._finished is not None:
+            self._finished.traffic += record.traffic
+        # The first broadcast after a round carried its model, and the answers what the clients think of it.
+        self._close_round(record.client_evaluation)
 
-    def _close_round(self) -> None:
-        """Tell the observers of the last finished round; by now the clients have said what they think of its model."""
+    def _close_round(self, client_evaluation: Evaluation | None) -> None:
+        """Tell the observers of the last finished round, once everything about it is known."""
         if self._finished is None:
             return
         finished, self._finished = self._finished, None
-        evaluation = finished.evaluation or self._client_evaluation
+        evaluation = finished.evaluation or client_evaluation
         self._cumulative_wire_bytes += finished.traffic.wire_bytes
         if evaluation is not None:
             self._last_evaluation = evaluation
@@ -192,13 +191,12 @@ class Scheduler:
         record = RoundRecord(
             round=finished.number,
             evaluation=evaluation,
-            client_evaluation=self._client_evaluation,
+            client_evaluation=client_evaluation,
             traffic=finished.traffic,
             cumulative_wire_bytes=self._cumulative_wire_bytes,
             seconds=finished.seconds,
             clients_reported=finished.clients_reported,
         )
-        self._client_evaluation = None
         self._tell(lambda observer: observer.round_done(record))
 
     def _tell(self, event: Callable[[Observer], None]) -> None:

@@ -40,7 +40,7 @@ class ServerStream:
     async def messages(self) -> AsyncIterator[bytes]:
         """What the server sends, until it ends the stream. Raises TransportError if the connection breaks."""
         with _errors_of(self._address):
-            while (message := await self._call.read()) is not grpc.aio.EOF:
+            while isinstance(message := await self._call.read(), bytes):  # anything else is gRPC's end of stream
                 yield message
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise grpc.aio.AioRpcError(
@@ -93,7 +93,7 @@ class ServerConnection:
     @contextlib.asynccontextmanager
     async def participate(self, session_token: str) -> AsyncIterator[ServerStream]:
         """Hold the stream of a session open."""
-        call = self._channel.stream_stream(f"/{SERVICE}/Participate")()
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Participate")()
         stream = ServerStream(call, self.address)
         try:
             await stream.send([hello_message(session_token)])

@@ -15,9 +15,7 @@ Verdict = pb.Verdict
 
 
 def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
-    return pb.ExchangeId(
-        run_id=exchange.run_id, round=exchange.round, attempt=exchange.attempt, name=exchange.name, step=exchange.step
-    )
+    return pb.ExchangeId(run_id=exchange.run_id, round=exchange.round, attempt=exchange.attempt, name=exchange.name, step=exchange.step)
 
 
 def id_from_message(message: pb.ExchangeId) -> ExchangeId:
@@ -67,7 +65,7 @@ def failure_message(exchange: ExchangeId, reason: str) -> bytes:
     return pb.ParticipateRequest(failure=failure).SerializeToString()
 
 
-def receipt_message(exchange: ExchangeId, verdict: pb.Verdict, reason: str = "", current: ExchangeId | None = None) -> bytes:
+def receipt_message(exchange: ExchangeId, verdict: pb.Verdict.ValueType, reason: str = "", current: ExchangeId | None = None) -> bytes:
     receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=reason[:MAX_REASON_CHARACTERS])
     if current is not None:
         receipt.current.CopyFrom(id_to_message(current))

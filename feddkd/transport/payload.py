@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from feddkd.transport.pb import tensors_pb2 as pb
 MAX_TENSORS = 10_000
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 256
-SHARED_FRAMES = 16
+SHARED_FRAMES = 8
 """Encoded chunks of a broadcast kept for clients that are about to need the same ones."""
 
 _ELEMENT_TYPES = {dtype: pb.ElementType.Value(f"ELEMENT_TYPE_{name.upper()}") for name, dtype in DTYPES.items()}
@@ -89,7 +89,7 @@ class Payload:
         self._data = tensors.block.numpy().data
         self._segments = tensors.schema.chunks(chunk_bytes)
         self._checksums = [crc32c(self._data[segment.start : segment.stop]) for segment in self._segments]
-        self._frame = lru_cache(maxsize=SHARED_FRAMES)(self._encode)
+        self._recent_frames: dict[int, bytes] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -107,7 +107,7 @@ class Payload:
 
     def frames(self) -> Iterator[bytes]:
         """The stream messages that carry the bytes, in order."""
-        return (self._frame(index) for index in range(len(self._segments)))
+        return map(self._frame, range(len(self._segments)))
 
     @cached_property
     def frames_bytes(self) -> int:
@@ -117,9 +117,16 @@ class Payload:
             for segment, checksum in zip(self._segments, self._checksums, strict=True)
         )
 
-    def _encode(self, index: int) -> bytes:
-        segment = self._segments[index]
-        return encode_chunk(Chunk(segment.start, self._checksums[index], self._data[segment.start : segment.stop]))
+    def _frame(self, index: int) -> bytes:
+        """One encoded chunk, shared with the other receivers that are at about the same place."""
+        frame = self._recent_frames.get(index)
+        if frame is None:
+            segment = self._segments[index]
+            frame = encode_chunk(Chunk(segment.start, self._checksums[index], self._data[segment.start : segment.stop]))
+            self._recent_frames[index] = frame
+            if len(self._recent_frames) > SHARED_FRAMES:
+                del self._recent_frames[next(iter(self._recent_frames))]
+        return frame
 
 
 class ChunkSequence:

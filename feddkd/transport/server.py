@@ -252,7 +252,7 @@ class FederationServer:
 
     async def _read(self, session: Session, context: Context) -> None:
         """Hand every message to the inbox. Raises ProtocolError for one that breaks the contract."""
-        while (message := await context.read()) is not grpc.aio.EOF:
+        while isinstance(message := await context.read(), bytes):  # anything else is gRPC's end of stream
             if is_chunk(message):
                 await self._inbox.received(session, decode_chunk(message), len(message))
                 continue

@@ -1,0 +1,83 @@
+"""The command line: `feddkd --help`.
+
+Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from feddkd import __version__
+from feddkd.errors import AddressInUseError, ConfigError, FedDKDError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="feddkd",
+    help="Federated learning with decentralized knowledge distillation over gRPC, measured byte by byte.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"feddkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, not only what goes wrong.")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=verbose)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+def _register_commands() -> None:
+    """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
+    from feddkd.cli import bench, client, config, data, run, server
+
+    app.command("run")(run.run)
+    app.command("server")(server.server)
+    app.command("client")(client.client)
+    app.add_typer(data.app, name="data")
+    app.add_typer(config.app, name="config")
+    app.add_typer(bench.app, name="bench")
+
+
+_register_commands()
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and an exit code."""
+    try:
+        app()
+    except (ConfigError, AddressInUseError) as error:
+        _fail(error, EXIT_USAGE)
+    except FedDKDError as error:
+        _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _fail(error: object, code: int) -> None:
+    print(f"feddkd: {error}", file=sys.stderr)
+    sys.exit(code)

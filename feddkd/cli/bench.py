@@ -1,0 +1,72 @@
+"""`feddkd bench`: speed, as a ratio to a reference measured in the same run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from feddkd.bench.comparison import Measurement, compare, environment
+from feddkd.bench.transport import Workload
+from feddkd.cli.options import Json
+
+app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+TINY_MEGABYTES = 0.0001
+
+
+@app.callback()
+def _benchmarks() -> None:
+    """Measure speed on this machine."""
+
+
+@app.command(epilog="Example: `feddkd bench transport --megabytes 100 --flower-python ../flower/bin/python`")
+def transport(
+    megabytes: Annotated[list[float] | None, typer.Option(help="Model size in MiB; may be repeated. Default: 0.0001, 10 and 100.")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Client processes.")] = 4,
+    rounds: Annotated[int, typer.Option(min=2, help="Exchanges in a repetition; the first is warm-up.")] = 8,
+    tensors: Annotated[int, typer.Option(min=1, help="Tensors the model is divided into.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, in turn with the peer's.")] = 2,
+    flower_python: Annotated[
+        Path | None, typer.Option(help="Python of a virtual environment that has flwr, to measure it as well.", show_default=False)
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing."""
+    results: list[Measurement] = []
+    for size in megabytes or (TINY_MEGABYTES, 10.0, 100.0):
+        results.extend(compare(Workload(clients, rounds, size, tensors), repeats, flower_python))
+    document = {
+        "command": shlex.join(["feddkd", *sys.argv[1:]]),
+        **environment(flower_python),
+        "results": [measurement.as_json() for measurement in results],
+    }
+    if save is not None:
+        save.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        Console().print(_table(results), highlight=False)
+
+
+def _table(results: list[Measurement]) -> Table:
+    table = Table(title="one exchange: down, up, reduced", title_justify="left")
+    for column in ("system", "model", "median", "min", "max", "server peak", "times feddkd"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    ours = {measurement.workload: measurement.median_s for measurement in results if measurement.system == "feddkd"}
+    for measurement in results:
+        table.add_row(
+            measurement.system,
+            f"{measurement.workload.megabytes:g} MiB",
+            *(f"{seconds * 1e3:,.1f} ms" for seconds in (measurement.median_s, min(measurement.seconds), max(measurement.seconds))),
+            f"{measurement.server_peak_bytes / 1e6:,.0f} MB",
+            f"{measurement.median_s / ours[measurement.workload]:.2f}",
+        )
+    return table

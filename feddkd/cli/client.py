@@ -1,0 +1,56 @@
+"""`feddkd client`: one for each site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feddkd.cli.options import ConfigFile, Insecure, Overrides, parse_address
+from feddkd.cli.server import PemFile
+from feddkd.client.own_site import fetch_server_config, site_config, site_worker
+from feddkd.client.process import take_part
+from feddkd.client.worker import FINAL_MODEL
+from feddkd.errors import RunError
+from feddkd.transport.tls import channel_credentials, check_plaintext_allowed
+
+
+def client(
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")],
+    client_id: Annotated[str, typer.Option("--id", metavar="NAME", help="Name of this site; keep it across restarts.")],
+    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="State directory: the teacher, and in the end the final model.")],
+    config: ConfigFile = None,
+    override: Overrides = None,
+    partition_index: Annotated[
+        int | None, typer.Option(metavar="N", help="Train on slice N of a shared data set instead of all of it.", show_default=False)
+    ] = None,
+    retry_for: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up on a silent server after this; default: never.", show_default=False)
+    ] = None,
+    tls_ca: PemFile = None,
+    tls_cert: PemFile = None,
+    tls_key: PemFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Take part in a federation with this site's own data.
+
+    CONFIG says what the site's `[data]` and `[runtime]` are; everything else comes from the server. Without
+    CONFIG the server's `[data]` is used, which suits simulations.
+
+    Examples:
+    `feddkd client --server 10.0.0.1:50061 --id hospital-a --state state site.toml --tls-ca ca.pem`
+
+    `feddkd client --server 127.0.0.1:50061 --id client-0 --state state-0 --partition-index 0`
+    """
+    host, _ = parse_address(server, "--server")
+    credentials = channel_credentials(tls_ca, tls_cert, tls_key) if tls_ca is not None else None
+    if credentials is None:
+        check_plaintext_allowed(host, insecure)
+    resolved = site_config(fetch_server_config(server, credentials, retry_for), config, override or ())
+    worker = site_worker(resolved, client_id, state, partition_index)
+    typer.echo(f"{client_id}: {worker.num_examples} examples to train on, {len(worker.site.held_out)} held out", err=True)
+    farewell = take_part(server, {client_id: worker}, credentials=credentials, retry_for_s=retry_for)
+    if not farewell.completed:
+        raise RunError(f"the run ended early: {farewell.reason}")
+    typer.echo(f"{client_id}: {farewell.reason}; the final model is in {state / FINAL_MODEL}.safetensors", err=True)

@@ -1,0 +1,40 @@
+"""`feddkd config`: check a configuration, show it resolved, or print its schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+
+from feddkd.cli.options import ConfigFile, Json, Overrides
+from feddkd.config import Config
+
+app = typer.Typer(help="Check, show and describe configurations.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: `feddkd config check examples/mnist_one_class.toml`")
+def check(config: ConfigFile = None, override: Overrides = None) -> None:
+    """Say whether a configuration is valid; exit code 2 and the wrong key if it is not."""
+    Config.load(config, override or ())
+    typer.echo(f"{config or 'the embedded default'} is valid")
+
+
+@app.command(epilog="Example: `feddkd config show -o algorithm.name=fedavg > my.toml`")
+def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = False) -> None:
+    """Print the resolved configuration, every default included."""
+    resolved = Config.load(config, override or ())
+    if as_json:
+        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
+    elif sys.stdout.isatty():
+        Console().print(Syntax(resolved.to_toml(), "toml", theme="ansi_dark", background_color="default"))
+    else:
+        typer.echo(resolved.to_toml(), nl=False)
+
+
+@app.command(epilog="Example: `feddkd config schema > feddkd.schema.json`")
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))

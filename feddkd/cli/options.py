@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feddkd.errors import ConfigError
+
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file; without it, the embedded default.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key, e.g. `-o training.epochs=2`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on this port of 127.0.0.1 (0: any free one)."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to or from other machines.")]
+
+
+def parse_address(text: str, option: str) -> tuple[str, int]:
+    """HOST:PORT, with an IPv6 host in brackets. Raises ConfigError naming the option."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{option} {text!r} is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)

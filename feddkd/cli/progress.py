@@ -1,0 +1,106 @@
+"""What a person sees of a run: one line a round, and on a terminal a live bar below them. All on standard error."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from feddkd.config import Config
+from feddkd.exchange import DELIVER, Evaluation
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
+
+HEADER = "  round   accuracy  loss    at clients  step loss        down        up     total    time"
+
+
+class ConsoleProgress(Observer):
+    """Prints rounds as they complete; `step loss` is the mean loss of the round's first and last gradient step."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self._config = config
+        self._console = console
+        self._rounds = config.rounds
+        self._step_losses: dict[int, list[float]] = {}
+        self._latest = ""
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[latest]}"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("waiting for clients", total=None, latest="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def run_started(self, run_id: str, rounds: int) -> None:
+        self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
+        self._print(HEADER)
+
+    def round_started(self, round_number: int, attempt: int, clients: int) -> None:
+        again = f" (attempt {attempt + 1})" if attempt else ""
+        self._update(f"round {round_number}/{self._rounds}{again}: {clients} clients", total=self._exchanges_a_round, completed=0)
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        if record.loss is not None and record.id.step + 1 and record.id.name not in ("local_train", DELIVER):
+            self._step_losses.setdefault(record.id.round, []).append(record.loss)
+        step = f"[{record.id.step + 1}]" if record.id.name != "local_train" else ""
+        self._update(f"round {record.id.round}/{self._rounds}: {record.id.name}{step}", advance=1)
+        for client, reason in record.clients_missing.items():
+            self._print(f"  round {record.id.round} {record.id.name}{step}: {client} is missing: {reason}")
+
+    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:  # noqa: ARG002
+        self._latest = f"accuracy {evaluation.accuracy:.1%}"
+        self._update(None)
+
+    def round_failed(self, round_number: int, attempt: int, reason: str) -> None:
+        self._print(f"  round {round_number} attempt {attempt + 1} failed: {reason}")
+
+    def paused(self, reason: str) -> None:
+        self._print(f"  paused: {reason}")
+
+    def round_done(self, record: RoundRecord) -> None:
+        evaluation, at_clients = record.evaluation, record.client_evaluation
+        losses = self._step_losses.pop(record.round, [])
+        steps = f"{losses[0]:.3f} > {losses[-1]:.3f}" if losses else "-"
+        self._print(
+            f"  {record.round:>3}/{self._rounds:<3} "
+            f"{_percent(evaluation)}  {f'{evaluation.loss:.3f}' if evaluation else '-':<7} "
+            f"{_percent(at_clients):>10}  {steps:<15} "
+            f"{megabytes(record.traffic.wire_bytes_down):>9} {megabytes(record.traffic.wire_bytes_up):>9} "
+            f"{megabytes(record.cumulative_wire_bytes):>9} {record.seconds:>6.1f}s"
+        )
+
+    @property
+    def _exchanges_a_round(self) -> int:
+        return 1 if self._config.algorithm.name == "fedavg" else 1 + self._config.dkd.steps
+
+    def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, description=description, total=total, completed=completed, advance=advance or None, latest=self._latest
+            )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def megabytes(size_bytes: int) -> str:
+    """Millions of bytes."""
+    return f"{size_bytes / 1e6:.2f} MB"
+
+
+def _percent(evaluation: Evaluation | None) -> str:
+    return f"{evaluation.accuracy:>8.2%}" if evaluation else "       -"

@@ -1,0 +1,110 @@
+"""`feddkd run`: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides
+from feddkd.cli.progress import ConsoleProgress, megabytes
+from feddkd.config import Config
+from feddkd.engines.federation import run_federation
+from feddkd.errors import FedDKDError
+from feddkd.observability.ledger import Ledger, summarize
+from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.scheduler.records import Observer
+
+
+class EngineChoice(StrEnum):
+    """How exchanges are carried out."""
+
+    GRPC = "grpc"
+    IN_PROCESS = "in-process"
+
+
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Record of the run; default: runs/ALGORITHM-TIME.", show_default=False)
+]
+
+
+def run(
+    config: ConfigFile = None,
+    override: Overrides = None,
+    out: Out = None,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="A real gRPC server and client processes, or everything in this process.")
+    ] = EngineChoice.GRPC,
+    metrics_port: MetricsPort = None,
+    as_json: Json = False,
+) -> None:
+    """Run a whole federation on this machine: a gRPC server and client processes.
+
+    Without CONFIG: scikit-learn's digits, ten clients with one class each, FedDKD.
+
+    Examples:
+    `feddkd run`
+
+    `feddkd run -o algorithm.name=fedavg --out runs/fedavg`
+
+    `feddkd run examples/mnist_one_class.toml -o data.root=data/mnist`
+    """
+    resolved = Config.load(config, override or ())
+    folder = out or default_out(resolved)
+    with observe(resolved, folder, metrics_port) as observers:
+        record = run_federation(resolved, engine.value, folder, observers)
+    summary = summarize(record, resolved)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        print_summary(summary, folder)
+
+
+def default_out(config: Config) -> Path:
+    """A folder named after the algorithm and the time."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.algorithm.name.replace(':', '.')}-{now}"
+
+
+@contextlib.contextmanager
+def observe(config: Config, out: Path, metrics_port: int | None) -> Iterator[list[Observer]]:
+    """The ledger in `out`, the console, and metrics if a port is given; told of a failure before it goes on."""
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        ledger = Ledger(out, config)
+        stack.callback(ledger.close)
+        observers: list[Observer] = [ledger]
+        if metrics_port is not None:
+            metrics = PrometheusMetrics(config)
+            server = metrics.serve(metrics_port)
+            stack.callback(server.close)
+            console.print(f"metrics on http://127.0.0.1:{server.port}/metrics", highlight=False)
+            observers.append(metrics)
+        observers.append(stack.enter_context(ConsoleProgress(config, console)))
+        try:
+            yield observers
+        except (FedDKDError, KeyboardInterrupt) as error:
+            for observer in observers:
+                observer.run_failed(str(error) or "interrupted")
+            raise
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    """The end of a run, for a person."""
+    rows = [
+        ("bytes on the wire", f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up"),
+        ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} rounds"),
+        ("model sha256", summary["model_sha256"]),
+        ("record", f"{out}/"),
+    ]
+    if summary["final_accuracy"] is not None:
+        rows.insert(0, ("final accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})"))
+    for name, value in rows:
+        typer.echo(f"  {name:<18} {value}")

@@ -1,0 +1,90 @@
+"""`feddkd server`: one for each federation."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from feddkd import algorithms
+from feddkd.cli.options import Insecure, Json, MetricsPort, Overrides, parse_address
+from feddkd.cli.run import observe, print_summary
+from feddkd.config import Config
+from feddkd.data.datasets import describe
+from feddkd.engines.federation import initial_model, make_evaluator, new_run_id
+from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.server_state import ServerState
+from feddkd.observability.ledger import summarize
+from feddkd.scheduler.rounds import Scheduler
+from feddkd.transport.tls import check_plaintext_allowed, server_credentials
+
+logger = logging.getLogger(__name__)
+
+PemFile = Annotated[Path | None, typer.Option(metavar="PEM", show_default=False)]
+
+
+def server(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients connect; port 0 takes a free one.")],
+    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="State directory; one server at a time.")],
+    override: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Record of the run; default: STATE/RUN.", show_default=False)
+    ] = None,
+    metrics_port: MetricsPort = None,
+    tls_cert: PemFile = None,
+    tls_key: PemFile = None,
+    tls_client_ca: PemFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Serve one federation: wait for clients, run all rounds, deliver the final model, exit.
+
+    The server needs no data; with `data.test_set = true` it evaluates every round on the test split.
+
+    Examples:
+    `feddkd server federation.toml --listen 127.0.0.1:50061 --state server-state`
+
+    `feddkd server federation.toml --listen 0.0.0.0:50061 --state server-state --tls-cert cert.pem --tls-key key.pem --metrics-port 9464`
+    """
+    resolved = _with_shapes(Config.load(config, override or ()))
+    host, port = parse_address(listen, "--listen")
+    credentials = server_credentials(tls_cert, tls_key, tls_client_ca) if tls_cert is not None and tls_key is not None else None
+    if credentials is None:
+        check_plaintext_allowed(host, insecure)
+    run_id = new_run_id()
+    algorithm = algorithms.find(resolved.algorithm.name)(resolved)
+    model, evaluator = initial_model(resolved), make_evaluator(resolved)
+    folder = out or state / run_id
+    with ServerState(state) as server_state:
+        if server_state.unfinished_run is not None:
+            logger.warning("run %s did not finish; this version cannot resume it, so a new one begins", server_state.unfinished_run)
+        engine = GrpcEngine(resolved, run_id, model.schema)
+        bound = engine.start(host, port, credentials)
+        completed, reason = False, "the server stopped"
+        try:
+            server_state.mark(run_id, "running")
+            waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
+            Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
+            with observe(resolved, folder, metrics_port) as observers:
+                record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
+            completed, reason = True, "all rounds are done"
+        finally:
+            server_state.mark(run_id, "completed" if completed else "failed")
+            engine.finish(completed, reason)
+    summary = summarize(record, resolved)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        print_summary(summary, folder)
+
+
+def _with_shapes(config: Config) -> Config:
+    """Write the data's shape into the configuration, so that clients need not read the server's data to learn it."""
+    info = describe(config.data)
+    shapes = {"input_shape": info.input_shape, "num_classes": info.num_classes}
+    return config.model_copy(update={"data": config.data.model_copy(update=shapes)})

@@ -1,0 +1,92 @@
+"""A real site: its own data, everything else as the server's manifest says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+
+from feddkd.client.backoff import Backoff
+from feddkd.client.state_dir import StateDir
+from feddkd.client.worker import Worker
+from feddkd.config import Config, read_tables
+from feddkd.data.datasets import DataInfo, load_train
+from feddkd.data.partitions import partition
+from feddkd.errors import ConfigError, RefusedError, UnreachableError
+from feddkd.transport.client import ServerConnection
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | None, retry_for_s: float | None) -> Config:
+    """Ask the server what runs there, with patience.
+
+    Raises:
+        UnreachableError: it did not answer for `retry_for_s` seconds.
+        RefusedError: it speaks another protocol version.
+    """
+
+    async def ask() -> Config:
+        backoff, waited_s = Backoff(), 0.0
+        async with ServerConnection(address, credentials) as server:
+            while True:
+                try:
+                    manifest = await server.describe()
+                    return Config.parse(tomllib.loads(manifest.config_toml), source="the server's configuration")
+                except UnreachableError as error:
+                    if retry_for_s is not None and waited_s >= retry_for_s:
+                        raise UnreachableError(f"{error} (gave up after {retry_for_s:g} s)") from None
+                    delay_s = backoff.next_delay_s()
+                    logger.warning("%s; trying again in %.1f s", error, delay_s)
+                    await asyncio.sleep(delay_s)
+                    waited_s += delay_s
+
+    return asyncio.run(ask())
+
+
+def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The server's configuration with the site's own data and hardware.
+
+    Args:
+        file: the site's configuration; its `[data]` and `[runtime]` count. Without one, the server's `[data]`.
+        overrides: `table.key=value`, on top of either.
+
+    Raises:
+        ConfigError: the site's configuration is wrong.
+        RefusedError: the server names code by import path that the site's own configuration does not name:
+            a server never decides which code a site runs.
+    """
+    own = read_tables(file, overrides)
+    Config.parse(own, source=str(file) if file else "configuration")  # keys that do not count must be right all the same
+    shapes = {"input_shape": server.data.input_shape, "num_classes": server.data.num_classes}
+    defaults = shapes if file else server.data.model_dump(exclude_none=True)
+    resolved = Config.parse(
+        server.model_dump(exclude_none=True) | {"data": {**defaults, **own.get("data", {})}, "runtime": own.get("runtime", {})}
+    )
+    for table, name in (("data", resolved.data.name), ("model", resolved.model.name), ("algorithm", resolved.algorithm.name)):
+        if ":" in name and own.get(table, {}).get("name") != name:
+            raise RefusedError(f"the server asks for {table}.name = {name!r}; to run this code here, name it in the client's configuration")
+    return resolved
+
+
+def site_worker(config: Config, client_id: str, state: Path, partition_index: int | None = None) -> Worker:
+    """A worker on the site's own data, or on one slice of a shared data set.
+
+    Raises:
+        ConfigError: the data, the slice or the model are not as the configuration says.
+    """
+    data = config.data
+    assert data.input_shape is not None
+    assert data.num_classes is not None
+    info = DataInfo(data.input_shape, data.num_classes)
+    examples = load_train(data, config.seed)
+    if partition_index is not None:
+        parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
+        if not 0 <= partition_index < len(parts):
+            raise ConfigError(f"--partition-index {partition_index} is not one of the {len(parts)} slices of partition.clients")
+        examples = examples.subset(parts[partition_index])
+    return Worker(config, client_id, examples, StateDir(state), info)

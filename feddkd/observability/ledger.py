@@ -1,0 +1,144 @@
+"""The communication ledger: what every exchange cost and what every round bought, one JSON object a line.
+
+Sizes are in bytes, times in seconds; down and up are seen from the client. A line is written and flushed
+as soon as it is complete, so that a run that is cut off leaves all it knew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from feddkd.config import Config
+from feddkd.errors import StateError
+from feddkd.exchange import Evaluation
+from feddkd.observability.versions import installed_versions
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
+from feddkd.tensors import Tensors
+from feddkd.traffic import Traffic
+
+EXCHANGES = "exchanges.jsonl"
+ROUNDS = "rounds.jsonl"
+SUMMARY = "summary.json"
+MODEL = "model.safetensors"
+CONFIG = "config.toml"
+
+
+class Ledger(Observer):
+    """Writes `config.toml`, `exchanges.jsonl`, `rounds.jsonl`, `summary.json` and `model.safetensors` into a folder."""
+
+    def __init__(self, out: Path, config: Config) -> None:
+        """Start the record of a run.
+
+        Raises:
+            StateError: the folder cannot be written, or already holds the record of another run.
+        """
+        self._out = out
+        self._config = config
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if (out / EXCHANGES).exists():
+                raise StateError(f"{out} already holds the record of a run; choose another --out")
+            (out / CONFIG).write_text(config.to_toml(), encoding="utf-8")
+            self._exchanges = (out / EXCHANGES).open("w", encoding="utf-8")
+            self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
+        except OSError as error:
+            raise StateError(f"cannot write the record of the run to {out}: {error.strerror}") from error
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        line = {
+            "round": record.id.round,
+            "attempt": record.id.attempt,
+            "exchange": record.id.name,
+            "step": record.id.step,
+            "clients_selected": record.clients_selected,
+            "clients_reported": record.clients_reported,
+            "clients_missing": dict(record.clients_missing),
+            **_byte_counts(record.traffic),
+            "seconds": round(record.seconds, 6),
+            "loss": _finite(record.loss),
+            **_client_evaluation(record.client_evaluation),
+        }
+        _append(self._exchanges, line)
+
+    def round_done(self, record: RoundRecord) -> None:
+        line = {
+            "round": record.round,
+            "accuracy": record.evaluation.accuracy if record.evaluation else None,
+            "loss": _finite(record.evaluation.loss) if record.evaluation else None,
+            **_client_evaluation(record.client_evaluation),
+            **_byte_counts(record.traffic),
+            "cumulative_wire_bytes": record.cumulative_wire_bytes,
+            "seconds": round(record.seconds, 6),
+            "clients_reported": record.clients_reported,
+        }
+        _append(self._rounds, line)
+
+    def round_finished(self, round_number: int, model: Tensors) -> None:
+        """Keep the newest global model, so that a run that is cut off leaves what it had learned."""
+        partial = self._out / f"{MODEL}.partial"
+        save_file(dict(model), partial, metadata={"round": str(round_number)})
+        partial.replace(self._out / MODEL)
+
+    def run_done(self, record: RunRecord) -> None:
+        summary = summarize(record, self._config)
+        (self._out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files; everything that was complete is already in them."""
+        self._exchanges.close()
+        self._rounds.close()
+
+
+def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    `total_wire_bytes_*` cover everything that crossed the network; the part that belongs to no exchange
+    (joining, late answers, farewells) is in `other_wire_bytes_*` as well.
+    """
+    return {
+        "algorithm": config.algorithm.name,
+        "rounds": record.rounds,
+        "final_accuracy": record.final_evaluation.accuracy if record.final_evaluation else None,
+        "best_accuracy": record.best_accuracy,
+        "total_wire_bytes_up": record.traffic.wire_bytes_up + record.other_traffic.wire_bytes_up,
+        "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
+        "other_wire_bytes_up": record.other_traffic.wire_bytes_up,
+        "other_wire_bytes_down": record.other_traffic.wire_bytes_down,
+        "seconds": round(record.seconds, 3),
+        "seed": config.seed,
+        "model_sha256": record.model.sha256(),
+        "run_id": record.run_id,
+        "versions": installed_versions(),
+    }
+
+
+def _byte_counts(traffic: Traffic) -> dict[str, int]:
+    return {
+        "payload_bytes_down": traffic.payload_bytes_down,
+        "payload_bytes_up": traffic.payload_bytes_up,
+        "wire_bytes_down": traffic.wire_bytes_down,
+        "wire_bytes_up": traffic.wire_bytes_up,
+    }
+
+
+def _client_evaluation(evaluation: Evaluation | None) -> dict[str, float | None]:
+    """On what the clients hold out: in an exchange, of the model it broadcast; in a round, of the round's model."""
+    return {
+        "client_accuracy": evaluation.accuracy if evaluation else None,
+        "client_loss": _finite(evaluation.loss) if evaluation else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN or infinity: a diverged loss is null."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _append(file: Any, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()

@@ -1,0 +1,49 @@
+"""TLS credentials from PEM files, and the rule that plaintext stays on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import grpc
+
+from feddkd.errors import ConfigError
+
+
+def server_credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
+    """Serve with a certificate; with `client_ca`, admit only clients whose certificate it signed. Raises ConfigError."""
+    roots = _read(client_ca) if client_ca is not None else None
+    return grpc.ssl_server_credentials([(_read(key), _read(certificate))], roots, require_client_auth=roots is not None)
+
+
+def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
+    """Trust servers that `ca` signed; show them a certificate of our own if there is one. Raises ConfigError."""
+    if (certificate is None) != (key is None):
+        raise ConfigError("--tls-cert and --tls-key go together")
+    return grpc.ssl_channel_credentials(
+        _read(ca), _read(key) if key is not None else None, _read(certificate) if certificate is not None else None
+    )
+
+
+def check_plaintext_allowed(host: str, insecure: bool) -> None:
+    """Refuse to send tensors in the clear to another machine unless the user insists.
+
+    Raises:
+        ConfigError: `host` is not this machine and `insecure` is not set.
+    """
+    if not insecure and not _is_loopback(host):
+        raise ConfigError(f"{host} is not this machine: give TLS certificates (--tls-...), or --insecure to send everything in the clear")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
