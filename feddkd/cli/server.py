@@ -65,17 +65,17 @@ def server(
             logger.warning("run %s did not finish; this version cannot resume it, so a new one begins", server_state.unfinished_run)
         engine = GrpcEngine(resolved, run_id, model.schema)
         bound = engine.start(host, port, credentials)
-        completed, reason = False, "the server stopped"
+        completed = False
         try:
             server_state.mark(run_id, "running")
             waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
             Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
             with observe(resolved, folder, metrics_port) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
-            completed, reason = True, "all rounds are done"
+            completed = True
         finally:
             server_state.mark(run_id, "completed" if completed else "failed")
-            engine.finish(completed, reason)
+            engine.finish(completed=False, reason="the server stopped")
     summary = summarize(record, resolved)
     if as_json:
         typer.echo(json.dumps(summary))

@@ -99,12 +99,11 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
     engine = GrpcEngine(config, run_id, model.schema)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", out / "config.toml", state, engine)
-    completed, reason = False, "the run failed"
     try:
         yield engine
-        completed, reason = True, "all rounds are done"
     finally:
-        engine.finish(completed, reason)
+        processes.stopping = True
+        engine.finish(completed=False, reason="the run failed")
         processes.wait()
 
 
@@ -129,21 +128,21 @@ class ClientProcesses:
             for first in range(count)
         ]
         self._engine = engine
-        self._stopping = False
+        self.stopping = False
         self._watcher = threading.Thread(target=self._watch, name="client-processes", daemon=True)
         self._watcher.start()
 
     def _watch(self) -> None:
         for process in self.processes:
             code = process.wait()
-            if code != 0 and not self._stopping:
+            if code != 0 and not self.stopping:
                 logger.warning("client process %d ended with exit code %d", process.pid, code)
-        if not self._stopping:
+        if not self.stopping:
             self._engine.abort("all client processes have ended")
 
     def wait(self) -> None:
         """Wait for the processes to end after the farewell; those that do not are terminated."""
-        self._stopping = True
+        self.stopping = True
         for process in self.processes:
             try:
                 process.wait(self.EXIT_TIMEOUT_S)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
@@ -52,6 +53,7 @@ class GrpcEngine:
         self._receiving: dict[str, Upload | None] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
+        self._finished = False
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen, and return the port. Raises AddressInUseError."""
@@ -67,18 +69,27 @@ class GrpcEngine:
         return self._server.call(self._carry_out(exchange)).result()
 
     def states(self) -> ClientStates:
-        return self._server.call(self._states()).result()
+        if self._finished:
+            return ClientStates()  # who has been let go is not lost
+        sessions, intake = self._server.sessions(), self._intake
+        connected = [session.client_id for session in sessions if session.stream is not None]
+        working = sum(map(intake.awaits, connected)) if intake is not None else 0
+        return ClientStates(len(connected) - working, working, len(sessions) - len(connected))
 
     def other_traffic(self) -> Traffic:
-        return self.traffic_outside
+        return dataclasses.replace(self.traffic_outside)
 
     def finish(self, completed: bool, reason: str) -> None:
+        if self._finished:
+            return
+        self._finished = True
         self._server.call(self._finish(completed, reason)).result()
         self._server.stop(FAREWELL_GRACE_S)
 
     def abort(self, reason: str) -> None:
         """Make the run fail at once, from any thread: nobody is left to wait for."""
-        self._server.call(self._abort(reason))
+        if not self._finished:
+            self._server.call(self._abort(reason))
 
     async def _clients(self) -> dict[str, int]:
         return {session.client_id: session.num_examples for session in self._server.sessions() if session.stream is not None}
@@ -94,12 +105,6 @@ class GrpcEngine:
         except TimeoutError:
             return False
         return True
-
-    async def _states(self) -> ClientStates:
-        sessions = self._server.sessions()
-        connected = sum(session.stream is not None for session in sessions)
-        working = sum(map(self._intake.awaits, await self._clients())) if self._intake is not None else 0
-        return ClientStates(connected - working, working, len(sessions) - connected)
 
     async def _abort(self, reason: str) -> None:
         self._aborted = RunError(reason)
@@ -131,9 +136,9 @@ class GrpcEngine:
             else:
                 self._push(session)
         mean = await intake.reduce(exchange.deadline_s)
+        self._send_receipts(intake)
         intake.open = False
         self._intake = self._work = None
-        self._send_receipts(intake)
         done = {client: upload for client, upload in intake.uploads.items() if upload.progress is Progress.COMPLETE}
         if exchange.answer_schema is not None:
             intake.traffic.payload_bytes_up += len(done) * exchange.answer_schema.size_bytes
@@ -151,9 +156,9 @@ class GrpcEngine:
         """Send the open exchange's work, unless the exchange closes before all of it is written."""
         assert self._intake is not None
         assert self._work is not None
-        intake, (work, payload) = self._intake, self._work
-        frames = itertools.chain((work,), payload.frames())
-        session.send(Outgoing(frames, intake.traffic, payload.size_bytes, wanted=lambda: intake.awaits(session.client_id)))
+        intake = self._intake
+        frames = _count_whole(*self._work, intake.traffic)
+        session.send(Outgoing(frames, self._traffic_of(intake), wanted=lambda: intake.awaits(session.client_id)))
 
     def _send_receipts(self, intake: Intake) -> None:
         """Tell every client of the cohort how the exchange ended for it; counted now, so that the record is whole."""
@@ -166,17 +171,21 @@ class GrpcEngine:
             else:
                 message = receipt_message(intake.exchange, Verdict.VERDICT_DEADLINE_EXCEEDED, upload.reason)
             intake.traffic.wire_bytes_down += len(message)
-            session.send(Outgoing((message,), Traffic()))
+            session.send(Outgoing((message,), traffic=Traffic))
 
     def _ask_again(self, client: str) -> None:
         session = self._server.session(client)
         if session is not None and self._intake is not None:
-            session.send(Outgoing((resend_message(self._intake.exchange),), self._intake.traffic))
+            session.send(Outgoing((resend_message(self._intake.exchange),), self._traffic_of(self._intake)))
+
+    def _traffic_of(self, intake: Intake) -> Callable[[], Traffic]:
+        """Where a frame of an exchange is counted: a straggler's belong to no exchange once the record is written."""
+        return lambda: intake.traffic if intake.open else self.traffic_outside
 
     async def _finish(self, completed: bool, reason: str) -> None:
         message = farewell_message(completed, reason)
         for session in self._server.sessions():
-            session.send(Outgoing((message,), self.traffic_outside))
+            session.send(Outgoing((message,), lambda: self.traffic_outside))
             if session.stream is not None:
                 session.stream.close()
 
@@ -210,7 +219,7 @@ class GrpcEngine:
         upload, receipt = self._intake.answered(session.client_id, answer)
         self._receiving[session.client_id] = upload
         if receipt is not None:
-            session.send(Outgoing((receipt,), self._intake.traffic))
+            session.send(Outgoing((receipt,), self._traffic_of(self._intake)))
 
     async def received(self, session: Session, chunk: Chunk, size_bytes: int) -> None:
         upload, intake = self._receiving.get(session.client_id), self._intake
@@ -220,7 +229,7 @@ class GrpcEngine:
         intake.traffic.wire_bytes_up += size_bytes
         receipt = await intake.received(upload, chunk)
         if receipt is not None:
-            session.send(Outgoing((receipt,), intake.traffic))
+            session.send(Outgoing((receipt,), self._traffic_of(intake)))
 
     def failed(self, session: Session, failure: pb.Failure, size_bytes: int) -> None:
         exchange = id_from_message(failure.id)
@@ -235,4 +244,14 @@ class GrpcEngine:
         self.traffic_outside.wire_bytes_up += size_bytes
         current = self._intake.exchange if self._intake is not None else None
         receipt = receipt_message(exchange, Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed", current)
-        session.send(Outgoing((receipt,), self.traffic_outside))
+        session.send(Outgoing((receipt,), lambda: self.traffic_outside))
+
+
+def _count_whole(work: bytes, payload: Payload, traffic: Traffic) -> Iterator[bytes]:
+    """The messages of a broadcast; its payload is counted as the last of them is handed to gRPC."""
+    remaining = payload.num_frames
+    for message in itertools.chain((work,), payload.frames()):
+        if remaining == 0:
+            traffic.payload_bytes_down += payload.size_bytes
+        remaining -= 1
+        yield message

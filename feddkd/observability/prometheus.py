@@ -24,7 +24,7 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from feddkd import __version__, algorithms
@@ -32,7 +32,7 @@ from feddkd.config import Config
 from feddkd.errors import AddressInUseError
 from feddkd.exchange import DELIVER, Evaluation
 from feddkd.observability.versions import installed_versions
-from feddkd.scheduler.engine import ClientStates
+from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.traffic import Traffic
 
@@ -53,11 +53,8 @@ class PrometheusMetrics(Observer):
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.
     """
 
-    def __init__(self, config: Config, other_traffic: Callable[[], Traffic] | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         """Register every metric, each with its labels at 0 or, where 0 would be a claim, at NaN.
-
-        Args:
-            other_traffic: bytes so far that belong to no exchange, asked at every scrape; without it they show once the run is done.
 
         Raises:
             ConfigError: there is no such algorithm.
@@ -69,7 +66,7 @@ class PrometheusMetrics(Observer):
         PlatformCollector(registry=self.registry)
         exchanges = (*algorithms.find(config.algorithm.name).exchanges, DELIVER)
         self._run = _RunMetrics(self.registry, config)
-        self._communication = _CommunicationMetrics(self.registry, exchanges, other_traffic)
+        self._communication = _CommunicationMetrics(self.registry, exchanges)
         self._learning = _LearningMetrics(self.registry, config)
 
     def serve(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
@@ -95,8 +92,8 @@ class PrometheusMetrics(Observer):
         self._run.current_round.set(round_number)
         self._run.enter("running")
 
-    def clients_changed(self, states: ClientStates) -> None:
-        self._communication.set_clients(states)
+    def engine_ready(self, engine: Engine) -> None:
+        self._communication.watch(engine)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._communication.add(record)
@@ -118,8 +115,7 @@ class PrometheusMetrics(Observer):
         if record.evaluation is not None:
             self._learning.raise_best(record.evaluation)
 
-    def run_done(self, record: RunRecord) -> None:
-        self._communication.close(record.other_traffic)
+    def run_done(self, record: RunRecord) -> None:  # noqa: ARG002
         self._run.enter("completed")
 
     def run_failed(self, reason: str) -> None:  # noqa: ARG002
@@ -191,10 +187,11 @@ class _RunMetrics:
 class _CommunicationMetrics:
     """What the exchanges cost, and who took part in them."""
 
-    def __init__(self, registry: CollectorRegistry, exchanges: Sequence[str], other_traffic: Callable[[], Traffic] | None) -> None:
-        self._other_traffic_is_live = other_traffic is not None
-        self._wire_bytes = _WireBytes(exchanges, other_traffic or Traffic)
+    def __init__(self, registry: CollectorRegistry, exchanges: Sequence[str]) -> None:
+        self._wire_bytes = _WireBytes(exchanges)
+        self._clients = _Clients()
         registry.register(self._wire_bytes)
+        registry.register(self._clients)
         self._payload_bytes = Counter(
             "feddkd_payload_bytes_total",
             "Bytes of encoded tensors that reached clients whole (down) or were reduced (up).",
@@ -220,8 +217,6 @@ class _CommunicationMetrics:
                 self._payload_bytes.labels(direction, exchange)
             for result in ("accepted", "missing"):
                 self._contributions.labels(exchange, result)
-        self._clients = Gauge("feddkd_clients", "Clients by state, as of the last completed exchange.", ["state"], registry=registry)
-        self.set_clients(ClientStates())
 
     def add(self, record: ExchangeRecord) -> None:
         exchange = record.id.name
@@ -232,22 +227,17 @@ class _CommunicationMetrics:
         self._contributions.labels(exchange, "accepted").inc(record.clients_reported)
         self._contributions.labels(exchange, "missing").inc(len(record.clients_missing))
 
-    def set_clients(self, states: ClientStates) -> None:
-        for state, count in dataclasses.asdict(states).items():
-            self._clients.labels(state).set(count)
-
-    def close(self, other_traffic: Traffic) -> None:
-        """The run is over: show the bytes outside exchanges, unless they have been showing all along."""
-        if not self._other_traffic_is_live:
-            final = dataclasses.replace(other_traffic)
-            self._wire_bytes.other_traffic = lambda: final
+    def watch(self, engine: Engine) -> None:
+        """Ask the engine, at every scrape, for what changes while no observer is told."""
+        self._wire_bytes.other_traffic = engine.other_traffic
+        self._clients.states = engine.states
 
 
 class _WireBytes(Collector):
     """A counter of its own, because the bytes outside exchanges grow while no observer is told."""
 
-    def __init__(self, exchanges: Sequence[str], other_traffic: Callable[[], Traffic]) -> None:
-        self.other_traffic = other_traffic
+    def __init__(self, exchanges: Sequence[str]) -> None:
+        self.other_traffic: Callable[[], Traffic] = Traffic
         self._bytes = {(direction, exchange): 0 for direction in DIRECTIONS for exchange in exchanges}
 
     def add(self, exchange: str, traffic: Traffic) -> None:
@@ -269,6 +259,23 @@ class _WireBytes(Collector):
             other = self.other_traffic()
             family.add_metric(("down", OTHER), other.wire_bytes_down)
             family.add_metric(("up", OTHER), other.wire_bytes_up)
+            yield family
+
+
+class _Clients(Collector):
+    """A gauge of its own, because clients come and go while no observer is told."""
+
+    def __init__(self) -> None:
+        self.states: Callable[[], ClientStates] = ClientStates
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Claims the metric's name in the registry."""
+        yield GaugeMetricFamily("feddkd_clients", "Clients by state: connected, working or lost.", labels=["state"])
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for family in self.describe():
+            for state, count in dataclasses.asdict(self.states()).items():
+                family.add_metric((state,), count)
             yield family
 
 

@@ -78,7 +78,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ClientStates:
-    """How many clients are in which state, for the metrics."""
+    """How many clients are in which state, for the metrics.
+
+    Attributes:
+        connected: there, with nothing to do.
+        working: there, with an answer to send.
+        lost: had joined, but are not connected.
+    """
 
     connected: int = 0
     working: int = 0
@@ -98,10 +104,10 @@ class Engine(Protocol):
         """Broadcast, let the clients compute, reduce in client order. Never raises for what a client does."""
 
     def other_traffic(self) -> Traffic:
-        """Bytes so far that belong to no exchange: joining, late answers, farewells."""
+        """Bytes so far that belong to no exchange: joining, late answers, farewells. From any thread."""
 
     def states(self) -> ClientStates:
-        """How many clients are in which state now."""
+        """How many clients are in which state now. From any thread."""
 
     def finish(self, completed: bool, reason: str) -> None:
-        """Tell the clients that the run is over and why, and let them go."""
+        """Tell the clients that the run is over and why, and let them go; doing it again does nothing."""

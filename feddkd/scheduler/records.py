@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feddkd.exchange import Evaluation, ExchangeId
-from feddkd.scheduler.engine import ClientStates
+from feddkd.scheduler.engine import Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
@@ -73,14 +73,14 @@ class RunRecord:
 class Observer:
     """Watches a run: override what you want to see. Called on the scheduler's thread, in order."""
 
+    def engine_ready(self, engine: Engine) -> None:
+        """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""
+
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         """A cohort of so many clients was selected."""
-
-    def clients_changed(self, states: ClientStates) -> None:
-        """How many clients are in which state."""
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """An exchange completed."""

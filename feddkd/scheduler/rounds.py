@@ -63,12 +63,13 @@ class Scheduler:
         self._best_accuracy: float | None = None
 
     def run(self, model: Tensors) -> RunRecord:
-        """Take the initial model through all rounds and deliver the final one.
+        """Take the initial model through all rounds, deliver the final one, and say farewell to the clients.
 
         Raises:
             PausedError: too few clients were there, or answered, for longer than the configuration allows.
         """
         started = time.monotonic()
+        self._tell(lambda observer: observer.engine_ready(self._engine))
         self._engine.wait_for_clients(self._config.scheduler.wait_for_clients or self._config.scheduler.min_clients, None)
         self._tell(lambda observer: observer.run_started(self._run_id, self._config.rounds))
         try:
@@ -77,6 +78,7 @@ class Scheduler:
             self._deliver(model)
         finally:
             self._close_round(None)
+        self._engine.finish(completed=True, reason="all rounds are done")
         record = RunRecord(
             run_id=self._run_id,
             rounds=self._config.rounds,
@@ -170,9 +172,7 @@ class Scheduler:
 
     def _exchange_done(self, record: ExchangeRecord) -> None:
         self._traffic += record.traffic
-        states = self._engine.states()
         self._tell(lambda observer: observer.exchange_done(record))
-        self._tell(lambda observer: observer.clients_changed(states))
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
         # The first broadcast after a round carried its model, and the answers what the clients think of it.

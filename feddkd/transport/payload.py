@@ -105,6 +105,10 @@ class Payload:
             digest=digest.digest(),
         )
 
+    @property
+    def num_frames(self) -> int:
+        return len(self._segments)
+
     def frames(self) -> Iterator[bytes]:
         """The stream messages that carry the bytes, in order."""
         return map(self._frame, range(len(self._segments)))

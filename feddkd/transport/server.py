@@ -45,14 +45,12 @@ class Outgoing:
 
     Attributes:
         frames: the messages; produced only as fast as the client takes them.
-        traffic: where the bytes are counted as they are written.
-        payload_bytes: what to count as payload once all frames are written.
+        traffic: says where the bytes of the next frame are counted.
         wanted: asked before each frame; when it says no, the rest is dropped.
     """
 
     frames: Iterable[bytes]
-    traffic: Traffic
-    payload_bytes: int = 0
+    traffic: Callable[[], Traffic]
     wanted: Callable[[], bool] = lambda: True
 
 
@@ -61,6 +59,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
+        self.superseded = asyncio.Event()
 
     def close(self) -> None:
         """End the stream once everything sent before is written."""
@@ -150,8 +149,8 @@ class FederationServer:
         return self._sessions.get(client_id)
 
     def sessions(self) -> list[Session]:
-        """All sessions, in client order. On the loop only."""
-        return [self._sessions[client_id] for client_id in sorted(self._sessions)]
+        """All sessions, in client order. From any thread: the copy is one step of the interpreter."""
+        return sorted(list(self._sessions.values()), key=lambda session: session.client_id)
 
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -196,8 +195,8 @@ class FederationServer:
         known = self._sessions.get(request.client_id)
         if known is not None and known.stream is not None and known.instance_id != request.instance_id:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"another process takes part as {request.client_id!r}")
-        if known is not None and known.stream is not None:
-            known.stream.close()
+        if known is not None:
+            self._supersede(known)
         session = Session(request.client_id, request.num_examples, request.instance_id)
         self._sessions[session.client_id] = session
         logger.info("%s joined with %d examples (feddkd %s)", session.client_id, session.num_examples, request.software_version[:32])
@@ -216,8 +215,12 @@ class FederationServer:
         self._inbox.connected(session)
         writer = asyncio.create_task(_write(stream, context))
         reader = asyncio.create_task(self._read(session, context))
+        superseded = asyncio.create_task(stream.superseded.wait())
+        tasks = (reader, writer, superseded)
         try:
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if superseded.done():
+                await context.abort(grpc.StatusCode.ABORTED, f"{session.client_id!r} opened a newer stream")
             for task in (reader, writer):
                 if task.done():
                     await task
@@ -227,9 +230,9 @@ class FederationServer:
         except grpc.aio.BaseError as error:
             logger.info("the stream of %s ended: %s", session.client_id, error)
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.wait((reader, writer))
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             if session.stream is stream:
                 session.stream = None
                 self._inbox.disconnected(session)
@@ -240,15 +243,21 @@ class FederationServer:
         request = pb.ParticipateRequest()
         with contextlib.suppress(DecodeError):
             request = pb.ParticipateRequest.FromString(message if isinstance(message, bytes) else b"")
-        token = request.hello.session_token
-        session = next((session for session in self._sessions.values() if secrets.compare_digest(session.token, token)), None)
+        token = request.hello.session_token.encode()
+        session = next((session for session in self._sessions.values() if secrets.compare_digest(session.token.encode(), token)), None)
         if session is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the first message of the stream names no session; join first")
         assert session is not None
         self._inbox.traffic_outside.wire_bytes_up += len(message)
-        if session.stream is not None:
-            session.stream.close()
+        self._supersede(session)
         return session
+
+    def _supersede(self, session: Session) -> None:
+        """End the stream of a client that comes again: its old connection may be dead without anyone having noticed."""
+        stream, session.stream = session.stream, None
+        if stream is not None:
+            stream.superseded.set()
+            self._inbox.disconnected(session)
 
     async def _read(self, session: Session, context: Context) -> None:
         """Hand every message to the inbox. Raises ProtocolError for one that breaks the contract."""
@@ -275,10 +284,8 @@ async def _write(stream: Stream, context: Context) -> None:
         for frame in outgoing.frames:
             if not outgoing.wanted():
                 break
+            outgoing.traffic().wire_bytes_down += len(frame)  # before the write: its answer may be read before it returns
             await context.write(frame)
-            outgoing.traffic.wire_bytes_down += len(frame)
-        else:
-            outgoing.traffic.payload_bytes_down += outgoing.payload_bytes
 
 
 async def _check_version(version: int, context: Context) -> None:

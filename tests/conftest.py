@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from gated import ClientProcess, Moment
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def importable_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let client processes import the modules of this folder by name."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+@pytest.fixture
+def start_client(tmp_path: Path) -> Iterator[Callable[..., ClientProcess]]:
+    """Starts processes that host simulated clients; they are killed at the end of the test."""
+    processes: list[ClientProcess] = []
+
+    def start(address: str, clients: Sequence[int], gates: Sequence[Moment] = ()) -> ClientProcess:
+        arguments = [str(tmp_path / "config.toml"), "--server", address, "--state", str(tmp_path / "clients"), "--clients"]
+        process = ClientProcess([*arguments, *map(str, clients)], gates)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.close()

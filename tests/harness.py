@@ -1,0 +1,391 @@
+"""A live server in this process, with clients in threads, and a client that speaks the wire protocol by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+import torch
+
+from feddkd import algorithms
+from feddkd.aggregator.weighted_mean import Rule, WeightedMean
+from feddkd.client.agent import Agent, TaskRunner
+from feddkd.client.process import simulated_workers
+from feddkd.client.worker import Worker
+from feddkd.config import Config
+from feddkd.engines.federation import LOOPBACK, initial_model
+from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.in_process import InProcessEngine
+from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.scheduler.engine import ClientStates, Engine, Exchange, Outcome
+from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
+from feddkd.scheduler.rounds import Scheduler
+from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.traffic import Traffic
+from feddkd.transport.frames import decode_chunk, is_chunk
+from feddkd.transport.messages import hello_message
+from feddkd.transport.payload import Assembly, Payload, schema_from_message
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.server import SERVICE
+
+_T = TypeVar("_T")
+
+RUN_ID = "testrun"
+
+SCHEMA = Schema(
+    [
+        TensorSpec("layer.weight", torch.float32, (4, 5)),
+        TensorSpec("layer.bias", torch.float32, (5,)),
+        TensorSpec("norm.count", torch.int64, (), trainable=False),
+        TensorSpec("mask", torch.bool, (3,), trainable=False),
+    ]
+)
+
+
+def small_config(*overrides: str) -> Config:
+    """A federation on digits that takes a second."""
+    return Config.load(
+        overrides=[
+            "rounds=2",
+            "partition.clients=4",
+            "partition.labels=3",
+            "dkd.steps=2",
+            "training.epochs=1",
+            "runtime.client_processes=2",
+            "scheduler.reconnect_grace_s=0",
+            *overrides,
+        ]
+    )
+
+
+def filled(schema: Schema, seed: int) -> Tensors:
+    """Tensors of small random values."""
+    generator = torch.Generator().manual_seed(seed)
+    out = Tensors(schema)
+    for tensor in out.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 3)
+    return out
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return once `condition` holds; the test's own time limit ends the wait. Only where nothing tells us when."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.005)
+
+
+class Recorder(Observer):
+    """Keeps everything that a run tells."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[ExchangeRecord] = []
+        self.rounds: list[RoundRecord] = []
+        self.failures: list[tuple[int, int, str]] = []
+        self.pauses: list[str] = []
+        self.states: list[ClientStates] = []
+        self.run: RunRecord | None = None
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        self.exchanges.append(record)
+
+    def round_done(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+
+    def round_failed(self, round_number: int, attempt: int, reason: str) -> None:
+        self.failures.append((round_number, attempt, reason))
+
+    def paused(self, reason: str) -> None:
+        self.pauses.append(reason)
+
+    def clients_changed(self, states: ClientStates) -> None:
+        self.states.append(states)
+
+    def run_done(self, record: RunRecord) -> None:
+        self.run = record
+
+    def of(self, name: str, round_number: int = 1, step: int = 0, attempt: int = 0) -> ExchangeRecord:
+        """The record of one exchange."""
+        (found,) = (
+            record
+            for record in self.exchanges
+            if (record.id.name, record.id.round, record.id.step, record.id.attempt) == (name, round_number, step, attempt)
+        )
+        return found
+
+
+class FakeWorker(Worker):
+    """Answers every exchange with what a function makes of the task; has no data and no model."""
+
+    def __init__(self, respond: Callable[[Task], Reply], schema: Schema = SCHEMA, examples: int = 1) -> None:
+        self._respond = respond
+        self._model_schema = schema
+        self._examples = examples
+
+    @property
+    def num_examples(self) -> int:
+        return self._examples
+
+    def broadcast_schema(self, exchange: str) -> Schema:
+        return self._model_schema
+
+    def carry_out(self, task: Task) -> Reply:
+        task.check_cancelled()
+        return self._respond(task)
+
+
+def answering(contribution: Tensors, examples: int = 1) -> FakeWorker:
+    """Always contributes the same."""
+    return FakeWorker(lambda _: Reply(contribution, loss=0.5), contribution.schema, examples)
+
+
+class Server:
+    """A live GrpcEngine, and the clients in this process that talk to it."""
+
+    def __init__(self, engine: GrpcEngine) -> None:
+        self.engine = engine
+        self.address = f"{LOOPBACK}:{engine.start(LOOPBACK, 0)}"
+        self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="test")
+        self._agents: list[Future[pb.Farewell]] = []
+
+    def agent(self, client: str, worker: TaskRunner, executor: Executor | None = None) -> Future[pb.Farewell]:
+        """Take part as this client, until the farewell."""
+        taking_part = start_agent(Agent(self.address, client, worker, executor or self._threads, retry_for_s=60))
+        self._agents.append(taking_part)
+        return taking_part
+
+    def background(self, work: Callable[[], _T]) -> Future[_T]:
+        return self._threads.submit(work)
+
+    def wait_for(self, *clients: str) -> None:
+        """Return once exactly these clients are connected."""
+        until(lambda: set(self.engine.clients()) == set(clients))
+
+    def begin(self, exchange: Exchange) -> Future[Outcome]:
+        """Carry out an exchange in the background."""
+        return self.background(lambda: self.engine.carry_out(exchange))
+
+    def close(self) -> None:
+        self.engine.finish(True, "the test is over")
+        self._threads.shutdown(cancel_futures=True)
+        for agent in self._agents:
+            assert agent.cancelled() or agent.result().completed
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for all clients of all tests: gRPC's poller loses events of loops that are closed beside others."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="test-clients", daemon=True).start()
+    return loop
+
+
+def start_agent(agent: Agent) -> Future[pb.Farewell]:
+    return asyncio.run_coroutine_threadsafe(agent.run(), _loop())
+
+
+@contextmanager
+def serving(config: Config | None = None, schema: Schema = SCHEMA, rule: Rule = WeightedMean, engine: GrpcEngine | None = None) -> Iterator[Server]:
+    server = Server(engine or GrpcEngine(config or small_config(), RUN_ID, schema, rule))
+    try:
+        yield server
+    except BaseException:
+        server.engine.abort("the test failed")  # or whoever waits for clients would wait for ever
+        raise
+    finally:
+        server.close()
+
+
+def exchange_of(
+    clients: Sequence[str] | Mapping[str, float],
+    payload: Tensors,
+    *,
+    answer_schema: Schema | None = SCHEMA,
+    round_number: int = 1,
+    name: str = "local_train",
+    deadline_s: float = 60.0,
+) -> Exchange:
+    weights = clients if isinstance(clients, Mapping) else dict.fromkeys(sorted(clients), 1.0)
+    return Exchange(ExchangeId(RUN_ID, round_number, 0, name, 0), weights, payload, answer_schema, False, deadline_s)
+
+
+def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
+    """The weighted mean, straight from its definition."""
+    schema = next(iter(contributions.values())).schema
+    out = Tensors(schema)
+    for segment in schema.segments:
+        reduction = WeightedMean(segment.dtype, (segment.stop - segment.start) // segment.dtype.itemsize)
+        for client in sorted(contributions):
+            reduction.add(contributions[client].elements(segment), weights[client])
+        reduction.result(out.elements(segment))
+    return out
+
+
+def run_in_threads(
+    config: Config,
+    out: Path,
+    observers: Sequence[Observer] = (),
+    *,
+    journal: Journal | None = None,
+    run_id: str = RUN_ID,
+    engine: GrpcEngine | None = None,
+    workers: Mapping[str, Worker] | None = None,
+    around: Callable[[Engine], Engine] = lambda engine: engine,
+) -> RunRecord:
+    """A whole federation over gRPC, every client in this process."""
+    model = initial_model(config)
+    with serving(config, model.schema, engine=engine or GrpcEngine(config, run_id, model.schema)) as server:
+        # As in a client process, one thread computes for all of them, unless the test needs them to wait for each other.
+        executor = ThreadPoolExecutor(max_workers=1) if workers is None else None
+        workers = workers or simulated_workers(config, out / "clients")
+        for client, worker in workers.items():
+            server.agent(client, worker, executor)
+        server.wait_for(*workers)
+        algorithm = algorithms.find(config.algorithm.name)(config)
+        return Scheduler(config, algorithm, around(server.engine), run_id=run_id, observers=observers, journal=journal).run(model)
+
+
+class HandClient:
+    """A client that puts together every message by hand, right or wrong."""
+
+    def __init__(self, address: str, client_id: str = "hand") -> None:
+        self.client_id = client_id
+        self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)])
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._call: grpc.CallIterator[bytes] | None = None
+        self.schema = Schema([])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.hang_up()
+
+    def join(self, examples: int = 1, version: int = 1, instance: str = "hand") -> pb.JoinResponse:
+        request = pb.JoinRequest(protocol_version=version, client_id=self.client_id, num_examples=examples, instance_id=instance)
+        call = self._channel.unary_unary(f"/{SERVICE}/Join", pb.JoinRequest.SerializeToString, pb.JoinResponse.FromString)
+        response: pb.JoinResponse = call(request, timeout=60)
+        self.schema = schema_from_message(response.manifest.model)
+        return response
+
+    def open(self, token: str) -> Self:
+        return self.open_with(hello_message(token))
+
+    def open_with(self, first: bytes) -> Self:
+        """Open the stream with any bytes as its first message."""
+        self._outgoing = queue.SimpleQueue()
+        self._outgoing.put(first)
+        self._call = self._channel.stream_stream(f"/{SERVICE}/Participate")(iter(self._outgoing.get, None))
+        return self
+
+    def connect(self) -> Self:
+        return self.open(self.join().session_token)
+
+    def send(self, *messages: bytes) -> None:
+        for message in messages:
+            self._outgoing.put(message)
+
+    def half_close(self) -> None:
+        """End our side of the stream."""
+        self._outgoing.put(None)
+
+    def hang_up(self) -> None:
+        """Close the connection, as when a process dies."""
+        self._outgoing.put(None)
+        if self._call is not None:
+            self._call.cancel()
+        self._channel.close()
+
+    def receive(self) -> bytes:
+        """The server's next message. Raises grpc.RpcError when it ends the stream with an error."""
+        assert self._call is not None
+        return next(self._call)
+
+    def response(self) -> pb.ParticipateResponse:
+        """The server's next message that is not a chunk."""
+        while is_chunk(message := self.receive()):
+            pass
+        return pb.ParticipateResponse.FromString(message)
+
+    def work(self) -> tuple[pb.Work, Tensors]:
+        """The next exchange, with its whole broadcast."""
+        while (response := self.response()).WhichOneof("message") != "work":
+            pass
+        assembly = Assembly(response.work.payload, self.schema)
+        while not assembly.complete:
+            assembly.add(decode_chunk(self.receive()))
+        return response.work, assembly.tensors
+
+    def receipt(self) -> pb.Receipt:
+        while (response := self.response()).WhichOneof("message") != "receipt":
+            pass
+        return response.receipt
+
+    def status(self) -> grpc.StatusCode:
+        """How the server ends the stream."""
+        assert self._call is not None
+        try:
+            for _ in self._call:
+                pass
+        except grpc.RpcError as error:
+            return error.code()
+        return self._call.code()
+
+
+def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None = None, **numbers: float) -> list[bytes]:
+    """An honest answer: the header, then its chunks."""
+    payload = Payload(contribution, chunk_bytes or work.payload.chunk_bytes)
+    answer = pb.Answer(id=work.id, payload=payload.header, **numbers)  # type: ignore[arg-type]
+    return [pb.ParticipateRequest(answer=answer).SerializeToString(), *payload.frames()]
+
+
+class EngineProxy:
+    """Passes everything on to another engine; override what should go wrong."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.carried_out: list[ExchangeId] = []
+
+    def clients(self) -> Mapping[str, int]:
+        return self.engine.clients()
+
+    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        return self.engine.wait_for_clients(count, timeout_s)
+
+    def carry_out(self, exchange: Exchange) -> Outcome:
+        self.carried_out.append(exchange.id)
+        return self.engine.carry_out(exchange)
+
+    def other_traffic(self) -> Traffic:
+        return self.engine.other_traffic()
+
+    def states(self) -> ClientStates:
+        return self.engine.states()
+
+    def finish(self, completed: bool, reason: str) -> None:
+        self.engine.finish(completed, reason)
+
+
+def run_in_process(
+    config: Config,
+    out: Path,
+    observers: Sequence[Observer] = (),
+    *,
+    journal: Journal | None = None,
+    run_id: str = RUN_ID,
+    workers: Mapping[str, Worker] | None = None,
+    around: Callable[[Engine], Engine] = lambda engine: engine,
+) -> RunRecord:
+    """A whole federation on the reference engine."""
+    engine = InProcessEngine(workers or simulated_workers(config, out / "clients"), config.transport.chunk_bytes)
+    algorithm = algorithms.find(config.algorithm.name)(config)
+    return Scheduler(config, algorithm, around(engine), run_id=run_id, observers=observers, journal=journal).run(initial_model(config))

@@ -1,0 +1,251 @@
+import json
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from feddkd.config import Config
+from feddkd.engines.federation import initial_model, run_federation
+from feddkd.errors import StateError
+from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.observability.ledger import Ledger
+from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
+from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.traffic import Traffic
+
+BYTES = ("payload_bytes_down", "payload_bytes_up", "wire_bytes_down", "wire_bytes_up")
+# Section 6 of the design, word by word.
+EXCHANGE_KEYS = {"round", "exchange", "step", "clients_selected", "clients_reported", *BYTES, "seconds", "loss"}
+ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "seconds", "clients_reported"}
+SUMMARY_KEYS = {
+    *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
+    *("seconds", "seed", "model_sha256", "versions"),
+}
+EVALUATION_EXTRAS = {"client_accuracy", "client_loss"}
+
+CONFIG = Config.parse({"seed": 3, "rounds": 2, "partition": {"name": "iid", "clients": 3}, "training": {"epochs": 1}, "dkd": {"steps": 2}})
+EXCHANGE = ExchangeRecord(
+    ExchangeId("run", 1, 0, "local_train", 0),
+    clients_selected=3,
+    clients_reported=2,
+    clients_missing={"client-1": "disconnected"},
+    traffic=Traffic(10, 20, 30, 40),
+    seconds=0.25,
+    loss=1.5,
+    client_evaluation=Evaluation(8, 6, 4.0),
+)
+ROUND = RoundRecord(1, Evaluation(10, 7, 5.0), Evaluation(8, 6, 4.0), Traffic(10, 20, 30, 40), 70, 1.25, 2)
+
+
+def refuse(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with closing(Ledger(tmp_path / "out", CONFIG)) as ledger:
+        yield ledger
+
+
+@dataclass
+class Run:
+    out: Path
+    record: RunRecord
+    exchanges: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole federation in this process."""
+    out = tmp_path_factory.mktemp("run")
+    with closing(Ledger(out, CONFIG)) as ledger:
+        record = run_federation(CONFIG, "in-process", out, [ledger])
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=refuse)
+    return Run(out, record, lines(out / "exchanges.jsonl"), lines(out / "rounds.jsonl"), summary)
+
+
+def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.exchange_done(EXCHANGE)
+    # Read before the ledger is closed: a run that is cut off leaves all it knew.
+    assert lines(tmp_path / "out" / "exchanges.jsonl") == [
+        {
+            "round": 1,
+            "attempt": 0,
+            "exchange": "local_train",
+            "step": 0,
+            "clients_selected": 3,
+            "clients_reported": 2,
+            "clients_missing": {"client-1": "disconnected"},
+            "payload_bytes_down": 10,
+            "payload_bytes_up": 20,
+            "wire_bytes_down": 30,
+            "wire_bytes_up": 40,
+            "seconds": 0.25,
+            "loss": 1.5,
+            "client_accuracy": 0.75,
+            "client_loss": 0.5,
+        }
+    ]
+
+
+def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.round_done(ROUND)
+    assert lines(tmp_path / "out" / "rounds.jsonl") == [
+        {
+            "round": 1,
+            "accuracy": 0.7,
+            "loss": 0.5,
+            "client_accuracy": 0.75,
+            "client_loss": 0.5,
+            "payload_bytes_down": 10,
+            "payload_bytes_up": 20,
+            "wire_bytes_down": 30,
+            "wire_bytes_up": 40,
+            "cumulative_wire_bytes": 70,
+            "seconds": 1.25,
+            "clients_reported": 2,
+        }
+    ]
+
+
+@pytest.mark.parametrize("diverged", [math.nan, math.inf, -math.inf])
+def test_a_diverged_loss_is_null(ledger: Ledger, tmp_path: Path, diverged: float) -> None:
+    evaluation = Evaluation(8, 1, diverged)
+    ledger.exchange_done(replace(EXCHANGE, loss=diverged, client_evaluation=evaluation))
+    ledger.round_done(replace(ROUND, evaluation=evaluation, client_evaluation=evaluation))
+    (exchange,), (finished,) = lines(tmp_path / "out" / "exchanges.jsonl"), lines(tmp_path / "out" / "rounds.jsonl")
+    assert (exchange["loss"], exchange["client_loss"], exchange["client_accuracy"]) == (None, None, 0.125)
+    assert (finished["loss"], finished["client_loss"], finished["accuracy"]) == (None, None, 0.125)
+
+
+def test_what_nobody_evaluated_is_null(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.exchange_done(replace(EXCHANGE, loss=None, client_evaluation=None))
+    ledger.round_done(replace(ROUND, evaluation=None, client_evaluation=None))
+    (exchange,), (finished,) = lines(tmp_path / "out" / "exchanges.jsonl"), lines(tmp_path / "out" / "rounds.jsonl")
+    assert exchange.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | {"attempt", "clients_missing"}
+    assert finished.keys() == ROUND_KEYS | EVALUATION_EXTRAS
+    assert {exchange[key] for key in EVALUATION_EXTRAS | {"loss"}} == {None}
+    assert {finished[key] for key in EVALUATION_EXTRAS | {"loss", "accuracy"}} == {None}
+
+
+def test_the_resolved_configuration_reads_back(ledger: Ledger, tmp_path: Path) -> None:
+    assert Config.load(tmp_path / "out" / "config.toml") == CONFIG
+
+
+def test_the_record_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path, CONFIG)) as first:
+        first.exchange_done(EXCHANGE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StateError, match="already holds the record of a run; choose another --out") as caught:
+        Ledger(tmp_path, Config())
+    assert str(tmp_path) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_holds_other_things_will_do(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    Ledger(tmp_path, CONFIG).close()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "exchanges.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError) as caught:
+        Ledger(tmp_path / "file" / "out", CONFIG)
+    assert str(caught.value) == f"cannot write the record of the run to {tmp_path / 'file' / 'out'}: Not a directory"
+
+
+def test_the_summary_counts_all_bytes_and_names_those_outside_exchanges(ledger: Ledger, tmp_path: Path) -> None:
+    model = Tensors(Schema([TensorSpec("w", torch.float32, (3,))]))
+    ledger.run_done(RunRecord("abc", 2, model, None, None, Traffic(1, 2, 300, 400), Traffic(0, 0, 5, 6), 1.23456))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["total_wire_bytes_down"], summary["total_wire_bytes_up"]) == (305, 406)
+    assert (summary["other_wire_bytes_down"], summary["other_wire_bytes_up"]) == (5, 6)
+    assert (summary["final_accuracy"], summary["best_accuracy"], summary["seconds"]) == (None, None, 1.235)
+
+
+def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
+    assert {name.name for name in run.out.iterdir() if name.is_file()} == {
+        *("config.toml", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors")
+    }
+    for line in run.exchanges:
+        assert line.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | {"attempt", "clients_missing"}
+    for line in run.rounds:
+        assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS
+    assert run.summary.keys() == SUMMARY_KEYS | {"run_id", "other_wire_bytes_up", "other_wire_bytes_down"}
+
+
+def test_a_run_leaves_one_line_for_each_exchange_and_round(run: Run) -> None:
+    steps = [("local_train", 0), ("dkd_step", 0), ("dkd_step", 1)]
+    assert [(line["round"], line["exchange"], line["step"]) for line in run.exchanges] == [
+        *((1, *step) for step in steps),
+        *((2, *step) for step in steps),
+        (2, "deliver", 0),
+    ]
+    assert [line["round"] for line in run.rounds] == [1, 2]
+    assert all(line["clients_selected"] == line["clients_reported"] == 3 for line in run.exchanges)
+    assert all(line["loss"] > 0 for line in run.exchanges if line["exchange"] != "deliver")
+    assert all(line["seconds"] > 0 for line in run.exchanges + run.rounds)
+
+
+def test_rounds_sum_their_exchanges_and_the_summary_sums_the_rounds(run: Run) -> None:
+    cumulative = 0
+    for line in run.rounds:
+        own = [exchange for exchange in run.exchanges if exchange["round"] == line["round"]]
+        for key in BYTES:
+            assert line[key] == sum(exchange[key] for exchange in own) > 0
+        assert line["seconds"] >= sum(exchange["seconds"] for exchange in own if exchange["exchange"] != "deliver") - 1e-4
+        cumulative += line["wire_bytes_down"] + line["wire_bytes_up"]
+        assert line["cumulative_wire_bytes"] == cumulative
+    for direction in ("up", "down"):
+        inside = sum(line[f"wire_bytes_{direction}"] for line in run.rounds)
+        assert run.summary[f"total_wire_bytes_{direction}"] == inside + run.summary[f"other_wire_bytes_{direction}"]
+
+
+def test_payload_bytes_are_those_of_the_tensors(run: Run) -> None:
+    model = initial_model(CONFIG).schema
+    for line in run.exchanges:
+        assert line["payload_bytes_down"] == 3 * model.size_bytes
+        answer = {"local_train": model.size_bytes, "dkd_step": model.trainable.size_bytes, "deliver": 0}[line["exchange"]]
+        assert line["payload_bytes_up"] == 3 * answer
+        assert line["wire_bytes_down"] > line["payload_bytes_down"]
+        assert line["wire_bytes_up"] > line["payload_bytes_up"]
+
+
+def test_a_model_is_evaluated_by_the_broadcast_that_carries_it(run: Run) -> None:
+    evaluated = [line for line in run.exchanges if line["client_accuracy"] is not None]
+    assert [(line["round"], line["exchange"]) for line in evaluated] == [(1, "local_train"), (2, "local_train"), (2, "deliver")]
+    # The first is of the initial model; the others are of the models that the rounds left.
+    assert [line["client_accuracy"] for line in run.rounds] == [line["client_accuracy"] for line in evaluated[1:]]
+
+
+def test_the_summary_says_how_the_run_ended(run: Run) -> None:
+    summary, accuracies = run.summary, [line["accuracy"] for line in run.rounds]
+    assert (summary["algorithm"], summary["rounds"], summary["seed"]) == ("feddkd", 2, 3)
+    assert summary["run_id"] == run.record.run_id
+    assert summary["final_accuracy"] == accuracies[-1]
+    assert summary["best_accuracy"] == max(accuracies)
+    assert summary["seconds"] >= sum(line["seconds"] for line in run.rounds) - 0.01
+    assert {"feddkd", "python", "torch", "numpy", "grpcio", "protobuf"} <= summary["versions"].keys()
+
+
+def test_the_final_model_loads_and_has_the_hash_of_the_summary(run: Run) -> None:
+    tensors = load_file(run.out / "model.safetensors")
+    schema = initial_model(CONFIG).schema
+    assert set(tensors) == set(schema.by_name)
+    model = Tensors.copy_of(schema, tensors)
+    assert model.sha256() == run.summary["model_sha256"] == run.record.model.sha256()
+    assert model.sha256() != initial_model(CONFIG).sha256()
