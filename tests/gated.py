@@ -35,7 +35,7 @@ GATES: dict[Moment, Connection[Any, Any]] = {}
 """The gates of this process."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["feddkd.client.process", "sklearn.datasets"])
+_context.set_forkserver_preload(["feddkd.client.process", "sklearn.datasets", "torch._dynamo"])
 
 
 class GatedClient(FedDKDClient):
@@ -110,6 +110,10 @@ class ClientProcess:
             gate.close()
 
 
+StartClient = Callable[..., ClientProcess]
+"""start(address, client indices, gates)"""
+
+
 def _run(start: Callable[[Sequence[str]], int], arguments: Sequence[str], gates: dict[Moment, Connection[Any, Any]]) -> None:
     GATES.update(gates)
     sys.exit(start(arguments))
@@ -125,3 +129,8 @@ def batch_norm_mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def wide_mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """4 MB: far more than an upload window and the buffers of a connection hold."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, num_classes))
+
+
+def wider_mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """10 MB."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1500), nn.ReLU(), nn.Linear(1500, 1560), nn.ReLU(), nn.Linear(1560, num_classes))

@@ -92,7 +92,6 @@ class Recorder(Observer):
         self.rounds: list[RoundRecord] = []
         self.failures: list[tuple[int, int, str]] = []
         self.pauses: list[str] = []
-        self.states: list[ClientStates] = []
         self.run: RunRecord | None = None
 
     def exchange_done(self, record: ExchangeRecord) -> None:
@@ -106,9 +105,6 @@ class Recorder(Observer):
 
     def paused(self, reason: str) -> None:
         self.pauses.append(reason)
-
-    def clients_changed(self, states: ClientStates) -> None:
-        self.states.append(states)
 
     def run_done(self, record: RunRecord) -> None:
         self.run = record
@@ -280,8 +276,8 @@ class HandClient:
     def open(self, token: str) -> Self:
         return self.open_with(hello_message(token))
 
-    def open_with(self, first: bytes) -> Self:
-        """Open the stream with any bytes as its first message."""
+    def open_with(self, first: bytes | None) -> Self:
+        """Open the stream with any bytes as its first message, or none."""
         self._outgoing = queue.SimpleQueue()
         self._outgoing.put(first)
         self._call = self._channel.stream_stream(f"/{SERVICE}/Participate")(iter(self._outgoing.get, None))

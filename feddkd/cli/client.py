@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from feddkd.cli.options import ConfigFile, Insecure, Overrides, parse_address
-from feddkd.cli.server import PemFile
+from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, parse_address
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
 from feddkd.client.process import take_part
 from feddkd.client.worker import FINAL_MODEL
@@ -28,9 +27,9 @@ def client(
     retry_for: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Give up on a silent server after this; default: never.", show_default=False)
     ] = None,
-    tls_ca: PemFile = None,
-    tls_cert: PemFile = None,
-    tls_key: PemFile = None,
+    tls_ca: TlsCA = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     insecure: Insecure = False,
 ) -> None:
     """Take part in a federation with this site's own data.
@@ -44,7 +43,7 @@ def client(
     `feddkd client --server 127.0.0.1:50061 --id client-0 --state state-0 --partition-index 0`
     """
     host, _ = parse_address(server, "--server")
-    credentials = channel_credentials(tls_ca, tls_cert, tls_key) if tls_ca is not None else None
+    credentials = channel_credentials(tls_ca, tls_cert, tls_key)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
     resolved = site_config(fetch_server_config(server, credentials, retry_for), config, override or ())

@@ -18,7 +18,22 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 MetricsPort = Annotated[
     int | None,
-    typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on this port of 127.0.0.1 (0: any free one)."),
+    typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on this port (0: any free one).", show_default=False),
+]
+MetricsHost = Annotated[
+    str,
+    typer.Option("--metrics-host", metavar="ADDRESS", help="Address of this machine that metrics are served on; they are not encrypted."),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="PEM", help="Certificate to show to the other side.", show_default=False)
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of --tls-cert.", show_default=False)]
+TlsCA = Annotated[
+    Path | None, typer.Option("--tls-ca", metavar="PEM", help="Trust a server whose certificate this CA signed.", show_default=False)
+]
+TlsClientCA = Annotated[
+    Path | None,
+    typer.Option("--tls-client-ca", metavar="PEM", help="Admit only clients whose certificate this CA signed.", show_default=False),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to or from other machines.")]
 

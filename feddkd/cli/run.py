@@ -16,7 +16,7 @@ from rich.console import Console
 from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides
 from feddkd.cli.progress import ConsoleProgress, megabytes
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
+from feddkd.engines.federation import LOOPBACK, run_federation
 from feddkd.errors import FedDKDError
 from feddkd.observability.ledger import Ledger, summarize
 from feddkd.observability.prometheus import PrometheusMetrics
@@ -74,7 +74,7 @@ def default_out(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def observe(config: Config, out: Path, metrics_port: int | None) -> Iterator[list[Observer]]:
+def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str = LOOPBACK) -> Iterator[list[Observer]]:
     """The ledger in `out`, the console, and metrics if a port is given; told of a failure before it goes on."""
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
@@ -83,9 +83,9 @@ def observe(config: Config, out: Path, metrics_port: int | None) -> Iterator[lis
         observers: list[Observer] = [ledger]
         if metrics_port is not None:
             metrics = PrometheusMetrics(config)
-            server = metrics.serve(metrics_port)
+            server = metrics.serve(metrics_port, metrics_host)
             stack.callback(server.close)
-            console.print(f"metrics on http://127.0.0.1:{server.port}/metrics", highlight=False)
+            console.print(f"metrics on http://{metrics_host}:{server.port}/metrics", highlight=False)
             observers.append(metrics)
         observers.append(stack.enter_context(ConsoleProgress(config, console)))
         try:

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 
 from feddkd import algorithms
-from feddkd.cli.options import Insecure, Json, MetricsPort, Overrides, parse_address
+from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrides, TlsCert, TlsClientCA, TlsKey, parse_address
 from feddkd.cli.run import observe, print_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.engines.federation import initial_model, make_evaluator, new_run_id
+from feddkd.engines.federation import LOOPBACK, initial_model, make_evaluator, new_run_id
 from feddkd.engines.grpc_server import GrpcEngine
 from feddkd.engines.server_state import ServerState
 from feddkd.observability.ledger import summarize
@@ -23,8 +23,6 @@ from feddkd.scheduler.rounds import Scheduler
 from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
 logger = logging.getLogger(__name__)
-
-PemFile = Annotated[Path | None, typer.Option(metavar="PEM", show_default=False)]
 
 
 def server(
@@ -36,9 +34,10 @@ def server(
         Path | None, typer.Option("--out", metavar="DIR", help="Record of the run; default: STATE/RUN.", show_default=False)
     ] = None,
     metrics_port: MetricsPort = None,
-    tls_cert: PemFile = None,
-    tls_key: PemFile = None,
-    tls_client_ca: PemFile = None,
+    metrics_host: MetricsHost = LOOPBACK,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCA = None,
     insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +52,7 @@ def server(
     """
     resolved = _with_shapes(Config.load(config, override or ()))
     host, port = parse_address(listen, "--listen")
-    credentials = server_credentials(tls_cert, tls_key, tls_client_ca) if tls_cert is not None and tls_key is not None else None
+    credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
     run_id = new_run_id()
@@ -70,7 +69,7 @@ def server(
             server_state.mark(run_id, "running")
             waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
             Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
-            with observe(resolved, folder, metrics_port) as observers:
+            with observe(resolved, folder, metrics_port, metrics_host) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
             completed = True
         finally:

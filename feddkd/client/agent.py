@@ -8,6 +8,7 @@ it is sent again, not computed again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -235,6 +236,12 @@ class Agent:
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run beside the reading of messages; the loop itself keeps only weak references to its tasks."""
-        running = asyncio.create_task(coroutine)
+        running = asyncio.create_task(_unless_unreachable(coroutine))
         self._computing.add(running)
         running.add_done_callback(self._computing.discard)
+
+
+async def _unless_unreachable(coroutine: Coroutine[None, None, None]) -> None:
+    """A broken connection is the business of whoever reads the stream."""
+    with contextlib.suppress(UnreachableError):
+        await coroutine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class StateDir:
             save_file(dict(tensors), partial, metadata={"label": label})
             partial.replace(final)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise StateError(f"cannot write {final}: {error}") from error
 
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:

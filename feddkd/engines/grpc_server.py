@@ -174,8 +174,11 @@ class GrpcEngine:
             session.send(Outgoing((message,), traffic=Traffic))
 
     def _ask_again(self, client: str) -> None:
+        assert self._intake is not None
         session = self._server.session(client)
-        if session is not None and self._intake is not None:
+        if session is None or session.stream is None:
+            self._allow_return(self._intake, client)
+        else:
             session.send(Outgoing((resend_message(self._intake.exchange),), self._traffic_of(self._intake)))
 
     def _traffic_of(self, intake: Intake) -> Callable[[], Traffic]:
@@ -201,8 +204,11 @@ class GrpcEngine:
         self._receiving.pop(session.client_id, None)
         intake = self._intake
         if intake is not None and intake.interrupt(session.client_id):
-            grace_s = self._config.scheduler.reconnect_grace_s
-            asyncio.get_running_loop().call_later(grace_s, self._give_up, intake, session.client_id)
+            self._allow_return(intake, session.client_id)
+
+    def _allow_return(self, intake: Intake, client: str) -> None:
+        """Leave out a client without connection, unless it comes back in time."""
+        asyncio.get_running_loop().call_later(self._config.scheduler.reconnect_grace_s, self._give_up, intake, client)
 
     def _give_up(self, intake: Intake, client: str) -> None:
         session = self._server.session(client)
@@ -223,7 +229,7 @@ class GrpcEngine:
 
     async def received(self, session: Session, chunk: Chunk, size_bytes: int) -> None:
         upload, intake = self._receiving.get(session.client_id), self._intake
-        if upload is None or intake is None:
+        if upload is None or intake is None or intake.uploads.get(session.client_id) is not upload:
             self.traffic_outside.wire_bytes_up += size_bytes
             return
         intake.traffic.wire_bytes_up += size_bytes

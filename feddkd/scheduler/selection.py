@@ -19,7 +19,7 @@ def select_cohort(config: SchedulerConfig, available: Sequence[str], seed: int, 
     clients = sorted(available)
     if config.cohort == "all":
         return clients
-    wanted = config.cohort if isinstance(config.cohort, int) else math.ceil(config.cohort * len(clients))
+    wanted = config.cohort if isinstance(config.cohort, int) else math.ceil(round(config.cohort * len(clients), 9))
     count = min(max(wanted, config.min_clients), len(clients))
     generator = np.random.default_rng([seed, round_number, attempt])
     return sorted(clients[index] for index in generator.choice(len(clients), size=count, replace=False))

@@ -109,7 +109,10 @@ def _errors_of(address: str) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         kind = _ERRORS.get(error.code(), UnreachableError)
-        raise kind(f"server {address}: {error.details() or error.code().name.lower()}") from None
+        details = error.details() or error.code().name.lower()
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            details = details.rpartition(": ")[2]  # gRPC lists every address it tried; what went wrong comes last
+        raise kind(f"server {address}: {details}") from None
     except grpc.aio.UsageError as error:
         raise UnreachableError(f"server {address}: the stream is closed ({error})") from None
 

@@ -150,7 +150,8 @@ class FederationServer:
 
     def sessions(self) -> list[Session]:
         """All sessions, in client order. From any thread: the copy is one step of the interpreter."""
-        return sorted(list(self._sessions.values()), key=lambda session: session.client_id)
+        sessions = list(self._sessions.values())
+        return sorted(sessions, key=lambda session: session.client_id)
 
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -216,7 +217,7 @@ class FederationServer:
         writer = asyncio.create_task(_write(stream, context))
         reader = asyncio.create_task(self._read(session, context))
         superseded = asyncio.create_task(stream.superseded.wait())
-        tasks = (reader, writer, superseded)
+        tasks: tuple[asyncio.Task[Any], ...] = (reader, writer, superseded)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if superseded.done():

@@ -10,16 +10,32 @@ import grpc
 from feddkd.errors import ConfigError
 
 
-def server_credentials(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """Serve with a certificate; with `client_ca`, admit only clients whose certificate it signed. Raises ConfigError."""
+def server_credentials(certificate: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
+    """Serve with a certificate; with `client_ca`, admit only clients whose certificate it signed. None: plaintext.
+
+    Raises:
+        ConfigError: a file cannot be read, or a part is missing.
+    """
+    if certificate is None or key is None:
+        if not (certificate is key is client_ca is None):
+            raise ConfigError("TLS needs both --tls-cert and --tls-key")
+        return None
     roots = _read(client_ca) if client_ca is not None else None
     return grpc.ssl_server_credentials([(_read(key), _read(certificate))], roots, require_client_auth=roots is not None)
 
 
-def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
-    """Trust servers that `ca` signed; show them a certificate of our own if there is one. Raises ConfigError."""
+def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+    """Trust servers that `ca` signed; show them a certificate of our own if there is one. None: plaintext.
+
+    Raises:
+        ConfigError: a file cannot be read, or a part is missing.
+    """
     if (certificate is None) != (key is None):
-        raise ConfigError("--tls-cert and --tls-key go together")
+        raise ConfigError("TLS needs both --tls-cert and --tls-key")
+    if ca is None:
+        if certificate is not None:
+            raise ConfigError("--tls-cert is of no use without --tls-ca")
+        return None
     return grpc.ssl_channel_credentials(
         _read(ca), _read(key) if key is not None else None, _read(certificate) if certificate is not None else None
     )

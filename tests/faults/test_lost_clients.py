@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from gated import ClientProcess, Moment
-from harness import RUN_ID, Recorder, Server, run_in_process, serving, small_config
+from gated import Moment, StartClient
+from harness import RUN_ID, FakeWorker, Recorder, Server, answering, exchange_of, filled, mean_of, run_in_process, serving, small_config
 from torch import Tensor
 
 from feddkd import algorithms
 from feddkd.aggregator.weighted_mean import Reduction, WeightedMean
+from feddkd.client.process import simulated_workers
+from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.engines import grpc_server
 from feddkd.engines.federation import initial_model
 from feddkd.engines.grpc_server import GrpcEngine
-from feddkd.errors import PausedError
+from feddkd.errors import ClientError, PausedError
+from feddkd.exchange import Reply, Task
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
-
-StartClient = Callable[..., ClientProcess]
 
 GATED = 'algorithm.name="gated:GatedFedDKD"'
 NAMES = ["client-0", "client-1", "client-2"]
@@ -207,21 +207,26 @@ def test_clients_that_are_there_but_cannot_answer_end_the_run_after_the_retries(
     assert "\n" not in str(stopped.value)
 
 
-def test_a_stopped_client_is_left_out_at_the_deadline(
-    tmp_path: Path, start_client: StartClient, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_client_is_left_out_at_the_deadline_and_takes_part_again_when_it_goes_on(
+    tmp_path: Path, start_client: StartClient
 ) -> None:
-    monkeypatch.setattr(grpc_server, "FAREWELL_GRACE_S", 0.1)  # the stopped client does not hear it
-    training = Moment("client-1", "local_train")
-    with federation(tmp_path, "rounds=1", "scheduler.deadline_s=2") as run:
-        start_client(run.server.address, [0, 2])
-        victim = start_client(run.server.address, [1], [training])
-        result = run.start()
-        victim.wait_at(training)
-        os.kill(victim.pid, signal.SIGSTOP)
-        result.result()
-    assert run.recorder.of("local_train").clients_missing == {"client-1": "no answer within 2 s"}
-    assert run.recorder.of("dkd_step").clients_selected == 2
-    assert run.recorder.of("deliver").clients_missing == {"client-1": "no answer within 2 s"}
+    config = small_config("algorithm.name=fedavg", "partition.name=iid", "partition.clients=3")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    model = initial_model(config)
+    updates = {"client-0": filled(model.schema, 0), "client-2": filled(model.schema, 2)}
+    with serving(config, model.schema) as server:
+        stopped = start_client(server.address, [1])
+        for client, update in updates.items():
+            server.agent(client, answering(update))
+        server.wait_for(*NAMES)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        without = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, deadline_s=3))
+        os.kill(stopped.pid, signal.SIGCONT)
+        again = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, round_number=2))
+    assert without.missing == {"client-1": "no answer within 3 s"}
+    assert without.mean is not None
+    assert without.mean.sha256() == mean_of(updates, dict.fromkeys(updates, 1.0)).sha256()
+    assert list(again.reports) == NAMES
 
 
 class Milestones:
@@ -280,41 +285,9 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
     assert record.model.sha256() == reference.model.sha256()
 
 
-def test_a_process_killed_with_one_answer_sent_and_one_on_the_way_does_not_hold_up_the_run(
-    tmp_path: Path, start_client: StartClient
-) -> None:
-    """The answer that was complete is asked for again, and there is nobody left to send it."""
-    milestones = Milestones()
-    config = small_config(
-        'model.name="gated:wide_mlp"',
-        "algorithm.name=fedavg",
-        "partition.name=iid",
-        "partition.clients=3",
-        "rounds=1",
-        "transport.chunk_bytes=4096",
-        "transport.staging_bytes=1048576",
-    )
-    (tmp_path / "config.toml").write_text(config.to_toml())
-    recorder = Recorder()
-    model = initial_model(config)
-    with serving(engine=GrpcEngine(config, RUN_ID, model.schema, milestones.rule)) as server:
-        start_client(server.address, [2])
-        victims = start_client(server.address, [0, 1])
-        server.wait_for(*NAMES)
-        scheduler = Scheduler(config, algorithms.find("fedavg")(config), server.engine, run_id=RUN_ID, observers=[recorder])
-        result = server.background(lambda: scheduler.run(model))
-        milestones.begun.wait()
-        victims.kill()
-        server.wait_for("client-2")
-        milestones.go_on.set()
-        record = result.result()
-    assert list(recorder.of("local_train").clients_missing) == ["client-0", "client-1"]
-    assert record.model.sha256() == run_without("client-0", config, tmp_path / "reference", "client-1").model.sha256()
-
-
-def run_without(client: str, config: Config, out: Path, *others: str) -> RunRecord:
-    """The reference run in which these clients fail."""
-    from harness import FakeWorker
+def run_without(client: str, config: Config, out: Path) -> RunRecord:
+    """The reference run in which this client fails."""
+    from harness import RUN_ID, FakeWorker, Recorder, Server, answering, exchange_of, filled, mean_of, run_in_process, serving, small_config
 
     from feddkd.client.process import simulated_workers
     from feddkd.client.worker import Worker
@@ -325,6 +298,5 @@ def run_without(client: str, config: Config, out: Path, *others: str) -> RunReco
         raise ClientError("left out")
 
     workers: dict[str, Worker] = dict(simulated_workers(config, out))
-    for name in (client, *others):
-        workers[name] = FakeWorker(fail, workers[name].model_schema, workers[name].num_examples)
+    workers[client] = FakeWorker(fail, workers[client].model_schema, workers[client].num_examples)
     return run_in_process(config, out, workers=workers)

@@ -1,0 +1,134 @@
+"""The commands as a user types them: exit codes, one-line errors, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feddkd import cli
+from feddkd.config import Config
+from feddkd.engines.server_state import ServerState
+
+TINY = ["-o", "rounds=1", "-o", "partition.clients=2", "-o", "partition.labels=5", "-o", "training.epochs=1", "-o", "dkd.steps=2"]
+
+
+def feddkd(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["feddkd", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(exit_.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: feddkd(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def test_run_prints_one_json_object_and_nothing_else(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = command("run", *TINY, "--engine", "in-process", "--out", "record", "--json")
+    assert code == 0
+    summary = json.loads(out)
+    assert summary == json.loads((tmp_path / "record" / "summary.json").read_text())
+    assert summary["rounds"] == 1
+    assert "1/1" in err
+    assert "\x1b[" not in err  # no terminal, no colours and no bar
+
+
+def test_run_for_a_person_says_accuracy_bytes_and_where_the_record_is(command) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = command("run", *TINY, "--engine", "in-process", "--out", "record")
+    assert code == 0
+    assert "final accuracy" in out
+    assert "MB down" in out
+    assert "record/" in out
+
+
+def test_run_picks_a_folder_of_its_own(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert command("run", *TINY, "--engine", "in-process")[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("feddkd-")
+    assert (folder / "rounds.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "-o", "training.epoch=3"], "unknown key 'training.epoch' (did you mean 'epochs'?)"),
+        (["run", "-o", "rounds=0"], "rounds = 0"),
+        (["run", "nowhere.toml"], "cannot read configuration nowhere.toml"),
+        (["run", "-o", "partition.labels=11"], "partition.labels = 11"),
+        (["run", "-o", "partition.clients=5000"], "partition.clients = 5000"),
+        (["run", "-o", "data.name=mnist", "-o", "data.root=nowhere", "-o", "model.name=niid_cnn"], "nowhere"),
+        (["run", "-o", "model.name=niid_cnn"], "model.name = 'niid_cnn'"),
+        (["config", "check", "-o", "seed"], "override 'seed'"),
+        (["client", "--server", "no-port", "--id", "a", "--state", "s"], "--server 'no-port' is not HOST:PORT"),
+        (["client", "--server", "10.0.0.1:1", "--id", "a", "--state", "s"], "--insecure"),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(command, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_record_is_never_overwritten(command) -> None:  # type: ignore[no-untyped-def]
+    assert command("run", *TINY, "--engine", "in-process", "--out", "record")[0] == 0
+    code, _, err = command("run", *TINY, "--engine", "in-process", "--out", "record")
+    assert code == 1
+    assert "already holds the record of a run" in err
+
+
+def test_a_silent_server_is_named_and_given_up_on(command) -> None:  # type: ignore[no-untyped-def]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    code, _, err = command("client", "--server", address, "--id", "a", "--state", "s", "--retry-for", "0.1")
+    assert code == 1
+    assert address in err.splitlines()[-1]
+    assert "gave up after 0.1 s" in err
+
+
+def test_a_taken_port_is_named(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "f.toml").write_text("rounds = 1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = command("server", "f.toml", "--listen", address, "--state", "state")
+    assert code == 2
+    assert f"cannot listen on {address}" in err
+
+
+def test_a_state_directory_serves_one_server(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "f.toml").write_text("rounds = 1")
+    with ServerState(tmp_path / "state"):
+        code, _, err = command("server", "f.toml", "--listen", "127.0.0.1:0", "--state", "state")
+    assert code == 1
+    assert "another server holds the state directory" in err
+
+
+def test_config_show_prints_what_config_reads_back(command) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = command("config", "show", "-o", "rounds=7")
+    assert code == 0
+    Path("shown.toml").write_text(out)
+    assert Config.load(Path("shown.toml")) == Config.load(None, ["rounds=7"])
+
+
+def test_config_schema_knows_every_table(command) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = command("config", "schema")
+    assert code == 0
+    assert set(json.loads(out)["properties"]) == set(Config.model_fields)
+
+
+def test_the_program_answers_to_its_name() -> None:
+    done = subprocess.run([sys.executable, "-m", "feddkd", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("feddkd 0.")
