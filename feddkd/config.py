@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError, model_validator
 
 from feddkd.errors import ConfigError
 
@@ -105,7 +105,7 @@ class DKDConfig(Table):
 class SchedulerConfig(Table):
     """Who takes part in a round, how long the server waits, and what it does when too few answer."""
 
-    cohort: Literal["all"] | int | float = Field(
+    cohort: Literal["all"] | StrictInt | float = Field(
         "all", union_mode="left_to_right", description='clients a round: "all", a number (8), or a fraction (0.1)'
     )
     min_clients: int = Field(1, ge=1, description="quorum: answers below this number fail an exchange")

@@ -54,7 +54,7 @@ class ConsoleProgress(Observer):
         self._update(f"round {round_number}/{self._rounds}{again}: {clients} clients", total=self._exchanges_a_round, completed=0)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        if record.loss is not None and record.id.step + 1 and record.id.name not in ("local_train", DELIVER):
+        if record.loss is not None and record.id.name not in ("local_train", DELIVER):
             self._step_losses.setdefault(record.id.round, []).append(record.loss)
         step = f"[{record.id.step + 1}]" if record.id.name != "local_train" else ""
         self._update(f"round {record.id.round}/{self._rounds}: {record.id.name}{step}", advance=1)
@@ -84,8 +84,10 @@ class ConsoleProgress(Observer):
         )
 
     @property
-    def _exchanges_a_round(self) -> int:
-        return 1 if self._config.algorithm.name == "fedavg" else 1 + self._config.dkd.steps
+    def _exchanges_a_round(self) -> int | None:
+        """How far the bar goes; a user's own algorithm does not say."""
+        steps = {"fedavg": 0, "feddkd": self._config.dkd.steps, "fedavg_sgd": self._config.dkd.steps}.get(self._config.algorithm.name)
+        return 1 + steps if steps is not None else None
 
     def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
         if self._bar is not None and self._task is not None:

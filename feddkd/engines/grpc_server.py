@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
@@ -53,6 +54,8 @@ class GrpcEngine:
         self._receiving: dict[str, Upload | None] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
+        # One thread: each keeps a memory arena of its own, and chunks are reduced one after another anyway.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._finished = False
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
@@ -85,6 +88,7 @@ class GrpcEngine:
         self._finished = True
         self._server.call(self._finish(completed, reason)).result()
         self._server.stop(FAREWELL_GRACE_S)
+        self._executor.shutdown()
 
     def abort(self, reason: str) -> None:
         """Make the run fail at once, from any thread: nobody is left to wait for."""
@@ -126,6 +130,7 @@ class GrpcEngine:
             staging_bytes=self._config.transport.staging_bytes,
             stall_timeout_s=self._config.scheduler.stall_timeout_s,
             ask_again=self._ask_again,
+            executor=self._executor,
         )
         work = work_message(exchange.id, payload, evaluate=exchange.evaluate, deadline_s=exchange.deadline_s)
         self._intake, self._work = intake, (work, payload)

@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from enum import Enum
 
 import numpy as np
@@ -154,8 +155,13 @@ class Intake:
         staging_bytes: int,
         stall_timeout_s: float,
         ask_again: Callable[[str], None],
+        executor: Executor,
     ) -> None:
-        """`clients` maps ids to weights in client order; `ask_again` sends a client the request for its answer."""
+        """Args:
+        clients: maps ids to weights in client order.
+        ask_again: sends a client the request for its answer.
+        executor: reduces, so that the loop goes on reading.
+        """
         self.exchange = exchange
         self.schema = schema
         self.traffic = Traffic()
@@ -166,6 +172,7 @@ class Intake:
         self._chunk_bytes = chunk_bytes
         self._stall_timeout_s = stall_timeout_s
         self._ask_again = ask_again
+        self._executor = executor
         self._changed = asyncio.Event()
 
     def answered(self, client_id: str, answer: pb.Answer) -> tuple[Upload | None, bytes | None]:
@@ -270,7 +277,7 @@ class Intake:
         out = Tensors.empty(schema)
         for segment in schema.chunks(self._chunk_bytes):
             parts = [(await self._take(upload), upload.weight) for upload in contributors]
-            await asyncio.to_thread(_reduce_chunk, self._rule, segment, parts, out)
+            await asyncio.get_running_loop().run_in_executor(self._executor, _reduce_chunk, self._rule, segment, parts, out)
         return out
 
     async def _take(self, upload: Upload) -> Tensor:
