@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from gated import ClientProcess, Moment
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
+
+# No test depends on how fast the machine is; and what CI tries is the same every time.
+settings.register_profile("feddkd", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("feddkd")
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ class ClientProcess:
     def __init__(self, arguments: Sequence[str], gates: Sequence[Moment] = (), start: Callable[[Sequence[str]], int] = main) -> None:
         pipes = {moment: _context.Pipe() for moment in gates}
         self._gates = {moment: ours for moment, (ours, _) in pipes.items()}
-        self._process = _context.Process(target=_run, args=(start, list(arguments), {moment: theirs for moment, (_, theirs) in pipes.items()}))
+        self._process = _context.Process(
+            target=_run, args=(start, list(arguments), {moment: theirs for moment, (_, theirs) in pipes.items()})
+        )
         self._process.start()
         for _, theirs in pipes.values():
             theirs.close()
@@ -121,9 +123,7 @@ def _run(start: Callable[[Sequence[str]], int], arguments: Sequence[str], gates:
 
 def batch_norm_mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """A small network with running statistics and an integer counter."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, num_classes)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, num_classes))
 
 
 def wide_mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

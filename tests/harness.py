@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import torch
@@ -171,6 +172,7 @@ class Server:
         return self.background(lambda: self.engine.carry_out(exchange))
 
     def close(self) -> None:
+        self.engine.abort("the test is over")  # where a test has failed, whoever waits for clients would wait for ever
         self.engine.finish(True, "the test is over")
         self._threads.shutdown(cancel_futures=True)
         for agent in self._agents:
@@ -190,13 +192,12 @@ def start_agent(agent: Agent) -> Future[pb.Farewell]:
 
 
 @contextmanager
-def serving(config: Config | None = None, schema: Schema = SCHEMA, rule: Rule = WeightedMean, engine: GrpcEngine | None = None) -> Iterator[Server]:
+def serving(
+    config: Config | None = None, schema: Schema = SCHEMA, rule: Rule = WeightedMean, engine: GrpcEngine | None = None
+) -> Iterator[Server]:
     server = Server(engine or GrpcEngine(config or small_config(), RUN_ID, schema, rule))
     try:
         yield server
-    except BaseException:
-        server.engine.abort("the test failed")  # or whoever waits for clients would wait for ever
-        raise
     finally:
         server.close()
 
@@ -255,9 +256,11 @@ class HandClient:
 
     def __init__(self, address: str, client_id: str = "hand") -> None:
         self.client_id = client_id
-        self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)])
+        self._channel = grpc.insecure_channel(
+            address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        )
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call: grpc.CallIterator[bytes] | None = None
+        self._call: Any = None  # what stream_stream returns has no name
         self.schema = Schema([])
 
     def __enter__(self) -> Self:
@@ -280,7 +283,8 @@ class HandClient:
         """Open the stream with any bytes as its first message, or none."""
         self._outgoing = queue.SimpleQueue()
         self._outgoing.put(first)
-        self._call = self._channel.stream_stream(f"/{SERVICE}/Participate")(iter(self._outgoing.get, None))
+        participate: Any = self._channel.stream_stream(f"/{SERVICE}/Participate")
+        self._call = participate(iter(self._outgoing.get, None))
         return self
 
     def connect(self) -> Self:
@@ -296,15 +300,15 @@ class HandClient:
 
     def hang_up(self) -> None:
         """Close the connection, as when a process dies."""
-        self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
+        self._outgoing.put(None)
         self._channel.close()
 
     def receive(self) -> bytes:
         """The server's next message. Raises grpc.RpcError when it ends the stream with an error."""
-        assert self._call is not None
-        return next(self._call)
+        message: bytes = next(self._call)
+        return message
 
     def response(self) -> pb.ParticipateResponse:
         """The server's next message that is not a chunk."""
@@ -328,13 +332,11 @@ class HandClient:
 
     def status(self) -> grpc.StatusCode:
         """How the server ends the stream."""
-        assert self._call is not None
-        try:
+        with contextlib.suppress(grpc.RpcError):
             for _ in self._call:
                 pass
-        except grpc.RpcError as error:
-            return error.code()
-        return self._call.code()
+        code: grpc.StatusCode = self._call.code()
+        return code
 
 
 def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None = None, **numbers: float) -> list[bytes]:

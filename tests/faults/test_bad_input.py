@@ -5,11 +5,28 @@ import socket
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import grpc
 import psutil
 import pytest
 import torch
+from harness import (
+    RUN_ID,
+    SCHEMA,
+    FakeWorker,
+    HandClient,
+    Server,
+    answer_frames,
+    answering,
+    exchange_of,
+    filled,
+    mean_of,
+    serving,
+    small_config,
+    start_agent,
+    until,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -27,22 +44,6 @@ from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.pb import tensors_pb2
 from feddkd.transport.server import SERVICE
-from harness import (
-    RUN_ID,
-    SCHEMA,
-    FakeWorker,
-    HandClient,
-    Server,
-    answer_frames,
-    answering,
-    exchange_of,
-    filled,
-    mean_of,
-    serving,
-    small_config,
-    start_agent,
-    until,
-)
 
 HONEST = filled(SCHEMA, 1)
 OURS = filled(SCHEMA, 2)
@@ -70,6 +71,16 @@ class Scene:
         assert outcome.mean.sha256() == HONEST.sha256()
 
 
+NOISE = ("ExecuteBatchError raised in core", "PollerCompletionQueue._handle_events")
+"""What gRPC says when a client hangs up while a status is being sent, or a loop has ended; not about us."""
+
+
+def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What went wrong behind the scenes, as where a handler raised what it should not."""
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    return [message for message in errors if not any(noise in message for noise in NOISE)]
+
+
 @pytest.fixture
 def scene(caplog: pytest.LogCaptureFixture) -> Iterator[Scene]:
     with serving() as server:
@@ -78,15 +89,14 @@ def scene(caplog: pytest.LogCaptureFixture) -> Iterator[Scene]:
         scene = Scene(server)
         yield scene
         scene.check_alive()
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert errors_in(caplog) == []
 
 
 def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as refused:
         call()
-    error = refused.value
-    assert isinstance(error, grpc.Call)
-    return error.code(), error.details() or ""
+    error: Any = refused.value  # also a grpc.Call
+    return error.code(), error.details()
 
 
 # Joining
@@ -207,7 +217,7 @@ def set_sizes(answer: pb.Answer, *shape: int) -> None:
 
 
 def add_tensors(answer: pb.Answer, count: int) -> None:
-    answer.payload.schema.tensors.extend(tensors_pb2.TensorSpec(name=f"t{i}", dtype=10, shape=[0]) for i in range(count))
+    answer.payload.schema.tensors.extend(tensors_pb2.TensorSpec(name=f"t{i}", dtype=tensors_pb2.ELEMENT_TYPE_BOOL) for i in range(count))
 
 
 def set_evaluation(answer: pb.Answer, examples: int, correct: int) -> None:
@@ -573,7 +583,7 @@ def test_random_messages_never_harm_the_server(lasting_scene: Scene, caplog: pyt
         assert "honest" in outcome.result().reports
     scene.server.wait_for("honest")
     scene.check_alive()
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert errors_in(caplog) == []
 
 
 @settings(max_examples=30, deadline=None)

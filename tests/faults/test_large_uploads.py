@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from harness import RUN_ID, HandClient, Server, answer_frames, answering, exchange_of, filled, mean_of, serving, small_config
 from torch import Tensor
 
 from feddkd.aggregator.weighted_mean import Reduction, WeightedMean
@@ -17,7 +18,6 @@ from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk
 from feddkd.transport.messages import Verdict
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Session
-from harness import RUN_ID, HandClient, Server, answer_frames, answering, exchange_of, filled, mean_of, serving, small_config
 
 LARGE = Schema(
     [
@@ -166,6 +166,27 @@ def test_when_an_upload_stalls_the_others_do_not_wait_for_it_for_ever() -> None:
     assert outcome.missing == {"hand": "its answer stalled for 1 s"}
     assert outcome.mean is not None
     assert outcome.mean.sha256() == expected("a", "b")
+
+
+def test_the_bytes_of_a_straggler_are_not_those_of_the_exchange_that_is_open_now(scene: Scene) -> None:
+    with scene.hand().connect() as straggler, scene.hand("hand-2").connect() as punctual:
+        scene.server.wait_for("hand", "hand-2")
+        first = scene.begin("hand")
+        old_work, _ = straggler.work()
+        header, chunk, *rest = answer_frames(old_work, CONTRIBUTIONS["hand"])
+        straggler.send(header, chunk, chunk)
+        assert straggler.receipt().verdict == Verdict.VERDICT_INVALID_ARGUMENT
+        assert list(first.result().missing) == ["hand"]
+        second = scene.server.begin(exchange_of({"hand-2": 1.0}, MODEL, answer_schema=LARGE, round_number=2))
+        work, _ = punctual.work()
+        straggler.send(*rest, header)
+        while straggler.receipt().verdict != Verdict.VERDICT_FAILED_PRECONDITION:  # so all of it has been read
+            pass
+        frames = answer_frames(work, CONTRIBUTIONS["hand-2"])
+        punctual.send(*frames)
+        outcome = second.result()
+    assert outcome.traffic.wire_bytes_up == sum(map(len, frames))
+    assert scene.server.engine.other_traffic().wire_bytes_up > sum(map(len, rest))
 
 
 def resent(hand: HandClient, contribution: Tensors, work: pb.Work) -> None:

@@ -287,12 +287,6 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
 
 def run_without(client: str, config: Config, out: Path) -> RunRecord:
     """The reference run in which this client fails."""
-    from harness import RUN_ID, FakeWorker, Recorder, Server, answering, exchange_of, filled, mean_of, run_in_process, serving, small_config
-
-    from feddkd.client.process import simulated_workers
-    from feddkd.client.worker import Worker
-    from feddkd.errors import ClientError
-    from feddkd.exchange import Reply, Task
 
     def fail(_: Task) -> Reply:
         raise ClientError("left out")

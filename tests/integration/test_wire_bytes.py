@@ -6,14 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from gated import StartClient
+from harness import RUN_ID, Recorder, serving, small_config
 
 from feddkd import algorithms
 from feddkd.engines.federation import initial_model
 from feddkd.engines.grpc_server import GrpcEngine
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.rounds import Scheduler
-from gated import StartClient
-from harness import RUN_ID, Recorder, serving, small_config
 
 CLIENTS = 2
 

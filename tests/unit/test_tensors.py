@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import any_tensors, ordinary_tensors, schemas, specs, with_ordinary_values, with_random_bytes
 from torch import nn
 
 from feddkd.errors import SchemaError
 from feddkd.tensors import DTYPES, Schema, Tensors, TensorSpec
-from strategies import any_tensors, ordinary_tensors, schemas, specs, with_ordinary_values, with_random_bytes
 
 RANK = list(DTYPES.values())
 
@@ -61,7 +61,7 @@ def test_a_schema_refuses_two_tensors_of_one_name() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.float8_e5m2, torch.qint8])
 def test_a_schema_refuses_types_that_cannot_travel(dtype: torch.dtype) -> None:
-    with pytest.raises(SchemaError, match="'odd' has dtype .* cannot travel; use one of float64, "):
+    with pytest.raises(SchemaError, match=r"'odd' has dtype .* cannot travel; use one of float64, "):
         Schema([TensorSpec("odd", dtype, (1,))])
 
 
@@ -86,7 +86,7 @@ def test_tied_parameters_travel_once_and_are_loaded_into_both_places() -> None:
     tensors = Tensors.of_module(module)
     tensors["0.weight"].fill_(7)
     tensors.load_into(module)
-    assert (module[1].weight == 7).all()
+    assert module.get_parameter("1.weight").tolist() == [[7] * 3] * 3
 
 
 def test_a_view_of_another_shape_is_not_taken_for_a_tied_tensor() -> None:
@@ -211,7 +211,9 @@ def test_a_selection_copies_the_named_tensors_and_replacing_puts_them_back(tenso
     merged = other.replace(part)
     for name in tensors:
         source = tensors if name in part else other
-        assert merged[name].contiguous().view(-1).view(torch.uint8).tolist() == source[name].contiguous().view(-1).view(torch.uint8).tolist()
+        assert (
+            merged[name].contiguous().view(-1).view(torch.uint8).tolist() == source[name].contiguous().view(-1).view(torch.uint8).tolist()
+        )
 
 
 def test_replacing_leaves_the_original_alone() -> None:

@@ -1,0 +1,53 @@
+"""An algorithm of one's own in one file: FedAvg whose server takes steps with a learning rate and momentum (FedAvgM).
+
+cd examples && feddkd run -o algorithm.name=my_algorithm:FedAvgM -o partition.name=iid -o rounds=3
+
+Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
+arXiv 1909.06335.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feddkd.aggregator.server_optimizer import ServerOptimizer
+from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.local_training import train_locally
+from feddkd.config import Config
+from feddkd.exchange import ExchangeKind, Reply, Task
+from feddkd.tensors import Tensors
+
+SERVER_LR = 0.5
+
+
+class FedAvgMClient(ClientHalf):
+    """What a site does: one method for each exchange, with the exchange's name."""
+
+    def local_train(self, task: Task) -> Reply:
+        task.payload.load_into(self.site.module)
+        loss = train_locally(self.site, task)
+        return Reply(contribution=Tensors.of_module(self.site.module) - task.payload, loss=loss)
+
+
+class FedAvgM(Algorithm):
+    """w <- w - lr m with m <- 0.9 m + (w - average): the clients' mean update is taken for a gradient."""
+
+    exchanges = {"local_train": ExchangeKind()}
+    client_half = FedAvgMClient
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.server_optimizer = ServerOptimizer("momentum", SERVER_LR, keep_state=True)
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        average = model + cohort.exchange("local_train", model)
+        parameters = model.schema.trainable
+        gradient = (model - average).select(parameters)
+        # Buffers (BatchNorm statistics, counters) are averaged; parameters are stepped from where they were.
+        return self.server_optimizer.step(average.replace(model.select(parameters)), gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.server_optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.server_optimizer.load_state_dict(state)

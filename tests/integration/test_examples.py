@@ -1,0 +1,120 @@
+"""The examples run as their pages say, with fewer rounds."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PYTHON = (sys.executable, "-W", "error")
+FEDDKD = (*PYTHON, "-c", "from feddkd.cli import main; main()")
+TIMEOUT_S = 60
+FAST = ("rounds=1", "dkd.steps=1", "training.epochs=1")
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def overrides(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("-o", setting)]
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts processes in a copy of an example; they are killed at the end of the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_process(*command: str, cwd: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield start_process
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def address_of(server: subprocess.Popen[str]) -> str:
+    """Where a server with port 0 listens, from its first words; a watchdog ends the wait."""
+    assert server.stderr is not None
+    watchdog = threading.Timer(TIMEOUT_S, server.kill)
+    watchdog.start()
+    try:
+        for line in server.stderr:
+            if found := re.match(r"listening on (\S+:\d+), waiting", line):
+                return found[1]
+    finally:
+        watchdog.cancel()
+    raise AssertionError("the server ended without listening")
+
+
+def summary_of(server: subprocess.Popen[str], clients: list[subprocess.Popen[str]]) -> dict[str, Any]:
+    for client in clients:
+        _, errors = client.communicate(timeout=TIMEOUT_S)
+        assert client.returncode == 0, errors
+    output, errors = server.communicate(timeout=TIMEOUT_S)
+    assert server.returncode == 0, errors
+    summary: dict[str, Any] = json.loads(output)
+    return summary
+
+
+def test_quickstart_prints_its_rounds() -> None:
+    done = run(*PYTHON, "quickstart.py", *FAST, "runtime.client_processes=1", cwd=EXAMPLES)
+    first, last = done.stdout.splitlines()
+    assert re.fullmatch(r"round 1: accuracy [\d.]+%, [\d.]+ MB on the wire so far", first)
+    assert re.fullmatch(r"model [0-9a-f]{12}: 6 tensors, 35880 bytes", last)
+
+
+def test_own_algorithm_runs_where_it_is_named(tmp_path: Path) -> None:
+    settings = overrides(*FAST, "algorithm.name=my_algorithm:FedAvgM", "partition.name=iid", "partition.clients=2")
+    done = run(*FEDDKD, "run", *settings, "--engine", "in-process", "--json", "--out", str(tmp_path / "run"), cwd=EXAMPLES)
+    assert json.loads(done.stdout)["algorithm"] == "my_algorithm:FedAvgM"
+
+
+def test_custom_data_and_network_run_simulated_and_at_a_site(tmp_path: Path, start: Start) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "custom", tmp_path / "custom"))
+    simulated = run(*FEDDKD, "run", "federation.toml", *overrides(*FAST), "--engine", "in-process", "--json", "--out", "run", cwd=folder)
+    assert json.loads(simulated.stdout)["rounds"] == 1
+
+    server = start(
+        *FEDDKD, "server", "federation.toml", "--listen", "127.0.0.1:0", "--state", "server", "--json", *overrides(*FAST), cwd=folder
+    )
+    common = ("client", "--server", address_of(server), "--retry-for", "30", "--id", "site-0")
+    refused = subprocess.run((*FEDDKD, *common, "--state", "x"), cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert refused.returncode == 1
+    assert "the server asks for data.name = 'my_site:load'" in refused.stderr
+
+    client = start(*FEDDKD, *common, "--state", "site-0", "site.toml", "--partition-index", "0", cwd=folder)
+    assert summary_of(server, [client])["final_accuracy"] is not None
+
+
+def test_two_sites_with_data_of_their_own(tmp_path: Path, start: Start) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "three_machines", tmp_path / "three", ignore=shutil.ignore_patterns("a", "b", "*state*")))
+    run(*PYTHON, "make_site_data.py", cwd=folder)
+    server = start(
+        *FEDDKD, "server", "server.toml", "--listen", "127.0.0.1:0", "--state", "server", "--json", *overrides(*FAST), cwd=folder
+    )
+    address = address_of(server)
+    clients = [
+        start(*FEDDKD, "client", "--server", address, "--id", f"site-{site}", "--state", f"state-{site}", f"site_{site}.toml", cwd=folder)
+        for site in "ab"
+    ]
+    summary = summary_of(server, clients)
+    (record,) = (folder / "server").glob("*/exchanges.jsonl")
+    exchanges = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [exchange["clients_reported"] for exchange in exchanges] == [2, 2, 2]
+    assert summary["final_accuracy"] is not None
+    assert (folder / "state-a" / "model.safetensors").read_bytes() == (folder / "state-b" / "model.safetensors").read_bytes()

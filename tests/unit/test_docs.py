@@ -1,0 +1,62 @@
+"""What the documents say of the code is so: code, configuration and links."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from feddkd.algorithms.feddkd import FedDKD
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+SHOWN = {
+    "FedDKD.run_round": textwrap.dedent(inspect.getsource(FedDKD.run_round)),
+    "examples/my_algorithm.py": (ROOT / "examples" / "my_algorithm.py").read_text(encoding="utf-8"),
+}
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(page))) + re.findall(r'(?:src|href)="([^"]+)"', text_of(page))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_resolve(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_code_that_is_shown_is_the_code(name: str) -> None:
+    """A block of code that follows `<!-- code: NAME -->` is the source of NAME, to the letter."""
+    pattern = rf"<!-- code: {re.escape(name)} -->\n```python\n(.*?)^```"
+    blocks = [block for page in PAGES for block in re.findall(pattern, text_of(page), re.MULTILINE | re.DOTALL)]
+    assert blocks
+    assert set(blocks) == {SHOWN[name]}
+
+
+def test_configuration_page_is_up_to_date() -> None:
+    subprocess.run([ROOT / "scripts" / "config_docs", "--check"], env=os.environ | {"PYTHON": sys.executable}, check=True)
