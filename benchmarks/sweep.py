@@ -64,10 +64,10 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(runs: list[dict[str, Any]], title: str, path: Path) -> None:
     """Accuracy by round and by bytes, one thin line a seed and a marker where it ends."""
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
     figure, (by_round, by_bytes) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for run in runs:

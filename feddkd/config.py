@@ -20,8 +20,6 @@ from feddkd.errors import ConfigError
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """`package.module:function`, imported from the Python path of the process that needs it."""
 
-ClientId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
 
 class Table(BaseModel):
     """One TOML table: immutable, and closed to unknown keys."""
@@ -85,20 +83,20 @@ class AlgorithmConfig(Table):
 class DKDConfig(Table):
     """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
 
-    steps: int = Field(20, ge=0, description="exchanges after local training, J in the paper; 0 is FedAvg")
+    steps: int = Field(20, ge=0, description="exchanges after local training, J; 0 is FedAvg")
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
-        "adam", description="how the server applies the mean gradient; sgd is the paper's"
+        "adam", description="how the server applies the mean gradient; sgd is the plain step"
     )
     lr: float = Field(0.002, gt=0, description="learning rate of the server optimizer")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="whether the server optimizer starts afresh every round")
     batch_size: int = Field(64, ge=0, description="examples a client draws for each step; 0 takes all it has")
     temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
-        "kl", description="distance from student to teacher; kl is the paper's KL(teacher || student)"
+        "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
     hard_label_weight: float = Field(0.0, ge=0, le=1, description="share of the true labels' cross-entropy in the loss")
     start: Literal["average", "previous"] = Field(
-        "average", description="where the steps start: the new parameter average (the paper) or the previous global model"
+        "average", description="where the steps start: the new parameter average, or the previous global model"
     )
 
 

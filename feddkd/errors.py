@@ -7,6 +7,7 @@ FedDKDError
  +-- TransportError             something went wrong between two machines
  |    +-- AddressInUseError     the server's port is taken
  |    +-- UnreachableError      the server did not answer within the time allowed
+ |    |    +-- IdTakenError     another process takes part under this client's id
  |    +-- RefusedError          the server turned this client away for good
  |    +-- ProtocolError         the peer broke the wire contract
  |         +-- SchemaError      tensor names, dtypes, shapes or sizes are not the expected ones
@@ -48,6 +49,10 @@ class AddressInUseError(TransportError):
 
 class UnreachableError(TransportError):
     """The server did not answer within the time allowed."""
+
+
+class IdTakenError(UnreachableError):
+    """Another process takes part under this client's id, or did until its connection died a moment ago."""
 
 
 class RefusedError(TransportError):

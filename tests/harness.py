@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import torch
+from torch import Tensor
 
 from feddkd import algorithms
 from feddkd.aggregator.weighted_mean import Rule, WeightedMean
@@ -215,6 +216,21 @@ def exchange_of(
     return Exchange(ExchangeId(RUN_ID, round_number, 0, name, 0), weights, payload, answer_schema, False, deadline_s)
 
 
+class OrderSensitiveMean:
+    """A mean accumulated in float32: unlike the real one, its bits show in which order the clients were added."""
+
+    def __init__(self, dtype: torch.dtype, numel: int) -> None:
+        self._sum = torch.zeros(numel)
+        self._weight = 0.0
+
+    def add(self, elements: Tensor, weight: float) -> None:
+        self._sum += elements.float() * weight
+        self._weight += weight
+
+    def result(self, out: Tensor) -> None:
+        out.copy_(self._sum / self._weight)
+
+
 def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
     """The weighted mean, straight from its definition."""
     schema = next(iter(contributions.values())).schema
@@ -381,9 +397,10 @@ def run_in_process(
     journal: Journal | None = None,
     run_id: str = RUN_ID,
     workers: Mapping[str, Worker] | None = None,
+    rule: Rule = WeightedMean,
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation on the reference engine."""
-    engine = InProcessEngine(workers or simulated_workers(config, out / "clients"), config.transport.chunk_bytes)
+    engine = InProcessEngine(workers or simulated_workers(config, out / "clients"), config.transport.chunk_bytes, rule)
     algorithm = algorithms.find(config.algorithm.name)(config)
     return Scheduler(config, algorithm, around(engine), run_id=run_id, observers=observers, journal=journal).run(initial_model(config))

@@ -6,7 +6,9 @@ Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 130 int
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -68,6 +70,7 @@ _register_commands()
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except (ConfigError, AddressInUseError) as error:
@@ -75,7 +78,12 @@ def main() -> None:
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted", EXIT_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """SIGTERM ends a command as Ctrl-C does: the server says farewell, and the record is closed."""
+    raise KeyboardInterrupt
 
 
 def _fail(error: object, code: int) -> None:

@@ -11,7 +11,8 @@ from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, 
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
 from feddkd.client.process import take_part
 from feddkd.client.worker import FINAL_MODEL
-from feddkd.errors import RunError
+from feddkd.errors import ConfigError, RunError
+from feddkd.transport.frames import CLIENT_ID
 from feddkd.transport.tls import channel_credentials, check_plaintext_allowed
 
 
@@ -34,8 +35,8 @@ def client(
 ) -> None:
     """Take part in a federation with this site's own data.
 
-    CONFIG says what the site's `[data]` and `[runtime]` are; everything else comes from the server. Without
-    CONFIG the server's `[data]` is used, which suits simulations.
+    CONFIG says what is the site's own: in `[data]` what differs from the server's, and `[runtime]`. Everything else
+    comes from the server.
 
     Examples:
     `feddkd client --server 10.0.0.1:50061 --id hospital-a --state state site.toml --tls-ca ca.pem`
@@ -43,6 +44,8 @@ def client(
     `feddkd client --server 127.0.0.1:50061 --id client-0 --state state-0 --partition-index 0`
     """
     host, _ = parse_address(server, "--server")
+    if not CLIENT_ID.fullmatch(client_id):
+        raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
     credentials = channel_credentials(tls_ca, tls_cert, tls_key)
     if credentials is None:
         check_plaintext_allowed(host, insecure)

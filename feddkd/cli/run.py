@@ -91,8 +91,9 @@ def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: s
         try:
             yield observers
         except (FedDKDError, KeyboardInterrupt) as error:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
             for observer in observers:
-                observer.run_failed(str(error) or "interrupted")
+                observer.run_failed(reason)
             raise
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import secrets
-import time
 from collections.abc import Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -84,9 +83,8 @@ class Agent:
         self._worker = worker
         self._executor = executor
         self._credentials = credentials
-        self._retry_for_s = retry_for_s
         self._instance_id = secrets.token_hex(8)
-        self._backoff = Backoff()
+        self._backoff = Backoff(client_id, retry_for_s)
         self._task: Task | None = None
         self._work: tuple[pb.Work, Assembly] | None = None
         self._computing = set[asyncio.Task[None]]()
@@ -100,19 +98,12 @@ class Agent:
             UnreachableError: the server did not answer for `retry_for_s` seconds.
             RefusedError: the server turned this client away.
         """
-        lost_at = time.monotonic()
         async with ServerConnection(self._address, self._credentials) as server:
             while True:
                 try:
                     return await self._take_part(server)
                 except UnreachableError as error:
-                    if self._backoff.attempts == 0:
-                        lost_at = time.monotonic()
-                    if self._retry_for_s is not None and time.monotonic() - lost_at >= self._retry_for_s:
-                        raise UnreachableError(f"{error} (gave up after {self._retry_for_s:g} s)") from None
-                    delay_s = self._backoff.next_delay_s()
-                    logger.warning("%s: %s; trying again in %.1f s", self._client_id, error, delay_s)
-                    await asyncio.sleep(delay_s)
+                    await self._backoff.wait(error)
                 finally:
                     self._cancel_work()
 

@@ -1,25 +1,54 @@
-"""How long to wait before the next try."""
+"""What a client does while the server does not answer: wait, try again, and say so."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
+import time
+
+from feddkd.errors import IdTakenError, UnreachableError
+
+logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
+ID_TAKEN_PATIENCE_S = 60.0
+"""A connection that died without a word keeps its client's id until keepalive notices, 40 s later."""
 
 
 class Backoff:
     """Delays that double from 0.2 s to 10 s, each shortened at random so that clients do not return in step."""
 
-    def __init__(self) -> None:
-        self.attempts = 0
+    def __init__(self, who: str, retry_for_s: float | None) -> None:
+        """Args:
+        who: named in the log.
+        retry_for_s: seconds to go on trying; None for ever.
+        """
+        self._who = who
+        self._retry_for_s = retry_for_s
+        self._attempts = 0
+        self._since = 0.0
 
-    def next_delay_s(self) -> float:
-        """Seconds to wait before the next try."""
-        ceiling: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self.attempts)
-        self.attempts += 1
-        return ceiling * random.uniform(0.5, 1.0)
+    async def wait(self, error: UnreachableError) -> None:
+        """Log what went wrong and wait until the next try is due.
+
+        Raises:
+            UnreachableError: it has gone wrong for as long as was allowed.
+        """
+        now = time.monotonic()
+        if self._attempts == 0:
+            self._since = now
+        patience_s = self._retry_for_s
+        if isinstance(error, IdTakenError) and (patience_s is None or patience_s > ID_TAKEN_PATIENCE_S):
+            patience_s = ID_TAKEN_PATIENCE_S
+        if patience_s is not None and now - self._since >= patience_s:
+            raise type(error)(f"{error} (gave up after {patience_s:g} s)") from None
+        delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._attempts) * random.uniform(0.5, 1.0)
+        self._attempts += 1
+        logger.warning("%s: %s; trying again in %.1f s", self._who, error, delay_s)
+        await asyncio.sleep(delay_s)
 
     def reset(self) -> None:
         """Start over after a success."""
-        self.attempts = 0
+        self._attempts = 0

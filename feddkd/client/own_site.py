@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +18,6 @@ from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
 
-logger = logging.getLogger(__name__)
-
 
 def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | None, retry_for_s: float | None) -> Config:
     """Ask the server what runs there, with patience.
@@ -31,19 +28,14 @@ def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | Non
     """
 
     async def ask() -> Config:
-        backoff, waited_s = Backoff(), 0.0
+        backoff = Backoff("the run's configuration", retry_for_s)
         async with ServerConnection(address, credentials) as server:
             while True:
                 try:
                     manifest = await server.describe()
                     return Config.parse(tomllib.loads(manifest.config_toml), source="the server's configuration")
                 except UnreachableError as error:
-                    if retry_for_s is not None and waited_s >= retry_for_s:
-                        raise UnreachableError(f"{error} (gave up after {retry_for_s:g} s)") from None
-                    delay_s = backoff.next_delay_s()
-                    logger.warning("%s; trying again in %.1f s", error, delay_s)
-                    await asyncio.sleep(delay_s)
-                    waited_s += delay_s
+                    await backoff.wait(error)
 
     return asyncio.run(ask())
 
@@ -52,8 +44,8 @@ def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()
     """The server's configuration with the site's own data and hardware.
 
     Args:
-        file: the site's configuration; its `[data]` and `[runtime]` count. Without one, the server's `[data]`.
-        overrides: `table.key=value`, on top of either.
+        file: the site's configuration; its `[runtime]` counts, and what it says in `[data]` goes before the server's.
+        overrides: `table.key=value`, on top of it.
 
     Raises:
         ConfigError: the site's configuration is wrong.
@@ -62,11 +54,10 @@ def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()
     """
     own = read_tables(file, overrides)
     Config.parse(own, source=str(file) if file else "configuration")  # keys that do not count must be right all the same
-    shapes = {"input_shape": server.data.input_shape, "num_classes": server.data.num_classes}
-    defaults = shapes if file else server.data.model_dump(exclude_none=True)
-    resolved = Config.parse(
-        server.model_dump(exclude_none=True) | {"data": {**defaults, **own.get("data", {})}, "runtime": own.get("runtime", {})}
-    )
+    data = server.data.model_dump(exclude_none=True) | own.get("data", {})
+    if "name" in own.get("data", {}) and "root" not in own["data"]:
+        data.pop("root", None)  # the folder of the server's data is not one of this site's
+    resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
     for table, name in (("data", resolved.data.name), ("model", resolved.model.name), ("algorithm", resolved.algorithm.name)):
         if ":" in name and own.get(table, {}).get("name") != name:
             raise RefusedError(f"the server asks for {table}.name = {name!r}; to run this code here, name it in the client's configuration")

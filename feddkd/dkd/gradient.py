@@ -19,7 +19,7 @@ class Distillation:
     """The loss of a DKD step: (1 - w) divergence(teacher, student) + w cross-entropy(labels, student).
 
     Attributes:
-        divergence: a name in `DIVERGENCES`; "kl" is the paper's.
+        divergence: a name in `DIVERGENCES`; by default KL(teacher || student).
         temperature: T > 0, softens the divergence; the cross-entropy is taken at T = 1.
         hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
             FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.

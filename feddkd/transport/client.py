@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from feddkd import __version__
-from feddkd.errors import ProtocolError, RefusedError, TransportError, UnreachableError
+from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
 from feddkd.transport.frames import PROTOCOL_VERSION
 from feddkd.transport.messages import hello_message
 from feddkd.transport.options import CLIENT_OPTIONS
@@ -26,8 +26,9 @@ _ERRORS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: RefusedError,
     grpc.StatusCode.UNIMPLEMENTED: RefusedError,
     grpc.StatusCode.PERMISSION_DENIED: RefusedError,
+    grpc.StatusCode.ALREADY_EXISTS: IdTakenError,
 }
-"""What trying again will not mend; every other status is worth another try."""
+"""What a status means where it is not simply worth another try."""
 
 
 class ServerStream:

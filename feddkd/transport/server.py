@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -23,7 +22,7 @@ from google.protobuf.message import DecodeError
 
 from feddkd.errors import AddressInUseError, ProtocolError
 from feddkd.traffic import Traffic
-from feddkd.transport.frames import PROTOCOL_VERSION, Chunk, decode_chunk, is_chunk
+from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION, Chunk, decode_chunk, is_chunk
 from feddkd.transport.options import SERVER_OPTIONS
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -33,7 +32,6 @@ SERVICE = "feddkd.v1.FederationService"
 MAX_EXAMPLES = 2**53
 """Example counts are weights in float64; beyond this they would not be exact."""
 
-_CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _T = TypeVar("_T")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -140,6 +138,7 @@ class FederationServer:
             self.call(self._server.stop(grace_s)).result()
             self._server = None
         if self._thread.is_alive():
+            self.call(_cancel_others()).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -186,7 +185,7 @@ class FederationServer:
 
     async def _join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         await _check_version(request.protocol_version, context)
-        if not _CLIENT_ID.fullmatch(request.client_id):
+        if not CLIENT_ID.fullmatch(request.client_id):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"client id {request.client_id[:64]!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
@@ -287,6 +286,14 @@ async def _write(stream: Stream, context: Context) -> None:
                 break
             outgoing.traffic().wire_bytes_down += len(frame)  # before the write: its answer may be read before it returns
             await context.write(frame)
+
+
+async def _cancel_others() -> None:
+    """End what still runs on the loop, for instance a wait for clients that nobody waits for any more."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _check_version(version: int, context: Context) -> None:

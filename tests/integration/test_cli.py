@@ -116,6 +116,27 @@ def test_a_state_directory_serves_one_server(command, tmp_path: Path) -> None:  
     assert "another server holds the state directory" in err
 
 
+def test_a_terminated_server_says_so_and_closes_its_record(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_text("rounds = 1")
+    command = [sys.executable, "-m", "feddkd", "server", "f.toml", "--listen", "127.0.0.1:0", "--state", "state"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        assert "listening on" in server.stderr.readline()
+        server.terminate()
+        rest = server.stderr.read()
+        assert server.wait(30) == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert "pending" not in rest
+    assert json.loads((tmp_path / "state" / "run.json").read_text())["status"] == "failed"
+
+
+def test_an_impossible_id_is_refused_before_anything_is_loaded(command) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = command("client", "--server", "127.0.0.1:1", "--id", "../etc", "--state", "s")
+    assert code == 2
+    assert "--id '../etc'" in err
+
+
 def test_config_show_prints_what_config_reads_back(command) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = command("config", "show", "-o", "rounds=7")
     assert code == 0

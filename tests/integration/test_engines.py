@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from harness import RUN_ID, EngineProxy, Recorder, run_in_process, run_in_threads, small_config
+from harness import RUN_ID, EngineProxy, OrderSensitiveMean, Recorder, run_in_process, run_in_threads, small_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -286,12 +286,12 @@ def test_the_order_of_arrival_does_not_change_the_bits(tmp_path_factory: pytest.
     config = small_config("rounds=1", "dkd.steps=1", "partition.name=quantity_dirichlet", "scheduler.min_clients=4")
     out = tmp_path_factory.mktemp("order")
     turns = Turns(order)
-    engine = WatchingEngine(config, RUN_ID, initial_model(config).schema)
+    engine = WatchingEngine(config, RUN_ID, initial_model(config).schema, OrderSensitiveMean)
     engine.turns = turns
     workers = {client: TurnTakingWorker(worker, turns) for client, worker in simulated_workers(config, out / "grpc").items()}
     record = run_in_threads(config, out, engine=engine, workers=workers)
     assert list(turns.answered.values()) == [order] * 3
-    assert record.model.sha256() == run_in_process(config, out).model.sha256()
+    assert record.model.sha256() == run_in_process(config, out, rule=OrderSensitiveMean).model.sha256()
 
 
 class FailingWorker(Worker):

@@ -1,4 +1,5 @@
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ CHUNK = 1024
 LARGE = Schema(
     [
         TensorSpec("w", torch.float32, (100, 97)),
+        TensorSpec("d", torch.float64, (500,)),  # the bits of its mean show the order of summation
         TensorSpec("n", torch.int64, (33,)),
         TensorSpec("h", torch.float16, (1001,)),
         TensorSpec("b", torch.bool, (1500,)),
@@ -95,6 +97,8 @@ def run(coroutine: Coroutine[None, None, _T]) -> _T:
 
 
 CONTRIBUTIONS = {client: filled(LARGE, seed) for seed, client in enumerate("abcd")}
+for contribution in CONTRIBUTIONS.values():
+    contribution["d"].mul_(math.pi)  # all 53 bits
 WEIGHTS = {"a": 3.0, "b": 1.0, "c": 7.0, "d": 2.0}
 EXPECTED = mean_of(CONTRIBUTIONS, WEIGHTS).sha256()
 
@@ -153,7 +157,7 @@ def test_a_client_that_is_ahead_is_held_back_when_its_window_is_full() -> None:
             taken += 1
             if not step.done():
                 break
-        assert taken == 11  # half of the staging memory; the first chunk has 264 bytes only
+        assert taken == 11  # half of the staging memory; two chunks are small ones
         assert intake.uploads["a"].ready
         intake.lose("a", "enough")
         await step
@@ -203,9 +207,31 @@ def test_when_a_client_is_lost_in_the_middle_those_whose_chunks_were_used_are_as
     assert mean.sha256() == mean_of({client: CONTRIBUTIONS[client] for client in "acd"}, WEIGHTS).sha256()
 
 
+def test_who_was_asked_again_may_still_lose_its_connection_and_come_back() -> None:
+    async def exchange() -> Tensors | None:
+        again: list[asyncio.Task[list[pb.Receipt]]] = []
+
+        def ask_again(client: str) -> None:
+            assert intake.interrupt(client)
+            again.append(asyncio.create_task(Sender(intake, client, CONTRIBUTIONS[client]).send()))
+
+        intake = intake_of({"a": 1.0, "b": 1.0}, staging_bytes=1, ask_again=ask_again)
+        reducing = asyncio.create_task(intake.reduce(100))
+        first = asyncio.create_task(Sender(intake, "a", CONTRIBUTIONS["a"]).send())
+        for step in Sender(intake, "b", CONTRIBUTIONS["b"]).steps()[:5]:
+            await step()
+        intake.lose("b", "gone")
+        first.cancel()
+        return await reducing
+
+    mean = run(exchange())
+    assert mean is not None
+    assert mean.sha256() == CONTRIBUTIONS["a"].sha256()
+
+
 def test_a_connection_that_breaks_before_anything_was_used_may_come_back() -> None:
     async def exchange() -> Tensors | None:
-        intake = intake_of({"a": 3.0})
+        intake = intake_of({"a": 1.0})
         for step in Sender(intake, "a", CONTRIBUTIONS["a"]).steps()[:5]:
             await step()
         assert intake.interrupt("a")

@@ -1,0 +1,65 @@
+"""What a site takes from the server's configuration, and what it never does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from feddkd.client.own_site import site_config
+from feddkd.config import Config
+from feddkd.errors import ConfigError, RefusedError
+
+
+def served(**tables: object) -> Config:
+    data = {"name": "mnist", "root": "/server/mnist", "holdout": 0.3, "input_shape": (1, 28, 28), "num_classes": 10}
+    return Config.parse({"seed": 7, "data": data, "runtime": {"threads": 8}} | tables)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "site.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_a_file_the_data_are_the_servers_and_the_hardware_is_not() -> None:
+    resolved = site_config(served(), None)
+    assert resolved.data == served().data
+    assert resolved.seed == 7
+    assert resolved.runtime.threads == Config().runtime.threads
+
+
+def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
+    resolved = site_config(served(), written(tmp_path, '[data]\nroot = "/site/mnist"\n'))
+    assert resolved.data.name == "mnist"
+    assert resolved.data.root == Path("/site/mnist")
+    assert resolved.data.holdout == 0.3
+
+
+def test_a_folder_of_the_server_is_not_looked_for_at_a_site_with_other_data(tmp_path: Path) -> None:
+    file = written(tmp_path, '[data]\nname = "fashion_mnist"\n')
+    assert site_config(served(), file).data.root is None
+
+
+def test_an_override_goes_before_everything(tmp_path: Path) -> None:
+    file = written(tmp_path, '[data]\nroot = "/site/mnist"\n')
+    assert site_config(served(), file, ["data.root=/elsewhere"]).data.root == Path("/elsewhere")
+
+
+def test_training_is_the_servers_business(tmp_path: Path) -> None:
+    file = written(tmp_path, "[training]\nepochs = 99\n")
+    assert site_config(served(), file).training == served().training
+
+
+@pytest.mark.parametrize("table", ["data", "model", "algorithm"])
+def test_code_runs_only_if_the_site_names_it_too(tmp_path: Path, table: str) -> None:
+    server = served(**{table: {**(served().model_dump(exclude_none=True)[table]), "name": "evil.module:function"}})
+    with pytest.raises(RefusedError, match=rf"{table}\.name = 'evil\.module:function'"):
+        site_config(server, None)
+    file = written(tmp_path, f'[{table}]\nname = "evil.module:function"\n')
+    assert getattr(site_config(server, file), table).name == "evil.module:function"
+
+
+def test_a_wrong_key_at_the_site_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site\.toml: unknown key 'data\.rot'"):
+        site_config(served(), written(tmp_path, '[data]\nrot = "/x"\n'))
