@@ -71,9 +71,6 @@ class ConsoleProgress(Observer):
     def paused(self, reason: str) -> None:
         self._print(f"  paused: {reason}")
 
-    def run_failed(self, reason: str) -> None:
-        self._print(f"  the run ended early: {reason}")
-
     def round_done(self, record: RoundRecord) -> None:
         evaluation, at_clients = record.evaluation, record.client_evaluation
         losses = self._step_losses.pop(record.round, [])
