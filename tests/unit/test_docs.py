@@ -60,3 +60,8 @@ def test_code_that_is_shown_is_the_code(name: str) -> None:
 
 def test_configuration_page_is_up_to_date() -> None:
     subprocess.run([ROOT / "scripts" / "config_docs", "--check"], env=os.environ | {"PYTHON": sys.executable}, check=True)
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_result_files() -> None:
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
