@@ -6,7 +6,6 @@ python benchmarks/tables.py [--check]
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,11 @@ def fill(text: str) -> str:
     }
     for name, table in tables.items():
         start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
-        text, found = re.subn(f"{start}.*?{end}", lambda _, whole=f"{start}\n{table}\n{end}": whole, text, flags=re.DOTALL)
-        if found != 1:
+        before, opening, rest = text.partition(start)
+        _, closing, after = rest.partition(end)
+        if not (opening and closing):
             raise SystemExit(f"{README} has no place {start} ... {end}")
+        text = f"{before}{start}\n{table}\n{end}{after}"
     return text
 
 

@@ -76,7 +76,15 @@ class RunError(FedDKDError):
 
 
 class QuorumError(RunError):
-    """Fewer clients answered an exchange than ``scheduler.min_clients`` asks for."""
+    """Fewer clients answered an exchange than ``scheduler.min_clients`` asks for.
+
+    Attributes:
+        connection_lost: some client did not answer because it was not connected, so it may do better when it is back.
+    """
+
+    def __init__(self, message: str, *, connection_lost: bool = False) -> None:
+        super().__init__(message)
+        self.connection_lost = connection_lost
 
 
 class PausedError(RunError):

@@ -12,6 +12,7 @@ from torch import nn
 
 from feddkd.config import Config
 from feddkd.data.examples import Examples
+from feddkd.dkd.teacher import eval_mode
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.tensors import Schema, Tensors
 
@@ -67,13 +68,11 @@ class Site:
 @torch.no_grad()
 def evaluate(module: nn.Module, examples: Examples, device: torch.device) -> Evaluation:
     """Accuracy and cross-entropy of a model as it stands, in eval mode, over all of `examples`."""
-    was_training = module.training
-    module.eval()
     correct, loss_sum = 0, 0.0
-    for _, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
-        logits = module(inputs.to(device))
-        target = labels.to(device)
-        correct += int((logits.argmax(1) == target).sum())
-        loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
-    module.train(was_training)
+    with eval_mode(module):
+        for _, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
+            logits = module(inputs.to(device))
+            target = labels.to(device)
+            correct += int((logits.argmax(1) == target).sum())
+            loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
     return Evaluation(len(examples), correct, loss_sum)

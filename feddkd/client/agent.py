@@ -85,6 +85,7 @@ class Agent:
         self._credentials = credentials
         self._instance_id = secrets.token_hex(8)
         self._backoff = Backoff(client_id, retry_for_s)
+        self._server_config: str | None = None
         self._task: Task | None = None
         self._work: tuple[pb.Work, Assembly] | None = None
         self._computing = set[asyncio.Task[None]]()
@@ -110,14 +111,17 @@ class Agent:
     async def _take_part(self, server: ServerConnection) -> pb.Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError when the connection breaks."""
         joined = await server.join(self._client_id, self._worker.num_examples, self._instance_id)
-        self._check_model(joined.manifest)
+        self._check_manifest(joined.manifest)
         async with server.participate(joined.session_token) as stream:
             async for message in stream.messages():
                 self._backoff.reset()
                 if is_chunk(message):
                     self._receive(message, stream)
                     continue
-                response = parse_response(message)
+                try:
+                    response = parse_response(message)
+                except ProtocolError as error:
+                    raise UnreachableError(f"server {self._address}: {error}") from None
                 match response.WhichOneof("message"):
                     case "work":
                         await self._begin(response.work, stream)
@@ -129,7 +133,11 @@ class Agent:
                         return response.farewell
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
-    def _check_model(self, manifest: pb.Manifest) -> None:
+    def _check_manifest(self, manifest: pb.Manifest) -> None:
+        """Refuse to compute with settings that are not the server's. Raises RefusedError."""
+        if self._server_config not in (None, manifest.config_toml):
+            raise RefusedError(f"server {self._address} now runs another configuration; start this client again to take part in it")
+        self._server_config = manifest.config_toml
         try:
             schema_from_message(manifest.model).check_same(self._worker.model_schema)
         except ProtocolError as error:

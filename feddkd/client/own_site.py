@@ -17,6 +17,7 @@ from feddkd.data.datasets import DataInfo, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
+from feddkd.transport.pb import federation_pb2 as pb
 
 
 def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | None, retry_for_s: float | None) -> Config:
@@ -32,12 +33,18 @@ def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | Non
         async with ServerConnection(address, credentials) as server:
             while True:
                 try:
-                    manifest = await server.describe()
-                    return Config.parse(tomllib.loads(manifest.config_toml), source="the server's configuration")
+                    return _parse(await server.describe())
                 except UnreachableError as error:
                     await backoff.wait(error)
 
     return asyncio.run(ask())
+
+
+def _parse(manifest: pb.Manifest) -> Config:
+    try:
+        return Config.parse(tomllib.loads(manifest.config_toml), source="the server's configuration")
+    except tomllib.TOMLDecodeError as error:
+        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
 
 
 def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()) -> Config:

@@ -23,6 +23,7 @@ from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.engines.grpc_server import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.engine import Engine
@@ -84,6 +85,8 @@ def _wait_for_all(config: Config) -> Config:
     """Round 1 of a simulation begins when all of its clients are there, or it could not be reproduced."""
     scheduler = config.scheduler
     if scheduler.wait_for_clients is not None:
+        if scheduler.wait_for_clients > config.partition.clients:
+            raise ConfigError(f"scheduler.wait_for_clients = {scheduler.wait_for_clients}: partition.clients is {config.partition.clients}")
         return config
     return config.model_copy(update={"scheduler": scheduler.model_copy(update={"wait_for_clients": config.partition.clients})})
 
@@ -128,16 +131,21 @@ class ClientProcesses:
             for first in range(count)
         ]
         self._engine = engine
+        self._num_clients = len(clients)
         self.stopping = False
-        self._watcher = threading.Thread(target=self._watch, name="client-processes", daemon=True)
-        self._watcher.start()
+        self._watchers = [threading.Thread(target=self._watch, args=(process,), daemon=True) for process in self.processes]
+        for watcher in self._watchers:
+            watcher.start()
 
-    def _watch(self) -> None:
-        for process in self.processes:
-            code = process.wait()
-            if code != 0 and not self.stopping:
-                logger.warning("client process %d ended with exit code %d", process.pid, code)
-        if not self.stopping:
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """A run can go on without some clients, but not begin without them, and not without any."""
+        code = process.wait()
+        if self.stopping:
+            return
+        logger.warning("client process %d ended with exit code %d", process.pid, code)
+        if self._engine.num_joined < self._num_clients:
+            self._engine.abort(f"a client process ended with exit code {code} before its clients had joined")
+        elif all(other.poll() is not None for other in self.processes):
             self._engine.abort("all client processes have ended")
 
     def wait(self) -> None:
@@ -148,4 +156,5 @@ class ClientProcesses:
                 process.wait(self.EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-        self._watcher.join()
+        for watcher in self._watchers:
+            watcher.join()

@@ -16,7 +16,7 @@ from feddkd.config import Config
 from feddkd.engines.intake import Intake, Progress, Upload
 from feddkd.errors import RunError
 from feddkd.exchange import ExchangeId
-from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
+from feddkd.scheduler.engine import DISCONNECTED, NOT_CONNECTED, ClientStates, Exchange, Outcome, Report
 from feddkd.tensors import Schema
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import Chunk
@@ -76,8 +76,13 @@ class GrpcEngine:
             return ClientStates()  # who has been let go is not lost
         sessions, intake = self._server.sessions(), self._intake
         connected = [session.client_id for session in sessions if session.stream is not None]
-        working = sum(map(intake.awaits, connected)) if intake is not None else 0
+        working = sum(map(intake.pending, connected)) if intake is not None else 0
         return ClientStates(len(connected) - working, working, len(sessions) - len(connected))
+
+    @property
+    def num_joined(self) -> int:
+        """Clients that have joined so far, connected or not."""
+        return len(self._server.sessions())
 
     def other_traffic(self) -> Traffic:
         return dataclasses.replace(self.traffic_outside)
@@ -137,7 +142,7 @@ class GrpcEngine:
         for client in exchange.clients:
             session = self._server.session(client)
             if session is None or session.stream is None:
-                intake.lose(client, "not connected")
+                intake.lose(client, NOT_CONNECTED)
             else:
                 self._push(session)
         mean = await intake.reduce(exchange.deadline_s)
@@ -153,7 +158,7 @@ class GrpcEngine:
                 client: Report(upload.numbers.loss, upload.numbers.evaluation, upload.numbers.compute_s) for client, upload in done.items()
             },
             missing={client: upload.reason for client, upload in intake.uploads.items() if client not in done},
-            traffic=intake.traffic,
+            traffic=dataclasses.replace(intake.traffic),
             seconds=time.monotonic() - started,
         )
 
@@ -162,14 +167,14 @@ class GrpcEngine:
         assert self._intake is not None
         assert self._work is not None
         intake = self._intake
-        frames = _count_whole(*self._work, intake.traffic)
+        frames = _count_whole(*self._work, self._traffic_of(intake))
         session.send(Outgoing(frames, self._traffic_of(intake), wanted=lambda: intake.awaits(session.client_id)))
 
     def _send_receipts(self, intake: Intake) -> None:
         """Tell every client of the cohort how the exchange ended for it; counted now, so that the record is whole."""
         for client, upload in intake.uploads.items():
             session = self._server.session(client)
-            if session is None or session.stream is None:
+            if session is None or session.stream is None or upload.knows:
                 continue
             if upload.progress is Progress.COMPLETE:
                 message = receipt_message(intake.exchange, Verdict.VERDICT_OK)
@@ -218,7 +223,7 @@ class GrpcEngine:
     def _give_up(self, intake: Intake, client: str) -> None:
         session = self._server.session(client)
         if session is None or session.stream is None:
-            intake.lose(client, "disconnected")
+            intake.lose(client, DISCONNECTED)
 
     def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
         exchange = id_from_message(answer.id)
@@ -248,7 +253,7 @@ class GrpcEngine:
             self._answer_to_closed(session, exchange, size_bytes)
             return
         self._intake.traffic.wire_bytes_up += size_bytes
-        self._intake.lose(session.client_id, failure.reason[:MAX_REASON_CHARACTERS] or "failed without a reason")
+        self._intake.failed(session.client_id, failure.reason[:MAX_REASON_CHARACTERS] or "failed without a reason")
 
     def _answer_to_closed(self, session: Session, exchange: ExchangeId, size_bytes: int) -> None:
         """An answer to an exchange that is not open: say so, and where the run is."""
@@ -258,11 +263,11 @@ class GrpcEngine:
         session.send(Outgoing((receipt,), lambda: self.traffic_outside))
 
 
-def _count_whole(work: bytes, payload: Payload, traffic: Traffic) -> Iterator[bytes]:
+def _count_whole(work: bytes, payload: Payload, traffic: Callable[[], Traffic]) -> Iterator[bytes]:
     """The messages of a broadcast; its payload is counted as the last of them is handed to gRPC."""
     remaining = payload.num_frames
     for message in itertools.chain((work,), payload.frames()):
         if remaining == 0:
-            traffic.payload_bytes_down += payload.size_bytes
+            traffic().payload_bytes_down += payload.size_bytes
         remaining -= 1
         yield message

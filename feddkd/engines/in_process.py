@@ -14,13 +14,21 @@ import torch
 
 from feddkd.aggregator.weighted_mean import Reduction, Rule, WeightedMean
 from feddkd.client.worker import Worker
-from feddkd.errors import FedDKDError, ProtocolError
+from feddkd.errors import ProtocolError
 from feddkd.exchange import Reply, Task
 from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import Verdict, answer_message, numbers_of, receipt_message, work_message
+from feddkd.transport.messages import (
+    MAX_REASON_CHARACTERS,
+    Verdict,
+    answer_message,
+    failure_message,
+    numbers_of,
+    receipt_message,
+    work_message,
+)
 from feddkd.transport.payload import Assembly, Payload, check_values
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -63,14 +71,20 @@ class InProcessEngine:
                 # Assembled anew for each client, as over the network: no client can touch another's broadcast.
                 received = _transfer(broadcast, exchange.payload.schema)
                 reply = self._workers[client].carry_out(Task(exchange.id, received, exchange.evaluate))
+            except Exception as error:  # noqa: BLE001  # as over gRPC: whatever a user's code raises is this client's failure alone
+                missing[client] = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
+                traffic.wire_bytes_up += len(failure_message(exchange.id, missing[client]))
+                continue
+            try:
                 self._take(exchange, reply, weight, accumulator, traffic)
-            except Exception as error:  # models and data are the user's: what they raise is this client's failure alone
-                reason = str(error) if isinstance(error, FedDKDError) else f"{type(error).__name__}: {error}"
-                logger.warning("%s: %s is left out: %s", exchange.id, client, reason, exc_info=not isinstance(error, FedDKDError))
-                missing[client] = reason
+            except ProtocolError as error:
+                missing[client] = f"refused: {error}"
+                traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_INVALID_ARGUMENT, str(error)))
                 continue
             reports[client] = Report(reply.loss, reply.evaluation, reply.compute_s)
             traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_OK))
+        for client, reason in missing.items():
+            logger.warning("%s: %s is left out: %s", exchange.id, client, reason)
         mean = accumulator.result() if accumulator is not None and reports else None
         return Outcome(mean, reports, missing, traffic, time.monotonic() - started)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from feddkd.aggregator.weighted_mean import Rule
 from feddkd.errors import ProtocolError
 from feddkd.exchange import ExchangeId, Reply
+from feddkd.scheduler.engine import DISCONNECTED
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import Chunk
@@ -47,7 +48,12 @@ class Progress(Enum):
 
 
 class Upload:
-    """One client's answer."""
+    """One client's answer.
+
+    Attributes:
+        knows: the client has been told, or has said itself, that it is left out.
+        consumed: chunks that have gone into the reduction.
+    """
 
     def __init__(self, client_id: str, weight: float, window_bytes: int) -> None:
         self.client_id = client_id
@@ -55,6 +61,7 @@ class Upload:
         self.progress = Progress.AWAITED
         self.numbers = Reply()
         self.reason = ""
+        self.knows = False
         self.digest: bytes | None = None
         self.consumed = 0
         self._window_bytes = window_bytes
@@ -81,8 +88,8 @@ class Upload:
         self.numbers = numbers
         self.progress = Progress.ARRIVING if self._sequence is not None and not self._sequence.complete else Progress.COMPLETE
 
-    async def stage(self, chunk: Chunk) -> None:
-        """Check a chunk and keep it until it is reduced; waits while the window is full.
+    def stage(self, chunk: Chunk) -> None:
+        """Check a chunk and keep it until it is reduced.
 
         Raises:
             ProtocolError: the chunk is damaged, out of order, or holds values that no honest client sends.
@@ -174,6 +181,7 @@ class Intake:
         self._ask_again = ask_again
         self._executor = executor
         self._changed = asyncio.Event()
+        self._end = 0.0
 
     def answered(self, client_id: str, answer: pb.Answer) -> tuple[Upload | None, bytes | None]:
         """Take in the header of an answer.
@@ -211,7 +219,7 @@ class Intake:
         if upload.progress is not Progress.ARRIVING:
             return None
         try:
-            await upload.stage(chunk)
+            upload.stage(chunk)
         except ProtocolError as error:
             return self.refuse(upload, error)
         if upload.ready:
@@ -222,7 +230,14 @@ class Intake:
     def refuse(self, upload: Upload, error: ProtocolError) -> bytes:
         """Leave out a client whose answer is wrong, and say why."""
         self.lose(upload.client_id, f"refused: {error}")
+        upload.knows = True
         return self._receipt(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
+
+    def failed(self, client_id: str, reason: str) -> None:
+        """A client says that it cannot answer."""
+        self.lose(client_id, reason)
+        if client_id in self.uploads:
+            self.uploads[client_id].knows = True
 
     def interrupt(self, client_id: str) -> bool:
         """The client's connection broke; returns whether it may still come back and answer."""
@@ -230,7 +245,7 @@ class Intake:
         if upload is None or upload.progress in (Progress.COMPLETE, Progress.LOST):
             return False
         if upload.consumed:
-            self.lose(client_id, "disconnected in the middle of its answer")
+            self.lose(client_id, f"{DISCONNECTED} in the middle of its answer")
             return False
         upload.reset()
         return True
@@ -248,10 +263,22 @@ class Intake:
         upload = self.uploads.get(client_id)
         return self.open and upload is not None and upload.progress is Progress.AWAITED
 
+    def pending(self, client_id: str) -> bool:
+        """Whether the client has yet to send its answer, or the rest of it."""
+        upload = self.uploads.get(client_id)
+        return self.open and upload is not None and upload.progress in (Progress.AWAITED, Progress.ARRIVING)
+
     async def reduce(self, deadline_s: float) -> Tensors | None:
-        """Wait for the answers and reduce them; None if they are only numbers, or nobody answered."""
+        """Wait for the answers and reduce them; None if they are only numbers, or nobody answered.
+
+        At the deadline, who has not sent enough for the reduction to begin is lost; the others have as long
+        again for the rest.
+        """
+        until = time.monotonic() + deadline_s
+        self._end = until + deadline_s
         while True:
-            await self._gather(deadline_s)
+            await self._gather(until, deadline_s)
+            until = self._end
             contributors = [upload for upload in self.uploads.values() if upload.progress is not Progress.LOST]
             if self.schema is None or not contributors:
                 return None
@@ -260,9 +287,8 @@ class Intake:
             except LookupError:
                 self._start_again(contributors)
 
-    async def _gather(self, deadline_s: float) -> None:
-        """Wait until every client is ready or lost; at the deadline, those that are neither are lost."""
-        until = time.monotonic() + deadline_s
+    async def _gather(self, until: float, deadline_s: float) -> None:
+        """Wait until every client is ready or lost; those that are neither at the time `until` are lost."""
         while waiting := [upload for upload in self.uploads.values() if not upload.ready and upload.progress is not Progress.LOST]:
             self._changed.clear()
             try:
@@ -281,10 +307,11 @@ class Intake:
         return out
 
     async def _take(self, upload: Upload) -> Tensor:
+        limit_s = min(self._stall_timeout_s, self._end - time.monotonic())
         try:
-            return await upload.take(self._stall_timeout_s)
+            return await upload.take(limit_s)
         except TimeoutError:
-            self.lose(upload.client_id, f"its answer stalled for {self._stall_timeout_s:g} s")
+            self.lose(upload.client_id, f"its answer stalled for {max(0.0, limit_s):.3g} s")
             raise LookupError(upload.client_id) from None
 
     def _start_again(self, contributors: list[Upload]) -> None:

@@ -78,7 +78,8 @@ class RoundCohort:
             reasons = "; ".join(f"{client}: {reason}" for client, reason in outcome.missing.items())
             raise QuorumError(
                 f"{exchange.id}: {len(outcome.reports)} of {len(exchange.clients)} clients answered, "
-                f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else "")
+                f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
+                connection_lost=outcome.connection_lost,
             )
         return outcome
 

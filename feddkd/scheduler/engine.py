@@ -11,6 +11,10 @@ from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.tensors import Schema, Tensors
 from feddkd.traffic import Traffic
 
+NOT_CONNECTED = "not connected"
+DISCONNECTED = "disconnected"
+"""How the reasons of clients that are missing for want of a connection begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -62,6 +66,11 @@ class Outcome:
         if not losses:
             return None
         return math.fsum(weights[client] * loss for client, loss in losses.items()) / math.fsum(weights[client] for client in losses)
+
+    @property
+    def connection_lost(self) -> bool:
+        """Whether somebody is missing for want of a connection."""
+        return any(reason.startswith((NOT_CONNECTED, DISCONNECTED)) for reason in self.missing.values())
 
     @property
     def evaluation(self) -> Evaluation | None:

@@ -103,7 +103,7 @@ class Scheduler:
                 break
             except QuorumError as error:
                 self._algorithm.load_state_dict(copy.deepcopy(state))
-                self._round_failed(number, attempt, str(error))
+                self._round_failed(number, attempt, error)
             finally:
                 traffic += cohort.traffic
         self._tell(lambda observer: observer.round_finished(number, model))
@@ -111,10 +111,21 @@ class Scheduler:
         self._finished = _FinishedRound(number, evaluation, traffic, time.monotonic() - started, cohort.clients_reported)
         return model
 
-    def _round_failed(self, number: int, attempt: int, reason: str) -> None:
-        self._tell(lambda observer: observer.round_failed(number, attempt, reason))
-        if (attempt + 1) % (self._config.scheduler.retries + 1) == 0:
-            self._pause(reason)
+    def _round_failed(self, number: int, attempt: int, error: QuorumError) -> None:
+        """Let the round be tried again, after a pause if it has been tried often enough.
+
+        Raises:
+            PausedError: the clients do not come, or they are all there and do not answer.
+        """
+        config = self._config.scheduler
+        self._tell(lambda observer: observer.round_failed(number, attempt, str(error)))
+        if (attempt + 1) % (config.retries + 1) != 0:
+            return
+        there = len(self._engine.clients())
+        if there >= config.min_clients and not error.connection_lost:
+            self._tell(lambda observer: observer.paused(str(error)))
+            raise PausedError(f"{error}; {there} clients are connected, so waiting for more would not help")
+        self._pause(str(error))
 
     def _deliver(self, model: Tensors) -> None:
         """Give every client the final model; those that are gone do without."""
@@ -150,16 +161,9 @@ class Scheduler:
         )
 
     def _pause(self, reason: str) -> None:
-        """Wait until enough clients are connected.
-
-        Raises:
-            PausedError: they did not come, or they are all there and do not answer.
-        """
+        """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
         config = self._config.scheduler
         self._tell(lambda observer: observer.paused(reason))
-        there = len(self._engine.clients())
-        if there >= config.min_clients:
-            raise PausedError(f"{reason}; {there} clients are connected, so waiting for more would not help")
         if not self._engine.wait_for_clients(config.min_clients, config.pause_timeout_s):
             raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
 
@@ -175,8 +179,10 @@ class Scheduler:
         self._tell(lambda observer: observer.exchange_done(record))
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
-        # The first broadcast after a round carried its model, and the answers what the clients think of it.
-        self._close_round(record.client_evaluation)
+        # The first broadcast after a round carried its model, and the answers what the clients think of it; too few
+        # answers are not their opinion, and the broadcast will be repeated.
+        if record.id.name == DELIVER or record.clients_reported >= self._config.scheduler.min_clients:
+            self._close_round(record.client_evaluation)
 
     def _close_round(self, client_evaluation: Evaluation | None) -> None:
         """Tell the observers of the last finished round, once everything about it is known."""

@@ -29,6 +29,11 @@ from feddkd.transport.pb import federation_pb2 as pb
 logger = logging.getLogger(__name__)
 
 SERVICE = "feddkd.v1.FederationService"
+HELLO_TIMEOUT_S = 10.0
+"""Seconds a new stream has to say whose it is."""
+
+MAX_SESSIONS = 100_000
+MAX_INSTANCE_ID_BYTES = 64
 MAX_EXAMPLES = 2**53
 """Example counts are weights in float64; beyond this they would not be exact."""
 
@@ -192,7 +197,11 @@ class FederationServer:
             )
         if not 1 <= request.num_examples <= MAX_EXAMPLES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{request.num_examples} examples; a client needs at least 1")
+        if len(request.instance_id.encode()) > MAX_INSTANCE_ID_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"an instance id of more than {MAX_INSTANCE_ID_BYTES} bytes")
         known = self._sessions.get(request.client_id)
+        if known is None and len(self._sessions) >= MAX_SESSIONS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_SESSIONS} clients have joined; no more are admitted")
         if known is not None and known.stream is not None and known.instance_id != request.instance_id:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"another process takes part as {request.client_id!r}")
         if known is not None:
@@ -220,6 +229,8 @@ class FederationServer:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if superseded.done():
+                reader.cancel()  # or it would go on taking in what the old connection still brings
+                await asyncio.wait((reader,))
                 await context.abort(grpc.StatusCode.ABORTED, f"{session.client_id!r} opened a newer stream")
             for task in (reader, writer):
                 if task.done():
@@ -239,7 +250,11 @@ class FederationServer:
 
     async def _identify(self, context: Context) -> Session:
         """The session that the stream's first message names."""
-        message = await context.read()
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                message = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no message within {HELLO_TIMEOUT_S:g} s of opening the stream")
         request = pb.ParticipateRequest()
         with contextlib.suppress(DecodeError):
             request = pb.ParticipateRequest.FromString(message if isinstance(message, bytes) else b"")
@@ -281,9 +296,8 @@ class FederationServer:
 async def _write(stream: Stream, context: Context) -> None:
     """Write what is sent to the client, and count it where it crosses into gRPC."""
     while (outgoing := await stream.outbox.get()) is not None:
-        for frame in outgoing.frames:
-            if not outgoing.wanted():
-                break
+        frames = iter(outgoing.frames)
+        while outgoing.wanted() and (frame := next(frames, None)) is not None:
             outgoing.traffic().wire_bytes_down += len(frame)  # before the write: its answer may be read before it returns
             await context.write(frame)
 
