@@ -340,6 +340,8 @@ def test_both_engines_leave_out_a_client_that_fails(fail: Callable[[Reply], Repl
         workers["client-1"] = FailingWorker(workers["client-1"], fail)
         recorders.append(Recorder())
         hashes.add(run(config, tmp_path / name, [recorders[-1]], workers=workers).model.sha256())
+    local, remote = (recorder.of("local_train").clients_missing for recorder in recorders)
+    assert local == remote
     for recorder in recorders:
         assert list(recorder.of("local_train").clients_missing) == ["client-1"]
         assert recorder.of("dkd_step").clients_selected == 3
