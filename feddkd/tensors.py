@@ -253,11 +253,11 @@ class Tensors(Mapping[str, Tensor]):
         return Tensors.copy_of(schema, self)
 
     def replace(self, other: Mapping[str, Tensor]) -> Tensors:
-        """A copy in which the tensors that `other` names come from there."""
-        out = Tensors(self.schema, self.block.clone())
-        for name, tensor in other.items():
-            out[name].copy_(tensor)
-        return out
+        """A copy in which the tensors that `other` names come from there. Raises SchemaError if one does not fit."""
+        unexpected = next((name for name in other if name not in self.schema.by_name), None)
+        if unexpected is not None:
+            raise SchemaError(f"tensor {unexpected!r} is not expected")
+        return Tensors.copy_of(self.schema, {**self, **other})
 
     def __add__(self, other: Tensors) -> Tensors:
         return self._combine(other, torch.add)

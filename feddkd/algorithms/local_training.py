@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from feddkd.algorithms.site import Site
 from feddkd.exchange import Task
@@ -30,6 +31,7 @@ def train_locally(site: Site, task: Task) -> float:
         weight_decay=training.weight_decay,
     )
     site.module.train()
+    batch_norm = any(isinstance(module, _BatchNorm) for module in site.module.modules())
     epoch_loss = torch.zeros((), device=site.device)
     # Dropout and the like draw from the global generator; give it this task's stream and put it back afterwards.
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
@@ -39,6 +41,8 @@ def train_locally(site: Site, task: Task) -> float:
             order = torch.randperm(len(site.examples), generator=generator)
             for _, inputs, labels in site.examples.batches(order, training.batch_size):
                 task.check_cancelled()
+                if len(labels) == 1 and batch_norm:
+                    continue  # a leftover of one example has no variance to normalise by
                 optimizer.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(site.module(inputs.to(site.device)), labels.to(site.device))
                 loss.backward()  # type: ignore[no-untyped-call]
