@@ -230,7 +230,7 @@ def test_selecting_or_replacing_what_is_not_there_is_refused() -> None:
     with pytest.raises(SchemaError, match="'v' is not expected"):
         tensors.replace({"v": torch.zeros(2)})
     for other in (torch.zeros(3), torch.zeros(1), torch.zeros(2, dtype=torch.float64)):
-        with pytest.raises(SchemaError, match="w: .* where w: float32"):
+        with pytest.raises(SchemaError, match=r"w: .* where w: float32"):
             tensors.replace({"w": other})
 
 
