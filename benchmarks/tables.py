@@ -39,7 +39,7 @@ def transport_table() -> str:
             ratio = theirs["median_s"] / ours["median_s"]
             lines.append(f"| {label} | {_cell(ours)} | {_cell(theirs)} | {ratio:.1f} |")
     versions = result["versions"]
-    note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; both in turn in the same sitting, load average {result['load_average_1min']}."
+    note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; in turn in one sitting, load average {result['load_average_1min']}."
     return "\n".join([*lines, "", note, _source("transport", result)])
 
 
