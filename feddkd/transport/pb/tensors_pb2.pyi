@@ -152,8 +152,9 @@ class PayloadHeader(_message.Message):
     size_bytes: _builtins.int
     """Bytes of tensor data in all chunks together, as the schema implies."""
     chunk_bytes: _builtins.int
-    """The most tensor data one chunk carries, in bytes. Chunks are cut at multiples of it from the
-    start of each run of one element type, and never mix types; so both ends know every boundary.
+    """The most tensor data one chunk carries, in bytes. Rounded down to a multiple of 8 it is the step at
+    which chunks are cut, from the start of each run of one element type; they never mix types. So both
+    ends know every boundary.
     """
     digest: _builtins.bytes
     """SHA-256 over the CRC-32C values of all chunks in order, each as 4 little-endian bytes. It names the
