@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from feddkd.bench.comparison import environment
+from feddkd.bench.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COLORS = {"feddkd": "#0072b2", "fedavg_sgd": "#e69f00", "fedavg": "#666666"}

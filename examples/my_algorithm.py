@@ -1,6 +1,6 @@
 """An algorithm of one's own in one file: FedAvg whose server takes steps with a learning rate and momentum (FedAvgM).
 
-cd examples && feddkd run -o algorithm.name=my_algorithm:FedAvgM -o partition.name=iid -o rounds=3
+cd examples && feddkd run -o algorithm.name=my_algorithm:FedAvgM -o algorithm.server_lr=0.7 -o partition.name=iid -o rounds=3
 
 Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
 arXiv 1909.06335.
@@ -13,20 +13,23 @@ from typing import Any
 from feddkd.aggregator.server_optimizer import ServerOptimizer
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
 from feddkd.algorithms.local_training import train_locally
-from feddkd.config import Config
+from feddkd.algorithms.site import Site
+from feddkd.config import Config, CustomAlgorithmConfig
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
-
-SERVER_LR = 0.5
 
 
 class FedAvgMClient(ClientHalf):
     """What a site does: one method for each exchange, with the exchange's name."""
 
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.objective = site.new_objective(site)  # the cross-entropy, or what algorithm.local_objective says
+
     def local_train(self, task: Task) -> Reply:
-        task.payload.load_into(self.site.module)
-        loss = train_locally(self.site, task)
-        return Reply(contribution=Tensors.of_module(self.site.module) - task.payload, loss=loss)
+        loss, steps = train_locally(self.site, task, self.objective)
+        update = Tensors.of_module(self.site.module) - task.payload
+        return Reply(contribution=update, loss=loss, metrics={"local_steps": steps})
 
 
 class FedAvgM(Algorithm):
@@ -37,7 +40,9 @@ class FedAvgM(Algorithm):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.server_optimizer = ServerOptimizer("momentum", SERVER_LR, keep_state=True)
+        assert isinstance(config.algorithm, CustomAlgorithmConfig)
+        server_lr = config.algorithm.settings.get("server_lr", 0.5)  # its own key in [algorithm]
+        self.server_optimizer = ServerOptimizer("momentum", server_lr, keep_state=True)
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         average = model + cohort.exchange("local_train", model)

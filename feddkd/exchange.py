@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from feddkd.errors import CancelledError
-from feddkd.tensors import Schema, Tensors
+from feddkd.tensors import Schema, Tensors, TensorSpec
 
 SchemaRule = Callable[[Schema], Schema]
 """Derives the schema of a payload from the model's."""
@@ -21,6 +23,20 @@ def whole_model(model: Schema) -> Schema:
 def trainable_parameters(model: Schema) -> Schema:
     """The parameters that take gradients: what a gradient is made of."""
     return model.trainable
+
+
+def model_and(**extras: SchemaRule) -> SchemaRule:
+    """The whole model and, beside it, more vectors: tensor "conv.weight" of extra `control` is named "control/conv.weight"."""
+
+    def rule(model: Schema) -> Schema:
+        return model.beside({name: extra(model) for name, extra in extras.items()})
+
+    return rule
+
+
+def scalar(model: Schema) -> Schema:  # noqa: ARG001
+    """One float64 number, reduced like everything else: for what a server half needs to know exactly."""
+    return Schema([TensorSpec("value", torch.float64, (), trainable=False)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +81,18 @@ class ExchangeId:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How a model did on some examples; adds up over clients."""
+    """How a model did on some examples; adds up over clients.
+
+    Attributes:
+        examples_by_class: known on the server's test set only; clients do not tell it.
+        correct_by_class: how many of those were classified correctly.
+    """
 
     examples: int
     correct: int
     loss_sum: float
+    examples_by_class: tuple[int, ...] = ()
+    correct_by_class: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -79,6 +102,16 @@ class Evaluation:
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.loss_sum / self.examples
+
+    @property
+    def class_accuracy(self) -> list[float | None] | None:
+        """Accuracy on the examples of each class, None for a class without any; None altogether where it is not known."""
+        if not self.examples_by_class:
+            return None
+        return [
+            correct / examples if examples else None
+            for correct, examples in zip(self.correct_by_class, self.examples_by_class, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +135,13 @@ class Task:
             raise CancelledError(f"{self.id} was closed by the server")
 
 
+MAX_METRICS = 32
+
+UPDATE_NORM_SQUARED = "update_norm_squared"
+"""||w_k - w_t||² over the trainable parameters, as they are averaged (FedNova divides by the local steps); with the mean
+update it gives the round's drift diversity."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a client returns from its part of an exchange.
@@ -111,9 +151,13 @@ class Reply:
         loss: mean loss over the examples computed on.
         evaluation: of the broadcast model on held-out examples, where the task asked for it.
         compute_s: seconds spent computing.
+        gradient_evaluations: gradients of single examples' losses computed for it, the usual unit of client work.
+        metrics: other numbers for the record, by name (at most `MAX_METRICS` of them): their weighted mean is logged.
     """
 
     contribution: Tensors | None = None
     loss: float | None = None
     evaluation: Evaluation | None = None
     compute_s: float = 0.0
+    gradient_evaluations: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)

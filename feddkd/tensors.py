@@ -11,6 +11,7 @@ number of tensors.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -141,6 +142,15 @@ class Schema:
         """The schema of a gradient: the floating-point tensors that take one."""
         return Schema(spec for spec in self.specs if spec.trainable and spec.dtype.is_floating_point)
 
+    def beside(self, extras: Mapping[str, Schema]) -> Schema:
+        """These tensors under their own names, and those of each of `extras` under "extra/name"."""
+        prefixed = (
+            dataclasses.replace(spec, name=f"{extra}/{spec.name}", trainable=False)
+            for extra, schema in extras.items()
+            for spec in schema.specs
+        )
+        return Schema([*self.specs, *prefixed])
+
     def check_same(self, other: Schema) -> None:
         """Compare names, dtypes and shapes with `other`.
 
@@ -223,10 +233,11 @@ class Tensors(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def load_into(self, module: nn.Module) -> None:
-        """Copy the tensors into a module's parameters and buffers of the same names."""
+        """Copy the tensors into a module's parameters and buffers of the same names; what lies beside them stays out."""
         state = module.state_dict()
         for name, tensor in self.items():
-            state[name].copy_(tensor)
+            if name in state:
+                state[name].copy_(tensor)
 
     @cached_property
     def _views(self) -> dict[str, Tensor]:
@@ -252,6 +263,15 @@ class Tensors(Mapping[str, Tensor]):
         """A copy of the tensors that `schema` names."""
         return Tensors.copy_of(schema, self)
 
+    def beside(self, **extras: Tensors) -> Tensors:
+        """A copy with more vectors beside these tensors, as `Schema.beside` lays them out."""
+        joined = {f"{extra}/{name}": tensor for extra, tensors in extras.items() for name, tensor in tensors.items()}
+        return Tensors.copy_of(self.schema.beside({extra: tensors.schema for extra, tensors in extras.items()}), {**self, **joined})
+
+    def part(self, name: str, schema: Schema) -> Tensors:
+        """A copy of what `beside` laid beside these tensors as `name`, with the schema it had."""
+        return Tensors.copy_of(schema, {spec: self[f"{name}/{spec}"] for spec in schema.by_name})
+
     def replace(self, other: Mapping[str, Tensor]) -> Tensors:
         """A copy in which the tensors that `other` names come from there. Raises SchemaError if one does not fit."""
         unexpected = next((name for name in other if name not in self.schema.by_name), None)
@@ -264,6 +284,13 @@ class Tensors(Mapping[str, Tensor]):
 
     def __sub__(self, other: Tensors) -> Tensors:
         return self._combine(other, torch.sub)
+
+    def scaled(self, factor: float) -> Tensors:
+        """All elements times `factor`; every tensor must be of a floating-point dtype."""
+        out = Tensors.empty(self.schema)
+        for segment in self.schema.segments:
+            torch.mul(self.elements(segment), factor, out=out.elements(segment))
+        return out
 
     def _combine(self, other: Tensors, operation: _BinaryOperation) -> Tensors:
         self.schema.check_same(other.schema)

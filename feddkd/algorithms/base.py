@@ -17,7 +17,19 @@ from feddkd.tensors import Tensors
 
 
 class Cohort(Protocol):
-    """The clients of one round, as the server half sees them."""
+    """The clients of one round, as the server half sees them.
+
+    Attributes:
+        share: weight of those that answered the first exchange, as a share of all clients' weight; in (0, 1]. Until
+            then, of those that were selected.
+        loss: weighted mean of the losses that came with the latest exchange's answers, or None if none did.
+    """
+
+    @property
+    def share(self) -> float: ...
+
+    @property
+    def loss(self) -> float | None: ...
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let every client run its method `name`, and return the weighted mean of the answers.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from feddkd.data.examples import Examples
 from feddkd.dkd.teacher import eval_mode
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.tensors import Schema, Tensors
+
+if TYPE_CHECKING:
+    from feddkd.algorithms.local_training import LocalObjective
 
 EVALUATION_BATCH_SIZE = 512
 
@@ -27,6 +31,9 @@ class Store(Protocol):
 
         `label` says which round or run they belong to.
         """
+
+    def label(self, name: str) -> str | None:
+        """The label of what was last kept under `name`, or None if nothing was. Raises StateError if it is damaged."""
 
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:
         """What was last kept under `name`, or None if nothing was or if it bears another label.
@@ -44,6 +51,7 @@ class Site:
         examples: what it trains on.
         held_out: what it evaluates on; may be empty.
         module: the network, on `device`; its weights are whatever was loaded last.
+        new_objective: builds what local training minimises, as the configuration says.
     """
 
     client_id: str
@@ -53,6 +61,7 @@ class Site:
     module: nn.Module
     device: torch.device
     store: Store
+    new_objective: Callable[[Site], LocalObjective]
 
     @property
     def model_schema(self) -> Schema:
@@ -68,11 +77,13 @@ class Site:
 @torch.no_grad()
 def evaluate(module: nn.Module, examples: Examples, device: torch.device) -> Evaluation:
     """Accuracy and cross-entropy of a model as it stands, in eval mode, over all of `examples`."""
-    correct, loss_sum = 0, 0.0
+    correct, loss_sum = torch.zeros(len(examples), dtype=torch.bool), 0.0
     with eval_mode(module):
-        for _, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
+        for index, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
             logits = module(inputs.to(device))
             target = labels.to(device)
-            correct += int((logits.argmax(1) == target).sum())
+            correct[index] = (logits.argmax(1) == target).cpu()
             loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
-    return Evaluation(len(examples), correct, loss_sum)
+    by_class = torch.bincount(examples.labels)
+    correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
+    return Evaluation(len(examples), int(correct.sum()), loss_sum, tuple(by_class.tolist()), tuple(correct_by_class.tolist()))

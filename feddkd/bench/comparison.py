@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -17,7 +15,6 @@ from typing import Any
 
 from feddkd.bench.transport import Workload
 from feddkd.errors import RunError
-from feddkd.observability.versions import installed_versions
 
 FLOWER_PEER = Path(__file__).with_name("flower_peer.py")
 RUN_TIMEOUT_S = 600.0
@@ -73,22 +70,6 @@ def compare(workload: Workload, repeats: int, flower_python: Path | None) -> Ite
         yield _summarize("flower", workload, theirs)
 
 
-def environment(flower_python: Path | None) -> dict[str, Any]:
-    """What a result file must say about where it came from."""
-    found: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": installed_versions(),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-    }
-    if flower_python is not None:
-        code = "from importlib.metadata import version; print(version('flwr'))"
-        found["versions"]["flwr"] = subprocess.run([flower_python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    return found
-
-
 def _run(command: Sequence[str]) -> dict[str, Any]:
     """Run a benchmark server; its result is the last line on its standard output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -117,9 +98,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

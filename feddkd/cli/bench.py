@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from feddkd.bench.comparison import Measurement, compare, environment
+from feddkd.bench.comparison import Measurement, compare
+from feddkd.bench.environment import environment
 from feddkd.bench.transport import Workload
 from feddkd.cli.options import Json
 

@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from feddkd.algorithms import ALGORITHMS
+from feddkd.algorithms.feddkd import FedDKD
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
@@ -86,8 +88,10 @@ class ConsoleProgress(Observer):
     @property
     def _exchanges_a_round(self) -> int | None:
         """How far the bar goes; a user's own algorithm does not say."""
-        steps = {"fedavg": 0, "feddkd": self._config.dkd.steps, "fedavg_sgd": self._config.dkd.steps}.get(self._config.algorithm.name)
-        return 1 + steps if steps is not None else None
+        algorithm = ALGORITHMS.get(self._config.algorithm.name)
+        if algorithm is None:
+            return None
+        return 1 + self._config.dkd.steps if issubclass(algorithm, FedDKD) else len(algorithm.exchanges)
 
     def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
         if self._bar is not None and self._task is not None:

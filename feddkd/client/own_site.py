@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -65,10 +66,22 @@ def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()
     if "name" in own.get("data", {}) and "root" not in own["data"]:
         data.pop("root", None)  # the folder of the server's data is not one of this site's
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
-    for table, name in (("data", resolved.data.name), ("model", resolved.model.name), ("algorithm", resolved.algorithm.name)):
-        if ":" in name and own.get(table, {}).get("name") != name:
-            raise RefusedError(f"the server asks for {table}.name = {name!r}; to run this code here, name it in the client's configuration")
+    _refuse_foreign_code(resolved, own)
     return resolved
+
+
+def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
+    """Raises RefusedError for an import path that only the server names."""
+    asked_for = {"data.name": resolved.data.name, "model.name": resolved.model.name, "algorithm.name": resolved.algorithm.name}
+    objective = getattr(resolved.algorithm, "local_objective", None)
+    if objective is not None:
+        asked_for["algorithm.local_objective.name"] = objective.name
+    named_here = {f"{table}.name": own.get(table, {}).get("name") for table in ("data", "model", "algorithm")}
+    mine = own.get("algorithm", {}).get("local_objective")
+    named_here["algorithm.local_objective.name"] = mine.get("name") if isinstance(mine, dict) else mine
+    for key, name in asked_for.items():
+        if ":" in name and named_here[key] != name:
+            raise RefusedError(f"the server asks for {key} = {name!r}; to run this code here, name it in the client's configuration")
 
 
 def site_worker(config: Config, client_id: str, state: Path, partition_index: int | None = None) -> Worker:

@@ -38,6 +38,17 @@ class StateDir:
                 partial.unlink()
             raise StateError(f"cannot write {final}: {error}") from error
 
+    def label(self, name: str) -> str | None:
+        """The label that `name` bears; None if it was never written. Raises StateError if it is damaged."""
+        file = self._file(name)
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                return (stored.metadata() or {}).get("label")
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"{file} is damaged: {error}") from error
+
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:
         """Read `name`; None if it was never written or bears another label. Raises StateError if it is damaged."""
         file = self._file(name)

@@ -12,8 +12,17 @@ average* of the teachers. `divergences` holds the KL above and its alternatives,
 teacher's logits, computed once a round, and `gradient` what a client answers to one step.
 """
 
-from feddkd.dkd.divergences import DIVERGENCES, Divergence
+from feddkd.dkd.divergences import DIVERGENCES, Divergence, kl, without_true_class
 from feddkd.dkd.gradient import Distillation, distillation_gradient
-from feddkd.dkd.teacher import teacher_logits
+from feddkd.dkd.teacher import mean_entropy, teacher_logits
 
-__all__ = ["DIVERGENCES", "Distillation", "Divergence", "distillation_gradient", "teacher_logits"]
+__all__ = [
+    "DIVERGENCES",
+    "Distillation",
+    "Divergence",
+    "distillation_gradient",
+    "kl",
+    "mean_entropy",
+    "teacher_logits",
+    "without_true_class",
+]

@@ -59,6 +59,13 @@ DIVERGENCES: dict[str, Divergence] = {"kl": kl, "reverse_kl": reverse_kl, "js": 
 """The divergences by the name they have in the configuration, `dkd.divergence`."""
 
 
+def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits [B, C] with each row's true class, `labels` int64 [B], left out: [B, C - 1]."""
+    rows, classes = logits.shape
+    not_true = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels.unsqueeze(1), value=False)
+    return logits[not_true].view(rows, classes - 1)
+
+
 def _log_probabilities(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return F.log_softmax(teacher_logits / temperature, dim=1), F.log_softmax(student_logits / temperature, dim=1)
 

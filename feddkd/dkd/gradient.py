@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
-from feddkd.dkd.divergences import DIVERGENCES
+from feddkd.dkd.divergences import DIVERGENCES, without_true_class
 from feddkd.dkd.teacher import eval_mode
 from feddkd.tensors import Schema, Tensors
 
@@ -21,6 +21,7 @@ class Distillation:
     Attributes:
         divergence: a name in `DIVERGENCES`; by default KL(teacher || student).
         temperature: T > 0, softens the divergence; the cross-entropy is taken at T = 1.
+        not_true: leave each example's true class out of the divergence, on both sides (as FedNTD does in its local loss).
         hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
             FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.
 
@@ -31,6 +32,7 @@ class Distillation:
     divergence: str = "kl"
     temperature: float = 1.0
     hard_label_weight: float = 0.0
+    not_true: bool = False
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
@@ -39,6 +41,11 @@ class Distillation:
             raise ValueError(f"temperature {self.temperature} is not positive")
         if not 0 <= self.hard_label_weight <= 1:
             raise ValueError(f"hard_label_weight {self.hard_label_weight} is not in [0, 1]")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether soft labels enter the loss."""
+        return self.hard_label_weight < 1
 
     def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
         """The mean loss of a batch.
@@ -57,7 +64,10 @@ class Distillation:
             return F.cross_entropy(student_logits, labels)
         if teacher_logits is None:
             raise ValueError(f"hard_label_weight {weight} needs teacher logits; only 1 does without")
-        distance = DIVERGENCES[self.divergence](teacher_logits.to(student_logits.dtype), student_logits, self.temperature)
+        teacher, student = teacher_logits.to(student_logits.dtype), student_logits
+        if self.not_true:
+            teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
+        distance = DIVERGENCES[self.divergence](teacher, student, self.temperature)
         return distance if weight == 0 else (1 - weight) * distance + weight * F.cross_entropy(student_logits, labels)
 
 

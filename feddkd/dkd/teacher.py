@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
@@ -51,3 +52,12 @@ def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, 
     with eval_mode(module):
         order = torch.arange(len(examples))
         return torch.cat([module(x.to(device)).float().cpu() for _, x, _ in examples.batches(order, batch_size)])
+
+
+def mean_entropy(logits: Tensor) -> float:
+    """Mean entropy in nats of the predictions softmax(logits) [n, C]: 0 for a teacher that is certain of everything.
+
+    Where it is near 0, soft labels say no more than hard ones.
+    """
+    # entr is 0 at a probability of 0, where -p log p is NaN.
+    return float(torch.special.entr(F.softmax(logits, dim=1)).sum(1).mean())

@@ -20,12 +20,13 @@ from feddkd.algorithms.site import evaluate
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
-from feddkd.data.partitions import client_ids, partition
+from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc_server import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
+from feddkd.observability.ledger import write_partition
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.rounds import Evaluator, Scheduler
@@ -77,8 +78,20 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     model = initial_model(config)
     evaluator = make_evaluator(config)
     config = _wait_for_all(config)
+    write_partition(out, _class_counts(config))
     with _engine(engine_name, config, run_id, model, out) as engine:
         return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
+
+
+def _class_counts(config: Config) -> dict[str, list[int]]:
+    """Examples of each class at each client; the clients will deal them in the same way.
+
+    Raises:
+        PartitionError: it cannot be done, which is better said here, at once.
+    """
+    labels, classes = load_train(config.data, config.seed).labels, describe(config.data).num_classes
+    parts = partition(config.partition, labels, classes, config.seed)
+    return dict(zip(client_ids(len(parts)), class_counts(parts, labels, classes).tolist(), strict=True))
 
 
 def _wait_for_all(config: Config) -> Config:
@@ -97,8 +110,6 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
     if name == "in-process":
         yield InProcessEngine(simulated_workers(config, state), config.transport.chunk_bytes)
         return
-    # The clients will deal the examples in the same way; a partition that is impossible is better said here, at once.
-    partition(config.partition, load_train(config.data, config.seed).labels, describe(config.data).num_classes, config.seed)
     engine = GrpcEngine(config, run_id, model.schema)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", out / "config.toml", state, engine)

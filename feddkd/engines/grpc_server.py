@@ -154,9 +154,7 @@ class GrpcEngine:
             intake.traffic.payload_bytes_up += len(done) * exchange.answer_schema.size_bytes
         return Outcome(
             mean=mean,
-            reports={
-                client: Report(upload.numbers.loss, upload.numbers.evaluation, upload.numbers.compute_s) for client, upload in done.items()
-            },
+            reports={client: Report.of(upload.numbers) for client, upload in done.items()},
             missing={client: upload.reason for client, upload in intake.uploads.items() if client not in done},
             traffic=dataclasses.replace(intake.traffic),
             seconds=time.monotonic() - started,

@@ -15,7 +15,7 @@ import torch
 from feddkd.aggregator.weighted_mean import Reduction, Rule, WeightedMean
 from feddkd.client.worker import Worker
 from feddkd.errors import ProtocolError
-from feddkd.exchange import Reply, Task
+from feddkd.exchange import Task
 from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.traffic import Traffic
@@ -71,29 +71,29 @@ class InProcessEngine:
                 # Assembled anew for each client, as over the network: no client can touch another's broadcast.
                 received = _transfer(broadcast, exchange.payload.schema)
                 reply = self._workers[client].carry_out(Task(exchange.id, received, exchange.evaluate))
+                payload = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
+                message = answer_message(exchange.id, reply, payload)
             except Exception as error:  # noqa: BLE001  # as over gRPC: whatever a user's code raises is this client's failure alone
                 missing[client] = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
                 traffic.wire_bytes_up += len(failure_message(exchange.id, missing[client]))
                 continue
             try:
-                self._take(exchange, reply, weight, accumulator, traffic)
+                self._take(message, payload, weight, accumulator, traffic)
             except ProtocolError as error:
                 missing[client] = f"refused: {error}"
                 traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_INVALID_ARGUMENT, str(error)))
                 continue
-            reports[client] = Report(reply.loss, reply.evaluation, reply.compute_s)
+            reports[client] = Report.of(reply)
             traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_OK))
         for client, reason in missing.items():
             logger.warning("%s: %s is left out: %s", exchange.id, client, reason)
         mean = accumulator.result() if accumulator is not None and reports else None
         return Outcome(mean, reports, missing, traffic, time.monotonic() - started)
 
-    def _take(self, exchange: Exchange, reply: Reply, weight: float, accumulator: _Accumulator | None, traffic: Traffic) -> None:
-        """Encode, count, check and reduce one client's answer."""
-        if accumulator is not None and reply.contribution is None:
+    def _take(self, message: bytes, payload: Payload | None, weight: float, accumulator: _Accumulator | None, traffic: Traffic) -> None:
+        """Count, check and reduce one client's answer."""
+        if accumulator is not None and payload is None:
             raise ProtocolError("the answer holds no tensors")
-        payload = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
-        message = answer_message(exchange.id, reply, payload)
         traffic.wire_bytes_up += len(message)
         numbers_of(pb.ParticipateRequest.FromString(message).answer)
         if payload is None or accumulator is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,11 @@ from safetensors.torch import save_file
 from feddkd.config import Config
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
+from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
 from feddkd.observability.versions import installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
-
-EXCHANGES = "exchanges.jsonl"
-ROUNDS = "rounds.jsonl"
-SUMMARY = "summary.json"
-MODEL = "model.safetensors"
-CONFIG = "config.toml"
 
 
 class Ledger(Observer):
@@ -60,8 +56,11 @@ class Ledger(Observer):
             "clients_missing": dict(record.clients_missing),
             **_byte_counts(record.traffic),
             "seconds": round(record.seconds, 6),
+            "client_seconds": round(record.client_seconds, 6),
+            "gradient_evaluations": record.gradient_evaluations,
             "loss": _finite(record.loss),
             **_client_evaluation(record.client_evaluation),
+            "metrics": _finite_metrics(record.metrics),
         }
         _append(self._exchanges, line)
 
@@ -75,6 +74,9 @@ class Ledger(Observer):
             "cumulative_wire_bytes": record.cumulative_wire_bytes,
             "seconds": round(record.seconds, 6),
             "clients_reported": record.clients_reported,
+            "gradient_evaluations": record.gradient_evaluations,
+            "class_accuracy": record.evaluation.class_accuracy if record.evaluation else None,
+            "metrics": _finite_metrics(record.metrics),
         }
         _append(self._rounds, line)
 
@@ -94,6 +96,18 @@ class Ledger(Observer):
         self._rounds.close()
 
 
+def write_partition(out: Path, counts: Mapping[str, Sequence[int]]) -> None:
+    """Keep how many examples of each class every simulated client has; a real server cannot know.
+
+    Raises:
+        StateError: the folder cannot be written.
+    """
+    try:
+        (out / PARTITION).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StateError(f"cannot write {out / PARTITION}: {error.strerror}") from error
+
+
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -109,6 +123,7 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
         "other_wire_bytes_up": record.other_traffic.wire_bytes_up,
         "other_wire_bytes_down": record.other_traffic.wire_bytes_down,
+        "gradient_evaluations": record.gradient_evaluations,
         "seconds": round(record.seconds, 3),
         "seed": config.seed,
         "model_sha256": record.model.sha256(),
@@ -137,6 +152,10 @@ def _client_evaluation(evaluation: Evaluation | None) -> dict[str, float | None]
 def _finite(value: float | None) -> float | None:
     """JSON has no NaN or infinity: a diverged loss is null."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in metrics.items()}
 
 
 def _append(file: Any, line: dict[str, Any]) -> None:

@@ -28,10 +28,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from feddkd import __version__, algorithms
+from feddkd.algorithms.feddkd import TEACHER_ENTROPY
 from feddkd.config import Config
 from feddkd.errors import AddressInUseError
 from feddkd.exchange import DELIVER, Evaluation
 from feddkd.observability.versions import installed_versions
+from feddkd.scheduler.cohort import DRIFT_DIVERSITY
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.traffic import Traffic
@@ -205,6 +207,12 @@ class _CommunicationMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
+        self._gradient_evaluations = Counter(
+            "feddkd_gradient_evaluations_total",
+            "Gradients of single examples' losses that clients computed for the answers that arrived.",
+            ["exchange"],
+            registry=registry,
+        )
         self._contributions = Counter(
             "feddkd_contributions_total",
             "Answers that clients were asked for, by what became of them.",
@@ -213,6 +221,7 @@ class _CommunicationMetrics:
         )
         for exchange in exchanges:
             self._duration.labels(exchange)
+            self._gradient_evaluations.labels(exchange)
             for direction in DIRECTIONS:
                 self._payload_bytes.labels(direction, exchange)
             for result in ("accepted", "missing"):
@@ -224,6 +233,7 @@ class _CommunicationMetrics:
         self._payload_bytes.labels("up", exchange).inc(record.traffic.payload_bytes_up)
         self._wire_bytes.add(exchange, record.traffic)
         self._duration.labels(exchange).observe(record.seconds)
+        self._gradient_evaluations.labels(exchange).inc(record.gradient_evaluations)
         self._contributions.labels(exchange, "accepted").inc(record.clients_reported)
         self._contributions.labels(exchange, "missing").inc(len(record.clients_missing))
 
@@ -297,13 +307,24 @@ class _LearningMetrics:
         self._training_loss = gauge("feddkd_training_loss", "Clients' mean loss in nats over the last local training")
         self._dkd_loss = gauge("feddkd_dkd_loss", "Clients' mean distillation loss at the last DKD step")
         self._dkd_loss_initial = gauge("feddkd_dkd_loss_initial", "Clients' mean distillation loss at step 0 of the last round")
-        for unknown in (self._best, self._training_loss, self._dkd_loss, self._dkd_loss_initial):
+        # By the name that a metric has in an exchange's record; what else clients report is in the ledger alone.
+        self._reported = {
+            DRIFT_DIVERSITY: gauge(
+                "feddkd_drift_diversity",
+                "How much the clients' last updates cancel out: their mean squared norm over that of their mean, 1 where all agree",
+            ),
+            TEACHER_ENTROPY: gauge("feddkd_teacher_entropy", "Mean entropy in nats of the teachers' predictions in the last round"),
+        }
+        for unknown in (self._best, self._training_loss, self._dkd_loss, self._dkd_loss_initial, *self._reported.values()):
             unknown.set(UNKNOWN)
         self._best_accuracy = -math.inf
 
     def add(self, record: ExchangeRecord) -> None:
         if record.client_evaluation is not None:
             self.evaluated("clients", record.client_evaluation)
+        for name, reported in self._reported.items():
+            if name in record.metrics:
+                reported.set(record.metrics[name])
         if record.loss is None:
             return
         if record.id.name == "local_train":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from feddkd.errors import QuorumError
-from feddkd.exchange import ExchangeId, ExchangeKind
+from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, ExchangeKind
 from feddkd.scheduler.engine import Engine, Exchange, Outcome
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.tensors import Schema, Tensors
 from feddkd.traffic import Traffic
+
+DRIFT_DIVERSITY = "drift_diversity"
+"""Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
+more they cancel out. With N clients of equal weight it is N times the sum's quotient that some papers give."""
 
 
 class RoundCohort:
@@ -23,12 +28,14 @@ class RoundCohort:
     Attributes:
         traffic: summed over the exchanges so far.
         clients_reported: clients that answered the first exchange.
+        loss: weighted mean of the losses that came with the latest exchange's answers, or None if none did.
     """
 
     def __init__(
         self,
         engine: Engine,
         clients: Mapping[str, float],
+        total_weight: float,
         kinds: Mapping[str, ExchangeKind],
         model_schema: Schema,
         *,
@@ -40,9 +47,10 @@ class RoundCohort:
         journal: Journal,
         on_exchange: Callable[[ExchangeRecord], None],
     ) -> None:
-        """`clients` maps ids to weights; `kinds` says what travels in the exchanges that may be asked for."""
+        """`clients` maps ids to weights, of `total_weight` there are; `kinds` says what travels in the exchanges."""
         self._engine = engine
         self._clients = dict(sorted(clients.items()))
+        self._total_weight = total_weight
         self._kinds = kinds
         self._model_schema = model_schema
         self._run_id = run_id
@@ -55,6 +63,12 @@ class RoundCohort:
         self._opened = False
         self.traffic = Traffic()
         self.clients_reported = 0
+        self.loss: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Weight of this cohort as a share of all clients' weight."""
+        return math.fsum(self._clients.values()) / self._total_weight
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let the clients compute, and return the weighted mean of their answers.
@@ -97,6 +111,7 @@ class RoundCohort:
 
     def _account(self, exchange: Exchange, outcome: Outcome) -> None:
         self.traffic += outcome.traffic
+        self.loss = outcome.mean_loss(exchange.clients)
         if not self._opened:
             self._opened = True
             self.clients_reported = len(outcome.reports)
@@ -109,7 +124,20 @@ class RoundCohort:
                 clients_missing=outcome.missing,
                 traffic=outcome.traffic,
                 seconds=outcome.seconds,
-                loss=outcome.mean_loss(exchange.clients),
+                client_seconds=outcome.client_seconds,
+                gradient_evaluations=outcome.gradient_evaluations,
+                loss=self.loss,
                 client_evaluation=outcome.evaluation,
+                metrics=self._metrics(exchange, outcome),
             )
         )
+
+    def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
+        """The clients' mean metrics, and how much their updates disagree."""
+        metrics = outcome.mean_metrics(exchange.clients)
+        norm_squared = metrics.get(UPDATE_NORM_SQUARED)
+        if norm_squared is not None and outcome.mean is not None:
+            mean_norm_squared = outcome.mean.select(self._model_schema.trainable).norm() ** 2
+            if mean_norm_squared > 0:
+                metrics[DRIFT_DIVERSITY] = norm_squared / mean_norm_squared
+        return metrics

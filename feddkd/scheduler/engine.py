@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.exchange import Evaluation, ExchangeId, Reply
 from feddkd.tensors import Schema, Tensors
 from feddkd.traffic import Traffic
 
@@ -42,6 +42,12 @@ class Report:
     loss: float | None = None
     evaluation: Evaluation | None = None
     compute_s: float = 0.0
+    gradient_evaluations: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reply: Reply) -> Report:
+        return cls(reply.loss, reply.evaluation, reply.compute_s, reply.gradient_evaluations, reply.metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,26 @@ class Outcome:
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Weighted mean of the clients' losses, or None if nobody reported one."""
-        losses = {client: report.loss for client, report in self.reports.items() if report.loss is not None}
-        if not losses:
-            return None
-        return math.fsum(weights[client] * loss for client, loss in losses.items()) / math.fsum(weights[client] for client in losses)
+        return _weighted_mean({client: report.loss for client, report in self.reports.items() if report.loss is not None}, weights)
+
+    def mean_metrics(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Weighted mean of each metric over the clients that reported it."""
+        found: dict[str, dict[str, float]] = {}
+        for client, report in self.reports.items():
+            for name, value in report.metrics.items():
+                found.setdefault(name, {})[client] = value
+        means = {name: _weighted_mean(values, weights) for name, values in sorted(found.items())}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of single examples' losses, over all clients that answered."""
+        return sum(report.gradient_evaluations for report in self.reports.values())
+
+    @property
+    def client_seconds(self) -> float:
+        """Seconds that the clients computed, added up."""
+        return math.fsum(report.compute_s for report in self.reports.values())
 
     @property
     def connection_lost(self) -> bool:
@@ -83,6 +105,12 @@ class Outcome:
             sum(evaluation.correct for evaluation in found),
             math.fsum(evaluation.loss_sum for evaluation in found),
         )
+
+
+def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    if not values:
+        return None
+    return math.fsum(weights[client] * value for client, value in values.items()) / math.fsum(weights[client] for client in values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,11 @@ class ExchangeRecord:
 
     Attributes:
         clients_missing: why each selected client that is not among the reporters did not answer.
+        client_seconds: seconds that the clients computed, added up.
+        gradient_evaluations: gradients of single examples' losses that the clients computed, added up.
         loss: weighted mean of the clients' losses.
         client_evaluation: of the model that was broadcast, on what the clients hold out.
+        metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
     """
 
     id: ExchangeId
@@ -27,8 +30,11 @@ class ExchangeRecord:
     clients_missing: Mapping[str, str]
     traffic: Traffic
     seconds: float
+    client_seconds: float
+    gradient_evaluations: int
     loss: float | None
     client_evaluation: Evaluation | None
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class RoundRecord:
         client_evaluation: of the round's model on what the clients hold out; it came with the next broadcast.
         traffic: summed over the round's exchanges.
         clients_reported: clients that answered the round's first exchange.
+        gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
+        metrics: mean of each metric over the round's exchanges that have it.
     """
 
     round: int
@@ -49,6 +57,8 @@ class RoundRecord:
     cumulative_wire_bytes: int
     seconds: float
     clients_reported: int
+    gradient_evaluations: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class RunRecord:
     Attributes:
         traffic: of all exchanges.
         other_traffic: bytes that belong to no exchange: joining, late answers, farewells.
+        gradient_evaluations: summed over all exchanges.
     """
 
     run_id: str
@@ -67,6 +78,7 @@ class RunRecord:
     best_accuracy: float | None
     traffic: Traffic
     other_traffic: Traffic
+    gradient_evaluations: int
     seconds: float
 
 

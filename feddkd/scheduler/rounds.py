@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,25 @@ class _FinishedRound:
     traffic: Traffic
     seconds: float
     clients_reported: int
+    gradient_evaluations: int
+    metrics: Mapping[str, float]
+
+
+class _RoundTally:
+    """What adds up over the exchanges of a round, whichever attempt they belong to."""
+
+    def __init__(self) -> None:
+        self.gradient_evaluations = 0
+        self._metrics: dict[str, list[float]] = {}
+
+    def add(self, record: ExchangeRecord) -> None:
+        self.gradient_evaluations += record.gradient_evaluations
+        for name, value in record.metrics.items():
+            self._metrics.setdefault(name, []).append(value)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: math.fsum(values) / len(values) for name, values in self._metrics.items()}
 
 
 class Scheduler:
@@ -58,6 +78,8 @@ class Scheduler:
         self._journal = journal or NoJournal()
         self._finished: _FinishedRound | None = None
         self._traffic = Traffic()
+        self._tally = _RoundTally()
+        self._gradient_evaluations = 0
         self._cumulative_wire_bytes = 0
         self._last_evaluation: Evaluation | None = None
         self._best_accuracy: float | None = None
@@ -87,6 +109,7 @@ class Scheduler:
             best_accuracy=self._best_accuracy,
             traffic=self._traffic,
             other_traffic=self._engine.other_traffic(),
+            gradient_evaluations=self._gradient_evaluations,
             seconds=time.monotonic() - started,
         )
         self._tell(lambda observer: observer.run_done(record))
@@ -94,7 +117,7 @@ class Scheduler:
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """One round, tried again from its beginning while too few clients answer."""
-        started, traffic = time.monotonic(), Traffic()
+        started, traffic, self._tally = time.monotonic(), Traffic(), _RoundTally()
         state = copy.deepcopy(self._algorithm.state_dict())
         for attempt in itertools.count():
             cohort = self._select(model, number, attempt)
@@ -108,7 +131,15 @@ class Scheduler:
                 traffic += cohort.traffic
         self._tell(lambda observer: observer.round_finished(number, model))
         evaluation = self._evaluate(number, model)
-        self._finished = _FinishedRound(number, evaluation, traffic, time.monotonic() - started, cohort.clients_reported)
+        self._finished = _FinishedRound(
+            number,
+            evaluation,
+            traffic,
+            time.monotonic() - started,
+            cohort.clients_reported,
+            self._tally.gradient_evaluations,
+            self._tally.metrics,
+        )
         return model
 
     def _round_failed(self, number: int, attempt: int, error: QuorumError) -> None:
@@ -129,7 +160,8 @@ class Scheduler:
 
     def _deliver(self, model: Tensors) -> None:
         """Give every client the final model; those that are gone do without."""
-        cohort = self._cohort(self._engine.clients(), {DELIVER: DELIVER_KIND}, model, self._config.rounds, attempt=0, min_clients=0)
+        everyone = self._engine.clients()
+        cohort = self._cohort(everyone, everyone, {DELIVER: DELIVER_KIND}, model, self._config.rounds, attempt=0, min_clients=0)
         cohort.report(DELIVER, model)
 
     def _select(self, model: Tensors, number: int, attempt: int) -> RoundCohort:
@@ -140,15 +172,22 @@ class Scheduler:
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        return self._cohort(counts, self._algorithm.exchanges, model, number, attempt, config.min_clients)
+        return self._cohort(counts, available, self._algorithm.exchanges, model, number, attempt, config.min_clients)
 
     def _cohort(
-        self, counts: Mapping[str, int], kinds: Mapping[str, ExchangeKind], model: Tensors, number: int, attempt: int, min_clients: int
+        self,
+        counts: Mapping[str, int],
+        available: Mapping[str, int],
+        kinds: Mapping[str, ExchangeKind],
+        model: Tensors,
+        number: int,
+        attempt: int,
+        min_clients: int,
     ) -> RoundCohort:
-        by_examples = self._config.scheduler.weights == "examples"
         return RoundCohort(
             self._engine,
-            {client: float(count) if by_examples else 1.0 for client, count in counts.items()},
+            {client: self._weight(count) for client, count in counts.items()},
+            math.fsum(self._weight(count) for count in available.values()),
             kinds,
             model.schema,
             run_id=self._run_id,
@@ -159,6 +198,9 @@ class Scheduler:
             journal=self._journal,
             on_exchange=self._exchange_done,
         )
+
+    def _weight(self, examples: int) -> float:
+        return float(examples) if self._config.scheduler.weights == "examples" else 1.0
 
     def _pause(self, reason: str) -> None:
         """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
@@ -176,6 +218,8 @@ class Scheduler:
 
     def _exchange_done(self, record: ExchangeRecord) -> None:
         self._traffic += record.traffic
+        self._gradient_evaluations += record.gradient_evaluations
+        self._tally.add(record)
         self._tell(lambda observer: observer.exchange_done(record))
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
@@ -202,6 +246,8 @@ class Scheduler:
             cumulative_wire_bytes=self._cumulative_wire_bytes,
             seconds=finished.seconds,
             clients_reported=finished.clients_reported,
+            gradient_evaluations=finished.gradient_evaluations,
+            metrics=finished.metrics,
         )
         self._tell(lambda observer: observer.round_done(record))
 

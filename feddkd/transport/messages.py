@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from feddkd.errors import ProtocolError
-from feddkd.exchange import Evaluation, ExchangeId, Reply
+from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Reply
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
 MAX_REASON_CHARACTERS = 200
+MAX_METRIC_NAME_CHARACTERS = 64
 
 Verdict = pb.Verdict
 
@@ -35,6 +37,8 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
         answer.payload.CopyFrom(payload.header)
     if reply.loss is not None:
         answer.loss = reply.loss
+    answer.gradient_evaluations = reply.gradient_evaluations
+    answer.metrics.update(reply.metrics)
     if reply.evaluation is not None:
         answer.evaluation.examples = reply.evaluation.examples
         answer.evaluation.correct = reply.evaluation.correct
@@ -57,7 +61,24 @@ def numbers_of(answer: pb.Answer) -> Reply:
         if not 0 <= counts.correct <= counts.examples or counts.examples == 0:
             raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
         evaluation = Evaluation(counts.examples, counts.correct, counts.loss_sum)
-    return Reply(loss=loss, evaluation=evaluation, compute_s=max(0.0, answer.compute_s) if math.isfinite(answer.compute_s) else 0.0)
+    return Reply(
+        loss=loss,
+        evaluation=evaluation,
+        compute_s=max(0.0, answer.compute_s) if math.isfinite(answer.compute_s) else 0.0,
+        gradient_evaluations=answer.gradient_evaluations,
+        metrics=_checked_metrics(answer.metrics),
+    )
+
+
+def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    if len(metrics) > MAX_METRICS:
+        raise ProtocolError(f"{len(metrics)} metrics, where at most {MAX_METRICS} are allowed")
+    for name, value in metrics.items():
+        if not name or len(name) > MAX_METRIC_NAME_CHARACTERS:
+            raise ProtocolError(f"a metric's name has {len(name)} characters")
+        if not math.isfinite(value):
+            raise ProtocolError(f"metric {name!r} is {value}")
+    return dict(sorted(metrics.items()))
 
 
 def failure_message(exchange: ExchangeId, reason: str) -> bytes:

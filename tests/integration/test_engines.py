@@ -1,5 +1,6 @@
 """One contract for all engines: the same seed and configuration give the same bits and the same bytes."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from feddkd.algorithms import ALGORITHMS
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
-from feddkd.config import Config
+from feddkd.config import Config, FedDKDConfig
+from feddkd.config.problems import tables_by_tag
 from feddkd.data.partitions import client_ids
 from feddkd.engines.federation import initial_model, run_federation
 from feddkd.engines.grpc_server import GrpcEngine
 from feddkd.errors import ClientError
-from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.engine import Engine, Exchange, Outcome
 from feddkd.scheduler.journal import Journal
@@ -46,12 +49,17 @@ ENGINES: dict[str, RunIt] = {"in-process": run_in_process, "grpc": run_in_thread
 
 on_both_engines = pytest.mark.parametrize("run", ENGINES.values(), ids=ENGINES)
 
+LOCAL_OBJECTIVES = [name for name in tables_by_tag(FedDKDConfig.model_fields["local_objective"].annotation) if name != "custom"]
+
 BATCH_NORM = ('model.name="gated:batch_norm_mlp"', "training.batch_size=50")  # so that no mini-batch is left with one example
 
 CONFIGURATIONS = {
-    "fedavg": ["algorithm.name=fedavg"],
-    "feddkd": ["algorithm.name=feddkd"],
-    "fedavg_sgd": ["algorithm.name=fedavg_sgd"],
+    **{name: [f"algorithm.name={name}"] for name in ALGORITHMS},
+    **{f"feddkd_with_{name}": [f"algorithm.local_objective={name}", "dkd.steps=1"] for name in LOCAL_OBJECTIVES},
+    **{
+        f"fraction_of_the_clients_of_{name}": [f"algorithm.name={name}", "scheduler.cohort=0.5", "rounds=3"]
+        for name in ("scaffold", "feddyn", "moon")
+    },
     "batch_norm_and_dropout": [*BATCH_NORM],
     "fraction_of_the_clients": ["scheduler.cohort=0.5", "rounds=3"],
     "uniform_weights": ["scheduler.weights=uniform"],
@@ -60,6 +68,7 @@ CONFIGURATIONS = {
     "iid": ["partition.name=iid"],
     "small_chunks": ["transport.chunk_bytes=1024"],
     "start_at_the_previous_model": ["dkd.start=previous", "dkd.optimizer=sgd"],
+    "start_at_the_average": ["dkd.start=average"],
     "no_steps": ["dkd.steps=0"],
 }
 
@@ -85,6 +94,13 @@ def test_both_engines_give_the_same_bits_and_count_the_same_bytes(overrides: lis
     assert here.model.sha256() == there.model.sha256()
     assert here.model.sha256() != initial_model(config).sha256()
     assert [record.loss for record in local.exchanges] == [record.loss for record in remote.exchanges]
+    assert [record.metrics for record in local.exchanges] == [record.metrics for record in remote.exchanges]
+    work = [record.gradient_evaluations for record in local.exchanges]
+    assert work == [record.gradient_evaluations for record in remote.exchanges]
+    assert here.gradient_evaluations == there.gradient_evaluations == sum(work)
+    assert all((count > 0) == (record.id.name != DELIVER) for count, record in zip(work, local.exchanges, strict=True))
+    assert [record.metrics for record in local.rounds] == [record.metrics for record in remote.rounds]
+    assert all("drift_diversity" in record.metrics for record in local.rounds)
     assert [record.client_evaluation for record in local.exchanges] == [record.client_evaluation for record in remote.exchanges]
     assert all(record.clients_missing == {} for record in local.exchanges + remote.exchanges)
     # Seconds travel as doubles, so they weigh the same on both.
@@ -101,7 +117,7 @@ def test_real_client_processes_give_the_bits_and_the_ledger_of_the_reference(tmp
         records.append(run_federation(config, engine, tmp_path / engine, [ledger]))
         ledger.close()
         lines = [json.loads(line) for line in (tmp_path / engine / "exchanges.jsonl").read_text().splitlines()]
-        ledgers.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+        ledgers.append([{key: value for key, value in line.items() if key not in ("seconds", "client_seconds")} for line in lines])
     assert records[0].model.sha256() == records[1].model.sha256()
     assert ledgers[0] == ledgers[1]
     assert len(ledgers[0]) == 2 * 3 + 1
@@ -327,11 +343,19 @@ def nan_update(reply: Reply) -> Reply:
     return reply
 
 
+def nan_metric(reply: Reply) -> Reply:
+    return dataclasses.replace(reply, metrics={"angle": float("nan")})
+
+
+def negative_work(reply: Reply) -> Reply:
+    return dataclasses.replace(reply, gradient_evaluations=-1)
+
+
 def no_tensors(reply: Reply) -> Reply:
     return Reply(None, reply.loss, reply.evaluation, reply.compute_s)
 
 
-@pytest.mark.parametrize("fail", [client_error, any_error, nan_loss, nan_update, no_tensors])
+@pytest.mark.parametrize("fail", [client_error, any_error, nan_loss, nan_update, nan_metric, negative_work, no_tensors])
 def test_both_engines_leave_out_a_client_that_fails(fail: Callable[[Reply], Reply], tmp_path: Path) -> None:
     config = small_config("rounds=1", "dkd.steps=1")
     recorders, hashes = [], set()

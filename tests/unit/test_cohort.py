@@ -1,15 +1,17 @@
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
-from harness import RUN_ID, SCHEMA, filled
+import torch
+from harness import RUN_ID, SCHEMA, filled, mean_of
 
 from feddkd.errors import QuorumError
-from feddkd.exchange import ExchangeId, ExchangeKind, trainable_parameters
-from feddkd.scheduler.cohort import RoundCohort
+from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, ExchangeKind, trainable_parameters
+from feddkd.scheduler.cohort import DRIFT_DIVERSITY, RoundCohort
 from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord
-from feddkd.tensors import Tensors
+from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
 KINDS = {"train": ExchangeKind(), "step": ExchangeKind(answer=trainable_parameters), "tell": ExchangeKind(answer=None)}
@@ -46,18 +48,44 @@ class ScriptedEngine:
         raise NotImplementedError
 
 
+TWO = Schema([TensorSpec("w", torch.float64, (2,)), TensorSpec("count", torch.float64, (), trainable=False)])
+
+
+def two(x: float, y: float) -> Tensors:
+    """A vector, and beside it a buffer that should count for nothing."""
+    return Tensors.copy_of(TWO, {"w": torch.tensor([x, y], dtype=torch.float64), "count": torch.tensor(99.0, dtype=torch.float64)})
+
+
+class AveragingEngine(ScriptedEngine):
+    """Clients answer with these updates and their squared norms over what is trainable."""
+
+    def __init__(self, updates: Mapping[str, Tensors]) -> None:
+        super().__init__()
+        self.updates = updates
+
+    def carry_out(self, exchange: Exchange) -> Outcome:
+        reports = {
+            client: Report(metrics={UPDATE_NORM_SQUARED: update.select(TWO.trainable).norm() ** 2})
+            for client, update in self.updates.items()
+        }
+        return Outcome(mean_of(self.updates, exchange.clients), reports, {}, Traffic(), 0.0)
+
+
 def cohort_of(
     engine: ScriptedEngine,
     clients: Mapping[str, float],
     min_clients: int = 1,
     journal: Journal | None = None,
     on_exchange: Callable[[ExchangeRecord], None] = lambda _: None,
+    total_weight: float | None = None,
+    schema: Schema = SCHEMA,
 ) -> RoundCohort:
     return RoundCohort(
         engine,
         clients,
+        math.fsum(clients.values()) if total_weight is None else total_weight,
         KINDS,
-        MODEL.schema,
+        schema,
         run_id=RUN_ID,
         round_number=3,
         attempt=1,
@@ -134,6 +162,52 @@ def test_records_tell_counts_bytes_and_the_weighted_loss() -> None:
     assert (first.clients_selected, first.clients_reported, first.clients_missing) == (3, 2, {"c": "slow"})
     assert first.loss == pytest.approx((2 * 1 + 3 * 2) / 5)
     assert cohort.traffic == Traffic(2, 20, 200, 2000)
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 3.0}])
+def test_drift_diversity_is_one_where_updates_agree_and_two_where_two_are_orthogonal(weights: Mapping[str, float]) -> None:
+    def diversity(*values: tuple[float, float]) -> float | None:
+        updates = {client: two(*each) for client, each in zip(weights, values, strict=True)}
+        engine, records = AveragingEngine(updates), list[ExchangeRecord]()
+        cohort_of(engine, weights, on_exchange=records.append, schema=TWO).exchange("train", two(0, 0))
+        return records[0].metrics.get(DRIFT_DIVERSITY)
+
+    assert diversity((3, 4), (3, 4)) == pytest.approx(1)
+    # Weights 1 and 1: 4 over 2. Weights 1 and 3: 4 over (0.5)^2 + (1.5)^2.
+    assert diversity((2, 0), (0, 2)) == pytest.approx(2 if weights["b"] == 1 else 1.6)
+    # They cancel out, or there are none: no mean to compare with.
+    assert diversity((3, 0), (-3 / weights["b"], 0)) is None
+    assert diversity((0, 0), (0, 0)) is None
+
+
+def test_who_says_nothing_of_a_metric_does_not_count_in_its_mean() -> None:
+    reports = {"a": Report(metrics={"x": 1.0}), "b": Report(metrics={"x": 5.0, "y": 2.0}), "c": Report()}
+    outcome = Outcome(None, reports, {}, Traffic(), 0.0)
+    assert outcome.mean_metrics({"a": 3.0, "b": 1.0, "c": 6.0}) == {"x": 2.0, "y": 2.0}
+
+
+def test_work_and_computing_time_add_up() -> None:
+    reports = {"a": Report(compute_s=0.5, gradient_evaluations=100), "b": Report(compute_s=0.25, gradient_evaluations=2**64 - 1)}
+    outcome = Outcome(None, reports, {}, Traffic(), 0.0)
+    assert (outcome.gradient_evaluations, outcome.client_seconds) == (2**64 + 99, 0.75)
+
+
+def test_the_share_is_of_those_selected_and_then_of_those_who_answered() -> None:
+    cohort = cohort_of(ScriptedEngine({("train", 0): {"a": "slow"}, ("step", 0): {"c": "slow"}}), CLIENTS, total_weight=12.0)
+    assert cohort.share == pytest.approx(6 / 12)
+    cohort.exchange("train", MODEL)
+    assert cohort.share == pytest.approx(4 / 12)
+    cohort.exchange("step", MODEL)
+    assert cohort.share == pytest.approx(4 / 12)
+
+
+def test_the_loss_is_that_of_the_latest_exchange() -> None:
+    cohort = cohort_of(ScriptedEngine({("train", 0): {"c": "slow"}, ("step", 0): {"bb": "slow"}}), CLIENTS)
+    assert cohort.loss is None
+    cohort.exchange("train", MODEL)
+    assert cohort.loss == pytest.approx((2 * 1 + 3 * 2) / 5)
+    cohort.exchange("step", MODEL)
+    assert cohort.loss == pytest.approx(1)
 
 
 class RememberingJournal:

@@ -1,17 +1,24 @@
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from feddkd import algorithms
+from feddkd.algorithms import ALGORITHMS, OBJECTIVES
 from feddkd.config import (
-    AlgorithmConfig,
     Config,
+    CustomAlgorithmConfig,
+    CustomObjectiveConfig,
     DataConfig,
     DKDConfig,
+    FedDKDConfig,
     ModelConfig,
     PartitionConfig,
     RuntimeConfig,
@@ -20,6 +27,8 @@ from feddkd.config import (
     TrainingConfig,
     TransportConfig,
 )
+from feddkd.config.algorithm import CrossEntropyConfig, FedNTDConfig, MOONConfig
+from feddkd.config.problems import tables_by_tag
 from feddkd.errors import ConfigError
 
 
@@ -48,6 +57,46 @@ many = st.integers(1, 10_000)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
+ALGORITHM_TABLES = tables_by_tag(Config.model_fields["algorithm"].annotation)
+OBJECTIVE_TABLES = tables_by_tag(FedDKDConfig.model_fields["local_objective"].annotation)
+
+
+def settings_of(field: FieldInfo) -> st.SearchStrategy[Any]:
+    """Values that one setting of an algorithm takes, from its type and bounds."""
+    if field.annotation is bool:
+        return st.booleans()
+    assert field.annotation is float
+    low = next((float(item.ge) for item in field.metadata if hasattr(item, "ge")), 1e-9)
+    high = next((float(item.lt) for item in field.metadata if hasattr(item, "lt")), 1e9)
+    return st.floats(low, high, exclude_max=True)
+
+
+own_settings = st.dictionaries(st.sampled_from(["beta", "depth", "label", "on"]), st.integers(-5, 5) | positive | texts | st.booleans())
+
+
+def tables_of(tables: Mapping[str, type[BaseModel]], nested: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Any of the tables of a tagged union, with any settings."""
+    return st.one_of(
+        st.builds(
+            lambda table, own, name, rest: table(name=name, **own, **rest),
+            st.just(table),
+            own_settings,
+            import_paths,
+            st.fixed_dictionaries(rest),
+        )
+        if tag == "custom"
+        else st.builds(
+            table, **rest, **{name: settings_of(field) for name, field in table.model_fields.items() if name not in ("name", *nested)}
+        )
+        for tag, table in tables.items()
+        for rest in [{name: values for name, values in nested.items() if name in table.model_fields}]
+    )
+
+
+objectives = tables_of(OBJECTIVE_TABLES, {})
+algorithm_tables = tables_of(ALGORITHM_TABLES, {"local_objective": objectives})
+
+
 def scheduler_of(cohort: str | int | float, min_clients: int, **rest: Any) -> SchedulerConfig:
     minimum = min(min_clients, cohort) if isinstance(cohort, int) else min_clients
     return SchedulerConfig(cohort=cohort, min_clients=minimum, **rest)
@@ -71,7 +120,7 @@ configs = st.builds(
     partition=st.builds(PartitionConfig, name=st.sampled_from(["iid", "dirichlet", "shards"]), clients=many, labels=many, alpha=positive),
     model=st.builds(ModelConfig, name=st.sampled_from(["mlp", "niid_cnn"]) | import_paths),
     training=st.builds(TrainingConfig, epochs=many, batch_size=many, lr=positive, momentum=st.floats(0, 0.999), weight_decay=positive),
-    algorithm=st.builds(AlgorithmConfig, name=st.sampled_from(["fedavg", "feddkd"]) | import_paths),
+    algorithm=algorithm_tables,
     dkd=st.builds(
         DKDConfig,
         steps=st.integers(0, 100),
@@ -79,6 +128,9 @@ configs = st.builds(
         lr=positive,
         temperature=positive,
         hard_label_weight=st.floats(0, 1),
+        start=st.sampled_from(["better", "average", "previous"]),
+        clip_norm=st.none() | positive,
+        patience=st.integers(0, 100),
     ),
     scheduler=st.builds(
         scheduler_of,
@@ -216,6 +268,108 @@ def test_a_configuration_cannot_be_changed_afterwards() -> None:
 
 
 def test_every_key_says_what_it_is_for() -> None:
-    tables = [field.default for field in Config.model_fields.values() if isinstance(field.default, Table)]
+    tables = [type(field.default) for field in Config.model_fields.values() if isinstance(field.default, Table)]
     assert len(tables) == 9
-    assert all(field.description for table in tables for field in type(table).model_fields.values())
+    chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
+    for table in [table for table in tables if table not in chosen_by_name]:
+        assert all(field.description for field in table.model_fields.values())
+    for table in chosen_by_name:
+        assert table.__doc__
+        assert all(field.description for name, field in table.model_fields.items() if name != "name")
+
+
+def test_every_algorithm_and_every_objective_has_a_table_and_the_other_way_round() -> None:
+    assert {*ALGORITHM_TABLES} == {*ALGORITHMS, "custom"}
+    assert {*OBJECTIVE_TABLES} - {"custom"} <= {*OBJECTIVES}
+    # The others belong to algorithms that change more than the local loss.
+    assert {*OBJECTIVES} - {*OBJECTIVE_TABLES} == {"scaffold", "feddyn"}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_name_is_enough_to_choose_an_algorithm(name: str) -> None:
+    config = Config.load(overrides=[f"algorithm.name={name}"])
+    assert type(config.algorithm) is ALGORITHM_TABLES[name]
+    assert isinstance(algorithms.find(name)(config), ALGORITHMS[name])
+    assert config.to_toml() == Config.parse(tomllib.loads(config.to_toml())).to_toml()
+
+
+def test_an_algorithm_table_without_a_name_is_feddkds() -> None:
+    config = Config.load(overrides=["algorithm.local_objective=fedntd"])
+    assert config.algorithm == FedDKDConfig(local_objective=FedNTDConfig())
+
+
+def test_a_local_objective_is_a_name_or_a_table() -> None:
+    def objective(*overrides: str) -> Any:
+        return getattr(Config.load(overrides=["algorithm.name=fedavgm", *overrides]).algorithm, "local_objective")  # noqa: B009
+
+    assert objective() == objective("algorithm.local_objective=cross_entropy") == CrossEntropyConfig()
+    assert objective("algorithm.local_objective=moon") == MOONConfig()
+    assert objective('algorithm.local_objective={name = "moon", mu = 3}') == MOONConfig(mu=3)
+    assert objective("algorithm.local_objective.name=moon", "algorithm.local_objective.mu=3") == MOONConfig(mu=3)
+    own = objective(
+        'algorithm.local_objective="a.b:C"',
+    )
+    assert own == CustomObjectiveConfig(name="a.b:C")
+    assert objective('algorithm.local_objective={name = "a.b:C", depth = 2}').settings == {"depth": 2}
+
+
+def test_an_algorithm_of_ones_own_has_settings_of_its_own() -> None:
+    config = Config.load(overrides=["algorithm.name=a.b:C", "algorithm.depth=2", "algorithm.local_objective=fedmax"])
+    assert isinstance(config.algorithm, CustomAlgorithmConfig)
+    assert config.algorithm.settings == {"depth": 2}
+    assert config.algorithm.local_objective.name == "fedmax"
+
+
+NAMES = ", ".join(name for name in ALGORITHM_TABLES if name != "custom")
+OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["algorithm.name=fedproks"],
+            f"algorithm.name = 'fedproks': one of {NAMES}; or package.module:Class (did you mean 'fedprox'?)",
+        ),
+        (["algorithm.name=zzzz"], f"algorithm.name = 'zzzz': one of {NAMES}; or package.module:Class"),
+        (["algorithm.name=3"], f"algorithm.name = 3: one of {NAMES}; or package.module:Class"),
+        (["algorithm.name=custom"], "algorithm.name = 'custom': package.module:function"),
+        (["algorithm=3"], "algorithm = 3: a table is expected"),
+        (["algorithm=fedprox"], "algorithm = 'fedprox': a table is expected"),
+        (["algorithm.name=a b:c"], "algorithm.name = 'a b:c': package.module:function"),
+        (["algorithm.name=fedprox", "algorithm.mu=-1"], "algorithm.mu = -1: input should be greater than or equal to 0"),
+        (["algorithm.name=fedprox", "algorithm.muh=1"], "unknown key 'algorithm.muh' (did you mean 'mu'?)"),
+        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys: local_objective, name"),
+        (
+            ["algorithm.name=fedprox", "algorithm.local_objective=fedntd"],
+            "unknown key 'algorithm.local_objective'; known keys: name, mu",
+        ),
+        (
+            ["algorithm.local_objective=fednt"],
+            f"algorithm.local_objective.name = 'fednt': one of {OBJECTIVE_NAMES}; or package.module:Class (did you mean 'fedntd'?)",
+        ),
+        (
+            ["algorithm.local_objective=scaffold"],
+            f"algorithm.local_objective.name = 'scaffold': one of {OBJECTIVE_NAMES}; or package.module:Class",
+        ),
+        (
+            ["algorithm.local_objective.beta=3"],
+            f"algorithm.local_objective.name is missing: one of {OBJECTIVE_NAMES}; or package.module:Class",
+        ),
+        (["algorithm.local_objective=3"], "algorithm.local_objective = 3: a table is expected"),
+        (
+            ['algorithm.local_objective={name = "fedntd", temperature = 0}'],
+            "algorithm.local_objective.temperature = 0: input should be greater than 0",
+        ),
+        (
+            ['algorithm.local_objective={name = "fedntd", betta = 0}'],
+            "unknown key 'algorithm.local_objective.betta' (did you mean 'beta'?)",
+        ),
+        (
+            ["algorithm.name=fedadam", "algorithm.tau=0", "algorithm.beta1=2", "rounds=0"],
+            "rounds = 0: input should be greater than or equal to 1 (and 2 more: algorithm.beta1, algorithm.tau)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_algorithm_is_said_in_one_line(overrides: list[str], message: str) -> None:
+    assert problem(*overrides) == f"configuration: {message}"

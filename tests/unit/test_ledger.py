@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from feddkd.config import Config
+from feddkd.data.datasets import load_test, load_train
+from feddkd.data.partitions import client_ids, partition
 from feddkd.engines.federation import initial_model, run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExchangeId
-from feddkd.observability.ledger import Ledger
+from feddkd.observability.ledger import Ledger, write_partition
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -23,6 +25,9 @@ BYTES = ("payload_bytes_down", "payload_bytes_up", "wire_bytes_down", "wire_byte
 # Section 6 of the design, word by word.
 EXCHANGE_KEYS = {"round", "exchange", "step", "clients_selected", "clients_reported", *BYTES, "seconds", "loss"}
 ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "seconds", "clients_reported"}
+# What came after it.
+EXCHANGE_EXTRAS = {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
+ROUND_EXTRAS = {"gradient_evaluations", "class_accuracy", "metrics"}
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
@@ -37,10 +42,23 @@ EXCHANGE = ExchangeRecord(
     clients_missing={"client-1": "disconnected"},
     traffic=Traffic(10, 20, 30, 40),
     seconds=0.25,
+    client_seconds=0.5,
+    gradient_evaluations=700,
     loss=1.5,
     client_evaluation=Evaluation(8, 6, 4.0),
+    metrics={"update_norm_squared": 4.0, "drift_diversity": 2.0},
 )
-ROUND = RoundRecord(1, Evaluation(10, 7, 5.0), Evaluation(8, 6, 4.0), Traffic(10, 20, 30, 40), 70, 1.25, 2)
+ROUND = RoundRecord(
+    round=1,
+    evaluation=Evaluation(10, 7, 5.0, (4, 6, 0), (1, 6, 0)),
+    client_evaluation=Evaluation(8, 6, 4.0),
+    traffic=Traffic(10, 20, 30, 40),
+    cumulative_wire_bytes=70,
+    seconds=1.25,
+    clients_reported=2,
+    gradient_evaluations=900,
+    metrics={"drift_diversity": 2.0},
+)
 
 
 def refuse(constant: str) -> NoReturn:
@@ -93,9 +111,12 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "wire_bytes_down": 30,
             "wire_bytes_up": 40,
             "seconds": 0.25,
+            "client_seconds": 0.5,
+            "gradient_evaluations": 700,
             "loss": 1.5,
             "client_accuracy": 0.75,
             "client_loss": 0.5,
+            "metrics": {"update_norm_squared": 4.0, "drift_diversity": 2.0},
         }
     ]
 
@@ -116,6 +137,9 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "cumulative_wire_bytes": 70,
             "seconds": 1.25,
             "clients_reported": 2,
+            "gradient_evaluations": 900,
+            "class_accuracy": [0.25, 1.0, None],
+            "metrics": {"drift_diversity": 2.0},
         }
     ]
 
@@ -123,21 +147,22 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
 @pytest.mark.parametrize("diverged", [math.nan, math.inf, -math.inf])
 def test_a_diverged_loss_is_null(ledger: Ledger, tmp_path: Path, diverged: float) -> None:
     evaluation = Evaluation(8, 1, diverged)
-    ledger.exchange_done(replace(EXCHANGE, loss=diverged, client_evaluation=evaluation))
-    ledger.round_done(replace(ROUND, evaluation=evaluation, client_evaluation=evaluation))
+    ledger.exchange_done(replace(EXCHANGE, loss=diverged, client_evaluation=evaluation, metrics={"some": diverged}))
+    ledger.round_done(replace(ROUND, evaluation=evaluation, client_evaluation=evaluation, metrics={"some": diverged}))
     (exchange,), (finished,) = lines(tmp_path / "out" / "exchanges.jsonl"), lines(tmp_path / "out" / "rounds.jsonl")
     assert (exchange["loss"], exchange["client_loss"], exchange["client_accuracy"]) == (None, None, 0.125)
     assert (finished["loss"], finished["client_loss"], finished["accuracy"]) == (None, None, 0.125)
+    assert exchange["metrics"] == finished["metrics"] == {"some": None}
 
 
 def test_what_nobody_evaluated_is_null(ledger: Ledger, tmp_path: Path) -> None:
     ledger.exchange_done(replace(EXCHANGE, loss=None, client_evaluation=None))
     ledger.round_done(replace(ROUND, evaluation=None, client_evaluation=None))
     (exchange,), (finished,) = lines(tmp_path / "out" / "exchanges.jsonl"), lines(tmp_path / "out" / "rounds.jsonl")
-    assert exchange.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | {"attempt", "clients_missing"}
-    assert finished.keys() == ROUND_KEYS | EVALUATION_EXTRAS
+    assert exchange.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
+    assert finished.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
     assert {exchange[key] for key in EVALUATION_EXTRAS | {"loss"}} == {None}
-    assert {finished[key] for key in EVALUATION_EXTRAS | {"loss", "accuracy"}} == {None}
+    assert {finished[key] for key in EVALUATION_EXTRAS | {"loss", "accuracy", "class_accuracy"}} == {None}
 
 
 def test_the_resolved_configuration_reads_back(ledger: Ledger, tmp_path: Path) -> None:
@@ -170,22 +195,64 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> 
 
 def test_the_summary_counts_all_bytes_and_names_those_outside_exchanges(ledger: Ledger, tmp_path: Path) -> None:
     model = Tensors(Schema([TensorSpec("w", torch.float32, (3,))]))
-    ledger.run_done(RunRecord("abc", 2, model, None, None, Traffic(1, 2, 300, 400), Traffic(0, 0, 5, 6), 1.23456))
+    ledger.run_done(RunRecord("abc", 2, model, None, None, Traffic(1, 2, 300, 400), Traffic(0, 0, 5, 6), 4321, 1.23456))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["total_wire_bytes_down"], summary["total_wire_bytes_up"]) == (305, 406)
     assert (summary["other_wire_bytes_down"], summary["other_wire_bytes_up"]) == (5, 6)
     assert (summary["final_accuracy"], summary["best_accuracy"], summary["seconds"]) == (None, None, 1.235)
+    assert summary["gradient_evaluations"] == 4321
 
 
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
-        *("config.toml", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors")
+        *("config.toml", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
     }
     for line in run.exchanges:
-        assert line.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | {"attempt", "clients_missing"}
+        assert line.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
     for line in run.rounds:
-        assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS
-    assert run.summary.keys() == SUMMARY_KEYS | {"run_id", "other_wire_bytes_up", "other_wire_bytes_down"}
+        assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
+    assert run.summary.keys() == SUMMARY_KEYS | {"run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations"}
+
+
+def test_the_partition_on_record_is_the_one_that_the_clients_have(run: Run) -> None:
+    recorded = json.loads((run.out / "partition.json").read_text())
+    labels = load_train(CONFIG.data, CONFIG.seed).labels
+    parts = partition(CONFIG.partition, labels, 10, CONFIG.seed)
+    assert recorded == {
+        client: [int((labels[part] == label).sum()) for label in range(10)] for client, part in zip(client_ids(3), parts, strict=True)
+    }
+    assert sum(map(sum, recorded.values())) == len(labels)
+    (train,) = {line["gradient_evaluations"] for line in run.exchanges if line["exchange"] == "local_train"}
+    # A tenth is held out; beside training, each client computes the loss of the model it got on one batch.
+    assert train == sum(sum(counts) - round(0.1 * sum(counts)) + 64 for counts in recorded.values())
+
+
+def test_a_partition_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StateError) as caught:
+        write_partition(tmp_path / "none", {"client-0": [1, 2]})
+    assert str(caught.value) == f"cannot write {tmp_path / 'none' / 'partition.json'}: No such file or directory"
+
+
+def test_accuracy_by_class_averages_to_the_accuracy(run: Run) -> None:
+    labels = load_test(CONFIG.data).labels
+    counts = [int((labels == label).sum()) for label in range(10)]
+    for line in run.rounds:
+        assert len(line["class_accuracy"]) == 10
+        correct = sum(accuracy * count for accuracy, count in zip(line["class_accuracy"], counts, strict=True))
+        assert correct / len(labels) == pytest.approx(line["accuracy"])
+
+
+def test_work_and_metrics_are_on_record(run: Run) -> None:
+    for line in run.rounds:
+        own = [exchange for exchange in run.exchanges if exchange["round"] == line["round"]]
+        assert line["gradient_evaluations"] == sum(exchange["gradient_evaluations"] for exchange in own)
+        assert line["metrics"]["drift_diversity"] == own[0]["metrics"]["drift_diversity"] >= 1
+        assert 0 < line["metrics"]["teacher_entropy"] < math.log(10)
+    steps = [line for line in run.exchanges if line["exchange"] == "dkd_step"]
+    assert {line["gradient_evaluations"] for line in steps} == {3 * CONFIG.dkd.batch_size}
+    assert [list(line["metrics"]) for line in steps] == [["teacher_entropy"], []] * 2
+    assert run.summary["gradient_evaluations"] == sum(line["gradient_evaluations"] for line in run.rounds)
+    assert all(line["client_seconds"] > 0 for line in run.exchanges)
 
 
 def test_a_run_leaves_one_line_for_each_exchange_and_round(run: Run) -> None:
@@ -219,7 +286,8 @@ def test_payload_bytes_are_those_of_the_tensors(run: Run) -> None:
     model = initial_model(CONFIG).schema
     for line in run.exchanges:
         assert line["payload_bytes_down"] == 3 * model.size_bytes
-        answer = {"local_train": model.size_bytes, "dkd_step": model.trainable.size_bytes, "deliver": 0}[line["exchange"]]
+        # Beside its update, a client sends one float64: its loss at the model it got.
+        answer = {"local_train": model.size_bytes + 8, "dkd_step": model.trainable.size_bytes, "deliver": 0}[line["exchange"]]
         assert line["payload_bytes_up"] == 3 * answer
         assert line["wire_bytes_down"] > line["payload_bytes_down"]
         assert line["wire_bytes_up"] > line["payload_bytes_up"]

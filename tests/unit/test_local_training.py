@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from feddkd.algorithms.local_training import train_locally
+from feddkd.algorithms.local_training import LocalObjective, train_locally
 from feddkd.algorithms.site import Site
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
+from feddkd.config.algorithm import CrossEntropyConfig
 from feddkd.data.examples import MemoryExamples
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors
@@ -22,7 +23,12 @@ def site_with(module: nn.Module, folder: Path, examples: int) -> Site:
     inputs = torch.randn(examples, 3, generator=generator)
     data = MemoryExamples(inputs, torch.randint(2, (examples,), generator=generator))
     config = Config.parse({"training": {"batch_size": 4, "epochs": 2}})
-    return Site("a", config, data, data.subset(torch.arange(0)), module, torch.device("cpu"), StateDir(folder))
+    state, device = StateDir(folder), torch.device("cpu")
+    return Site("a", config, data, data.subset(torch.arange(0)), module, device, state, plain_objective)
+
+
+def plain_objective(site: Site) -> LocalObjective:
+    return LocalObjective(site, CrossEntropyConfig())
 
 
 def task_for(site: Site) -> Task:
@@ -32,7 +38,9 @@ def task_for(site: Site) -> Task:
 def test_a_leftover_of_one_example_does_not_stop_batch_normalisation(tmp_path: Path) -> None:
     site = site_with(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), tmp_path, examples=9)
     before = Tensors.of_module(site.module)
-    assert train_locally(site, task_for(site)) > 0
+    loss, taken = train_locally(site, task_for(site), plain_objective(site))
+    assert loss > 0
+    assert taken == 2 * 2
     assert (Tensors.of_module(site.module) - before).norm() > 0
     assert int(site.module[1].num_batches_tracked) == 2 * 2  # type: ignore[index]
 
@@ -45,7 +53,8 @@ def test_a_leftover_of_one_example_is_trained_on_where_it_can_be(tmp_path: Path)
         site = site_with(nn.Linear(3, 2), tmp_path / str(examples), examples=examples)
         site.module.load_state_dict(eight.module.state_dict())
         site.module.register_forward_hook(lambda _, inputs, __: steps.append(len(inputs[0])))
-        train_locally(site, task_for(site))
+        _, taken = train_locally(site, task_for(site), plain_objective(site))
+        assert taken == 2 * -(-examples // 4)
     assert steps == [4, 4] * 2 + [4, 4, 1] * 2
 
 
@@ -55,4 +64,4 @@ def test_the_loss_is_the_mean_over_the_last_epoch(tmp_path: Path, epochs: int) -
     site.config = Config.parse({"training": {"batch_size": 8, "epochs": epochs, "lr": 1e-9}})
     inputs, labels = site.examples.gather(torch.arange(8))
     expected = nn.functional.cross_entropy(site.module(inputs), labels).item()
-    assert train_locally(site, task_for(site)) == pytest.approx(expected, rel=1e-5)
+    assert train_locally(site, task_for(site), plain_objective(site))[0] == pytest.approx(expected, rel=1e-5)

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feddkd.errors import ProtocolError
-from feddkd.exchange import Evaluation, ExchangeId, Reply
+from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Reply
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.frames import is_chunk
 from feddkd.transport.messages import (
+    MAX_METRIC_NAME_CHARACTERS,
     MAX_REASON_CHARACTERS,
     Verdict,
     answer_message,
@@ -36,6 +37,8 @@ replies = st.builds(
     loss=st.none() | finite,
     evaluation=st.none() | evaluations,
     compute_s=st.floats(0, allow_infinity=False),
+    gradient_evaluations=st.integers(0, 2**64 - 1),
+    metrics=st.dictionaries(st.text(min_size=1, max_size=MAX_METRIC_NAME_CHARACTERS), finite, max_size=MAX_METRICS),
 )
 
 EXCHANGE = ExchangeId("run", 3, 1, "dkd_step", 7)
@@ -86,6 +89,44 @@ def test_impossible_counts_are_refused(examples: int, correct: int) -> None:
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0])
 def test_a_nonsensical_duration_is_no_reason_to_refuse_an_answer(seconds: float) -> None:
     assert numbers_of(pb.Answer(compute_s=seconds)).compute_s == 0.0
+
+
+def test_an_answer_of_an_older_client_says_nothing_of_its_work() -> None:
+    found = numbers_of(pb.Answer())
+    assert (found.gradient_evaluations, found.metrics) == (0, {})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ProtocolError, match=f"metric 'angle' is {value}"):
+        numbers_of(pb.Answer(metrics={"norm": 1.0, "angle": value}))
+
+
+def test_metrics_are_few_and_have_short_names() -> None:
+    many = {f"m{index}": 1.0 for index in range(MAX_METRICS)}
+    assert len(numbers_of(pb.Answer(metrics=many)).metrics) == MAX_METRICS
+    with pytest.raises(ProtocolError, match="33 metrics, where at most 32 are allowed"):
+        numbers_of(pb.Answer(metrics=many | {"one more": 1.0}))
+    assert numbers_of(pb.Answer(metrics={"n" * MAX_METRIC_NAME_CHARACTERS: 1.0})).metrics
+    for name in ("", "n" * (MAX_METRIC_NAME_CHARACTERS + 1)):
+        with pytest.raises(ProtocolError, match=f"a metric's name has {len(name)} characters"):
+            numbers_of(pb.Answer(metrics={name: 1.0}))
+
+
+def test_the_order_in_which_metrics_were_written_does_not_show() -> None:
+    forwards, backwards = {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}
+    assert list(numbers_of(pb.Answer(metrics=backwards)).metrics) == ["a", "b"]
+    lengths = {len(answer_message(EXCHANGE, Reply(metrics=metrics), None)) for metrics in (forwards, backwards)}
+    assert len(lengths) == 1
+
+
+def test_how_a_model_did_by_class_does_not_leave_the_client() -> None:
+    reply = Reply(evaluation=Evaluation(3, 2, 1.0, (1, 2), (0, 2)))
+    sent = answer_message(EXCHANGE, reply, None)
+    assert sent == answer_message(EXCHANGE, Reply(evaluation=Evaluation(3, 2, 1.0)), None)
+    evaluation = numbers_of(pb.ParticipateRequest.FromString(sent).answer).evaluation
+    assert evaluation == Evaluation(3, 2, 1.0)
+    assert evaluation.class_accuracy is None
 
 
 def test_reasons_are_shortened() -> None:

@@ -60,6 +60,29 @@ def test_code_runs_only_if_the_site_names_it_too(tmp_path: Path, table: str) -> 
     assert getattr(site_config(server, file), table).name == "evil.module:function"
 
 
+@pytest.mark.parametrize("local_objective", ["evil.module:Loss", {"name": "evil.module:Loss", "depth": 2}])
+def test_a_local_loss_of_the_servers_runs_only_if_the_site_names_it_too(tmp_path: Path, local_objective: object) -> None:
+    server = served(algorithm={"name": "fedavg", "local_objective": local_objective})
+    with pytest.raises(RefusedError, match=r"algorithm\.local_objective\.name = 'evil\.module:Loss'"):
+        site_config(server, None)
+    with pytest.raises(RefusedError, match="evil"):
+        site_config(server, written(tmp_path, '[algorithm]\nlocal_objective = "good.module:Loss"\n'))
+    for text in ('local_objective = "evil.module:Loss"', 'local_objective = { name = "evil.module:Loss" }'):
+        assert site_config(server, written(tmp_path, f"[algorithm]\n{text}\n")).algorithm == server.algorithm
+
+
+def test_an_algorithm_that_is_allowed_does_not_allow_the_local_loss_that_comes_with_it(tmp_path: Path) -> None:
+    server = served(algorithm={"name": "good.module:Algorithm", "local_objective": "evil.module:Loss"})
+    with pytest.raises(RefusedError, match="evil"):
+        site_config(server, written(tmp_path, '[algorithm]\nname = "good.module:Algorithm"\n'))
+
+
+@pytest.mark.parametrize("name", ["fedprox", "moon", "scaffold", "fedadam"])
+def test_settings_of_an_algorithm_are_the_servers_business(tmp_path: Path, name: str) -> None:
+    server = served(algorithm={"name": name})
+    assert site_config(server, written(tmp_path, '[algorithm]\nname = "fedprox"\nmu = 3\n')).algorithm == server.algorithm
+
+
 def test_a_wrong_key_at_the_site_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"site\.toml: unknown key 'data\.rot'"):
         site_config(served(), written(tmp_path, '[data]\nrot = "/x"\n'))

@@ -1,7 +1,7 @@
 import math
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -58,6 +58,8 @@ def exchange(
     loss: float | None = None,
     missing: int = 0,
     evaluation: Evaluation | None = None,
+    gradient_evaluations: int = 0,
+    metrics: Mapping[str, float] | None = None,
 ) -> ExchangeRecord:
     return ExchangeRecord(
         ExchangeId(RUN_ID, round_number, 0, name, step),
@@ -66,17 +68,20 @@ def exchange(
         clients_missing={f"client-{index}": "gone" for index in range(missing)},
         traffic=traffic or Traffic(100, 80, 110, 95),
         seconds=seconds,
+        client_seconds=4 * seconds,
+        gradient_evaluations=gradient_evaluations,
         loss=loss,
         client_evaluation=evaluation,
+        metrics=metrics or {},
     )
 
 
 def round_record(number: int, evaluation: Evaluation | None = None, seconds: float = 1.0) -> RoundRecord:
-    return RoundRecord(number, evaluation, None, Traffic(), 0, seconds, 4)
+    return RoundRecord(number, evaluation, None, Traffic(), 0, seconds, 4, 0, {})
 
 
 def run_record(other: Traffic) -> RunRecord:
-    return RunRecord(RUN_ID, 1, MODEL, None, None, Traffic(), other, 1.0)
+    return RunRecord(RUN_ID, 1, MODEL, None, None, Traffic(), other, 0, 1.0)
 
 
 @pytest.fixture
@@ -103,7 +108,9 @@ def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
     metrics.run_started(RUN_ID, rounds)
     for number in range(1, rounds + 1):
         metrics.round_started(number, 0, 4)
-        metrics.exchange_done(exchange(round_number=number, loss=1.0, missing=number % 3, evaluation=Evaluation(10, 5, 9.0)))
+        metrics.exchange_done(
+            exchange(round_number=number, loss=1.0, missing=number % 3, evaluation=Evaluation(10, 5, 9.0), metrics={"own": 1.0})
+        )
         for step in range(3):
             metrics.exchange_done(exchange("dkd_step", round_number=number, step=step, loss=0.5))
         metrics.round_evaluated(number, Evaluation(10, 5, 9.0))
@@ -127,6 +134,7 @@ def test_known_counters_are_there_at_zero_before_anything_happens(metrics: Prome
     assert names.count("feddkd_wire_bytes_total") == 2 * (len(kinds) + 1)
     assert names.count("feddkd_contributions_total") == 2 * len(kinds)
     assert names.count("feddkd_exchange_duration_seconds_count") == len(kinds)
+    assert names.count("feddkd_gradient_evaluations_total") == len(kinds)
     assert names.count("feddkd_rounds_total") == 2
 
 
@@ -162,6 +170,28 @@ def test_bytes_contributions_and_durations_are_what_was_fed(metrics: PrometheusM
     for bound, count in (("0.25", 0), ("0.5", 1), ("5.0", 1), ("10.0", 2), ("+Inf", 2)):
         assert value(metrics, "feddkd_exchange_duration_seconds_bucket", exchange="local_train", le=bound) == count
     assert value(metrics, "feddkd_exchange_duration_seconds_bucket", exchange="dkd_step", le="0.005") == 1
+
+
+def test_the_clients_work_is_counted_by_exchange(metrics: PrometheusMetrics) -> None:
+    metrics.exchange_done(exchange(gradient_evaluations=700))
+    metrics.exchange_done(exchange(gradient_evaluations=50, missing=4))
+    metrics.exchange_done(exchange("dkd_step", gradient_evaluations=64))
+    work = {kind: value(metrics, "feddkd_gradient_evaluations_total", exchange=kind) for kind in ("local_train", "dkd_step", "deliver")}
+    assert work == {"local_train": 750, "dkd_step": 64, "deliver": 0}
+
+
+def test_how_far_clients_disagree_and_how_sure_their_teachers_are(metrics: PrometheusMetrics) -> None:
+    metrics.exchange_done(exchange(metrics={"drift_diversity": 3.0, "update_norm_squared": 9.0}))
+    metrics.exchange_done(exchange("dkd_step", metrics={"teacher_entropy": 0.5}))
+    metrics.exchange_done(exchange("dkd_step", step=1))
+    assert value(metrics, "feddkd_drift_diversity") == 3
+    assert value(metrics, "feddkd_teacher_entropy") == 0.5
+    metrics.exchange_done(exchange(round_number=2, metrics={"drift_diversity": 1.5}))
+    assert value(metrics, "feddkd_drift_diversity") == 1.5
+    # What else a client reports under a name of its choice makes no series.
+    before = samples_of(metrics).keys()
+    metrics.exchange_done(exchange(metrics={"a_name_of_its_own": 1.0}))
+    assert samples_of(metrics).keys() == before
 
 
 def test_the_run_goes_through_its_states(metrics: PrometheusMetrics) -> None:
@@ -218,7 +248,7 @@ def test_clients_by_state(metrics: PrometheusMetrics) -> None:
 
 
 def test_learning_gauges_are_unknown_until_they_are_known(metrics: PrometheusMetrics) -> None:
-    for name in ("best_accuracy_ratio", "training_loss", "dkd_loss", "dkd_loss_initial"):
+    for name in ("best_accuracy_ratio", "training_loss", "dkd_loss", "dkd_loss_initial", "drift_diversity", "teacher_entropy"):
         assert math.isnan(value(metrics, f"feddkd_{name}"))
     for evaluator in ("server", "clients"):
         assert math.isnan(value(metrics, "feddkd_loss", evaluated_by=evaluator))

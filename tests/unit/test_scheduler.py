@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from harness import RUN_ID, Recorder
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
 from feddkd.config import Config
 from feddkd.errors import PausedError
-from feddkd.exchange import Evaluation, ExchangeKind
+from feddkd.exchange import DELIVER, Evaluation, ExchangeKind
 from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
 from feddkd.scheduler.records import RoundRecord
 from feddkd.scheduler.rounds import Evaluator, Scheduler
@@ -221,6 +222,26 @@ def test_a_failed_round_starts_over_from_its_model_and_its_state() -> None:
         "round 2 done",
     ]
     assert setup.recorder.failures[0][2] == "round 2 second[0]: 0 of 3 clients answered, 3 are needed (a: lost; b: lost; c: lost)"
+
+
+class WorkingEngine(ScriptedEngine):
+    """Every client computes 10 gradients in each exchange but the delivery, and reports its round as a metric in the second."""
+
+    def carry_out(self, exchange: Exchange) -> Outcome:
+        outcome = super().carry_out(exchange)
+        metrics = {"round": float(exchange.id.round + exchange.id.attempt)} if exchange.id.name == "second" else {}
+        work = 0 if exchange.id.name == DELIVER else 10
+        reports = {client: replace(report, gradient_evaluations=work, metrics=metrics) for client, report in outcome.reports.items()}
+        return replace(outcome, reports=reports)
+
+
+def test_work_adds_up_and_metrics_are_averaged_over_a_rounds_exchanges() -> None:
+    setup = Setup(WorkingEngine(THREE, {(2, 0, "second"): {"a"}}), "scheduler.min_clients=3")
+    record = setup.scheduler.run(number(0))
+    # Round 2's first attempt failed, after 3 + 2 answers: the clients did that work all the same.
+    assert [done.gradient_evaluations for done in setup.recorder.rounds] == [60, 50 + 60]
+    assert record.gradient_evaluations == 170
+    assert [done.metrics for done in setup.recorder.rounds] == [{"round": 1.0}, {"round": 2.5}]
 
 
 def always_losing(round_number: int) -> dict[tuple[int, int, str], set[str]]:

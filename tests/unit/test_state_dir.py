@@ -44,6 +44,18 @@ def test_the_last_one_saved_counts_and_leaves_no_other_file(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
+def test_the_label_says_what_is_there_without_reading_it(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    assert state.label("teacher") is None
+    for label in ("run/1/0", "run/2/0"):
+        state.save("teacher", TENSORS, label)
+        assert StateDir(tmp_path).label("teacher") == label
+    assert state.label("model") is None
+    (tmp_path / "teacher.safetensors").write_bytes(b"not one")
+    with pytest.raises(StateError, match=r"teacher\.safetensors is damaged"):
+        state.label("teacher")
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 50, -1])
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, kept: int) -> None:
     state = StateDir(tmp_path)

@@ -234,6 +234,43 @@ def test_selecting_or_replacing_what_is_not_there_is_refused() -> None:
             tensors.replace({"w": other})
 
 
+@given(any_tensors, any_tensors, any_tensors)
+def test_vectors_laid_beside_a_model_come_back_bit_for_bit(model: Tensors, first: Tensors, second: Tensors) -> None:
+    joined = model.beside(first=first, second=second)
+    assert joined.schema == model.schema.beside({"first": first.schema, "second": second.schema})
+    assert joined.schema.size_bytes == model.schema.size_bytes + first.schema.size_bytes + second.schema.size_bytes
+    assert joined.select(model.schema).sha256() == model.sha256()
+    assert joined.part("first", first.schema).sha256() == first.sha256()
+    assert joined.part("second", second.schema).sha256() == second.sha256()
+    assert not any(spec.trainable for name, spec in joined.schema.by_name.items() if name not in model)
+    assert joined.schema.trainable == model.schema.trainable
+
+
+def test_a_module_takes_its_own_tensors_and_leaves_what_lies_beside_them() -> None:
+    module = model()
+    before = Tensors.of_module(module)
+    update = Tensors(before.schema)
+    (before - before).beside(control=before).load_into(module)
+    assert Tensors.of_module(module).sha256() == update.sha256()
+
+
+def test_a_part_that_is_not_there_is_refused() -> None:
+    tensors = Tensors.of_module(model())
+    with pytest.raises(KeyError, match="control/"):
+        tensors.part("control", tensors.schema)
+
+
+@given(ordinary_tensors, st.floats(-4, 4))
+def test_scaling_multiplies_every_element(tensors: Tensors, factor: float) -> None:
+    floats = tensors.select(Schema(spec for spec in tensors.schema.specs if spec.dtype.is_floating_point))
+    before = floats.sha256()
+    scaled = floats.scaled(factor)
+    assert floats.sha256() == before
+    assert scaled.schema == floats.schema
+    for name, tensor in floats.items():
+        torch.testing.assert_close(scaled[name], tensor * factor)
+
+
 @given(ordinary_tensors)
 def test_the_norm_is_that_of_all_floating_point_elements(tensors: Tensors) -> None:
     values = [value for tensor in tensors.values() if tensor.dtype.is_floating_point for value in tensor.double().flatten().tolist()]

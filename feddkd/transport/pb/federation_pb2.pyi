@@ -9,9 +9,11 @@ chunks of its payload down the stream, the client computes, and sends an Answer 
 payload up the same stream. Nothing is polled.
 """
 
+from collections import abc as _abc
 from feddkd.transport.pb import tensors_pb2 as _tensors_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -412,15 +414,39 @@ class Answer(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     COMPUTE_S_FIELD_NUMBER: _builtins.int
+    GRADIENT_EVALUATIONS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     loss: _builtins.float
     """Mean loss over the examples computed on; absent where nothing was computed."""
     compute_s: _builtins.float
     """Seconds the client computed."""
+    gradient_evaluations: _builtins.int
+    """Gradients of single examples' losses that the client computed for this answer."""
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -433,6 +459,10 @@ class Answer(_message.Message):
     def evaluation(self) -> Global___Evaluation:
         """Present if the Work asked for it and the client holds examples out."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Other numbers for the record, all finite; at most 32, with names of at most 64 characters."""
+
     def __init__(
         self,
         *,
@@ -441,17 +471,23 @@ class Answer(_message.Message):
         loss: _builtins.float | None = ...,
         evaluation: Global___Evaluation | None = ...,
         compute_s: _builtins.float | None = ...,
+        gradient_evaluations: _builtins.int | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_loss", b"_loss", "compute_s", b"compute_s", "evaluation", b"evaluation", "id", b"id", "loss", b"loss", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_gradient_evaluations", b"_gradient_evaluations", "_loss", b"_loss", "compute_s", b"compute_s", "evaluation", b"evaluation", "gradient_evaluations", b"gradient_evaluations", "id", b"id", "loss", b"loss", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_loss", b"_loss", "compute_s", b"compute_s", "evaluation", b"evaluation", "id", b"id", "loss", b"loss", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s", "_gradient_evaluations", b"_gradient_evaluations", "_loss", b"_loss", "compute_s", b"compute_s", "evaluation", b"evaluation", "gradient_evaluations", b"gradient_evaluations", "id", b"id", "loss", b"loss", "metrics", b"metrics", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compute_s: _TypeAlias = _typing.Literal["compute_s"]  # noqa: Y015
     _WhichOneofArgType__compute_s: _TypeAlias = _typing.Literal["_compute_s", b"_compute_s"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_evaluations: _TypeAlias = _typing.Literal["gradient_evaluations"]  # noqa: Y015
+    _WhichOneofArgType__gradient_evaluations: _TypeAlias = _typing.Literal["_gradient_evaluations", b"_gradient_evaluations"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_s) -> _WhichOneofReturnType__compute_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_evaluations) -> _WhichOneofReturnType__gradient_evaluations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
 

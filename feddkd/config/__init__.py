@@ -6,25 +6,64 @@ Unknown keys are refused by name, every key has a default, and `-o table.key=val
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StrictInt, ValidationError, model_validator
 
+from feddkd.config.algorithm import (
+    AlgorithmConfig,
+    CustomAlgorithmConfig,
+    CustomObjectiveConfig,
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedDKDConfig,
+    FedDynConfig,
+    FedExPConfig,
+    FedMAXConfig,
+    FedNTDConfig,
+    FedProxConfig,
+    FedYogiConfig,
+    MOONConfig,
+    SCAFFOLDConfig,
+)
+from feddkd.config.problems import describe
+from feddkd.config.table import ImportPath, Table
 from feddkd.errors import ConfigError
 
-ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""`package.module:function`, imported from the Python path of the process that needs it."""
-
-
-class Table(BaseModel):
-    """One TOML table: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+__all__ = [
+    "AlgorithmConfig",
+    "Config",
+    "CustomAlgorithmConfig",
+    "CustomObjectiveConfig",
+    "DKDConfig",
+    "DataConfig",
+    "FedAdagradConfig",
+    "FedAdamConfig",
+    "FedAvgMConfig",
+    "FedDKDConfig",
+    "FedDynConfig",
+    "FedExPConfig",
+    "FedMAXConfig",
+    "FedNTDConfig",
+    "FedProxConfig",
+    "FedYogiConfig",
+    "ImportPath",
+    "MOONConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "RuntimeConfig",
+    "SCAFFOLDConfig",
+    "SchedulerConfig",
+    "Table",
+    "TrainingConfig",
+    "TransportConfig",
+    "read_tables",
+]
 
 
 class DataConfig(Table):
@@ -72,14 +111,6 @@ class TrainingConfig(Table):
     weight_decay: float = Field(1e-5, ge=0, description="L2 penalty of local SGD")
 
 
-class AlgorithmConfig(Table):
-    """Which algorithm runs."""
-
-    name: Literal["fedavg", "feddkd", "fedavg_sgd"] | ImportPath = Field(
-        "feddkd", description="an algorithm by name, or package.module:Class for your own"
-    )
-
-
 class DKDConfig(Table):
     """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
 
@@ -87,17 +118,21 @@ class DKDConfig(Table):
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
         "adam", description="how the server applies the mean gradient; sgd is the plain step"
     )
-    lr: float = Field(0.002, gt=0, description="learning rate of the server optimizer")
-    optimizer_state: Literal["reset", "keep"] = Field("reset", description="whether the server optimizer starts afresh every round")
+    lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
+    optimizer_state: Literal["reset", "keep"] = Field("keep", description="whether the server optimizer starts afresh every round")
     batch_size: int = Field(64, ge=0, description="examples a client draws for each step; 0 takes all it has")
     temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
         "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
     hard_label_weight: float = Field(0.0, ge=0, le=1, description="share of the true labels' cross-entropy in the loss")
-    start: Literal["average", "previous"] = Field(
-        "average", description="where the steps start: the new parameter average, or the previous global model"
+    not_true: bool = Field(False, description="leave each example's true class out of the divergence")
+    start: Literal["better", "average", "previous"] = Field(
+        "better", description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss"
     )
+    clip_norm: float | None = Field(None, gt=0, description="longest mean gradient that the server steps with; longer ones are shortened")
+    tail: float = Field(0.5, ge=0, le=1, description="share of a round's last steps whose students are averaged; 0 takes the last student")
+    patience: int = Field(0, ge=0, description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never")
 
 
 class SchedulerConfig(Table):
@@ -154,7 +189,7 @@ class Config(Table):
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: AlgorithmConfig = FedDKDConfig()
     dkd: DKDConfig = DKDConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     transport: TransportConfig = TransportConfig()
@@ -179,7 +214,7 @@ class Config(Table):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_describe(error)}") from None
+            raise ConfigError(f"{source}: {describe(error, cls)}") from None
 
     def to_toml(self) -> str:
         """The resolved configuration as TOML that `load` reads back to an equal one."""
@@ -220,50 +255,3 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"override {override!r}: {name!r} is a value, not a table")
     table[path[-1]] = value
-
-
-def _describe(error: ValidationError) -> str:
-    """One line for a validation error: the first wrong key with its value, and how many others there are."""
-    problems = error.errors(include_url=False)
-    # A union lists one problem for each of its members; the key is what the user needs to see once.
-    paths = list(dict.fromkeys(_key_of(problem["loc"]) for problem in problems))
-    first = next(problem for problem in problems if _key_of(problem["loc"]) == paths[0])
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {paths[0]!r}{_suggestion(paths[0])}"
-    elif first["type"] == "value_error":
-        message = f"{paths[0]}.{first['msg'].removeprefix('Value error, ')}"
-    else:
-        wants = "; or ".join(dict.fromkeys(_wish(problem) for problem in problems if _key_of(problem["loc"]) == paths[0]))
-        message = f"{paths[0]} = {first['input']!r}: {wants}"
-    return message + (f" (and {len(paths) - 1} more: {', '.join(paths[1:])})" if paths[1:] else "")
-
-
-def _key_of(location: tuple[int | str, ...]) -> str:
-    """The dotted key of a pydantic location, without the union members that pydantic appends to it."""
-    names: list[str] = []
-    table: type[BaseModel] | None = Config
-    for part in location:
-        if table is None:
-            break
-        names.append(str(part))
-        field = table.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        table = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return ".".join(names)
-
-
-def _wish(problem: Any) -> str:
-    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"].startswith("^[A-Za-z_]"):
-        return "package.module:function"
-    return str(problem["msg"][0].lower() + problem["msg"][1:])
-
-
-def _suggestion(key: str) -> str:
-    table: type[BaseModel] = Config
-    *parents, name = key.split(".")
-    for parent in parents:
-        annotation = table.model_fields[parent].annotation
-        assert isinstance(annotation, type)
-        table = annotation
-    close = difflib.get_close_matches(name, table.model_fields, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f"; known keys: {', '.join(table.model_fields)}"

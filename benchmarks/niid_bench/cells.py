@@ -1,0 +1,146 @@
+"""The cells of the grid and what each one runs.
+
+A cell is one run: a tier, a data set, an algorithm, a partition and a seed, and in tuning a point of the grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from feddkd.bench.runs import flatten
+from feddkd.config import Config, read_tables
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+DATA_ROOT = ROOT / "data"
+TIERS = ("exact", "mini")
+DATA_SETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
+
+OWN_KEYS = ("grid", "same_exchanges_as", *TIERS)
+"""Keys of algorithms.toml that are not of the configuration."""
+
+
+def read_toml(name: str) -> dict[str, Any]:
+    """The tables of a TOML file in this folder."""
+    return tomllib.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+ALGORITHMS = read_toml("algorithms.toml")
+PARTITIONS = read_toml("partitions.toml")
+DEFAULT_PARTITIONS = ("c1", "c2", "dir0.1", "dir0.5")
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        point: the dotted keys and values of a tuning grid that this cell tries; empty outside of tuning.
+    """
+
+    tier: str
+    data: str
+    algorithm: str
+    partition: str
+    seed: int
+    point: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        point = "".join(f" {key}={value}" for key, value in self.point)
+        return f"{self.tier} {self.data} {self.algorithm} {self.partition} seed {self.seed}{point}"
+
+    @property
+    def folder(self) -> Path:
+        """Of its record, below the folder of all records."""
+        point = "".join(f",{key}={value}" for key, value in self.point)
+        return Path(self.tier) / self.data / f"{self.algorithm}-{self.partition}-seed{self.seed}{point}"
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> Cell:
+        """The cell that a line of a results file is the result of."""
+        point = tuple((line.get("grid_point") or {}).items())
+        return cls(line["tier"], line["data"], line["algorithm"], line["partition"], line["seed"], point)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says about every cell.
+
+    Attributes:
+        rounds: instead of the tier's.
+        overrides: `table.key=value`, the last word.
+        data_root: has one folder for each data set, with its name.
+    """
+
+    rounds: int | None = None
+    overrides: tuple[str, ...] = ()
+    data_root: Path = DATA_ROOT
+
+    @property
+    def arguments(self) -> list[str]:
+        """These settings as arguments of run.py and tune.py."""
+        rounds = ["--rounds", str(self.rounds)] if self.rounds is not None else []
+        root = ["--data-root", str(self.data_root)] if self.data_root != DATA_ROOT else []
+        return [*rounds, *root, *(text for override in self.overrides for text in ("-o", override))]
+
+
+def configure(cell: Cell, settings: Settings) -> Config:
+    """The configuration of a cell: the tier, then data, partition and algorithm, then the command line.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    tree = read_toml(f"{cell.tier}.toml")
+    merge(tree, {"seed": cell.seed, "data": {"name": cell.data, "root": str(settings.data_root / cell.data)}})
+    merge(tree, {"partition": PARTITIONS[cell.partition]})
+    if settings.rounds is not None:
+        merge(tree, {"rounds": settings.rounds})
+    merge(tree, settings_of_algorithm(cell))
+    for key, value in cell.point:
+        put(tree, key, value)
+    merge(tree, read_tables(None, settings.overrides))
+    config = Config.parse(tree, source=str(cell))
+    if like := ALGORITHMS[cell.algorithm].get("same_exchanges_as"):
+        exchanges = configure(replace(cell, algorithm=like, point=()), settings).dkd.steps + 1
+        config = config.model_copy(update={"rounds": config.rounds * exchanges})
+    return config
+
+
+def settings_of_algorithm(cell: Cell) -> dict[str, Any]:
+    """What algorithms.toml says for the cell's algorithm, with what it says for the cell's tier on top."""
+    table = ALGORITHMS[cell.algorithm]
+    tree = {key: copy.deepcopy(value) for key, value in table.items() if key not in OWN_KEYS}
+    merge(tree, table.get(cell.tier, {}))
+    return tree
+
+
+def overrides_of(cell: Cell, settings: Settings) -> dict[str, Any]:
+    """What the algorithm's table, the grid and the command line say, by dotted key: the settings that a result must state."""
+    tree: dict[str, Any] = {}
+    merge(tree, settings_of_algorithm(cell))
+    for key, value in cell.point:
+        put(tree, key, value)
+    merge(tree, read_tables(None, settings.overrides))
+    return flatten(tree)
+
+
+def merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Write a copy of `over` on top of `tree`, table by table."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = copy.deepcopy(value)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    merge(tree, value)

@@ -1,0 +1,217 @@
+"""Runs cells and keeps what came of them: one line of JSON a cell, written as soon as the cell is finished."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feddkd.bench.environment import cpu_model
+from feddkd.bench.runs import Job, flatten, is_complete, read_curve, run_jobs
+from feddkd.config import Config
+from feddkd.errors import ConfigError, FedDKDError
+from feddkd.observability.run_folder import RunFolder
+from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of
+
+RESULTS = ROOT / "benchmarks" / "results"
+RECORDS = ROOT / "runs" / "niid_bench"
+MACHINE_KEYS = ("data.root", "runtime.client_processes")
+"""Keys of a configuration that say where it runs and change no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """One line of JSON a finished cell; every change replaces the file whole, so no reader meets half a line.
+
+    Attributes:
+        records: folder of the working records of its cells.
+    """
+
+    path: Path
+    records: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        return read_lines(self.path)
+
+    def store(self, line: dict[str, Any]) -> None:
+        """Add the line of a cell, in place of the one it had."""
+        cell = Cell.of_line(line)
+        self.records.mkdir(parents=True, exist_ok=True)
+        with (self.records / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several runners may share a file
+            lines = self.lines()
+            place = next((index for index, other in enumerate(lines) if Cell.of_line(other) == cell), len(lines))
+            lines[place : place + 1] = [line]
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
+            partial.replace(self.path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; none if there is no file yet."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
+    """The file at `path`, with records of its own below `records`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return ResultsFile(path, records / path.stem)
+
+
+def outdated_key(line: dict[str, Any], config: Config) -> str | None:
+    """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
+    found, today = _flat(line["config"]), _flat(_recorded(config))
+    keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
+    return next(keys, None)
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """By dotted key, without [dkd] where it has no effect: its defaults may change without changing FedAvg."""
+    name = tree["algorithm"]["name"]
+    idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)
+    return flatten({table: values for table, values in tree.items() if table not in idle})
+
+
+def _recorded(config: Config) -> dict[str, Any]:
+    """A configuration as a result keeps it: without the keys that say where it ran."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for key in MACHINE_KEYS:
+        table, name = key.split(".")
+        tree[table].pop(name, None)
+    return tree
+
+
+class Runner:
+    """Runs the cells that have no line yet, and says on standard error how it goes."""
+
+    def __init__(self, results: ResultsFile, settings: Settings, *, script: str, jobs: int) -> None:
+        self._results = results
+        self._settings = settings
+        self._script = script
+        self._workers = jobs
+
+    def run(self, cells: Sequence[Cell], *, again: bool) -> int:
+        """Run what is missing, or everything; returns how many cells failed.
+
+        Raises:
+            ConfigError: a cell's configuration is wrong; nothing has run then.
+        """
+        configs = {cell: configure(cell, self._settings) for cell in cells}
+        finished = {} if again else {Cell.of_line(line): line for line in self._results.lines()}
+        self._say_outdated({cell: finished[cell] for cell in cells if cell in finished}, configs)
+        jobs = {cell: self._job(cell, configs[cell], again) for cell in cells if cell not in finished}
+        _say(f"{len(cells) - len(jobs)} of {len(cells)} cells are finished, {len(jobs)} to run, {self._workers} at once")
+        return self._run_jobs(jobs)
+
+    def _say_outdated(self, finished: dict[Cell, dict[str, Any]], configs: dict[Cell, Config]) -> None:
+        cells_by_key: dict[str, list[Cell]] = {}
+        for cell, line in finished.items():
+            if (key := outdated_key(line, configs[cell])) is not None:
+                cells_by_key.setdefault(key, []).append(cell)
+        for key, cells in cells_by_key.items():
+            more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+            _say(f"finished with another {key}, which --again would replace: {', '.join(map(str, cells[:3]))}{more}")
+
+    def _job(self, cell: Cell, config: Config, again: bool) -> Job:
+        """A job whose folder holds nothing but what it may go on from."""
+        job = Job(config, self._results.records / cell.folder)
+        try:
+            is_complete(job)
+            other = again
+        except ConfigError:
+            other = True  # the record of older settings
+        if other:
+            shutil.rmtree(job.folder, ignore_errors=True)
+        return job
+
+    def _run_jobs(self, jobs: dict[Cell, Job]) -> int:
+        cell_of = {job.folder: cell for cell, job in jobs.items()}
+        failed: dict[Cell, FedDKDError] = {}
+        done = 0
+
+        def on_done(job: Job, error: FedDKDError | None) -> None:
+            nonlocal done
+            done += 1
+            cell = cell_of[job.folder]
+            if error is not None:
+                failed[cell] = error
+                _say(f"{done}/{len(jobs)} {cell}: FAILED")
+                return
+            line = self._line(cell, job)
+            self._results.store(line)
+            _say(f"{done}/{len(jobs)} {cell}: {line['final_accuracy']:.2%} after {line['rounds']} rounds, {line['seconds'][-1]:.0f} s")
+
+        run_jobs(list(jobs.values()), self._workers, on_done)
+        for cell, error in failed.items():
+            _say(f"failed: {cell}: {error}")
+        return len(failed)
+
+    def _line(self, cell: Cell, job: Job) -> dict[str, Any]:
+        """What a results file keeps of a run."""
+        folder = RunFolder.load(job.folder)
+        assert folder.summary is not None
+        curve = read_curve(folder)
+        metrics = [line.get("metrics") or {} for line in folder.rounds]
+        return {
+            "tier": cell.tier,
+            "data": cell.data,
+            "algorithm": cell.algorithm,
+            "partition": cell.partition,
+            "seed": cell.seed,
+            **({"grid_point": dict(cell.point)} if cell.point else {}),
+            "rounds": len(curve.rounds),
+            "final_accuracy": curve.final_accuracy,
+            "best_accuracy": curve.best_accuracy,
+            "overrides": overrides_of(cell, self._settings),
+            "accuracy": curve.accuracy,
+            "class_accuracy": folder.rounds[-1].get("class_accuracy"),
+            "cumulative_wire_bytes": curve.wire_bytes,
+            "gradient_evaluations": curve.gradient_evaluations,
+            "seconds": curve.seconds,
+            "metrics": {name: [values.get(name) for values in metrics] for name in sorted(set().union(*metrics))},
+            "model_sha256": folder.summary["model_sha256"],
+            "versions": folder.summary["versions"],
+            "cpu": cpu_model(),
+            "runs_at_once": self._workers,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "config": _recorded(job.config),
+            "command": self._command(cell),
+        }
+
+    def _command(self, cell: Cell) -> str:
+        """Runs this cell again, from the root of the repository."""
+        grid = ["--data", cell.data, "--algorithm", cell.algorithm, "--partition", cell.partition, "--seed", str(cell.seed)]
+        point = [text for key, value in cell.point for text in ("--only", f"{key}={json.dumps(value)}")]
+        return shlex.join(["python", self._script, cell.tier, *grid, *point, *self._settings.arguments, "--again"])
+
+
+def main_guard(main: Callable[[], int]) -> None:
+    """Run a script's `main`: errors of ours become one line and exit code 2, an interrupt exit code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the runs that are going on
+    try:
+        code = main()
+    except FedDKDError as error:
+        _say(f"{Path(sys.argv[0]).name}: {error}")
+        code = 2
+    except KeyboardInterrupt:
+        _say("interrupted; finished cells are kept, the same command goes on with the others")
+        code = 130
+    sys.exit(code)
+
+
+def default_jobs() -> int:
+    """One run a core."""
+    return os.cpu_count() or 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

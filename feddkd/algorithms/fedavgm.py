@@ -1,0 +1,43 @@
+"""FedAvgM: server momentum on the mean update.
+
+Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
+arXiv 1909.06335, 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.config import Config, FedAvgMConfig
+from feddkd.tensors import Tensors
+
+
+class FedAvgM(FedAvg):
+    """m <- beta m + sum_k p_k (w_k - w_t); w_{t+1} = w_t + lr m, or w_t + lr (mean update + beta m) with Nesterov.
+
+    Buffers follow the mean update. With beta = 0 and lr = 1 it is FedAvg.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.algorithm, FedAvgMConfig)
+        self._settings = config.algorithm
+        self._momentum: dict[str, Tensor] = {}
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        update, trainable = cohort.exchange("local_train", model), model.schema.trainable
+        mean, beta = update.select(trainable), self._settings.server_momentum
+        momentum = mean + Tensors.copy_of(trainable, self._momentum).scaled(beta) if self._momentum else mean
+        self._momentum = dict(momentum)
+        direction = mean + momentum.scaled(beta) if self._settings.nesterov else momentum
+        return (model + update).replace(model.select(trainable) + direction.scaled(self._settings.server_lr))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._momentum)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._momentum = dict(state)

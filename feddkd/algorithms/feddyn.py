@@ -1,0 +1,81 @@
+"""FedDyn: local losses changed so that their minima agree with the global one's.
+
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: Federated Learning Based on Dynamic Regularization.
+ICLR 2021, arXiv 2111.04263.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.memory import RoundMemory
+from feddkd.algorithms.site import Site
+from feddkd.config import Config, FedDynConfig
+from feddkd.exchange import Task
+from feddkd.tensors import Tensors
+
+
+class DynamicRegularizer(LocalObjective):
+    """F_k(w) - <h_k, w> + (alpha/2) ||w - w_t||²; then h_k <- h_k - alpha (w_k - w_t)."""
+
+    def __init__(self, site: Site, settings: FedDynConfig) -> None:
+        super().__init__(site, settings)
+        self._alpha = settings.alpha
+        self._memory = RoundMemory(site.store, "feddyn-gradient")
+        self._global: Tensors | None = None
+        self._own: Tensors | None = None
+
+    def begin(self, task: Task) -> None:
+        schema = self.site.model_schema.trainable
+        self._global = task.payload.select(schema)
+        self._own = self._memory.recall(task.id, schema) or Tensors(schema)
+
+    @torch.no_grad()
+    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The gradient of both terms is alpha (w - w_t) - h_k."""
+        assert self._global is not None
+        assert self._own is not None
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter - self._global[name].to(parameter.device), alpha=self._alpha)
+            parameter.grad.sub_(self._own[name].to(parameter.device))
+
+    def end(self, task: Task, steps: int) -> None:  # noqa: ARG002
+        assert self._global is not None
+        assert self._own is not None
+        moved = Tensors.of_module(self.site.module).select(self._global.schema) - self._global
+        self._memory.keep(task.id, self._own - moved.scaled(self._alpha))
+
+
+class FedDyn(FedAvg):
+    """h <- h - alpha s sum_k p_k (w_k - w_t); w_{t+1} = sum_k p_k w_k - h / alpha, s the cohort's share of all clients.
+
+    The paper's (1/N) sum over the cohort is s times the cohort's mean. Buffers follow the mean update.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.algorithm, FedDynConfig)
+        self._alpha = config.algorithm.alpha
+        self._h: dict[str, Tensor] = {}
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        update, trainable = cohort.exchange("local_train", model), model.schema.trainable
+        h = Tensors.copy_of(trainable, self._h) if self._h else Tensors(trainable)
+        h = h - update.select(trainable).scaled(self._alpha * cohort.share)
+        self._h = dict(h)
+        average = model + update
+        return average.replace(average.select(trainable) - h.scaled(1 / self._alpha))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._h)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._h = dict(state)

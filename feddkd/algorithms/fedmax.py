@@ -1,0 +1,43 @@
+"""FedMAX: local training that keeps the activations before the classifier spread out.
+
+Chen, Bhardwaj, Marculescu: FedMAX: Mitigating Activation Divergence for Accurate and Communication-Efficient
+Federated Learning. ECML-PKDD 2020, arXiv 2004.03657.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from feddkd.algorithms.features import Features
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.site import Site
+from feddkd.config import FedMAXConfig
+
+
+class MaximumEntropy(LocalObjective):
+    """CE + beta KL( uniform || softmax(a) ), a being the inputs of the last linear layer, D of them.
+
+    The KL is a mean over the batch. The authors' code divides by D as well, so its beta is D times this one.
+    """
+
+    def __init__(self, site: Site, settings: FedMAXConfig) -> None:
+        super().__init__(site, settings)
+        self._beta = settings.beta
+        self._features = Features(site.module)
+
+    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        logits, activations = self._features.forward(inputs)
+        return F.cross_entropy(logits, labels) + self._beta * kl_from_uniform(activations)
+
+
+def kl_from_uniform(activations: Tensor) -> Tensor:
+    """Mean over the batch [B, D] of KL( uniform || softmax(activations) ) = -log D - mean_d log softmax(a)_d."""
+    return -math.log(activations.shape[1]) - F.log_softmax(activations, dim=1).mean()
+
+
+class FedMAX(FedAvg):
+    """FedAvg whose clients minimise `MaximumEntropy`. With beta = 0 it is FedAvg."""

@@ -1,0 +1,42 @@
+"""FedNova: updates averaged per local step, so that clients that take more of them do not pull harder.
+
+Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+Optimization. NeurIPS 2020, arXiv 2007.07481.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.fedavg import FedAvgClient
+from feddkd.algorithms.local_training import effective_steps
+from feddkd.exchange import ExchangeKind, model_and, scalar
+from feddkd.tensors import Schema, Tensors
+
+ONE_NUMBER = scalar(Schema([]))
+
+
+class FedNovaClient(FedAvgClient):
+    """Uploads (w_k - w_t) / a_k and a_k, the length of its local steps (`effective_steps`); buffers are not divided."""
+
+    def contribution(self, update: Tensors, steps: int) -> Tensors:
+        length = effective_steps(steps, self.site.config.training.momentum)
+        # A client that took no step has moved nothing: its zero stays zero.
+        per_step = update.select(update.schema.trainable).scaled(1 / length if length else 0.0)
+        number = Tensors.copy_of(ONE_NUMBER, {"value": torch.tensor(length, dtype=torch.float64)})
+        return update.replace(per_step).beside(effective_steps=number)
+
+
+class FedNova(Algorithm):
+    """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k."""
+
+    exchanges = {"local_train": ExchangeKind(answer=model_and(effective_steps=scalar))}
+    client_half = FedNovaClient
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        mean = cohort.exchange("local_train", model)
+        trainable = model.schema.trainable
+        length = float(mean.part("effective_steps", ONE_NUMBER)["value"])
+        step = mean.select(trainable).scaled(length)
+        return (model + mean.select(model.schema)).replace(model.select(trainable) + step)

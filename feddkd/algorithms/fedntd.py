@@ -1,0 +1,44 @@
+"""FedNTD: local training that does not forget what the global model says of the classes that are not true.
+
+Lee, Jeong, Shin, Bae, Yun: Preservation of the Global Knowledge by Not-True Distillation in Federated Learning.
+NeurIPS 2022, arXiv 2106.03097.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.site import Site
+from feddkd.config import FedNTDConfig
+from feddkd.dkd import kl, teacher_logits, without_true_class
+from feddkd.exchange import Task
+
+
+class NotTrueDistillation(LocalObjective):
+    """CE + beta T² KL( softmax of the global model's logits without the true class || the local model's ).
+
+    The global model is frozen for the round, so its logits are computed once, for all examples, before training.
+    """
+
+    def __init__(self, site: Site, settings: FedNTDConfig) -> None:
+        super().__init__(site, settings)
+        self._beta = settings.beta
+        self._temperature = settings.temperature
+        self._global_logits = torch.empty(0)
+
+    def begin(self, task: Task) -> None:  # noqa: ARG002
+        self._global_logits = teacher_logits(self.site.module, self.site.examples, self.site.device)
+
+    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        logits = self.site.module(inputs)
+        teacher = self._global_logits[index].to(logits.device)
+        not_true = kl(without_true_class(teacher, labels), without_true_class(logits, labels), self._temperature)
+        return F.cross_entropy(logits, labels) + self._beta * not_true
+
+
+class FedNTD(FedAvg):
+    """FedAvg whose clients minimise `NotTrueDistillation`. With beta = 0 it is FedAvg."""

@@ -1,0 +1,83 @@
+"""FedAdagrad, FedAdam and FedYogi: the mean update as the gradient of an adaptive optimizer on the server.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan: Adaptive Federated Optimization. ICLR 2021,
+arXiv 2003.00295.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.config import Config, FedAdagradConfig, FedAdamConfig, FedYogiConfig
+from feddkd.tensors import Tensors
+
+
+class _FedOpt(FedAvg):
+    """With D = sum_k p_k (w_k - w_t):  m <- b1 m + (1 - b1) D;  v <- as below;  w_{t+1} = w_t + lr m / (sqrt(v) + tau).
+
+    As in the paper's algorithm 2, moments are not corrected for their start at m = 0 and v = tau². Buffers follow D.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.algorithm, FedAdagradConfig | FedAdamConfig | FedYogiConfig)
+        self._settings = config.algorithm
+        self._state: dict[str, dict[str, Tensor]] = {}
+
+    @abstractmethod
+    def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
+        """The new v from the old one and D², element by element."""
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        update = cohort.exchange("local_train", model)
+        moved = {}
+        for name in model.schema.trainable.by_name:
+            moved[name] = model[name] + self._step(name, update[name])
+        return (model + update).replace(moved)
+
+    def _step(self, name: str, update: Tensor) -> Tensor:
+        settings = self._settings
+        start = {"m": torch.zeros_like(update), "v": torch.full_like(update, settings.tau**2)}
+        state = self._state.get(name, start)
+        m = settings.beta1 * state["m"] + (1 - settings.beta1) * update
+        v = self.second_moment(state["v"], update.square())
+        self._state[name] = {"m": m, "v": v}
+        return settings.server_lr * m / (v.sqrt() + settings.tau)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {f"{moment}/{name}": value for name, state in self._state.items() for moment, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = {}
+        for path, value in state.items():
+            moment, _, name = path.partition("/")
+            self._state.setdefault(name, {})[moment] = value
+
+
+class FedAdagrad(_FedOpt):
+    """v <- v + D²."""
+
+    def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
+        return v + squared_update
+
+
+class FedAdam(_FedOpt):
+    """v <- b2 v + (1 - b2) D²."""
+
+    def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
+        assert isinstance(self._settings, FedAdamConfig)
+        return self._settings.beta2 * v + (1 - self._settings.beta2) * squared_update
+
+
+class FedYogi(_FedOpt):
+    """v <- v - (1 - b2) D² sign(v - D²)."""
+
+    def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
+        assert isinstance(self._settings, FedYogiConfig)
+        return v - (1 - self._settings.beta2) * squared_update * torch.sign(v - squared_update)

@@ -1,0 +1,41 @@
+"""FedProx: local training held near the global model.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogeneous Networks. MLSys 2020,
+arXiv 1812.06127.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.site import Site
+from feddkd.config import FedProxConfig
+from feddkd.exchange import Task
+
+
+class Proximal(LocalObjective):
+    """F_k(w) + (mu/2) ||w - w_t||², over the parameters that take gradients."""
+
+    def __init__(self, site: Site, settings: FedProxConfig) -> None:
+        super().__init__(site, settings)
+        self._mu = settings.mu
+        self._global: dict[str, Tensor] = {}
+
+    def begin(self, task: Task) -> None:  # noqa: ARG002
+        self._global = {name: parameter.detach().clone() for name, parameter in self.site.module.named_parameters()}
+
+    @torch.no_grad()
+    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The gradient of the proximal term is mu (w - w_t)."""
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter - self._global[name], alpha=self._mu)
+
+
+class FedProx(FedAvg):
+    """FedAvg whose clients minimise `Proximal`. With mu = 0 it is FedAvg."""

@@ -1,0 +1,50 @@
+"""What a client carries from round to round: a control variate, its last local model."""
+
+from __future__ import annotations
+
+from feddkd.algorithms.site import Store
+from feddkd.exchange import ExchangeId
+from feddkd.tensors import Schema, Tensors
+
+SLOTS = ("even", "odd")
+
+
+class RoundMemory:
+    """Keeps one named set of tensors in the client's state directory, so that it survives a restart.
+
+    A round that too few clients answered is run again, and must then begin from what the client knew before its first
+    attempt. So the last two rounds are kept, each in a slot of its own, and an attempt overwrites only its own round's.
+    A client whose answer came too late to be counted has learned from its round all the same.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def recall(self, exchange: ExchangeId, schema: Schema) -> Tensors | None:
+        """What was kept in the latest round of this run before that of `exchange`; None if there is nothing.
+
+        Raises:
+            StateError: it is damaged or of another model.
+        """
+        slot = self._slot_before(exchange)
+        return None if slot is None else self._store.load(slot, schema, self._store.label(slot) or "")
+
+    def keep(self, exchange: ExchangeId, tensors: Tensors) -> None:
+        """Keep `tensors` as this round's, safe from a crash of the process when this returns."""
+        before = self._slot_before(exchange)
+        slot = next(slot for slot in self._slots if slot != before)
+        self._store.save(slot, tensors, label=f"{exchange.run_id}/{exchange.round}")
+
+    @property
+    def _slots(self) -> tuple[str, ...]:
+        return tuple(f"{self._name}-{slot}" for slot in SLOTS)
+
+    def _slot_before(self, exchange: ExchangeId) -> str | None:
+        """The slot of the latest earlier round of this run."""
+        rounds: dict[int, str] = {}
+        for slot in self._slots:
+            run_id, _, number = (self._store.label(slot) or "").rpartition("/")
+            if run_id == exchange.run_id and int(number) < exchange.round:
+                rounds[int(number)] = slot
+        return rounds[max(rounds)] if rounds else None

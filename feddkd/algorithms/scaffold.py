@@ -1,0 +1,104 @@
+"""SCAFFOLD: local training corrected by control variates, which estimate how each client's gradient differs from all.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled Averaging for Federated Learning.
+ICML 2020, arXiv 1910.06378.
+
+With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho) plain ones (`effective_steps`), and
+(w_t - w_k) / (K lr) would overestimate the mean gradient 1 / (1 - rho) times: the variates then explode. So K' stands in for K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.fedavg import FedAvgClient
+from feddkd.algorithms.local_training import LocalObjective, effective_steps
+from feddkd.algorithms.memory import RoundMemory
+from feddkd.algorithms.site import Site
+from feddkd.config import Config, SCAFFOLDConfig
+from feddkd.exchange import ExchangeKind, Task, model_and, trainable_parameters
+from feddkd.tensors import Tensors
+
+
+class ControlVariates(LocalObjective):
+    """g <- g - c_k + c in every local step; then c_k+ = c_k - c + (w_t - w_k) / (K' lr) (option II of the paper)."""
+
+    def __init__(self, site: Site, settings: SCAFFOLDConfig) -> None:
+        super().__init__(site, settings)
+        self._memory = RoundMemory(site.store, "scaffold-control")
+        self._correction: Tensors | None = None
+        self._own: Tensors | None = None
+
+    def begin(self, task: Task) -> None:
+        schema = self.site.model_schema.trainable
+        self._own = self._memory.recall(task.id, schema) or Tensors(schema)
+        self._correction = task.payload.part("control", schema) - self._own
+
+    @torch.no_grad()
+    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        assert self._correction is not None
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            parameter.grad.add_(self._correction[name].to(parameter.device))
+
+    def end(self, task: Task, steps: int) -> None:
+        """Keep c_k+, before the answer leaves, and remember c_k+ - c_k for it."""
+        assert self._own is not None
+        assert self._correction is not None
+        schema, training = self.site.model_schema.trainable, self.site.config.training
+        self.change = Tensors(schema)
+        if steps:
+            way_back = task.payload.select(schema) - Tensors.of_module(self.site.module).select(schema)
+            mean_gradient = way_back.scaled(1 / (effective_steps(steps, training.momentum) * training.lr))
+            self.change = mean_gradient - self._correction - self._own
+        self._memory.keep(task.id, self._own + self.change)
+
+
+class SCAFFOLDClient(FedAvgClient):
+    """Uploads w_k - w_t and c_k+ - c_k."""
+
+    objective: ControlVariates
+
+    def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
+        return update.beside(control=self.objective.change)
+
+
+class SCAFFOLD(Algorithm):
+    """w_{t+1} = w_t + lr_server sum_k p_k (w_k - w_t); c <- c + s sum_k p_k (c_k+ - c_k), s the cohort's share of all clients.
+
+    With the weights p_k in both sums, c stays sum_k p_k c_k over all clients, which is the gradient of the
+    weighted objective; with `scheduler.weights = "uniform"` it is the paper's 1/N. The paper's |S|/N is s.
+    """
+
+    exchanges = {
+        "local_train": ExchangeKind(
+            broadcast=model_and(control=trainable_parameters),
+            answer=model_and(control=trainable_parameters),
+        )
+    }
+    client_half = SCAFFOLDClient
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.algorithm, SCAFFOLDConfig)
+        self._server_lr = config.algorithm.server_lr
+        self._control: dict[str, Tensor] = {}
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        trainable = model.schema.trainable
+        control = Tensors.copy_of(trainable, self._control) if self._control else Tensors(trainable)
+        mean = cohort.exchange("local_train", model.beside(control=control))
+        self._control = dict(control + mean.part("control", trainable).scaled(cohort.share))
+        step = mean.select(trainable).scaled(self._server_lr)
+        return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._control)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._control = dict(state)

@@ -1,0 +1,116 @@
+"""What accuracy a run had reached when it had spent a budget, and what it had spent when it reached an accuracy.
+
+A budget is a cost of any kind: rounds, bytes on the wire, gradient evaluations, seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Cost = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run, round by round; all costs are cumulative, so no sequence of them ever falls.
+
+    Attributes:
+        accuracy: of the global model after each round, None where it was not evaluated.
+        wire_bytes: both directions, all clients.
+        gradient_evaluations: examples whose gradient a client computed, all clients.
+        seconds: of the machine that ran it.
+    """
+
+    accuracy: Sequence[float | None]
+    wire_bytes: Sequence[int]
+    gradient_evaluations: Sequence[int]
+    seconds: Sequence[float]
+
+    @property
+    def rounds(self) -> Sequence[int]:
+        return range(1, len(self.accuracy) + 1)
+
+    def first(self, rounds: int, delivery_bytes: int) -> Curve:
+        """The curve of a run that ended after so many rounds and then delivered its model for `delivery_bytes`."""
+        if rounds == len(self.accuracy):
+            return self
+        wire_bytes = list(self.wire_bytes[:rounds])
+        wire_bytes[-1] += delivery_bytes
+        return Curve(self.accuracy[:rounds], wire_bytes, self.gradient_evaluations[:rounds], self.seconds[:rounds])
+
+    @property
+    def final_accuracy(self) -> float | None:
+        """Of the last round that was evaluated."""
+        return next((value for value in reversed(self.accuracy) if value is not None), None)
+
+    @property
+    def best_accuracy(self) -> float | None:
+        return max((value for value in self.accuracy if value is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The accuracy of a run at a budget, and the round it was read at."""
+
+    accuracy: float
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A number over several seeds.
+
+    Attributes:
+        deviation: the standard deviation of a sample, None of a single value.
+    """
+
+    mean: float
+    deviation: float | None
+    lowest: float
+    highest: float
+    count: int
+
+
+def reading_within(accuracy: Sequence[float | None], cost: Sequence[Cost], budget: Cost) -> Reading | None:
+    """The last evaluated round whose cumulative cost is within the budget; None if there is none."""
+    found = None
+    for number, (value, spent) in enumerate(zip(accuracy, cost, strict=True), start=1):
+        if spent > budget:
+            break
+        if value is not None:
+            found = Reading(value, number)
+    return found
+
+
+def round_of_target(accuracy: Sequence[float | None], target: float) -> int | None:
+    """The first round with at least the target accuracy, counted from 1; None if no round has it."""
+    return next((number for number, value in enumerate(accuracy, start=1) if value is not None and value >= target), None)
+
+
+def cost_to_target(accuracy: Sequence[float | None], cost: Sequence[Cost], target: float) -> Cost | None:
+    """The cumulative cost of the first round with at least the target accuracy; None if no round has it."""
+    number = round_of_target(accuracy, target)
+    return None if number is None else cost[number - 1]
+
+
+def common_budget(costs: Iterable[Sequence[Cost]], tolerance: float = 0.0) -> Cost:
+    """The largest budget that every run reaches, from their cumulative costs.
+
+    Args:
+        tolerance: relative; two runs that move the same tensors differ by some bytes of message headers, and neither
+            should lose its last round for them.
+    """
+    smallest = min(cost[-1] for cost in costs)
+    return smallest * (1 + tolerance) if tolerance else smallest
+
+
+def spread(values: Iterable[Cost | None]) -> Spread | None:
+    """Mean and deviation, or None if there is no value or some value is missing: a mean over the lucky seeds would flatter."""
+    numbers = list(values)
+    present = [float(number) for number in numbers if number is not None]
+    if not present or len(present) < len(numbers):
+        return None
+    deviation = statistics.stdev(present) if len(present) > 1 else None
+    return Spread(statistics.fmean(present), deviation, min(present), max(present), len(present))

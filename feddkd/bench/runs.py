@@ -1,0 +1,179 @@
+"""Runs many configurations, several at once, each in a process of its own; what is complete is not run again."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feddkd.bench.budgets import Curve
+from feddkd.config import Config
+from feddkd.engines.federation import EngineName
+from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
+from feddkd.exchange import DELIVER
+from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: what runs, and the folder that holds its record."""
+
+    config: Config
+    folder: Path
+    engine: EngineName = "in-process"
+
+    @property
+    def log(self) -> Path:
+        """What the process of the run prints; beside the folder, which a run that starts anew deletes."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+
+OnDone = Callable[[Job, FedDKDError | None], None]
+"""Told of each job when it is done, in the thread that called `run_jobs`; the error is None if the record is complete."""
+
+
+def is_complete(job: Job) -> bool:
+    """Whether the record of this very configuration is in the job's folder, from the first round to the summary.
+
+    Raises:
+        ConfigError: the folder holds the record of another configuration.
+    """
+    if not (job.folder / CONFIG).exists():
+        return False
+    try:
+        found = Config.load(job.folder / CONFIG)
+    except ConfigError as error:
+        raise ConfigError(f"{job.folder} holds a record that cannot be read ({error}); delete it or choose another --out") from error
+    for key, had, wanted in differences(found, job.config):
+        raise ConfigError(
+            f"{job.folder} holds the record of another configuration: {key} = {had!r} there, {wanted!r} here; "
+            "delete it or choose another --out"
+        )
+    return (job.folder / SUMMARY).exists()
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, on_done: OnDone) -> None:
+    """Run all jobs, `workers` at once; one that fails does not stop the others.
+
+    A job whose record is complete is done at once, and what an interrupted run left is deleted. An
+    interrupt, and whatever `on_done` raises, ends the processes that are running.
+    """
+    with ThreadPoolExecutor(workers) as pool, _Processes() as processes:
+        futures = {pool.submit(_run_job, job, processes): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                on_done(futures[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def delivery_bytes(folder: RunFolder) -> int:
+    """What it cost to give every client the final model, which `read_curve` has in the last round."""
+    delivered = (line for line in folder.exchanges if line["exchange"] == DELIVER)
+    return sum(line["wire_bytes_down"] + line["wire_bytes_up"] for line in delivered)
+
+
+def read_curve(folder: RunFolder) -> Curve:
+    """What each round of a run bought, and what had been spent by then."""
+    return Curve(
+        accuracy=[line["accuracy"] for line in folder.rounds],
+        wire_bytes=[line["cumulative_wire_bytes"] for line in folder.rounds],
+        # Records that are older than this field have 0.
+        gradient_evaluations=list(itertools.accumulate(line.get("gradient_evaluations") or 0 for line in folder.rounds)),
+        seconds=[round(seconds, 3) for seconds in itertools.accumulate(line["seconds"] for line in folder.rounds)],
+    )
+
+
+def differences(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Every key, like `dkd.steps`, that differs between two configurations, with both values."""
+    ours, theirs = flatten(one.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
+    for key in dict.fromkeys([*ours, *theirs]):
+        if ours.get(key) != theirs.get(key):
+            yield key, ours.get(key), theirs.get(key)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as one: {"dkd": {"steps": 5}} is {"dkd.steps": 5}."""
+    return dict(_leaves(tree))
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+class _Processes:
+    """The processes that are running now; all are ended when the block is left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                process.terminate()
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """Start a process and wait for it; returns its exit code."""
+        with self._lock:
+            if self._closed:
+                raise RunError("interrupted")
+            process = subprocess.Popen(command, **options)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.remove(process)
+
+
+def _run_job(job: Job, processes: _Processes) -> FedDKDError | None:
+    try:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") as log:
+            # The run inherits this open file, and with it the lock: it holds until the run is over, even if this process is killed.
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(f"{job.folder} is being written by another process") from None
+            if not is_complete(job):
+                log.truncate(0)
+                _start_anew(job, processes, log)
+    except OSError as error:
+        return StateError(f"cannot write {job.folder}: {error.strerror}")
+    except FedDKDError as error:
+        return error
+    return None
+
+
+def _start_anew(job: Job, processes: _Processes, log: Any) -> None:
+    if job.folder.exists():
+        shutil.rmtree(job.folder)
+    job.folder.mkdir()
+    (job.folder / CONFIG).write_text(job.config.to_toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "feddkd", "run", str(job.folder / CONFIG), "--out", str(job.folder), "--engine", job.engine]
+    # Runs side by side leave no core idle, and one thread each keeps them from fighting for it.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    code = processes.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    if code != 0:
+        last = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise RunError(f"exit code {code}: {last[0] if last else 'it printed nothing'} (see {job.log})")

@@ -1,0 +1,218 @@
+"""Several configurations side by side: the rows of the comparison, and what each reaches at equal budgets.
+
+FedDKD moves J + 1 times the bytes of FedAvg a round. So next to any FedDKD configuration stand FedAvg, the
+control `fedavg_sgd`, which spends the same bytes on true labels, and FedAvg with J + 1 times the rounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
+from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
+from feddkd.config import Config
+from feddkd.engines.federation import EngineName
+from feddkd.errors import ConfigError
+from feddkd.observability.run_folder import RunFolder
+
+SHARED_TABLES = ("data.", "partition.", "model.")
+MAY_DIFFER = ("data.root", "data.workers")
+HEADER_TOLERANCE = 1e-3
+"""Relative; message headers differ by some bytes between algorithms that move the same tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the comparison.
+
+    Attributes:
+        config: what the row compares; the seed is each run's own.
+        source: the row whose runs it is read from: itself, or FedAvg with more rounds.
+    """
+
+    label: str
+    config: Config
+    source: Row | None = None
+
+    @property
+    def rounds(self) -> int:
+        return self.config.rounds
+
+    @property
+    def is_read_from_another(self) -> bool:
+        return self.source is not None
+
+    def job(self, seed: int, out: Path, engine: EngineName) -> Job:
+        """The run that this row is read from."""
+        row = self.source or self
+        folder = out / f"{row.label.replace(' ', '-').replace(':', '.')}-seed{seed}"
+        return Job(row.config.model_copy(update={"seed": seed}), folder, engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one row did with one seed; model_sha256 is None if its final model was not kept."""
+
+    seed: int
+    curve: Curve
+    model_sha256: str | None
+
+
+def make_rows(configs: Sequence[tuple[str, Config]]) -> list[Row]:
+    """The given configurations by label, the controls that are not among them, and which rows share their runs.
+
+    Raises:
+        ConfigError: configurations cannot be compared; the message names the key.
+    """
+    _check_comparable(configs)
+    entries = [*configs, *_controls([config for _, config in configs])]
+    rows: list[Row] = []
+    for label, config in entries:
+        taken = {row.label for row in rows}
+        unique = next(
+            name for name in itertools.chain([label], (f"{label}-{number}" for number in itertools.count(2))) if name not in taken
+        )
+        rows.append(Row(unique, config))
+    return [replace(row, source=_longer(row, rows)) for row in rows]
+
+
+def _check_comparable(configs: Sequence[tuple[str, Config]]) -> None:
+    (first_label, first), *others = configs
+    for label, config in others:
+        for key, here, there in differences(config, first):
+            if key.startswith(SHARED_TABLES) and key not in MAY_DIFFER:
+                raise ConfigError(f"{label} and {first_label} cannot be compared: {key} = {here!r} in one, {there!r} in the other")
+
+
+def _controls(configs: Sequence[Config]) -> list[tuple[str, Config]]:
+    """FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them."""
+    dkd = next((config for config in configs if config.algorithm.name == "feddkd"), None)
+    fedavg = next((config for config in configs if config.algorithm.name == "fedavg"), None)
+    controls = []
+    if fedavg is None:
+        fedavg = _with_algorithm(dkd or configs[0], "fedavg")
+        controls.append((_label("fedavg", fedavg), fedavg))
+    if dkd is None:
+        return controls
+    if all(config.algorithm.name != "fedavg_sgd" for config in configs):
+        controls.append((_label("fedavg_sgd", dkd), _with_algorithm(dkd, "fedavg_sgd")))
+    exchanges = dkd.dkd.steps + 1
+    rounds = dkd.rounds * exchanges
+    if all(config.algorithm.name != "fedavg" or config.rounds != rounds for config in [*configs, fedavg]):
+        controls.append((f"{_label('fedavg', fedavg)} x{exchanges}", fedavg.model_copy(update={"rounds": rounds})))
+    return controls
+
+
+def _with_algorithm(config: Config, name: str) -> Config:
+    """The same run with another algorithm; settings that the other one does not have are left out."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    objective = tree["algorithm"].get("local_objective")
+    tree["algorithm"] = {"name": name, **({"local_objective": objective} if objective else {})}
+    return Config.parse(tree)
+
+
+def _label(name: str, config: Config) -> str:
+    """An algorithm's name, with the local objective if its clients minimise something of their own."""
+    objective = getattr(getattr(config.algorithm, "local_objective", None), "name", "cross_entropy")
+    return name if objective == "cross_entropy" else f"{name}+{objective}"
+
+
+def _longer(row: Row, rows: Sequence[Row]) -> Row | None:
+    """FedAvg with the same settings and the most rounds: its first rounds are this row, to the bit."""
+    if row.config.algorithm.name != "fedavg":
+        return None
+    same = [other for other in rows if {key for key, _, _ in differences(other.config, row.config)} <= {"rounds"}]
+    longest = max(same, key=lambda other: other.rounds)
+    return longest if longest.rounds > row.rounds else None
+
+
+def read_run(row: Row, seed: int, out: Path, engine: EngineName) -> Run:
+    """Read what a row did from the record of its run. Raises StateError if there is none."""
+    folder = RunFolder.load(row.job(seed, out, engine).folder)
+    assert folder.summary is not None
+    curve = read_curve(folder).first(row.rounds, delivery_bytes(folder))
+    return Run(seed, curve, None if row.is_read_from_another else folder.summary["model_sha256"])
+
+
+Runs = Mapping[str, Sequence[Run]]
+"""The runs of every row by its label, one for each seed."""
+
+
+def results(rows: Sequence[Row], runs: Runs, target: float) -> dict[str, Any]:
+    """Everything the comparison says, ready for JSON: numbers that do not exist are None."""
+    longest = [row for row in rows if not row.is_read_from_another]
+    longer = {row.source.label for row in rows if row.source is not None}
+    return {
+        "seeds": [run.seed for run in runs[rows[0].label]],
+        "target_accuracy": target,
+        "summary": {row.label: _summary(row, runs[row.label]) for row in rows},
+        "equal_rounds": _at_budget([row for row in rows if row.label not in longer], runs, lambda curve: curve.rounds),
+        "equal_wire_bytes": _at_budget(longest, runs, lambda curve: curve.wire_bytes, HEADER_TOLERANCE),
+        "equal_gradient_evaluations": _at_budget(longest, runs, lambda curve: curve.gradient_evaluations),
+        "to_target": {row.label: _to_target(runs[row.label], target) for row in longest},
+        "runs": [_run(row, run) for row in rows for run in runs[row.label]],
+    }
+
+
+def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "algorithm": row.config.algorithm.name,
+        "rounds": row.rounds,
+        "final_accuracy": _numbers(spread(run.curve.final_accuracy for run in runs)),
+        "best_accuracy": _numbers(spread(run.curve.best_accuracy for run in runs)),
+        "wire_bytes": _numbers(spread(run.curve.wire_bytes[-1] for run in runs)),
+        "gradient_evaluations": _numbers(spread(run.curve.gradient_evaluations[-1] for run in runs)),
+        "seconds": _numbers(spread(run.curve.seconds[-1] for run in runs)),
+        "config": row.config.model_dump(mode="json", exclude_none=True, exclude={"seed"}),
+    }
+
+
+def _at_budget(rows: Sequence[Row], runs: Runs, cost: Any, tolerance: float = 0.0) -> dict[str, Any]:
+    """Every row's accuracy at the largest budget that all rows reach."""
+    budget: Cost = common_budget((cost(run.curve) for row in rows for run in runs[row.label]), tolerance)
+    table = {}
+    for row in rows:
+        readings: list[Reading | None] = [reading_within(run.curve.accuracy, cost(run.curve), budget) for run in runs[row.label]]
+        table[row.label] = {
+            "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),
+            "rounds": [reading.round if reading else None for reading in readings],
+        }
+    return {"budget": int(budget), "rows": table}
+
+
+def _to_target(runs: Sequence[Run], target: float) -> dict[str, Any]:
+    """Costs of the first round at the target; a mean only if every seed got there."""
+    costs = {
+        name: [cost_to_target(run.curve.accuracy, getattr(run.curve, name), target) for run in runs]
+        for name in ("rounds", "wire_bytes", "seconds")
+    }
+    reached = sum(number is not None for number in costs["rounds"])
+    return {"reached": reached, "of": len(runs), **{name: _numbers(spread(values)) for name, values in costs.items()}}
+
+
+def _run(row: Row, run: Run) -> dict[str, Any]:
+    seconds = [0.0, *run.curve.seconds]
+    return {
+        "algorithm": row.label,
+        "seed": run.seed,
+        "final_accuracy": run.curve.final_accuracy,
+        "best_accuracy": run.curve.best_accuracy,
+        "seconds": run.curve.seconds[-1],
+        "model_sha256": run.model_sha256,
+        "accuracy": list(run.curve.accuracy),
+        "cumulative_wire_bytes": list(run.curve.wire_bytes),
+        "cumulative_gradient_evaluations": list(run.curve.gradient_evaluations),
+        "round_seconds": [round(end - start, 3) for start, end in itertools.pairwise(seconds)],
+    }
+
+
+def _numbers(found: Spread | None) -> dict[str, float | None] | None:
+    """A spread for JSON, in the digits that mean something."""
+    if found is None:
+        return None
+    numbers = {"mean": found.mean, "deviation": found.deviation, "min": found.lowest, "max": found.highest}
+    return {name: None if value is None else round(value, 6) for name, value in numbers.items()}

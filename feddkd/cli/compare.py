@@ -1,0 +1,191 @@
+"""`feddkd compare`: several configurations with the same seeds and partitions, side by side at equal budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from feddkd.bench.environment import environment
+from feddkd.bench.runs import Job, is_complete, run_jobs
+from feddkd.bench.side_by_side import Row, make_rows, read_run, results
+from feddkd.cli.options import Json, Overrides
+from feddkd.cli.progress import megabytes
+from feddkd.cli.run import EngineChoice
+from feddkd.config import Config
+from feddkd.errors import FedDKDError, RunError
+
+Numbers = dict[str, Any] | None
+
+DEFAULT_SEEDS = (0, 1, 2)
+WIDTH = 100
+"""Columns of the tables where no terminal says how wide it is."""
+
+
+def compare(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="TOML files; without one, the embedded default.", show_default=False)
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", min=0, help="May be repeated; default: 0, 1 and 2.")] = None,
+    override: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Records of the runs; default: runs/compare-CONFIG...", show_default=False)
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; default: one a core.", show_default=False)] = None,
+    target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy whose cost is reported.")] = 0.9,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="How exchanges are carried out; both give the same models.")
+    ] = EngineChoice.IN_PROCESS,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON, with every curve.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare configurations at equal rounds, bytes and gradient evaluations.
+
+    FedAvg, the control fedavg_sgd and FedAvg at FedDKD's bytes are always in the table: those that are not given are
+    derived from the first FedDKD configuration. A run whose record in DIR is complete is not run again.
+
+    Examples:
+    `feddkd compare`
+
+    `feddkd compare feddkd.toml fedprox.toml --seeds 0 --seeds 1 -o rounds=5 --out runs/mine`
+
+    `feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist --save result.json`
+    """
+    wanted = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
+    rows = make_rows(_load(configs or [], override or ()))
+    folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
+    workers = jobs or os.cpu_count() or 1
+    _run_all(rows, wanted, folder, engine, workers)
+    runs = {row.label: [read_run(row, seed, folder, engine.value) for seed in wanted] for row in rows}
+    document = {
+        "command": shlex.join(["feddkd", *sys.argv[1:]]),
+        **environment(),
+        "engine": engine.value,
+        "runs_at_once": workers,
+        **results(rows, runs, target),
+    }
+    if save is not None:
+        save.write_text(_as_text(document), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        for table in tables(document):
+            console.print(table, highlight=False)
+
+
+def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:
+    if not paths:
+        config = Config.load(None, overrides)
+        return [(config.algorithm.name, config)]
+    return [(path.stem, Config.load(path, overrides)) for path in paths]
+
+
+def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: EngineChoice, workers: int) -> None:
+    """Run what is not complete.
+
+    Raises:
+        ConfigError: a folder below `out` holds the record of another configuration; nothing has run then.
+        RunError: runs failed; the others are complete, and will not be run again.
+    """
+    jobs = {job.folder: job for seed in seeds for row in rows if not row.is_read_from_another for job in [row.job(seed, out, engine.value)]}
+    missing = [job for job in jobs.values() if not is_complete(job)]
+    console = Console(stderr=True)
+    console.print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once", highlight=False)
+    failed: list[str] = []
+    done = 0
+
+    def on_done(job: Job, error: FedDKDError | None) -> None:
+        nonlocal done
+        done += 1
+        console.print(f"  {done}/{len(missing)} {job.folder.name}{': failed' if error else ''}", highlight=False)
+        if error is not None:
+            failed.append(f"{job.folder.name}: {error}")
+
+    # The longest first, so that no core is left alone with it at the end.
+    run_jobs(sorted(missing, key=lambda job: -job.config.rounds), workers, on_done)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
+
+
+def _as_text(document: dict[str, Any]) -> str:
+    """JSON that a person can look through: one line a run."""
+    runs = ",\n".join(f"  {json.dumps(run)}" for run in document["runs"])
+    rest = json.dumps({key: value for key, value in document.items() if key != "runs"}, indent=2)
+    return f'{rest.removesuffix("}").rstrip()},\n  "runs": [\n{runs}\n  ]\n}}\n'
+
+
+def tables(document: dict[str, Any]) -> list[Table]:
+    """One table a budget, for 100 columns."""
+    seeds = ", ".join(map(str, document["seeds"]))
+    bytes_, evaluations = document["equal_wire_bytes"], document["equal_gradient_evaluations"]
+    return [
+        _summary_table(document["summary"], f"whole runs, seeds {seeds}: mean ± deviation"),
+        _budget_table(document["equal_rounds"], f"equal rounds: {document['equal_rounds']['budget']}"),
+        _budget_table(bytes_, f"equal bytes on the wire: {megabytes(bytes_['budget'])}"),
+        _budget_table(evaluations, f"equal gradient evaluations: {evaluations['budget']:,}"),
+        _target_table(document["to_target"], f"to {document['target_accuracy']:.1%} accuracy"),
+    ]
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _summary_table(summary: dict[str, Any], title: str) -> Table:
+    table = _table(title, ("rounds", "final %", "best %", "bytes", "gradients", "time"))
+    for label, row in summary.items():
+        table.add_row(
+            label,
+            str(row["rounds"]),
+            _percent(row["final_accuracy"]),
+            _percent(row["best_accuracy"]),
+            megabytes(round(row["wire_bytes"]["mean"])),
+            f"{row['gradient_evaluations']['mean']:,.0f}",
+            f"{row['seconds']['mean']:,.1f} s",
+        )
+    return table
+
+
+def _budget_table(budget: dict[str, Any], title: str) -> Table:
+    table = _table(title, ("accuracy %", "after rounds"))
+    if any(None in row["rounds"] for row in budget["rows"].values()):
+        # The row with the smallest total sets the budget.
+        table.caption, table.caption_justify = "n/a: one round costs more; give the others more rounds", "left"
+    for label, row in budget["rows"].items():
+        rounds = ["n/a" if number is None else str(number) for number in row["rounds"]]
+        table.add_row(label, _percent(row["accuracy"]), ", ".join(dict.fromkeys(rounds)))
+    return table
+
+
+def _target_table(to_target: dict[str, Any], title: str) -> Table:
+    table = _table(title, ("rounds", "bytes", "time"))
+    for label, row in to_target.items():
+        if row["reached"] < row["of"]:
+            table.add_row(label, *[f"n/a ({row['reached']} of {row['of']})"] * 3)
+        else:
+            table.add_row(
+                label, f"{row['rounds']['mean']:.1f}", megabytes(round(row["wire_bytes"]["mean"])), f"{row['seconds']['mean']:,.1f} s"
+            )
+    return table
+
+
+def _percent(numbers: Numbers) -> str:
+    if numbers is None:
+        return "n/a"
+    deviation = "" if numbers["deviation"] is None else f" ± {100 * numbers['deviation']:.2f}"
+    return f"{100 * numbers['mean']:.2f}{deviation}"

@@ -1,0 +1,79 @@
+"""One line for what is wrong with a configuration: the key, the value, and what it should have been."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any
+
+from pydantic import BaseModel, Tag, ValidationError
+
+
+def describe(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first wrong key with its value, and how many others there are; `root` is the model that was validated."""
+    problems = error.errors(include_url=False)
+    # A union lists one problem for each of its members; the key is what the user needs to see once.
+    paths = list(dict.fromkeys(_key_of(problem["loc"], root)[0] for problem in problems))
+    mine = [problem for problem in problems if _key_of(problem["loc"], root)[0] == paths[0]]
+    first = mine[0]
+    key, table = _key_of(first["loc"], root)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {key!r}{_suggestion(key.rpartition('.')[2], table)}"
+    elif first["type"].startswith("union_tag"):
+        tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
+        message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])
+    elif first["type"] == "value_error":
+        message = f"{key}.{first['msg'].removeprefix('Value error, ')}"
+    else:
+        message = f"{key} = {first['input']!r}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
+    return message + (f" (and {len(paths) - 1} more: {', '.join(paths[1:])})" if paths[1:] else "")
+
+
+def tables_by_tag(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The table classes of a tagged union by their tags, or nothing for another annotation."""
+    found: dict[str, type[BaseModel]] = {}
+    for member in typing.get_args(annotation):
+        table, *metadata = typing.get_args(member) or (member,)
+        tag = next((item.tag for item in metadata if isinstance(item, Tag)), None)
+        if tag is not None:
+            found[tag] = table
+    return found
+
+
+def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """The dotted key of a pydantic location, without the union members that pydantic adds to it, and the table it is in."""
+    names: list[str] = []
+    table = root
+    parts = iter(location)
+    for part in parts:
+        names.append(str(part))
+        field = table.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        tagged = tables_by_tag(annotation)
+        inner = tagged.get(str(next(parts, ""))) if tagged else annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        table = inner
+    return ".".join(names), table
+
+
+def _wish(problem: Any) -> str:
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"].startswith("^[A-Za-z_]"):
+        return "package.module:function"
+    return str(problem["msg"][0].lower() + problem["msg"][1:])
+
+
+def _unknown_name(key: str, value: Any, known: list[str]) -> str:
+    """For a table that is chosen by its name, which is missing or unknown."""
+    if not isinstance(value, dict):
+        return f"{key} = {value!r}: a table is expected"
+    wish = f"one of {', '.join(known)}; or package.module:Class"
+    if "name" not in value:
+        return f"{key}.name is missing: {wish}"
+    close = difflib.get_close_matches(str(value["name"]), known, n=1)
+    return f"{key}.name = {value['name']!r}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
+
+
+def _suggestion(name: str, table: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name, table.model_fields, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known keys: {', '.join(table.model_fields)}"

@@ -1,0 +1,80 @@
+"""Which runs belong together: the same configuration but for the seed, under a label that tells it from the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feddkd.observability.run_folder import RunFolder
+
+ALGORITHM = "algorithm.name"
+SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that repeat each other with different seeds; pictures show their mean and their range."""
+
+    label: str
+    runs: tuple[RunFolder, ...]
+
+    @property
+    def seeds(self) -> str:
+        """The seeds of the runs, for a reader."""
+        return ", ".join(str(run.config.seed) for run in self.runs)
+
+
+def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
+    """Groups in the order of their first runs.
+
+    A label is the algorithm's name, and, where several groups share that algorithm, the settings in which they differ.
+    """
+    members: dict[str, list[RunFolder]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        own = {key: value for key, value in settings_of(run).items() if key != SEED}
+        identity = json.dumps(own, sort_keys=True)
+        members.setdefault(identity, []).append(run)
+        settings[identity] = own
+    names = [str(own.get(ALGORITHM)) for own in settings.values()]
+    labels = {}
+    for (identity, own), name in zip(settings.items(), names, strict=True):
+        rivals = [other for other, other_name in zip(settings.values(), names, strict=True) if other_name == name]
+        labels[identity] = " ".join([name, *_named(own, differing(rivals))])
+    return [Group(labels[identity], tuple(found)) for identity, found in members.items()]
+
+
+def settings_of(run: RunFolder) -> dict[str, Any]:
+    """Every setting of a run under its dotted key."""
+    return dict(_flat(run.config.model_dump(mode="json")))
+
+
+def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same everywhere."""
+    settings = list(settings)
+    keys = dict.fromkeys(key for own in settings for key in own)
+    return [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+
+
+def _named(own: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """`steps=5`, or `dkd.lr=0.01` where another key that differs is called `lr` as well."""
+    last = [key.rpartition(".")[2] for key in keys]
+    names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
+    return [f"{name}={as_text(own.get(key))}" for key, name in zip(keys, names, strict=True)]
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as TOML would write it, strings without their quotes."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,315 @@
+"""The pictures of a report: each function draws one from groups of runs, or returns None where nothing was recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from feddkd.data.heatmap import draw_heatmap, draw_partition
+from feddkd.observability.run_folder import RunFolder
+from feddkd.report import series, units
+from feddkd.report.groups import Group
+from feddkd.report.series import ByRound, Curve, Split
+from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure, pale, shortened
+
+HEIGHT_INCHES = 2.7
+
+MARKED_ROUNDS = 25
+"""Up to this many rounds every one gets a marker."""
+
+MAX_BARS = 40
+"""With more bars than this, a group gets one bar for all its exchanges."""
+
+LOG_FROM_RATIO = 4.0
+"""Where the greatest cost is this many times the least, costs are drawn on a logarithmic scale."""
+
+LOG_FROM_SPREAD = 20.0
+"""Where the greatest loss or metric is this many times the least, so are those."""
+
+LETTER_INCHES = 0.066
+"""Width of a letter beside a bar; one of a group's bold name takes a fifth more."""
+
+NAME_LETTERS = 24
+
+ALL_EXCHANGES = "all together"
+
+
+def accuracy_by_round(groups: Sequence[Group], key: str) -> Figure | None:
+    """Accuracy of the global model by round; a single run shows both what the server and what the clients measured."""
+    shown = _shown(groups, series.round_values(key))
+    if not shown:
+        return None
+    figure, axes = new_figure(HEIGHT_INCHES)
+    handles: list[Artist] = [_draw(axes, curve.rounds, curve, index) for index, _, curve in shown]
+    labels, curves = [group.label for _, group, _ in shown], [curve for _, _, curve in shown]
+    at_clients = series.over_runs(groups[0].runs, series.round_values("client_accuracy"))
+    if len(groups) == 1 and key == "accuracy" and at_clients.rounds:
+        (line,) = axes.plot(at_clients.rounds, at_clients.mean, color="#777777", linestyle=(0, (2, 1.5)), linewidth=1.2)
+        handles, labels = [handles[0], line], ["on the test set", "on what clients hold out"]
+        curves.append(at_clients)
+    _round_axis(axes, curves)
+    _accuracy_axis(axes, curves)
+    if len(labels) > 1:
+        legend_below(figure, handles, labels)
+    return figure
+
+
+def accuracy_by_bytes(groups: Sequence[Group], key: str) -> Figure | None:
+    """Accuracy of the global model by the bytes that had crossed the wire when it was reached."""
+    shown = _shown(groups, series.round_values(key))
+    if not shown:
+        return None
+    costs = [_mean_bytes(group, curve.rounds) for _, group, curve in shown]
+    figure, axes = new_figure(HEIGHT_INCHES)
+    handles = [_draw(axes, cost, curve, index) for cost, (index, _, curve) in zip(costs, shown, strict=True)]
+    _accuracy_axis(axes, [curve for _, _, curve in shown])
+    axes.set_xlabel("bytes on the wire so far")
+    ends = [cost[-1] for cost in costs]
+    if min(map(min, costs)) > 0 and max(ends) > LOG_FROM_RATIO * min(ends):
+        _log_axis(axes, "x")
+        axes.xaxis.set_major_formatter(formatter(_short_size))
+    else:
+        divisor, unit = units.byte_unit(max(ends))
+        axes.set_xlim(0, 1.05 * max(ends) or 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(formatter(lambda value: f"{value / divisor:g}"))
+        axes.set_xlabel(f"bytes on the wire so far ({unit})")
+    if len(groups) > 1:
+        legend_below(figure, handles, [group.label for _, group, _ in shown])
+    return figure
+
+
+def step_loss(groups: Sequence[Group]) -> Figure | None:
+    """Clients' mean loss at the first and at the last of each round's steps."""
+    figure, axes = new_figure(HEIGHT_INCHES)
+    handles: list[Artist] = []
+    labels, curves = [], []
+    for index, group in enumerate(groups):
+        first = series.over_runs(group.runs, lambda run: series.step_losses(run)[0])
+        last = series.over_runs(group.runs, lambda run: series.step_losses(run)[1])
+        if not first.rounds:
+            continue
+        marker = "o" if len(first.rounds) <= MARKED_ROUNDS else ""
+        axes.plot(first.rounds, first.mean, color=hue(index), linestyle=(0, (1, 1.2)), marker=marker, markersize=4, markerfacecolor="white")
+        line = _draw(axes, last.rounds, last, index)
+        if len(group.runs) == len(groups) == 1:
+            both = [number for number in first.rounds if number in last.rounds]
+            before, after = (dict(zip(curve.rounds, curve.mean, strict=True)) for curve in (first, last))
+            axes.fill_between(both, [before[n] for n in both], [after[n] for n in both], color=hue(index), alpha=0.1, linewidth=0)
+        handles.append(line)
+        labels.append(group.label)
+        curves += [first, last]
+    if not curves:
+        return None
+    _round_axis(axes, curves)
+    _value_axis(axes, [value for curve in curves for value in curve.mean])
+    axes.set_ylabel("clients' mean loss (nats)")
+    dotted = Line2D([], [], color=GREY, linestyle=(0, (1, 1.2)), marker="o", markersize=4, markerfacecolor="white")
+    solid = Line2D([], [], color=GREY, marker="o", markersize=3)
+    handles, labels = (handles, labels) if len(groups) > 1 else ([], [])
+    legend_below(figure, [*handles, dotted, solid], [*labels, "at the first step", "at the last step"])
+    return figure
+
+
+def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_top: float = 0.0) -> Figure | None:
+    """One metric by round; the axis reaches up to `axis_top` at least."""
+    shown = _shown(groups, series.metric_values(name))
+    if not shown:
+        return None
+    figure, axes = new_figure(HEIGHT_INCHES)
+    handles = [_draw(axes, curve.rounds, curve, index) for index, _, curve in shown]
+    _round_axis(axes, [curve for _, _, curve in shown])
+    axes.set_ylabel(axis_label)
+    _value_axis(axes, [value for _, _, curve in shown for value in curve.mean], axis_top)
+    if len(groups) > 1:
+        legend_below(figure, handles, [group.label for _, group, _ in shown])
+    return figure
+
+
+def bytes_by_exchange(groups: Sequence[Group]) -> Figure | None:
+    """Wire bytes of a whole run by exchange, down and up."""
+    rows = [series.mean_splits([series.bytes_by_exchange(run) for run in group.runs]) for group in groups]
+    if sum(map(len, rows)) > MAX_BARS:
+        rows = [{ALL_EXCHANGES: _together(row)} for row in rows if row]
+    amounts = [split.total for row in rows for split in row.values()]
+    if not amounts:
+        return None
+    divisor, unit = units.byte_unit(max(amounts))
+    figure = _split_bars(groups, rows, divisor, lambda split: units.size(split.total))
+    figure.axes[0].set_xlabel(f"bytes on the wire in the whole run ({unit})")
+    legend_below(figure, [Patch(color=GREY), Patch(color=pale(GREY))], ["down, to clients", "up, to the server"])
+    return figure
+
+
+def time_by_phase(groups: Sequence[Group]) -> Figure | None:
+    """Seconds of a whole run by exchange, with the mean client's computing in them, and what was left of the rounds."""
+    rows = [series.mean_splits([series.seconds_by_phase(run) for run in group.runs]) for group in groups]
+    if sum(map(len, rows)) > MAX_BARS:
+        rows = [{ALL_EXCHANGES: _together(row)} for row in rows if row]
+    amounts = [split.total for row in rows for split in row.values()]
+    if not amounts:
+        return None
+    divisor, unit = units.time_unit(max(amounts))
+    figure = _split_bars(groups, rows, divisor, _write_time)
+    figure.axes[0].set_xlabel(f"time in the whole run ({unit})")
+    if any(split.first for row in rows for split in row.values()):
+        handles = [Patch(color=GREY), Patch(color=pale(GREY))]
+        legend_below(figure, handles, ["mean client computing", "transfer, waiting, other"])
+    return figure
+
+
+def class_accuracy(group: Group) -> Figure | None:
+    """Accuracy of the global model on each class, by round."""
+    found = series.class_accuracy(group.runs)
+    if found is None:
+        return None
+    rounds, cells = found
+    height = min(max(0.24 * len(cells), 1.8), 7.0) + 0.9
+    figure, axes = draw_heatmap(
+        100 * cells,
+        (WIDTH_INCHES, height),
+        shade="Greens",
+        unit="accuracy (%)",
+        write=lambda value: f"{value:.0f}",
+        largest=100.0,
+        columns=rounds,
+    )
+    axes.set(xlabel="round", ylabel="class")
+    return figure
+
+
+def partition(counts: Mapping[str, Sequence[int]]) -> Figure | None:
+    """Which client holds how many examples of which class."""
+    classes = max((len(row) for row in counts.values()), default=0)
+    if not classes:
+        return None
+    cells = np.array([[*row, *[0] * (classes - len(row))] for row in counts.values()], dtype=np.int64)
+    return draw_partition(cells, "", (WIDTH_INCHES, min(max(0.24 * classes, 1.8), 7.0) + 0.9))
+
+
+def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> list[tuple[int, Group, Curve]]:
+    """The groups that have something to show, with their numbers: a group looks the same in every picture."""
+    curves = [series.over_runs(group.runs, values) for group in groups]
+    return [(index, group, curve) for index, (group, curve) in enumerate(zip(groups, curves, strict=True)) if curve.rounds]
+
+
+def _mean_bytes(group: Group, rounds: Sequence[int]) -> list[float]:
+    """What had crossed the wire after each of these rounds, in the mean over the group's runs."""
+    cost = series.over_runs(group.runs, series.round_values("cumulative_wire_bytes"))
+    at_round = dict(zip(cost.rounds, cost.mean, strict=True))
+    return [at_round[number] for number in rounds]
+
+
+def _draw(axes: Axes, x: Sequence[float], curve: Curve, index: int) -> Line2D:
+    """A group's mean, with a band from the lowest to the highest run."""
+    (line,) = axes.plot(x, curve.mean, **line_style(index, marked=len(curve.rounds) <= MARKED_ROUNDS))
+    # The first group lies on top, and those below are wider: curves that agree can still be told apart.
+    line.set(zorder=3 - 0.001 * index, linewidth=1.5 + 0.4 * min(index, 2))
+    if curve.low != curve.high:
+        axes.fill_between(x, curve.low, curve.high, color=hue(index), alpha=0.18, linewidth=0)
+    return line
+
+
+def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], divisor: float, write: Callable[[Split], str]) -> Figure:
+    """Horizontal bars under their group's name; the first part of each is dark, the rest pale."""
+    several = len(groups) > 1
+    split_known = any(split.first is not None for row in rows for split in row.values())
+    lines = sum(len(row) + several for row in rows)
+    figure, axes = new_figure(0.75 + 0.23 * lines)
+    longest_name = max(len(shortened(name, NAME_LETTERS)) for row in rows for name in row)
+    width_inches = WIDTH_INCHES - 0.25 - LETTER_INCHES * longest_name  # of the axes, more or less
+    largest = max(split.total for row in rows for split in row.values()) / divisor
+    position, ticks, names = 0.0, [], []
+    for index, (group, row) in enumerate(zip(groups, rows, strict=True)):
+        if several:
+            axes.text(
+                0,
+                position,
+                shortened(group.label, int(width_inches / (1.2 * LETTER_INCHES))),
+                color="#222222",
+                weight="bold",
+                va="center",
+                fontsize=8.5,
+            )
+            position += 0.95
+        for name, split in row.items():
+            known = split.first if split.first is not None else 0.0 if split_known else split.total
+            axes.barh(position, known / divisor, color=hue(index), height=0.7)
+            axes.barh(position, (split.total - known) / divisor, left=known / divisor, color=pale(hue(index)), height=0.7)
+            axes.text(split.total / divisor + 0.015 * largest, position, write(split), va="center", fontsize=8, color="#333333")
+            ticks.append(position)
+            names.append(shortened(name, NAME_LETTERS))
+            position += 0.95
+        position += 0.25
+    axes.set_yticks(ticks, names)
+    # Room to the right of the longest bar for what is written there.
+    written_inches = LETTER_INCHES * max(len(write(split)) for row in rows for split in row.values())
+    axes.set(xlim=(0, (largest or 1.0) * width_inches / (width_inches - written_inches)), ylim=(position - 0.6, -0.6))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.grid(axis="x")
+    return figure
+
+
+def _write_time(split: Split) -> str:
+    share = f", {split.first / split.total:.0%} computing" if split.first and split.total else ""
+    return units.duration(split.total) + share
+
+
+def _together(row: Mapping[str, Split]) -> Split:
+    firsts = [split.first for split in row.values() if split.first is not None]
+    return Split(math.fsum(split.total for split in row.values()), math.fsum(firsts) if firsts else None)
+
+
+def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    if len({number for curve in curves for number in curve.rounds}) == 1:
+        axes.set_xlim(0, 2)  # a lone round has no width of its own
+    axes.grid(visible=True)
+
+
+def _accuracy_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+    lowest = min(value for curve in curves for value in curve.low)
+    # A picture that starts at 80 % shows what one that starts at nothing hides.
+    bottom = 0.0 if lowest < 0.5 else math.floor(10 * lowest - 0.2) / 10
+    axes.set(ylim=(bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom)), ylabel="accuracy of the global model")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+    axes.grid(visible=True)
+
+
+def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:
+    """Logarithmic for positive values of different sizes; else from 0 on, if nothing is below it, to `top` or farther."""
+    if min(values) > 0.01 * top and max(values) > LOG_FROM_SPREAD * min(values):
+        _log_axis(axes, "y")
+        axes.yaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
+    elif min(values) >= 0:
+        highest = axes.dataLim.y1  # bands included
+        axes.set_ylim(0, max(1.08 * highest, top) or 1.0)
+
+
+def _log_axis(axes: Axes, which: str) -> None:
+    """A logarithmic axis with enough names on it even if it covers little more than one power of ten."""
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 40 else (1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short_size(size_bytes: float) -> str:
+    divisor, unit = units.byte_unit(size_bytes * 1.0001)  # a tick at 1e6 may lie a bit below it
+    return f"{size_bytes / divisor:.3g} {unit}"

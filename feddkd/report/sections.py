@@ -1,0 +1,170 @@
+"""What a report shows in which order, with the words around each picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+from feddkd.report import pictures, series
+from feddkd.report.groups import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What the page says of a metric; the axis reaches up to `axis_top` at least, so that next to nothing looks like nothing."""
+
+    title: str
+    axis: str
+    caption: str
+    axis_top: float = 0.0
+
+
+METRICS = {
+    "drift_diversity": Metric(
+        "Drift diversity",
+        "drift diversity",
+        "How far the clients' updates of a round point apart: mean squared length over the squared length of the mean. 1 when all agree.",
+    ),
+    "teacher_entropy": Metric(
+        "Teacher entropy",
+        "teacher entropy (nats)",
+        "Mean entropy of the teachers' predictions. Near 0 a teacher says no more than a hard label.",
+        axis_top=0.01,
+    ),
+    "update_norm_squared": Metric(
+        "Length of the updates", "squared norm of an update", "Squared length of a client's update after local training, in the mean."
+    ),
+}
+EXPECTED_METRICS = ("drift_diversity", "teacher_entropy")
+"""Where one of these is missing the page says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One picture: its file's name without suffix, and what the page says of it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+@dataclass(slots=True)
+class Section:
+    """Pictures that belong together, and what could not be drawn for want of a record."""
+
+    title: str
+    drawings: list[Drawing] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def add(self, name: str, title: str, caption: str, figure: Figure | None, of: Sequence[Group]) -> None:
+        """Take up a picture, or note that it was not recorded."""
+        if figure is None:
+            self.absent.append(title)
+        else:
+            labels = ", ".join(group.label for group in of)
+            self.drawings.append(Drawing(_unique(name, [d.name for d in self.drawings]), title, caption, f"{title}: {labels}", figure))
+
+
+def sections_of(groups: Sequence[Group]) -> list[Section]:
+    """All sections of a report, empty ones included."""
+    classes, partitions = _classes(groups), _partitions(groups)
+    if len(classes.drawings) <= 1 and len(partitions.drawings) <= 1:
+        # One picture each: side by side.
+        last = [Section("Classes", classes.drawings + partitions.drawings, classes.absent + partitions.absent)]
+    else:
+        last = [classes, partitions]
+    return [_accuracy(groups), _cost(groups), _steps(groups), *last]
+
+
+def _accuracy(groups: Sequence[Group]) -> Section:
+    section = Section("Accuracy")
+    key, where = accuracy_key(groups), "on the test set"
+    if key == "client_accuracy":
+        where = "on what the clients hold out, for the server had no test set"
+    spread = " Lines are means over seeds, bands reach from the lowest to the highest." if any(len(g.runs) > 1 for g in groups) else ""
+    by_round = pictures.accuracy_by_round(groups, key)
+    section.add("accuracy_by_round", "Accuracy by round", f"After each round, {where}.{spread}", by_round, groups)
+    caption = "The same accuracy over what it cost: all clients, both directions."
+    section.add("accuracy_by_bytes", "Accuracy by bytes on the wire", caption, pictures.accuracy_by_bytes(groups, key), groups)
+    return section
+
+
+def accuracy_key(groups: Sequence[Group]) -> str:
+    """What the pictures call accuracy: on the server's test set, if any run had one."""
+    on_test_set = series.round_values("accuracy")
+    return "accuracy" if any(on_test_set(run) for group in groups for run in group.runs) else "client_accuracy"
+
+
+def _cost(groups: Sequence[Group]) -> Section:
+    section = Section("Cost")
+    per_run = " A run's mean over its seeds." if any(len(group.runs) > 1 for group in groups) else ""
+    caption = f"Serialized messages of all clients, retries included.{per_run}"
+    section.add("bytes_by_exchange", "Bytes by exchange", caption, pictures.bytes_by_exchange(groups), groups)
+    caption = f"From broadcast to reduced result, all rounds together.{per_run} Start-up is in none of them."
+    section.add("time_by_phase", "Time by phase", caption, pictures.time_by_phase(groups), groups)
+    return section
+
+
+def _steps(groups: Sequence[Group]) -> Section:
+    section = Section("Distillation and drift")
+    caption = "What a round's steps gained: the distance between the two lines. It is the loss that the steps descend, not the test loss."
+    section.add("step_loss", "Loss before and after the steps", caption, pictures.step_loss(groups), groups)
+    found = series.metric_names(run for group in groups for run in group.runs)
+    for name in dict.fromkeys((*EXPECTED_METRICS, *found)):
+        metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))
+        figure = pictures.metric_by_round(groups, name, metric.axis, metric.axis_top)
+        section.add(_file_name(name), metric.title, metric.caption, figure, groups)
+    return section
+
+
+def _classes(groups: Sequence[Group]) -> Section:
+    section = Section("Accuracy by class")
+    for group in groups:
+        several = len(groups) > 1
+        figure = pictures.class_accuracy(group)
+        caption = "Of the global model on each class's test examples; empty where there are none."
+        caption += " Mean over seeds." if len(group.runs) > 1 else ""
+        title = group.label if several else "Accuracy by class and round"
+        section.add(f"class_accuracy-{_file_name(group.label)}" if several else "class_accuracy", title, caption, figure, [group])
+    return section
+
+
+def _partitions(groups: Sequence[Group]) -> Section:
+    """One picture for each different partition: runs with the same seed mostly share theirs."""
+    section = Section("Partition")
+    owners: dict[str, list[tuple[Group, int]]] = {}
+    counts = {}
+    for group in groups:
+        for run in group.runs:
+            if run.partition:
+                key = json.dumps(run.partition)
+                counts[key] = run.partition
+                owners.setdefault(key, []).append((group, run.config.seed))
+    if not counts:
+        section.absent.append("Examples by client and class")
+    for number, (key, of) in enumerate(owners.items()):
+        seeds = sorted({seed for _, seed in of})
+        title = "Examples by client and class"
+        if len(owners) > 1:
+            title = f"Seed {', '.join(map(str, seeds))}"
+            if len({group.label for group, _ in of}) < len(groups):
+                title += f": {', '.join(dict.fromkeys(group.label for group, _ in of))}"
+        name = "partition" if len(owners) == 1 else f"partition-{number + 1}"
+        figure = pictures.partition(counts[key])
+        section.add(name, title, "Empty where a client holds none of a class.", figure, [group for group, _ in of])
+    return section
+
+
+def _file_name(text: str) -> str:
+    """A label as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)[:80].strip("_.") or "unnamed"
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    return name if name not in taken else next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)

@@ -1,0 +1,180 @@
+"""The numbers behind the pictures, read off the records of runs.
+
+Whatever a record lacks is left out: an older one has no metrics, an unfinished one has no summary,
+an algorithm of the user's own has exchanges of other names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from feddkd.exchange import DELIVER
+from feddkd.observability.run_folder import RunFolder
+
+LOCAL_TRAIN = "local_train"
+OTHER = "joining and late answers"
+REST = "evaluation and server"
+
+ByRound = dict[int, float]
+"""Round number to value, for the rounds that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Mean, lowest and highest value over several runs, round by round."""
+
+    rounds: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An amount of which the first part is told apart from the rest; `first` is None where it was not recorded."""
+
+    total: float
+    first: float | None
+
+
+def over_runs(runs: Iterable[RunFolder], values: Callable[[RunFolder], ByRound]) -> Curve:
+    """One curve for several runs; each round takes the runs that have a value for it."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for number, value in values(run).items():
+            found[number].append(value)
+    rounds = sorted(found)
+    columns = [found[number] for number in rounds]
+    return Curve(rounds, [math.fsum(column) / len(column) for column in columns], [min(c) for c in columns], [max(c) for c in columns])
+
+
+def round_values(key: str) -> Callable[[RunFolder], ByRound]:
+    """Reads one number of every round, such as `accuracy` or `cumulative_wire_bytes`."""
+
+    def values(run: RunFolder) -> ByRound:
+        return {line["round"]: line[key] for line in run.rounds if _is_number(line.get(key))}
+
+    return values
+
+
+def step_losses(run: RunFolder) -> tuple[ByRound, ByRound]:
+    """Mean loss at the first and at the last of each round's steps; a round of one step has no last one.
+
+    The first is measured before any step, the last one before the last step.
+    """
+    attempts: dict[int, int] = {}
+    losses: dict[int, list[float]] = {}
+    for line in run.exchanges:
+        if line.get("exchange") in (LOCAL_TRAIN, DELIVER) or not _is_number(line.get("loss")):
+            continue
+        number, attempt = line["round"], line.get("attempt", 0)
+        if attempts.get(number) != attempt:  # the last attempt at a round is the one that counts
+            attempts[number], losses[number] = attempt, []
+        losses[number].append(line["loss"])
+    return {number: found[0] for number, found in losses.items()}, {number: found[-1] for number, found in losses.items() if found[1:]}
+
+
+def metric_names(runs: Iterable[RunFolder]) -> list[str]:
+    """The names of all metrics that any round of any run has."""
+    return list(dict.fromkeys(name for run in runs for metrics in _metrics(run).values() for name in metrics))
+
+
+def metric_values(name: str) -> Callable[[RunFolder], ByRound]:
+    """Reads one metric of every round."""
+
+    def values(run: RunFolder) -> ByRound:
+        return {number: metrics[name] for number, metrics in _metrics(run).items() if name in metrics}
+
+    return values
+
+
+def _metrics(run: RunFolder) -> dict[int, dict[str, float]]:
+    """Metrics by round: what the round itself says, else the first that its exchanges said."""
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for line in (*run.rounds, *run.exchanges):
+        for name, value in (line.get("metrics") or {}).items():
+            if _is_number(value):
+                found[line["round"]].setdefault(name, value)
+    return found
+
+
+def bytes_by_exchange(run: RunFolder) -> dict[str, Split]:
+    """Wire bytes of the whole run by the name of the exchange; the first part is what went down."""
+    down: dict[str, int] = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
+    for line in run.exchanges:
+        down[line["exchange"]] += line["wire_bytes_down"]
+        total[line["exchange"]] += line["wire_bytes_down"] + line["wire_bytes_up"]
+    summary = run.summary or {}
+    other_down, other_up = summary.get("other_wire_bytes_down", 0), summary.get("other_wire_bytes_up", 0)
+    if other_down + other_up:
+        down[OTHER], total[OTHER] = other_down, other_down + other_up
+    return {name: Split(total[name], down[name]) for name in total}
+
+
+def seconds_by_phase(run: RunFolder) -> dict[str, Split]:
+    """Seconds of the whole run by exchange, and what else the rounds took.
+
+    The first part of an exchange is the time that its clients computed, in the mean over them.
+    """
+    total: dict[str, float] = defaultdict(float)
+    computing: dict[str, float | None] = {}
+    by_round: dict[int, float] = defaultdict(float)
+    for line in run.exchanges:
+        name = line["exchange"]
+        total[name] += line["seconds"]
+        by_round[line["round"]] += line["seconds"]
+        own, so_far = _mean_computing_s(line), computing.setdefault(name, 0.0)
+        computing[name] = None if own is None or so_far is None else so_far + own
+    phases = {name: Split(seconds, computing[name]) for name, seconds in total.items()}
+    if run.rounds:
+        # The final delivery may end after its round's clock was read, hence no less than nothing.
+        phases[REST] = Split(math.fsum(max(0.0, line["seconds"] - by_round[line["round"]]) for line in run.rounds), None)
+    return phases
+
+
+def _mean_computing_s(line: Mapping[str, Any]) -> float | None:
+    seconds, clients = line.get("client_seconds"), line.get("clients_reported", 0)
+    # No more than the exchange took: a client's clock is its own.
+    return min(seconds / clients, line["seconds"]) if _is_number(seconds) and clients else None
+
+
+def mean_splits(splits: Sequence[Mapping[str, Split]]) -> dict[str, Split]:
+    """The mean run's amounts by name, in order of first appearance; a run without a name has nothing of it."""
+    means = {}
+    for name in dict.fromkeys(name for own in splits for name in own):
+        found = [own[name] for own in splits if name in own]
+        firsts = [split.first for split in found if split.first is not None]
+        first = math.fsum(firsts) / len(splits) if len(firsts) == len(found) else None
+        means[name] = Split(math.fsum(split.total for split in found) / len(splits), first)
+    # What belongs to no exchange comes last even if the first run has none of it.
+    return {name: means[name] for name in sorted(means, key=(OTHER, REST).__contains__)}
+
+
+def class_accuracy(runs: Sequence[RunFolder]) -> tuple[list[int], np.ma.MaskedArray[Any, Any]] | None:
+    """Rounds, and accuracy [classes, rounds] in the mean over runs, masked where unknown; None if no run recorded it."""
+    rows: dict[int, list[list[float]]] = defaultdict(list)
+    for run in runs:
+        for line in run.rounds:
+            own = line.get("class_accuracy")
+            if own and any(_is_number(value) for value in own):
+                rows[line["round"]].append([value if _is_number(value) else math.nan for value in own])
+    if not rows:
+        return None
+    rounds = list(range(min(rows), max(rows) + 1))
+    classes = max(len(row) for found in rows.values() for row in found)
+    cells = np.ma.array(np.zeros((classes, len(rounds))), mask=True)
+    for number, found in rows.items():
+        padded = np.array([row + [math.nan] * (classes - len(row)) for row in found])
+        cells[:, number - rounds[0]] = np.ma.masked_invalid(padded).mean(axis=0)
+    return rounds, cells
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

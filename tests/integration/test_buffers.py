@@ -1,0 +1,29 @@
+"""BatchNorm through every algorithm: running statistics, and a counter that stays an integer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness import run_in_process, small_config
+
+from feddkd.algorithms import ALGORITHMS
+from feddkd.client.process import simulated_workers
+from feddkd.engines.federation import initial_model
+
+COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_var"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_buffers_are_averaged_and_keep_their_dtype(name: str, tmp_path: Path) -> None:
+    config = small_config(
+        f"algorithm.name={name}", 'model.name="gated:batch_norm_mlp"', "training.batch_size=50", "partition.name=iid", "data.holdout=0"
+    )
+    before, model = initial_model(config), run_in_process(config, tmp_path).model
+    assert model.schema == before.schema
+    assert [tensor.dtype for tensor in model.values()] == [tensor.dtype for tensor in before.values()]
+    sizes = [worker.num_examples for worker in simulated_workers(config, tmp_path / "clients").values()]
+    assert {2 * -(-size // 50) for size in sizes} == {int(model[COUNTER])}
+    assert model[COUNTER].dtype == torch.int64
+    assert not model[MEAN].equal(before[MEAN])
+    assert (model[VARIANCE] > 0).all()
+    assert all(tensor.isfinite().all() for tensor in model.values())

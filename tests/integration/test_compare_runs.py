@@ -1,0 +1,164 @@
+"""`feddkd compare` end to end: it runs, resumes, reads FedAvg from its longer run, and says what it cannot do.
+
+A process takes seconds to import PyTorch, so only one run here has a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feddkd import cli
+from feddkd.bench import runs
+from feddkd.bench.runs import Job, delivery_bytes, read_curve, run_jobs
+from feddkd.config import Config
+from feddkd.engines.federation import run_federation
+from feddkd.errors import FedDKDError
+from feddkd.observability.ledger import Ledger
+from feddkd.observability.run_folder import RunFolder
+
+OVERRIDES = ["rounds=2", "dkd.steps=1", "training.epochs=1", "partition.clients=2", "partition.labels=5"]
+TINY = [
+    *(word for override in OVERRIDES for word in ("-o", override)),
+    *("--seeds", "3", "--out", "out", "--jobs", "1"),
+]
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Exit code, standard output and standard error of `feddkd compare`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["feddkd", "compare", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carry out runs without starting processes."""
+
+    def run(self: Any, command: list[str], **options: Any) -> int:
+        config, folder = Config.load(Path(command[4])), Path(command[6])
+        with contextlib.closing(Ledger(folder, config)) as ledger:
+            run_federation(config, "in-process", folder, [ledger])
+        return 0
+
+    monkeypatch.setattr(runs._Processes, "run", run)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_comparison_runs_once_and_reads_fedavg_from_the_longer_run(compare: Command, tmp_path: Path) -> None:
+    code, out, err = compare(*TINY, "--save", "result.json")
+    assert code == 0, err
+    assert "0 of 3 runs are complete, 3 to run" in err
+    assert all(words in out for words in ("equal rounds: 2", "equal bytes on the wire", "equal gradient evaluations", "to 90.0% accuracy"))
+    assert max(map(len, out.splitlines())) <= 100
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved["command"].startswith("feddkd compare ")
+    assert saved["versions"]["torch"]
+    assert list(saved["summary"]) == ["feddkd", "fedavg", "fedavg_sgd", "fedavg x2"]
+
+    (tmp_path / "out" / "feddkd-seed3" / "summary.json").unlink()  # as if it had been interrupted
+    code, out, err = compare(*TINY, "--json")
+    assert code == 0, err
+    assert "2 of 3 runs are complete, 1 to run" in err
+    again = json.loads(out)
+    assert [_without_seconds(run) for run in again["runs"]] == [_without_seconds(run) for run in saved["runs"]]
+
+    code, _, err = compare(*TINY, "-o", "training.lr=0.01")
+    assert code == 2
+    assert "feddkd-seed3 holds the record of another configuration: training.lr = 0.05 there, 0.01 here" in err
+
+
+def test_the_first_rounds_of_the_longer_run_are_the_shorter_run(tmp_path: Path) -> None:
+    """With a process for the shorter run, as `feddkd compare` starts it, and none for the longer one."""
+    config = Config.load(None, [*OVERRIDES, "seed=3", "algorithm.name=fedavg"])
+    errors: list[FedDKDError | None] = []
+    run_jobs([Job(config, tmp_path / "alone")], 1, lambda _, error: errors.append(error))
+    assert errors == [None]
+    alone = read_curve(RunFolder.load(tmp_path / "alone"))
+    longer = config.model_copy(update={"rounds": 4})
+    with contextlib.closing(Ledger(tmp_path / "longer", longer)) as ledger:
+        run_federation(longer, "in-process", tmp_path / "longer", [ledger])
+    folder = RunFolder.load(tmp_path / "longer")
+    first = read_curve(folder).first(2, delivery_bytes(folder))
+    assert first.accuracy == alone.accuracy
+    assert first.gradient_evaluations == alone.gradient_evaluations
+    assert first.gradient_evaluations[0] > 0
+    # Equal but for the numbers of a few bytes in the headers.
+    assert first.wire_bytes[-1] == pytest.approx(alone.wire_bytes[-1], rel=1e-4)
+
+
+def test_configurations_of_other_partitions_are_refused_before_anything_runs(compare: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[partition]\nlabels = 2\n")
+    (tmp_path / "b.toml").write_text("[partition]\nlabels = 3\n")
+    code, out, err = compare("a.toml", "b.toml")
+    assert (code, out) == (2, "")
+    assert err == "feddkd: b and a cannot be compared: partition.labels = 3 in one, 2 in the other\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the run's process, which takes seconds to start."""
+    fails = tmp_path / "fails"
+    jobs = [Job(Config(), fails), Job(Config(), tmp_path / "works")]
+    script = "import sys; print('no luck'); sys.exit(3 if sys.argv[1].endswith('fails') else 0)"
+    real = runs._Processes.run
+
+    def run(self: Any, command: list[str], **options: Any) -> int:
+        return real(self, [sys.executable, "-c", script, command[-3]], **options)
+
+    monkeypatch.setattr(runs._Processes, "run", run)
+    errors: dict[Path, FedDKDError | None] = {}
+    run_jobs(jobs, 2, lambda job, error: errors.update({job.folder: error}))
+    assert errors.pop(tmp_path / "works") is None
+    assert str(errors[fails]) == f"exit code 3: no luck (see {fails}.log)"
+
+
+def test_an_interrupt_ends_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Job(Config(), tmp_path / "quick"), Job(Config(), tmp_path / "slow"), Job(Config(), tmp_path / "never")]
+    script = "import sys, time; time.sleep(0 if sys.argv[1].endswith('quick') else 100)"
+    real, started = runs._Processes.run, []
+
+    def run(self: Any, command: list[str], **options: Any) -> int:
+        started.append(Path(command[-3]).name)
+        return real(self, [sys.executable, "-c", script, command[-3]], **options)
+
+    def interrupt(job: Job, error: FedDKDError | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs._Processes, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, interrupt)
+    assert {"quick", "slow"} <= set(started)
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(Config(), tmp_path / "run")
+    errors: list[FedDKDError | None] = []
+
+    def run(self: Any, command: list[str], **options: Any) -> int:
+        run_jobs([job], 1, lambda _, error: errors.append(error))
+        return 0
+
+    monkeypatch.setattr(runs._Processes, "run", run)
+    run_jobs([job], 1, lambda _, error: errors.append(error))
+    assert [str(error) for error in errors] == [f"{job.folder} is being written by another process", "None"]
+
+
+def _without_seconds(run: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key not in ("seconds", "round_seconds")}

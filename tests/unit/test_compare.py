@@ -1,0 +1,142 @@
+"""The rows of a comparison, which of them share a run, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from feddkd.bench.budgets import Curve
+from feddkd.bench.runs import Job, is_complete
+from feddkd.bench.side_by_side import Run, make_rows, results
+from feddkd.config import Config
+from feddkd.errors import ConfigError
+
+
+def config(*overrides: str) -> Config:
+    return Config.load(None, ["rounds=2", "dkd.steps=3", *overrides])
+
+
+def labels(*configs: tuple[str, Config]) -> dict[str, int]:
+    return {row.label: row.rounds for row in make_rows(configs)}
+
+
+def test_controls_are_added_to_feddkd() -> None:
+    assert labels(("mine", config())) == {"mine": 2, "fedavg": 2, "fedavg_sgd": 2, "fedavg x4": 8}
+
+
+def test_controls_that_are_given_are_not_added() -> None:
+    given = [
+        ("a", config()),
+        ("b", config("algorithm.name=fedavg")),
+        ("c", config("algorithm.name=fedavg_sgd")),
+        ("d", config("algorithm.name=fedavg", "rounds=8")),
+    ]
+    assert labels(*given) == {"a": 2, "b": 2, "c": 2, "d": 8}
+
+
+def test_the_longer_fedavg_has_the_settings_of_the_given_one() -> None:
+    rows = make_rows([("a", config()), ("b", config("algorithm.name=fedavg", "training.lr=0.1"))])
+    assert [row.config.training.lr for row in rows if row.label == "fedavg x4"] == [0.1]
+
+
+def test_without_feddkd_only_fedavg_is_added() -> None:
+    assert labels(("a", config("algorithm.name=fedavg_sgd"))) == {"a": 2, "fedavg": 2}
+
+
+def test_a_control_keeps_the_local_objective_and_says_so() -> None:
+    assert list(labels(("a", config("algorithm.local_objective=fedntd")))) == [
+        "a",
+        "fedavg+fedntd",
+        "fedavg_sgd+fedntd",
+        "fedavg+fedntd x4",
+    ]
+
+
+def test_labels_are_unique() -> None:
+    assert list(labels(("fedavg", config()), ("fedavg", config("dkd.lr=0.1"))))[:3] == ["fedavg", "fedavg-2", "fedavg-3"]
+
+
+def test_fedavg_is_read_from_its_longer_run(tmp_path: Path) -> None:
+    rows = {row.label: row for row in make_rows([("a", config())])}
+    jobs = {label: row.job(7, tmp_path, "in-process") for label, row in rows.items()}
+    assert jobs["fedavg"] == jobs["fedavg x4"]
+    assert len(set(map(str, (job.folder for job in jobs.values())))) == 3
+    assert jobs["fedavg"].config.rounds == 8
+    assert {job.config.seed for job in jobs.values()} == {7}
+
+
+def test_fedavg_with_other_settings_is_a_run_of_its_own(tmp_path: Path) -> None:
+    given = [("a", config()), ("b", config("algorithm.name=fedavg")), ("c", config("algorithm.name=fedavg", "training.lr=0.1"))]
+    rows = {row.label: row for row in make_rows(given)}
+    assert rows["b"].is_read_from_another
+    assert not rows["c"].is_read_from_another
+
+
+@pytest.mark.parametrize(
+    "override", ["data.holdout=0.2", "data.subset=100", "partition.labels=2", "partition.clients=5", "model.name=mcmahan_cnn"]
+)
+def test_what_cannot_be_compared_is_refused_by_name(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"b and a cannot be compared: {override.partition('=')[0]} = "):
+        make_rows([("a", config()), ("b", config(override))])
+
+
+@pytest.mark.parametrize("override", ["training.lr=0.3", "data.root=elsewhere", "rounds=9", "dkd.steps=1", "algorithm.name=fedavg"])
+def test_settings_of_training_may_differ(override: str) -> None:
+    assert make_rows([("a", config()), ("b", config(override))])
+
+
+def curve(top: float, *, rounds: int, bytes_a_round: int) -> Curve:
+    accuracy = [top * number / rounds for number in range(1, rounds + 1)]
+    return Curve(
+        accuracy,
+        [bytes_a_round * n for n in range(1, rounds + 1)],
+        [10 * n for n in range(1, rounds + 1)],
+        [1.0 * n for n in range(1, rounds + 1)],
+    )
+
+
+def test_results_read_every_row_at_the_same_budget() -> None:
+    rows = make_rows([("feddkd", config())])
+    long = curve(0.8, rounds=8, bytes_a_round=10)
+    found = {
+        "feddkd": curve(0.9, rounds=2, bytes_a_round=40),
+        "fedavg": long.first(2, delivery_bytes=5),
+        "fedavg_sgd": curve(0.7, rounds=2, bytes_a_round=40),
+        "fedavg x4": long,
+    }
+    document = results(rows, {label: [Run(seed, each, None) for seed in (0, 1)] for label, each in found.items()}, target=0.75)
+
+    def means(table: str) -> dict[str, float | None]:
+        return {label: row["accuracy"] and round(row["accuracy"]["mean"], 3) for label, row in document[table]["rows"].items()}
+
+    assert means("equal_rounds") == {"feddkd": 0.9, "fedavg": 0.2, "fedavg_sgd": 0.7}
+    assert means("equal_wire_bytes") == {"feddkd": 0.9, "fedavg_sgd": 0.7, "fedavg x4": 0.8}
+    assert document["equal_wire_bytes"]["budget"] == 80
+    assert means("equal_gradient_evaluations") == {"feddkd": 0.9, "fedavg_sgd": 0.7, "fedavg x4": 0.2}
+    assert document["to_target"]["fedavg_sgd"] == {"reached": 0, "of": 2, "rounds": None, "wire_bytes": None, "seconds": None}
+    assert document["to_target"]["fedavg x4"]["wire_bytes"] == {"mean": 80, "deviation": 0, "min": 80, "max": 80}
+    assert document["summary"]["fedavg"]["wire_bytes"]["mean"] == 25  # two rounds, and the delivery that they have not paid
+    assert [run["round_seconds"] for run in document["runs"] if run["algorithm"] == "feddkd"] == [[1.0, 1.0]] * 2
+
+
+def test_a_row_whose_first_round_is_too_dear_has_no_accuracy() -> None:
+    rows = make_rows([("feddkd", config()), ("fedavg", config("algorithm.name=fedavg", "training.lr=0.1", "rounds=8"))])
+    found = {row.label: curve(0.9, rounds=2, bytes_a_round=100 if row.label == "feddkd" else 10) for row in rows}
+    table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
+    assert table["rows"]["feddkd"] == {"accuracy": None, "rounds": [None]}
+
+
+def test_a_record_is_complete_with_its_summary_and_only_for_its_own_configuration(tmp_path: Path) -> None:
+    job = Job(config(), tmp_path / "run")
+    assert not is_complete(job)
+    job.folder.mkdir()
+    (job.folder / "config.toml").write_text(job.config.to_toml())
+    assert not is_complete(job)
+    (job.folder / "summary.json").write_text("{}")
+    assert is_complete(job)
+    with pytest.raises(ConfigError, match=r"run holds the record of another configuration: dkd.steps = 3 there, 4 here"):
+        is_complete(Job(config("dkd.steps=4"), job.folder))
+    (job.folder / "config.toml").write_text("dkd.step = 3")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        is_complete(job)

@@ -1,0 +1,126 @@
+"""FedDKD and its control by hand: softmax regression, where the distillation's gradient has a closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from by_hand import CLASSES, FEATURES, THREE, Data, Federation, Vector, assert_follows, gradient, mean, sgd, shares
+
+ETA, STEPS = 0.5, 4
+
+
+def probabilities(w: Vector, x: Vector) -> Vector:
+    z = x @ w[: CLASSES * FEATURES].reshape(CLASSES, FEATURES).T + w[CLASSES * FEATURES :]
+    p = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def distance(v: Vector, teacher: Vector, of: Data) -> float:
+    """Mean KL(teacher || v)."""
+    p, q = probabilities(teacher, of.x), probabilities(v, of.x)
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def distilled(v: Vector, teacher: Vector, of: Data) -> Vector:
+    """The gradient of `distance` with respect to v: (q - p) x^T."""
+    error = (probabilities(v, of.x) - probabilities(teacher, of.x)) / len(of)
+    return np.concatenate([(error.T @ of.x).ravel(), error.sum(0)])
+
+
+class ByHand:
+    """One round of FedDKD with plain server steps on all examples, whatever else `[dkd]` asks for."""
+
+    def __init__(self, hard: bool, **dkd: Any) -> None:
+        self.hard = hard
+        self.start, self.clip_norm = dkd.get("start", "average"), dkd.get("clip_norm")
+        self.tail, self.patience = dkd.get("tail", 0.0), dkd.get("patience", 0)
+        self.chosen: list[str] = []
+        self.steps: list[int] = []
+
+    def gradient(self, v: Vector, teachers: list[Vector]) -> Vector:
+        pairs = zip(THREE, teachers, strict=True)
+        found = mean([gradient(v, own) if self.hard else distilled(v, teacher, own) for own, teacher in pairs], THREE)
+        norm = float(np.sqrt(found @ found))
+        return found if self.clip_norm is None or norm < self.clip_norm else found * self.clip_norm / norm
+
+    def loss(self, v: Vector, teachers: list[Vector]) -> float:
+        if self.hard:
+            losses = [-np.log(probabilities(v, own.x)[np.arange(len(own)), own.y]).mean() for own in THREE]
+        else:
+            losses = [distance(v, teacher, own) for own, teacher in zip(THREE, teachers, strict=True)]
+        return float(shares(THREE) @ losses)
+
+    def one_round(self, w: Vector, _: list[int]) -> Vector:
+        teachers = [sgd(w, lambda at, own=own: gradient(at, own), 3, 0.25) for own in THREE]  # type: ignore[misc]
+        student, first = mean(teachers, THREE), 0
+        better = self.start == "better" and self.loss(w, teachers) < self.loss(student, teachers)
+        losses = [self.loss(student, teachers)] if better else []
+        if better or self.start == "previous":
+            student, first = w, int(better)  # finding out took a step
+        self.chosen.append("previous" if student is w else "average")
+        students = []
+        for step in range(first, STEPS):
+            losses.append(self.loss(student, teachers))
+            student = student - ETA * self.gradient(student, teachers)
+            students.append((step, student))
+            n = self.patience
+            if n and len(losses) >= 2 * n and np.mean(losses[-n:]) > 0.99 * np.mean(losses[-2 * n : -n]):
+                break
+        self.steps.append(students[-1][0] + 1)
+        late = [each for step, each in students if step >= STEPS - round(self.tail * STEPS)]
+        return np.asarray(np.mean(late, axis=0)) if late else student
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "previous": {"start": "previous"},
+    "better": {"start": "better"},
+    "clipped": {"clip_norm": 0.02},
+    "tail": {"tail": 0.5},
+    "whole_tail": {"tail": 1.0},
+    "patience": {"patience": 1, "tail": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_rounds_are_those_of_the_algorithm(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    dkd = {"steps": STEPS, "optimizer": "sgd", "lr": ETA, "batch_size": 0, "start": "average", "tail": 0, "patience": 0, **settings}
+    federation = Federation(tmp_path, {"name": name}, dkd=dkd)
+    hand = ByHand(name == "fedavg_sgd", **settings)
+    assert_follows(federation, hand.one_round, rtol=1e-5)  # the teachers' logits are kept in float32
+    steps = [record for record in federation.follower.exchanges if record.id.name in ("dkd_step", "sgd_step")]
+    assert [sum(record.id.round == number for record in steps) for number in (1, 2, 3)] == hand.steps
+
+
+def test_better_chooses_the_previous_model_where_the_average_is_worse(tmp_path: Path) -> None:
+    """Local training at a rate at which it diverges."""
+    for lr, expected in ((0.25, "average"), (40.0, "previous")):
+        dkd = {"steps": 2, "optimizer": "sgd", "lr": 1e-12, "batch_size": 0, "start": "better", "tail": 0, "hard_label_weight": 1}
+        federation = Federation(tmp_path / expected, {"name": "feddkd"}, dkd=dkd, training={"lr": lr}, rounds=1)
+        federation.run()
+        average = mean([sgd(federation.initial, lambda at, own=own: gradient(at, own), 3, lr) for own in THREE], THREE)  # type: ignore[misc]
+        start = average if expected == "average" else federation.initial
+        np.testing.assert_allclose(federation.models[0], start, atol=1e-9)
+
+
+def test_work_is_counted(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"name": "feddkd"}, dkd={"steps": 2, "batch_size": 5, "patience": 0}, rounds=1)
+    federation.run()
+    # Three epochs of 4, 7 and 9 examples; batches of 4, 5 and 5, once more in local training for the loss of the model it got.
+    assert [record.gradient_evaluations for record in federation.follower.exchanges] == [3 * 20 + 14, 14, 14, 0]
+
+
+def test_the_teachers_entropy_comes_with_the_first_step(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"name": "feddkd"}, dkd={"steps": 2, "patience": 0}, rounds=1)
+    federation.run()
+    entropies = []
+    for own in THREE:
+        p = probabilities(sgd(federation.initial, lambda at, own=own: gradient(at, own), 3, 0.25), own.x)  # type: ignore[misc]
+        entropies.append(-(p * np.log(p)).sum(1).mean())
+    first, second = (record.metrics for record in federation.follower.exchanges if record.id.name == "dkd_step")
+    assert first["teacher_entropy"] == pytest.approx(shares(THREE) @ entropies, rel=1e-6)
+    assert "teacher_entropy" not in second

@@ -1,0 +1,315 @@
+"""The grid of benchmarks/niid_bench: what a cell runs, that it runs once, and what the page says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feddkd.bench import runs
+from feddkd.config import Config
+from feddkd.engines.federation import run_federation
+from feddkd.errors import ConfigError
+from feddkd.observability.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from niid_bench import grid, run, tables, tune  # noqa: E402
+from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of  # noqa: E402
+from niid_bench.outcomes import Outcomes  # noqa: E402
+
+TINY = [
+    "data.name=digits",
+    "model.name=mlp",
+    "data.subset=300",
+    "partition.clients=5",
+    "partition.labels=2",
+    "dkd.steps=1",
+    "training.epochs=1",
+]
+CELL = Cell("mini", "mnist", "feddkd", "c1", 0)
+
+
+def configuration(algorithm: str, tier: str = "mini", partition: str = "c1", **settings: Any) -> Config:
+    return configure(Cell(tier, "mnist", algorithm, partition, 0), Settings(**settings))
+
+
+# What a cell runs
+
+
+def test_the_exact_tier_is_the_protocol_of_niid_bench() -> None:
+    config = configuration("fedavg", "exact", "dir0.5")
+    assert (config.rounds, config.partition.clients, config.scheduler.cohort, config.model.name) == (50, 10, "all", "niid_cnn")
+    assert (config.data.subset, config.data.holdout, config.partition.alpha, config.partition.min_size) == (None, 0, 0.5, 10)
+    training = config.training
+    assert (training.epochs, training.batch_size, training.lr, training.momentum, training.weight_decay) == (10, 64, 0.01, 0.9, 1e-5)
+
+
+def test_the_mini_tier_differs_in_three_keys() -> None:
+    found = {key: here for key, here, _ in runs.differences(configuration("fedavg"), configuration("fedavg", "exact"))}
+    assert found == {"rounds": 15, "data.subset": 12000, "training.epochs": 2}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_and_every_point_of_its_grid_has_a_configuration(algorithm: str) -> None:
+    for partition in PARTITIONS:
+        assert all(configuration(algorithm, tier, partition) for tier in TIERS)
+    for point in tune.points_of(algorithm) if "grid" in ALGORITHMS[algorithm] else []:
+        assert configure(Cell("mini", "mnist", algorithm, "c1", 0, point), Settings())
+
+
+def test_the_longer_fedavg_has_the_exchanges_of_feddkd() -> None:
+    assert configuration("fedavg_long").rounds == 15 * (configuration("feddkd").dkd.steps + 1)
+    assert configuration("fedavg_long", rounds=2, overrides=("dkd.steps=4",)).rounds == 2 * 5
+
+
+def test_the_command_line_has_the_last_word_and_is_stated() -> None:
+    settings = Settings(rounds=3, overrides=("dkd.lr=0.5", "rounds=4"))
+    assert configure(CELL, settings).dkd.lr == 0.5
+    assert configure(CELL, settings).rounds == 4
+    stated = overrides_of(CELL, settings)
+    assert stated["algorithm.name"] == "feddkd"
+    assert stated["dkd.lr"] == 0.5
+
+
+def test_the_command_line_changes_no_other_cell() -> None:
+    before = configure(CELL, Settings())
+    configure(CELL, Settings(overrides=("dkd.lr=0.5", "algorithm.local_objective=fedntd")))
+    configure(Cell("mini", "mnist", "feddkd", "c1", 0, (("dkd.steps", 3),)), Settings())
+    assert configure(CELL, Settings()) == before
+
+
+def test_no_two_cells_share_a_folder() -> None:
+    points = [(), (("algorithm.mu", 0.1),), (("algorithm.mu", 1.0),)]
+    cells = [
+        Cell("mini", "mnist", name, part, seed, point) for name in ALGORITHMS for part in PARTITIONS for seed in (0, 1) for point in points
+    ]
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+# Running cells
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Carries out runs in this process, and lists them; those of seed 13 fail."""
+    folders: list[str] = []
+
+    def carry_out(self: Any, command: list[str], **options: Any) -> int:
+        config, folder = Config.load(Path(command[4])), Path(command[6])
+        folders.append(folder.name)
+        if config.seed == 13:
+            return 1
+        with contextlib.closing(Ledger(folder, config)) as ledger:
+            run_federation(config, "in-process", folder, [ledger])
+        return 0
+
+    monkeypatch.setattr(runs._Processes, "run", carry_out)
+    return folders
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Callable[..., int]:
+    """Runs a script's main with results and records of its own."""
+    own = ["--jobs", "1", "--results", str(tmp_path / "results.jsonl"), "--records", str(tmp_path / "records")]
+    return lambda main, *arguments: main([*arguments, *own])
+
+
+def cell_arguments(*seeds: int, algorithm: str = "feddkd") -> list[str]:
+    chosen = ["mini", "--algorithm", algorithm, "--partition", "c1", "--rounds", "1"]
+    return [*chosen, *(word for seed in seeds for word in ("--seed", str(seed))), *(word for each in TINY for word in ("-o", each))]
+
+
+def test_a_cell_runs_once_and_its_command_runs_it_again(go: Callable[..., int], started: list[str], tmp_path: Path) -> None:
+    assert go(run.main, *cell_arguments(0, 1)) == 0
+    first, second = grid.read_lines(tmp_path / "results.jsonl")
+    assert started == ["feddkd-c1-seed0", "feddkd-c1-seed1"]
+    assert (first["tier"], first["data"], first["algorithm"], first["partition"], first["seed"]) == ("mini", "mnist", "feddkd", "c1", 0)
+    assert len(first["accuracy"]) == len(first["cumulative_wire_bytes"]) == len(first["seconds"]) == first["rounds"] == 1
+    assert first["gradient_evaluations"][0] > 0
+    assert len(first["class_accuracy"]) == 10
+    assert first["final_accuracy"] == first["best_accuracy"] == first["accuracy"][0]
+    assert first["overrides"]["dkd.steps"] == 1
+    assert first["config"]["seed"] == 0
+    assert "root" not in first["config"]["data"]
+
+    assert go(run.main, *cell_arguments(0, 1)) == 0
+    assert len(started) == 2
+
+    command = shlex.split(first["command"])
+    assert command[:2] == ["python", "benchmarks/niid_bench/run.py"]
+    assert go(run.main, *command[2:]) == 0
+    assert started[2:] == ["feddkd-c1-seed0"]
+    again, other = grid.read_lines(tmp_path / "results.jsonl")
+    assert other == second
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_cell_that_fails_leaves_the_others(
+    go: Callable[..., int], started: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(run.main, *cell_arguments(13, 0, algorithm="fedavg")) == 1
+    assert [line["seed"] for line in grid.read_lines(tmp_path / "results.jsonl")] == [0]
+    assert "failed: mini mnist fedavg c1 seed 13: exit code 1" in capsys.readouterr().err
+    assert go(run.main, *cell_arguments(13, 0, algorithm="fedavg")) == 1
+    assert started == ["fedavg-c1-seed13", "fedavg-c1-seed0", "fedavg-c1-seed13"]
+
+
+def test_a_finished_cell_with_other_settings_stays_and_is_named(
+    go: Callable[..., int], started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(run.main, *cell_arguments(0)) == 0
+    assert go(run.main, *cell_arguments(0), "-o", "dkd.lr=0.1") == 0
+    assert len(started) == 1
+    assert "finished with another dkd.lr, which --again would replace: mini mnist feddkd c1 seed 0" in capsys.readouterr().err
+
+
+def test_a_record_of_other_settings_is_thrown_away(go: Callable[..., int], started: list[str], tmp_path: Path) -> None:
+    assert go(run.main, *cell_arguments(0)) == 0
+    (tmp_path / "results.jsonl").unlink()
+    assert go(run.main, *cell_arguments(0)) == 0
+    assert len(started) == 1  # its record was complete
+    (tmp_path / "results.jsonl").unlink()
+    assert go(run.main, *cell_arguments(0), "-o", "dkd.lr=0.1") == 0
+    assert len(started) == 2
+
+
+def test_nothing_runs_if_a_setting_is_wrong(go: Callable[..., int], started: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"mini mnist feddkd c1 seed 0: unknown key 'dkd\.stepz'"):
+        go(run.main, *cell_arguments(0), "-o", "dkd.stepz=1")
+    assert not started
+
+
+def test_tuning_runs_the_grid_and_its_command_one_point(
+    go: Callable[..., int], started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ALGORITHMS["feddkd"], "grid", {"dkd.lr": [0.0001, 0.01]})
+    assert go(tune.main, *cell_arguments(100)) == 0
+    lines = grid.read_lines(tmp_path / "results.jsonl")
+    assert [line["grid_point"] for line in lines] == [{"dkd.lr": 0.0001}, {"dkd.lr": 0.01}]
+    assert [line["config"]["dkd"]["lr"] for line in lines] == [0.0001, 0.01]
+    best = max(lines, key=lambda line: float(line["final_accuracy"]))
+    assert capsys.readouterr().out.splitlines()[0].endswith(f"dkd.lr = {best['grid_point']['dkd.lr']}")
+    assert go(tune.main, *shlex.split(lines[1]["command"])[2:]) == 0
+    assert len(started) == 3
+    assert len(grid.read_lines(tmp_path / "results.jsonl")) == 2
+
+
+def test_an_algorithm_without_a_grid_cannot_be_tuned() -> None:
+    with pytest.raises(ConfigError, match="no grid for fedavg_long"):
+        tune.points_of("fedavg_long")
+
+
+# The page
+
+
+def line(algorithm: str, partition: str, seed: int, accuracy: Sequence[float], exchanges: int = 1) -> dict[str, Any]:
+    """A line as run.py writes it, as far as the page reads it."""
+    cell = Cell("mini", "mnist", algorithm, partition, seed)
+    rounds = range(1, len(accuracy) + 1)
+    return {
+        "tier": "mini",
+        "data": "mnist",
+        "algorithm": algorithm,
+        "partition": partition,
+        "seed": seed,
+        "accuracy": list(accuracy),
+        "cumulative_wire_bytes": [1_000_000 * exchanges * number for number in rounds],
+        "gradient_evaluations": [100 * number for number in rounds],
+        "seconds": [1.5 * number for number in rounds],
+        "config": grid._recorded(configure(cell, Settings())),
+        "command": f"python run.py mini --data mnist --algorithm {algorithm} --partition {partition} --seed {seed} --again",
+    }
+
+
+PARTIAL = [
+    *(line("fedavg", "c1", seed, [0.1, 0.2]) for seed in (0, 1, 2)),
+    *(line("fedprox", "c1", seed, [0.1, 0.3]) for seed in (0, 1)),
+    *(line("feddkd", "c1", seed, [0.8, 0.97], exchanges=2) for seed in (0, 1, 2)),
+    *(line("fedavg_sgd", "c1", seed, [0.9, 0.97], exchanges=2) for seed in (0, 1, 2)),
+    *(line("fedavg_long", "c1", seed, [0.1, 0.2, 0.5, 0.99]) for seed in (0, 1, 2)),
+    line("fedavg", "dir0.5", 0, [0.9, 0.99]),
+    line("feddkd", "dir0.5", 0, [0.9, 0.98], exchanges=2),
+]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., str]:
+    """Writes results and has the page made of them."""
+
+    def make(lines: Sequence[dict[str, Any]]) -> str:
+        (tmp_path / "niid_bench_mini.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        path = tmp_path / "page.md"
+        marks = "".join(f"\nprose on {tier}\n<!-- niid_bench:{tier} -->\nwhat was there\n<!-- /niid_bench:{tier} -->\n" for tier in TIERS)
+        path.write_text(marks)
+        arguments = ["--page", str(path), "--results", str(tmp_path)]
+        assert tables.main([*arguments, "--check"]) == 1
+        assert tables.main(arguments) == 0
+        assert tables.main([*arguments, "--check"]) == 0
+        return path.read_text()
+
+    return make
+
+
+def test_the_page_says_what_partial_results_say(page: Callable[..., str], tmp_path: Path) -> None:
+    text = page(PARTIAL)
+    assert "prose on mini" in text
+    assert "what was there" not in text
+    assert "No results yet: `python benchmarks/niid_bench/run.py exact`" in text
+    assert "| algorithm | c1 | dir0.5 |" in text
+    assert "| `feddkd` | **97.00 ± 0.00** | 98.00 (n=1) |" in text
+    assert "| `fedavg_sgd` | **97.00 ± 0.00** | - |" in text  # a tie is bold twice
+    assert "| `fedprox` | 30.00 ± 0.00 (n=2) | - |" in text
+    assert "| `fedavg_long` | 99.00 ± 0.00 | - |" in text  # more rounds, so never bold here
+    assert (tmp_path / "benchmarks_mini_mnist.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_says_where_feddkd_does_not_win(page: Callable[..., str]) -> None:
+    text = page(PARTIAL)
+    assert "the same rounds and bytes: c1 +0.00 points (`fedavg_sgd` 97.00%, the runs overlap)." in text
+    assert "c1 +67.00 points (`fedprox` 30.00%); dir0.5 -1.00 points (`fedavg` 99.00%)" in text
+    assert "`fedavg_long`, the same bytes: c1 -2.00 points (`fedavg_long` 99.00%)" in text
+    assert "does not win every one of these on: c1 (`fedavg_sgd`), dir0.5 (`fedavg`), c1 (`fedavg_long`)" in text
+    assert "ends at 97.00% (seed 0)" in text
+    assert "below FedAvg with the same partition and seed: dir0.5 seed 0 (of 4)" in text
+
+
+def test_the_page_reads_budgets_and_targets(page: Callable[..., str]) -> None:
+    text = page(PARTIAL)
+    assert "| `fedavg` | (20.00 ± 0.00; 50%) | (99.00 (n=1); 50%) |" in text  # FedDKD moves 4 MB, FedAvg 2 MB
+    assert "| `fedavg_long` | **99.00 ± 0.00** | - |" in text
+    assert "| `feddkd` | 2.0, 4 MB | 1.0, 2 MB |" in text  # to 90 %
+    assert "| `fedavg_long` | 4.0, 4 MB | - |" in text
+    assert "| `fedavg` | n/a (0 of 3) | 1.0, 1 MB |" in text
+
+
+def test_every_row_has_the_command_that_runs_it_again(page: Callable[..., str]) -> None:
+    assert "| `python run.py mini --data mnist --algorithm feddkd --again` |" in page(PARTIAL)
+
+
+def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
+    changed = line("feddkd", "c1", 1, [0.5])
+    changed["config"]["dkd"]["lr"] = 7.0
+    idle = line("fedavg", "c1", 1, [0.5])
+    idle["config"]["dkd"]["lr"] = 7.0  # FedAvg takes no steps
+    text = page([changed, idle])
+    assert "say today: feddkd c1 seed 1 (`dkd.lr`)." in text
+
+
+def test_published_numbers_stand_beside_the_exact_tier_only() -> None:
+    lines = [{**each, "tier": "exact"} for each in PARTIAL]
+    text = tables.published_table(Outcomes("exact", "mnist", lines))
+    assert "|  | [1] | 19.3 ± 11.8 | 98.9 ± 0.1 |" in text
+    assert "| `fedadagrad` | here | - | - |\n|  | [2] | 68.9 | 98.8 |" in text
+    assert tables.published_table(Outcomes("mini", "mnist", PARTIAL)) == ""
+
+
+def test_the_committed_page_is_what_the_results_say() -> None:
+    assert tables.main(["--check"]) == 0

@@ -1,0 +1,345 @@
+import base64
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_records import CLASSES, write_record
+
+from feddkd import cli
+from feddkd.errors import StateError
+from feddkd.observability.run_folder import RunFolder
+from feddkd.report import series, units
+from feddkd.report.groups import group_runs
+from feddkd.report.page import write_report
+from feddkd.report.series import Split
+
+PNG = b"\x89PNG\r\n\x1a\n"
+CUSTOM = "my_algorithms.mine:_Mine"
+
+
+class Elements(HTMLParser):
+    """Every element's name and attributes, and the text between them."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def images(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag == "img"]
+
+
+def load(out: Path, **options: object) -> RunFolder:
+    return RunFolder.load(write_record(out, **options))  # type: ignore[arg-type]
+
+
+def report_of(tmp_path: Path, *runs: RunFolder) -> Elements:
+    """A report's page; every picture in it is there as a PNG as well."""
+    folder = write_report(runs, tmp_path / "report.html")
+    elements = Elements(tmp_path / "report.html")
+    assert all(file.read_bytes().startswith(PNG) for file in folder.iterdir())
+    assert len(list(folder.iterdir())) == len(elements.images)
+    return elements
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Elements]:
+    """The report of one complete run, and the folder that it lies in."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, report_of(folder, load(folder / "run"))
+
+
+def test_one_run_has_every_picture_and_its_headline_numbers(one_run: tuple[Path, Elements]) -> None:
+    folder, page = one_run
+    names = {file.stem for file in (folder / "report").iterdir()}
+    assert names == {
+        *("accuracy_by_round", "accuracy_by_bytes", "bytes_by_exchange", "time_by_phase", "step_loss"),
+        *("drift_diversity", "class_accuracy", "partition"),
+    }
+    for text in ("feddkd: mlp on digits", "0123456789ab", "example gradients", "Not recorded: Teacher entropy.", "[training]", "3.11"):
+        assert text in page.text
+    assert all(image["alt"] for image in page.images)
+
+
+def test_pictures_are_sharp_and_the_page_small(one_run: tuple[Path, Elements]) -> None:
+    folder, page = one_run
+    for image in page.images:
+        kind, data = (image["src"] or "").split(";base64,")
+        assert kind == "data:image/svg+xml"
+        assert b"<svg" in base64.b64decode(data)
+    assert (folder / "report.html").stat().st_size < 1_000_000
+
+
+def test_the_page_needs_nothing_but_itself(one_run: tuple[Path, Elements]) -> None:
+    folder, page = one_run
+    tags = {tag for tag, _ in page.found}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    references = [value for _, own in page.found for name, value in own.items() if name in ("src", "srcset", "href") and value]
+    assert all(reference.startswith("data:") for reference in references)
+    assert not re.search(r"url\(|@import", (folder / "report.html").read_text())
+    (policy,) = [own["content"] for tag, own in page.found if own.get("http-equiv") == "Content-Security-Policy"]
+    assert policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_what_a_record_says_is_text_and_never_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'&$x$"
+    settings = {"data": {"root": evil}}
+    first = load(tmp_path / "<b>one", settings=settings, step="<i>step</i>")
+    second = load(tmp_path / "two", settings={"data": {"root": "elsewhere"}})
+    summary = dict(first.summary or {}) | {"model_sha256": "<img src=x>", "versions": {"<u>py": "<s>3"}}
+    (tmp_path / "<b>one" / "summary.json").write_text(json.dumps(summary))
+    lines = [line | {"metrics": {"<em>$m": 1.0}} for line in first.rounds]
+    (tmp_path / "<b>one" / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report([RunFolder.load(tmp_path / "<b>one"), second], tmp_path / "report.html", title="<h1>T & T</h1>")
+    page = Elements(tmp_path / "report.html")
+    assert not {tag for tag, _ in page.found} & {"script", "b", "u", "s", "em", "i"}
+    assert all((image["src"] or "").startswith("data:") for image in page.images)
+    assert f"root={evil}" in page.text
+    for text in ("<h1>T & T</h1>", "<b>one", "<img src=x", "<u>py", "<s>3", "<em>$m"):
+        assert text in page.text
+
+
+@pytest.mark.parametrize(
+    ("options", "absent"),
+    [
+        ({"finished": False}, "0123456789ab"),
+        ({"finished": False, "rounds": 0}, "NaN"),
+        ({"tested": False}, "Not recorded: Accuracy by round"),
+        ({"old": True}, "computing"),
+        ({"rounds": 1}, "Not recorded: Accuracy"),
+        ({"step": None}, "dkd_step"),
+        ({"algorithm": CUSTOM, "step": "a_name_of_our_own_that_is_longer_than_any_other"}, "None"),
+        ({"rounds": 120}, "None"),
+    ],
+    ids=["unfinished", "empty", "no test set", "old", "one round", "no steps", "custom", "long"],
+)
+def test_a_record_that_lacks_something_still_makes_a_page(options: dict[str, object], absent: str, tmp_path: Path) -> None:
+    run = load(tmp_path / "run", **options)
+    page = report_of(tmp_path, run)
+    assert absent not in page.text
+    assert run.config.algorithm.name in page.text
+    assert run.summary is not None or "not finished" in page.text
+
+
+def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
+    page = report_of(tmp_path, load(tmp_path / "run", old=True, step=None, tested=False))
+    assert "example gradientsnot recorded" in page.text.replace("\n", "")
+    for title in ("Loss before and after the steps", "Drift diversity", "Accuracy by class and round", "Examples by client and class"):
+        assert re.search(rf"Not recorded: [^.]*{title}", page.text)
+    assert "what the clients hold out, for the server had no test set" in page.text
+
+
+def test_a_run_before_its_first_exchange_has_no_pictures_but_a_page(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", rounds=0, finished=False, old=True)
+    (tmp_path / "run" / "exchanges.jsonl").write_text("")
+    page = report_of(tmp_path, RunFolder.load(tmp_path / "run"))
+    assert page.images == []
+    assert "not finished: 0 of 1 rounds recorded" in page.text
+
+
+def test_thirty_runs_at_once(tmp_path: Path) -> None:
+    runs = [
+        load(tmp_path / f"{steps}-{seed}", seed=seed, settings={"dkd": {"steps": steps}}, rounds=1, old=steps > 1)
+        for steps in range(10)
+        for seed in range(3)
+    ]
+    page = report_of(tmp_path, *runs)
+    assert "30 runs of 10 configurations" in page.text
+    assert "feddkd steps=7" in page.text
+    assert sum(own.get("class") == "swatch" for _, own in page.found) == 10 + 30
+
+
+def test_the_same_run_gives_the_same_page(one_run: tuple[Path, Elements], tmp_path: Path) -> None:
+    folder, _ = one_run
+    write_report([RunFolder.load(folder / "run")], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    def run(name: str, **tables: dict[str, object]) -> RunFolder:
+        return load(tmp_path / name, algorithm="fedavg" if name == "avg" else "feddkd", seed=len(name), settings=tables)
+
+    runs = [run("avg"), run("a", dkd={"lr": 0.1}), run("bb", dkd={"lr": 0.1}), run("c", training={"lr": 0.1, "epochs": 2})]
+    groups = group_runs(runs)
+    default = runs[0].config
+    assert [group.label for group in groups] == [
+        "fedavg",
+        f"feddkd epochs={default.training.epochs} training.lr={default.training.lr} dkd.lr=0.1",
+        f"feddkd epochs=2 training.lr=0.1 dkd.lr={runs[3].config.dkd.lr}",
+    ]
+    assert [group.seeds for group in groups] == ["3", "1, 2", "1"]
+
+
+def test_curves_take_each_round_from_the_runs_that_have_it(tmp_path: Path) -> None:
+    runs = [load(tmp_path / "a", rounds=2), load(tmp_path / "b", rounds=1)]
+    values = {runs[0].path: {1: 0.2, 2: 0.6}, runs[1].path: {1: 0.4}}
+    curve = series.over_runs(runs, lambda run: values[run.path])
+    assert curve.rounds == [1, 2]
+    assert curve.mean == pytest.approx([0.3, 0.6])
+    assert (curve.low, curve.high) == ([0.2, 0.6], [0.4, 0.6])
+
+
+def test_step_losses_are_those_of_the_last_attempt(tmp_path: Path) -> None:
+    run = load(tmp_path / "run", rounds=1)
+    retried = [dict(run.exchanges[1]) | {"attempt": 0, "loss": 9.0}] + [line | {"attempt": 1} for line in run.exchanges]
+    run = RunFolder(run.path, run.config, run.rounds, retried, run.summary, run.partition)
+    first, last = series.step_losses(run)
+    assert first == {1: 2.0}
+    assert last == pytest.approx({1: 1.9})
+
+
+def test_costs_by_exchange_add_up(tmp_path: Path) -> None:
+    run = load(tmp_path / "run")
+    sizes = series.bytes_by_exchange(run)
+    assert run.summary
+    assert sum(split.total for split in sizes.values()) == run.summary["total_wire_bytes_down"] + run.summary["total_wire_bytes_up"]
+    assert sizes["dkd_step"] == Split(4 * 2100, 4 * 1100)
+    times = series.seconds_by_phase(run)
+    assert sum(split.total for split in times.values()) == pytest.approx(sum(line["seconds"] for line in run.rounds))
+    assert times["local_train"] == Split(2 * 0.5, 2 * 1.0 / 4)
+    assert times[series.REST].first is None
+
+
+def test_a_mean_split_is_unknown_where_a_run_does_not_know(tmp_path: Path) -> None:
+    mean = series.mean_splits([{"a": Split(2.0, 1.0), "b": Split(4.0, 1.0)}, {"a": Split(4.0, None)}])
+    assert mean == {"a": Split(3.0, None), "b": Split(2.0, 0.5)}
+
+
+def test_class_accuracy_leaves_out_what_is_null(tmp_path: Path) -> None:
+    runs = [load(tmp_path / "a"), load(tmp_path / "b", tested=False)]
+    found = series.class_accuracy(runs)
+    assert found is not None
+    rounds, cells = found
+    assert rounds == [1, 2]
+    assert cells.shape == (CLASSES, 2)
+    assert np.ma.getmaskarray(cells).tolist() == [[False] * 2, [False] * 2, [True] * 2]
+    assert cells[1].tolist() == [0.25, 0.25]
+    assert series.class_accuracy(runs[1:]) is None
+
+
+def test_a_loss_that_diverged_is_a_gap(tmp_path: Path) -> None:
+    run = load(tmp_path / "run", rounds=3)
+    for line in run.exchanges:
+        if line["round"] == 2:
+            line["loss"] = None
+    first, last = series.step_losses(run)
+    assert list(first) == list(last) == [1, 3]
+    run.rounds[0]["metrics"] = {"drift_diversity": math.inf}
+    assert set(series.metric_values("drift_diversity")(run)) == {1, 2, 3}  # round 1 from its exchange
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (121_700_000, "121.7 MB"), (2.5e9, "2.50 GB"), (3e15, "3,000 TB")],
+)
+def test_sizes(size_bytes: float, text: str) -> None:
+    assert units.size(size_bytes) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0.00 s"), (90, "90.00 s"), (200, "3.33 min"), (20_000, "5.56 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert units.duration(seconds) == text
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["feddkd", "report", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(exit_.value.code or 0), captured.out, captured.err
+
+
+def test_the_command_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "a", rounds=1)
+    code, out, err = command(monkeypatch, capsys, tmp_path, "a", "--out", "new/page.html", "--title", "A & B")
+    assert (code, out, err) == (0, "report: new/page.html (pictures in new/page/)\n", "")
+    assert (tmp_path / "new" / "page" / "accuracy_by_round.png").exists()
+    assert "<h1>A &amp; B</h1>" in (tmp_path / "new" / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "page"),
+    [
+        (["a"], "a/report.html"),
+        (["a", "a/"], "a/report.html"),
+        (["a", "b"], "report.html"),
+        (["a", "--out", "b"], "b/report.html"),
+        (["a", "b", "--out", "new/folder"], "new/folder/report.html"),
+        (["a", "--out", "page.HTML"], "page.HTML"),
+    ],
+)
+def test_where_the_page_goes(
+    arguments: list[str], page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_record(tmp_path / name)
+    written: list[Path] = []
+
+    def write(runs: list[RunFolder], page: Path, title: str | None) -> Path:
+        written.append(page)
+        return page.with_suffix("")
+
+    monkeypatch.setattr("feddkd.report.page.write_report", write)
+    assert command(monkeypatch, capsys, tmp_path, *arguments)[0] == 0
+    assert written == [Path(page)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], 1, "nothing does not hold the record of a run: cannot read config.toml: No such file or directory"),
+        (["a", "empty"], 1, "empty does not hold the record of a run"),
+        (["a", "--out", "a/config.toml"], 2, "--out a/config.toml is neither a folder nor a file ending in .html"),
+        (["a", "--out", "a/config.toml/page.html"], 2, "cannot write the report to a/config.toml"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_folder(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    found, _, err = command(monkeypatch, capsys, tmp_path, *arguments)
+    assert found == code
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_without_the_extra_the_error_says_how_to_install_it(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = command(monkeypatch, capsys, tmp_path, "a")
+    assert (code, err) == (2, f"feddkd: {module} is not installed; get it with: pip install 'feddkd[plot]'\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("rounds.jsonl", "[]\n", "rounds.jsonl line 1 is not a JSON object"),
+        ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl line 1 has no 'cumulative_wire_bytes'"),
+        ("exchanges.jsonl", "{\n", "exchanges.jsonl line 1 is not JSON"),
+        ("partition.json", "[]", "partition.json is not a JSON object"),
+    ],
+)
+def test_a_damaged_record_is_named(file: str, text: str, message: str, tmp_path: Path) -> None:
+    write_record(tmp_path / "a")
+    (tmp_path / "a" / file).write_text(text)
+    with pytest.raises(StateError, match=re.escape(message)):
+        RunFolder.load(tmp_path / "a")

@@ -1,0 +1,109 @@
+"""What a client carries from round to round, through retries, restarts and other runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import SCHEMA, filled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feddkd.algorithms.memory import RoundMemory
+from feddkd.client.state_dir import StateDir
+from feddkd.errors import StateError
+from feddkd.exchange import ExchangeId
+from feddkd.tensors import Tensors
+
+
+def at(number: int, attempt: int = 0, run_id: str = "run") -> ExchangeId:
+    return ExchangeId(run_id, number, attempt, "local_train", 0)
+
+
+def value(seed: int) -> Tensors:
+    return filled(SCHEMA, seed)
+
+
+def recalled(memory: RoundMemory, exchange: ExchangeId) -> str | None:
+    found = memory.recall(exchange, SCHEMA)
+    return None if found is None else found.sha256()
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> RoundMemory:
+    return RoundMemory(StateDir(tmp_path), "control")
+
+
+def test_there_is_nothing_before_the_first_round(memory: RoundMemory) -> None:
+    assert recalled(memory, at(1)) is None
+    memory.keep(at(1), value(1))
+    assert recalled(memory, at(1)) is None
+
+
+def test_the_latest_round_before_counts_also_after_a_break(memory: RoundMemory) -> None:
+    for number in (1, 2, 5):
+        memory.keep(at(number), value(number))
+    assert recalled(memory, at(9)) == value(5).sha256()
+    assert recalled(memory, at(6)) == value(5).sha256()
+
+
+def test_a_round_that_is_tried_again_begins_from_what_was_known_before_its_first_attempt(memory: RoundMemory) -> None:
+    memory.keep(at(1), value(1))
+    for attempt in range(3):
+        assert recalled(memory, at(2, attempt)) == value(1).sha256()
+        memory.keep(at(2, attempt), value(20 + attempt))
+    assert recalled(memory, at(3)) == value(22).sha256()
+
+
+def test_a_first_round_that_is_tried_again_begins_from_nothing(memory: RoundMemory) -> None:
+    memory.keep(at(1), value(1))
+    memory.keep(at(1, attempt=1), value(2))
+    assert recalled(memory, at(1, attempt=2)) is None
+    assert recalled(memory, at(2)) == value(2).sha256()
+
+
+def test_what_another_run_left_is_ignored_and_overwritten(memory: RoundMemory, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        memory.keep(at(number, run_id="old/one"), value(number))
+    assert recalled(memory, at(7)) is None
+    memory.keep(at(1), value(10))
+    memory.keep(at(2), value(20))
+    assert recalled(memory, at(2)) == value(10).sha256()
+    assert recalled(memory, at(3)) == value(20).sha256()
+    assert recalled(memory, at(7, run_id="old/one")) is None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_it_survives_a_restart_of_the_process(memory: RoundMemory, tmp_path: Path) -> None:
+    memory.keep(at(1), value(1))
+    assert recalled(RoundMemory(StateDir(tmp_path), "control"), at(2)) == value(1).sha256()
+
+
+def test_names_do_not_mix(memory: RoundMemory, tmp_path: Path) -> None:
+    memory.keep(at(1), value(1))
+    assert recalled(RoundMemory(StateDir(tmp_path), "other"), at(2)) is None
+
+
+def test_the_memory_of_another_model_is_refused(memory: RoundMemory) -> None:
+    memory.keep(at(1), value(1))
+    with pytest.raises(StateError, match="damaged or of another model"):
+        memory.recall(at(2), SCHEMA.trainable.beside({"x": SCHEMA}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.booleans()), max_size=12))
+def test_any_sequence_of_rounds_attempts_and_restarts(tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[int, int, bool]]) -> None:
+    """Against a dictionary that forgets nothing."""
+    folder = tmp_path_factory.mktemp("memory")
+    memory, known, number, seed = RoundMemory(StateDir(folder), "control"), dict[int, Tensors](), 0, 0
+    for ahead, retries, restart in plan:
+        number += ahead
+        before = max((past for past in known if past < number), default=None)
+        for attempt in range(1 + retries):
+            expected = None if before is None else known[before].sha256()
+            assert recalled(memory, at(number, attempt)) == expected
+            seed += 1
+            memory.keep(at(number, attempt), value(seed))
+            known[number] = value(seed)
+        if restart:
+            memory = RoundMemory(StateDir(folder), "control")
