@@ -92,7 +92,7 @@ def gradient(w: Vector, of: Data) -> Vector:
 
 def forward(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features [n, HIDDEN] and logits [n, CLASSES] of `network` at the weights `w`."""
-    first, bias, second, last = w.split([HIDDEN * FEATURES, HIDDEN, CLASSES * HIDDEN, CLASSES])
+    first, bias, second, last = torch.split_with_sizes(w, [HIDDEN * FEATURES, HIDDEN, CLASSES * HIDDEN, CLASSES])
     features = torch.tanh(x @ first.view(HIDDEN, FEATURES).T + bias)
     return features, features @ second.view(CLASSES, HIDDEN).T + last
 
@@ -132,7 +132,7 @@ def vector(model: Tensors) -> Vector:
 
 def shares(clients: Sequence[Data]) -> Vector:
     sizes = np.array([len(each) for each in clients], dtype=float)
-    return sizes / sizes.sum()
+    return np.asarray(sizes / sizes.sum())
 
 
 def mean(of: Sequence[Vector], clients: Sequence[Data]) -> Vector:

@@ -1,27 +1,32 @@
-"""Write docs/benchmarks.md and its pictures from the results; `--check` fails if the page is not what the results say.
+"""Write docs/benchmarks.md and docs/ablation.md from the results; `--check` fails if a page is not what the results say.
 
     python benchmarks/niid_bench/tables.py [--check]
 
-Only what stands between the marks `<!-- niid_bench:TIER -->` and `<!-- /niid_bench:TIER -->` is written, so prose around
+Only what stands between marks like `<!-- niid_bench:mini -->` and `<!-- /niid_bench:mini -->` is written, so prose around
 them stays. Cells that are missing show as -.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.bench.budgets import Spread
-from niid_bench.cells import DATA_SETS, DEFAULT_SEEDS, ROOT, TIERS, read_toml
+from feddkd.bench.budgets import Spread, spread
+from niid_bench.ablate import RESULT as ABLATION
+from niid_bench.ablate import VARIANTS
+from niid_bench.cells import DATA_SETS, DEFAULT_SEEDS, PARTITIONS, ROOT, TIERS, read_toml
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.outcomes import LONGER, Outcomes
 from niid_bench.verdicts import verdicts
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+DOCS = ROOT / "docs"
+PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN"}
 MISSING = "-"
@@ -195,14 +200,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
-def _accuracy(found: Spread | None, *, bold: bool = False) -> str:
-    """Percent; how many seeds there are is said where it is not three."""
+def _accuracy(found: Spread | None, *, bold: bool = False, seeds: int = len(DEFAULT_SEEDS)) -> str:
+    """Percent; how many seeds there are is said where it is not `seeds`."""
     if found is None:
         return MISSING
     deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
-    seeds = "" if found.count == len(DEFAULT_SEEDS) else f" (n={found.count})"
+    note = "" if found.count == seeds else f" (n={found.count})"
     text = f"{100 * found.mean:.2f}{deviation}"
-    return f"**{text}**{seeds}" if bold else f"{text}{seeds}"
+    return f"**{text}**{note}" if bold else f"{text}{note}"
 
 
 def _published(value: Sequence[float] | None) -> str:
@@ -216,28 +221,61 @@ def fill(page: str, sections: dict[str, str]) -> str:
         before, opening, rest = page.partition(start)
         _, closing, after = rest.partition(end)
         if not (opening and closing):
-            raise SystemExit(f"{PAGE} has no place {start} ... {end}")
+            raise SystemExit(f"there is no place {start} ... {end}")
         page = f"{before}{start}\n{text}\n{end}{after}"
     return page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite the page and draw the pictures, or compare the page."""
+    """Rewrite the pages and draw the pictures, or compare the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="folder of the pages and the pictures")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of niid_bench_TIER.jsonl")
     options = parser.parse_args(arguments)
-    page = options.page.read_text(encoding="utf-8")
     files = {tier: options.results / f"niid_bench_{tier}.jsonl" for tier in TIERS}
-    filled = fill(page, {tier: section(tier, path) for tier, path in files.items()})
-    if options.check:
-        if filled != page:
-            print(f"{options.page} is not what the results say: run benchmarks/niid_bench/tables.py", file=sys.stderr)
-        return int(filled != page)
-    options.page.write_text(filled, encoding="utf-8")
-    draw_all(files, options.page.parent)
-    return 0
+    pages = {
+        options.docs / PAGE: {tier: section(tier, path) for tier, path in files.items()},
+        options.docs / ABLATION_PAGE: {"ablation": ablation_table(read_lines(options.results / ABLATION))},
+    }
+    outdated = [path for path, sections in pages.items() if not write(path, sections, check=options.check)]
+    for path in outdated:
+        print(f"{path} is not what the results say: run benchmarks/niid_bench/tables.py", file=sys.stderr)
+    if not options.check:
+        draw_all(files, options.docs)
+    return int(bool(outdated))
+
+
+def write(path: Path, sections: dict[str, str], *, check: bool) -> bool:
+    """Fill a page, or only say whether it is filled already."""
+    page = path.read_text(encoding="utf-8")
+    filled = fill(page, sections)
+    if not check:
+        path.write_text(filled, encoding="utf-8")
+    return filled == page or not check
+
+
+def ablation_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Every variant of FedDKD on every partition that was run: final accuracy, best accuracy, bytes, against the default's."""
+    if not lines:
+        return "No results yet: `python benchmarks/niid_bench/ablate.py mini`."
+    partitions = [name for name in PARTITIONS if any(line["partition"] == name for line in lines)]
+    rows = []
+    for name, point in VARIANTS.items():
+        own = [line for line in lines if tuple(line.get("grid_point", {}).items()) == point]
+        if not own:
+            continue
+        cells = []
+        for partition in partitions:
+            found = spread(line["final_accuracy"] for line in own if line["partition"] == partition)
+            worst = min((min(line["accuracy"][2:]) for line in own if line["partition"] == partition), default=None)
+            cells += [_accuracy(found, seeds=1), MISSING if worst is None else f"{100 * worst:.1f}"]
+        settings = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in point) or "-"
+        rows.append([name, settings, *cells, f"{own[0]['cumulative_wire_bytes'][-1] / 1e6:,.0f} MB"])
+    header = ["variant", "settings", *(text for name in partitions for text in (f"{name}: final", "lowest from round 3")), "bytes"]
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    what = f"{len(lines)} runs of {lines[0]['rounds']} rounds, tier `{lines[0]['tier']}`, seeds {seeds}; accuracy in %."
+    return f"{what}\n\n{_table(header, rows)}"
 
 
 def draw_all(files: dict[str, Path], folder: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, DKDConfig
 from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
+from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeKind, Reply, Task, model_and, scalar, trainable_parameters
 from feddkd.tensors import Schema, Tensors
@@ -118,24 +119,33 @@ class FedDKD(Algorithm):
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
-        mean = cohort.exchange("local_train", model)
-        average = model + mean.select(model.schema)
-        previous = average.replace(model.select(model.schema.trainable))
-        previous_loss = float(mean.part("previous_loss", ONE_NUMBER)["value"])
-        student = previous if dkd.start == "previous" else average
-        tail, losses = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), list[float]()
+        student, previous = self._starts(model, cohort.exchange("local_train", model))
+        tail, plateau = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), Plateau(dkd.patience)
         self.server_optimizer.start_round()
         for step in range(dkd.steps):
             gradient = cohort.exchange(self.step_exchange, student, step=step)
-            losses.append(math.inf if cohort.loss is None else cohort.loss)
-            if step == 0 and dkd.start == "better" and previous_loss < losses[0]:
-                student = previous
+            if step == 0 and previous.is_better_than(cohort.loss):
+                student = previous.student
                 continue
             student = self.server_optimizer.step(student, clipped(gradient, dkd.clip_norm))
             tail.add(step, student)
-            if has_settled(losses, dkd.patience):
+            if plateau.reached(cohort.loss):
                 break
         return tail.of(student)
+
+    def _starts(self, model: Tensors, answer: Tensors) -> tuple[Tensors, PreviousModel]:
+        """Where the steps start, and where they start over if that turns out to have the lower loss."""
+        average = model + answer.select(model.schema)
+        loss = float(answer.part("previous_loss", ONE_NUMBER)["value"])
+        # With the average's buffers: statistics of data are not what a model starts over from.
+        previous = PreviousModel(average.replace(model.select(model.schema.trainable)), loss)
+        match self.config.dkd.start:
+            case "average":
+                return average, PreviousModel(average, math.inf)
+            case "previous":
+                return previous.student, PreviousModel(previous.student, math.inf)
+            case "better":
+                return average, previous
 
     def state_dict(self) -> dict[str, Any]:
         return self.server_optimizer.state_dict()
@@ -149,40 +159,16 @@ def distillation_of(dkd: DKDConfig) -> Distillation:
     return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true)
 
 
-class TailMean:
-    """The mean of the last students of a round, in place of the very last one.
+@dataclass(frozen=True, slots=True)
+class PreviousModel:
+    """The previous round's global model, as another place to start the steps from.
 
-    At a constant learning rate the steps end by circling a minimum; the mean of the circle is nearer to it than its last
-    point, and costs no byte (Polyak and Juditsky 1992; Izmailov et al., arXiv 1803.05407).
+    Attributes:
+        loss: of a first step from here, at the clients; infinite where starting here is out of the question.
     """
 
-    def __init__(self, first_step: int) -> None:
-        self._first_step = first_step
-        self._mean: Tensors | None = None
-        self._count = 0
+    student: Tensors
+    loss: float
 
-    def add(self, step: int, student: Tensors) -> None:
-        """Take in the student after `step`, if that is late enough."""
-        if step < self._first_step:
-            return
-        weights = student.select(student.schema.trainable)
-        self._count += 1
-        self._mean = weights if self._mean is None else self._mean + (weights - self._mean).scaled(1 / self._count)
-
-    def of(self, last: Tensors) -> Tensors:
-        """The last student with its trainable parameters averaged; unchanged if there is nothing to average."""
-        return last if self._mean is None else last.replace(self._mean)
-
-
-def clipped(gradient: Tensors, clip_norm: float | None) -> Tensors:
-    """The gradient, shortened to `clip_norm` if it is longer."""
-    norm = gradient.norm() if clip_norm is not None else 0.0
-    return gradient if clip_norm is None or norm <= clip_norm else gradient.scaled(clip_norm / norm)
-
-
-def has_settled(losses: Sequence[float], patience: int) -> bool:
-    """Whether the mean of the last `patience` losses is no longer 1 % below that of as many before; never with patience 0."""
-    if patience == 0 or len(losses) < 2 * patience:
-        return False
-    last, before = sum(losses[-patience:]), sum(losses[-2 * patience : -patience])
-    return last > 0.99 * before
+    def is_better_than(self, loss_at_average: float | None) -> bool:
+        return loss_at_average is not None and self.loss < loss_at_average

@@ -76,21 +76,18 @@ own_settings = st.dictionaries(st.sampled_from(["beta", "depth", "label", "on"])
 
 def tables_of(tables: Mapping[str, type[BaseModel]], nested: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
     """Any of the tables of a tagged union, with any settings."""
-    return st.one_of(
-        st.builds(
-            lambda table, own, name, rest: table(name=name, **own, **rest),
-            st.just(table),
-            own_settings,
-            import_paths,
-            st.fixed_dictionaries(rest),
-        )
-        if tag == "custom"
-        else st.builds(
-            table, **rest, **{name: settings_of(field) for name, field in table.model_fields.items() if name not in ("name", *nested)}
-        )
-        for tag, table in tables.items()
-        for rest in [{name: values for name, values in nested.items() if name in table.model_fields}]
-    )
+    found: list[st.SearchStrategy[Any]] = []
+    for tag, table in tables.items():
+        values = {
+            name: nested[name] if name in nested else settings_of(field) for name, field in table.model_fields.items() if name != "name"
+        }
+        known = st.fixed_dictionaries(values)
+        if tag == "custom":
+            own = st.builds(lambda *tables: {key: value for table in tables for key, value in table.items()}, own_settings, known)
+            found.append(st.builds(lambda table, name, rest: table(name=name, **rest), st.just(table), import_paths, own))
+        else:
+            found.append(st.builds(lambda table, rest: table(**rest), st.just(table), known))
+    return st.one_of(found)
 
 
 objectives = tables_of(OBJECTIVE_TABLES, {})
@@ -271,11 +268,11 @@ def test_every_key_says_what_it_is_for() -> None:
     tables = [type(field.default) for field in Config.model_fields.values() if isinstance(field.default, Table)]
     assert len(tables) == 9
     chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
-    for table in [table for table in tables if table not in chosen_by_name]:
-        assert all(field.description for field in table.model_fields.values())
-    for table in chosen_by_name:
-        assert table.__doc__
-        assert all(field.description for name, field in table.model_fields.items() if name != "name")
+    for always_there in (table for table in tables if table not in chosen_by_name):
+        assert all(field.description for field in always_there.model_fields.values())
+    for chosen in chosen_by_name:
+        assert chosen.__doc__
+        assert all(field.description for name, field in chosen.model_fields.items() if name != "name")
 
 
 def test_every_algorithm_and_every_objective_has_a_table_and_the_other_way_round() -> None:

@@ -24,7 +24,7 @@ def test_features_are_the_inputs_of_the_last_linear_layer_and_carry_gradients(tm
     expected_features, expected_logits = forward(torch.from_numpy(vector(Tensors.of_module(module))), x)
     torch.testing.assert_close(features, expected_features)
     torch.testing.assert_close(logits, expected_logits)
-    (gradient,) = torch.autograd.grad(features.sum(), module[1].weight)  # type: ignore[index, union-attr]
+    (gradient,) = torch.autograd.grad(features.sum(), dict(module.named_parameters())["1.weight"])
     assert gradient.abs().sum() > 0
 
 

@@ -21,14 +21,15 @@ def opposed() -> list[Data]:
 @pytest.mark.parametrize("clients", [THREE, opposed()], ids=["ordinary", "opposed"])
 def test_rounds_are_those_of_the_paper(tmp_path: Path, clients: list[Data], epsilon: float) -> None:
     federation = Federation(tmp_path, {"name": "fedexp", "epsilon": epsilon}, clients, rounds=4)
-    iterate, rates = federation.initial, []
+    iterate, rates = federation.initial, list[float]()
 
     def one_round(_: Vector, __: list[int]) -> Vector:
         nonlocal iterate
         before = iterate
         updates = [sgd(before, lambda v, own=own: gradient(v, own), 3, LR) - before for own in clients]  # type: ignore[misc]
         step = mean(updates, clients)
-        rates.append(max(1.0, shares(clients) @ [each @ each for each in updates] / (2 * (step @ step + epsilon))))
+        norms_squared = np.array([each @ each for each in updates])
+        rates.append(max(1.0, float(shares(clients) @ norms_squared / (2 * (step @ step + epsilon)))))
         iterate = before + rates[-1] * step
         return np.asarray((before + iterate) / 2)
 

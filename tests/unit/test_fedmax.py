@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def test_uniform_activations_cost_nothing(level: float) -> None:
 def loss_of(own: Data, beta: float, at: Tensor) -> Tensor:
     features, logits = forward(at, torch.from_numpy(own.x))
     log_p = features - torch.logsumexp(features, 1, keepdim=True)
-    return cross_entropy(logits, torch.from_numpy(own.y)) + beta * (-np.log(HIDDEN) - log_p.sum(1) / HIDDEN).mean()
+    divergence: Tensor = -math.log(HIDDEN) - log_p.sum(1) / HIDDEN
+    return cross_entropy(logits, torch.from_numpy(own.y)) + beta * divergence.mean()
 
 
 @pytest.mark.parametrize("beta", [0.5, 10.0])

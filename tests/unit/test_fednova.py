@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import Federation, Vector, assert_follows, copies, gradient, length, sgd, shares
+from by_hand import Federation, Vector, assert_follows, copies, gradient, length, mean, sgd, shares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +35,8 @@ def test_updates_are_averaged_per_step(tmp_path: Path, momentum: float) -> None:
         p, steps = shares(UNEQUAL), [2 * 1, 2 * 3, 2 * 5]
         local = [sgd(w, lambda v, own=own: gradient(v, own), k, 0.25, momentum) for own, k in zip(UNEQUAL, steps, strict=True)]  # type: ignore[misc]
         a = np.array([length(k, momentum) for k in steps])
-        return w + (p @ a) * (p @ np.stack([(each - w) / way for each, way in zip(local, a, strict=True)]))
+        per_step = mean([(each - w) / way for each, way in zip(local, a, strict=True)], UNEQUAL)
+        return w + float(p @ a) * per_step
 
     assert_follows(federation, one_round)
 

@@ -72,7 +72,7 @@ def test_the_loss_is_the_papers_and_the_distillation_says_nothing_of_the_true_cl
     labels = objective.site.examples.labels
     before = objective.site.module(inputs).detach().numpy()
     with torch.no_grad():
-        objective.site.module[3].weight.mul_(-2)  # type: ignore[index, union-attr, operator]
+        dict(objective.site.module.named_parameters())["3.weight"].mul_(-2)
     logits: list[Tensor] = []
     objective.site.module.register_forward_hook(lambda _, __, output: logits.append(output))
     loss = objective.loss(torch.arange(len(labels)), inputs, labels)

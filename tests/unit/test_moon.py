@@ -34,7 +34,7 @@ def written_out(features: Vector, towards: Vector, away: Vector, temperature: fl
 @given(st.integers(0, 10**6), st.floats(0.1, 10))
 def test_the_contrast_is_the_papers_formula(seed: int, temperature: float) -> None:
     features, towards, away = np.random.default_rng(seed).normal(size=(3, 6, 5))
-    found = contrast(*map(torch.from_numpy, (features, towards, away)), temperature)
+    found = contrast(torch.from_numpy(features), torch.from_numpy(towards), torch.from_numpy(away), temperature)
     assert float(found) == pytest.approx(written_out(features, towards, away, temperature), rel=1e-9)
 
 
@@ -55,9 +55,13 @@ def loss_of(own: Data, w: Vector, previous: Vector | None, at: Tensor) -> Tensor
         towards, away = forward(torch.from_numpy(w), x)[0], forward(torch.from_numpy(previous), x)[0]
 
     def sim(other: Tensor) -> Tensor:
-        return (features * other).sum(1) / features.norm(dim=1) / other.norm(dim=1) / TEMPERATURE
+        products: Tensor = (features * other).sum(1)
+        lengths: Tensor = (features.square().sum(1) * other.square().sum(1)).sqrt()
+        cosines: Tensor = products / lengths
+        return cosines / TEMPERATURE
 
-    return loss - MU * (sim(towards) - torch.logaddexp(sim(towards), sim(away))).mean()
+    contrastive: Tensor = torch.logaddexp(sim(towards), sim(away)) - sim(towards)
+    return loss + MU * contrastive.mean()
 
 
 @pytest.mark.parametrize("cohort", ["all", 2, 1])

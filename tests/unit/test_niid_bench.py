@@ -246,10 +246,12 @@ def page(tmp_path: Path) -> Callable[..., str]:
 
     def make(lines: Sequence[dict[str, Any]]) -> str:
         (tmp_path / "niid_bench_mini.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-        path = tmp_path / "page.md"
+        path = tmp_path / "benchmarks.md"
         marks = "".join(f"\nprose on {tier}\n<!-- niid_bench:{tier} -->\nwhat was there\n<!-- /niid_bench:{tier} -->\n" for tier in TIERS)
         path.write_text(marks)
-        arguments = ["--page", str(path), "--results", str(tmp_path)]
+        ablation = tmp_path / "ablation.md"
+        ablation.write_text("\n<!-- niid_bench:ablation -->\n<!-- /niid_bench:ablation -->\n")
+        arguments = ["--docs", str(tmp_path), "--results", str(tmp_path)]
         assert tables.main([*arguments, "--check"]) == 1
         assert tables.main(arguments) == 0
         assert tables.main([*arguments, "--check"]) == 0
@@ -309,6 +311,16 @@ def test_published_numbers_stand_beside_the_exact_tier_only() -> None:
     assert "|  | [1] | 19.3 ± 11.8 | 98.9 ± 0.1 |" in text
     assert "| `fedadagrad` | here | - | - |\n|  | [2] | 68.9 | 98.8 |" in text
     assert tables.published_table(Outcomes("mini", "mnist", PARTIAL)) == ""
+
+
+def test_the_ablation_page_sets_variants_beside_the_default() -> None:
+    default = {**line("feddkd", "c1", 0, [0.5, 0.8, 0.97, 0.98], exchanges=2), "final_accuracy": 0.98, "rounds": 4}
+    collapsed = {**line("feddkd", "c1", 0, [0.5, 0.8, 0.11, 0.96]), "final_accuracy": 0.96, "grid_point": {"dkd.steps": 5}}
+    text = tables.ablation_table([default, collapsed])
+    assert "| default | - | 98.00 | 97.0 | 8 MB |" in text
+    assert "| J = 5 | `dkd.steps = 5` | 96.00 | 11.0 | 4 MB |" in text
+    assert "temperature" not in text  # not run
+    assert "No results yet" in tables.ablation_table([])
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:

@@ -32,7 +32,7 @@ class Louder(LocalObjective):
 
     def __init__(self, site: Site, settings: CustomObjectiveConfig) -> None:
         super().__init__(site, settings)
-        self.factor = settings.settings["factor"]
+        self.factor = float(settings.settings["factor"])
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         return self.factor * super().loss(index, inputs, labels)
@@ -49,7 +49,8 @@ def test_an_algorithm_with_settings_of_its_own(tmp_path: Path) -> None:
     federation = Federation(tmp_path, {"name": "test_own_algorithm:Timid", "courage": 0.5})
 
     def one_round(w: Vector, _: list[int]) -> Vector:
-        return (w + mean([sgd(w, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE], THREE)) / 2  # type: ignore[misc]
+        average = mean([sgd(w, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
+        return 0.5 * w + 0.5 * average
 
     assert_follows(federation, one_round)
 

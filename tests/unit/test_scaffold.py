@@ -89,8 +89,9 @@ class ConstantGradient(ControlVariates):
     """A linear loss: the gradient is the same wherever the weights are."""
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        parameters = dict(self.site.module.named_parameters())
         direction = torch.arange(1.0, 1 + CLASSES, dtype=torch.float64)
-        return (self.site.module[1].weight.sum(1) @ direction) - self.site.module[1].bias.sum()  # type: ignore[index, union-attr, operator, return-value]
+        return parameters["1.weight"].sum(1) @ direction - parameters["1.bias"].sum()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])

@@ -1,0 +1,54 @@
+"""What the server does about the steps of a round besides taking them: clip, notice the end, average."""
+
+from __future__ import annotations
+
+import math
+
+from feddkd.tensors import Tensors
+
+
+class TailMean:
+    """The mean of the last students of a round, in place of the very last one.
+
+    At a constant learning rate the steps end by circling a minimum; the mean of the circle is nearer to it than its last
+    point, and costs no byte (Polyak and Juditsky 1992; Izmailov et al., arXiv 1803.05407).
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step = first_step
+        self._mean: Tensors | None = None
+        self._count = 0
+
+    def add(self, step: int, student: Tensors) -> None:
+        """Take in the student after `step`, if that is late enough."""
+        if step < self._first_step:
+            return
+        weights = student.select(student.schema.trainable)
+        self._count += 1
+        self._mean = weights if self._mean is None else self._mean + (weights - self._mean).scaled(1 / self._count)
+
+    def of(self, last: Tensors) -> Tensors:
+        """The last student with its trainable parameters averaged; unchanged if there is nothing to average."""
+        return last if self._mean is None else last.replace(self._mean)
+
+
+def clipped(gradient: Tensors, clip_norm: float | None) -> Tensors:
+    """The gradient, shortened to `clip_norm` if it is longer."""
+    norm = gradient.norm() if clip_norm is not None else 0.0
+    return gradient if clip_norm is None or norm <= clip_norm else gradient.scaled(clip_norm / norm)
+
+
+class Plateau:
+    """Notices when the mean loss of the last `patience` steps is no longer 1 % below that of as many before; never with 0."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._losses: list[float] = []
+
+    def reached(self, loss: float | None) -> bool:
+        """Take in the loss of one more step."""
+        self._losses.append(math.inf if loss is None else loss)
+        if self._patience == 0 or len(self._losses) < 2 * self._patience:
+            return False
+        last, before = sum(self._losses[-self._patience :]), sum(self._losses[-2 * self._patience : -self._patience])
+        return last > 0.99 * before
