@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 
 
 def accuracy_table(name: str, what: str) -> str:
-    """Final accuracy of every algorithm of a sweep, over its seeds."""
+    """Final accuracy of every row of a comparison that `feddkd compare --save` wrote, over its seeds."""
     result = _load(name)
     seeds = sorted({run["seed"] for run in result["runs"]})
     lines = [f"{what}, {len(result['runs'][0]['accuracy'])} rounds, seeds {', '.join(map(str, seeds))}:", ""]

@@ -7,7 +7,14 @@ from typing import Any
 
 from niid_bench.outcomes import CONTROL, DKD, LONGER, Outcomes
 
-COLORS = {"feddkd": "#0072b2", "feddkd_ntd": "#56b4e9", CONTROL: "#e69f00", "fedavg": "#666666", LONGER: "#000000"}
+COLORS = {
+    "feddkd": "#0072b2",
+    "feddkd_pure": "#56b4e9",
+    "feddkd_ntd": "#f0e442",
+    CONTROL: "#e69f00",
+    "fedavg": "#666666",
+    LONGER: "#000000",
+}
 OTHER_COLORS = ("#d55e00", "#009e73", "#cc79a7")
 
 

@@ -74,9 +74,14 @@ def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     return next(keys, None)
 
 
+TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "not_true")
+
+
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """By dotted key, without [dkd] where it has no effect: its defaults may change without changing FedAvg."""
+    """By dotted key, without what has no effect: defaults of [dkd] may change without changing FedAvg or the control."""
     name = tree["algorithm"]["name"]
+    if name == "fedavg_sgd":
+        tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
     idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)
     return flatten({table: values for table, values in tree.items() if table not in idle})
 

@@ -16,7 +16,7 @@ from niid_bench.grid import outdated_key
 LONGER = "fedavg_long"
 """The row that spends FedDKD's bytes in more rounds: never compared at equal rounds."""
 
-DKD = ("feddkd", "feddkd_ntd")
+DKD = ("feddkd", "feddkd_pure", "feddkd_ntd")
 CONTROL = "fedavg_sgd"
 
 

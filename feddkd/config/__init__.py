@@ -125,7 +125,7 @@ class DKDConfig(Table):
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
         "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
-    hard_label_weight: float = Field(0.0, ge=0, le=1, description="share of the true labels' cross-entropy in the loss")
+    hard_label_weight: float = Field(0.5, ge=0, le=1, description="share of the true labels' cross-entropy in the loss; 0 is the paper's")
     not_true: bool = Field(False, description="leave each example's true class out of the divergence")
     start: Literal["better", "average", "previous"] = Field(
         "better", description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss"
