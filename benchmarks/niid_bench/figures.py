@@ -15,6 +15,12 @@ COLORS = {
     "fedavg": "#666666",
     LONGER: "#000000",
 }
+TITLES = {
+    "c1": "one class a party (c1)",
+    "c2": "two classes a party (c2)",
+    "dir0.1": "Dirichlet 0.1 (dir0.1)",
+    "dir0.5": "Dirichlet 0.5 (dir0.5)",
+}
 OTHER_COLORS = ("#d55e00", "#009e73", "#cc79a7")
 
 
@@ -40,7 +46,7 @@ def draw(outcomes: Outcomes, path: Path) -> None:
         for (by_round, by_bytes), partition in zip(axes.T, outcomes.partitions, strict=True):
             _draw_row(by_round, by_bytes, outcomes, algorithm, partition, color)
     for (by_round, by_bytes), partition in zip(axes.T, outcomes.partitions, strict=True):
-        by_round.set(title=partition, xlabel="round", ylim=(0, 100))
+        by_round.set(title=TITLES.get(partition, partition), xlabel="round", ylim=(0, 100))
         by_bytes.set(xlabel="MB on the wire", xscale="log")
         for each in (by_round, by_bytes):
             each.grid(visible=True, color="#dddddd", linewidth=0.6)

@@ -26,7 +26,6 @@ from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
-from feddkd.observability.ledger import write_partition
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.rounds import Evaluator, Scheduler
@@ -78,7 +77,9 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     model = initial_model(config)
     evaluator = make_evaluator(config)
     config = _wait_for_all(config)
-    write_partition(out, _class_counts(config))
+    counts = _class_counts(config)
+    for observer in observers:
+        observer.partitioned(counts)
     with _engine(engine_name, config, run_id, model, out) as engine:
         return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
 

@@ -25,7 +25,7 @@ from feddkd.traffic import Traffic
 
 
 class Ledger(Observer):
-    """Writes `config.toml`, `exchanges.jsonl`, `rounds.jsonl`, `summary.json` and `model.safetensors` into a folder."""
+    """Writes what a run leaves behind into a folder: its configuration, a line for each exchange and round, summary and model."""
 
     def __init__(self, out: Path, config: Config) -> None:
         """Start the record of a run.
@@ -44,6 +44,13 @@ class Ledger(Observer):
             self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
         except OSError as error:
             raise StateError(f"cannot write the record of the run to {out}: {error.strerror}") from error
+
+    def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """Write `partition.json`. Raises StateError if that cannot be done."""
+        try:
+            (self._out / PARTITION).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StateError(f"cannot write {self._out / PARTITION}: {error.strerror}") from error
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         line = {
@@ -94,18 +101,6 @@ class Ledger(Observer):
         """Close the files; everything that was complete is already in them."""
         self._exchanges.close()
         self._rounds.close()
-
-
-def write_partition(out: Path, counts: Mapping[str, Sequence[int]]) -> None:
-    """Keep how many examples of each class every simulated client has; a real server cannot know.
-
-    Raises:
-        StateError: the folder cannot be written.
-    """
-    try:
-        (out / PARTITION).write_text(json.dumps(counts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StateError(f"cannot write {out / PARTITION}: {error.strerror}") from error
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:

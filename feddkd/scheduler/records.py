@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from feddkd.exchange import Evaluation, ExchangeId
@@ -87,6 +87,9 @@ class Observer:
 
     def engine_ready(self, engine: Engine) -> None:
         """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""
+
+    def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """A simulation dealt the data: examples of each class at each client. A real server cannot know."""
 
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""

@@ -34,7 +34,7 @@ class ByHand:
     """One round of FedDKD with plain server steps on all examples, whatever else `[dkd]` asks for."""
 
     def __init__(self, hard: bool, **dkd: Any) -> None:
-        self.hard = hard
+        self.hard_label_weight = 1.0 if hard else dkd.get("hard_label_weight", 0.0)
         self.start, self.clip_norm = dkd.get("start", "average"), dkd.get("clip_norm")
         self.tail, self.patience = dkd.get("tail", 0.0), dkd.get("patience", 0)
         self.chosen: list[str] = []
@@ -42,16 +42,16 @@ class ByHand:
 
     def gradient(self, v: Vector, teachers: list[Vector]) -> Vector:
         pairs = zip(THREE, teachers, strict=True)
-        found = mean([gradient(v, own) if self.hard else distilled(v, teacher, own) for own, teacher in pairs], THREE)
+        a = self.hard_label_weight
+        found = mean([a * gradient(v, own) + (1 - a) * distilled(v, teacher, own) for own, teacher in pairs], THREE)
         norm = float(np.sqrt(found @ found))
         return found if self.clip_norm is None or norm < self.clip_norm else found * self.clip_norm / norm
 
     def loss(self, v: Vector, teachers: list[Vector]) -> float:
-        if self.hard:
-            losses = [-np.log(probabilities(v, own.x)[np.arange(len(own)), own.y]).mean() for own in THREE]
-        else:
-            losses = [distance(v, teacher, own) for own, teacher in zip(THREE, teachers, strict=True)]
-        return float(shares(THREE) @ losses)
+        hard = [-np.log(probabilities(v, own.x)[np.arange(len(own)), own.y]).mean() for own in THREE]
+        soft = [distance(v, teacher, own) for own, teacher in zip(THREE, teachers, strict=True)]
+        a = self.hard_label_weight
+        return float(shares(THREE) @ (a * np.array(hard) + (1 - a) * np.array(soft)))
 
     def one_round(self, w: Vector, _: list[int]) -> Vector:
         teachers = [sgd(w, lambda at, own=own: gradient(at, own), 3, 0.25) for own in THREE]  # type: ignore[misc]
@@ -76,6 +76,7 @@ class ByHand:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "mixed": {"hard_label_weight": 0.3},
     "previous": {"start": "previous"},
     "better": {"start": "better"},
     "clipped": {"clip_norm": 0.02},
@@ -88,7 +89,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_rounds_are_those_of_the_algorithm(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
-    dkd = {"steps": STEPS, "optimizer": "sgd", "lr": ETA, "batch_size": 0, "start": "average", "tail": 0, "patience": 0, **settings}
+    dkd = {"steps": STEPS, "optimizer": "sgd", "lr": ETA, "batch_size": 0, "start": "average", "tail": 0, "patience": 0}
+    dkd |= {"hard_label_weight": 0.0, **settings}
     federation = Federation(tmp_path, {"name": name}, dkd=dkd)
     hand = ByHand(name == "fedavg_sgd", **settings)
     assert_follows(federation, hand.one_round, rtol=1e-5)  # the teachers' logits are kept in float32

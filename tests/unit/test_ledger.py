@@ -16,7 +16,7 @@ from feddkd.data.partitions import client_ids, partition
 from feddkd.engines.federation import initial_model, run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExchangeId
-from feddkd.observability.ledger import Ledger, write_partition
+from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -228,9 +228,11 @@ def test_the_partition_on_record_is_the_one_that_the_clients_have(run: Run) -> N
 
 
 def test_a_partition_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StateError) as caught:
-        write_partition(tmp_path / "none", {"client-0": [1, 2]})
-    assert str(caught.value) == f"cannot write {tmp_path / 'none' / 'partition.json'}: No such file or directory"
+    with closing(Ledger(tmp_path / "out", CONFIG)) as ledger:
+        (tmp_path / "out" / "partition.json").mkdir()
+        with pytest.raises(StateError) as caught:
+            ledger.partitioned({"client-0": [1, 2]})
+    assert str(caught.value) == f"cannot write {tmp_path / 'out' / 'partition.json'}: Is a directory"
 
 
 def test_accuracy_by_class_averages_to_the_accuracy(run: Run) -> None:
