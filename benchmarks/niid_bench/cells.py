@@ -73,7 +73,7 @@ class Settings:
     """What the command line says about every cell.
 
     Attributes:
-        rounds: instead of the tier's.
+        rounds: instead of the tier's and the algorithm's.
         overrides: `table.key=value`, the last word.
         data_root: has one folder for each data set, with its name.
     """
@@ -99,16 +99,16 @@ def configure(cell: Cell, settings: Settings) -> Config:
     tree = read_toml(f"{cell.tier}.toml")
     merge(tree, {"seed": cell.seed, "data": {"name": cell.data, "root": str(settings.data_root / cell.data)}})
     merge(tree, {"partition": PARTITIONS[cell.partition]})
-    if settings.rounds is not None:
-        merge(tree, {"rounds": settings.rounds})
     merge(tree, settings_of_algorithm(cell))
     for key, value in cell.point:
         put(tree, key, value)
+    if settings.rounds is not None:
+        merge(tree, {"rounds": settings.rounds})
     merge(tree, read_tables(None, settings.overrides))
     config = Config.parse(tree, source=str(cell))
     if like := ALGORITHMS[cell.algorithm].get("same_exchanges_as"):
-        exchanges = configure(replace(cell, algorithm=like, point=()), settings).dkd.steps + 1
-        config = config.model_copy(update={"rounds": config.rounds * exchanges})
+        other = configure(replace(cell, algorithm=like, point=()), settings)
+        config = config.model_copy(update={"rounds": other.rounds * (other.dkd.steps + 1)})
     return config
 
 

@@ -68,6 +68,15 @@ def test_every_algorithm_and_every_point_of_its_grid_has_a_configuration(algorit
 def test_the_longer_fedavg_has_the_exchanges_of_feddkd() -> None:
     assert configuration("fedavg_long").rounds == 15 * (configuration("feddkd").dkd.steps + 1)
     assert configuration("fedavg_long", rounds=2, overrides=("dkd.steps=4",)).rounds == 2 * 5
+    for tier in TIERS:  # in each of which FedDKD may have rounds and steps of its own
+        feddkd = configuration("feddkd", tier)
+        assert configuration("fedavg_long", tier).rounds == feddkd.rounds * (feddkd.dkd.steps + 1)
+
+
+def test_rounds_of_the_command_line_go_before_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS["feddkd"], "mini", {"rounds": 8})
+    assert configuration("feddkd").rounds == 8
+    assert configuration("feddkd", rounds=3).rounds == 3
 
 
 def test_the_command_line_has_the_last_word_and_is_stated() -> None:
