@@ -13,9 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this file is run as a script
 
 from niid_bench.grid import RESULTS, read_lines
+from niid_bench.markdown import accuracy
 from niid_bench.outcomes import CONTROL, DKD, LONGER, Outcomes
-
-from feddkd.bench.budgets import Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -35,22 +34,23 @@ def accuracy_table(name: str, what: str) -> str:
 
 
 PARTITIONS = {"c1": "one class each", "c2": "two classes each", "dir0.1": "Dirichlet 0.1", "dir0.5": "Dirichlet 0.5"}
-SEEDS = 3
 
 
 def grid_table() -> str:
     """FedDKD, its controls and the best of all others in the mini tier of NIID-Bench's grid."""
     found = Outcomes("mini", "mnist", read_lines(RESULTS / "niid_bench_mini.jsonl"))
     partitions = [name for name in PARTITIONS if name in found.partitions]
-    others = [name for name in found.algorithms if name not in (*DKD, CONTROL, LONGER)]
+    others = [name for name in found.algorithms if name not in (*DKD, CONTROL, LONGER, "fedavg", "fedavg_tuned")]
     rows = {
-        "FedDKD": [_percent(found.final("feddkd", partition)) for partition in partitions],
-        "control: the same exchanges, true labels": [_percent(found.final(CONTROL, partition)) for partition in partitions],
-        "FedAvg, the same rounds": [_percent(found.final("fedavg", partition)) for partition in partitions],
+        "FedDKD (default: half true labels)": [accuracy(found.final("feddkd", partition)) for partition in partitions],
+        "FedDKD, the teachers alone": [accuracy(found.final("feddkd_pure", partition)) for partition in partitions],
+        "control: the same exchanges, true labels alone": [accuracy(found.final(CONTROL, partition)) for partition in partitions],
+        "FedAvg, the same rounds": [accuracy(found.final("fedavg", partition)) for partition in partitions],
+        "FedAvg, the same rounds, tuned rate": [accuracy(found.final("fedavg_tuned", partition)) for partition in partitions],
         f"best of {len(others)} others, the same rounds": [_best(found, partition) for partition in partitions],
     }
     if LONGER in found.algorithms:
-        rows["FedAvg, the same bytes (21 times the rounds)"] = [_percent(found.at_bytes(LONGER, partition)) for partition in partitions]
+        rows["FedAvg, the same bytes (21 times the rounds)"] = [accuracy(found.at_bytes(LONGER, partition)) for partition in partitions]
     lines = ["| MNIST, ten parties | " + " | ".join(PARTITIONS[name] for name in partitions) + " |", "|---" * (len(partitions) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     what = "Final test accuracy in %, mean ± deviation over three seeds (n: fewer), 12,000 images, 2 local epochs, 15 rounds"
@@ -73,20 +73,13 @@ def exact_table() -> str:
                 continue
             rounds = len(found.of(algorithm, partition)[0].curve.rounds)
             beside = published.get((algorithm, partition), "-")
-            lines.append(f"| `{algorithm}`, {PARTITIONS[partition]} | {rounds} | {_percent(best)} ({100 * best.lowest:.2f}) | {beside} |")
+            lines.append(f"| `{algorithm}`, {PARTITIONS[partition]} | {rounds} | {accuracy(best)} ({100 * best.lowest:.2f}) | {beside} |")
     return "\n".join(lines)
 
 
 def _best(found: Outcomes, partition: str) -> str:
     name = found.best_other(partition)
-    return "-" if name is None else f"{_percent(found.final(name, partition))} (`{name}`)"
-
-
-def _percent(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
-    return f"{100 * found.mean:.2f}{deviation}" + ("" if found.count == SEEDS else f" (n={found.count})")
+    return "-" if name is None else f"{accuracy(found.final(name, partition))} (`{name}`)"
 
 
 def transport_table() -> str:

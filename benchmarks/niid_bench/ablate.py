@@ -1,6 +1,8 @@
 """Change FedDKD's defaults one at a time (ablation.toml); a variant that is finished is not run again.
 
-python benchmarks/niid_bench/ablate.py mini --partition c1 --seed 0
+python benchmarks/niid_bench/ablate.py mini --partition c1
+
+The seed, 100 by default, is none that a table of results uses.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
 from feddkd.bench.runs import flatten
-from feddkd.config import read_tables
-from feddkd.errors import ConfigError
 from niid_bench.cells import PARTITIONS, Cell, read_toml
 from niid_bench.grid import RESULTS, Runner, main_guard, results_file
 from niid_bench.run import add_options, settings_of
@@ -24,17 +24,13 @@ VARIANTS = {name: tuple(flatten(settings).items()) for name, settings in read_to
 """What differs from the default, by dotted key, for each variant."""
 
 
-def chosen_variants(names: Sequence[str], only: Sequence[str]) -> dict[str, tuple[tuple[str, object], ...]]:
-    """The variants of these names, or with exactly these settings; all of them if nothing is asked for.
+def variant_of(point: tuple[tuple[str, object], ...]) -> str | None:
+    """The name of the variant with exactly these settings."""
+    return next((name for name, settings in VARIANTS.items() if settings == point), None)
 
-    Raises:
-        ConfigError: there is none.
-    """
-    wanted = flatten(read_tables(None, only))
-    chosen = {name: point for name, point in VARIANTS.items() if (not names or name in names) and (not only or dict(point) == wanted)}
-    if not chosen:
-        raise ConfigError(f"ablation.toml has no variant {', '.join([*names, *only])}")
-    return chosen
+
+def _variant_option(cell: Cell) -> list[str]:
+    return ["--variant", str(variant_of(cell.point))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,19 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--algorithm", choices=["feddkd"], default="feddkd")
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="may be repeated; default: all")
-    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help="only the variant with these settings")
+    parser.add_argument("--variant", action="append", choices=[*VARIANTS], metavar="NAME", help="may be repeated; default: all")
     parser.add_argument("--partition", action="append", choices=[*PARTITIONS], metavar="P", help="may be repeated; default: c1")
-    parser.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: 0")
+    parser.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: 100")
     options = parser.parse_args(arguments)
     cells = [
         Cell(options.tier, options.data, options.algorithm, partition, seed, point)
-        for seed in dict.fromkeys(options.seed or (0,))
+        for seed in dict.fromkeys(options.seed or (100,))
         for partition in dict.fromkeys(options.partition or ("c1",))
-        for point in chosen_variants(options.variant, options.only).values()
+        for point in (VARIANTS[name] for name in options.variant or VARIANTS)
     ]
     results = results_file(options.results or RESULTS / RESULT, options.records)
-    runner = Runner(results, settings_of(options), script="benchmarks/niid_bench/ablate.py", jobs=options.jobs)
+    runner = Runner(
+        results, settings_of(options), script="benchmarks/niid_bench/ablate.py", jobs=options.jobs, point_options=_variant_option
+    )
     return int(runner.run(cells, again=options.again) > 0)
 
 

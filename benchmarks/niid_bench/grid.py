@@ -95,10 +95,24 @@ def _recorded(config: Config) -> dict[str, Any]:
     return tree
 
 
+def _only(cell: Cell) -> list[str]:
+    return [text for key, value in cell.point for text in ("--only", f"{key}={json.dumps(value)}")]
+
+
 class Runner:
     """Runs the cells that have no line yet, and says on standard error how it goes."""
 
-    def __init__(self, results: ResultsFile, settings: Settings, *, script: str, jobs: int) -> None:
+    def __init__(
+        self,
+        results: ResultsFile,
+        settings: Settings,
+        *,
+        script: str,
+        jobs: int,
+        point_options: Callable[[Cell], list[str]] = _only,
+    ) -> None:
+        """`point_options` are the script's options that choose a cell's point."""
+        self._point_options = point_options
         self._results = results
         self._settings = settings
         self._script = script
@@ -195,8 +209,7 @@ class Runner:
     def _command(self, cell: Cell) -> str:
         """Runs this cell again, from the root of the repository."""
         grid = ["--data", cell.data, "--algorithm", cell.algorithm, "--partition", cell.partition, "--seed", str(cell.seed)]
-        point = [text for key, value in cell.point for text in ("--only", f"{key}={json.dumps(value)}")]
-        return shlex.join(["python", self._script, cell.tier, *grid, *point, *self._settings.arguments, "--again"])
+        return shlex.join(["python", self._script, cell.tier, *grid, *self._point_options(cell), *self._settings.arguments, "--again"])
 
 
 def main_guard(main: Callable[[], int]) -> None:

@@ -63,6 +63,14 @@ class Outcomes:
     def final(self, algorithm: str, partition: str) -> Spread | None:
         return self.spread(algorithm, partition, lambda curve: curve.final_accuracy)
 
+    def rounds(self, algorithm: str, partition: str) -> int | None:
+        """The fewest rounds of its runs."""
+        return min((len(outcome.curve.rounds) for outcome in self.of(algorithm, partition)), default=None)
+
+    def at_round(self, algorithm: str, partition: str, rounds: int) -> Spread | None:
+        """Accuracy after so many rounds."""
+        return self.spread(algorithm, partition, lambda curve: curve.accuracy[rounds - 1] if rounds <= len(curve.accuracy) else None)
+
     def best(self, algorithm: str, partition: str) -> Spread | None:
         return self.spread(algorithm, partition, lambda curve: curve.best_accuracy)
 

@@ -9,19 +9,18 @@ them stays. Cells that are missing show as -.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.bench.budgets import Spread, spread
+from feddkd.bench.budgets import Spread
 from niid_bench.ablate import RESULT as ABLATION
-from niid_bench.ablate import VARIANTS
-from niid_bench.cells import DATA_SETS, DEFAULT_SEEDS, PARTITIONS, ROOT, TIERS, read_toml
+from niid_bench.ablation_table import ablation_table
+from niid_bench.cells import DATA_SETS, ROOT, TIERS, read_toml
 from niid_bench.grid import RESULTS, read_lines
+from niid_bench.markdown import MISSING, accuracy, table
 from niid_bench.outcomes import LONGER, Outcomes
 from niid_bench.verdicts import verdicts
 
@@ -29,7 +28,6 @@ DOCS = ROOT / "docs"
 PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN"}
-MISSING = "-"
 
 Number = Callable[[str, str], Spread | None]
 """Of an algorithm on a partition."""
@@ -79,9 +77,9 @@ def accuracy_table(outcomes: Outcomes, number: Number, comparable: Sequence[str]
     """Algorithms by partitions; the best cell of a partition is bold, and so are those that print the same mean.
 
     Args:
-        comparable: which algorithms may be bold; without it, all that run the same rounds.
+        comparable: which algorithms may be bold; without it, all that run the same rounds, if all do.
     """
-    may_win = comparable if comparable is not None else [name for name in outcomes.algorithms if name != LONGER]
+    may_win = comparable if comparable is not None else same_rounds(outcomes)
     best = {}
     for partition in outcomes.partitions:
         means = [round(100 * found.mean, 2) for name in may_win if (found := number(name, partition))]
@@ -92,9 +90,9 @@ def accuracy_table(outcomes: Outcomes, number: Number, comparable: Sequence[str]
         for partition in outcomes.partitions:
             found = number(algorithm, partition)
             wins = found is not None and algorithm in may_win and round(100 * found.mean, 2) == best[partition]
-            cells.append(_accuracy(found, bold=wins))
+            cells.append(accuracy(found, bold=wins))
         rows.append([f"`{algorithm}`", *cells])
-    return _table(["algorithm", *outcomes.partitions], rows)
+    return table(["algorithm", *outcomes.partitions], rows)
 
 
 def bytes_table(outcomes: Outcomes) -> str:
@@ -112,10 +110,10 @@ def bytes_table(outcomes: Outcomes) -> str:
             found, share = outcomes.at_bytes(algorithm, partition), outcomes.share_of_bytes(algorithm, partition)
             rivals = [other for name in outcomes.algorithms if spends[name, partition] and (other := outcomes.at_bytes(name, partition))]
             wins = found is not None and all(round(100 * found.mean, 2) >= round(100 * rival.mean, 2) for rival in rivals)
-            text = _accuracy(found, bold=wins and spends[algorithm, partition])
+            text = accuracy(found, bold=wins and spends[algorithm, partition])
             cells.append(text if found is None or spends[algorithm, partition] else f"({text}; {share:.0%})")
         rows.append([f"`{algorithm}`", *cells])
-    return _table(["algorithm", *outcomes.partitions], rows)
+    return table(["algorithm", *outcomes.partitions], rows)
 
 
 def cost_table(outcomes: Outcomes) -> str:
@@ -134,7 +132,7 @@ def cost_table(outcomes: Outcomes) -> str:
                 "<br>".join(f"`{command}`" for command in outcomes.commands(algorithm)),
             ]
         )
-    return _table(["algorithm", "rounds", "bytes", "gradient evaluations", "time", "command"], rows)
+    return table(["algorithm", "rounds", "bytes", "gradient evaluations", "time", "command"], rows)
 
 
 def target_table(outcomes: Outcomes, target: float) -> str:
@@ -152,7 +150,7 @@ def target_table(outcomes: Outcomes, target: float) -> str:
             else:
                 cells.append(f"{rounds.mean:.1f}, {wire_bytes.mean / 1e6:,.0f} MB")
         rows.append([f"`{algorithm}`", *cells])
-    return _table(["algorithm", *outcomes.partitions], rows)
+    return table(["algorithm", *outcomes.partitions], rows)
 
 
 def published_table(outcomes: Outcomes) -> str:
@@ -163,7 +161,7 @@ def published_table(outcomes: Outcomes) -> str:
     algorithms = list(dict.fromkeys(name for source in sources for name in source[outcomes.data]))
     rows = []
     for algorithm in dict.fromkeys([*outcomes.algorithms, *algorithms]):
-        ours = [_accuracy(outcomes.best(algorithm, partition)) for partition in outcomes.partitions]
+        ours = [accuracy(outcomes.best(algorithm, partition)) for partition in outcomes.partitions]
         rows.append([f"`{algorithm}`", "here", *ours])
         for number, source in enumerate(sources, start=1):
             values = source[outcomes.data].get(algorithm)
@@ -171,7 +169,7 @@ def published_table(outcomes: Outcomes) -> str:
                 rows.append(["", f"[{number}]", *(_published(values.get(partition)) for partition in outcomes.partitions)])
     legend = "; ".join(f"[{number}] {source['name']} ({source['where']}): {source['note']}" for number, source in enumerate(sources, 1))
     note = f"**Beside published numbers**, best accuracy of all rounds in %. {legend}."
-    return f"{note}\n\n{_table(['algorithm', 'source', *outcomes.partitions], rows)}"
+    return f"{note}\n\n{table(['algorithm', 'source', *outcomes.partitions], rows)}"
 
 
 def notes(outcomes: Outcomes) -> str:
@@ -190,24 +188,22 @@ def _protocol(outcomes: Outcomes) -> str:
     tier = read_toml(f"{outcomes.tier}.toml")
     images = f"{tier['data']['subset']:,} training images" if "subset" in tier["data"] else "All training images"
     return (
-        f"{images}, {tier['partition']['clients']} parties, {tier['training']['epochs']} local epochs, {tier['rounds']} rounds, "
+        f"{images}, {tier['partition']['clients']} parties, {tier['training']['epochs']} local epochs, {_rounds(outcomes)}, "
         f"SGD at {tier['training']['lr']} with momentum {tier['training']['momentum']}, batches of {tier['training']['batch_size']}, "
         f"`{tier['model']['name']}`. `{LONGER}` has as many exchanges as `feddkd`, so more rounds, and is not bold where rounds are equal."
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+def _rounds(outcomes: Outcomes) -> str:
+    """How many rounds the algorithms ran, if all ran as many."""
+    found = {len(outcome.curve.rounds) for outcome in outcomes.all if outcome.cell.algorithm != LONGER}
+    return f"{found.pop()} rounds" if len(found) == 1 else "rounds as the table of costs says, so no row is bold for its final accuracy"
 
 
-def _accuracy(found: Spread | None, *, bold: bool = False, seeds: int = len(DEFAULT_SEEDS)) -> str:
-    """Percent; how many seeds there are is said where it is not `seeds`."""
-    if found is None:
-        return MISSING
-    deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
-    note = "" if found.count == seeds else f" (n={found.count})"
-    text = f"{100 * found.mean:.2f}{deviation}"
-    return f"**{text}**{note}" if bold else f"{text}{note}"
+def same_rounds(outcomes: Outcomes) -> list[str]:
+    """The algorithms that may be compared by their last round: all but the longer one, or nobody where rounds differ."""
+    rivals = [name for name in outcomes.algorithms if name != LONGER]
+    return rivals if len({len(outcome.curve.rounds) for outcome in outcomes.all if outcome.cell.algorithm != LONGER}) == 1 else []
 
 
 def _published(value: Sequence[float] | None) -> str:
@@ -253,29 +249,6 @@ def write(path: Path, sections: dict[str, str], *, check: bool) -> bool:
     if not check:
         path.write_text(filled, encoding="utf-8")
     return filled == page or not check
-
-
-def ablation_table(lines: Sequence[dict[str, Any]]) -> str:
-    """Every variant of FedDKD on every partition that was run: final accuracy, best accuracy, bytes, against the default's."""
-    if not lines:
-        return "No results yet: `python benchmarks/niid_bench/ablate.py mini`."
-    partitions = [name for name in PARTITIONS if any(line["partition"] == name for line in lines)]
-    rows = []
-    for name, point in VARIANTS.items():
-        own = [line for line in lines if tuple(line.get("grid_point", {}).items()) == point]
-        if not own:
-            continue
-        cells = []
-        for partition in partitions:
-            found = spread(line["final_accuracy"] for line in own if line["partition"] == partition)
-            worst = min((min(line["accuracy"][2:]) for line in own if line["partition"] == partition), default=None)
-            cells += [_accuracy(found, seeds=1), MISSING if worst is None else f"{100 * worst:.1f}"]
-        settings = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in point) or "-"
-        rows.append([name, settings, *cells, f"{own[0]['cumulative_wire_bytes'][-1] / 1e6:,.0f} MB"])
-    header = ["variant", "settings", *(text for name in partitions for text in (f"{name}: final", "lowest from round 3")), "bytes"]
-    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
-    what = f"{len(lines)} runs of {lines[0]['rounds']} rounds, tier `{lines[0]['tier']}`, seeds {seeds}; accuracy in %."
-    return f"{what}\n\n{_table(header, rows)}"
 
 
 def draw_all(files: dict[str, Path], folder: Path) -> None:

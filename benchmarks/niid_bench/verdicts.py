@@ -40,8 +40,8 @@ def verdicts(outcomes: Outcomes) -> str:
 
 def _verdicts_on(name: str, outcomes: Outcomes) -> Iterator[str]:
     kinds = {
-        f"against the control `{CONTROL}`, the same rounds and bytes": _duels(name, outcomes, lambda _: CONTROL, outcomes.final),
-        "against the best of the others, the same rounds": _duels(name, outcomes, outcomes.best_other, outcomes.final),
+        f"against the control `{CONTROL}`, the same rounds and bytes": _duels_at_equal_rounds(name, outcomes, lambda _: CONTROL),
+        "against the best of the others, the same rounds": _duels_at_equal_rounds(name, outcomes, outcomes.best_other),
         "against that one, the same gradient evaluations": _duels(name, outcomes, outcomes.best_other, outcomes.at_gradients),
         f"against `{LONGER}`, the same bytes": _duels(name, outcomes, lambda _: LONGER, outcomes.at_bytes),
     }
@@ -63,6 +63,19 @@ def _duels(name: str, outcomes: Outcomes, rival_on: Callable[[str], str | None],
         ours, theirs = number(name, partition), number(rival, partition) if rival else None
         if rival and ours and theirs:
             found.append(Duel(partition, rival, ours, theirs))
+    return found
+
+
+def _duels_at_equal_rounds(name: str, outcomes: Outcomes, rival_on: Callable[[str], str | None]) -> list[Duel]:
+    """After as many rounds as both have run."""
+    found = []
+    for partition in outcomes.partitions:
+        rival = rival_on(partition)
+        own, other = outcomes.rounds(name, partition), outcomes.rounds(rival, partition) if rival else None
+        if rival and own and other:
+            ours, theirs = (outcomes.at_round(each, partition, min(own, other)) for each in (name, rival))
+            if ours and theirs:
+                found.append(Duel(partition, rival, ours, theirs))
     return found
 
 

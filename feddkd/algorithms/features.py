@@ -11,28 +11,22 @@ from feddkd.errors import ConfigError
 
 
 class Features:
-    """The input of a module's last linear layer, for whichever batch went through it last."""
+    """The input of a module's last linear layer. Watches the module while it asks, and keeps no batch alive afterwards."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Watch `module`.
-
-        Raises:
-            ConfigError: it has no linear layer.
-        """
+        """Raises ConfigError if `module` has no linear layer."""
         linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ConfigError(f"model {type(module).__name__} has no linear layer, so there are no features before its classifier")
         self._module = module
-        self._last = torch.empty(0)
-        linear[-1].register_forward_pre_hook(self._remember)
-
-    def _remember(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        self._last = inputs[0].flatten(1)
+        self._classifier = linear[-1]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, C] and features [B, D] of one batch."""
-        logits: Tensor = self._module(inputs)
-        return logits, self._last
+        found: list[Tensor] = []
+        with self._classifier.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0].flatten(1))):
+            logits: Tensor = self._module(inputs)
+        return logits, found[-1]
 
     @torch.no_grad()
     def of_all(self, examples: Examples, device: torch.device, batch_size: int = 512) -> Tensor:

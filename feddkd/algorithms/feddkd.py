@@ -48,10 +48,10 @@ class FedDKDClient(FedAvgClient):
     def local_train(self, task: Task) -> Reply:
         """Answers with the update and, beside it, with what the first step would report as its loss at w_t."""
         reply = super().local_train(task)
-        # Kept before the answer leaves, so that a client that crashes later still has its teacher.
-        self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
-        first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
-        _, loss, examples = self._gradient(first_step)
+        if self.distillation.needs_teacher:
+            # Kept before the answer leaves, so that a client that crashes later still has its teacher.
+            self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
+        loss, examples = self._loss_of_broadcast(task)
         number = Tensors.copy_of(ONE_NUMBER, {"value": torch.tensor(loss, dtype=torch.float64)})
         assert reply.contribution is not None
         return dataclasses.replace(
@@ -60,9 +60,18 @@ class FedDKDClient(FedAvgClient):
             gradient_evaluations=reply.gradient_evaluations + examples,
         )
 
+    def _loss_of_broadcast(self, task: Task) -> tuple[float, int]:
+        """The first step's loss at w_t, on the examples that it will draw, and how many they are; zeros where nobody asks."""
+        if self.site.config.dkd.start != "better" or self.site.config.dkd.steps == 0:
+            return 0.0, 0
+        first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
+        _, loss, examples = self._gradient(first_step)
+        return loss, examples
+
     def dkd_step(self, task: Task) -> Reply:
         gradient, loss, examples = self._gradient(task)
-        metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if task.id.step == 0 else {}
+        wanted = task.id.step == 0 and self.distillation.needs_teacher
+        metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if wanted else {}
         return Reply(contribution=gradient, loss=loss, gradient_evaluations=examples, metrics=metrics)
 
     def _gradient(self, task: Task) -> tuple[Tensors, float, int]:

@@ -31,8 +31,9 @@ class ControlVariates(LocalObjective):
     def __init__(self, site: Site, settings: SCAFFOLDConfig) -> None:
         super().__init__(site, settings)
         self._memory = RoundMemory(site.store, "scaffold-control")
-        self._correction: Tensors | None = None
         self._own: Tensors | None = None
+        self._correction: Tensors | None = None
+        self.change = Tensors(site.model_schema.trainable)
 
     def begin(self, task: Task) -> None:
         schema = self.site.model_schema.trainable
@@ -73,6 +74,7 @@ class SCAFFOLD(Algorithm):
 
     With the weights p_k in both sums, c stays sum_k p_k c_k over all clients, which is the gradient of the
     weighted objective; with `scheduler.weights = "uniform"` it is the paper's 1/N. The paper's |S|/N is s.
+    A client whose answer came too late to be counted has moved its c_k all the same, and c lacks that change from then on.
     """
 
     exchanges = {

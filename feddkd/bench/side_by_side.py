@@ -7,7 +7,7 @@ control `fedavg_sgd`, which spends the same bytes on true labels, and FedAvg wit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,15 +171,22 @@ def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _at_budget(rows: Sequence[Row], runs: Runs, cost: Any, tolerance: float = 0.0) -> dict[str, Any]:
-    """Every row's accuracy at the largest budget that all rows reach."""
-    budget: Cost = common_budget((cost(run.curve) for row in rows for run in runs[row.label]), tolerance)
+def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence[Cost]], tolerance: float = 0.0) -> dict[str, Any]:
+    """Every row's accuracy at what the first FedDKD row spends, and the share of it that a row spends before it ends.
+
+    Without FedDKD the budget is the largest that all rows reach. A row that ends before the budget is spent could have gone
+    on, so it is compared only by its share.
+    """
+    anchor = next((row for row in rows if row.config.algorithm.name == "feddkd"), None)
+    spenders = rows if anchor is None else [anchor]
+    budget: Cost = common_budget((cost(run.curve) for row in spenders for run in runs[row.label]), tolerance)
     table = {}
     for row in rows:
         readings: list[Reading | None] = [reading_within(run.curve.accuracy, cost(run.curve), budget) for run in runs[row.label]]
         table[row.label] = {
             "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),
             "rounds": [reading.round if reading else None for reading in readings],
+            "share_spent": round(min(1.0, *(cost(run.curve)[-1] / budget for run in runs[row.label])), 4),
         }
     return {"budget": int(budget), "rows": table}
 

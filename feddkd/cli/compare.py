@@ -21,13 +21,16 @@ from feddkd.cli.options import Json, Overrides
 from feddkd.cli.progress import megabytes
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
-from feddkd.errors import FedDKDError, RunError
+from feddkd.errors import ConfigError, FedDKDError, RunError
 
 Numbers = dict[str, Any] | None
 
 DEFAULT_SEEDS = (0, 1, 2)
 WIDTH = 100
 """Columns of the tables where no terminal says how wide it is."""
+
+ENDED_EARLY = 0.99
+"""A row that has spent less of a budget could have gone on; message headers make up less than the rest."""
 
 
 def compare(
@@ -61,6 +64,8 @@ def compare(
 
     `feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist --save result.json`
     """
+    if save is not None and not save.parent.is_dir():  # better said now than when everything has run
+        raise ConfigError(f"cannot write --save {save}: {save.parent} is not a folder")
     wanted = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
     rows = make_rows(_load(configs or [], override or ()))
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
@@ -75,7 +80,7 @@ def compare(
         **results(rows, runs, target),
     }
     if save is not None:
-        save.write_text(_as_text(document), encoding="utf-8")
+        _save(document, save)
     if as_json:
         typer.echo(json.dumps(document))
     else:
@@ -116,6 +121,13 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
     run_jobs(sorted(missing, key=lambda job: -job.config.rounds), workers, on_done)
     if failed:
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
+
+
+def _save(document: dict[str, Any], path: Path) -> None:
+    try:
+        path.write_text(_as_text(document), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write --save {path}: {error.strerror}") from error
 
 
 def _as_text(document: dict[str, Any]) -> str:
@@ -162,13 +174,13 @@ def _summary_table(summary: dict[str, Any], title: str) -> Table:
 
 
 def _budget_table(budget: dict[str, Any], title: str) -> Table:
-    table = _table(title, ("accuracy %", "after rounds"))
-    if any(None in row["rounds"] for row in budget["rows"].values()):
-        # The row with the smallest total sets the budget.
-        table.caption, table.caption_justify = "n/a: one round costs more; give the others more rounds", "left"
+    table = _table(title, ("accuracy %", "after rounds", "spent"))
+    if any(row["share_spent"] < ENDED_EARLY for row in budget["rows"].values()):
+        table.caption, table.caption_justify = "below 100 %: ended before it had spent the budget; more rounds would tell", "left"
     for label, row in budget["rows"].items():
         rounds = ["n/a" if number is None else str(number) for number in row["rounds"]]
-        table.add_row(label, _percent(row["accuracy"]), ", ".join(dict.fromkeys(rounds)))
+        spent = "100 %" if row["share_spent"] >= ENDED_EARLY else f"{row['share_spent']:.0%}".replace("%", " %")
+        table.add_row(label, _percent(row["accuracy"]), ", ".join(dict.fromkeys(rounds)), spent)
     return table
 
 

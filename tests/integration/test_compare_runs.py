@@ -112,6 +112,13 @@ def test_configurations_of_other_partitions_are_refused_before_anything_runs(com
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_result_that_could_not_be_saved_is_said_before_anything_runs(compare: Command, tmp_path: Path) -> None:
+    code, out, err = compare(*TINY, "--save", "nowhere/result.json")
+    assert (code, out) == (2, "")
+    assert err == "feddkd: cannot write --save nowhere/result.json: nowhere is not a folder\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the run's process, which takes seconds to start."""
     fails = tmp_path / "fails"

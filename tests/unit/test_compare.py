@@ -120,11 +120,23 @@ def test_results_read_every_row_at_the_same_budget() -> None:
     assert [run["round_seconds"] for run in document["runs"] if run["algorithm"] == "feddkd"] == [[1.0, 1.0]] * 2
 
 
-def test_a_row_whose_first_round_is_too_dear_has_no_accuracy() -> None:
+def test_a_cheap_row_does_not_set_the_budget_but_says_what_share_it_spent() -> None:
     rows = make_rows([("feddkd", config()), ("fedavg", config("algorithm.name=fedavg", "training.lr=0.1", "rounds=8"))])
     found = {row.label: curve(0.9, rounds=2, bytes_a_round=100 if row.label == "feddkd" else 10) for row in rows}
     table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
-    assert table["rows"]["feddkd"] == {"accuracy": None, "rounds": [None]}
+    assert table["budget"] == 200
+    assert table["rows"]["feddkd"]["rounds"] == [2]
+    assert table["rows"]["feddkd"]["share_spent"] == pytest.approx(1, rel=0.01)
+    cheap = next(row for label, row in table["rows"].items() if label != "feddkd" and row["rounds"] == [2] and row["share_spent"] < 1)
+    assert cheap["share_spent"] == pytest.approx(20 / 200, rel=0.01)
+
+
+def test_without_feddkd_all_rows_reach_the_budget() -> None:
+    rows = make_rows([("fast", config("algorithm.name=fedprox")), ("slow", config("algorithm.name=scaffold"))])
+    found = {row.label: curve(0.9, rounds=2, bytes_a_round=20 if row.label == "slow" else 10) for row in rows}
+    table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
+    assert table["budget"] == 20
+    assert all(row["share_spent"] > 0.99 for row in table["rows"].values())
 
 
 def test_a_record_is_complete_with_its_summary_and_only_for_its_own_configuration(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_features_are_the_inputs_of_the_last_linear_layer_and_carry_gradients(tm
     torch.testing.assert_close(logits, expected_logits)
     (gradient,) = torch.autograd.grad(features.sum(), dict(module.named_parameters())["1.weight"])
     assert gradient.abs().sum() > 0
+    assert not any(layer._forward_pre_hooks for layer in module.modules())  # nobody watches when nobody asks
 
 
 def test_all_features_are_in_the_order_of_the_examples_without_dropout_and_leave_the_mode_as_it_was() -> None:

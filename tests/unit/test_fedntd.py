@@ -15,6 +15,7 @@ from torch import Tensor
 
 from feddkd.algorithms.fedntd import NotTrueDistillation
 from feddkd.config import FedNTDConfig
+from feddkd.dkd import kl, without_true_class
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors
 
@@ -87,10 +88,13 @@ def test_the_loss_is_the_papers_and_the_distillation_says_nothing_of_the_true_cl
     np.testing.assert_allclose(gradient.numpy()[rows, labels], (softmax[rows, labels] - 1) / len(labels), rtol=1e-10)
 
 
-@given(st.integers(0, 10**6))
-def test_where_nothing_has_moved_there_is_nothing_to_distil(seed: int) -> None:
-    z = np.random.default_rng(seed).normal(size=CLASSES)
-    assert not_true(z, z, seed % CLASSES, 2.0) == 0
+@given(st.integers(0, 10**6), st.floats(0.5, 5))
+def test_the_distillation_of_any_logits_is_the_papers(seed: int, temperature: float) -> None:
+    z_global, z = np.random.default_rng(seed).normal(scale=3, size=(2, 1, CLASSES))
+    y = seed % CLASSES
+    teacher, student = (without_true_class(torch.from_numpy(logits), torch.tensor([y])) for logits in (z_global, z))
+    assert float(kl(teacher, student, temperature)) == pytest.approx(not_true(z_global[0], z[0], y, temperature), abs=1e-10)
+    assert float(kl(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)
 
 
 def test_at_the_global_model_the_loss_is_the_cross_entropy(tmp_path: Path) -> None:

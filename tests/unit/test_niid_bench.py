@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from niid_bench import grid, run, tables, tune  # noqa: E402
+from niid_bench.ablation_table import ablation_table  # noqa: E402
 from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of  # noqa: E402
 from niid_bench.outcomes import Outcomes  # noqa: E402
 
@@ -323,13 +324,28 @@ def test_published_numbers_stand_beside_the_exact_tier_only() -> None:
 
 
 def test_the_ablation_page_sets_variants_beside_the_default() -> None:
-    default = {**line("feddkd", "c1", 0, [0.5, 0.8, 0.97, 0.98], exchanges=2), "final_accuracy": 0.98, "rounds": 4}
-    collapsed = {**line("feddkd", "c1", 0, [0.5, 0.8, 0.11, 0.96]), "final_accuracy": 0.96, "grid_point": {"dkd.steps": 5}}
-    text = tables.ablation_table([default, collapsed])
-    assert "| default | - | 98.00 | 97.0 | 8 MB |" in text
-    assert "| J = 5 | `dkd.steps = 5` | 96.00 | 11.0 | 4 MB |" in text
-    assert "temperature" not in text  # not run
-    assert "No results yet" in tables.ablation_table([])
+    def of(final: float, accuracy: list[float], **point: object) -> dict[str, Any]:
+        cell = Cell("mini", "mnist", "feddkd", "c1", 100, tuple(point.items()))
+        config = grid._recorded(configure(cell, Settings(rounds=4)))
+        return {
+            **line("feddkd", "c1", 100, accuracy),
+            "final_accuracy": final,
+            "rounds": 4,
+            "grid_point": point,
+            "config": config,
+            "command": "rerun it",
+        }
+
+    default = of(0.98, [0.5, 0.8, 0.97, 0.98])
+    collapsed = of(0.96, [0.5, 0.8, 0.11, 0.96], **{"dkd.steps": 5})
+    older = of(0.5, [0.5, 0.5, 0.5, 0.5], **{"dkd.temperature": 2.0})
+    older["config"]["dkd"]["lr"] = 7.0
+    text = ablation_table([default, collapsed, older])
+    assert "| default | - | 98.00 | 97.0 | 4 MB | `rerun it` |" in text
+    assert "| J = 5 | `dkd.steps = 5` | 96.00 | 11.0 | 4 MB | `rerun it` |" in text
+    assert "temperature" not in text
+    assert "1 more ran with older defaults" in text
+    assert "No results yet" in ablation_table([])
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
