@@ -45,8 +45,7 @@ class ResultsFile:
     def store(self, line: dict[str, Any]) -> None:
         """Add the line of a cell, in place of the one it had."""
         cell = Cell.of_line(line)
-        self.records.mkdir(parents=True, exist_ok=True)
-        with (self.records / "lock").open("w") as lock:
+        with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several runners may share a file
             lines = self.lines()
             place = next((index for index, other in enumerate(lines) if Cell.of_line(other) == cell), len(lines))

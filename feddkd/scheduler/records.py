@@ -47,7 +47,7 @@ class RoundRecord:
         traffic: summed over the round's exchanges.
         clients_reported: clients that answered the round's first exchange.
         gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
-        metrics: mean of each metric over the round's exchanges that have it.
+        metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded.
     """
 
     round: int

@@ -39,7 +39,7 @@ class _FinishedRound:
 
 
 class _RoundTally:
-    """What adds up over the exchanges of a round, whichever attempt they belong to."""
+    """What adds up over the exchanges of a round: work over all attempts, metrics over the one that succeeds."""
 
     def __init__(self) -> None:
         self.gradient_evaluations = 0
@@ -49,6 +49,10 @@ class _RoundTally:
         self.gradient_evaluations += record.gradient_evaluations
         for name, value in record.metrics.items():
             self._metrics.setdefault(name, []).append(value)
+
+    def start_again(self) -> None:
+        """The attempt failed: its metrics describe no model."""
+        self._metrics.clear()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -126,6 +130,7 @@ class Scheduler:
                 break
             except QuorumError as error:
                 self._algorithm.load_state_dict(copy.deepcopy(state))
+                self._tally.start_again()
                 self._round_failed(number, attempt, error)
             finally:
                 traffic += cohort.traffic
