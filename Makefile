@@ -28,7 +28,7 @@ clean:  ## remove .venv and the caches of the tools; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(VENV)/installed: $(SETUP) | $(VENV)/bin/pip
-	PYTHON=$(VENV)/bin/python scripts/install
+	PYTHON=$(VENV)/bin/python scripts/install plot
 	@touch $@
 
 # The development set-up holds all that a run needs, hence both stamps.

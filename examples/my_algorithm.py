@@ -27,9 +27,14 @@ class FedAvgMClient(ClientHalf):
         self.objective = site.new_objective(site)  # the cross-entropy, or what algorithm.local_objective says
 
     def local_train(self, task: Task) -> Reply:
-        loss, steps = train_locally(self.site, task, self.objective)
+        training = train_locally(self.site, task, self.objective)
         update = Tensors.of_module(self.site.module) - task.payload
-        return Reply(contribution=update, loss=loss, metrics={"local_steps": steps})
+        return Reply(
+            contribution=update,
+            loss=training.loss,
+            gradient_evaluations=training.gradient_evaluations,  # what comparisons at equal work go by
+            metrics={"local_steps": training.steps},
+        )
 
 
 class FedAvgM(Algorithm):

@@ -23,13 +23,13 @@ class FedAvgClient(ClientHalf):
         self.objective = site.new_objective(site)
 
     def local_train(self, task: Task) -> Reply:
-        loss, steps = train_locally(self.site, task, self.objective)
+        training = train_locally(self.site, task, self.objective)
         update = Tensors.of_module(self.site.module) - task.payload.select(self.site.model_schema)
-        contribution = self.contribution(update, steps)
+        contribution = self.contribution(update, training.steps)
         return Reply(
             contribution=contribution,
-            loss=loss,
-            gradient_evaluations=self.site.config.training.epochs * len(self.site.examples),
+            loss=training.loss,
+            gradient_evaluations=training.gradient_evaluations,
             # Of what is averaged, so that the norm of the mean is comparable to it whatever `contribution` makes of the update.
             metrics={UPDATE_NORM_SQUARED: contribution.select(update.schema.trainable).norm() ** 2},
         )

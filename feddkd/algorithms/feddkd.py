@@ -133,7 +133,7 @@ class FedDKD(Algorithm):
         self.server_optimizer.start_round()
         for step in range(dkd.steps):
             gradient = cohort.exchange(self.step_exchange, student, step=step)
-            if step == 0 and previous.is_better_than(cohort.loss):
+            if step == 0 and dkd.steps > 1 and previous.is_better_than(cohort.loss):
                 student = previous.student
                 continue
             student = self.server_optimizer.step(student, clipped(gradient, dkd.clip_norm))

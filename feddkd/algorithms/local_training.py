@@ -6,6 +6,7 @@ What it minimises is a `LocalObjective`; the plain one is the cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +48,25 @@ class LocalObjective:
         """Local training took so many steps; the module holds the local model."""
 
 
-def train_locally(site: Site, task: Task, objective: LocalObjective) -> tuple[float, int]:
+class LocalTraining(NamedTuple):
+    """What local training came to.
+
+    Attributes:
+        loss: mean loss over the last epoch's mini-batches.
+        steps: of the optimizer.
+        gradient_evaluations: examples that those steps' gradients were taken of, each as often as it was.
+    """
+
+    loss: float
+    steps: int
+    gradient_evaluations: int
+
+
+def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTraining:
     """Run `training.epochs` epochs of mini-batch SGD from the broadcast model, which ends up in the site's module changed.
 
     The order of the examples depends on the seed, the round and the client alone. The optimizer
     starts afresh every round, as in FedAvg (McMahan et al., AISTATS 2017).
-
-    Returns:
-        Mean loss over the last epoch's mini-batches, and the number of steps taken.
 
     Raises:
         CancelledError: the server closed the exchange.
@@ -74,7 +86,7 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> tuple[fl
     site.module.train()
     batch_norm = any(isinstance(module, _BatchNorm) for module in site.module.modules())
     epoch_loss = torch.zeros((), device=site.device)
-    steps = 0
+    steps = gradient_evaluations = 0
     # Dropout and the like draw from the global generator; give it this task's stream and put it back afterwards.
     with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -93,8 +105,9 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> tuple[fl
                 optimizer.step()
                 epoch_loss += loss.detach() * len(labels)
                 steps += 1
+                gradient_evaluations += len(labels)
     objective.end(task, steps)
-    return float(epoch_loss) / len(site.examples), steps
+    return LocalTraining(float(epoch_loss) / len(site.examples), steps, gradient_evaluations)
 
 
 def effective_steps(steps: int, momentum: float) -> float:

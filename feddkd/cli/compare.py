@@ -87,6 +87,12 @@ def compare(
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         for table in tables(document):
             console.print(table, highlight=False)
+        for row in rows:
+            if row.source is not None:
+                console.print(
+                    f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model", highlight=False
+                )
+        console.print(f"times are of {workers} runs at once, with start-up; pictures: feddkd report {folder}/*/", highlight=False)
 
 
 def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:

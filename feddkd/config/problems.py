@@ -76,4 +76,14 @@ def _unknown_name(key: str, value: Any, known: list[str]) -> str:
 
 def _suggestion(name: str, table: type[BaseModel]) -> str:
     close = difflib.get_close_matches(name, table.model_fields, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f"; known keys: {', '.join(table.model_fields)}"
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    # A table that is chosen by its name has that name for a default: say whose keys these are.
+    whose = table.model_fields["name"].default if _is_chosen_by_name(table) else None
+    return f"; known keys{f' of {whose}' if isinstance(whose, str) else ''}: {', '.join(table.model_fields)}"
+
+
+def _is_chosen_by_name(table: type[BaseModel]) -> bool:
+    """Whether a table is a member of a tagged union, whose `name` can have one value only."""
+    field = table.model_fields.get("name")
+    return field is not None and len(typing.get_args(field.annotation)) == 1

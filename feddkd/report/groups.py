@@ -59,10 +59,13 @@ def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _named(own: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """`steps=5`, or `dkd.lr=0.01` where another key that differs is called `lr` as well."""
-    last = [key.rpartition(".")[2] for key in keys]
+    """`steps=5`, or `dkd.lr=0.01` where another key that differs is called `lr` as well; `name` is said by its table.
+
+    A setting that a configuration does not have is left out of its label.
+    """
+    last = [key.removesuffix(".name").rpartition(".")[2] for key in keys]
     names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
-    return [f"{name}={as_text(own.get(key))}" for key, name in zip(keys, names, strict=True)]
+    return [f"{name}={as_text(own[key])}" for key, name in zip(keys, names, strict=True) if own.get(key) is not None]
 
 
 def as_text(value: Any) -> str:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "feddkd.v1.FederationService"
 HELLO_TIMEOUT_S = 10.0
+STREAM_END_TIMEOUT_S = 5.0
 """Seconds a new stream has to say whose it is."""
 
 MAX_SESSIONS = 100_000
@@ -116,6 +117,7 @@ class FederationServer:
         self._manifest = manifest
         self._inbox = inbox
         self._sessions: dict[str, Session] = {}
+        self._streams: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="feddkd-server", daemon=True)
         self._server: grpc.aio.Server | None = None
@@ -141,6 +143,7 @@ class FederationServer:
         """Let streams end for `grace_s` seconds, then cut them off and stop the loop."""
         if self._server is not None:
             self.call(self._server.stop(grace_s)).result()
+            self.call(_ended(self._streams)).result()
             self._server = None
         if self._thread.is_alive():
             self.call(_cancel_others()).result()
@@ -219,6 +222,9 @@ class FederationServer:
 
     async def _participate(self, _: AsyncIterator[bytes], context: Context) -> None:
         """Read and write one client's stream until either side ends it."""
+        if (this := asyncio.current_task()) is not None:
+            self._streams.add(this)
+            this.add_done_callback(self._streams.discard)
         session = await self._identify(context)
         stream = session.stream = Stream()
         self._inbox.connected(session)
@@ -300,6 +306,12 @@ async def _write(stream: Stream, context: Context) -> None:
         while outgoing.wanted() and (frame := next(frames, None)) is not None:
             outgoing.traffic().wire_bytes_down += len(frame)  # before the write: its answer may be read before it returns
             await context.write(frame)
+
+
+async def _ended(streams: set[asyncio.Task[Any]]) -> None:
+    """Let streams that gRPC has just cancelled come to their end: cancelled a second time they would be logged as failures."""
+    if streams:
+        await asyncio.wait(set(streams), timeout=STREAM_END_TIMEOUT_S)
 
 
 async def _cancel_others() -> None:

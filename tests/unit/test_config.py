@@ -336,10 +336,10 @@ OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom
         (["algorithm.name=a b:c"], "algorithm.name = 'a b:c': package.module:function"),
         (["algorithm.name=fedprox", "algorithm.mu=-1"], "algorithm.mu = -1: input should be greater than or equal to 0"),
         (["algorithm.name=fedprox", "algorithm.muh=1"], "unknown key 'algorithm.muh' (did you mean 'mu'?)"),
-        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys: local_objective, name"),
+        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys of feddkd: local_objective, name"),
         (
             ["algorithm.name=fedprox", "algorithm.local_objective=fedntd"],
-            "unknown key 'algorithm.local_objective'; known keys: name, mu",
+            "unknown key 'algorithm.local_objective'; known keys of fedprox: name, mu",
         ),
         (
             ["algorithm.local_objective=fednt"],

@@ -38,7 +38,7 @@ def task_for(site: Site) -> Task:
 def test_a_leftover_of_one_example_does_not_stop_batch_normalisation(tmp_path: Path) -> None:
     site = site_with(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), tmp_path, examples=9)
     before = Tensors.of_module(site.module)
-    loss, taken = train_locally(site, task_for(site), plain_objective(site))
+    loss, taken, _ = train_locally(site, task_for(site), plain_objective(site))
     assert loss > 0
     assert taken == 2 * 2
     assert (Tensors.of_module(site.module) - before).norm() > 0
@@ -53,7 +53,7 @@ def test_a_leftover_of_one_example_is_trained_on_where_it_can_be(tmp_path: Path)
         site = site_with(nn.Linear(3, 2), tmp_path / str(examples), examples=examples)
         site.module.load_state_dict(eight.module.state_dict())
         site.module.register_forward_hook(lambda _, inputs, __: steps.append(len(inputs[0])))
-        _, taken = train_locally(site, task_for(site), plain_objective(site))
+        _, taken, _ = train_locally(site, task_for(site), plain_objective(site))
         assert taken == 2 * -(-examples // 4)
     assert steps == [4, 4] * 2 + [4, 4, 1] * 2
 
@@ -64,4 +64,4 @@ def test_the_loss_is_the_mean_over_the_last_epoch(tmp_path: Path, epochs: int) -
     site.config = Config.parse({"training": {"batch_size": 8, "epochs": epochs, "lr": 1e-9}})
     inputs, labels = site.examples.gather(torch.arange(8))
     expected = nn.functional.cross_entropy(site.module(inputs), labels).item()
-    assert train_locally(site, task_for(site), plain_objective(site))[0] == pytest.approx(expected, rel=1e-5)
+    assert train_locally(site, task_for(site), plain_objective(site)).loss == pytest.approx(expected, rel=1e-5)
