@@ -47,7 +47,9 @@ def grid_table() -> str:
         "control: the same exchanges, true labels alone": [accuracy(found.final(CONTROL, partition)) for partition in partitions],
         "FedAvg, the same rounds": [accuracy(found.final("fedavg", partition)) for partition in partitions],
         "FedAvg, the same rounds, tuned rate": [accuracy(found.final("fedavg_tuned", partition)) for partition in partitions],
-        f"best of the {len(others)} one-exchange algorithms run so far, the same rounds": [_best(found, partition) for partition in partitions],
+        f"best of the {len(others)} one-exchange algorithms run so far, the same rounds": [
+            _best(found, partition) for partition in partitions
+        ],
     }
     if LONGER in found.algorithms:
         rows["FedAvg, the same bytes (21 times the rounds)"] = [accuracy(found.at_bytes(LONGER, partition)) for partition in partitions]
