@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.bench.runs import flatten
+from feddkd.config.table import flatten
 from niid_bench.cells import PARTITIONS, Cell, read_toml
 from niid_bench.grid import RESULTS, Runner, main_guard, results_file
 from niid_bench.run import add_options, settings_of

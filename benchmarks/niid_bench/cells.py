@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from feddkd.bench.runs import flatten
 from feddkd.config import Config, read_tables
+from feddkd.config.table import flatten
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from feddkd.bench.environment import cpu_model
-from feddkd.bench.runs import Job, flatten, is_complete, read_curve, run_jobs
+from feddkd.bench.runs import Job, is_complete, read_curve, run_jobs
 from feddkd.config import Config
+from feddkd.config.table import flatten
 from feddkd.errors import ConfigError, FedDKDError
 from feddkd.observability.run_folder import RunFolder
 from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of

@@ -18,8 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.bench.runs import flatten
 from feddkd.config import read_tables
+from feddkd.config.table import flatten
 from feddkd.errors import ConfigError
 from niid_bench.cells import ALGORITHMS, DEFAULT_PARTITIONS, PARTITIONS, Cell, put
 from niid_bench.grid import RESULTS, Runner, main_guard, results_file

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from feddkd.bench.budgets import Curve
 from feddkd.config import Config
+from feddkd.config.table import flatten
 from feddkd.engines.federation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
@@ -100,19 +101,6 @@ def differences(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):
             yield key, ours.get(key), theirs.get(key)
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as one: {"dkd": {"steps": 5}} is {"dkd.steps": 5}."""
-    return dict(_leaves(tree))
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 class _Processes:

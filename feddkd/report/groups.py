@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
 
 ALGORITHM = "algorithm.name"
@@ -48,7 +49,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
     """Every setting of a run under its dotted key."""
-    return dict(_flat(run.config.model_dump(mode="json")))
+    return flatten(run.config.model_dump(mode="json"))
 
 
 def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -73,11 +74,3 @@ def as_text(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
