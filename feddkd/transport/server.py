@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "feddkd.v1.FederationService"
 HELLO_TIMEOUT_S = 10.0
-STREAM_END_TIMEOUT_S = 5.0
 """Seconds a new stream has to say whose it is."""
+
+STREAM_END_TIMEOUT_S = 5.0
+"""Seconds that cancelled streams have to come to their end when the server stops."""
 
 MAX_SESSIONS = 100_000
 MAX_INSTANCE_ID_BYTES = 64
@@ -149,7 +151,7 @@ class FederationServer:
             self.call(_cancel_others()).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.close()
+        self._loop.close()
 
     def session(self, client_id: str) -> Session | None:
         """The session of a client that has joined. On the loop only."""
@@ -248,11 +250,11 @@ class FederationServer:
             logger.info("the stream of %s ended: %s", session.client_id, error)
         finally:
             for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            if session.stream is stream:
+                task.cancel()  # from here on the reader hands over nothing
+            if session.stream is stream:  # before any wait: gRPC may cancel this handler there, and nobody would ever know
                 session.stream = None
                 self._inbox.disconnected(session)
+            await asyncio.wait(tasks)
 
     async def _identify(self, context: Context) -> Session:
         """The session that the stream's first message names."""
