@@ -10,13 +10,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort, own_settings
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
-from feddkd.config import Config, CustomAlgorithmConfig
+from feddkd.config import Config, Table
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
+
+
+class FedAvgMSettings(Table):
+    """Its own keys in [algorithm], checked before anything runs."""
+
+    server_lr: float = Field(0.5, gt=0)
 
 
 class FedAvgMClient(ClientHalf):
@@ -45,9 +53,8 @@ class FedAvgM(Algorithm):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, CustomAlgorithmConfig)
-        server_lr = config.algorithm.settings.get("server_lr", 0.5)  # its own key in [algorithm]
-        self.server_optimizer = ServerOptimizer("momentum", server_lr, keep_state=True)
+        settings = own_settings(config, FedAvgMSettings)
+        self.server_optimizer = ServerOptimizer("momentum", settings.server_lr, keep_state=True)
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         average = model + cohort.exchange("local_train", model)

@@ -34,9 +34,22 @@ def model_and(**extras: SchemaRule) -> SchemaRule:
     return rule
 
 
+SCALAR = Schema([TensorSpec("value", torch.float64, (), trainable=False)])
+
+
 def scalar(model: Schema) -> Schema:  # noqa: ARG001
     """One float64 number, reduced like everything else: for what a server half needs to know exactly."""
-    return Schema([TensorSpec("value", torch.float64, (), trainable=False)])
+    return SCALAR
+
+
+def as_scalar(number: float) -> Tensors:
+    """A number as it travels beside a model: `update.beside(loss=as_scalar(0.5))`."""
+    return Tensors.copy_of(SCALAR, {"value": torch.tensor(number, dtype=torch.float64)})
+
+
+def read_scalar(answer: Tensors, name: str) -> float:
+    """The number that travelled as `name`."""
+    return float(answer.part(name, SCALAR)["value"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One file for each paper, server half and client half side by side; `find` looks an algorithm up by name.
+"""One file for each paper, server half and client half side by side; `build` makes the configured one.
 
 An algorithm whose whole idea is a local loss is FedAvg with a `LocalObjective`, and any algorithm that leaves the
 local loss alone can train with it: `algorithm.local_objective`.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from feddkd.algorithms.base import Algorithm
+from feddkd.algorithms.base import Algorithm, own_settings
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.fedavg_sgd import FedAvgSGD
 from feddkd.algorithms.fedavgm import FedAvgM
 from feddkd.algorithms.feddkd import FedDKD
-from feddkd.algorithms.feddyn import DynamicRegularizer, FedDyn
+from feddkd.algorithms.feddyn import FedDyn
 from feddkd.algorithms.fedexp import FedExP
 from feddkd.algorithms.fedmax import FedMAX, MaximumEntropy
 from feddkd.algorithms.fednova import FedNova
@@ -22,9 +22,9 @@ from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from feddkd.algorithms.fedprox import FedProx, Proximal
 from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.moon import MOON, ModelContrast
-from feddkd.algorithms.scaffold import SCAFFOLD, ControlVariates
+from feddkd.algorithms.scaffold import SCAFFOLD
 from feddkd.algorithms.site import Site
-from feddkd.config import Config
+from feddkd.config import Config, CrossEntropyConfig
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
 
@@ -46,16 +46,14 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedexp": FedExP,
 }
 
-OBJECTIVES: dict[str, Callable[..., LocalObjective]] = {
+OBJECTIVES: dict[str, type[LocalObjective]] = {
     "cross_entropy": LocalObjective,
     "fedprox": Proximal,
     "fedntd": NotTrueDistillation,
     "fedmax": MaximumEntropy,
     "moon": ModelContrast,
-    "scaffold": ControlVariates,
-    "feddyn": DynamicRegularizer,
 }
-"""What clients minimise, by the name of a local objective or of an algorithm that brings its own."""
+"""What clients can be told to minimise, by its name in the configuration, `algorithm.local_objective`."""
 
 
 def find(name: str) -> type[Algorithm]:
@@ -72,14 +70,30 @@ def find(name: str) -> type[Algorithm]:
     return found
 
 
+def build(config: Config) -> Algorithm:
+    """The server half of the configured algorithm, once all that it names is found and all its settings are checked.
+
+    Raises:
+        ConfigError: something is not there, or a setting is wrong; those that only clients read are checked as well.
+    """
+    objective_factory(config)
+    return find(config.algorithm.name)(config)
+
+
 def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
     """Builds what a site minimises in local training: its algorithm's own objective, or the one that it is told to use.
 
     Raises:
-        ConfigError: `algorithm.local_objective` names something that is not there.
+        ConfigError: `algorithm.local_objective` names something that is not there, or the algorithm's own objective cannot
+            be had with these settings.
     """
-    settings = config.algorithm if config.algorithm.name in OBJECTIVES else getattr(config.algorithm, "local_objective", None)
-    assert settings is not None
+    own = find(config.algorithm.name).local_objective
+    if own is not None:
+        if getattr(config.algorithm, "local_objective", CrossEntropyConfig()) != CrossEntropyConfig():
+            raise ConfigError(f"algorithm.local_objective: {config.algorithm.name} has an objective of its own")
+        own_table = own_settings(config, own.table)
+        return lambda site: own(site, own_table)
+    settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
     objective = OBJECTIVES.get(settings.name)
     if objective is None:
         objective = load_object(settings.name, "algorithm.local_objective.name")

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
+from pydantic import ValidationError
+
+from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.site import Site
-from feddkd.config import Config
+from feddkd.config import Config, CustomAlgorithmConfig, Table
+from feddkd.config.problems import describe
+from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
+
+Settings = TypeVar("Settings", bound=Table)
 
 
 class Cohort(Protocol):
@@ -52,10 +59,12 @@ class Algorithm(ABC):
     Attributes:
         exchanges: what travels in each of its exchanges; nothing else may be asked of a client.
         client_half: answers the exchanges at a site.
+        local_objective: what its clients minimise, where that is not for the configuration to choose.
     """
 
     exchanges: ClassVar[Mapping[str, ExchangeKind]]
     client_half: ClassVar[type[ClientHalf]]
+    local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -82,3 +91,19 @@ def answer(half: ClientHalf, task: Task) -> Reply:
     """Run the client half's method for one exchange."""
     reply: Reply = getattr(half, task.id.name)(task)
     return reply
+
+
+def own_settings(config: Config, table: type[Settings]) -> Settings:
+    """The table `[algorithm]` as `table`, also where it names a subclass of that table's algorithm by its import path.
+
+    Raises:
+        ConfigError: a key or a value is not `table`'s.
+    """
+    found = config.algorithm
+    if isinstance(found, table):
+        return found
+    assert isinstance(found, CustomAlgorithmConfig)
+    try:
+        return table.model_validate(found.settings)
+    except ValidationError as error:
+        raise ConfigError(f"[algorithm] of {found.name}: {describe(error, table)}") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.config import Config, FedAvgMConfig
 from feddkd.tensors import Tensors
@@ -24,8 +24,7 @@ class FedAvgM(FedAvg):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, FedAvgMConfig)
-        self._settings = config.algorithm
+        self._settings = own_settings(config, FedAvgMConfig)
         self._momentum: dict[str, Tensor] = {}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:

@@ -26,13 +26,12 @@ from feddkd.config import Config, DKDConfig
 from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
 from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.errors import ClientError
-from feddkd.exchange import ExchangeKind, Reply, Task, model_and, scalar, trainable_parameters
-from feddkd.tensors import Schema, Tensors
+from feddkd.exchange import ExchangeKind, Reply, Task, as_scalar, model_and, read_scalar, scalar, trainable_parameters
+from feddkd.tensors import Tensors
 
 TEACHER = "teacher"
 TEACHER_ENTROPY = "teacher_entropy"
 """Mean entropy of the teachers' predictions, in the answers to a round's first step."""
-ONE_NUMBER = scalar(Schema([]))
 
 
 class FedDKDClient(FedAvgClient):
@@ -52,11 +51,10 @@ class FedDKDClient(FedAvgClient):
             # Kept before the answer leaves, so that a client that crashes later still has its teacher.
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
         loss, examples = self._loss_of_broadcast(task)
-        number = Tensors.copy_of(ONE_NUMBER, {"value": torch.tensor(loss, dtype=torch.float64)})
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,
-            contribution=reply.contribution.beside(previous_loss=number),
+            contribution=reply.contribution.beside(previous_loss=as_scalar(loss)),
             gradient_evaluations=reply.gradient_evaluations + examples,
         )
 
@@ -110,7 +108,9 @@ class FedDKD(Algorithm):
 
     With `dkd.start = "better"`, v_0 = w_t where that has the lower loss: with one class a client, the average of local
     models can be worse than the model they all started from, and every step would go into mending it. Clients measure
-    w_t, which they hold anyway, for one number; the average's loss comes with the first step's gradient.
+    w_t, which they hold anyway, for one number; the average's loss comes with the first step's gradient. Each is the mean over
+    the clients that answered, so a client lost in between can tip the choice; and w_t is measured with its own buffers,
+    but starts over with the average's, since statistics of data are not what a model goes back to.
     With `dkd.tail` > 0, w_{t+1} is the mean of the last students instead of v_J (`TailMean`).
     """
 
@@ -145,8 +145,7 @@ class FedDKD(Algorithm):
     def _starts(self, model: Tensors, answer: Tensors) -> tuple[Tensors, PreviousModel]:
         """Where the steps start, and where they start over if that turns out to have the lower loss."""
         average = model + answer.select(model.schema)
-        loss = float(answer.part("previous_loss", ONE_NUMBER)["value"])
-        # With the average's buffers: statistics of data are not what a model starts over from.
+        loss = read_scalar(answer, "previous_loss")
         previous = PreviousModel(average.replace(model.select(model.schema.trainable)), loss)
         match self.config.dkd.start:
             case "average":
@@ -165,7 +164,7 @@ class FedDKD(Algorithm):
 
 def distillation_of(dkd: DKDConfig) -> Distillation:
     """The loss of a DKD step, as `[dkd]` describes it."""
-    return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true)
+    return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
 
 
 @dataclass(frozen=True, slots=True)

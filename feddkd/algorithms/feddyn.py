@@ -7,12 +7,12 @@ ICLR 2021, arXiv 2111.04263.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.memory import RoundMemory
@@ -24,6 +24,8 @@ from feddkd.tensors import Tensors
 
 class DynamicRegularizer(LocalObjective):
     """F_k(w) - <h_k, w> + (alpha/2) ||w - w_t||²; then h_k <- h_k - alpha (w_k - w_t)."""
+
+    table = FedDynConfig
 
     def __init__(self, site: Site, settings: FedDynConfig) -> None:
         super().__init__(site, settings)
@@ -57,13 +59,15 @@ class DynamicRegularizer(LocalObjective):
 class FedDyn(FedAvg):
     """h <- h - alpha s sum_k p_k (w_k - w_t); w_{t+1} = sum_k p_k w_k - h / alpha, s the cohort's share of all clients.
 
-    The paper's (1/N) sum over the cohort is s times the cohort's mean. Buffers follow the mean update.
+    The paper's (1/N) sum over the cohort is s times the cohort's mean. Buffers follow the mean update. h lacks
+    the change of a client that learned from a round which did not count it (`RoundMemory`).
     """
+
+    local_objective: ClassVar[type[LocalObjective] | None] = DynamicRegularizer
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, FedDynConfig)
-        self._alpha = config.algorithm.alpha
+        self._alpha = own_settings(config, FedDynConfig).alpha
         self._h: dict[str, Tensor] = {}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:

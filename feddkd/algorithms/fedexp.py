@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.base import Algorithm, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.config import Config, FedExPConfig
-from feddkd.exchange import ExchangeKind, model_and, scalar
-from feddkd.tensors import Schema, Tensors
-
-ONE_NUMBER = scalar(Schema([]))
+from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
+from feddkd.tensors import Tensors
 
 
 class FedExPClient(FedAvgClient):
     """Uploads w_k - w_t and its squared norm over the trainable parameters."""
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
-        norm_squared = torch.tensor(update.select(update.schema.trainable).norm() ** 2, dtype=torch.float64)
-        return update.beside(norm_squared=Tensors.copy_of(ONE_NUMBER, {"value": norm_squared}))
+        return update.beside(norm_squared=as_scalar(update.select(update.schema.trainable).norm() ** 2))
 
 
 class FedExP(Algorithm):
@@ -39,8 +35,7 @@ class FedExP(Algorithm):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, FedExPConfig)
-        self._epsilon = config.algorithm.epsilon
+        self._epsilon = own_settings(config, FedExPConfig).epsilon
         self._iterate: dict[str, Tensor] = {}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
@@ -48,7 +43,7 @@ class FedExP(Algorithm):
         iterate = model.replace(self._iterate)
         mean = cohort.exchange("local_train", iterate)
         update = mean.select(trainable)
-        norm_squared = float(mean.part("norm_squared", ONE_NUMBER)["value"])
+        norm_squared = read_scalar(mean, "norm_squared")
         server_lr = max(1.0, norm_squared / (2 * (update.norm() ** 2 + self._epsilon)))
         following = iterate.select(trainable) + update.scaled(server_lr)
         self._iterate = dict(following)

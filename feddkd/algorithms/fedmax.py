@@ -7,6 +7,7 @@ Federated Learning. ECML-PKDD 2020, arXiv 2004.03657.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,8 @@ class MaximumEntropy(LocalObjective):
 
     The KL is a mean over the batch. The authors' code divides by D as well, so its beta is D times this one.
     """
+
+    table = FedMAXConfig
 
     def __init__(self, site: Site, settings: FedMAXConfig) -> None:
         super().__init__(site, settings)
@@ -41,3 +44,5 @@ def kl_from_uniform(activations: Tensor) -> Tensor:
 
 class FedMAX(FedAvg):
     """FedAvg whose clients minimise `MaximumEntropy`. With beta = 0 it is FedAvg."""
+
+    local_objective: ClassVar[type[LocalObjective] | None] = MaximumEntropy

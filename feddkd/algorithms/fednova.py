@@ -6,15 +6,11 @@ Optimization. NeurIPS 2020, arXiv 2007.07481.
 
 from __future__ import annotations
 
-import torch
-
 from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import effective_steps
-from feddkd.exchange import ExchangeKind, model_and, scalar
-from feddkd.tensors import Schema, Tensors
-
-ONE_NUMBER = scalar(Schema([]))
+from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
+from feddkd.tensors import Tensors
 
 
 class FedNovaClient(FedAvgClient):
@@ -24,8 +20,7 @@ class FedNovaClient(FedAvgClient):
         length = effective_steps(steps, self.site.config.training.momentum)
         # A client that took no step has moved nothing: its zero stays zero.
         per_step = update.select(update.schema.trainable).scaled(1 / length if length else 0.0)
-        number = Tensors.copy_of(ONE_NUMBER, {"value": torch.tensor(length, dtype=torch.float64)})
-        return update.replace(per_step).beside(effective_steps=number)
+        return update.replace(per_step).beside(effective_steps=as_scalar(length))
 
 
 class FedNova(Algorithm):
@@ -37,6 +32,6 @@ class FedNova(Algorithm):
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         mean = cohort.exchange("local_train", model)
         trainable = model.schema.trainable
-        length = float(mean.part("effective_steps", ONE_NUMBER)["value"])
+        length = read_scalar(mean, "effective_steps")
         step = mean.select(trainable).scaled(length)
         return (model + mean.select(model.schema)).replace(model.select(trainable) + step)

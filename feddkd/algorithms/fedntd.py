@@ -6,6 +6,8 @@ NeurIPS 2022, arXiv 2106.03097.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,8 @@ class NotTrueDistillation(LocalObjective):
 
     The global model is frozen for the round, so its logits are computed once, for all examples, before training.
     """
+
+    table = FedNTDConfig
 
     def __init__(self, site: Site, settings: FedNTDConfig) -> None:
         super().__init__(site, settings)
@@ -42,3 +46,5 @@ class NotTrueDistillation(LocalObjective):
 
 class FedNTD(FedAvg):
     """FedAvg whose clients minimise `NotTrueDistillation`. With beta = 0 it is FedAvg."""
+
+    local_objective: ClassVar[type[LocalObjective] | None] = NotTrueDistillation

@@ -7,12 +7,12 @@ arXiv 2003.00295.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.config import Config, FedAdagradConfig, FedAdamConfig, FedYogiConfig
 from feddkd.tensors import Tensors
@@ -24,10 +24,11 @@ class _FedOpt(FedAvg):
     As in the paper's algorithm 2, moments are not corrected for their start at m = 0 and v = tau². Buffers follow D.
     """
 
+    table: ClassVar[type[FedAdagradConfig | FedAdamConfig | FedYogiConfig]]
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, FedAdagradConfig | FedAdamConfig | FedYogiConfig)
-        self._settings = config.algorithm
+        self._settings = own_settings(config, self.table)
         self._state: dict[str, dict[str, Tensor]] = {}
 
     @abstractmethod
@@ -63,12 +64,16 @@ class _FedOpt(FedAvg):
 class FedAdagrad(_FedOpt):
     """v <- v + D²."""
 
+    table = FedAdagradConfig
+
     def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
         return v + squared_update
 
 
 class FedAdam(_FedOpt):
     """v <- b2 v + (1 - b2) D²."""
+
+    table = FedAdamConfig
 
     def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
         assert isinstance(self._settings, FedAdamConfig)
@@ -77,6 +82,8 @@ class FedAdam(_FedOpt):
 
 class FedYogi(_FedOpt):
     """v <- v - (1 - b2) D² sign(v - D²)."""
+
+    table = FedYogiConfig
 
     def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
         assert isinstance(self._settings, FedYogiConfig)

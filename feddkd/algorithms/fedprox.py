@@ -7,6 +7,7 @@ arXiv 1812.06127.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from feddkd.exchange import Task
 
 class Proximal(LocalObjective):
     """F_k(w) + (mu/2) ||w - w_t||², over the parameters that take gradients."""
+
+    table = FedProxConfig
 
     def __init__(self, site: Site, settings: FedProxConfig) -> None:
         super().__init__(site, settings)
@@ -39,3 +42,5 @@ class Proximal(LocalObjective):
 
 class FedProx(FedAvg):
     """FedAvg whose clients minimise `Proximal`. With mu = 0 it is FedAvg."""
+
+    local_objective: ClassVar[type[LocalObjective] | None] = Proximal

@@ -6,7 +6,7 @@ What it minimises is a `LocalObjective`; the plain one is the cross-entropy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from feddkd.algorithms.site import Site
-from feddkd.config import Table
+from feddkd.config import CrossEntropyConfig, Table
 from feddkd.exchange import Task
 
 
@@ -22,7 +22,12 @@ class LocalObjective:
     """What a client minimises in local training: the cross-entropy of the true labels.
 
     Subclasses add to the loss, or to its gradient where that is all the addition amounts to.
+
+    Attributes:
+        table: what its settings are read with; without meaning for an objective that the configuration names by its import path.
     """
+
+    table: ClassVar[type[Table]] = CrossEntropyConfig
 
     def __init__(self, site: Site, settings: Table) -> None:  # noqa: ARG002
         """`settings` is the objective's own table in the configuration."""

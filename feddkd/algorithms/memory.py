@@ -14,7 +14,8 @@ class RoundMemory:
 
     A round that too few clients answered is run again, and must then begin from what the client knew before its first
     attempt. So the last two rounds are kept, each in a slot of its own, and an attempt overwrites only its own round's.
-    A client whose answer came too late to be counted has learned from its round all the same.
+    What a client has learned stays where the server does not count it: of an answer that came too late, and of an attempt
+    that failed and was repeated without this client. A sum over all clients that the server keeps then lacks that change.
     """
 
     def __init__(self, store: Store, name: str) -> None:

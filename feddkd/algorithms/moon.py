@@ -8,6 +8,8 @@ so that the network is the one that all other algorithms train.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,8 @@ class ModelContrast(LocalObjective):
     takes part for the first time has none and minimises the cross-entropy. Both other models are frozen for the
     round, so their features are computed once.
     """
+
+    table = MOONConfig
 
     def __init__(self, site: Site, settings: MOONConfig) -> None:
         super().__init__(site, settings)
@@ -70,3 +74,5 @@ def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float
 
 class MOON(FedAvg):
     """FedAvg whose clients minimise `ModelContrast`. With mu = 0 it is FedAvg."""
+
+    local_objective: ClassVar[type[LocalObjective] | None] = ModelContrast

@@ -10,12 +10,12 @@ With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.base import Algorithm, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import LocalObjective, effective_steps
 from feddkd.algorithms.memory import RoundMemory
@@ -27,6 +27,8 @@ from feddkd.tensors import Tensors
 
 class ControlVariates(LocalObjective):
     """g <- g - c_k + c in every local step; then c_k+ = c_k - c + (w_t - w_k) / (K' lr) (option II of the paper)."""
+
+    table = SCAFFOLDConfig
 
     def __init__(self, site: Site, settings: SCAFFOLDConfig) -> None:
         super().__init__(site, settings)
@@ -74,7 +76,7 @@ class SCAFFOLD(Algorithm):
 
     With the weights p_k in both sums, c stays sum_k p_k c_k over all clients, which is the gradient of the
     weighted objective; with `scheduler.weights = "uniform"` it is the paper's 1/N. The paper's |S|/N is s.
-    A client whose answer came too late to be counted has moved its c_k all the same, and c lacks that change from then on.
+    c lacks the change of a client that learned from a round which did not count it (`RoundMemory`).
     """
 
     exchanges = {
@@ -84,11 +86,11 @@ class SCAFFOLD(Algorithm):
         )
     }
     client_half = SCAFFOLDClient
+    local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert isinstance(config.algorithm, SCAFFOLDConfig)
-        self._server_lr = config.algorithm.server_lr
+        self._server_lr = own_settings(config, SCAFFOLDConfig).server_lr
         self._control: dict[str, Tensor] = {}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:

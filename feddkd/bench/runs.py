@@ -26,11 +26,16 @@ from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: what runs, and the folder that holds its record."""
+    """One run: what runs, and the folder that holds its record.
+
+    Attributes:
+        anew: whether a record that the folder holds already is deleted, whatever it is of.
+    """
 
     config: Config
     folder: Path
     engine: EngineName = "in-process"
+    anew: bool = False
 
     @property
     def log(self) -> Path:
@@ -143,7 +148,7 @@ def _run_job(job: Job, processes: _Processes) -> FedDKDError | None:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError(f"{job.folder} is being written by another process") from None
-            if not is_complete(job):
+            if job.anew or not is_complete(job):
                 log.truncate(0)
                 _start_anew(job, processes, log)
     except OSError as error:
@@ -158,7 +163,8 @@ def _start_anew(job: Job, processes: _Processes, log: Any) -> None:
         shutil.rmtree(job.folder)
     job.folder.mkdir()
     (job.folder / CONFIG).write_text(job.config.to_toml(), encoding="utf-8")
-    command = [sys.executable, "-m", "feddkd", "run", str(job.folder / CONFIG), "--out", str(job.folder), "--engine", job.engine]
+    options = ["--no-report", "--out", str(job.folder), "--engine", job.engine]
+    command = [sys.executable, "-m", "feddkd", "run", str(job.folder / CONFIG), *options]
     # Runs side by side leave no core idle, and one thread each keeps them from fighting for it.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     code = processes.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)

@@ -14,7 +14,7 @@ from typing import Any
 
 from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
-from feddkd.config import Config
+from feddkd.config import Config, FedAvgConfig
 from feddkd.engines.federation import EngineName
 from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
@@ -89,36 +89,28 @@ def _check_comparable(configs: Sequence[tuple[str, Config]]) -> None:
 
 
 def _controls(configs: Sequence[Config]) -> list[tuple[str, Config]]:
-    """FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them."""
+    """FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them; all train with the plain cross-entropy."""
     dkd = next((config for config in configs if config.algorithm.name == "feddkd"), None)
-    fedavg = next((config for config in configs if config.algorithm.name == "fedavg"), None)
+    plain = [config for config in configs if config.algorithm == FedAvgConfig()]
+    fedavg = plain[0] if plain else None
     controls = []
     if fedavg is None:
         fedavg = _with_algorithm(dkd or configs[0], "fedavg")
-        controls.append((_label("fedavg", fedavg), fedavg))
+        controls.append(("fedavg", fedavg))
     if dkd is None:
         return controls
     if all(config.algorithm.name != "fedavg_sgd" for config in configs):
-        controls.append((_label("fedavg_sgd", dkd), _with_algorithm(dkd, "fedavg_sgd")))
+        controls.append(("fedavg_sgd", _with_algorithm(dkd, "fedavg_sgd")))
     exchanges = dkd.dkd.steps + 1
     rounds = dkd.rounds * exchanges
-    if all(config.algorithm.name != "fedavg" or config.rounds != rounds for config in [*configs, fedavg]):
-        controls.append((f"{_label('fedavg', fedavg)} x{exchanges}", fedavg.model_copy(update={"rounds": rounds})))
+    if all(config.rounds != rounds for config in [*plain, fedavg]):
+        controls.append((f"fedavg x{exchanges}", fedavg.model_copy(update={"rounds": rounds})))
     return controls
 
 
 def _with_algorithm(config: Config, name: str) -> Config:
-    """The same run with another algorithm; settings that the other one does not have are left out."""
-    tree = config.model_dump(mode="json", exclude_none=True)
-    objective = tree["algorithm"].get("local_objective")
-    tree["algorithm"] = {"name": name, **({"local_objective": objective} if objective else {})}
-    return Config.parse(tree)
-
-
-def _label(name: str, config: Config) -> str:
-    """An algorithm's name, with the local objective if its clients minimise something of their own."""
-    objective = getattr(getattr(config.algorithm, "local_objective", None), "name", "cross_entropy")
-    return name if objective == "cross_entropy" else f"{name}+{objective}"
+    """The same run with another algorithm at its defaults."""
+    return Config.parse({**config.model_dump(mode="json", exclude_none=True), "algorithm": {"name": name}})
 
 
 def _longer(row: Row, rows: Sequence[Row]) -> Row | None:

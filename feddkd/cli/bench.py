@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from feddkd.bench.comparison import Measurement, compare
 from feddkd.bench.environment import environment
+from feddkd.bench.peers import Measurement, measure_in_turn
 from feddkd.bench.transport import Workload
 from feddkd.cli.options import Json
 
@@ -43,7 +43,7 @@ def transport(
     """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing."""
     results: list[Measurement] = []
     for size in megabytes or (TINY_MEGABYTES, 10.0, 100.0):
-        results.extend(compare(Workload(clients, rounds, size, tensors), repeats, flower_python))
+        results.extend(measure_in_turn(Workload(clients, rounds, size, tensors), repeats, flower_python))
     document = {
         "command": shlex.join(["feddkd", *sys.argv[1:]]),
         **environment(flower_python),

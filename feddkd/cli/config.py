@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
+from feddkd import algorithms
 from feddkd.cli.options import ConfigFile, Json, Overrides
 from feddkd.config import Config
 
@@ -18,8 +19,8 @@ app = typer.Typer(help="Check, show and describe configurations.", no_args_is_he
 @app.command(epilog="Example: `feddkd config check examples/mnist_one_class.toml`")
 def check(config: ConfigFile = None, override: Overrides = None) -> None:
     """Say whether a configuration is valid; exit code 2 and the wrong key if it is not."""
-    Config.load(config, override or ())
-    typer.echo(f"{config or 'the embedded default'} is valid")
+    algorithms.build(Config.load(config, override or ()))
+    typer.echo(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
 
 
 @app.command(epilog="Example: `feddkd config show -o algorithm.name=fedavg > my.toml`")

@@ -16,6 +16,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key, e.g. `-o training.epochs=2`.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+WithReport = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write report.html into the record, where the extra `plot` is installed.")
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on this port (0: any free one).", show_default=False),

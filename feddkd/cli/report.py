@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
 
 PAGE = "report.html"
+INSTALL = "pip install 'feddkd[plot]'"
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="Records of runs: what `--out` named.", show_default=False)]
 Out = Annotated[
@@ -35,8 +36,9 @@ def report(
 
     `feddkd report runs/fedavg-* runs/feddkd-* --out comparison.html --title "Digits, one class a client"`
     """
-    for module in ("matplotlib", "jinja2"):
-        _require(module)
+    missing = missing_module()
+    if missing is not None:
+        raise ConfigError(f"{missing} is not installed; get it with: {INSTALL}")
     from feddkd.report.page import write_report
 
     found = list({folder.resolve(): folder for folder in folders}.values())
@@ -59,8 +61,20 @@ def _page(out: Path | None, folders: list[Path]) -> Path:
     return out / PAGE
 
 
-def _require(module: str) -> None:
+def report_of_run(folder: Path) -> str:
+    """Write the page of a run that has just ended into its record, and say where it is or why there is none."""
+    if missing_module() is not None:
+        return f"none; for one, {INSTALL}, then feddkd report {folder}"
+    page = folder / PAGE
     try:
-        importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise ConfigError(f"{module} is not installed; get it with: pip install 'feddkd[plot]'") from None
+        from feddkd.report.page import write_report
+
+        write_report([RunFolder.load(folder)], page)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the run has not failed for it
+        return f"none: {type(error).__name__}: {error}; try again with feddkd report {folder}"
+    return str(page)
+
+
+def missing_module() -> str | None:
+    """The first module of the extra `plot` that is not installed."""
+    return next((module for module in ("matplotlib", "jinja2") if importlib.util.find_spec(module) is None), None)

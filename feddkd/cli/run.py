@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides
+from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides, WithReport
 from feddkd.cli.progress import ConsoleProgress, megabytes
+from feddkd.cli.report import report_of_run
 from feddkd.config import Config
 from feddkd.engines.federation import LOOPBACK, run_federation
 from feddkd.errors import FedDKDError
@@ -43,6 +44,7 @@ def run(
         EngineChoice, typer.Option(help="A real gRPC server and client processes, or everything in this process.")
     ] = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
+    report: WithReport = True,
     as_json: Json = False,
 ) -> None:
     """Run a whole federation on this machine: a gRPC server and client processes.
@@ -60,11 +62,7 @@ def run(
     folder = out or default_out(resolved)
     with observe(resolved, folder, metrics_port) as observers:
         record = run_federation(resolved, engine.value, folder, observers)
-    summary = summarize(record, resolved)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        print_summary(summary, folder)
+    say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
 def default_out(config: Config) -> Path:
@@ -97,8 +95,19 @@ def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: s
             raise
 
 
+def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
+    """The end of a run: its numbers, and the page with its pictures if one is wanted."""
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        print_summary(summary, out)
+    if report:
+        page = report_of_run(out)
+        typer.echo(f"  {'report':<18} {page}", err=as_json)
+
+
 def print_summary(summary: dict[str, Any], out: Path) -> None:
-    """The end of a run, for a person."""
+    """The numbers of a run, for a person."""
     rows = [
         ("bytes on the wire", f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up"),
         ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} rounds"),

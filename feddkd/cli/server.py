@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,8 @@ import typer
 from rich.console import Console
 
 from feddkd import algorithms
-from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrides, TlsCert, TlsClientCA, TlsKey, parse_address
-from feddkd.cli.run import observe, print_summary
+from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrides, TlsCert, TlsClientCA, TlsKey, WithReport, parse_address
+from feddkd.cli.run import observe, say_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.federation import LOOPBACK, initial_model, make_evaluator, new_run_id
@@ -39,6 +38,7 @@ def server(
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
     insecure: Insecure = False,
+    report: WithReport = True,
     as_json: Json = False,
 ) -> None:
     """Serve one federation: wait for clients, run all rounds, deliver the final model, exit.
@@ -56,7 +56,7 @@ def server(
     if credentials is None:
         check_plaintext_allowed(host, insecure)
     run_id = new_run_id()
-    algorithm = algorithms.find(resolved.algorithm.name)(resolved)
+    algorithm = algorithms.build(resolved)
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:
@@ -75,11 +75,7 @@ def server(
         finally:
             server_state.mark(run_id, "completed" if completed else "failed")
             engine.finish(completed=False, reason="the server stopped")
-    summary = summarize(record, resolved)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        print_summary(summary, folder)
+    say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
 def _with_shapes(config: Config) -> Config:

@@ -16,10 +16,12 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from feddkd.config.algorithm import (
     AlgorithmConfig,
+    CrossEntropyConfig,
     CustomAlgorithmConfig,
     CustomObjectiveConfig,
     FedAdagradConfig,
     FedAdamConfig,
+    FedAvgConfig,
     FedAvgMConfig,
     FedDKDConfig,
     FedDynConfig,
@@ -38,12 +40,14 @@ from feddkd.errors import ConfigError
 __all__ = [
     "AlgorithmConfig",
     "Config",
+    "CrossEntropyConfig",
     "CustomAlgorithmConfig",
     "CustomObjectiveConfig",
     "DKDConfig",
     "DataConfig",
     "FedAdagradConfig",
     "FedAdamConfig",
+    "FedAvgConfig",
     "FedAvgMConfig",
     "FedDKDConfig",
     "FedDynConfig",
@@ -126,12 +130,18 @@ class DKDConfig(Table):
         "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
     hard_label_weight: float = Field(0.5, ge=0, le=1, description="share of the true labels' cross-entropy in the loss; 0 is the paper's")
+    correct_teacher: bool = Field(False, description="follow the true label where the teacher's most likely class is another")
     not_true: bool = Field(False, description="leave each example's true class out of the divergence")
     start: Literal["better", "average", "previous"] = Field(
         "better", description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss"
     )
     clip_norm: float | None = Field(None, gt=0, description="longest mean gradient that the server steps with; longer ones are shortened")
-    tail: float = Field(0.5, ge=0, le=1, description="share of a round's last steps whose students are averaged; 0 takes the last student")
+    tail: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="average the students of the last steps, this share of `steps`; 0, or an end before them, takes the last one",
+    )
     patience: int = Field(0, ge=0, description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never")
 
 

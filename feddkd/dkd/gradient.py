@@ -24,6 +24,8 @@ class Distillation:
         not_true: leave each example's true class out of the divergence, on both sides (as FedNTD does in its local loss).
         hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
             FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.
+        correct_teacher: take w = 1 for the examples whose most likely class is not the true one to the teacher: it is followed
+            where it is right (Meng et al., Conditional Teacher-Student Learning, ICASSP 2019, arXiv 1904.12399).
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -33,6 +35,7 @@ class Distillation:
     temperature: float = 1.0
     hard_label_weight: float = 0.0
     not_true: bool = False
+    correct_teacher: bool = False
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
@@ -64,11 +67,28 @@ class Distillation:
             return F.cross_entropy(student_logits, labels)
         if teacher_logits is None:
             raise ValueError(f"hard_label_weight {weight} needs teacher logits; only 1 does without")
-        teacher, student = teacher_logits.to(student_logits.dtype), student_logits
+        teacher = teacher_logits.to(student_logits.dtype)
+        if not self.correct_teacher:
+            return self._distilled(student_logits, teacher, labels)
+        right = teacher.argmax(1) == labels
+        share_right = right.to(student_logits.dtype).mean()
+        loss = (1 - share_right) * _mean_cross_entropy(student_logits[~right], labels[~right])
+        return loss + share_right * self._distilled(student_logits[right], teacher[right], labels[right])
+
+    def _distilled(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of examples whose teacher is followed; 0 of none."""
+        if len(labels) == 0:
+            return student_logits.sum()
+        teacher, student, weight = teacher_logits, student_logits, self.hard_label_weight
         if self.not_true:
             teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
         distance = DIVERGENCES[self.divergence](teacher, student, self.temperature)
         return distance if weight == 0 else (1 - weight) * distance + weight * F.cross_entropy(student_logits, labels)
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """0 of no examples, where the library's mean is NaN."""
+    return F.cross_entropy(logits, labels) if len(labels) else logits.sum()
 
 
 def distillation_gradient(

@@ -72,7 +72,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
         ConfigError: data, partition, model or algorithm are not as the configuration says.
         RunError: too few clients were there or answered.
     """
-    algorithm = algorithms.find(config.algorithm.name)(config)
+    algorithm = algorithms.build(config)
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)

@@ -1,4 +1,4 @@
-"""The pictures of a report: each function draws one from groups of runs, or returns None where nothing was recorded."""
+"""The curves and heat maps of a report: each function draws one from groups of runs, or returns None where nothing was recorded."""
 
 from __future__ import annotations
 
@@ -10,36 +10,25 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from feddkd.data.heatmap import draw_heatmap, draw_partition
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series, units
 from feddkd.report.groups import Group
-from feddkd.report.series import ByRound, Curve, Split
-from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure, pale, shortened
+from feddkd.report.series import ByRound, Curve
+from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure
 
 HEIGHT_INCHES = 2.7
 
 MARKED_ROUNDS = 25
 """Up to this many rounds every one gets a marker."""
 
-MAX_BARS = 40
-"""With more bars than this, a group gets one bar for all its exchanges."""
-
 LOG_FROM_RATIO = 4.0
 """Where the greatest cost is this many times the least, costs are drawn on a logarithmic scale."""
 
 LOG_FROM_SPREAD = 20.0
 """Where the greatest loss or metric is this many times the least, so are those."""
-
-LETTER_INCHES = 0.066
-"""Width of a letter beside a bar; one of a group's bold name takes a fifth more."""
-
-NAME_LETTERS = 24
-
-ALL_EXCHANGES = "all together"
 
 
 def accuracy_by_round(groups: Sequence[Group], key: str) -> Figure | None:
@@ -134,38 +123,6 @@ def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_to
     return figure
 
 
-def bytes_by_exchange(groups: Sequence[Group]) -> Figure | None:
-    """Wire bytes of a whole run by exchange, down and up."""
-    rows = [series.mean_splits([series.bytes_by_exchange(run) for run in group.runs]) for group in groups]
-    if sum(map(len, rows)) > MAX_BARS:
-        rows = [{ALL_EXCHANGES: _together(row)} for row in rows if row]
-    amounts = [split.total for row in rows for split in row.values()]
-    if not amounts:
-        return None
-    divisor, unit = units.byte_unit(max(amounts))
-    figure = _split_bars(groups, rows, divisor, lambda split: units.size(split.total))
-    figure.axes[0].set_xlabel(f"bytes on the wire in the whole run ({unit})")
-    legend_below(figure, [Patch(color=GREY), Patch(color=pale(GREY))], ["down, to clients", "up, to the server"])
-    return figure
-
-
-def time_by_phase(groups: Sequence[Group]) -> Figure | None:
-    """Seconds of a whole run by exchange, with the mean client's computing in them, and what was left of the rounds."""
-    rows = [series.mean_splits([series.seconds_by_phase(run) for run in group.runs]) for group in groups]
-    if sum(map(len, rows)) > MAX_BARS:
-        rows = [{ALL_EXCHANGES: _together(row)} for row in rows if row]
-    amounts = [split.total for row in rows for split in row.values()]
-    if not amounts:
-        return None
-    divisor, unit = units.time_unit(max(amounts))
-    figure = _split_bars(groups, rows, divisor, _write_time)
-    figure.axes[0].set_xlabel(f"time in the whole run ({unit})")
-    if any(split.first for row in rows for split in row.values()):
-        handles = [Patch(color=GREY), Patch(color=pale(GREY))]
-        legend_below(figure, handles, ["mean client computing", "transfer, waiting, other"])
-    return figure
-
-
 def class_accuracy(group: Group) -> Figure | None:
     """Accuracy of the global model on each class, by round."""
     found = series.class_accuracy(group.runs)
@@ -216,58 +173,6 @@ def _draw(axes: Axes, x: Sequence[float], curve: Curve, index: int) -> Line2D:
     if curve.low != curve.high:
         axes.fill_between(x, curve.low, curve.high, color=hue(index), alpha=0.18, linewidth=0)
     return line
-
-
-def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], divisor: float, write: Callable[[Split], str]) -> Figure:
-    """Horizontal bars under their group's name; the first part of each is dark, the rest pale."""
-    several = len(groups) > 1
-    split_known = any(split.first is not None for row in rows for split in row.values())
-    lines = sum(len(row) + several for row in rows)
-    figure, axes = new_figure(0.75 + 0.23 * lines)
-    longest_name = max(len(shortened(name, NAME_LETTERS)) for row in rows for name in row)
-    width_inches = WIDTH_INCHES - 0.25 - LETTER_INCHES * longest_name  # of the axes, more or less
-    largest = max(split.total for row in rows for split in row.values()) / divisor
-    position, ticks, names = 0.0, [], []
-    for index, (group, row) in enumerate(zip(groups, rows, strict=True)):
-        if several:
-            axes.text(
-                0,
-                position,
-                shortened(group.label, int(width_inches / (1.2 * LETTER_INCHES))),
-                color="#222222",
-                weight="bold",
-                va="center",
-                fontsize=8.5,
-            )
-            position += 0.95
-        for name, split in row.items():
-            known = split.first if split.first is not None else 0.0 if split_known else split.total
-            axes.barh(position, known / divisor, color=hue(index), height=0.7)
-            axes.barh(position, (split.total - known) / divisor, left=known / divisor, color=pale(hue(index)), height=0.7)
-            axes.text(split.total / divisor + 0.015 * largest, position, write(split), va="center", fontsize=8, color="#333333")
-            ticks.append(position)
-            names.append(shortened(name, NAME_LETTERS))
-            position += 0.95
-        position += 0.25
-    axes.set_yticks(ticks, names)
-    # Room to the right of the longest bar for what is written there.
-    written_inches = LETTER_INCHES * max(len(write(split)) for row in rows for split in row.values())
-    axes.set(xlim=(0, (largest or 1.0) * width_inches / (width_inches - written_inches)), ylim=(position - 0.6, -0.6))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.grid(axis="x")
-    return figure
-
-
-def _write_time(split: Split) -> str:
-    share = f", {split.first / split.total:.0%} computing" if split.first and split.total else ""
-    return units.duration(split.total) + share
-
-
-def _together(row: Mapping[str, Split]) -> Split:
-    firsts = [split.first for split in row.values() if split.first is not None]
-    return Split(math.fsum(split.total for split in row.values()), math.fsum(firsts) if firsts else None)
 
 
 def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from feddkd.report import pictures, series
+from feddkd.report import bars, pictures, series
 from feddkd.report.groups import Group
 
 
@@ -105,9 +105,9 @@ def _cost(groups: Sequence[Group]) -> Section:
     section = Section("Cost")
     per_run = " A run's mean over its seeds." if any(len(group.runs) > 1 for group in groups) else ""
     caption = f"Serialized messages of all clients, retries included.{per_run}"
-    section.add("bytes_by_exchange", "Bytes by exchange", caption, pictures.bytes_by_exchange(groups), groups)
+    section.add("bytes_by_exchange", "Bytes by exchange", caption, bars.bytes_by_exchange(groups), groups)
     caption = f"From broadcast to reduced result, all rounds together.{per_run} Start-up is in none of them."
-    section.add("time_by_phase", "Time by phase", caption, pictures.time_by_phase(groups), groups)
+    section.add("time_by_phase", "Time by phase", caption, bars.time_by_phase(groups), groups)
     return section
 
 

@@ -90,10 +90,11 @@ def runs(groups: Sequence[Group]) -> Table:
 
 def summary(groups: Sequence[Group]) -> Table:
     """One row for each group: means over its runs, and the range of its accuracy."""
-    header = ["configuration", "final accuracy", "best accuracy", "on the wire", "time", "example gradients", "runs"]
+    header = ["configuration", "rounds", "final accuracy", "best accuracy", "on the wire", "time", "example gradients", "runs"]
     rows = [
         [
             group.label,
+            " or ".join(map(str, sorted({len(run.rounds) for run in group.runs}))),
             _spread([final_accuracy(run) for run in group.runs]),
             _spread([best_accuracy(run) for run in group.runs]),
             _mean([float(sum(wire_bytes(run))) for run in group.runs], units.size),

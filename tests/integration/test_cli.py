@@ -14,7 +14,19 @@ from feddkd import cli
 from feddkd.config import Config
 from feddkd.engines.server_state import ServerState
 
-TINY = ["-o", "rounds=1", "-o", "partition.clients=2", "-o", "partition.labels=5", "-o", "training.epochs=1", "-o", "dkd.steps=2"]
+TINY = [
+    "-o",
+    "rounds=1",
+    "-o",
+    "partition.clients=2",
+    "-o",
+    "partition.labels=5",
+    "-o",
+    "training.epochs=1",
+    "-o",
+    "dkd.steps=2",
+    "--no-report",
+]
 
 
 def feddkd(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
@@ -48,6 +60,33 @@ def test_run_for_a_person_says_accuracy_bytes_and_where_the_record_is(command) -
     assert "final accuracy" in out
     assert "MB down" in out
     assert "record/" in out
+    assert "report " not in out
+
+
+def test_run_draws_its_report(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = command("run", *TINY, "--report", "--engine", "in-process", "--out", "record")
+    assert code == 0
+    assert "report             record/report.html" in out
+    assert "data:image/svg" in (tmp_path / "record" / "report.html").read_text()
+
+
+def test_a_report_that_fails_does_not_hide_the_run(command, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def fail(*_: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("feddkd.report.page.write_report", fail)
+    code, out, err = command("run", *TINY, "--report", "--engine", "in-process", "--out", "record", "--json")
+    assert code == 0
+    assert json.loads(out)["rounds"] == 1
+    assert "none: ValueError: no ink; try again with feddkd report record" in err
+
+
+def test_run_without_matplotlib_says_how_to_get_a_report(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("feddkd.cli.report.missing_module", lambda: "matplotlib")
+    code, out, _ = command("run", *TINY, "--report", "--engine", "in-process", "--out", "record")
+    assert code == 0
+    assert "none; for one, pip install 'feddkd[plot]', then feddkd report record" in out
+    assert not (tmp_path / "record" / "report.html").exists()
 
 
 def test_run_picks_a_folder_of_its_own(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

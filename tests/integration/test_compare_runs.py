@@ -52,7 +52,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Carry out runs without starting processes."""
 
     def run(self: Any, command: list[str], **options: Any) -> int:
-        config, folder = Config.load(Path(command[4])), Path(command[6])
+        config, folder = Config.load(Path(command[4])), Path(command[command.index("--out") + 1])
         with contextlib.closing(Ledger(folder, config)) as ledger:
             run_federation(config, "in-process", folder, [ledger])
         return 0
@@ -138,7 +138,7 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
 
 def test_an_interrupt_ends_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [Job(Config(), tmp_path / "quick"), Job(Config(), tmp_path / "slow"), Job(Config(), tmp_path / "never")]
-    script = "import sys, time; time.sleep(0 if sys.argv[1].endswith('quick') else 100)"
+    script = "import signal, sys; sys.argv[1].endswith('quick') or signal.pause()"
     real, started = runs._Processes.run, []
 
     def run(self: Any, command: list[str], **options: Any) -> int:
@@ -165,6 +165,27 @@ def test_a_folder_that_another_process_writes_is_left_alone(tmp_path: Path, monk
     monkeypatch.setattr(runs._Processes, "run", run)
     run_jobs([job], 1, lambda _, error: errors.append(error))
     assert [str(error) for error in errors] == [f"{job.folder} is being written by another process", "None"]
+
+
+def test_a_job_that_starts_anew_deletes_what_is_there_but_not_what_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.toml").write_text(Config(rounds=3).to_toml())
+    (folder / "summary.json").write_text("{}")
+    job, errors = Job(Config(), folder, anew=True), []
+
+    def run(self: Any, command: list[str], **options: Any) -> int:
+        assert not (folder / "summary.json").exists()
+        (folder / "summary.json").write_text("new")
+        run_jobs([job], 1, lambda _, error: errors.append(str(error)))
+        return 0
+
+    monkeypatch.setattr(runs._Processes, "run", run)
+    run_jobs([job], 1, lambda _, error: errors.append(str(error)))
+    assert errors == [f"{folder} is being written by another process", "None"]
+    assert (folder / "summary.json").read_text() == "new"
 
 
 def _without_seconds(run: dict[str, Any]) -> dict[str, Any]:

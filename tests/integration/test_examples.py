@@ -82,7 +82,7 @@ def test_own_algorithm_runs_where_it_is_named(tmp_path: Path) -> None:
     settings = overrides(
         *FAST, "algorithm.name=my_algorithm:FedAvgM", "algorithm.server_lr=0.7", "partition.name=iid", "partition.clients=2"
     )
-    done = run(*FEDDKD, "run", *settings, "--engine", "in-process", "--json", "--out", str(tmp_path / "run"), cwd=EXAMPLES)
+    done = run(*FEDDKD, "run", *settings, "--engine", "in-process", "--json", "--no-report", "--out", str(tmp_path / "run"), cwd=EXAMPLES)
     assert json.loads(done.stdout)["algorithm"] == "my_algorithm:FedAvgM"
     assert "server_lr = 0.7" in (tmp_path / "run" / "config.toml").read_text()
     first = json.loads((tmp_path / "run" / "exchanges.jsonl").read_text().splitlines()[0])
@@ -91,7 +91,9 @@ def test_own_algorithm_runs_where_it_is_named(tmp_path: Path) -> None:
 
 def test_custom_data_and_network_run_simulated_and_at_a_site(tmp_path: Path, start: Start) -> None:
     folder = Path(shutil.copytree(EXAMPLES / "custom", tmp_path / "custom"))
-    simulated = run(*FEDDKD, "run", "federation.toml", *overrides(*FAST), "--engine", "in-process", "--json", "--out", "run", cwd=folder)
+    simulated = run(
+        *FEDDKD, "run", "federation.toml", *overrides(*FAST), "--engine", "in-process", "--json", "--no-report", "--out", "run", cwd=folder
+    )
     assert json.loads(simulated.stdout)["rounds"] == 1
 
     server = start(

@@ -44,13 +44,18 @@ def test_without_feddkd_only_fedavg_is_added() -> None:
     assert labels(("a", config("algorithm.name=fedavg_sgd"))) == {"a": 2, "fedavg": 2}
 
 
-def test_a_control_keeps_the_local_objective_and_says_so() -> None:
+def test_controls_train_with_the_cross_entropy_whatever_feddkd_does() -> None:
     assert list(labels(("a", config("algorithm.local_objective=fedntd")))) == [
         "a",
-        "fedavg+fedntd",
-        "fedavg_sgd+fedntd",
-        "fedavg+fedntd x4",
+        "fedavg",
+        "fedavg_sgd",
+        "fedavg x4",
     ]
+
+
+def test_fedavg_with_a_local_objective_does_not_stand_for_plain_fedavg() -> None:
+    given = [("a", config()), ("prox", config("algorithm.name=fedavg", "algorithm.local_objective=fedprox"))]
+    assert labels(*given) == {"a": 2, "prox": 2, "fedavg": 2, "fedavg_sgd": 2, "fedavg x4": 8}
 
 
 def test_labels_are_unique() -> None:

@@ -132,6 +132,36 @@ def test_hard_labels_mix_with_the_teacher(weight: float) -> None:
     assert both_loss == pytest.approx((1 - weight) * soft_loss + weight * hard_loss)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_teacher_that_errs_is_corrected_example_by_example(divergence: str, weight: float) -> None:
+    student, examples = new_model(1), new_examples()
+    teacher = teacher_logits(new_model(2), examples, CPU)
+    right = teacher.argmax(1) == examples.labels
+    followed, corrected = right.nonzero().flatten(), (~right).nonzero().flatten()
+    assert len(followed) > 0
+    assert len(corrected) > 0
+
+    plain, hard = Distillation(divergence, 2.0, weight), Distillation(hard_label_weight=1.0)
+    distillation = Distillation(divergence, 2.0, weight, correct_teacher=True)
+    found, loss = distillation_gradient(student, examples, teacher, torch.arange(23), distillation, CPU)
+    of_followed, loss_of_followed = distillation_gradient(student, examples, teacher, followed, plain, CPU)
+    of_corrected, loss_of_corrected = distillation_gradient(student, examples, None, corrected, hard, CPU)
+
+    share = len(followed) / 23
+    assert_same(found, of_followed.scaled(share) + of_corrected.scaled(1 - share))
+    assert loss == pytest.approx(share * loss_of_followed + (1 - share) * loss_of_corrected, rel=1e-9)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_teacher_that_is_always_right_or_always_wrong(is_right: bool) -> None:
+    student, examples = new_model(1), new_examples()
+    teacher = F.one_hot(examples.labels if is_right else (examples.labels + 1) % CLASSES, CLASSES).float()
+    found, _ = distillation_gradient(student, examples, teacher, torch.arange(23), Distillation(correct_teacher=True), CPU)
+    other = Distillation(hard_label_weight=0.0 if is_right else 1.0)
+    assert_same(found, distillation_gradient(student, examples, teacher, torch.arange(23), other, CPU)[0])
+
+
 def model_with_statistics() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))

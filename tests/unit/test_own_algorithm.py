@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Cohort
 from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.fedavgm import FedAvgM
+from feddkd.algorithms.fedopt import FedYogi
+from feddkd.algorithms.fedprox import FedProx, Proximal
 from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.scaffold import SCAFFOLD
 from feddkd.algorithms.site import Site
-from feddkd.config import Config, CustomAlgorithmConfig, CustomObjectiveConfig
+from feddkd.config import Config, CustomAlgorithmConfig, CustomObjectiveConfig, FedProxConfig
 from feddkd.errors import ConfigError
 from feddkd.tensors import Tensors
 
@@ -25,6 +33,44 @@ class Timid(FedAvg):
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         assert isinstance(self.config.algorithm, CustomAlgorithmConfig)
         return model + cohort.exchange("local_train", model).scaled(self.config.algorithm.settings["courage"])
+
+
+class MySCAFFOLD(SCAFFOLD):
+    """A built-in algorithm by another name, with the built-in's objective and settings."""
+
+
+class MyFedProx(FedProx):
+    pass
+
+
+class ClippedConfig(FedProxConfig):
+    max_norm: float = Field(1.0, gt=0)
+
+
+class Clipped(Proximal):
+    """FedProx with gradients of a limited length."""
+
+    table = ClippedConfig
+
+    def __init__(self, site: Site, settings: ClippedConfig) -> None:
+        super().__init__(site, settings)
+        self.max_norm = settings.max_norm
+
+    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().add_to_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters.values(), self.max_norm)
+
+
+class ClippedFedProx(FedProx):
+    local_objective = Clipped
+
+
+class MyFedAvgM(FedAvgM):
+    pass
+
+
+class MyFedYogi(FedYogi):
+    pass
 
 
 class Louder(LocalObjective):
@@ -53,6 +99,58 @@ def test_an_algorithm_with_settings_of_its_own(tmp_path: Path) -> None:
         return 0.5 * w + 0.5 * average
 
     assert_follows(federation, one_round)
+
+
+def table_of(subclass: str, settings: dict[str, float]) -> dict[str, Any]:
+    return {"algorithm": {"name": f"test_own_algorithm:{subclass}", **settings}}
+
+
+SUBCLASSES = [
+    ("scaffold", "MySCAFFOLD", {"server_lr": 0.5}),
+    ("fedprox", "MyFedProx", {"mu": 0.5}),
+    ("fedavgm", "MyFedAvgM", {"server_momentum": 0.5}),
+    ("fedyogi", "MyFedYogi", {"beta2": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "subclass", "settings"), SUBCLASSES)
+def test_a_subclass_of_a_built_in_algorithm_trains_as_that_algorithm(
+    tmp_path: Path, name: str, subclass: str, settings: dict[str, float]
+) -> None:
+    built_in = Federation(tmp_path / "built-in", {"name": name, **settings}).run()
+    mine = Federation(tmp_path / "mine", {"name": f"test_own_algorithm:{subclass}", **settings}).run()
+    # What a server tells its clients is the whole table, defaults included.
+    algorithms.objective_factory(Config.parse(tomllib.loads(Config.parse(table_of(subclass, settings)).to_toml())))
+    assert mine.model.sha256() == built_in.model.sha256()
+    assert mine.model.sha256() != Federation(tmp_path / "plain", {"name": "fedavg"}).run().model.sha256()
+
+
+@pytest.mark.parametrize(
+    ("subclass", "settings", "message"),
+    [
+        (
+            "MySCAFFOLD",
+            {"server_rl": 0.5},
+            "[algorithm] of test_own_algorithm:MySCAFFOLD: unknown key 'server_rl' (did you mean 'server_lr'?)",
+        ),
+        ("MyFedProx", {"mu": -1}, "[algorithm] of test_own_algorithm:MyFedProx: mu = -1: input should be greater than or equal to 0"),
+        ("MyFedProx", {"local_objective": "fedntd"}, "algorithm.local_objective: test_own_algorithm:MyFedProx has an objective of its own"),
+    ],
+)
+def test_settings_that_the_built_in_algorithm_does_not_have_are_refused(subclass: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        algorithms.build(Config.parse(table_of(subclass, settings)))
+    assert message in str(refused.value)
+
+
+def test_a_subclass_with_a_key_of_its_own(tmp_path: Path) -> None:
+    shorter = Federation(tmp_path / "a", {"name": "test_own_algorithm:ClippedFedProx", "mu": 0.5, "max_norm": 1e-6}).run()
+    prox = Federation(tmp_path / "b", {"name": "fedprox", "mu": 0.5}).run()
+    longer = Federation(tmp_path / "c", {"name": "test_own_algorithm:ClippedFedProx", "mu": 0.5, "max_norm": 1e6}).run()
+    assert longer.model.sha256() == prox.model.sha256()
+    assert shorter.model.sha256() != prox.model.sha256()
+    with pytest.raises(ConfigError, match="max_norm = 0: input should be greater than 0"):
+        algorithms.build(Config.parse(table_of("ClippedFedProx", {"max_norm": 0})))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "test_own_algorithm:Timid"])

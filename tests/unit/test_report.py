@@ -151,16 +151,18 @@ def test_a_run_before_its_first_exchange_has_no_pictures_but_a_page(tmp_path: Pa
     assert "not finished: 0 of 1 rounds recorded" in page.text
 
 
-def test_thirty_runs_at_once(tmp_path: Path) -> None:
+def test_thirty_runs_at_once_and_one_that_has_only_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.report.bars.MAX_BARS", 5)  # so one bar a group
+    begun = load(tmp_path / "begun", settings={"dkd": {"steps": 99}}, rounds=0, finished=False)
     runs = [
         load(tmp_path / f"{steps}-{seed}", seed=seed, settings={"dkd": {"steps": steps}}, rounds=1, old=steps > 1)
         for steps in range(10)
         for seed in range(3)
     ]
-    page = report_of(tmp_path, *runs)
-    assert "30 runs of 10 configurations" in page.text
+    page = report_of(tmp_path, *runs, begun)
+    assert "31 runs of 11 configurations" in page.text
     assert "feddkd steps=7" in page.text
-    assert sum(own.get("class") == "swatch" for _, own in page.found) == 10 + 30
+    assert sum(own.get("class") == "swatch" for _, own in page.found) == 11 + 31
 
 
 def test_the_same_run_gives_the_same_page(one_run: tuple[Path, Elements], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class Measurement:
         }
 
 
-def compare(workload: Workload, repeats: int, flower_python: Path | None) -> Iterator[Measurement]:
+def measure_in_turn(workload: Workload, repeats: int, flower_python: Path | None) -> Iterator[Measurement]:
     """Measure feddkd, and Flower if there is a Python that has it, A B A B.
 
     Raises:
