@@ -12,9 +12,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this file is run as a script
 
+from niid_bench.cells import TITLES, published, read_toml
 from niid_bench.grid import RESULTS, read_lines
-from niid_bench.markdown import accuracy
+from niid_bench.markdown import MISSING, accuracy, table
 from niid_bench.outcomes import CONTROL, DKD, LONGER, Outcomes
+from niid_bench.pages import write
+from niid_bench.verdicts import against_control
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -33,55 +36,68 @@ def accuracy_table(name: str, what: str) -> str:
     return "\n".join([*lines, "", _source(name, result)])
 
 
-PARTITIONS = {"c1": "one class each", "c2": "two classes each", "dir0.1": "Dirichlet 0.1", "dir0.5": "Dirichlet 0.5"}
-
-
 def grid_table() -> str:
     """FedDKD, its controls and the best of all others in the mini tier of NIID-Bench's grid."""
     found = Outcomes("mini", "mnist", read_lines(RESULTS / "niid_bench_mini.jsonl"))
-    partitions = [name for name in PARTITIONS if name in found.partitions]
-    others = [name for name in found.algorithms if name not in (*DKD, CONTROL, LONGER)]
-    rows = {
-        "FedDKD (default: half true labels)": [accuracy(found.final("feddkd", partition)) for partition in partitions],
-        "FedDKD, the teachers alone": [accuracy(found.final("feddkd_pure", partition)) for partition in partitions],
-        "control: the same exchanges, true labels alone": [accuracy(found.final(CONTROL, partition)) for partition in partitions],
-        "FedAvg, the same rounds": [accuracy(found.final("fedavg", partition)) for partition in partitions],
-        "FedAvg, the same rounds, tuned rate": [accuracy(found.final("fedavg_tuned", partition)) for partition in partitions],
-        f"best of the {len(others)} one-exchange algorithms run so far, the same rounds": [
-            _best(found, partition) for partition in partitions
-        ],
-    }
-    if LONGER in found.algorithms:
-        rows["FedAvg, the same bytes (21 times the rounds)"] = [accuracy(found.at_bytes(LONGER, partition)) for partition in partitions]
-    lines = ["| MNIST, ten parties | " + " | ".join(PARTITIONS[name] for name in partitions) + " |", "|---" * (len(partitions) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    rows = [("FedDKD (default: half true labels)", "feddkd"), ("FedDKD, the teachers alone", "feddkd_pure")]
+    rows += [("FedDKD with FedNTD's local loss and corrected teachers", "feddkd_ntd")]
+    rows += [("control: the same exchanges, true labels alone", CONTROL), ("FedAvg, the same rounds", "fedavg")]
+    rows += [("FedAvg, the same rounds, tuned rate", "fedavg_tuned"), ("FedAvg, the same bytes: 21 times the rounds", LONGER)]
+    lines = [[what, *(accuracy(found.final(name, part)) for part in found.partitions), _megabytes(found, name)] for what, name in rows]
+    best = [_best(found, partition) for partition in found.partitions]
+    lines.insert(-1, ["best one-exchange algorithm, the same rounds, tuned", *best, "-"])
     what = "Final test accuracy in %, mean ± deviation over three seeds (n: fewer), 12,000 images, 2 local epochs, 15 rounds"
-    return "\n".join([f"{what}:", "", *lines])
+    header = ["MNIST, ten parties", *(TITLES[name] for name in found.partitions), "on the wire"]
+    return "\n".join([f"{what}:", "", table(header, lines), "", f"{against_control(found)} {_grid_source('mini')}"])
 
 
 def exact_table() -> str:
     """FedDKD under NIID-Bench's exact protocol beside the best published numbers."""
     found = Outcomes("exact", "mnist", read_lines(RESULTS / "niid_bench_exact.jsonl"))
-    lines = ["| MNIST, NIID-Bench's protocol | rounds | best accuracy: mean ± deviation (lowest seed) | published |", "|---|---|---|---|"]
-    published = {
-        ("feddkd", "c1"): "68.9 (FedAdagrad, best of nine algorithms, 50 rounds)",
-        ("feddkd", "c2"): "97.8 (FedYogi, best of nine algorithms, 50 rounds)",
-        ("fedavg", "c2"): "96.9 ± 0.3 (50 rounds)",
-    }
-    for partition in [name for name in PARTITIONS if name in found.partitions]:
-        for algorithm in found.algorithms:
+    rows = []
+    for partition in found.partitions:
+        for algorithm in sorted(found.algorithms, key=lambda name: name not in DKD):
             best = found.best(algorithm, partition)
-            if best is None:
-                continue
-            rounds = len(found.of(algorithm, partition)[0].curve.rounds)
-            beside = published.get((algorithm, partition), "-")
-            lines.append(f"| `{algorithm}`, {PARTITIONS[partition]} | {rounds} | {accuracy(best)} ({100 * best.lowest:.2f}) | {beside} |")
-    return "\n".join(lines)
+            if best is not None:
+                rounds = len(found.of(algorithm, partition)[0].curve.rounds)
+                ours = [
+                    f"`{algorithm}`, {TITLES[partition]}",
+                    str(rounds),
+                    f"{accuracy(best)} ({100 * best.lowest:.2f})",
+                    _megabytes(found, algorithm),
+                ]
+                rows.append([*ours, _published(algorithm, partition)])
+    header = ["MNIST, NIID-Bench's protocol", "rounds", "best accuracy: mean ± deviation (lowest seed)", "on the wire", "published"]
+    sources = {source["short"]: source["note"] for source in read_toml("published.toml")["source"]}
+    legend = "; ".join(f"{name}: {note}" for name, note in sources.items())
+    control = "" if CONTROL in found.algorithms else " The control has not run under this protocol yet."
+    return "\n".join([table(header, rows), "", f"Published: {legend}.{control} {_grid_source('exact')}"])
+
+
+def _published(algorithm: str, partition: str) -> str:
+    """What each source publishes of the same algorithm on MNIST, or the best of any for one that has nothing published."""
+    numbers = [(values[partition], name, source) for source, name, values in published("mnist") if partition in values]
+    if not numbers:
+        return MISSING
+    own = [f"{' ± '.join(f'{number:.1f}' for number in value)} ({source})" for value, name, source in numbers if name == algorithm]
+    value, best, source = max(numbers)
+    return "; ".join(own) or f"{value[0]:.1f} (`{best}`, {source}; the best of {len({name for _, name, _ in numbers})} algorithms)"
 
 
 def _best(found: Outcomes, partition: str) -> str:
-    name = found.best_other(partition)
-    return "-" if name is None else f"{accuracy(found.final(name, partition))} (`{name}`)"
+    """The best of the baselines, once there is more than one."""
+    name, others = found.best_other(partition), len(found.others(partition))
+    return MISSING if name is None or others < 2 else f"{accuracy(found.final(name, partition))} (`{name}` of {others})"
+
+
+def _megabytes(found: Outcomes, algorithm: str) -> str:
+    sizes = [outcome.curve.wire_bytes[-1] for outcome in found.all if outcome.cell.algorithm == algorithm]
+    return f"{max(sizes) / 1e6:,.0f} MB" if sizes else MISSING
+
+
+def _grid_source(tier: str) -> str:
+    path = f"benchmarks/results/niid_bench_{tier}.jsonl"
+    return f"From [`{path}`]({path}), which has the command of every run: `python benchmarks/niid_bench/run.py {tier}`."
 
 
 def transport_table() -> str:
@@ -96,7 +112,8 @@ def transport_table() -> str:
             ratio = theirs["median_s"] / ours["median_s"]
             lines.append(f"| {label} | {_cell(ours)} | {_cell(theirs)} | {ratio:.1f} |")
     versions = result["versions"]
-    note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; in turn in one sitting, load average {result['load_average_1min']}."
+    load = f"in turn in one sitting, beside other work: load average {result['load_average_1min']}"
+    note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; {load}."
     return "\n".join([*lines, "", note, _source("transport", result)])
 
 
@@ -113,34 +130,15 @@ def _source(name: str, result: dict[str, Any]) -> str:
     return f"From [`benchmarks/results/{name}.json`](benchmarks/results/{name}.json): `{result['command']}`."
 
 
-def fill(text: str) -> str:
-    """The README with its tables written anew, each between its two marks."""
-    tables = {
-        "digits": accuracy_table("digits_default", "scikit-learn's digits, ten clients with one class each (`feddkd run`)"),
-        "grid": grid_table(),
-        "exact": exact_table(),
-        "transport": transport_table(),
-    }
-    for name, table in tables.items():
-        start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
-        before, opening, rest = text.partition(start)
-        _, closing, after = rest.partition(end)
-        if not (opening and closing):
-            raise SystemExit(f"{README} has no place {start} ... {end}")
-        text = f"{before}{start}\n{table}\n{end}{after}"
-    return text
-
-
 def main() -> int:
     """Rewrite the README, or compare."""
-    text = README.read_text(encoding="utf-8")
-    filled = fill(text)
-    if "--check" in sys.argv[1:]:
-        if filled != text:
-            print("README.md is not what benchmarks/results/ says: run benchmarks/tables.py", file=sys.stderr)
-        return int(filled != text)
-    README.write_text(filled, encoding="utf-8")
-    return 0
+    tables = {
+        "results:digits": accuracy_table("digits_default", "scikit-learn's digits, ten clients with one class each (`feddkd run`)"),
+        "results:grid": grid_table(),
+        "results:exact": exact_table(),
+        "results:transport": transport_table(),
+    }
+    return int(not write(README, tables, check="--check" in sys.argv[1:], script="benchmarks/tables.py"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from niid_bench.grid import RESULTS, Runner, main_guard, results_file
 from niid_bench.run import add_options, settings_of
 
 RESULT = "niid_bench_ablation.jsonl"
+LONGER_RESULT = "niid_bench_ablation_15.jsonl"
+"""Of fifteen rounds, with --results; a cell's name does not say its rounds."""
 VARIANTS = {name: tuple(flatten(settings).items()) for name, settings in read_toml("ablation.toml").items()}
 """What differs from the default, by dotted key, for each variant."""
 
@@ -50,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     results = results_file(options.results or RESULTS / RESULT, options.records)
     runner = Runner(
-        results, settings_of(options), script="benchmarks/niid_bench/ablate.py", jobs=options.jobs, point_options=_variant_option
+        results,
+        settings_of(options),
+        script="benchmarks/niid_bench/ablate.py",
+        default_results=RESULTS / RESULT,
+        jobs=options.jobs,
+        point_options=_variant_option,
     )
     return int(runner.run(cells, again=options.again) > 0)
 

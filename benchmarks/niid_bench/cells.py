@@ -32,8 +32,15 @@ def read_toml(name: str) -> dict[str, Any]:
 
 ALGORITHMS = read_toml("algorithms.toml")
 PARTITIONS = read_toml("partitions.toml")
+TITLES = {name: table.pop("title") for name, table in PARTITIONS.items()}
 DEFAULT_PARTITIONS = ("c1", "c2", "dir0.1", "dir0.5")
 DEFAULT_SEEDS = (0, 1, 2)
+
+
+def published(data: str) -> list[tuple[str, str, dict[str, list[float]]]]:
+    """Published accuracies in percent on a data set: source, algorithm, and its numbers by partition."""
+    sources = read_toml("published.toml")["source"]
+    return [(source["short"], name, values) for source in sources for name, values in source.get(data, {}).items()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,14 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from feddkd.bench.environment import cpu_model
+from feddkd.bench.environment import cpu_model, source_commit
 from feddkd.bench.runs import Job, is_complete, read_curve, run_jobs
 from feddkd.config import Config
 from feddkd.config.table import flatten
@@ -23,6 +22,7 @@ from feddkd.errors import ConfigError, FedDKDError
 from feddkd.observability.run_folder import RunFolder
 from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of
 
+CODE = ("feddkd", "benchmarks/niid_bench")
 RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = ROOT / "runs" / "niid_bench"
 MACHINE_KEYS = ("data.root", "runtime.client_processes")
@@ -74,7 +74,7 @@ def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     return next(keys, None)
 
 
-TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "not_true")
+TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -108,14 +108,19 @@ class Runner:
         settings: Settings,
         *,
         script: str,
+        default_results: Path,
         jobs: int,
         point_options: Callable[[Cell], list[str]] = _only,
     ) -> None:
-        """`point_options` are the script's options that choose a cell's point."""
+        """Args:
+        default_results: where the script keeps results unless it is told otherwise.
+        point_options: the script's options that choose a cell's point.
+        """
         self._point_options = point_options
         self._results = results
         self._settings = settings
         self._script = script
+        self._results_option = [] if results.path == default_results else ["--results", _from_root(results.path)]
         self._workers = jobs
 
     def run(self, cells: Sequence[Cell], *, again: bool) -> int:
@@ -141,16 +146,13 @@ class Runner:
             _say(f"finished with another {key}, which --again would replace: {', '.join(map(str, cells[:3]))}{more}")
 
     def _job(self, cell: Cell, config: Config, again: bool) -> Job:
-        """A job whose folder holds nothing but what it may go on from."""
+        """The run of a cell, which starts anew over a record of older settings."""
         job = Job(config, self._results.records / cell.folder)
         try:
             is_complete(job)
-            other = again
         except ConfigError:
-            other = True  # the record of older settings
-        if other:
-            shutil.rmtree(job.folder, ignore_errors=True)
-        return job
+            again = True
+        return replace(job, anew=again)
 
     def _run_jobs(self, jobs: dict[Cell, Job]) -> int:
         cell_of = {job.folder: cell for cell, job in jobs.items()}
@@ -200,7 +202,10 @@ class Runner:
             "model_sha256": folder.summary["model_sha256"],
             "versions": folder.summary["versions"],
             "cpu": cpu_model(),
+            "cores": os.cpu_count(),
             "runs_at_once": self._workers,
+            "load_average_1min": round(os.getloadavg()[0], 2),
+            "commit": source_commit(ROOT, CODE),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "config": _recorded(job.config),
             "command": self._command(cell),
@@ -209,7 +214,13 @@ class Runner:
     def _command(self, cell: Cell) -> str:
         """Runs this cell again, from the root of the repository."""
         grid = ["--data", cell.data, "--algorithm", cell.algorithm, "--partition", cell.partition, "--seed", str(cell.seed)]
-        return shlex.join(["python", self._script, cell.tier, *grid, *self._point_options(cell), *self._settings.arguments, "--again"])
+        words = [*grid, *self._point_options(cell), *self._settings.arguments, *self._results_option]
+        return shlex.join(["python", self._script, cell.tier, *words, "--again"])
+
+
+def _from_root(path: Path) -> str:
+    """As a command says it that is run from the root of the repository."""
+    return str(path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path)
 
 
 def main_guard(main: Callable[[], int]) -> None:

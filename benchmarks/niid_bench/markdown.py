@@ -23,3 +23,9 @@ def accuracy(found: Spread | None, *, bold: bool = False, seeds: int = len(DEFAU
     note = "" if found.count == seeds else f" (n={found.count})"
     text = f"{100 * found.mean:.2f}{deviation}"
     return f"**{text}**{note}" if bold else f"{text}{note}"
+
+
+def commands(lines: Sequence[str]) -> str:
+    """The commands that run every cell of a table again, folded."""
+    text = "\n".join(lines)
+    return f"<details><summary>The command of each cell</summary>\n\n```\n{text}\n```\n\n</details>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,9 @@ LONGER = "fedavg_long"
 
 DKD = ("feddkd", "feddkd_pure", "feddkd_ntd")
 CONTROL = "fedavg_sgd"
+
+CostOf = Callable[[Curve], Sequence[Cost]]
+"""A cumulative cost of a run, round by round: its rounds, bytes or gradient evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +65,24 @@ class Outcomes:
     def final(self, algorithm: str, partition: str) -> Spread | None:
         return self.spread(algorithm, partition, lambda curve: curve.final_accuracy)
 
-    def rounds(self, algorithm: str, partition: str) -> int | None:
-        """The fewest rounds of its runs."""
-        return min((len(outcome.curve.rounds) for outcome in self.of(algorithm, partition)), default=None)
-
-    def at_round(self, algorithm: str, partition: str, rounds: int) -> Spread | None:
-        """Accuracy after so many rounds."""
-        return self.spread(algorithm, partition, lambda curve: curve.accuracy[rounds - 1] if rounds <= len(curve.accuracy) else None)
-
     def best(self, algorithm: str, partition: str) -> Spread | None:
         return self.spread(algorithm, partition, lambda curve: curve.best_accuracy)
 
-    def byte_budget(self, partition: str) -> float | None:
-        """What FedDKD's runs move, and a thousandth more, for headers differ by some bytes."""
-        totals = [outcome.curve.wire_bytes[-1] for outcome in self.of("feddkd", partition)]
+    def budget(self, partition: str, cost: CostOf) -> float | None:
+        """The least that a run of FedDKD spends; of its variants, the first that has run on the partition."""
+        own = next((found for name in DKD if (found := self.of(name, partition))), [])
+        totals = [cost(outcome.curve)[-1] for outcome in own]
         return min(totals) * (1 + HEADER_TOLERANCE) if totals else None
 
-    def gradient_budget(self, partition: str) -> float | None:
-        """The most gradient evaluations that every algorithm's runs reach."""
-        totals = [outcome.curve.gradient_evaluations[-1] for outcome in self.all if outcome.cell.partition == partition]
-        return min(totals) if totals else None
+    def within_budget(self, algorithm: str, partition: str, cost: CostOf) -> Spread | None:
+        """Accuracy at the last round within the budget."""
+        budget = self.budget(partition, cost)
+        return None if budget is None else self.spread(algorithm, partition, lambda curve: accuracy_within(curve, cost, budget))
 
-    def at_bytes(self, algorithm: str, partition: str) -> Spread | None:
-        budget = self.byte_budget(partition)
-        return None if budget is None else self._within(algorithm, partition, lambda curve: curve.wire_bytes, budget)
-
-    def at_gradients(self, algorithm: str, partition: str) -> Spread | None:
-        budget = self.gradient_budget(partition)
-        return None if budget is None else self._within(algorithm, partition, lambda curve: curve.gradient_evaluations, budget)
-
-    def _within(self, algorithm: str, partition: str, cost: Callable[[Curve], Sequence[Cost]], budget: float) -> Spread | None:
-        def accuracy(curve: Curve) -> float | None:
-            reading = reading_within(curve.accuracy, cost(curve), budget)
-            return reading.accuracy if reading else None
-
-        return self.spread(algorithm, partition, accuracy)
-
-    def share_of_bytes(self, algorithm: str, partition: str) -> float | None:
-        """How much of the byte budget its runs spend at most."""
-        budget, own = self.byte_budget(partition), self.of(algorithm, partition)
-        return None if budget is None or not own else min(1.0, max(outcome.curve.wire_bytes[-1] for outcome in own) / budget)
+    def share_spent(self, algorithm: str, partition: str, cost: CostOf) -> float | None:
+        """How much of the budget its runs spend at most."""
+        budget, own = self.budget(partition, cost), self.of(algorithm, partition)
+        return None if budget is None or not own else min(1.0, max(cost(outcome.curve)[-1] for outcome in own) / budget)
 
     def to_target(self, algorithm: str, partition: str, target: float) -> tuple[int, Spread | None, Spread | None]:
         """How many seeds reach an accuracy; rounds and bytes until then if all do."""
@@ -111,21 +91,18 @@ class Outcomes:
         wire_bytes = [cost_to_target(curve.accuracy, curve.wire_bytes, target) for curve in curves]
         return sum(number is not None for number in rounds), spread(rounds), spread(wire_bytes)
 
+    def others(self, partition: str) -> list[str]:
+        """The baselines that have run on a partition: all but FedDKD, its control and the longer FedAvg."""
+        own = (*DKD, CONTROL, LONGER)
+        return [name for name in self.algorithms if name not in own and self.of(name, partition)]
+
     def best_other(self, partition: str) -> str | None:
-        """The baseline with the highest mean final accuracy at equal rounds, the control left out."""
-        others = [name for name in self.algorithms if name not in (*DKD, CONTROL, LONGER)]
-        found = [(final.mean, name) for name in others if (final := self.final(name, partition))]
+        """The baseline with the highest mean final accuracy."""
+        found = [(final.mean, name) for name in self.others(partition) if (final := self.final(name, partition))]
         return max(found)[1] if found else None
 
-    def commands(self, algorithm: str) -> list[str]:
-        """What runs the whole row again: the commands of its cells without partition and seed."""
-        cells = (outcome.command for outcome in self.all if outcome.cell.algorithm == algorithm)
-        return list(dict.fromkeys(_without(command, ("--partition", "--seed")) for command in cells))
 
-
-def _without(command: str, options: Sequence[str]) -> str:
-    words = shlex.split(command)
-    for option in options:
-        if option in words:
-            del words[words.index(option) : words.index(option) + 2]
-    return shlex.join(words)
+def accuracy_within(curve: Curve, cost: CostOf, budget: float) -> float | None:
+    """Of the last round whose cumulative cost is within the budget."""
+    reading = reading_within(curve.accuracy, cost(curve), budget)
+    return reading.accuracy if reading else None

@@ -54,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--partition", action="append", choices=[*PARTITIONS], metavar="P", help="may be repeated; default: four")
     parser.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: 0, 1 and 2")
     options = parser.parse_args(arguments)
-    results = results_file(options.results or RESULTS / f"niid_bench_{options.tier}.jsonl", options.records)
-    runner = Runner(results, settings_of(options), script="benchmarks/niid_bench/run.py", jobs=options.jobs)
+    default = RESULTS / f"niid_bench_{options.tier}.jsonl"
+    results = results_file(options.results or default, options.records)
+    script = "benchmarks/niid_bench/run.py"
+    runner = Runner(results, settings_of(options), script=script, default_results=default, jobs=options.jobs)
     return int(runner.run(chosen_cells(options), again=options.again) > 0)
 
 

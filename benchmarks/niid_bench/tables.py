@@ -15,19 +15,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
+
 from feddkd.bench.budgets import Spread
+from niid_bench.ablate import LONGER_RESULT as LONGER_ABLATION
 from niid_bench.ablate import RESULT as ABLATION
 from niid_bench.ablation_table import ablation_table
 from niid_bench.cells import DATA_SETS, ROOT, TIERS, read_toml
 from niid_bench.grid import RESULTS, read_lines
-from niid_bench.markdown import MISSING, accuracy, table
-from niid_bench.outcomes import LONGER, Outcomes
+from niid_bench.markdown import MISSING, accuracy, commands, table
+from niid_bench.outcomes import LONGER, CostOf, Outcomes
+from niid_bench.pages import write
+from niid_bench.tune import RESULT as TUNING
+from niid_bench.tuning_table import tuning_table
 from niid_bench.verdicts import verdicts
 
 DOCS = ROOT / "docs"
+SCRIPT = "benchmarks/niid_bench/tables.py"
 PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN"}
+
+IN_BRACKETS = "In brackets: runs that end before they have spent it, and the share that they spend:"
+SPENT = 0.99
+"""Runs that have spent this share of a budget count as having spent it: headers differ by less."""
 
 Number = Callable[[str, str], Spread | None]
 """Of an algorithm on a partition."""
@@ -55,16 +65,15 @@ def data_section(outcomes: Outcomes) -> str:
         "**Best accuracy** of all rounds in %, which is what most papers report:",
         accuracy_table(outcomes, outcomes.best),
         published_table(outcomes),
-        "**What a run costs** at most, and the command that runs a row again:",
+        "**What a run costs** at most:",
         cost_table(outcomes),
-        "One cell of the row: add `--partition P --seed S`.",
-        "**Accuracy at FedDKD's bytes** in %: the last round within what FedDKD's runs move. "
-        "In brackets: runs that end before they have spent it, and the share that they spend:",
-        bytes_table(outcomes),
-        "**Accuracy at equal gradient evaluations** in %: the last round within the most that all algorithms reach:",
-        accuracy_table(outcomes, outcomes.at_gradients, comparable=outcomes.algorithms),
+        "**Accuracy at FedDKD's bytes** in %: the last round within what FedDKD's runs move. " + IN_BRACKETS,
+        budget_table(outcomes, lambda curve: curve.wire_bytes),
+        "**Accuracy at FedDKD's gradient evaluations** in %, likewise:",
+        budget_table(outcomes, lambda curve: curve.gradient_evaluations),
         *(text for target in TARGETS[outcomes.tier] for text in (f"**To {target:.0%}**: rounds, bytes.", target_table(outcomes, target))),
         notes(outcomes),
+        commands([each.command for name in outcomes.algorithms for part in outcomes.partitions for each in outcomes.of(name, part)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -73,66 +82,59 @@ def picture_name(outcomes: Outcomes) -> str:
     return f"benchmarks_{outcomes.tier}_{outcomes.data}.png"
 
 
-def accuracy_table(outcomes: Outcomes, number: Number, comparable: Sequence[str] | None = None) -> str:
-    """Algorithms by partitions; the best cell of a partition is bold, and so are those that print the same mean.
-
-    Args:
-        comparable: which algorithms may be bold; without it, all that run the same rounds, if all do.
-    """
-    may_win = comparable if comparable is not None else same_rounds(outcomes)
-    best = {}
-    for partition in outcomes.partitions:
-        means = [round(100 * found.mean, 2) for name in may_win if (found := number(name, partition))]
-        best[partition] = max(means, default=None)
+def accuracy_table(outcomes: Outcomes, number: Number) -> str:
+    """Algorithms by partitions; bold is the best mean among those that run the same rounds and miss no seed."""
+    rivals = same_rounds(outcomes)
+    best = {partition: best_mean([number(name, partition) for name in rivals]) for partition in outcomes.partitions}
     rows = []
     for algorithm in outcomes.algorithms:
         cells = []
         for partition in outcomes.partitions:
             found = number(algorithm, partition)
-            wins = found is not None and algorithm in may_win and round(100 * found.mean, 2) == best[partition]
-            cells.append(accuracy(found, bold=wins))
+            cells.append(accuracy(found, bold=algorithm in rivals and is_best(found, best[partition])))
         rows.append([f"`{algorithm}`", *cells])
     return table(["algorithm", *outcomes.partitions], rows)
 
 
-def bytes_table(outcomes: Outcomes) -> str:
-    """Accuracy at FedDKD's bytes; bold among the runs that spend them."""
-    spends = {
-        (name, partition): share is not None and share > 0.9
-        for name in outcomes.algorithms
-        for partition in outcomes.partitions
-        for share in [outcomes.share_of_bytes(name, partition)]
-    }
-    rows = []
-    for algorithm in outcomes.algorithms:
-        cells = []
-        for partition in outcomes.partitions:
-            found, share = outcomes.at_bytes(algorithm, partition), outcomes.share_of_bytes(algorithm, partition)
-            rivals = [other for name in outcomes.algorithms if spends[name, partition] and (other := outcomes.at_bytes(name, partition))]
-            wins = found is not None and all(round(100 * found.mean, 2) >= round(100 * rival.mean, 2) for rival in rivals)
-            text = accuracy(found, bold=wins and spends[algorithm, partition])
-            cells.append(text if found is None or spends[algorithm, partition] else f"({text}; {share:.0%})")
-        rows.append([f"`{algorithm}`", *cells])
-    return table(["algorithm", *outcomes.partitions], rows)
+def budget_table(outcomes: Outcomes, cost: CostOf) -> str:
+    """Accuracy when what FedDKD spends is spent; bold among the runs that spend it and miss no seed."""
+    rows = {algorithm: [f"`{algorithm}`"] for algorithm in outcomes.algorithms}
+    for partition in outcomes.partitions:
+        found = {name: outcomes.within_budget(name, partition, cost) for name in outcomes.algorithms}
+        shares = {name: outcomes.share_spent(name, partition, cost) or 0.0 for name in outcomes.algorithms}
+        best = best_mean([found[name] for name in outcomes.algorithms if shares[name] > SPENT])
+        for name, cells in rows.items():
+            spends = found[name] is None or shares[name] > SPENT
+            text = accuracy(found[name], bold=spends and is_best(found[name], best))
+            cells.append(text if spends else f"({text}; {shares[name]:.0%})")
+    return table(["algorithm", *outcomes.partitions], list(rows.values()))
+
+
+def best_mean(rivals: Sequence[Spread | None]) -> tuple[float, int] | None:
+    """The best mean as it is printed, and the number of seeds that a rival must have; None unless two have as many."""
+    seeds = max((found.count for found in rivals if found), default=0)
+    means = [_printed(found) for found in rivals if found and found.count == seeds]
+    return (max(means), seeds) if len(means) > 1 else None
+
+
+def is_best(found: Spread | None, best: tuple[float, int] | None) -> bool:
+    return found is not None and (_printed(found), found.count) == best
+
+
+def _printed(found: Spread) -> float:
+    return round(100 * found.mean, 2)
 
 
 def cost_table(outcomes: Outcomes) -> str:
-    """Rounds, bytes, gradient evaluations and time of a run of each algorithm, and its command."""
+    """Rounds, bytes and gradient evaluations of a run of each algorithm."""
     rows = []
     for algorithm in outcomes.algorithms:
         curves = [outcome.curve for outcome in outcomes.all if outcome.cell.algorithm == algorithm]
         rounds = sorted({len(curve.rounds) for curve in curves})
-        rows.append(
-            [
-                f"`{algorithm}`",
-                " or ".join(map(str, rounds)),
-                f"{max(curve.wire_bytes[-1] for curve in curves) / 1e6:,.0f} MB",
-                f"{max(curve.gradient_evaluations[-1] for curve in curves):,}",
-                f"{max(curve.seconds[-1] for curve in curves):,.0f} s",
-                "<br>".join(f"`{command}`" for command in outcomes.commands(algorithm)),
-            ]
-        )
-    return table(["algorithm", "rounds", "bytes", "gradient evaluations", "time", "command"], rows)
+        size = f"{max(curve.wire_bytes[-1] for curve in curves) / 1e6:,.0f} MB"
+        work = f"{max(curve.gradient_evaluations[-1] for curve in curves):,}"
+        rows.append([f"`{algorithm}`", " or ".join(map(str, rounds)), size, work])
+    return table(["algorithm", "rounds", "bytes", "gradient evaluations"], rows)
 
 
 def target_table(outcomes: Outcomes, target: float) -> str:
@@ -210,18 +212,6 @@ def _published(value: Sequence[float] | None) -> str:
     return MISSING if value is None else " ± ".join(f"{number:.1f}" for number in value)
 
 
-def fill(page: str, sections: dict[str, str]) -> str:
-    """The page with its sections written anew, each between its two marks."""
-    for tier, text in sections.items():
-        start, end = f"<!-- niid_bench:{tier} -->", f"<!-- /niid_bench:{tier} -->"
-        before, opening, rest = page.partition(start)
-        _, closing, after = rest.partition(end)
-        if not (opening and closing):
-            raise SystemExit(f"there is no place {start} ... {end}")
-        page = f"{before}{start}\n{text}\n{end}{after}"
-    return page
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite the pages and draw the pictures, or compare the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,24 +221,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     files = {tier: options.results / f"niid_bench_{tier}.jsonl" for tier in TIERS}
     pages = {
-        options.docs / PAGE: {tier: section(tier, path) for tier, path in files.items()},
-        options.docs / ABLATION_PAGE: {"ablation": ablation_table(read_lines(options.results / ABLATION))},
+        options.docs / PAGE: {
+            "niid_bench:tuning": tuning_table(read_lines(options.results / TUNING)),
+            **{f"niid_bench:{tier}": section(tier, path) for tier, path in files.items()},
+        },
+        options.docs / ABLATION_PAGE: {
+            "niid_bench:ablation": ablation_table(read_lines(options.results / ABLATION)),
+            "niid_bench:ablation_15": ablation_table(read_lines(options.results / LONGER_ABLATION)),
+        },
     }
-    outdated = [path for path, sections in pages.items() if not write(path, sections, check=options.check)]
-    for path in outdated:
-        print(f"{path} is not what the results say: run benchmarks/niid_bench/tables.py", file=sys.stderr)
+    up_to_date = [write(path, sections, check=options.check, script=SCRIPT) for path, sections in pages.items()]
     if not options.check:
         draw_all(files, options.docs)
-    return int(bool(outdated))
-
-
-def write(path: Path, sections: dict[str, str], *, check: bool) -> bool:
-    """Fill a page, or only say whether it is filled already."""
-    page = path.read_text(encoding="utf-8")
-    filled = fill(page, sections)
-    if not check:
-        path.write_text(filled, encoding="utf-8")
-    return filled == page or not check
+    return int(not all(up_to_date))
 
 
 def draw_all(files: dict[str, Path], folder: Path) -> None:

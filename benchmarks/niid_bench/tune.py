@@ -2,8 +2,8 @@
 
     python benchmarks/niid_bench/tune.py mini --algorithm fedprox --partition c2 --seed 100
 
-The grid is what algorithms.toml says; a point that is finished is not run again. The winner has the highest final
-accuracy, on average over the partitions and seeds; to adopt it is to write it into algorithms.toml.
+The grid is what algorithms.toml says; a point that is finished is not run again. The winner has the highest mean accuracy
+over the last three rounds, the partitions and the seeds; to adopt it is to write it into algorithms.toml.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 from feddkd.config import read_tables
 from feddkd.config.table import flatten
 from feddkd.errors import ConfigError
-from niid_bench.cells import ALGORITHMS, DEFAULT_PARTITIONS, PARTITIONS, Cell, put
-from niid_bench.grid import RESULTS, Runner, main_guard, results_file
+from niid_bench.cells import ALGORITHMS, DEFAULT_PARTITIONS, PARTITIONS, Cell, Settings, configure, put
+from niid_bench.grid import RESULTS, Runner, main_guard, outdated_key, results_file
 from niid_bench.run import add_options, settings_of
+
+RESULT = "niid_bench_tuning.jsonl"
 
 Point = tuple[tuple[str, Any], ...]
 
@@ -52,16 +54,25 @@ def _tree(point: Point) -> dict[str, Any]:
     return tree
 
 
-def ranking(points: Sequence[Point], cells: Sequence[Cell], lines: Sequence[dict[str, Any]]) -> list[tuple[float, Point]]:
-    """Mean final accuracy of each point, best first; points that lack a cell are left out."""
-    accuracy = {Cell.of_line(line): line["final_accuracy"] for line in lines}
+def ranking(cells: Sequence[Cell], settings: Settings, lines: Sequence[dict[str, Any]]) -> list[tuple[float, Point]]:
+    """Settled accuracy of each point, best first; points that lack a cell, or have one of other settings, are left out."""
+    configs = {cell: configure(cell, settings) for cell in cells}
+    own = ((Cell.of_line(line), line) for line in lines)
+    accuracy = {
+        cell: settled_accuracy(line["accuracy"]) for cell, line in own if cell in configs and outdated_key(line, configs[cell]) is None
+    }
     found = []
-    for point in points:
-        own = [accuracy.get(cell) for cell in cells if cell.point == point]
-        values = [value for value in own if value is not None]
-        if len(values) == len(own):
+    for point in dict.fromkeys(cell.point for cell in cells):
+        wanted = [cell for cell in cells if cell.point == point]
+        values = [accuracy[cell] for cell in wanted if cell in accuracy]
+        if len(values) == len(wanted):
             found.append((statistics.fmean(values), point))
     return sorted(found, key=lambda entry: -entry[0])
+
+
+def settled_accuracy(accuracy: Sequence[float]) -> float:
+    """Mean over the last three rounds: with few classes a party, a single one is up or down by tens of points."""
+    return statistics.fmean(accuracy[-3:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for partition in dict.fromkeys(options.partition or DEFAULT_PARTITIONS)
         for point in points
     ]
-    results = results_file(options.results or RESULTS / "niid_bench_tuning.jsonl", options.records)
-    failed = Runner(results, settings_of(options), script="benchmarks/niid_bench/tune.py", jobs=options.jobs).run(
-        cells, again=options.again
-    )
-    for mean, point in ranking(points, cells, results.lines()):
+    results = results_file(options.results or RESULTS / RESULT, options.records)
+    script = "benchmarks/niid_bench/tune.py"
+    runner = Runner(results, settings_of(options), script=script, default_results=RESULTS / RESULT, jobs=options.jobs)
+    failed = runner.run(cells, again=options.again)
+    for mean, point in ranking(cells, settings_of(options), results.lines()):
         print(f"{mean:8.2%}  {'  '.join(f'{key} = {value}' for key, value in point)}")
     return int(failed > 0)
 

@@ -1,81 +1,104 @@
-"""What the numbers say of FedDKD, in sentences: where it wins, and where it does not."""
+"""What the numbers say of FedDKD, in sentences: where it wins, where nobody can tell, and where it loses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from feddkd.bench.budgets import Spread
-from niid_bench.outcomes import CONTROL, DKD, LONGER, Outcomes
+from feddkd.bench.budgets import Spread, spread
+from feddkd.bench.side_by_side import HEADER_TOLERANCE
+from niid_bench.cells import ALGORITHMS
+from niid_bench.markdown import MISSING, table
+from niid_bench.outcomes import CONTROL, DKD, LONGER, CostOf, Outcomes, accuracy_within
 
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """FedDKD against another algorithm on one partition, at one budget."""
+    """FedDKD against another algorithm on one partition, at one budget, over the seeds that both have run.
+
+    Attributes:
+        ours: None where FedDKD has not finished a round within the budget.
+    """
 
     partition: str
     rival: str
-    ours: Spread
+    ours: Spread | None
     theirs: Spread
 
     @property
-    def points(self) -> float:
+    def points(self) -> float | None:
         """FedDKD's lead in percentage points, as it is printed."""
-        return round(100 * (self.ours.mean - self.theirs.mean), 2)
+        return None if self.ours is None else round(100 * (self.ours.mean - self.theirs.mean), 2)
 
     @property
-    def is_clear(self) -> bool:
-        """Whether even the lowest run of one is above the highest of the other."""
-        return self.ours.lowest > self.theirs.highest or self.theirs.lowest > self.ours.highest
+    def outcome(self) -> str:
+        """Ahead or behind where every run of one is above every run of the other, else level; one seed decides nothing."""
+        if self.theirs.count < 2:
+            return "undecided"
+        if self.ours is None or self.theirs.lowest > self.ours.highest:
+            return "behind"
+        return "ahead" if self.ours.lowest > self.theirs.highest else "level"
 
     def __str__(self) -> str:
-        doubt = "" if self.is_clear else ", the runs overlap"
-        return f"{self.partition} {self.points:+.2f} points (`{self.rival}` {100 * self.theirs.mean:.2f}%{doubt})"
+        points = "no round yet" if self.points is None else f"{self.points:+.2f}"
+        seeds = f"{self.theirs.count} seed{'s' if self.theirs.count > 1 else ''}"
+        return f"{points} to `{self.rival}`'s {100 * self.theirs.mean:.2f}: {self.outcome} ({seeds})"
 
 
 def verdicts(outcomes: Outcomes) -> str:
-    """One list item for each comparison, for every variant of FedDKD that has results."""
-    return "\n".join(f"- {sentence}" for name in DKD if name in outcomes.algorithms for sentence in _verdicts_on(name, outcomes))
+    """A table of comparisons for every variant of FedDKD that has results, and what it comes to."""
+    parts = [part for name in DKD if name in outcomes.algorithms for part in _verdicts_on(name, outcomes)]
+    missing = [f"`{name}`" for name in ALGORITHMS if name not in outcomes.algorithms]
+    if missing:
+        parts.append(f"Not run in this tier: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def against_control(outcomes: Outcomes) -> str:
+    """FedDKD against the control on every partition, in one sentence."""
+    duels = _duels("feddkd", dict.fromkeys(outcomes.partitions, CONTROL), outcomes, lambda curve: curve.rounds)
+    said = [f"{duel.partition} {duel.points:+.2f} ({duel.outcome})" for duel in duels if duel.points is not None]
+    return f"FedDKD against the control, in points: {', '.join(said)}."
 
 
 def _verdicts_on(name: str, outcomes: Outcomes) -> Iterator[str]:
+    control = dict.fromkeys(outcomes.partitions, CONTROL)
+    longer = dict.fromkeys(outcomes.partitions, LONGER)
+    best = {partition: rival for partition in outcomes.partitions if (rival := outcomes.best_other(partition))}
     kinds = {
-        f"against the control `{CONTROL}`, the same rounds and bytes": _duels_at_equal_rounds(name, outcomes, lambda _: CONTROL),
-        "against the best of the others, the same rounds": _duels_at_equal_rounds(name, outcomes, outcomes.best_other),
-        "against that one, the same gradient evaluations": _duels(name, outcomes, outcomes.best_other, outcomes.at_gradients),
-        f"against `{LONGER}`, the same bytes": _duels(name, outcomes, lambda _: LONGER, outcomes.at_bytes),
+        "the control, the same rounds and bytes": _duels(name, control, outcomes, lambda curve: curve.rounds),
+        "the best of the others, the same rounds": _duels(name, best, outcomes, lambda curve: curve.rounds),
+        "that one, the same gradient evaluations": _duels(name, best, outcomes, lambda curve: curve.gradient_evaluations),
+        "that one, the same bytes": _duels(name, best, outcomes, lambda curve: curve.wire_bytes),
+        f"`{LONGER}`, the same bytes": _duels(name, longer, outcomes, lambda curve: curve.wire_bytes),
     }
+    rows = []
     for kind, duels in kinds.items():
-        if duels:
-            yield f"`{name}` {kind}: {'; '.join(map(str, duels))}."
-    lost = [f"{duel.partition} (`{duel.rival}`)" for duels in kinds.values() for duel in duels if duel.points <= 0]
-    if any(kinds.values()):
-        where = ", ".join(dict.fromkeys(lost))
-        yield f"**`{name}` does not win every one of these on: {where}.**" if lost else f"`{name}` wins every one of these comparisons."
-    yield from _lowest(name, outcomes)
+        cells = {duel.partition: str(duel) for duel in duels}
+        if cells:
+            rows.append([kind, *(cells.get(partition, MISSING) for partition in outcomes.partitions)])
+    if rows:
+        yield table([f"`{name}` against", *outcomes.partitions], rows)
+        yield f"**`{name}` is {_tally([duel for duels in kinds.values() for duel in duels])}.** {' '.join(_lowest(name, outcomes))}"
 
 
-def _duels(name: str, outcomes: Outcomes, rival_on: Callable[[str], str | None], number: Callable[[str, str], Spread | None]) -> list[Duel]:
-    """On every partition where both have results."""
+def _tally(duels: list[Duel]) -> str:
+    """How many comparisons are won, and how many not."""
+    counts = {outcome: sum(duel.outcome == outcome for duel in duels) for outcome in ("ahead", "level", "behind", "undecided")}
+    found = [f"{outcome} in {count}" for outcome, count in counts.items() if count or outcome in ("ahead", "behind")]
+    return f"{', '.join(found)} of these {len(duels)}"
+
+
+def _duels(name: str, rivals: dict[str, str], outcomes: Outcomes, cost: CostOf) -> list[Duel]:
+    """On every partition where both have run a common seed, over those: at the last rounds within what the thriftier spends."""
     found = []
-    for partition in outcomes.partitions:
-        rival = rival_on(partition)
-        ours, theirs = number(name, partition), number(rival, partition) if rival else None
-        if rival and ours and theirs:
+    for partition, rival in rivals.items():
+        curves = [{outcome.cell.seed: outcome.curve for outcome in outcomes.of(each, partition)} for each in (name, rival)]
+        seeds = [seed for seed in curves[0] if seed in curves[1]]
+        budgets = {seed: min(cost(each[seed])[-1] for each in curves) * (1 + HEADER_TOLERANCE) for seed in seeds}
+        ours, theirs = (spread(accuracy_within(each[seed], cost, budgets[seed]) for seed in seeds) for each in curves)
+        if rival != name and theirs:
             found.append(Duel(partition, rival, ours, theirs))
-    return found
-
-
-def _duels_at_equal_rounds(name: str, outcomes: Outcomes, rival_on: Callable[[str], str | None]) -> list[Duel]:
-    """After as many rounds as both have run."""
-    found = []
-    for partition in outcomes.partitions:
-        rival = rival_on(partition)
-        own, other = outcomes.rounds(name, partition), outcomes.rounds(rival, partition) if rival else None
-        if rival and own and other:
-            ours, theirs = (outcomes.at_round(each, partition, min(own, other)) for each in (name, rival))
-            if ours and theirs:
-                found.append(Duel(partition, rival, ours, theirs))
     return found
 
 

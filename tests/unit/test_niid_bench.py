@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from feddkd.bench import runs
+from feddkd.bench.environment import source_commit
 from feddkd.config import Config
 from feddkd.engines.federation import run_federation
 from feddkd.errors import ConfigError
@@ -21,10 +23,11 @@ from feddkd.observability.ledger import Ledger
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from niid_bench import grid, run, tables, tune  # noqa: E402
+from niid_bench import figures, grid, run, tables, tune  # noqa: E402
 from niid_bench.ablation_table import ablation_table  # noqa: E402
 from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of  # noqa: E402
 from niid_bench.outcomes import Outcomes  # noqa: E402
+from niid_bench.tuning_table import accuracies, point_used, tuning_table  # noqa: E402
 
 TINY = [
     "data.name=digits",
@@ -113,7 +116,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     folders: list[str] = []
 
     def carry_out(self: Any, command: list[str], **options: Any) -> int:
-        config, folder = Config.load(Path(command[4])), Path(command[6])
+        config, folder = Config.load(Path(command[4])), Path(command[command.index("--out") + 1])
+        assert folder.is_absolute()
         folders.append(folder.name)
         if config.seed == 13:
             return 1
@@ -157,9 +161,27 @@ def test_a_cell_runs_once_and_its_command_runs_it_again(go: Callable[..., int], 
     assert command[:2] == ["python", "benchmarks/niid_bench/run.py"]
     assert go(run.main, *command[2:]) == 0
     assert started[2:] == ["feddkd-c1-seed0"]
+    assert command[-3:] == ["--results", str(tmp_path / "results.jsonl"), "--again"]
     again, other = grid.read_lines(tmp_path / "results.jsonl")
     assert other == second
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_a_result_names_the_commit_and_whether_the_code_differed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(["git", "-C", tmp_path, *identity, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert source_commit(tmp_path, ["code"]) is None
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    (tmp_path / "results").write_text("1")
+    git("init", "-q"), git("add", "-A"), git("commit", "-q", "-m", "one")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "results").write_text("2")
+    assert source_commit(tmp_path, ["code"]) == commit
+    (tmp_path / "code" / "a.py").write_text("2")
+    assert source_commit(tmp_path, ["code"]) == f"{commit}-dirty"
 
 
 def test_a_cell_that_fails_leaves_the_others(
@@ -257,10 +279,11 @@ def page(tmp_path: Path) -> Callable[..., str]:
     def make(lines: Sequence[dict[str, Any]]) -> str:
         (tmp_path / "niid_bench_mini.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
         path = tmp_path / "benchmarks.md"
-        marks = "".join(f"\nprose on {tier}\n<!-- niid_bench:{tier} -->\nwhat was there\n<!-- /niid_bench:{tier} -->\n" for tier in TIERS)
+        places = (*TIERS, "tuning")
+        marks = "".join(f"\nprose on {name}\n<!-- niid_bench:{name} -->\nwhat was there\n<!-- /niid_bench:{name} -->\n" for name in places)
         path.write_text(marks)
         ablation = tmp_path / "ablation.md"
-        ablation.write_text("\n<!-- niid_bench:ablation -->\n<!-- /niid_bench:ablation -->\n")
+        ablation.write_text("".join(f"<!-- niid_bench:{name} -->\n<!-- /niid_bench:{name} -->\n" for name in ("ablation", "ablation_15")))
         arguments = ["--docs", str(tmp_path), "--results", str(tmp_path)]
         assert tables.main([*arguments, "--check"]) == 1
         assert tables.main(arguments) == 0
@@ -285,12 +308,21 @@ def test_the_page_says_what_partial_results_say(page: Callable[..., str], tmp_pa
 
 def test_the_page_says_where_feddkd_does_not_win(page: Callable[..., str]) -> None:
     text = page(PARTIAL)
-    assert "the same rounds and bytes: c1 +0.00 points (`fedavg_sgd` 97.00%, the runs overlap)." in text
-    assert "c1 +67.00 points (`fedprox` 30.00%); dir0.5 -1.00 points (`fedavg` 99.00%)" in text
-    assert "`fedavg_long`, the same bytes: c1 -2.00 points (`fedavg_long` 99.00%)" in text
-    assert "does not win every one of these on: c1 (`fedavg_sgd`), dir0.5 (`fedavg`), c1 (`fedavg_long`)" in text
+    assert "| the control, the same rounds and bytes | +0.00 to `fedavg_sgd`'s 97.00: level (3 seeds) | - |" in text
+    prox, avg = "+67.00 to `fedprox`'s 30.00: ahead (2 seeds)", "-1.00 to `fedavg`'s 99.00: undecided (1 seed)"
+    assert f"| the best of the others, the same rounds | {prox} | {avg} |" in text
+    thriftier = "+50.00 to `fedprox`'s 30.00: ahead (2 seeds) | -9.00 to `fedavg`'s 99.00: undecided (1 seed)"
+    assert f"| that one, the same bytes | {thriftier} |" in text  # FedDKD's first round has FedAvg's whole bytes
+    assert "| `fedavg_long`, the same bytes | -2.00 to `fedavg_long`'s 99.00: behind (3 seeds) | - |" in text
+    assert "**`feddkd` is ahead in 3, level in 1, behind in 1, undecided in 3 of these 8.**" in text
     assert "ends at 97.00% (seed 0)" in text
     assert "below FedAvg with the same partition and seed: dir0.5 seed 0 (of 4)" in text
+
+
+def test_a_rival_that_has_ended_before_feddkds_first_round(page: Callable[..., str]) -> None:
+    dear = [line("feddkd", "c1", seed, [0.9, 0.95], exchanges=3) for seed in (0, 1)]
+    text = page([*dear, *(line("fedavg", "c1", seed, [0.4, 0.5]) for seed in (0, 1))])
+    assert "| that one, the same bytes | no round yet to `fedavg`'s 50.00: behind (2 seeds) |" in text
 
 
 def test_the_page_reads_budgets_and_targets(page: Callable[..., str]) -> None:
@@ -302,8 +334,32 @@ def test_the_page_reads_budgets_and_targets(page: Callable[..., str]) -> None:
     assert "| `fedavg` | n/a (0 of 3) | 1.0, 1 MB |" in text
 
 
-def test_every_row_has_the_command_that_runs_it_again(page: Callable[..., str]) -> None:
-    assert "| `python run.py mini --data mnist --algorithm feddkd --again` |" in page(PARTIAL)
+def test_every_cell_has_the_command_that_runs_it_again(page: Callable[..., str]) -> None:
+    text = page(PARTIAL)
+    assert all(f"\n{each['command']}\n" in text for each in PARTIAL)
+
+
+def test_seeds_that_only_one_has_run_decide_nothing(page: Callable[..., str]) -> None:
+    text = page([line("feddkd", "c1", 0, [0.5]), line("fedavg_sgd", "c1", 0, [0.4]), line("fedavg_sgd", "c1", 1, [0.9])])
+    assert "+10.00 to `fedavg_sgd`'s 40.00: undecided (1 seed)" in text
+    assert "| `fedavg_sgd` | 65.00 ± 35.36 (n=2) |" in text  # nobody else has run both seeds, so nobody is the best
+    assert "Not run in this tier: `fedavg`, `fedavg_tuned`, `feddkd_pure`" in text
+
+
+def test_as_many_others_as_partitions_win_and_all_are_drawn(page: Callable[..., str], tmp_path: Path) -> None:
+    winners = {
+        "c1": "fedprox",
+        "c2": "scaffold",
+        "dir0.1": "fednova",
+        "dir0.5": "fedexp",
+        "iid": "fedntd",
+        "c3": "fedmax",
+        "quantity0.5": "moon",
+    }
+    page([line(name, partition, 0, [0.1, 0.2]) for partition, name in winners.items()])
+    drawn = figures.chosen(Outcomes("mini", "mnist", grid.read_lines(tmp_path / "niid_bench_mini.jsonl")))
+    assert set(drawn) == set(winners.values())
+    assert (tmp_path / "benchmarks_mini_mnist.png").stat().st_size > 0
 
 
 def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
@@ -341,11 +397,37 @@ def test_the_ablation_page_sets_variants_beside_the_default() -> None:
     older = of(0.5, [0.5, 0.5, 0.5, 0.5], **{"dkd.temperature": 2.0})
     older["config"]["dkd"]["lr"] = 7.0
     text = ablation_table([default, collapsed, older])
-    assert "| default | - | 98.00 | 97.0 | 4 MB | `rerun it` |" in text
-    assert "| J = 5 | `dkd.steps = 5` | 96.00 | 11.0 | 4 MB | `rerun it` |" in text
+    assert "| default | - | 98.00 | none | 4 MB |" in text
+    assert "| J = 5 | `dkd.steps = 5` | 96.00 | 69.0 | 4 MB |" in text
+    assert "rerun it" in text
     assert "temperature" not in text
-    assert "1 more ran with older defaults" in text
+    assert "1 more, of older defaults or other rounds, are left out" in text
     assert "No results yet" in ablation_table([])
+
+
+def tuning_line(algorithm: str, final: float, **point: object) -> dict[str, Any]:
+    return {**line(algorithm, "c2", 100, [final]), "final_accuracy": final, "rounds": 6, "grid_point": point}
+
+
+def test_the_tuning_says_every_point_and_which_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"algorithm": {"name": "fednova"}, "training": {"lr": 0.03}, "grid": {"training.lr": [0.01, 0.03]}}
+    monkeypatch.setitem(ALGORITHMS, "fednova", table)
+    text = tuning_table([tuning_line("fednova", 0.5, **{"training.lr": 0.03})])
+    assert "| `fednova` | `training.lr` | 0.01: -; **0.03: 50.0** |" in text
+    assert "the last three of 6 rounds in %, on c2, seed 100;" in text
+    assert "No results yet" in tuning_table([])
+
+
+TUNED_BY_HAND = {"feddkd", "fedavg_sgd"}
+"""They run at their defaults."""
+
+
+@pytest.mark.parametrize("name", [name for name, table in ALGORITHMS.items() if "grid" in table and name not in TUNED_BY_HAND])
+def test_every_baseline_runs_at_the_best_point_of_its_whole_grid(name: str) -> None:
+    found = accuracies(name, grid.read_lines(grid.RESULTS / tune.RESULT))
+    points = tune.points_of(name)
+    assert all(point in found for point in points)
+    assert found[point_used(name)] == max(found[point] for point in points)
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
