@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from feddkd.observability.versions import installed_versions
+from feddkd.observability.versions import cpu_capability, installed_versions
 
 
 def environment(flower_python: Path | None = None) -> dict[str, Any]:
@@ -19,6 +19,7 @@ def environment(flower_python: Path | None = None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": installed_versions(),
         "cpu": cpu_model(),
+        "cpu_capability": cpu_capability(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load_average_1min": round(os.getloadavg()[0], 2),

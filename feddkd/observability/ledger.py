@@ -18,7 +18,7 @@ from feddkd.config import Config
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
 from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
-from feddkd.observability.versions import installed_versions
+from feddkd.observability.versions import cpu_capability, installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
@@ -98,9 +98,13 @@ class Ledger(Observer):
         (self._out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
-        """Close the files; everything that was complete is already in them."""
+        """Close the files; everything that was complete is already in them. A run that never began leaves its folder free for another."""
+        began = self._exchanges.tell() > 0
         self._exchanges.close()
         self._rounds.close()
+        if not began:
+            (self._out / EXCHANGES).unlink()
+            (self._out / ROUNDS).unlink()
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
@@ -124,6 +128,7 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "model_sha256": record.model.sha256(),
         "run_id": record.run_id,
         "versions": installed_versions(),
+        "cpu_capability": cpu_capability(),
     }
 
 

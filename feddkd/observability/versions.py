@@ -1,9 +1,11 @@
-"""The versions that a result depends on."""
+"""What the bits of a result depend on: versions, and the instructions that the CPU has."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+import torch
 
 PACKAGES = ("feddkd", "torch", "numpy", "grpcio", "protobuf", "scikit-learn", "torchvision")
 
@@ -17,3 +19,8 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def cpu_capability() -> str:
+    """The instruction set that torch computes with here, such as AVX2: another one sums in another order, and gives other bits."""
+    return str(torch.backends.cpu.get_cpu_capability())

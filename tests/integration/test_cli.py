@@ -126,6 +126,12 @@ def test_a_record_is_never_overwritten(command) -> None:  # type: ignore[no-unty
     assert "already holds the record of a run" in err
 
 
+def test_the_folder_of_a_start_that_failed_is_free(command) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["run", *TINY, "--engine", "in-process", "--out", "record"]
+    assert command(*arguments, "-o", "model.name=niid_cnn")[0] == 2
+    assert command(*arguments)[0] == 0
+
+
 def test_a_silent_server_is_named_and_given_up_on(command) -> None:  # type: ignore[no-untyped-def]
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

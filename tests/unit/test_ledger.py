@@ -27,6 +27,7 @@ EXCHANGE_KEYS = {"round", "exchange", "step", "clients_selected", "clients_repor
 ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "seconds", "clients_reported"}
 # What came after it.
 EXCHANGE_EXTRAS = {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
+SUMMARY_EXTRAS = {"run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"}
 ROUND_EXTRAS = {"gradient_evaluations", "class_accuracy", "metrics"}
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
@@ -181,9 +182,18 @@ def test_the_record_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_other_things_will_do(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    Ledger(tmp_path, CONFIG).close()
+    with closing(Ledger(tmp_path, CONFIG)) as ledger:
+        ledger.exchange_done(EXCHANGE)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "exchanges.jsonl").exists()
+    assert lines(tmp_path / "exchanges.jsonl")
+
+
+def test_a_run_that_never_began_leaves_its_folder_free_for_another(tmp_path: Path) -> None:
+    Ledger(tmp_path, Config()).close()
+    with closing(Ledger(tmp_path, CONFIG)) as ledger:
+        ledger.exchange_done(EXCHANGE)
+    assert Config.load(tmp_path / "config.toml") == CONFIG
+    assert len(lines(tmp_path / "exchanges.jsonl")) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -211,7 +221,7 @@ def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
         assert line.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
     for line in run.rounds:
         assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
-    assert run.summary.keys() == SUMMARY_KEYS | {"run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations"}
+    assert run.summary.keys() == SUMMARY_KEYS | SUMMARY_EXTRAS
 
 
 def test_the_partition_on_record_is_the_one_that_the_clients_have(run: Run) -> None:
