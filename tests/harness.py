@@ -34,11 +34,10 @@ from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunR
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
-from feddkd.transport.frames import decode_chunk, is_chunk
+from feddkd.transport.frames import SERVICE, decode_chunk, is_chunk
 from feddkd.transport.messages import hello_message
 from feddkd.transport.payload import Assembly, Payload, schema_from_message
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import SERVICE
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,8 @@ import grpc
 
 from feddkd.aggregator.weighted_mean import Rule, WeightedMean
 from feddkd.config import Config
-from feddkd.engines.intake import Intake, Progress, Upload
+from feddkd.engines.intake import Intake
+from feddkd.engines.upload import Progress, Upload
 from feddkd.errors import RunError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.engine import DISCONNECTED, NOT_CONNECTED, ClientStates, Exchange, Outcome, Report
@@ -31,7 +32,8 @@ from feddkd.transport.messages import (
 )
 from feddkd.transport.payload import Payload, schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import FederationServer, Outgoing, Session
+from feddkd.transport.server import FederationServer
+from feddkd.transport.sessions import Outgoing, Session
 
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""

@@ -12,11 +12,10 @@ from google.protobuf.message import DecodeError
 
 from feddkd import __version__
 from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
-from feddkd.transport.frames import PROTOCOL_VERSION
+from feddkd.transport.frames import PROTOCOL_VERSION, SERVICE
 from feddkd.transport.messages import hello_message
 from feddkd.transport.options import CLIENT_OPTIONS
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import SERVICE
 
 CALL_TIMEOUT_S = 10.0
 """Deadline of the calls that carry no tensors."""

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from feddkd.errors import ProtocolError
 
+SERVICE = "feddkd.v1.FederationService"
+"""The name under which a server is asked."""
+
 PROTOCOL_VERSION = 1
 """The version of protos/feddkd/v1 that this code speaks."""
 

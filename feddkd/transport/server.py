@@ -11,9 +11,8 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -22,13 +21,13 @@ from google.protobuf.message import DecodeError
 
 from feddkd.errors import AddressInUseError, ProtocolError
 from feddkd.traffic import Traffic
-from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION, Chunk, decode_chunk, is_chunk
+from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION, SERVICE, Chunk, decode_chunk, is_chunk
 from feddkd.transport.options import SERVER_OPTIONS
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.sessions import Session, Stream
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "feddkd.v1.FederationService"
 HELLO_TIMEOUT_S = 10.0
 """Seconds a new stream has to say whose it is."""
 
@@ -43,49 +42,6 @@ MAX_EXAMPLES = 2**53
 _T = TypeVar("_T")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """Messages for one client, written one after another.
-
-    Attributes:
-        frames: the messages; produced only as fast as the client takes them.
-        traffic: says where the bytes of the next frame are counted.
-        wanted: asked before each frame; when it says no, the rest is dropped.
-    """
-
-    frames: Iterable[bytes]
-    traffic: Callable[[], Traffic]
-    wanted: Callable[[], bool] = lambda: True
-
-
-class Stream:
-    """One open Participate stream of a client."""
-
-    def __init__(self) -> None:
-        self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
-        self.superseded = asyncio.Event()
-
-    def close(self) -> None:
-        """End the stream once everything sent before is written."""
-        self.outbox.put_nowait(None)
-
-
-@dataclass(slots=True)
-class Session:
-    """A client that has joined; its stream comes and goes."""
-
-    client_id: str
-    num_examples: int
-    instance_id: str
-    token: str = field(default_factory=lambda: secrets.token_hex(16))
-    stream: Stream | None = None
-
-    def send(self, outgoing: Outgoing) -> None:
-        """Write when the client takes it; dropped if it is not connected."""
-        if self.stream is not None:
-            self.stream.outbox.put_nowait(outgoing)
 
 
 class Inbox(Protocol):

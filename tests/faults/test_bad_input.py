@@ -38,12 +38,11 @@ from feddkd.errors import AddressInUseError, RefusedError, UnreachableError
 from feddkd.exchange import Reply, Task
 from feddkd.scheduler.engine import Outcome
 from feddkd.tensors import Schema, Tensors, TensorSpec
-from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk
+from feddkd.transport.frames import SERVICE, Chunk, decode_chunk, encode_chunk
 from feddkd.transport.messages import Verdict, failure_message, id_from_message, id_to_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.pb import tensors_pb2
-from feddkd.transport.server import SERVICE
 
 HONEST = filled(SCHEMA, 1)
 OURS = filled(SCHEMA, 2)

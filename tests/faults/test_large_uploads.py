@@ -17,7 +17,7 @@ from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk
 from feddkd.transport.messages import Verdict
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import Session
+from feddkd.transport.sessions import Session
 
 LARGE = Schema(
     [

@@ -29,7 +29,7 @@ from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.tensors import Schema, Tensors
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import Session
+from feddkd.transport.sessions import Session
 
 
 class RunIt(Protocol):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.engines.intake import Intake, Progress
+from feddkd.engines.intake import Intake
+from feddkd.engines.upload import Progress
 from feddkd.exchange import Evaluation, ExchangeId, Reply
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.frames import decode_chunk

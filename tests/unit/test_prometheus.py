@@ -16,7 +16,8 @@ from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import AddressInUseError, ConfigError
 from feddkd.exchange import Evaluation, ExchangeId
-from feddkd.observability.prometheus import DURATION_BUCKETS_S, PrometheusMetrics
+from feddkd.observability.metrics import DURATION_BUCKETS_S
+from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.scheduler.engine import ClientStates
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec

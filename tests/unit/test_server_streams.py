@@ -11,7 +11,8 @@ import pytest
 from feddkd.traffic import Traffic
 from feddkd.transport.messages import hello_message
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import Context, FederationServer, Inbox, Session
+from feddkd.transport.server import Context, FederationServer, Inbox
+from feddkd.transport.sessions import Session
 
 END_OF_STREAM = object()  # anything that is not bytes
 NO_ITERATOR = cast("AsyncIterator[bytes]", None)  # the handler reads from its context
