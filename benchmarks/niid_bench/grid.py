@@ -202,7 +202,7 @@ class Runner:
             "model_sha256": folder.summary["model_sha256"],
             "versions": folder.summary["versions"],
             "cpu": cpu_model(),
-            "cpu_capability": folder.summary["cpu_capability"],
+            "cpu_capability": folder.summary.get("cpu_capability"),
             "cores": os.cpu_count(),
             "runs_at_once": self._workers,
             "load_average_1min": round(os.getloadavg()[0], 2),

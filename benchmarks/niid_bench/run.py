@@ -23,13 +23,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that run.py and tune.py share."""
     parser.add_argument("tier", choices=TIERS)
     parser.add_argument("--data", choices=DATA_SETS, default="mnist")
-    parser.add_argument("--rounds", type=int, metavar="N", help="instead of the tier's")
+    parser.add_argument("--rounds", type=at_least_one, metavar="N", help="instead of the tier's")
     parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="has a folder mnist, ...; default: data")
-    parser.add_argument("--jobs", type=int, default=default_jobs(), metavar="N", help="runs at once; default: one a core")
+    parser.add_argument("--jobs", type=at_least_one, default=default_jobs(), metavar="N", help="runs at once; default: one a core")
     parser.add_argument("--again", action="store_true", help="run finished cells too, and replace their lines")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="of the configuration")
     parser.add_argument("--results", type=Path, metavar="FILE")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help="of the runs; default: runs/niid_bench")
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

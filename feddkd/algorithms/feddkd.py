@@ -60,7 +60,7 @@ class FedDKDClient(FedAvgClient):
 
     def _loss_of_broadcast(self, task: Task) -> tuple[float, int]:
         """The first step's loss at w_t, on the examples that it will draw, and how many they are; zeros where nobody asks."""
-        if self.site.config.dkd.start != "better" or self.site.config.dkd.steps == 0:
+        if self.site.config.dkd.start != "better" or self.site.config.dkd.steps < 2:  # a single step is not taken twice
             return 0.0, 0
         first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
         _, loss, examples = self._gradient(first_step)

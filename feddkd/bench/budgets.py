@@ -95,15 +95,9 @@ def cost_to_target(accuracy: Sequence[float | None], cost: Sequence[Cost], targe
     return None if number is None else cost[number - 1]
 
 
-def common_budget(costs: Iterable[Sequence[Cost]], tolerance: float = 0.0) -> Cost:
-    """The largest budget that every run reaches, from their cumulative costs.
-
-    Args:
-        tolerance: relative; two runs that move the same tensors differ by some bytes of message headers, and neither
-            should lose its last round for them.
-    """
-    smallest = min(cost[-1] for cost in costs)
-    return smallest * (1 + tolerance) if tolerance else smallest
+def common_budget(costs: Iterable[Sequence[Cost]]) -> Cost:
+    """The largest budget that every run reaches, from their cumulative costs."""
+    return min(cost[-1] for cost in costs)
 
 
 def spread(values: Iterable[Cost | None]) -> Spread | None:

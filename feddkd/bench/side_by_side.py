@@ -1,7 +1,7 @@
 """Several configurations side by side: the rows of the comparison, and what each reaches at equal budgets.
 
-FedDKD moves J + 1 times the bytes of FedAvg a round. So next to any FedDKD configuration stand FedAvg, the
-control `fedavg_sgd`, which spends the same bytes on true labels, and FedAvg with J + 1 times the rounds.
+FedDKD moves J + 1 times the bytes of FedAvg a round. So in every comparison stand FedDKD, FedAvg, the control
+`fedavg_sgd`, which spends FedDKD's bytes on true labels, and FedAvg with J + 1 times the rounds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from feddkd import algorithms
+from feddkd.algorithms.fedavg_sgd import FedAvgSGD
+from feddkd.algorithms.feddkd import FedDKD
 from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.config import Config, FedAvgConfig
@@ -22,7 +25,7 @@ from feddkd.observability.run_folder import RunFolder
 SHARED_TABLES = ("data.", "partition.", "model.")
 MAY_DIFFER = ("data.root", "data.workers")
 HEADER_TOLERANCE = 1e-3
-"""Relative; message headers differ by some bytes between algorithms that move the same tensors."""
+"""Relative; message headers differ by some bytes between algorithms that move the same tensors, and nobody should lose a round for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,12 @@ class Row:
     def job(self, seed: int, out: Path, engine: EngineName) -> Job:
         """The run that this row is read from."""
         row = self.source or self
-        folder = out / f"{row.label.replace(' ', '-').replace(':', '.')}-seed{seed}"
+        folder = out / f"{_folder_name(row.label)}-seed{seed}"
         return Job(row.config.model_copy(update={"seed": seed}), folder, engine)
+
+
+def _folder_name(label: str) -> str:
+    return label.replace(" ", "-").replace(":", ".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +79,9 @@ def make_rows(configs: Sequence[tuple[str, Config]]) -> list[Row]:
     entries = [*configs, *_controls([config for _, config in configs])]
     rows: list[Row] = []
     for label, config in entries:
-        taken = {row.label for row in rows}
-        unique = next(
-            name for name in itertools.chain([label], (f"{label}-{number}" for number in itertools.count(2))) if name not in taken
-        )
-        rows.append(Row(unique, config))
+        taken = {_folder_name(row.label) for row in rows}
+        names = itertools.chain([label], (f"{label}-{number}" for number in itertools.count(2)))
+        rows.append(Row(next(name for name in names if _folder_name(name) not in taken), config))
     return [replace(row, source=_longer(row, rows)) for row in rows]
 
 
@@ -89,23 +94,29 @@ def _check_comparable(configs: Sequence[tuple[str, Config]]) -> None:
 
 
 def _controls(configs: Sequence[Config]) -> list[tuple[str, Config]]:
-    """FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them; all train with the plain cross-entropy."""
-    dkd = next((config for config in configs if config.algorithm.name == "feddkd"), None)
+    """FedDKD, FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them; all train with the plain cross-entropy."""
+    given = next((config for config in configs if _is_feddkd(config)), None)
+    dkd = given or _with_algorithm(configs[0], "feddkd")
     plain = [config for config in configs if config.algorithm == FedAvgConfig()]
-    fedavg = plain[0] if plain else None
-    controls = []
-    if fedavg is None:
-        fedavg = _with_algorithm(dkd or configs[0], "fedavg")
-        controls.append(("fedavg", fedavg))
-    if dkd is None:
-        return controls
-    if all(config.algorithm.name != "fedavg_sgd" for config in configs):
-        controls.append(("fedavg_sgd", _with_algorithm(dkd, "fedavg_sgd")))
+    fedavg = plain[0] if plain else _with_algorithm(dkd, "fedavg")
     exchanges = dkd.dkd.steps + 1
     rounds = dkd.rounds * exchanges
-    if all(config.rounds != rounds for config in [*plain, fedavg]):
-        controls.append((f"fedavg x{exchanges}", fedavg.model_copy(update={"rounds": rounds})))
-    return controls
+    wanted = {
+        "feddkd": (dkd, given is None),
+        "fedavg": (fedavg, not plain),
+        "fedavg_sgd": (_with_algorithm(dkd, "fedavg_sgd"), all(config.algorithm.name != "fedavg_sgd" for config in configs)),
+        f"fedavg x{exchanges}": (
+            fedavg.model_copy(update={"rounds": rounds}),
+            all(config.rounds != rounds for config in [*plain, fedavg]),
+        ),
+    }
+    return [(label, config) for label, (config, is_missing) in wanted.items() if is_missing]
+
+
+def _is_feddkd(config: Config) -> bool:
+    """Whether the teachers are distilled: by the built-in algorithm or by one that extends it, but not by the control."""
+    algorithm = algorithms.find(config.algorithm.name)
+    return issubclass(algorithm, FedDKD) and not issubclass(algorithm, FedAvgSGD)
 
 
 def _with_algorithm(config: Config, name: str) -> Config:
@@ -166,15 +177,18 @@ def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence[Cost]], tolerance: float = 0.0) -> dict[str, Any]:
     """Every row's accuracy at what the first FedDKD row spends, and the share of it that a row spends before it ends.
 
-    Without FedDKD the budget is the largest that all rows reach. A row that ends before the budget is spent could have gone
-    on, so it is compared only by its share.
+    A row that ends before the budget is spent could have gone on, so it is compared only by its share.
+
+    Args:
+        tolerance: relative; by so much a row may be over the budget.
     """
-    anchor = next((row for row in rows if row.config.algorithm.name == "feddkd"), None)
-    spenders = rows if anchor is None else [anchor]
-    budget: Cost = common_budget((cost(run.curve) for row in spenders for run in runs[row.label]), tolerance)
+    anchor = next(row for row in rows if _is_feddkd(row.config))
+    budget = common_budget(cost(run.curve) for run in runs[anchor.label])
     table = {}
     for row in rows:
-        readings: list[Reading | None] = [reading_within(run.curve.accuracy, cost(run.curve), budget) for run in runs[row.label]]
+        readings: list[Reading | None] = [
+            reading_within(run.curve.accuracy, cost(run.curve), budget * (1 + tolerance)) for run in runs[row.label]
+        ]
         table[row.label] = {
             "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),
             "rounds": [reading.round if reading else None for reading in readings],

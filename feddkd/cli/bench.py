@@ -15,7 +15,7 @@ from rich.table import Table
 from feddkd.bench.environment import environment
 from feddkd.bench.peers import Measurement, measure_in_turn
 from feddkd.bench.transport import Workload
-from feddkd.cli.options import Json
+from feddkd.cli.options import Json, check_can_save, save_text
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -41,6 +41,7 @@ def transport(
     as_json: Json = False,
 ) -> None:
     """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing."""
+    check_can_save(save)
     results: list[Measurement] = []
     for size in megabytes or (TINY_MEGABYTES, 10.0, 100.0):
         results.extend(measure_in_turn(Workload(clients, rounds, size, tensors), repeats, flower_python))
@@ -50,7 +51,7 @@ def transport(
         "results": [measurement.as_json() for measurement in results],
     }
     if save is not None:
-        save.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        save_text(json.dumps(document, indent=2) + "\n", save)
     if as_json:
         typer.echo(json.dumps(document))
     else:

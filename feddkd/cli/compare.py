@@ -17,11 +17,11 @@ from rich.table import Table
 from feddkd.bench.environment import environment
 from feddkd.bench.runs import Job, is_complete, run_jobs
 from feddkd.bench.side_by_side import Row, make_rows, read_run, results
-from feddkd.cli.options import Json, Overrides
+from feddkd.cli.options import Json, Overrides, check_can_save, save_text
 from feddkd.cli.progress import megabytes
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
-from feddkd.errors import ConfigError, FedDKDError, RunError
+from feddkd.errors import FedDKDError, RunError
 
 Numbers = dict[str, Any] | None
 
@@ -54,8 +54,8 @@ def compare(
 ) -> None:
     """Compare configurations at equal rounds, bytes and gradient evaluations.
 
-    FedAvg, the control fedavg_sgd and FedAvg at FedDKD's bytes are always in the table: those that are not given are
-    derived from the first FedDKD configuration. A run whose record in DIR is complete is not run again.
+    FedDKD, FedAvg, the control fedavg_sgd and FedAvg at FedDKD's bytes are always in the table: those that are not given are
+    derived from the first configuration of FedDKD, or else from the first one. A run whose record in DIR is complete is not run again.
 
     Examples:
     `feddkd compare`
@@ -64,8 +64,7 @@ def compare(
 
     `feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist --save result.json`
     """
-    if save is not None and not save.parent.is_dir():  # better said now than when everything has run
-        raise ConfigError(f"cannot write --save {save}: {save.parent} is not a folder")
+    check_can_save(save)
     wanted = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
     rows = make_rows(_load(configs or [], override or ()))
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
@@ -80,19 +79,23 @@ def compare(
         **results(rows, runs, target),
     }
     if save is not None:
-        _save(document, save)
+        save_text(_as_text(document), save)
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        for table in tables(document):
-            console.print(table, highlight=False)
-        for row in rows:
-            if row.source is not None:
-                console.print(
-                    f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model", highlight=False
-                )
-        console.print(f"times are of {workers} runs at once, with start-up; pictures: feddkd report {folder}/*/", highlight=False)
+        _print(document, rows, folder)
+
+
+def _print(document: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    for table in tables(document):
+        console.print(table, highlight=False)
+    for row in rows:
+        if row.source is not None:
+            note = f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model"
+            console.print(note, highlight=False)
+    note = f"times are of {document['runs_at_once']} runs at once, with start-up; pictures: feddkd report {folder}/*/"
+    console.print(note, highlight=False)
 
 
 def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:
@@ -127,13 +130,6 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
     run_jobs(sorted(missing, key=lambda job: -job.config.rounds), workers, on_done)
     if failed:
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
-
-
-def _save(document: dict[str, Any], path: Path) -> None:
-    try:
-        path.write_text(_as_text(document), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write --save {path}: {error.strerror}") from error
 
 
 def _as_text(document: dict[str, Any]) -> str:

@@ -47,3 +47,19 @@ def parse_address(text: str, option: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{option} {text!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def check_can_save(path: Path | None) -> None:
+    """Better said now than when everything has run. Raises ConfigError."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"cannot write --save {path}: {path.parent} is not a folder")
+    if path is not None and path.is_dir():
+        raise ConfigError(f"cannot write --save {path}: it is a folder")
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write what `--save` asks for. Raises ConfigError."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write --save {path}: {error.strerror}") from error

@@ -20,6 +20,9 @@ from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.pb import federation_pb2 as pb
 
+COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout")
+"""Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, and whether clients evaluate."""
+
 
 def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | None, retry_for_s: float | None) -> Config:
     """Ask the server what runs there, with patience.
@@ -52,7 +55,8 @@ def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()
     """The server's configuration with the site's own data and hardware.
 
     Args:
-        file: the site's configuration; its `[runtime]` counts, and what it says in `[data]` goes before the server's.
+        file: the site's configuration; its `[runtime]` counts, and its `[data]`. If that names the data, only what belongs to
+            the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else what it does not say.
         overrides: `table.key=value`, on top of it.
 
     Raises:
@@ -62,9 +66,10 @@ def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()
     """
     own = read_tables(file, overrides)
     Config.parse(own, source=str(file) if file else "configuration")  # keys that do not count must be right all the same
-    data = server.data.model_dump(exclude_none=True) | own.get("data", {})
-    if "name" in own.get("data", {}) and "root" not in own["data"]:
-        data.pop("root", None)  # the folder of the server's data is not one of this site's
+    own_data, data = own.get("data", {}), server.data.model_dump(exclude_none=True)
+    if "name" in own_data:
+        data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS}
+    data |= own_data
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
     _refuse_foreign_code(resolved, own)
     return resolved

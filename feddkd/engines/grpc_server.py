@@ -54,6 +54,7 @@ class GrpcEngine:
         self._intake: Intake | None = None
         self._work: tuple[bytes, Payload] | None = None
         self._receiving: dict[str, Upload | None] = {}
+        self._away: dict[str, asyncio.TimerHandle] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
         # One thread: each keeps a memory arena of its own, and chunks are reduced one after another anyway.
@@ -207,6 +208,7 @@ class GrpcEngine:
     def connected(self, session: Session) -> None:
         self._receiving[session.client_id] = None
         self._joined.set()
+        self._is_back(session.client_id)
         if self._intake is not None and self._intake.awaits(session.client_id):
             self._push(session)
 
@@ -217,13 +219,18 @@ class GrpcEngine:
             self._allow_return(intake, session.client_id)
 
     def _allow_return(self, intake: Intake, client: str) -> None:
-        """Leave out a client without connection, unless it comes back in time."""
-        asyncio.get_running_loop().call_later(self._config.scheduler.reconnect_grace_s, self._give_up, intake, client)
+        """Leave out a client without connection, unless it comes back in time; each loss has its own time."""
+        self._is_back(client)
+        grace_s = self._config.scheduler.reconnect_grace_s
+        self._away[client] = asyncio.get_running_loop().call_later(grace_s, self._give_up, intake, client)
+
+    def _is_back(self, client: str) -> None:
+        if (gives_up := self._away.pop(client, None)) is not None:
+            gives_up.cancel()
 
     def _give_up(self, intake: Intake, client: str) -> None:
-        session = self._server.session(client)
-        if session is None or session.stream is None:
-            intake.lose(client, DISCONNECTED)
+        del self._away[client]
+        intake.lose(client, DISCONNECTED)
 
     def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
         exchange = id_from_message(answer.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Self
@@ -113,7 +114,7 @@ def _errors_of(address: str) -> Iterator[None]:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             details = details.rpartition(": ")[2]  # gRPC lists every address it tried; what went wrong comes last
         raise kind(f"server {address}: {details}") from None
-    except grpc.aio.UsageError as error:
+    except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the latter for a write to a call that has ended
         raise UnreachableError(f"server {address}: the stream is closed ({error})") from None
 
 

@@ -187,14 +187,12 @@ class FederationServer:
         stream = session.stream = Stream()
         self._inbox.connected(session)
         writer = asyncio.create_task(_write(stream, context))
-        reader = asyncio.create_task(self._read(session, context))
+        reader = asyncio.create_task(self._read(session, stream, context))
         superseded = asyncio.create_task(stream.superseded.wait())
         tasks: tuple[asyncio.Task[Any], ...] = (reader, writer, superseded)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if superseded.done():
-                reader.cancel()  # or it would go on taking in what the old connection still brings
-                await asyncio.wait((reader,))
                 await context.abort(grpc.StatusCode.ABORTED, f"{session.client_id!r} opened a newer stream")
             for task in (reader, writer):
                 if task.done():
@@ -238,9 +236,12 @@ class FederationServer:
             stream.superseded.set()
             self._inbox.disconnected(session)
 
-    async def _read(self, session: Session, context: Context) -> None:
-        """Hand every message to the inbox. Raises ProtocolError for one that breaks the contract."""
+    async def _read(self, session: Session, stream: Stream, context: Context) -> None:
+        """Hand every message to the inbox, until a newer stream takes over. Raises ProtocolError for one that breaks the contract."""
         while isinstance(message := await context.read(), bytes):  # anything else is gRPC's end of stream
+            if session.stream is not stream:
+                self._inbox.traffic_outside.wire_bytes_up += len(message)
+                return
             if is_chunk(message):
                 await self._inbox.received(session, decode_chunk(message), len(message))
                 continue

@@ -107,6 +107,7 @@ def test_run_picks_a_folder_of_its_own(command, tmp_path: Path) -> None:  # type
         (["run", "-o", "data.name=mnist", "-o", "data.root=nowhere", "-o", "model.name=niid_cnn"], "nowhere"),
         (["run", "-o", "model.name=niid_cnn"], "model.name = 'niid_cnn'"),
         (["config", "check", "-o", "seed"], "override 'seed'"),
+        (["bench", "transport", "--save", "nowhere/result.json"], "cannot write --save nowhere/result.json: nowhere is not a folder"),
         (["client", "--server", "no-port", "--id", "a", "--state", "s"], "--server 'no-port' is not HOST:PORT"),
         (["client", "--server", "10.0.0.1:1", "--id", "a", "--state", "s"], "--insecure"),
     ],

@@ -40,8 +40,16 @@ def test_the_longer_fedavg_has_the_settings_of_the_given_one() -> None:
     assert [row.config.training.lr for row in rows if row.label == "fedavg x4"] == [0.1]
 
 
-def test_without_feddkd_only_fedavg_is_added() -> None:
-    assert labels(("a", config("algorithm.name=fedavg_sgd"))) == {"a": 2, "fedavg": 2}
+@pytest.mark.parametrize("name", ["fedavg_sgd", "fedprox"])
+def test_feddkd_is_added_to_what_is_compared_without_it(name: str) -> None:
+    added = {"feddkd": 2, "fedavg": 2, **({} if name == "fedavg_sgd" else {"fedavg_sgd": 2}), "fedavg x4": 8}
+    assert labels(("a", config(f"algorithm.name={name}"))) == {"a": 2, **added}
+
+
+def test_an_algorithm_that_extends_feddkd_stands_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "extended.py").write_text("from feddkd.algorithms.feddkd import FedDKD\n\nclass Mine(FedDKD):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert labels(("a", config("algorithm.name=extended:Mine"))) == {"a": 2, "fedavg": 2, "fedavg_sgd": 2, "fedavg x4": 8}
 
 
 def test_controls_train_with_the_cross_entropy_whatever_feddkd_does() -> None:
@@ -60,6 +68,13 @@ def test_fedavg_with_a_local_objective_does_not_stand_for_plain_fedavg() -> None
 
 def test_labels_are_unique() -> None:
     assert list(labels(("fedavg", config()), ("fedavg", config("dkd.lr=0.1"))))[:3] == ["fedavg", "fedavg-2", "fedavg-3"]
+
+
+def test_no_two_rows_have_the_same_folder(tmp_path: Path) -> None:
+    rows = make_rows([("a", config()), ("fedavg-x4", config("algorithm.name=fedprox"))])
+    folders = {row.label: row.job(0, tmp_path, "in-process").folder.name for row in rows}
+    assert folders["fedavg-x4"] == "fedavg-x4-seed0"
+    assert folders["fedavg x4-2"] == "fedavg-x4-2-seed0"
 
 
 def test_fedavg_is_read_from_its_longer_run(tmp_path: Path) -> None:
@@ -136,12 +151,12 @@ def test_a_cheap_row_does_not_set_the_budget_but_says_what_share_it_spent() -> N
     assert cheap["share_spent"] == pytest.approx(20 / 200, rel=0.01)
 
 
-def test_without_feddkd_all_rows_reach_the_budget() -> None:
-    rows = make_rows([("fast", config("algorithm.name=fedprox")), ("slow", config("algorithm.name=scaffold"))])
-    found = {row.label: curve(0.9, rounds=2, bytes_a_round=20 if row.label == "slow" else 10) for row in rows}
+def test_message_headers_do_not_cost_a_row_its_last_round() -> None:
+    rows = make_rows([("feddkd", config())])
+    found = {row.label: curve(0.9, rounds=2, bytes_a_round=10_005 if row.label == "fedavg_sgd" else 10_000) for row in rows}
     table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
-    assert table["budget"] == 20
-    assert all(row["share_spent"] > 0.99 for row in table["rows"].values())
+    assert table["budget"] == 20_000
+    assert table["rows"]["fedavg_sgd"]["rounds"] == [2]
 
 
 def test_a_record_is_complete_with_its_summary_and_only_for_its_own_configuration(tmp_path: Path) -> None:

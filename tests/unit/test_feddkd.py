@@ -116,6 +116,12 @@ def test_work_is_counted(tmp_path: Path) -> None:
     assert [record.gradient_evaluations for record in federation.follower.exchanges] == [3 * 20 + 14, 14, 14, 0]
 
 
+def test_a_single_step_asks_nobody_for_the_loss_of_the_model_it_got(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"name": "feddkd"}, dkd={"steps": 1, "batch_size": 5, "patience": 0}, rounds=1)
+    federation.run()
+    assert [record.gradient_evaluations for record in federation.follower.exchanges] == [3 * 20, 14, 0]
+
+
 def test_the_teachers_entropy_comes_with_the_first_step(tmp_path: Path) -> None:
     federation = Federation(tmp_path, {"name": "feddkd"}, dkd={"steps": 2, "patience": 0}, rounds=1)
     federation.run()

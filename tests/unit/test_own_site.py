@@ -36,9 +36,19 @@ def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
     assert resolved.data.holdout == 0.3
 
 
-def test_a_folder_of_the_server_is_not_looked_for_at_a_site_with_other_data(tmp_path: Path) -> None:
+def test_a_site_with_other_data_takes_of_the_servers_only_what_belongs_to_the_task(tmp_path: Path) -> None:
+    data = {
+        "name": "mnist",
+        "root": "/server/mnist",
+        "subset": 500,
+        "holdout": 0.3,
+        "workers": 2,
+        "input_shape": (1, 28, 28),
+        "num_classes": 10,
+    }
     file = written(tmp_path, '[data]\nname = "fashion_mnist"\n')
-    assert site_config(served(), file).data.root is None
+    expected = {"name": "fashion_mnist", "holdout": 0.3, "input_shape": (1, 28, 28), "num_classes": 10}
+    assert site_config(served(data=data), file).data == Config.parse({"data": expected}).data
 
 
 def test_an_override_goes_before_everything(tmp_path: Path) -> None:

@@ -186,6 +186,11 @@ def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert [group.seeds for group in groups] == ["3", "1, 2", "1"]
 
 
+def test_a_label_says_when_a_run_has_other_rounds_than_the_first(tmp_path: Path) -> None:
+    runs = [load(tmp_path / "a", rounds=2), load(tmp_path / "b", algorithm="fedavg", rounds=4)]
+    assert [group.label for group in group_runs(runs)] == ["feddkd", "fedavg rounds=4"]
+
+
 def test_curves_take_each_round_from_the_runs_that_have_it(tmp_path: Path) -> None:
     runs = [load(tmp_path / "a", rounds=2), load(tmp_path / "b", rounds=1)]
     values = {runs[0].path: {1: 0.2, 2: 0.6}, runs[1].path: {1: 0.4}}
