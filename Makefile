@@ -15,7 +15,7 @@ help:  ## list these targets
 run: $(VENV)/installed  ## run a whole federation on this machine: gRPC server, clients, FedDKD (ARGS="-o rounds=3")
 	$(VENV)/bin/feddkd run $(ARGS)
 
-test: $(VENV)/installed-dev  ## run the tests that take seconds (ARGS="-m slow" for the others)
+test: $(VENV)/installed-dev  ## run the fast tests, in minutes (ARGS="-m slow" for the others)
 	PYTHON=$(VENV)/bin/python scripts/test $(ARGS)
 
 check: $(VENV)/installed-dev  ## check format, lint, types, the wire contract and its generated code

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this file is run as a script
 
-from niid_bench.cells import TITLES, published, read_toml
+from niid_bench.cells import ALGORITHMS, TITLES, published, read_toml
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.markdown import MISSING, accuracy, table
 from niid_bench.outcomes import CONTROL, DKD, LONGER, Outcomes
@@ -39,15 +39,23 @@ def accuracy_table(name: str, what: str) -> str:
 def grid_table() -> str:
     """FedDKD, its controls and the best of all others in the mini tier of NIID-Bench's grid."""
     found = Outcomes("mini", "mnist", read_lines(RESULTS / "niid_bench_mini.jsonl"))
-    rows = [("FedDKD (default: half true labels)", "feddkd"), ("FedDKD, the teachers alone", "feddkd_pure")]
-    rows += [("FedDKD with FedNTD's local loss and corrected teachers", "feddkd_ntd")]
-    rows += [("control: the same exchanges, true labels alone", CONTROL), ("FedAvg, the same rounds", "fedavg")]
-    rows += [("FedAvg, the same rounds, tuned rate", "fedavg_tuned"), ("FedAvg, the same bytes: 21 times the rounds", LONGER)]
-    lines = [[what, *(accuracy(found.final(name, part)) for part in found.partitions), _megabytes(found, name)] for what, name in rows]
+    rows = {
+        "feddkd": "FedDKD (default: half of its labels true, half the teachers')",
+        "feddkd_pure": "FedDKD, the teachers alone",
+        "feddkd_ntd": "FedDKD with FedNTD's local loss and corrected teachers",
+        CONTROL: "control: the same exchanges, true labels alone",
+        "fedavg": "FedAvg, the same rounds",
+        "fedavg_tuned": "FedAvg, the same rounds, rate tuned on two classes each",
+        LONGER: "the same with 21 times the rounds: the same bytes",
+    }
+    lines = [
+        [f"{what}: `{name}`", *(accuracy(found.final(name, part)) for part in found.partitions), _megabytes(found, name)]
+        for name, what in rows.items()
+    ]
     best = [_best(found, partition) for partition in found.partitions]
-    lines.insert(-1, ["best one-exchange algorithm, the same rounds, tuned", *best, "-"])
+    lines.insert(-1, ["best algorithm of one exchange a round, the same rounds, tuned likewise", *best, "-"])
     what = "Final test accuracy in %, mean ± deviation over three seeds (n: fewer), 12,000 images, 2 local epochs, 15 rounds"
-    header = ["MNIST, ten parties", *(TITLES[name] for name in found.partitions), "on the wire"]
+    header = ["MNIST, ten parties", *(f"{TITLES[name]} (`{name}`)" for name in found.partitions), "on the wire"]
     return "\n".join([f"{what}:", "", table(header, lines), "", f"{against_control(found)} {_grid_source('mini')}"])
 
 
@@ -86,8 +94,8 @@ def _published(algorithm: str, partition: str) -> str:
 
 def _best(found: Outcomes, partition: str) -> str:
     """The best of the baselines, once there is more than one."""
-    name, others = found.best_other(partition), len(found.others(partition))
-    return MISSING if name is None or others < 2 else f"{accuracy(found.final(name, partition))} (`{name}` of {others})"
+    name, others = found.best_other(partition), {ALGORITHMS[name]["algorithm"]["name"] for name in found.others(partition)}
+    return MISSING if name is None or len(others) < 2 else f"{accuracy(found.final(name, partition))} (`{name}`, of {len(others)})"
 
 
 def _megabytes(found: Outcomes, algorithm: str) -> str:

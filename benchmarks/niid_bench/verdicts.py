@@ -40,9 +40,11 @@ class Duel:
         return "ahead" if self.ours.lowest > self.theirs.highest else "level"
 
     def __str__(self) -> str:
-        points = "no round yet" if self.points is None else f"{self.points:+.2f}"
         seeds = f"{self.theirs.count} seed{'s' if self.theirs.count > 1 else ''}"
-        return f"{points} to `{self.rival}`'s {100 * self.theirs.mean:.2f}: {self.outcome} ({seeds})"
+        theirs = f"`{self.rival}`'s {100 * self.theirs.mean:.2f}"
+        if self.points is None:
+            return f"{self.outcome}: not one round done, {theirs} ({seeds})"
+        return f"{self.outcome}: {self.points:+.2f} to {theirs} ({seeds})"
 
 
 def verdicts(outcomes: Outcomes) -> str:

@@ -142,9 +142,10 @@ def _as_text(document: dict[str, Any]) -> str:
 def tables(document: dict[str, Any]) -> list[Table]:
     """One table a budget, for 100 columns."""
     seeds = ", ".join(map(str, document["seeds"]))
+    whole = f"seeds {seeds}: mean ± deviation" if len(document["seeds"]) > 1 else f"seed {seeds}"
     bytes_, evaluations = document["equal_wire_bytes"], document["equal_gradient_evaluations"]
     return [
-        _summary_table(document["summary"], f"whole runs, seeds {seeds}: mean ± deviation"),
+        _summary_table(document["summary"], f"whole runs, {whole}"),
         _budget_table(document["equal_rounds"], f"equal rounds: {document['equal_rounds']['budget']}"),
         _budget_table(bytes_, f"equal bytes on the wire: {megabytes(bytes_['budget'])}"),
         _budget_table(evaluations, f"equal gradient evaluations: {evaluations['budget']:,}"),
@@ -161,7 +162,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _summary_table(summary: dict[str, Any], title: str) -> Table:
-    table = _table(title, ("rounds", "final %", "best %", "bytes", "gradients", "time"))
+    table = _table(title, ("rounds", "final %", "best %", "bytes", "gradient evaluations", "time"))
     for label, row in summary.items():
         table.add_row(
             label,

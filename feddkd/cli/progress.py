@@ -76,7 +76,7 @@ class ConsoleProgress(Observer):
     def round_done(self, record: RoundRecord) -> None:
         evaluation, at_clients = record.evaluation, record.client_evaluation
         losses = self._step_losses.pop(record.round, [])
-        steps = f"{losses[0]:.3f} > {losses[-1]:.3f}" if losses else "-"
+        steps = " > ".join(f"{loss:.3f}" for loss in (*losses[:1], *losses[1:][-1:])) or "-"
         self._print(
             f"  {record.round:>3}/{self._rounds:<3} "
             f"{_percent(evaluation)}  {f'{evaluation.loss:.3f}' if evaluation else '-':<7} "

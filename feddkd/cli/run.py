@@ -110,7 +110,7 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     """The numbers of a run, for a person."""
     rows = [
         ("bytes on the wire", f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up"),
-        ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} rounds"),
+        ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} round{'s' if summary['rounds'] > 1 else ''}"),
         ("model sha256", summary["model_sha256"]),
         ("record", f"{out}/"),
     ]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,6 +27,9 @@ from feddkd.scheduler.rounds import Scheduler
 from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
 logger = logging.getLogger(__name__)
+
+SECOND_CHANCE_S = 1.0
+"""Seconds after SIGTERM until the run is ended in another way, should the first not have worked."""
 
 
 def server(
@@ -69,13 +77,34 @@ def server(
             server_state.mark(run_id, "running")
             waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
             Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
-            with observe(resolved, folder, metrics_port, metrics_host) as observers:
+            with ended_by_sigterm(engine), observe(resolved, folder, metrics_port, metrics_host) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
             completed = True
         finally:
             server_state.mark(run_id, "completed" if completed else "failed")
             engine.finish(completed=False, reason="the server stopped")
     say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm(engine: GrpcEngine) -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, and a little later makes the engine fail.
+
+    An exception that arrives in a callback of an extension may be swallowed there (pydantic and Cython do it), and a server
+    that was told to stop would wait for clients for ever. Where it did arrive, the engine has finished by then.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        second_chance = threading.Timer(SECOND_CHANCE_S, engine.abort, ["the server was stopped"])
+        second_chance.daemon = True
+        second_chance.start()
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _with_shapes(config: Config) -> Config:

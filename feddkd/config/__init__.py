@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, StrictInt, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, StrictInt, ValidationError, model_validator
 
 from feddkd.config.algorithm import (
     AlgorithmConfig,
@@ -199,7 +199,8 @@ class Config(Table):
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    algorithm: AlgorithmConfig = FedDKDConfig()
+    # As it is: to look up its table again would call back into Python, where pydantic swallows a KeyboardInterrupt.
+    algorithm: SerializeAsAny[AlgorithmConfig] = FedDKDConfig()
     dkd: DKDConfig = DKDConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     transport: TransportConfig = TransportConfig()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag
 
 from feddkd.config.table import ImportPath, Table
 
@@ -87,7 +87,7 @@ ObjectiveConfig = Annotated[
 
 
 class _WithObjective(Table):
-    local_objective: ObjectiveConfig = Field(
+    local_objective: SerializeAsAny[ObjectiveConfig] = Field(
         CrossEntropyConfig(), description='what clients minimise in local training: "fedntd", or { name = "fedntd", beta = 0.3 }'
     )
 

@@ -113,8 +113,11 @@ def _cost(groups: Sequence[Group]) -> Section:
 
 def _steps(groups: Sequence[Group]) -> Section:
     section = Section("Distillation and drift")
-    caption = "What a round's steps gained: the distance between the two lines. It is the loss that the steps descend, not the test loss."
-    section.add("step_loss", "Loss before and after the steps", caption, pictures.step_loss(groups), groups)
+    caption = (
+        "The loss that a round's steps descend (not the test loss), at the first model that they measure and before the last step. "
+        "The first is the average of the local models; where the previous model has the lower loss, FedDKD's steps start over from it."
+    )
+    section.add("step_loss", "Loss at the first and at the last step", caption, pictures.step_loss(groups), groups)
     found = series.metric_names(run for group in groups for run in group.runs)
     for name in dict.fromkeys((*EXPECTED_METRICS, *found)):
         metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))

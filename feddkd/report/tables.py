@@ -57,7 +57,7 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
         ("rounds", str(len(run.rounds)), f"of {run.config.rounds}"),
         ("time", units.duration(seconds(run)), ""),
         ("on the wire", units.size(down + up), f"{units.size(down)} down, {units.size(up)} up"),
-        ("example gradients", _text(gradient_evaluations(run), units.count), "computed by all clients"),
+        ("gradient evaluations", _text(gradient_evaluations(run), units.count), "computed by all clients"),
         ("algorithm", run.config.algorithm.name, f"seed {run.config.seed}"),
         ("model", run.config.model.name, f"sha256 {digest[:SHORT_HASH]}" if digest else f"sha256 {NOT_RECORDED}"),
     ]
@@ -65,7 +65,7 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def runs(groups: Sequence[Group]) -> Table:
     """One row for each run."""
-    header = ["run", "folder", "seed", "rounds", "final", "best", "down", "up", "time", "example gradients", "model sha256"]
+    header = ["run", "folder", "seed", "rounds", "final", "best", "down", "up", "time", "gradient evaluations", "model sha256"]
     rows = []
     for group in groups:
         for run in group.runs:
@@ -90,7 +90,7 @@ def runs(groups: Sequence[Group]) -> Table:
 
 def summary(groups: Sequence[Group]) -> Table:
     """One row for each group: means over its runs, and the range of its accuracy."""
-    header = ["configuration", "rounds", "final accuracy", "best accuracy", "on the wire", "time", "example gradients", "runs"]
+    header = ["configuration", "rounds", "final accuracy", "best accuracy", "on the wire", "time", "gradient evaluations", "runs"]
     rows = [
         [
             group.label,
@@ -162,7 +162,7 @@ def seconds(run: RunFolder) -> float:
 
 
 def gradient_evaluations(run: RunFolder) -> float | None:
-    """Example gradients that all clients computed, or None for a record that does not say."""
+    """Gradient evaluations that all clients computed, or None for a record that does not say."""
     if run.summary and run.summary.get("gradient_evaluations") is not None:
         return float(run.summary["gradient_evaluations"])
     found = [line["gradient_evaluations"] for line in run.exchanges if line.get("gradient_evaluations") is not None]

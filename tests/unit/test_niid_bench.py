@@ -309,12 +309,12 @@ def test_the_page_says_what_partial_results_say(page: Callable[..., str], tmp_pa
 
 def test_the_page_says_where_feddkd_does_not_win(page: Callable[..., str]) -> None:
     text = page(PARTIAL)
-    assert "| the control, the same rounds and bytes | +0.00 to `fedavg_sgd`'s 97.00: level (3 seeds) | - |" in text
-    prox, avg = "+67.00 to `fedprox`'s 30.00: ahead (2 seeds)", "-1.00 to `fedavg`'s 99.00: undecided (1 seed)"
+    assert "| the control, the same rounds and bytes | level: +0.00 to `fedavg_sgd`'s 97.00 (3 seeds) | - |" in text
+    prox, avg = "ahead: +67.00 to `fedprox`'s 30.00 (2 seeds)", "undecided: -1.00 to `fedavg`'s 99.00 (1 seed)"
     assert f"| the best of the others, the same rounds | {prox} | {avg} |" in text
-    thriftier = "+50.00 to `fedprox`'s 30.00: ahead (2 seeds) | -9.00 to `fedavg`'s 99.00: undecided (1 seed)"
+    thriftier = "ahead: +50.00 to `fedprox`'s 30.00 (2 seeds) | undecided: -9.00 to `fedavg`'s 99.00 (1 seed)"
     assert f"| that one, the same bytes | {thriftier} |" in text  # FedDKD's first round has FedAvg's whole bytes
-    assert "| `fedavg_long`, the same bytes | -2.00 to `fedavg_long`'s 99.00: behind (3 seeds) | - |" in text
+    assert "| `fedavg_long`, the same bytes | behind: -2.00 to `fedavg_long`'s 99.00 (3 seeds) | - |" in text
     assert "**`feddkd` is ahead in 3, level in 1, behind in 1, undecided in 3 of these 8.**" in text
     assert "ends at 97.00% (seed 0)" in text
     assert "below FedAvg with the same partition and seed: dir0.5 seed 0 (of 4)" in text
@@ -323,7 +323,7 @@ def test_the_page_says_where_feddkd_does_not_win(page: Callable[..., str]) -> No
 def test_a_rival_that_has_ended_before_feddkds_first_round(page: Callable[..., str]) -> None:
     dear = [line("feddkd", "c1", seed, [0.9, 0.95], exchanges=3) for seed in (0, 1)]
     text = page([*dear, *(line("fedavg", "c1", seed, [0.4, 0.5]) for seed in (0, 1))])
-    assert "| that one, the same bytes | no round yet to `fedavg`'s 50.00: behind (2 seeds) |" in text
+    assert "| that one, the same bytes | behind: not one round done, `fedavg`'s 50.00 (2 seeds) |" in text
 
 
 def test_the_page_reads_budgets_and_targets(page: Callable[..., str]) -> None:
@@ -342,7 +342,7 @@ def test_every_cell_has_the_command_that_runs_it_again(page: Callable[..., str])
 
 def test_seeds_that_only_one_has_run_decide_nothing(page: Callable[..., str]) -> None:
     text = page([line("feddkd", "c1", 0, [0.5]), line("fedavg_sgd", "c1", 0, [0.4]), line("fedavg_sgd", "c1", 1, [0.9])])
-    assert "+10.00 to `fedavg_sgd`'s 40.00: undecided (1 seed)" in text
+    assert "undecided: +10.00 to `fedavg_sgd`'s 40.00 (1 seed)" in text
     assert "| `fedavg_sgd` | 65.00 ± 35.36 (n=2) |" in text  # nobody else has run both seeds, so nobody is the best
     assert "Not run in this tier: `fedavg`, `fedavg_tuned`, `feddkd_pure`" in text
 

@@ -69,7 +69,7 @@ def test_one_run_has_every_picture_and_its_headline_numbers(one_run: tuple[Path,
         *("accuracy_by_round", "accuracy_by_bytes", "bytes_by_exchange", "time_by_phase", "step_loss"),
         *("drift_diversity", "class_accuracy", "partition"),
     }
-    for text in ("feddkd: mlp on digits", "0123456789ab", "example gradients", "Not recorded: Teacher entropy.", "[training]", "3.11"):
+    for text in ("feddkd: mlp on digits", "0123456789ab", "gradient evaluations", "Not recorded: Teacher entropy.", "[training]", "3.11"):
         assert text in page.text
     assert all(image["alt"] for image in page.images)
 
@@ -137,8 +137,13 @@ def test_a_record_that_lacks_something_still_makes_a_page(options: dict[str, obj
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     page = report_of(tmp_path, load(tmp_path / "run", old=True, step=None, tested=False))
-    assert "example gradientsnot recorded" in page.text.replace("\n", "")
-    for title in ("Loss before and after the steps", "Drift diversity", "Accuracy by class and round", "Examples by client and class"):
+    assert "gradient evaluationsnot recorded" in page.text.replace("\n", "")
+    for title in (
+        "Loss at the first and at the last step",
+        "Drift diversity",
+        "Accuracy by class and round",
+        "Examples by client and class",
+    ):
         assert re.search(rf"Not recorded: [^.]*{title}", page.text)
     assert "what the clients hold out, for the server had no test set" in page.text
 
