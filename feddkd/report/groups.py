@@ -31,8 +31,8 @@ class Group:
 def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
     """Groups in the order of their first runs.
 
-    A label is the algorithm's name, and, where several groups share that algorithm, the settings in which they differ. Other rounds
-    than the first group's are always said: a run of more rounds is not what its algorithm's name alone makes one expect.
+    A label is the algorithm's name, and, where several groups share that algorithm, the settings in which they differ. More rounds
+    than the fewest are always said: a longer run is not what its algorithm's name alone makes one expect.
     """
     members: dict[str, list[RunFolder]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -42,12 +42,12 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
         members.setdefault(identity, []).append(run)
         settings[identity] = own
     names = [str(own.get(ALGORITHM)) for own in settings.values()]
-    rounds = next(iter(settings.values()))[ROUNDS] if settings else None
+    fewest = min((own[ROUNDS] for own in settings.values()), default=0)
     labels = {}
     for (identity, own), name in zip(settings.items(), names, strict=True):
         rivals = [other for other, other_name in zip(settings.values(), names, strict=True) if other_name == name]
         keys = differing(rivals)
-        if own[ROUNDS] != rounds and ROUNDS not in keys:
+        if own[ROUNDS] > fewest and ROUNDS not in keys:
             keys.append(ROUNDS)
         labels[identity] = " ".join([name, *_named(own, keys)])
     return [Group(labels[identity], tuple(found)) for identity, found in members.items()]

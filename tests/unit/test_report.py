@@ -191,9 +191,9 @@ def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert [group.seeds for group in groups] == ["3", "1, 2", "1"]
 
 
-def test_a_label_says_when_a_run_has_other_rounds_than_the_first(tmp_path: Path) -> None:
-    runs = [load(tmp_path / "a", rounds=2), load(tmp_path / "b", algorithm="fedavg", rounds=4)]
-    assert [group.label for group in group_runs(runs)] == ["feddkd", "fedavg rounds=4"]
+def test_a_label_says_when_a_run_has_more_rounds_than_others(tmp_path: Path) -> None:
+    runs = [load(tmp_path / "b", algorithm="fedavg", rounds=4), load(tmp_path / "a", rounds=2)]
+    assert [group.label for group in group_runs(runs)] == ["fedavg rounds=4", "feddkd"]
 
 
 def test_curves_take_each_round_from_the_runs_that_have_it(tmp_path: Path) -> None:
