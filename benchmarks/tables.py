@@ -46,7 +46,7 @@ def grid_table() -> str:
         CONTROL: "control: the same exchanges, true labels alone",
         "fedavg": "FedAvg, the same rounds",
         "fedavg_tuned": "FedAvg, the same rounds, rate tuned on two classes each",
-        LONGER: "the same with 21 times the rounds: the same bytes",
+        LONGER: "FedAvg, that rate, 21 times the rounds: FedDKD's bytes",
     }
     lines = [
         [f"{what}: `{name}`", *(accuracy(found.final(name, part)) for part in found.partitions), _megabytes(found, name)]

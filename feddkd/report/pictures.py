@@ -199,8 +199,8 @@ def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:
         _log_axis(axes, "y")
         axes.yaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
     elif min(values) >= 0:
-        highest = axes.dataLim.y1  # bands included
-        axes.set_ylim(0, max(1.08 * highest, top) or 1.0)
+        height = max(1.08 * axes.dataLim.y1, top) or 1.0  # bands included
+        axes.set_ylim(-0.02 * height if min(values) < 0.01 * height else 0, height)  # a marker at 0 is drawn whole
 
 
 def _log_axis(axes: Axes, which: str) -> None:
