@@ -95,6 +95,13 @@ def _recorded(config: Config) -> dict[str, Any]:
     return tree
 
 
+def _check_data(cell: Cell, config: Config) -> None:
+    """Raises ConfigError where the data set's folder is missing; with -o data.name=... it is another set's business."""
+    root = config.data.root
+    if config.data.name == cell.data and root is not None and not root.is_dir():
+        raise ConfigError(f"--data-root {root.parent} has no folder {root.name}, which must hold the files of {cell.data}")
+
+
 def _only(cell: Cell) -> list[str]:
     return [text for key, value in cell.point for text in ("--only", f"{key}={json.dumps(value)}")]
 
@@ -127,12 +134,14 @@ class Runner:
         """Run what is missing, or everything; returns how many cells failed.
 
         Raises:
-            ConfigError: a cell's configuration is wrong; nothing has run then.
+            ConfigError: a cell's configuration is wrong, or its data are not there; nothing has run then.
         """
         configs = {cell: configure(cell, self._settings) for cell in cells}
         finished = {} if again else {Cell.of_line(line): line for line in self._results.lines()}
         self._say_outdated({cell: finished[cell] for cell in cells if cell in finished}, configs)
         jobs = {cell: self._job(cell, configs[cell], again) for cell in cells if cell not in finished}
+        for cell, job in jobs.items():
+            _check_data(cell, job.config)
         _say(f"{len(cells) - len(jobs)} of {len(cells)} cells are finished, {len(jobs)} to run, {self._workers} at once")
         return self._run_jobs(jobs)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.errors import ConfigError
 from niid_bench.cells import ALGORITHMS, DATA_ROOT, DATA_SETS, DEFAULT_PARTITIONS, DEFAULT_SEEDS, PARTITIONS, TIERS, Cell, Settings
 from niid_bench.grid import RECORDS, RESULTS, Runner, default_jobs, main_guard, results_file
 
@@ -44,13 +43,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(options.rounds, tuple(options.override), options.data_root)
 
 
-def check_data(options: argparse.Namespace) -> None:
-    """Raises ConfigError where there is no such data set; said before anything runs."""
-    folder = options.data_root / options.data
-    if not folder.is_dir():
-        raise ConfigError(f"--data-root {options.data_root} has no folder {options.data}: it must hold {folder}")
-
-
 def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     """Seed by seed, so that a grid that is cut short has all algorithms of the first seed."""
     return [
@@ -72,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = RESULTS / f"niid_bench_{options.tier}.jsonl"
     results = results_file(options.results or default, options.records)
     script = "benchmarks/niid_bench/run.py"
-    check_data(options)
     runner = Runner(results, settings_of(options), script=script, default_results=default, jobs=options.jobs)
     return int(runner.run(chosen_cells(options), again=options.again) > 0)
 

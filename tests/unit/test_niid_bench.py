@@ -220,6 +220,19 @@ def test_nothing_runs_if_a_setting_is_wrong(go: Callable[..., int], started: lis
     assert not started
 
 
+def test_nothing_runs_without_the_data(go: Callable[..., int], started: list[str], tmp_path: Path) -> None:
+    cell = ["mini", "--algorithm", "feddkd", "--partition", "c1", "--seed", "0", "--data-root", str(tmp_path)]
+    with pytest.raises(ConfigError, match=rf"^--data-root {tmp_path} has no folder mnist, which must hold the files of mnist$"):
+        go(run.main, *cell)
+    assert not started
+
+
+def test_no_job_at_once_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main([*cell_arguments(0), "--jobs", "0"])
+    assert "argument --jobs: 0 is less than 1" in capsys.readouterr().err
+
+
 def test_tuning_runs_the_grid_and_its_command_one_point(
     go: Callable[..., int], started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
