@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series, units
 from feddkd.report.groups import Group
 from feddkd.report.series import Split
@@ -31,13 +32,10 @@ BAR_PITCH = 0.95
 
 def bytes_by_exchange(groups: Sequence[Group]) -> Figure | None:
     """Wire bytes of a whole run by exchange, down and up."""
-    rows = [series.mean_splits([series.bytes_by_exchange(run) for run in group.runs]) for group in groups]
-    if sum(map(len, rows)) > MAX_BARS:
-        rows = [{ALL_EXCHANGES: _together(row)} if row else {} for row in rows]
-    amounts = [split.total for row in rows for split in row.values()]
-    if not amounts:
+    rows = _rows(groups, series.bytes_by_exchange)
+    if not any(rows):
         return None
-    divisor, unit = units.byte_unit(max(amounts))
+    divisor, unit = units.byte_unit(_largest(rows))
     figure = _split_bars(groups, rows, divisor, lambda split: units.size(split.total))
     figure.axes[0].set_xlabel(f"bytes on the wire in the whole run ({unit})")
     legend_below(figure, [Patch(color=GREY), Patch(color=pale(GREY))], ["down, to clients", "up, to the server"])
@@ -46,19 +44,28 @@ def bytes_by_exchange(groups: Sequence[Group]) -> Figure | None:
 
 def time_by_phase(groups: Sequence[Group]) -> Figure | None:
     """Seconds of a whole run by exchange, with the mean client's computing in them, and what was left of the rounds."""
-    rows = [series.mean_splits([series.seconds_by_phase(run) for run in group.runs]) for group in groups]
-    if sum(map(len, rows)) > MAX_BARS:
-        rows = [{ALL_EXCHANGES: _together(row)} if row else {} for row in rows]
-    amounts = [split.total for row in rows for split in row.values()]
-    if not amounts:
+    rows = _rows(groups, series.seconds_by_phase)
+    if not any(rows):
         return None
-    divisor, unit = units.time_unit(max(amounts))
+    divisor, unit = units.time_unit(_largest(rows))
     figure = _split_bars(groups, rows, divisor, _write_time)
     figure.axes[0].set_xlabel(f"time in the whole run ({unit})")
     if any(split.first for row in rows for split in row.values()):
         handles = [Patch(color=GREY), Patch(color=pale(GREY))]
         legend_below(figure, handles, ["mean client computing", "transfer, waiting, other"])
     return figure
+
+
+def _rows(groups: Sequence[Group], splits_of: Callable[[RunFolder], dict[str, Split]]) -> list[dict[str, Split]]:
+    """The mean amounts of each group by what they are of; one sum a group where there would be too many bars."""
+    rows = [series.mean_splits([splits_of(run) for run in group.runs]) for group in groups]
+    if sum(map(len, rows)) > MAX_BARS:
+        rows = [{ALL_EXCHANGES: _together(row)} if row else {} for row in rows]
+    return rows
+
+
+def _largest(rows: Sequence[Mapping[str, Split]]) -> float:
+    return max(split.total for row in rows for split in row.values())
 
 
 def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], divisor: float, write: Callable[[Split], str]) -> Figure:
@@ -68,7 +75,7 @@ def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], di
     figure, axes = new_figure(0.75 + 0.23 * sum(len(row) + several for row in rows))
     longest_name = max(len(shortened(name, NAME_LETTERS)) for row in rows for name in row)
     width_inches = WIDTH_INCHES - 0.25 - LETTER_INCHES * longest_name  # of the axes, more or less
-    largest = max(split.total for row in rows for split in row.values()) / divisor
+    largest = _largest(rows) / divisor
     position, names = 0.0, {}
     for index, (group, row) in enumerate(zip(groups, rows, strict=True)):
         if several:
