@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from feddkd.errors import ProtocolError
 from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Reply
@@ -12,8 +13,23 @@ from feddkd.transport.pb import federation_pb2 as pb
 
 MAX_REASON_CHARACTERS = 200
 MAX_METRIC_NAME_CHARACTERS = 64
+MAX_ID_CHARACTERS = 64
 
 Verdict = pb.Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The broadcast that a client still has from before its connection broke.
+
+    Attributes:
+        digest: as in the header of the broadcast's payload.
+        size_bytes: how much of the payload has arrived; all of it while the client computes or sends its reply.
+    """
+
+    exchange: ExchangeId
+    digest: bytes
+    size_bytes: int
 
 
 def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
@@ -21,6 +37,9 @@ def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
 
 
 def id_from_message(message: pb.ExchangeId) -> ExchangeId:
+    """Read an exchange's id. Raises ProtocolError for a name that no server chose: it would come back in messages and logs."""
+    if max(len(message.run_id), len(message.name)) > MAX_ID_CHARACTERS:
+        raise ProtocolError(f"an exchange id with a name of more than {MAX_ID_CHARACTERS} characters")
     return ExchangeId(message.run_id, message.round, message.attempt, message.name, message.step)
 
 
@@ -93,13 +112,31 @@ def receipt_message(exchange: ExchangeId, verdict: pb.Verdict.ValueType, reason:
     return pb.ParticipateResponse(receipt=receipt).SerializeToString()
 
 
-def resend_message(exchange: ExchangeId) -> bytes:
-    return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange))).SerializeToString()
+def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
+    """Ask for the answer's header again and for its chunks from byte `offset` on."""
+    return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange), offset=offset)).SerializeToString()
 
 
 def farewell_message(completed: bool, reason: str) -> bytes:
     return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=reason)).SerializeToString()
 
 
-def hello_message(session_token: str) -> bytes:
-    return pb.ParticipateRequest(hello=pb.Hello(session_token=session_token)).SerializeToString()
+def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
+    """Open the stream, and say which broadcast is at hand from before the connection broke."""
+    hello = pb.Hello(session_token=session_token)
+    if holding is not None:
+        hello.holding.id.CopyFrom(id_to_message(holding.exchange))
+        hello.holding.digest = holding.digest
+        hello.holding.size_bytes = holding.size_bytes
+    return pb.ParticipateRequest(hello=hello).SerializeToString()
+
+
+def holding_of(hello: pb.Hello) -> Holding | None:
+    """Read what a client says it holds. Raises ProtocolError if its exchange id is malformed."""
+    if not hello.HasField("holding"):
+        return None
+    return Holding(id_from_message(hello.holding.id), hello.holding.digest, hello.holding.size_bytes)
+
+
+CLIENT_HEARTBEAT = pb.ParticipateRequest(heartbeat=pb.Heartbeat()).SerializeToString()
+SERVER_HEARTBEAT = pb.ParticipateResponse(heartbeat=pb.Heartbeat()).SerializeToString()

@@ -6,6 +6,7 @@ the receiver expects before it takes memory, and every chunk before its bytes ar
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
-from feddkd.errors import CorruptionError, SchemaError
+from feddkd.errors import CorruptionError, ProtocolError, SchemaError
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, chunk_message_bytes, encode_chunk
 from feddkd.transport.pb import tensors_pb2 as pb
@@ -109,9 +110,20 @@ class Payload:
     def num_frames(self) -> int:
         return len(self._segments)
 
-    def frames(self) -> Iterator[bytes]:
-        """The stream messages that carry the bytes, in order."""
-        return map(self._frame, range(len(self._segments)))
+    def frames(self, offset: int = 0) -> Iterator[bytes]:
+        """The stream messages that carry the bytes from the chunk that begins at byte `offset` on, in order.
+
+        Raises:
+            ProtocolError: no chunk begins there, nor does the payload end there.
+        """
+        return map(self._frame, range(self._index_of(offset), len(self._segments)))
+
+    def _index_of(self, offset: int) -> int:
+        index = bisect.bisect_left(self._segments, offset, key=lambda segment: segment.start)
+        start = self._segments[index].start if index < len(self._segments) else self.size_bytes
+        if start != offset:
+            raise ProtocolError(f"no chunk of this payload begins at byte {offset}")
+        return index
 
     @cached_property
     def frames_bytes(self) -> int:
