@@ -134,12 +134,14 @@ class Task:
     Attributes:
         payload: what the server broadcast.
         evaluate: evaluate the broadcast model on held-out examples before anything else.
+        deadline_s: seconds, from when the task was given, until the server stops waiting; None if it never does.
         cancelled: set when the server has closed the exchange; long computations look at it.
     """
 
     id: ExchangeId
     payload: Tensors
     evaluate: bool = False
+    deadline_s: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def check_cancelled(self) -> None:

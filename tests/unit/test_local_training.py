@@ -23,7 +23,7 @@ def site_with(module: nn.Module, folder: Path, examples: int) -> Site:
     inputs = torch.randn(examples, 3, generator=generator)
     data = MemoryExamples(inputs, torch.randint(2, (examples,), generator=generator))
     config = Config.parse({"training": {"batch_size": 4, "epochs": 2}})
-    state, device = StateDir(folder), torch.device("cpu")
+    state, device = StateDir(folder, "a"), torch.device("cpu")
     return Site("a", config, data, data.subset(torch.arange(0)), module, device, state, plain_objective)
 
 
