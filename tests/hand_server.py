@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -62,8 +63,9 @@ class HandStream:
     async def rest(self) -> list[bytes]:
         """Everything that the client still sends until it ends the stream."""
         messages = []
-        while isinstance(message := await self._context.read(), bytes):
-            messages.append(message)
+        with contextlib.suppress(EOFError):
+            while True:
+                messages.append(await self.read())
         return messages
 
     def end(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "the cable is out") -> None:

@@ -26,6 +26,7 @@ class ServerConfig:
         """
         self.text = text
         self._ignored = frozenset(ignored)
+        self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property
     def config(self) -> Config:
@@ -37,8 +38,11 @@ class ServerConfig:
 
         Settings count, not how they are written.
         """
-        if text == self.text:
-            return None
+        if text != self._compared[0]:
+            self._compared = text, self._compare(text)  # every client of a process, and every Join, brings the same
+        return self._compared[1]
+
+    def _compare(self, text: str) -> str | None:
         try:
             ours, theirs = self._settings(self.config), self._settings(_parse(text))
         except (ConfigError, RefusedError) as error:

@@ -11,6 +11,7 @@ from typing import Protocol
 from feddkd.errors import FedDKDError
 from feddkd.exchange import Reply, Task
 from feddkd.tensors import Schema
+from feddkd.text import printable
 from feddkd.transport.frames import decode_chunk
 from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message
 from feddkd.transport.payload import Assembly, Payload
@@ -61,6 +62,11 @@ class Work:
 
     It receives the broadcast, then it is computed, once, then it has a reply. All methods but
     `compute` are called on the agent's loop.
+
+    Attributes:
+        exchange: which exchange.
+        cancelled: set once its reply is no longer wanted; long computations look at it.
+        refusal: why the broadcast is not what this client can take, if it is not; one line.
     """
 
     def __init__(self, message: pb.Work, worker: TaskRunner) -> None:
@@ -78,10 +84,12 @@ class Work:
         self._reply: KeptReply | None = None
         self._sent_from = -1
         self._sends_without_progress = 0
+        self.refusal: str | None = None
         try:
             self._assembly = Assembly(message.payload, worker.broadcast_schema(self.exchange.name))
         except FedDKDError as error:
-            self.fail(str(error))
+            self.refusal = printable(str(error))
+            self.fail(self.refusal)
 
     @property
     def holding(self) -> Holding:
