@@ -69,10 +69,16 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
-    found, today = _flat(line["config"]), _flat(_recorded(config))
+    found, today = {**NEW_KEYS, **_flat(line["config"])}, _flat(_recorded(config))
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
+
+RESULT_KEYS = ("cohort", "enough", "weights")
+"""Keys of [scheduler] that change a result; the others say how long a server waits, and a finished cell waited for all."""
+
+NEW_KEYS = {"scheduler.enough": "all"}
+"""Keys that older results lack, and the behavior that these had."""
 
 TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
 
@@ -80,6 +86,7 @@ TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teach
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """By dotted key, without what has no effect: defaults of [dkd] may change without changing FedAvg or the control."""
     name = tree["algorithm"]["name"]
+    tree = {**tree, "scheduler": {key: value for key, value in tree["scheduler"].items() if key in RESULT_KEYS}}
     if name == "fedavg_sgd":
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
     idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)

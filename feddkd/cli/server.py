@@ -65,6 +65,7 @@ def server(
         check_plaintext_allowed(host, insecure)
     run_id = new_run_id()
     algorithm = algorithms.build(resolved)
+    resolved.aggregation.check_exchanges(algorithm.exchanges)
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:
@@ -75,7 +76,7 @@ def server(
         completed = False
         try:
             server_state.mark(run_id, "running")
-            waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
+            waiting_for = resolved.scheduler.starting_clients
             Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
             with ended_by_sigterm(engine), observe(resolved, folder, metrics_port, metrics_host) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)

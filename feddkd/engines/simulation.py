@@ -73,6 +73,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
         RunError: too few clients were there or answered.
     """
     algorithm = algorithms.build(config)
+    config.aggregation.check_exchanges(algorithm.exchanges)
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)

@@ -96,7 +96,7 @@ class Scheduler:
         """
         started = time.monotonic()
         self._tell(lambda observer: observer.engine_ready(self._engine))
-        self._engine.wait_for_clients(self._config.scheduler.wait_for_clients or self._config.scheduler.min_clients, None)
+        self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
         self._tell(lambda observer: observer.run_started(self._run_id, self._config.rounds))
         try:
             for number in range(1, self._config.rounds + 1):
@@ -158,7 +158,7 @@ class Scheduler:
         if (attempt + 1) % (config.retries + 1) != 0:
             return
         there = len(self._engine.clients())
-        if there >= config.min_clients and not error.connection_lost:
+        if there >= config.quorum and not error.connection_lost:
             self._tell(lambda observer: observer.paused(str(error)))
             raise PausedError(f"{error}; {there} clients are connected, so waiting for more would not help")
         self._pause(str(error))
@@ -171,13 +171,13 @@ class Scheduler:
 
     def _select(self, model: Tensors, number: int, attempt: int) -> RoundCohort:
         config = self._config.scheduler
-        if len(self._engine.clients()) < config.min_clients:
-            self._pause(f"round {number} needs {config.min_clients} clients, {len(self._engine.clients())} are connected")
+        if len(self._engine.clients()) < config.quorum:
+            self._pause(f"round {number} needs {config.quorum} clients, {len(self._engine.clients())} are connected")
         available = self._engine.clients()
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        return self._cohort(counts, available, self._algorithm.exchanges, model, number, attempt, config.min_clients)
+        return self._cohort(counts, available, self._algorithm.exchanges, model, number, attempt, config.quorum)
 
     def _cohort(
         self,
@@ -211,7 +211,7 @@ class Scheduler:
         """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
         config = self._config.scheduler
         self._tell(lambda observer: observer.paused(reason))
-        if not self._engine.wait_for_clients(config.min_clients, config.pause_timeout_s):
+        if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
             raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
 
     def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
@@ -230,7 +230,7 @@ class Scheduler:
             self._finished.traffic += record.traffic
         # The first broadcast after a round carried its model, and the answers what the clients think of it; too few
         # answers are not their opinion, and the broadcast will be repeated.
-        if record.id.name == DELIVER or record.clients_reported >= self._config.scheduler.min_clients:
+        if record.id.name == DELIVER or record.clients_reported >= self._config.scheduler.quorum:
             self._close_round(record.client_evaluation)
 
     def _close_round(self, client_evaluation: Evaluation | None) -> None:
