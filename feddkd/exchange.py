@@ -268,6 +268,7 @@ class Outcome:
         missing: why each of the others did not, in client order.
         traffic: bytes that crossed the network for it.
         seconds: from the broadcast until it was reduced.
+        fault: why there is no reduction although clients replied; empty if there is one.
     """
 
     reduced: Tensors | None
@@ -275,6 +276,7 @@ class Outcome:
     missing: Mapping[str, Missing]
     traffic: Traffic
     seconds: float
+    fault: str = ""
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Weighted mean of the clients' losses, or None if no client reported one."""

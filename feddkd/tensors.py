@@ -307,6 +307,14 @@ class Tensors(Mapping[str, Tensor]):
         )
         return math.sqrt(sum(squares))
 
+    def is_finite(self) -> bool:
+        """Whether no floating-point element is NaN or infinite."""
+        return all(
+            # The sum is several times faster than a look at each element, and finite only if all of them are.
+            bool(torch.isfinite(elements.sum())) or bool(torch.isfinite(elements).all())
+            for elements in (self.elements(segment) for segment in self.schema.segments if segment.dtype.is_floating_point)
+        )
+
     def sha256(self) -> str:
         """Hex digest of all bytes in schema order: equal models have equal digests, bit for bit."""
         return hashlib.sha256(self.block.numpy().data).hexdigest()

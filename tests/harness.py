@@ -24,8 +24,8 @@ from feddkd.client.agent import Agent, TaskRunner
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.engines.federation import LOOPBACK, initial_model
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK, initial_model
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.scheduler.engine import ClientStates, Engine, Exchange, Outcome

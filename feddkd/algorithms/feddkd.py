@@ -115,8 +115,8 @@ class FedDKD(Algorithm):
     """
 
     exchanges = {
-        "local_train": ExchangeKind(answer=model_and(previous_loss=scalar)),
-        "dkd_step": ExchangeKind(answer=trainable_parameters),
+        "local_train": ExchangeKind(reply=model_and(previous_loss=scalar)),
+        "dkd_step": ExchangeKind(reply=trainable_parameters),
     }
     client_half: ClassVar[type[ClientHalf]] = FedDKDClient
 

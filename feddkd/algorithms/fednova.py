@@ -26,7 +26,7 @@ class FedNovaClient(FedAvgClient):
 class FedNova(Algorithm):
     """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k."""
 
-    exchanges = {"local_train": ExchangeKind(answer=model_and(effective_steps=scalar))}
+    exchanges = {"local_train": ExchangeKind(reply=model_and(effective_steps=scalar))}
     client_half = FedNovaClient
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:

@@ -22,7 +22,7 @@ import torch
 
 from feddkd.client.process import take_part
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.scheduler.engine import Exchange
 from feddkd.tensors import Schema, Tensors, TensorSpec

@@ -17,7 +17,7 @@ from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides, WithRep
 from feddkd.cli.progress import ConsoleProgress, megabytes
 from feddkd.cli.report import report_of_run
 from feddkd.config import Config
-from feddkd.engines.federation import LOOPBACK, run_federation
+from feddkd.engines.simulation import LOOPBACK, run_federation
 from feddkd.errors import FedDKDError
 from feddkd.observability.ledger import Ledger, summarize
 from feddkd.observability.prometheus import PrometheusMetrics

@@ -1,85 +1,87 @@
-"""The real engine: pushes each exchange to the clients' streams and reduces what comes back."""
+"""Carries out exchanges over gRPC: pushes each to the clients' streams and reduces what comes back."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 
-from feddkd.aggregator.weighted_mean import Rule, WeightedMean
 from feddkd.config import Config
-from feddkd.engines.intake import Intake
-from feddkd.engines.upload import Progress, Upload
-from feddkd.errors import RunError
-from feddkd.exchange import ExchangeId
-from feddkd.scheduler.engine import DISCONNECTED, NOT_CONNECTED, ClientStates, Exchange, Outcome, Report
+from feddkd.engines.collection import Judgement
+from feddkd.engines.grpc_exchange import GrpcExchange
+from feddkd.engines.spool import Spool
+from feddkd.errors import FedDKDError, RunError
+from feddkd.exchange import Exchange, ExchangeId, Outcome
+from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
-from feddkd.traffic import Traffic
+from feddkd.traffic import Meter, Traffic
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import (
-    MAX_REASON_CHARACTERS,
-    Verdict,
-    farewell_message,
-    id_from_message,
-    receipt_message,
-    resend_message,
-    work_message,
-)
-from feddkd.transport.payload import Payload, schema_to_message
+from feddkd.transport.messages import Holding, Verdict, farewell_message, id_from_message, receipt_message
+from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.server import FederationServer
+from feddkd.transport.server import Admission, FederationServer
 from feddkd.transport.sessions import Outgoing, Session
 
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""
 
 
-class GrpcEngine:
+class GrpcEngine(Engine):
     """Carries out exchanges over gRPC.
 
-    The public methods are called from the scheduler's thread; everything else runs on the server's loop.
+    The public methods are called from the scheduler's thread, or where they say so from any; everything else
+    runs on the server's loop. What the server reports (`connected`, `replied`, ...) goes to the exchange that
+    the client takes part in.
     """
 
-    def __init__(self, config: Config, run_id: str, model_schema: Schema, rule: Rule = WeightedMean) -> None:
+    def __init__(self, config: Config, run_id: str, model_schema: Schema, spool_folder: Path | None = None) -> None:
+        """Prepare to serve a run.
+
+        Args:
+            spool_folder: where contributions go that do not fit into `transport.staging_bytes`.
+        """
         self._config = config
-        self._rule = rule
-        manifest = pb.Manifest(run_id=run_id, config_toml=config.to_toml(), model=schema_to_message(model_schema))
-        self.traffic_outside = Traffic()
-        self._server = FederationServer(manifest, self)
-        self._intake: Intake | None = None
-        self._work: tuple[bytes, Payload] | None = None
-        self._receiving: dict[str, Upload | None] = {}
-        self._away: dict[str, asyncio.TimerHandle] = {}
+        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared().to_toml(), model=schema_to_message(model_schema))
+        self.other = Meter()
+        self._server = FederationServer(manifest, self, admission=_admission(config))
+        self._open: dict[ExchangeId, GrpcExchange] = {}
+        self._of_client: dict[str, GrpcExchange] = {}
+        self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
-        # One thread: each keeps a memory arena of its own, and chunks are reduced one after another anyway.
+        self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes, spool_folder)
+        # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._finished = False
+
+    # For the scheduler.
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen, and return the port. Raises AddressInUseError."""
         return self._server.start(host, port, credentials)
 
     def clients(self) -> Mapping[str, int]:
+        self.check_aborted()
         return self._server.call(self._clients()).result()
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        self.check_aborted()
         return self._server.call(self._wait_for_clients(count, timeout_s)).result()
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        return self._server.call(self._carry_out(exchange)).result()
+    def begin(self, exchange: Exchange) -> PendingOutcome:
+        self.check_aborted()
+        return PendingOutcome(self._server.call(self._begin(exchange)).result())
 
     def states(self) -> ClientStates:
         if self._finished:
             return ClientStates()  # who has been let go is not lost
-        sessions, intake = self._server.sessions(), self._intake
+        sessions, of_client = self._server.sessions(), dict(self._of_client)
         connected = [session.client_id for session in sessions if session.stream is not None]
-        working = sum(map(intake.pending, connected)) if intake is not None else 0
+        working = sum(client in of_client and of_client[client].waits_for(client) for client in connected)
         return ClientStates(len(connected) - working, working, len(sessions) - len(connected))
 
     @property
@@ -88,7 +90,16 @@ class GrpcEngine:
         return len(self._server.sessions())
 
     def other_traffic(self) -> Traffic:
-        return dataclasses.replace(self.traffic_outside)
+        return self.other.traffic
+
+    def check_aborted(self) -> None:
+        if self._aborted is not None:
+            raise self._aborted
+
+    def abort(self, reason: str) -> None:
+        self._aborted = RunError(reason)
+        if not self._finished:
+            self._server.call(self._abort(self._aborted))
 
     def finish(self, completed: bool, reason: str) -> None:
         if self._finished:
@@ -97,11 +108,9 @@ class GrpcEngine:
         self._server.call(self._finish(completed, reason)).result()
         self._server.stop(FAREWELL_GRACE_S)
         self._executor.shutdown()
+        self._spool.close()
 
-    def abort(self, reason: str) -> None:
-        """Make the run fail at once, from any thread: nobody is left to wait for."""
-        if not self._finished:
-            self._server.call(self._abort(reason))
+    # On the loop.
 
     async def _clients(self) -> dict[str, int]:
         return {session.client_id: session.num_examples for session in self._server.sessions() if session.stream is not None}
@@ -110,171 +119,142 @@ class GrpcEngine:
         try:
             async with asyncio.timeout(timeout_s):
                 while len(await self._clients()) < count:
-                    if self._aborted is not None:
-                        raise self._aborted
+                    self.check_aborted()
                     self._joined.clear()
                     await self._joined.wait()
         except TimeoutError:
             return False
+        self.check_aborted()
         return True
 
-    async def _abort(self, reason: str) -> None:
-        self._aborted = RunError(reason)
-        self._joined.set()
-        if self._intake is not None:
-            for client in self._intake.uploads:
-                self._intake.lose(client, reason)
-
-    async def _carry_out(self, exchange: Exchange) -> Outcome:
-        started = time.monotonic()
-        chunk_bytes = self._config.transport.chunk_bytes
-        payload = Payload(exchange.payload, chunk_bytes)
-        intake = Intake(
-            exchange.id,
-            exchange.clients,
-            exchange.answer_schema,
-            rule=self._rule,
-            chunk_bytes=chunk_bytes,
-            staging_bytes=self._config.transport.staging_bytes,
-            stall_timeout_s=self._config.scheduler.stall_timeout_s,
-            ask_again=self._ask_again,
-            executor=self._executor,
-        )
-        work = work_message(exchange.id, payload, evaluate=exchange.evaluate, deadline_s=exchange.deadline_s)
-        self._intake, self._work = intake, (work, payload)
-        for client in exchange.clients:
-            session = self._server.session(client)
+    async def _begin(self, exchange: Exchange) -> Future[Outcome]:
+        if busy := [client for client in exchange.clients if client in self._of_client]:
+            raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
+        sessions = {client: self._server.session(client) for client in exchange.clients}
+        limits = {client: self._max_evaluated(session.num_examples) for client, session in sessions.items() if session is not None}
+        begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
+        self._open[exchange.id] = begun
+        self._of_client.update(dict.fromkeys(exchange.clients, begun))
+        for client, session in sessions.items():
             if session is None or session.stream is None:
-                intake.lose(client, NOT_CONNECTED)
+                begun.disconnected(client)
             else:
-                self._push(session)
-        mean = await intake.reduce(exchange.deadline_s)
-        self._send_receipts(intake)
-        intake.open = False
-        self._intake = self._work = None
-        done = {client: upload for client, upload in intake.uploads.items() if upload.progress is Progress.COMPLETE}
-        if exchange.answer_schema is not None:
-            intake.traffic.payload_bytes_up += len(done) * exchange.answer_schema.size_bytes
-        return Outcome(
-            mean=mean,
-            reports={client: Report.of(upload.numbers) for client, upload in done.items()},
-            missing={client: upload.reason for client, upload in intake.uploads.items() if client not in done},
-            traffic=dataclasses.replace(intake.traffic),
-            seconds=time.monotonic() - started,
-        )
+                begun.connected(session, None)
+        outcome: Future[Outcome] = Future()
+        running = asyncio.create_task(self._complete(begun, outcome))
+        begun.task = running
+        return outcome
 
-    def _push(self, session: Session) -> None:
-        """Send the open exchange's work, unless the exchange closes before all of it is written."""
-        assert self._intake is not None
-        assert self._work is not None
-        intake = self._intake
-        frames = _count_whole(*self._work, self._traffic_of(intake))
-        session.send(Outgoing(frames, self._traffic_of(intake), wanted=lambda: intake.awaits(session.client_id)))
+    async def _complete(self, begun: GrpcExchange, outcome: Future[Outcome]) -> None:
+        """Wait for an exchange's outcome, tell its clients, and hand it to the thread that waits for it."""
+        try:
+            result = await begun.run()
+            for client, judgement in begun.judgements():
+                self._tell(client, begun, judgement)
+            outcome.set_result(begun.close(result))
+        except FedDKDError as error:
+            outcome.set_exception(error)
+        except asyncio.CancelledError:
+            outcome.set_exception(self._aborted or RunError("the server stopped"))
+        except Exception as error:  # noqa: BLE001  # for instance what a rule raises: it belongs to the thread that waits
+            outcome.set_exception(error)
+        finally:
+            begun.release()
+            del self._open[begun.exchange.id]
+            for client in begun.exchange.clients:
+                del self._of_client[client]
 
-    def _send_receipts(self, intake: Intake) -> None:
-        """Tell every client of the cohort how the exchange ended for it; counted now, so that the record is whole."""
-        for client, upload in intake.uploads.items():
-            session = self._server.session(client)
-            if session is None or session.stream is None or upload.knows:
-                continue
-            if upload.progress is Progress.COMPLETE:
-                message = receipt_message(intake.exchange, Verdict.VERDICT_OK)
-            else:
-                message = receipt_message(intake.exchange, Verdict.VERDICT_DEADLINE_EXCEEDED, upload.reason)
-            intake.traffic.wire_bytes_down += len(message)
-            session.send(Outgoing((message,), traffic=Traffic))
-
-    def _ask_again(self, client: str) -> None:
-        assert self._intake is not None
-        session = self._server.session(client)
-        if session is None or session.stream is None:
-            self._allow_return(self._intake, client)
-        else:
-            session.send(Outgoing((resend_message(self._intake.exchange),), self._traffic_of(self._intake)))
-
-    def _traffic_of(self, intake: Intake) -> Callable[[], Traffic]:
-        """Where a frame of an exchange is counted: a straggler's belong to no exchange once the record is written."""
-        return lambda: intake.traffic if intake.open else self.traffic_outside
+    async def _abort(self, error: RunError) -> None:
+        self._joined.set()
+        for begun in list(self._open.values()):
+            if begun.task is not None:
+                begun.task.cancel(str(error))
 
     async def _finish(self, completed: bool, reason: str) -> None:
         message = farewell_message(completed, reason)
         for session in self._server.sessions():
-            session.send(Outgoing((message,), lambda: self.traffic_outside))
+            session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()
 
-    # What the server tells us, on its loop.
+    def _max_evaluated(self, num_examples: int) -> int:
+        """Most examples that a client can have held out, by what it says that it trains on."""
+        holdout = self._config.data.holdout
+        return math.ceil(num_examples * max(1.0, holdout / (1 - holdout))) + 1
 
-    def connected(self, session: Session) -> None:
-        self._receiving[session.client_id] = None
+    def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
+        """Send a receipt, and keep it for a client that is away and will ask."""
+        self._last_judgement[client] = begun.exchange.id, judgement
+        session = self._server.session(client)
+        if session is not None:
+            begun.tell(session, judgement)
+
+    # What the server reports.
+
+    def connected(self, session: Session, holding: Holding | None) -> None:
         self._joined.set()
-        self._is_back(session.client_id)
-        if self._intake is not None and self._intake.awaits(session.client_id):
-            self._push(session)
+        begun = self._of_client.get(session.client_id)
+        if begun is not None and begun.waits_for(session.client_id):
+            begun.connected(session, holding)
+        elif holding is not None:
+            self._reply_to_closed(session, holding.exchange)
 
     def disconnected(self, session: Session) -> None:
-        self._receiving.pop(session.client_id, None)
-        intake = self._intake
-        if intake is not None and intake.interrupt(session.client_id):
-            self._allow_return(intake, session.client_id)
+        begun = self._of_client.get(session.client_id)
+        if begun is not None:
+            begun.disconnected(session.client_id)
 
-    def _allow_return(self, intake: Intake, client: str) -> None:
-        """Leave out a client without connection, unless it comes back in time; each loss has its own time."""
-        self._is_back(client)
-        grace_s = self._config.scheduler.reconnect_grace_s
-        self._away[client] = asyncio.get_running_loop().call_later(grace_s, self._give_up, intake, client)
-
-    def _is_back(self, client: str) -> None:
-        if (gives_up := self._away.pop(client, None)) is not None:
-            gives_up.cancel()
-
-    def _give_up(self, intake: Intake, client: str) -> None:
-        del self._away[client]
-        intake.lose(client, DISCONNECTED)
-
-    def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
+    def replied(self, session: Session, answer: pb.Answer) -> Meter:
         exchange = id_from_message(answer.id)
-        self._receiving[session.client_id] = None
-        if self._intake is None or self._intake.exchange != exchange:
-            self._answer_to_closed(session, exchange, size_bytes)
-            return
-        self._intake.traffic.wire_bytes_up += size_bytes
-        upload, receipt = self._intake.answered(session.client_id, answer)
-        self._receiving[session.client_id] = upload
-        if receipt is not None:
-            session.send(Outgoing((receipt,), self._traffic_of(self._intake)))
+        begun = self._of_client.get(session.client_id)
+        if begun is None or begun.exchange.id != exchange:
+            self._reply_to_closed(session, exchange)
+            return self.other
+        begun.replied(session, answer)
+        return begun.meter
 
-    async def received(self, session: Session, chunk: Chunk, size_bytes: int) -> None:
-        upload, intake = self._receiving.get(session.client_id), self._intake
-        if upload is None or intake is None or intake.uploads.get(session.client_id) is not upload:
-            self.traffic_outside.wire_bytes_up += size_bytes
-            return
-        intake.traffic.wire_bytes_up += size_bytes
-        receipt = await intake.received(upload, chunk)
-        if receipt is not None:
-            session.send(Outgoing((receipt,), self._traffic_of(intake)))
+    def meter_of(self, session: Session) -> Meter:
+        begun = self._of_client.get(session.client_id)
+        return begun.meter if begun is not None else self.other
 
-    def failed(self, session: Session, failure: pb.Failure, size_bytes: int) -> None:
+    async def received(self, session: Session, chunk: Chunk) -> None:
+        begun = self._of_client.get(session.client_id)
+        if begun is not None:
+            await begun.received(session, chunk)
+
+    def failed(self, session: Session, failure: pb.Failure) -> Meter:
         exchange = id_from_message(failure.id)
-        if self._intake is None or self._intake.exchange != exchange:
-            self._answer_to_closed(session, exchange, size_bytes)
-            return
-        self._intake.traffic.wire_bytes_up += size_bytes
-        self._intake.failed(session.client_id, failure.reason[:MAX_REASON_CHARACTERS] or "failed without a reason")
+        begun = self._of_client.get(session.client_id)
+        if begun is None or begun.exchange.id != exchange:
+            self._reply_to_closed(session, exchange)
+            return self.other
+        begun.failed(session.client_id, failure.reason)
+        return begun.meter
 
-    def _answer_to_closed(self, session: Session, exchange: ExchangeId, size_bytes: int) -> None:
-        """An answer to an exchange that is not open: say so, and where the run is."""
-        self.traffic_outside.wire_bytes_up += size_bytes
-        current = self._intake.exchange if self._intake is not None else None
-        receipt = receipt_message(exchange, Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed", current)
-        session.send(Outgoing((receipt,), lambda: self.traffic_outside))
+    def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:
+        """Say what became of a reply to an exchange that is not open, and where the run is."""
+        told, judgement = self._last_judgement.get(session.client_id, (None, None))
+        if judgement is None or told != exchange:
+            judgement = Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed")
+        begun = self._of_client.get(session.client_id)
+        current = begun.exchange.id if begun is not None else None
+        message = receipt_message(exchange, judgement.verdict, judgement.reason, current)
+        session.send(Outgoing((message,), self.other))
 
 
-def _count_whole(work: bytes, payload: Payload, traffic: Callable[[], Traffic]) -> Iterator[bytes]:
-    """The messages of a broadcast; its payload is counted as the last of them is handed to gRPC."""
-    remaining = payload.num_frames
-    for message in itertools.chain((work,), payload.frames()):
-        if remaining == 0:
-            traffic().payload_bytes_down += payload.size_bytes
-        remaining -= 1
-        yield message
+class PendingOutcome:
+    """An exchange that is open on the server's loop."""
+
+    def __init__(self, future: Future[Outcome]) -> None:
+        self._future = future
+
+    def outcome(self) -> Outcome:
+        return self._future.result()
+
+
+def _admission(config: Config) -> Admission:
+    named = config.scheduler.clients
+    return Admission(
+        expected=frozenset(named) if isinstance(named, list) else None,
+        max_examples=config.scheduler.max_examples,
+    )

@@ -13,7 +13,7 @@ import torch
 from feddkd.bench.transport import EchoWorker
 from feddkd.client.process import take_part
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, UnreachableError
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.tls import channel_credentials, check_plaintext_allowed, server_credentials

@@ -10,7 +10,7 @@ import pytest
 from harness import RUN_ID, SCHEMA, small_config
 
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.intake import Intake
 from feddkd.engines.upload import Progress
 from feddkd.exchange import ExchangeId
