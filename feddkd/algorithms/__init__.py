@@ -20,10 +20,10 @@ from feddkd.algorithms.fednova import FedNova
 from feddkd.algorithms.fedntd import FedNTD, NotTrueDistillation
 from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from feddkd.algorithms.fedprox import FedProx, Proximal
-from feddkd.algorithms.local_training import LocalObjective, check_batch_size
+from feddkd.algorithms.local_training import check_batch_size
 from feddkd.algorithms.moon import MOON, ModelContrast
 from feddkd.algorithms.scaffold import SCAFFOLD
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, CrossEntropyConfig, Table
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
@@ -101,7 +101,7 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
         objective = load_object(settings.name, "algorithm.local_objective.name")
         if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
             raise ConfigError(
-                f"algorithm.local_objective.name = {settings.name!r}: not a subclass of feddkd.algorithms.local_training.LocalObjective"
+                f"algorithm.local_objective.name = {settings.name!r}: not a subclass of feddkd.algorithms.site.LocalObjective"
             )
     return _builder(objective, settings)
 

@@ -5,53 +5,16 @@ What it minimises is a `LocalObjective`; the plain one is the cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feddkd.algorithms.site import Site
-from feddkd.config import CrossEntropyConfig, Table
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.data.examples import Batch
 from feddkd.errors import ClientError, ConfigError
 from feddkd.exchange import Task
-
-
-class LocalObjective:
-    """What a client minimises in local training: the cross-entropy of the true labels.
-
-    Subclasses add to the loss, or to its gradient where that is all the addition amounts to.
-
-    Attributes:
-        table: what its settings are read with; without meaning for an objective that the configuration names by its import path.
-    """
-
-    table: ClassVar[type[Table]] = CrossEntropyConfig
-
-    def __init__(self, site: Site, settings: Table) -> None:  # noqa: ARG002
-        """`settings` is the objective's own table in the configuration."""
-        self.site = site
-
-    def begin(self, task: Task) -> None:
-        """Local training is about to start; the module holds the broadcast model."""
-
-    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of one mini-batch at the module's weights.
-
-        Args:
-            index: int64 [B] on the CPU, which of the site's examples these are.
-            inputs: float32 [B, ...] on the site's device.
-            labels: int64 [B] on the site's device.
-        """
-        return F.cross_entropy(self.site.module(inputs), labels)
-
-    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Change `.grad` in place, of the parameters that have one, after the loss's gradient and before the step."""
-
-    def end(self, task: Task, steps: int) -> None:
-        """Local training took `steps` steps, at least one; the module holds the local model."""
 
 
 class LocalTraining(NamedTuple):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import LocalObjective, effective_steps
+from feddkd.algorithms.local_training import effective_steps
 from feddkd.algorithms.memory import RoundMemory
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, SCAFFOLDConfig
 from feddkd.exchange import ExchangeKind, Task, model_and, trainable_parameters
 from feddkd.tensors import Tensors

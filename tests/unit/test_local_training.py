@@ -14,8 +14,8 @@ from harness import RUN_ID
 from torch import nn
 
 from feddkd import algorithms
-from feddkd.algorithms.local_training import LocalObjective, takes_one_example, train_locally
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.local_training import takes_one_example, train_locally
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
 from feddkd.config.algorithm import CrossEntropyConfig
