@@ -77,7 +77,10 @@ class FedDKDClient(FedAvgClient):
         teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
         task.payload.load_into(self.site.module)
         order = self._draw_batch(task)
-        gradient, loss = distillation_gradient(self.site.module, self.site.examples, teacher, order, self.distillation, self.site.device)
+        site = self.site
+        gradient, loss = distillation_gradient(
+            site.module, site.examples, teacher, order, self.distillation, site.device, check=task.check_cancelled
+        )
         return gradient, loss, len(order)
 
     def _draw_batch(self, task: Task) -> Tensor:
@@ -95,7 +98,8 @@ class FedDKDClient(FedAvgClient):
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
             teacher.load_into(self.site.module)
-            self._cached_logits = label, teacher_logits(self.site.module, self.site.examples, self.site.device)
+            logits = teacher_logits(self.site.module, self.site.examples, self.site.device, check=task.check_cancelled)
+            self._cached_logits = label, logits
         return self._cached_logits[1]
 
     @staticmethod

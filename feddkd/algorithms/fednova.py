@@ -18,8 +18,7 @@ class FedNovaClient(FedAvgClient):
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:
         length = effective_steps(steps, self.site.config.training.momentum)
-        # A client that took no step has moved nothing: its zero stays zero.
-        per_step = update.select(update.schema.trainable).scaled(1 / length if length else 0.0)
+        per_step = update.select(update.schema.trainable).scaled(1 / length)
         return update.replace(per_step).beside(effective_steps=as_scalar(length))
 
 

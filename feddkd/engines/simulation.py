@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 
 from feddkd import algorithms
-from feddkd.algorithms.site import evaluate
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
@@ -24,6 +23,7 @@ from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ConfigError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.engine import Engine

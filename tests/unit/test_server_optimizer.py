@@ -3,6 +3,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from threads import with_every_number_of_threads
 from torch import Tensor, nn
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
@@ -69,6 +70,14 @@ def test_steps_are_those_of_the_torch_optimizer_on_ordinary_parameters(name: str
         reference.step()
         for key, parameter in ordinary.items():
             torch.testing.assert_close(student[key], parameter.detach(), rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_the_same_bits_with_every_number_of_threads(name: str) -> None:
+    specs = [TensorSpec("single", torch.float32, (70_001,)), TensorSpec("double", torch.float64, (70_001,))]
+    student, steps = filled(Schema(specs), 0), [filled(Schema(specs), seed) for seed in (1, 2)]
+    ends = with_every_number_of_threads(lambda: walk(ServerOptimizer(name, 0.02, keep_state=False), student, steps).sha256())
+    assert len(set(ends)) == 1
 
 
 def test_sgd_is_student_minus_lr_times_gradient() -> None:
