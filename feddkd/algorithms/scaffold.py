@@ -80,7 +80,7 @@ class SCAFFOLD(Algorithm):
     exchanges = {
         "local_train": ExchangeKind(
             broadcast=model_and(control=trainable_parameters),
-            answer=model_and(control=trainable_parameters),
+            reply=model_and(control=trainable_parameters),
         )
     }
     client_half = SCAFFOLDClient

@@ -19,11 +19,11 @@ from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrid
 from feddkd.cli.run import observe, say_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.engines.simulation import LOOPBACK, initial_model, make_evaluator, new_run_id
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.scheduler.server_state import ServerState
+from feddkd.engines.simulation import LOOPBACK, initial_model, make_evaluator, new_run_id
 from feddkd.observability.ledger import summarize
 from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.server_state import ServerState
 from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
 logger = logging.getLogger(__name__)
