@@ -82,9 +82,7 @@ class Collection:
             max_evaluated: most examples that each client can have held out; by default any number.
         """
         self.exchange = exchange
-        self.contributions = {
-            client: Contribution(client, weight, exchange.max_norm) for client, weight in exchange.clients.items()
-        }
+        self.contributions = {client: Contribution(client, weight, exchange.max_norm) for client, weight in exchange.clients.items()}
         self.revision = 0
         self._spool = spool
         self._chunk_bytes = chunk_bytes
@@ -151,12 +149,12 @@ class Collection:
             contribution.notified = True
             self._lose(contribution, Missing(Cause.FAILED, reason[:MAX_REASON_CHARACTERS]))
 
-    def connect(self, client_id: str, *, holds_broadcast: bool) -> None:
+    def connect(self, client_id: str, now: float, *, holds_broadcast: bool) -> None:
         """Take in that a client is connected; one that does not hold the broadcast starts over."""
         contribution = self._waiting.get(client_id)
         if contribution is None:
             return
-        contribution.away_since = None
+        contribution.away_since, contribution.last_arrival = None, now
         if not holds_broadcast and contribution.has_begun:
             self._discard(contribution.reset())
             self.revision += 1

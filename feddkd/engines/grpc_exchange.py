@@ -61,9 +61,7 @@ class GrpcExchange:
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
-        self._collection = Collection(
-            exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated
-        )
+        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated)
         self._payload = Payload(exchange.payload, chunk_bytes)
         deadline_s = exchange.closing.deadline_s
         self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
@@ -86,7 +84,7 @@ class GrpcExchange:
         client = session.client_id
         held_bytes = self._held_bytes(holding)
         self._uploading.discard(client)
-        self._collection.connect(client, holds_broadcast=held_bytes == self._payload.size_bytes)
+        self._collection.connect(client, self._now(), holds_broadcast=held_bytes == self._payload.size_bytes)
         contribution = self._collection.contributions[client]
         if contribution.has_begun:
             message = resend_message(self.exchange.id, contribution.received_bytes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,7 +55,8 @@ class Spool:
         self._slot_bytes = slot_bytes
         self._folder = folder
         self._used_bytes = 0
-        self._file: IO[bytes] | None = None
+        self._descriptor: int | None = None
+        self._close: Callable[[], object] = lambda: None
         self._num_slots = 0
         self._free_slots: list[int] = []
 
@@ -62,15 +65,12 @@ class Spool:
         if self._used_bytes + size_bytes <= self._budget_bytes:
             self._used_bytes += size_bytes
             return _MemoryBlock(self, size_bytes)
-        if self._file is None:
-            try:
-                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
-            except OSError as error:
-                raise StateError(f"cannot make a temporary file for contributions in {self.where}: {error.strerror}") from error
+        if self._descriptor is None:
+            self._descriptor = self._open_file()
         if not self._free_slots:
             self._free_slots.append(self._num_slots)
             self._num_slots += 1
-        return _FileBlock(self, self._file.fileno(), self._free_slots.pop(), size_bytes)
+        return _FileBlock(self, self._descriptor, self._free_slots.pop(), size_bytes)
 
     @property
     def where(self) -> Path:
@@ -89,9 +89,18 @@ class Spool:
 
     def close(self) -> None:
         """Remove the file. Blocks must not be used any more."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close()
+        self._descriptor = None
+
+    def _open_file(self) -> int:
+        """Open a file that has no name any more."""
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="feddkd-spool-", dir=self._folder)
+            os.unlink(name)
+        except OSError as error:
+            raise StateError(f"cannot make a temporary file for contributions in {self.where}: {error.strerror}") from error
+        self._close = weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def give_back_memory(self, size_bytes: int) -> None:
         self._used_bytes -= size_bytes

@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -23,6 +22,7 @@ from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.selection import select_cohort
+from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
@@ -39,65 +39,6 @@ MAX_METRIC_NAMES = 128
 
 LARGE_SHARE = 0.5
 """A client with more than this share of the weight decides every mean."""
-
-
-@dataclass(slots=True)
-class _FinishedRound:
-    """A round whose model is known, but not yet what the clients think of it."""
-
-    number: int
-    evaluation: Evaluation | None
-    traffic: Traffic
-    seconds: float
-    clients_reported: int
-    clients_missing: Mapping[str, str]
-    gradient_evaluations: int
-    metrics: Mapping[str, float]
-
-
-class _RoundTally:
-    """What adds up over the exchanges of a round: work over all attempts, metrics over the one that succeeds."""
-
-    def __init__(self) -> None:
-        self.gradient_evaluations = 0
-        self._metrics: dict[str, list[float]] = {}
-
-    def add(self, record: ExchangeRecord) -> None:
-        self.gradient_evaluations += record.gradient_evaluations
-        for name, value in record.metrics.items():
-            self._metrics.setdefault(name, []).append(value)
-
-    def start_again(self) -> None:
-        """The attempt failed: its metrics describe no model."""
-        self._metrics.clear()
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {name: math.fsum(values) / len(values) for name, values in self._metrics.items()}
-
-
-@dataclass(slots=True)
-class _RunTally:
-    """What adds up over a run."""
-
-    traffic: Traffic = field(default_factory=Traffic)
-    gradient_evaluations: int = 0
-    cumulative_wire_bytes: int = 0
-    last_evaluation: Evaluation | None = None
-    best_accuracy: float | None = None
-    rounds_missed: dict[str, int] = field(default_factory=dict)
-
-    def add_exchange(self, record: ExchangeRecord) -> None:
-        self.traffic += record.traffic
-        self.gradient_evaluations += record.gradient_evaluations
-
-    def add_round(self, finished: _FinishedRound, evaluation: Evaluation | None) -> None:
-        self.cumulative_wire_bytes += finished.traffic.wire_bytes
-        for client in finished.clients_missing:
-            self.rounds_missed[client] = self.rounds_missed.get(client, 0) + 1
-        if evaluation is not None:
-            self.last_evaluation = evaluation
-            self.best_accuracy = max(self.best_accuracy or 0.0, evaluation.accuracy)
 
 
 class Scheduler:
@@ -131,9 +72,9 @@ class Scheduler:
         self._journal = journal or NoJournal()
         self._rule = rule or WeightedMean()
         self._layers = layers
-        self._finished: _FinishedRound | None = None
-        self._tally = _RunTally()
-        self._round_tally = _RoundTally()
+        self._finished: FinishedRound | None = None
+        self._tally = RunTally()
+        self._round_tally = RoundTally()
         self._metric_names: set[str] = set()
         self._known_clients: set[str] = set()
         self._large_clients: set[str] = set()
@@ -174,7 +115,7 @@ class Scheduler:
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """One round, tried again from its beginning while it fails."""
-        started, traffic, self._round_tally = time.monotonic(), Traffic(), _RoundTally()
+        started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
         state = copy.deepcopy(self._algorithm.state_dict())
         for attempt in itertools.count():
             cohort, available = self._select(model, number, attempt)
@@ -191,7 +132,7 @@ class Scheduler:
         self._tell(lambda observer: observer.round_finished(number, new_model))
         if evaluation is not None:
             self._tell(lambda observer: observer.round_evaluated(number, evaluation))
-        self._finished = _FinishedRound(
+        self._finished = FinishedRound(
             number,
             evaluation,
             traffic,
