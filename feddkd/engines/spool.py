@@ -146,7 +146,7 @@ class _FileBlock:
         return False
 
     def write(self, data: Tensor) -> None:
-        rest, offset = memoryview(data.view(torch.uint8).numpy()), self._spool.offset_of(self._slot)
+        rest, offset = data.view(torch.uint8).numpy().data, self._spool.offset_of(self._slot)
         try:
             while rest:
                 written = os.pwrite(self._descriptor, rest, offset)

@@ -114,7 +114,7 @@ class RoundCohort:
     def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
         if len(outcome.replies) >= self._min_clients:
             return
-        reasons = "; ".join(f"{client}: {missing.reason}" for client, missing in (outcome.missing | self._dropped).items())
+        reasons = "; ".join(f"{client}: {missing.reason}" for client, missing in {**self._dropped, **outcome.missing}.items())
         raise QuorumError(
             f"{exchange.id}: {len(outcome.replies)} of {len(self._clients)} clients answered, "
             f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
@@ -124,7 +124,7 @@ class RoundCohort:
     def _account(self, exchange: Exchange, outcome: Outcome) -> None:
         self.traffic += outcome.traffic
         self.loss = outcome.mean_loss(exchange.clients)
-        missing = dict(sorted((self._dropped | outcome.missing).items()))
+        missing = dict(sorted({**self._dropped, **outcome.missing}.items()))
         self._on_exchange(
             ExchangeRecord(
                 id=exchange.id,
