@@ -21,8 +21,9 @@ from torch import Tensor
 from feddkd import algorithms
 from feddkd.aggregator.rule import Rule, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.client.agent import Agent, TaskRunner
+from feddkd.client.agent import Agent, Farewell
 from feddkd.client.process import simulated_workers
+from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.simulation import LOOPBACK, initial_model
@@ -153,9 +154,9 @@ class Server:
         self.engine = engine
         self.address = f"{LOOPBACK}:{engine.start(LOOPBACK, 0)}"
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="test")
-        self._agents: list[Future[pb.Farewell]] = []
+        self._agents: list[Future[Farewell]] = []
 
-    def agent(self, client: str, worker: TaskRunner, executor: Executor | None = None) -> Future[pb.Farewell]:
+    def agent(self, client: str, worker: TaskRunner, executor: Executor | None = None) -> Future[Farewell]:
         """Take part as this client, until the farewell."""
         taking_part = start_agent(Agent(self.address, client, worker, executor or self._threads, retry_for_s=60))
         self._agents.append(taking_part)
@@ -188,7 +189,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def start_agent(agent: Agent) -> Future[pb.Farewell]:
+def start_agent(agent: Agent) -> Future[Farewell]:
     return asyncio.run_coroutine_threadsafe(agent.run(), _loop())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from feddkd.client.agent import TaskRunner
+from feddkd.client.work import TaskRunner
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool

@@ -33,7 +33,7 @@ def site_with(module: nn.Module, folder: Path, examples: int, batch_size: int = 
     inputs = torch.randn(examples, 3, generator=generator)
     data = MemoryExamples(inputs, torch.randint(2, (examples,), generator=generator))
     config = Config.parse({"training": {"batch_size": batch_size, "epochs": 2, "lr": lr}})
-    state, device = StateDir(folder), torch.device("cpu")
+    state, device = StateDir(folder, "a"), torch.device("cpu")
     return Site("a", config, data, data.subset(torch.arange(0)), module, device, state, plain_objective)
 
 
