@@ -287,6 +287,3 @@ async def _check_version(version: int, context: Context) -> None:
             grpc.StatusCode.FAILED_PRECONDITION,
             f"the client speaks protocol version {version}, this server {PROTOCOL_VERSION}; install the same feddkd on both",
         )
-
-class Admission:
-    def __init__(self, **_): pass
