@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import ssl
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -39,6 +42,13 @@ def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | N
     return grpc.ssl_channel_credentials(
         _read(ca), _read(key) if key is not None else None, _read(certificate) if certificate is not None else None
     )
+
+
+def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | None:
+    """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
+    for pem in auth_context.get("x509_pem_cert", ()):
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
+    return None
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:
