@@ -1,0 +1,39 @@
+"""Makes text from outside safe to show.
+
+A terminal obeys escape sequences, and a newline in a log entry looks like the end of the entry.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+LIMIT = 500
+"""Characters of one message that are shown."""
+
+
+def printable(text: str, limit: int = LIMIT) -> str:
+    """Escape every character that is not visible, and cut the text to `limit` characters.
+
+    Escapes control characters, line separators, marks that reverse the direction of text,
+    surrogates, and spaces other than the plain one, each as in a Python string. The work is
+    bounded by `limit`, however long the text is.
+    """
+    shown = "".join(map(_visible, text[: limit + 1]))
+    return shown if len(shown) <= limit else f"{shown[: max(limit - 3, 0)]}..."
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+class PrintableFilter(logging.Filter):
+    """Makes every log entry printable, a traceback's lines one by one. Add it to a handler."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the entry in place; it always passes."""
+        record.msg, record.args = printable(record.getMessage(), 4 * LIMIT), None
+        if record.exc_info and record.exc_info[1] is not None:
+            lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
+            record.exc_text = "\n".join(printable(line) for line in lines)
+        return True
