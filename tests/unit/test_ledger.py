@@ -17,6 +17,7 @@ from feddkd.engines.federation import initial_model, run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.observability.ledger import Ledger
+from feddkd.observability.run_folder import RunFolder
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -222,6 +223,16 @@ def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     for line in run.rounds:
         assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
     assert run.summary.keys() == SUMMARY_KEYS | SUMMARY_EXTRAS
+
+
+def test_a_reader_knows_every_key_that_the_ledger_writes(run: Run) -> None:
+    folder = RunFolder.load(run.out)
+    for written, read in ((run.exchanges, folder.exchanges), (run.rounds, folder.rounds), ([run.summary], [folder.summary])):
+        assert len(written) == len(read)
+        for line, found in zip(written, read, strict=True):
+            assert found is not None
+            known = found.model_dump()
+            assert {key: value for key, value in line.items() if key != "clients_missing"} == known
 
 
 def test_the_partition_on_record_is_the_one_that_the_clients_have(run: Run) -> None:
