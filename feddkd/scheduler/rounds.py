@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from feddkd.algorithms.base import Algorithm
@@ -16,6 +16,7 @@ from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind
 from feddkd.scheduler.cohort import RoundCohort
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.selection import select_cohort
 from feddkd.tensors import Tensors
@@ -69,7 +70,7 @@ class Scheduler:
         engine: Engine,
         *,
         run_id: str,
-        observers: Sequence[Observer] = (),
+        observers: Observers | Iterable[Observer] = (),
         evaluator: Evaluator | None = None,
         journal: Journal | None = None,
     ) -> None:
@@ -77,7 +78,7 @@ class Scheduler:
         self._algorithm = algorithm
         self._engine = engine
         self._run_id = run_id
-        self._observers = observers
+        self._observers = Observers.of(observers)
         self._evaluator = evaluator
         self._journal = journal or NoJournal()
         self._finished: _FinishedRound | None = None
@@ -257,5 +258,4 @@ class Scheduler:
         self._tell(lambda observer: observer.round_done(record))
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
-            event(observer)
+        self._observers.tell(event)
