@@ -90,6 +90,8 @@ def until(condition: Callable[[], bool]) -> None:
 class Recorder(Observer):
     """Keeps everything that a run tells."""
 
+    essential = True  # or a failed assertion of a subclass would only be logged
+
     def __init__(self) -> None:
         self.exchanges: list[ExchangeRecord] = []
         self.rounds: list[RoundRecord] = []

@@ -197,7 +197,7 @@ class Runner:
         folder = RunFolder.load(job.folder)
         assert folder.summary is not None
         curve = read_curve(folder)
-        metrics = [line.get("metrics") or {} for line in folder.rounds]
+        metrics = [line.metrics for line in folder.rounds]
         return {
             "tier": cell.tier,
             "data": cell.data,
@@ -210,15 +210,15 @@ class Runner:
             "best_accuracy": curve.best_accuracy,
             "overrides": overrides_of(cell, self._settings),
             "accuracy": curve.accuracy,
-            "class_accuracy": folder.rounds[-1].get("class_accuracy"),
+            "class_accuracy": folder.rounds[-1].class_accuracy,
             "cumulative_wire_bytes": curve.wire_bytes,
             "gradient_evaluations": curve.gradient_evaluations,
             "seconds": curve.seconds,
             "metrics": {name: [values.get(name) for values in metrics] for name in sorted(set().union(*metrics))},
-            "model_sha256": folder.summary["model_sha256"],
-            "versions": folder.summary["versions"],
+            "model_sha256": folder.summary.model_sha256,
+            "versions": folder.summary.versions,
             "cpu": cpu_model(),
-            "cpu_capability": folder.summary.get("cpu_capability"),
+            "cpu_capability": folder.summary.cpu_capability,
             "cores": os.cpu_count(),
             "runs_at_once": self._workers,
             "load_average_1min": round(os.getloadavg()[0], 2),

@@ -12,10 +12,10 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddkd import algorithms
 from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrides, TlsCert, TlsClientCA, TlsKey, WithReport, parse_address
+from feddkd.cli.output import error_console, note
 from feddkd.cli.run import observe, say_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
@@ -76,14 +76,14 @@ def server(
         completed = False
         try:
             server_state.mark(run_id, "running")
-            waiting_for = resolved.scheduler.starting_clients
-            Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
+            note(error_console(), f"listening on {host}:{bound}, waiting for {resolved.scheduler.starting_clients} clients")
             with ended_by_sigterm(engine), observe(resolved, folder, metrics_port, metrics_host) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
             completed = True
         finally:
-            server_state.mark(run_id, "completed" if completed else "failed")
+            # The farewell first: clients must not wait for a server whose disk is full.
             engine.finish(completed=False, reason="the server stopped")
+            server_state.mark(run_id, "completed" if completed else "failed")
     say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

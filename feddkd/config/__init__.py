@@ -6,7 +6,6 @@ Unknown keys are refused by name, every key has a default, and `-o table.key=val
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +32,7 @@ from feddkd.config.algorithm import (
     MOONConfig,
     SCAFFOLDConfig,
 )
-from feddkd.config.problems import describe
+from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
 from feddkd.config.table import COUNT_MAX, ImportPath, Table
 from feddkd.config.tables import (
@@ -45,6 +44,7 @@ from feddkd.config.tables import (
     TrainingConfig,
     TransportConfig,
 )
+from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_value
 from feddkd.errors import ConfigError
 
 __all__ = [
@@ -134,31 +134,22 @@ def read_tables(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, A
     Raises:
         ConfigError: the file cannot be read, is not TOML, or an override has another form.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    tree = load_toml(path) if path is not None else {}
     for override in overrides:
         _apply_override(tree, override)
+    check_depth(tree, "configuration")
     return tree
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
-    if not equals or not all(path):
-        raise ConfigError(f"override {override!r} is not of the form table.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string: -o algorithm.name=fedavg
+    shown = shortened(override)
+    if not equals or not all(path) or not key.isprintable() or len(path) > MAX_DEPTH:
+        raise ConfigError(f"override {shown} is not of the form table.key=value")
     table = tree
     for name in path[:-1]:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"override {override!r}: {name!r} is a value, not a table")
-    table[path[-1]] = value
+            raise ConfigError(f"override {shown}: {shortened(name)} is a value, not a table")
+    table[path[-1]] = parse_value(text, f"override {shown}")

@@ -11,6 +11,9 @@ from pydantic import BaseModel, Tag, ValidationError
 LONGEST_VALUE = 200
 """Characters of a key or value that a message shows."""
 
+MOST_KEYS = 10
+"""Other wrong keys that a message names."""
+
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
     "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
@@ -34,8 +37,9 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
     elif first["type"] == "value_error" and key.rpartition(".")[2] not in table.model_fields:
         message = f"{key}.{_wish(first)}"  # of a whole table: what is wrong begins with the key
     else:
-        message = f"{key} = {_shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
-    return message + (f" (and {len(paths) - 1} more: {', '.join(paths[1:])})" if paths[1:] else "")
+        message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
+    others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)
+    return message + (f" (and {len(paths) - 1} more: {', '.join(others)})" if others else "")
 
 
 def tables_by_tag(annotation: Any) -> dict[str, type[BaseModel]]:
@@ -78,7 +82,7 @@ def _wish(problem: Any) -> str:
     return str(message[0].lower() + message[1:])
 
 
-def _shortened(value: Any) -> str:
+def shortened(value: Any) -> str:
     """The value as Python writes it, cut to a length that fits into a message."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
@@ -91,12 +95,12 @@ def _shortened_key(name: str) -> str:
 def _unknown_name(key: str, value: Any, known: list[str]) -> str:
     """For a table that is chosen by its name, which is missing or unknown."""
     if not isinstance(value, dict):
-        return f"{key} = {_shortened(value)}: a table is expected"
+        return f"{key} = {shortened(value)}: a table is expected"
     wish = f"one of {', '.join(known)}; or package.module:Class"
     if "name" not in value:
         return f"{key}.name is missing: {wish}"
     close = difflib.get_close_matches(str(value["name"]), known, n=1)
-    return f"{key}.name = {_shortened(value['name'])}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
+    return f"{key}.name = {shortened(value['name'])}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
 
 
 def _suggestion(name: str, table: type[BaseModel]) -> str:

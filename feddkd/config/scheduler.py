@@ -18,7 +18,9 @@ class SchedulerConfig(Table):
     """Who takes part in a round, how long the server waits, and what it does when too few answer."""
 
     clients: (
-        Annotated[list[ClientName], Field(min_length=1, max_length=CLIENTS_MAX)] | Annotated[StrictInt, Field(ge=1, le=CLIENTS_MAX)] | None
+        Annotated[list[ClientName], Field(min_length=1, max_length=CLIENTS_MAX, fail_fast=True)]
+        | Annotated[StrictInt, Field(ge=1, le=CLIENTS_MAX)]
+        | None
     ) = Field(
         None,
         description="names of the clients that make up the federation, or their number; "

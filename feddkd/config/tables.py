@@ -26,11 +26,19 @@ class DataConfig(Table):
     subset: int | None = Field(None, ge=1, le=COUNT_MAX, description="use only this many training examples, the first of a seeded shuffle")
     holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client keeps for evaluation")
     test_set: bool = Field(True, description="the server evaluates every round on the data set's test split")
-    input_shape: Annotated[tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...], Field(max_length=8, strict=False)] | None = (
-        Field(None, description="shape of one example; needed for image_folder and your own data")
-    )
+    input_shape: (
+        Annotated[tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...], Field(max_length=8, fail_fast=True, strict=False)]
+        | None
+    ) = Field(None, description="shape of one example; needed for image_folder and your own data")
     num_classes: int | None = Field(None, ge=2, le=CLASSES_MAX, description="number of classes; needed for image_folder and your own data")
     workers: int = Field(0, ge=0, le=PROCESSES_MAX, description="loader processes for data that are streamed from disk (image_folder)")
+
+    @field_validator("root")
+    @classmethod
+    def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
+        if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
+            raise ValueError("a path holds no null character and can be written in UTF-8")
+        return path
 
     @field_validator("input_shape")
     @classmethod

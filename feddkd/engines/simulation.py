@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.rounds import Evaluator, Scheduler
 from feddkd.tensors import Tensors
@@ -62,7 +63,7 @@ def make_evaluator(config: Config) -> Evaluator | None:
     return evaluate_model
 
 
-def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Sequence[Observer]) -> RunRecord:
+def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Observers | Iterable[Observer] = ()) -> RunRecord:
     """Run all rounds with simulated clients on this machine.
 
     Args:
@@ -79,10 +80,10 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     evaluator = make_evaluator(config)
     config = _wait_for_all(config)
     counts = _class_counts(config)
-    for observer in observers:
-        observer.partitioned(counts)
+    told = Observers.of(observers)
+    told.tell(lambda observer: observer.partitioned(counts))
     with _engine(engine_name, config, run_id, model, out) as engine:
-        return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
+        return Scheduler(config, algorithm, engine, run_id=run_id, observers=told, evaluator=evaluator).run(model)
 
 
 def _class_counts(config: Config) -> dict[str, list[int]]:

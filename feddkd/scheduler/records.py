@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.scheduler.engine import Engine
@@ -89,7 +90,13 @@ class RunRecord:
 
 
 class Observer:
-    """Watches a run: override what you want to see. Called on the scheduler's thread, in order."""
+    """Watches a run: override what you want to see. Called on the scheduler's thread, in order.
+
+    Attributes:
+        essential: whether the run ends when this observer raises; any other is dropped.
+    """
+
+    essential: ClassVar[bool] = False
 
     def engine_ready(self, engine: Engine) -> None:
         """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -19,6 +19,7 @@ from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, Exchange, Outcome
 from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.selection import select_cohort
@@ -51,7 +52,7 @@ class Scheduler:
         engine: Engine,
         *,
         run_id: str,
-        observers: Sequence[Observer] = (),
+        observers: Observers | Iterable[Observer] = (),
         evaluator: Evaluator | None = None,
         journal: Journal | None = None,
         rule: Rule | None = None,
@@ -67,7 +68,7 @@ class Scheduler:
         self._algorithm = algorithm
         self._engine = engine
         self._run_id = run_id
-        self._observers = observers
+        self._observers = Observers.of(observers)
         self._evaluator = evaluator
         self._journal = journal or NoJournal()
         self._rule = rule or WeightedMean()
@@ -297,5 +298,4 @@ class Scheduler:
         self._tell(lambda observer: observer.round_done(record))
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
-            event(observer)
+        self._observers.tell(event)

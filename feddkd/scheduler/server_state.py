@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddkd.errors import StateError
 from feddkd.locking import DirectoryLock
+from feddkd.text import printable
 
 RUN = "run.json"
+MAX_SIZE = 1 << 16
+
+Status = Literal["running", "completed", "failed"]
+
+
+class RunMark(BaseModel):
+    """The content of `run.json`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    run_id: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    status: Status
 
 
 class ServerState:
@@ -43,16 +57,29 @@ class ServerState:
     @property
     def unfinished_run(self) -> str | None:
         """The run that was going on when the last server on this directory ended, if it did not finish."""
+        file = self.path / RUN
         try:
-            last = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            with file.open("rb") as stream:
+                last = RunMark.model_validate_json(stream.read(MAX_SIZE))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise StateError(f"{self.path / RUN} is unreadable: {error}") from error
-        return str(last["run_id"]) if last["status"] == "running" else None
+        except OSError as error:
+            raise StateError(f"cannot read {file}: {error.strerror}") from error
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(map(str, problem["loc"])) or "it"
+            raise StateError(f"{file} is damaged: {printable(key)}: {printable(problem['msg'])}") from None
+        return last.run_id if last.status == "running" else None
 
-    def mark(self, run_id: str, status: Literal["running", "completed", "failed"]) -> None:
-        """Write down which run this is and how it stands, in one step."""
+    def mark(self, run_id: str, status: Status) -> None:
+        """Write down which run this is and how it stands, in one step.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
         partial = self.path / f"{RUN}.partial"
-        partial.write_text(json.dumps({"run_id": run_id, "status": status}) + "\n", encoding="utf-8")
-        partial.replace(self.path / RUN)
+        try:
+            partial.write_text(RunMark(run_id=run_id, status=status).model_dump_json() + "\n", encoding="utf-8")
+            partial.replace(self.path / RUN)
+        except OSError as error:
+            raise StateError(f"cannot write {self.path / RUN}: {error.strerror}") from error
