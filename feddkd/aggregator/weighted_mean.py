@@ -81,4 +81,4 @@ def _whole_number_mean(rows: list[tuple[Tensor, float]]) -> npt.NDArray[np.int64
     total, divisor = np.sum(weighted, axis=0), sum(weights)
     floor, rest = total // divisor, total % divisor
     round_up = (2 * rest > divisor) | ((2 * rest == divisor) & (floor % 2 == 1))
-    return (floor + round_up).astype(np.int64)
+    return np.asarray(floor + round_up, dtype=np.int64)

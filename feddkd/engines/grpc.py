@@ -47,7 +47,7 @@ class GrpcEngine(Engine):
         self._config = config
         manifest = pb.Manifest(run_id=run_id, config_toml=config.shared().to_toml(), model=schema_to_message(model_schema))
         self.other = Meter()
-        self._server = FederationServer(manifest, self, admission=_admission(config))
+        self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
         self._open: dict[ExchangeId, GrpcExchange] = {}
         self._of_client: dict[str, GrpcExchange] = {}
         self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
@@ -79,10 +79,9 @@ class GrpcEngine(Engine):
     def states(self) -> ClientStates:
         if self._finished:
             return ClientStates()  # who has been let go is not lost
-        sessions, of_client = self._server.sessions(), dict(self._of_client)
-        connected = [session.client_id for session in sessions if session.stream is not None]
-        working = sum(client in of_client and of_client[client].waits_for(client) for client in connected)
-        return ClientStates(len(connected) - working, working, len(sessions) - len(connected))
+        connected, of_client = self._server.connected(), dict(self._of_client)
+        working = sum(session.client_id in of_client and of_client[session.client_id].waits_for(session.client_id) for session in connected)
+        return ClientStates(len(connected) - working, working, self.num_joined - len(connected))
 
     @property
     def num_joined(self) -> int:
@@ -113,7 +112,7 @@ class GrpcEngine(Engine):
     # On the loop.
 
     async def _clients(self) -> dict[str, int]:
-        return {session.client_id: session.num_examples for session in self._server.sessions() if session.stream is not None}
+        return {session.client_id: session.num_examples for session in self._server.connected()}
 
     async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         try:
@@ -172,7 +171,7 @@ class GrpcEngine(Engine):
 
     async def _finish(self, completed: bool, reason: str) -> None:
         message = farewell_message(completed, reason)
-        for session in self._server.sessions():
+        for session in self._server.connected():
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()

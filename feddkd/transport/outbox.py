@@ -25,7 +25,7 @@ class Outgoing:
 
     Attributes:
         frames: the messages; produced only as fast as the client takes them.
-        meter: counts each message before it is written.
+        meter: counts each message: of a broadcast before it is written, short ones when they are sent.
         payload_bytes: counted by the meter when the last message is handed to gRPC.
         still_needed: asked before each message; once it returns False the rest is dropped.
     """
@@ -53,14 +53,18 @@ class Outbox:
         self._changed = asyncio.Event()
 
     def put(self, outgoing: Outgoing) -> bool:
-        """Add short messages. Returns False, and adds nothing, if too much waits already."""
-        short = dataclasses.replace(outgoing, frames=tuple(outgoing.frames))
+        """Add short messages, and count them. Returns False, and adds nothing, if too much waits already."""
+        short = dataclasses.replace(outgoing, frames=tuple(outgoing.frames), meter=Meter())
         messages, size_bytes = _size(short)
         messages += self._messages
         size_bytes += self._bytes
         if messages > MAX_WAITING_MESSAGES or size_bytes > MAX_WAITING_BYTES:
             return False
         self._messages, self._bytes = messages, size_bytes
+        # Counted now, not when it is written: an exchange's last messages are its receipts, and its record
+        # must be whole when they are sent.
+        for frame in short.frames:
+            outgoing.meter.down(len(frame))
         self._add(short)
         return True
 
