@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -148,6 +148,7 @@ class Follower(Observer):
         models: the global model after each round.
     """
 
+    essential: ClassVar[bool] = True
     models: list[Vector] = field(default_factory=list)
     exchanges: list[ExchangeRecord] = field(default_factory=list)
 

@@ -69,10 +69,16 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
-    found, today = _flat(line["config"]), _flat(_recorded(config))
+    found, today = {**NEW_KEYS, **_flat(line["config"])}, _flat(_recorded(config))
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
+
+RESULT_KEYS = ("cohort", "enough", "weights")
+"""Keys of [scheduler] that change a result; the others say how long a server waits, and a finished cell waited for all."""
+
+NEW_KEYS = {"scheduler.enough": "all"}
+"""Keys that older results lack, and the behavior that these had."""
 
 TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
 
@@ -80,6 +86,7 @@ TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teach
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """By dotted key, without what has no effect: defaults of [dkd] may change without changing FedAvg or the control."""
     name = tree["algorithm"]["name"]
+    tree = {**tree, "scheduler": {key: value for key, value in tree["scheduler"].items() if key in RESULT_KEYS}}
     if name == "fedavg_sgd":
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
     idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)
@@ -190,7 +197,7 @@ class Runner:
         folder = RunFolder.load(job.folder)
         assert folder.summary is not None
         curve = read_curve(folder)
-        metrics = [line.get("metrics") or {} for line in folder.rounds]
+        metrics = [line.metrics for line in folder.rounds]
         return {
             "tier": cell.tier,
             "data": cell.data,
@@ -203,15 +210,15 @@ class Runner:
             "best_accuracy": curve.best_accuracy,
             "overrides": overrides_of(cell, self._settings),
             "accuracy": curve.accuracy,
-            "class_accuracy": folder.rounds[-1].get("class_accuracy"),
+            "class_accuracy": folder.rounds[-1].class_accuracy,
             "cumulative_wire_bytes": curve.wire_bytes,
             "gradient_evaluations": curve.gradient_evaluations,
             "seconds": curve.seconds,
             "metrics": {name: [values.get(name) for values in metrics] for name in sorted(set().union(*metrics))},
-            "model_sha256": folder.summary["model_sha256"],
-            "versions": folder.summary["versions"],
+            "model_sha256": folder.summary.model_sha256,
+            "versions": folder.summary.versions,
             "cpu": cpu_model(),
-            "cpu_capability": folder.summary.get("cpu_capability"),
+            "cpu_capability": folder.summary.cpu_capability,
             "cores": os.cpu_count(),
             "runs_at_once": self._workers,
             "load_average_1min": round(os.getloadavg()[0], 2),

@@ -18,7 +18,7 @@ from typing import Any
 from feddkd.bench.budgets import Curve
 from feddkd.config import Config
 from feddkd.config.table import flatten
-from feddkd.engines.federation import EngineName
+from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
 from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder
@@ -85,18 +85,18 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_done: OnDone) -> None:
 
 def delivery_bytes(folder: RunFolder) -> int:
     """What it cost to give every client the final model, which `read_curve` has in the last round."""
-    delivered = (line for line in folder.exchanges if line["exchange"] == DELIVER)
-    return sum(line["wire_bytes_down"] + line["wire_bytes_up"] for line in delivered)
+    delivered = (line for line in folder.exchanges if line.exchange == DELIVER)
+    return sum(line.wire_bytes_down + line.wire_bytes_up for line in delivered)
 
 
 def read_curve(folder: RunFolder) -> Curve:
     """What each round of a run bought, and what had been spent by then."""
     return Curve(
-        accuracy=[line["accuracy"] for line in folder.rounds],
-        wire_bytes=[line["cumulative_wire_bytes"] for line in folder.rounds],
+        accuracy=[line.accuracy for line in folder.rounds],
+        wire_bytes=[line.cumulative_wire_bytes for line in folder.rounds],
         # Records that are older than this field have 0.
-        gradient_evaluations=list(itertools.accumulate(line.get("gradient_evaluations") or 0 for line in folder.rounds)),
-        seconds=[round(seconds, 3) for seconds in itertools.accumulate(line["seconds"] for line in folder.rounds)],
+        gradient_evaluations=list(itertools.accumulate(line.gradient_evaluations or 0 for line in folder.rounds)),
+        seconds=[round(seconds, 3) for seconds in itertools.accumulate(line.seconds for line in folder.rounds)],
     )
 
 

@@ -18,8 +18,8 @@ from feddkd.algorithms.feddkd import FedDKD
 from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.config import Config, FedAvgConfig
-from feddkd.engines.federation import EngineName
-from feddkd.errors import ConfigError
+from feddkd.engines.simulation import EngineName
+from feddkd.errors import ConfigError, StateError
 from feddkd.observability.run_folder import RunFolder
 
 SHARED_TABLES = ("data.", "partition.", "model.")
@@ -134,11 +134,12 @@ def _longer(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def read_run(row: Row, seed: int, out: Path, engine: EngineName) -> Run:
-    """Read what a row did from the record of its run. Raises StateError if there is none."""
+    """Read what a row did from the record of its run. Raises StateError if there is none, or only a part of one."""
     folder = RunFolder.load(row.job(seed, out, engine).folder)
-    assert folder.summary is not None
+    if folder.summary is None or len(folder.rounds) != folder.config.rounds:
+        raise StateError(f"{folder.path} holds {len(folder.rounds)} of {folder.config.rounds} rounds; delete it to run it again")
     curve = read_curve(folder).first(row.rounds, delivery_bytes(folder))
-    return Run(seed, curve, None if row.is_read_from_another else folder.summary["model_sha256"])
+    return Run(seed, curve, None if row.is_read_from_another else folder.summary.model_sha256)
 
 
 Runs = Mapping[str, Sequence[Run]]
@@ -192,7 +193,7 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
         table[row.label] = {
             "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),
             "rounds": [reading.round if reading else None for reading in readings],
-            "share_spent": round(min(1.0, *(cost(run.curve)[-1] / budget for run in runs[row.label])), 4),
+            "share_spent": round(min(1.0, *(cost(run.curve)[-1] / budget if budget else 1.0 for run in runs[row.label])), 4),
         }
     return {"budget": int(budget), "rows": table}
 

@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 130 int
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -12,15 +13,18 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
 from feddkd import __version__
+from feddkd.cli.output import error_console
 from feddkd.errors import AddressInUseError, ConfigError, FedDKDError
+from feddkd.text import PrintableFilter, printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+MESSAGE_LETTERS = 4000
 
 app = typer.Typer(
     name="feddkd",
@@ -45,11 +49,12 @@ def _options(
 ) -> None:
     handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=verbose)
+        handler = RichHandler(console=error_console(), show_path=False, show_time=verbose)
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(PrintableFilter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
@@ -89,5 +94,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _fail(error: object, code: int) -> None:
-    print(f"feddkd: {error}", file=sys.stderr)
+    # A message may hold what another machine said, or what a file holds.
+    with contextlib.suppress(OSError):
+        print(f"feddkd: {printable(str(error), MESSAGE_LETTERS)}", file=sys.stderr)
     sys.exit(code)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from feddkd.bench.environment import environment
 from feddkd.bench.peers import Measurement, measure_in_turn
 from feddkd.bench.transport import Workload
 from feddkd.cli.options import Json, check_can_save, save_text
+from feddkd.cli.output import present, say
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -53,9 +53,9 @@ def transport(
     if save is not None:
         save_text(json.dumps(document, indent=2) + "\n", save)
     if as_json:
-        typer.echo(json.dumps(document))
+        say(json.dumps(document))
     else:
-        Console().print(_table(results), highlight=False)
+        present(_table(results))
 
 
 def _table(results: list[Measurement]) -> Table:

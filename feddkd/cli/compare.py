@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from feddkd.bench.environment import environment
 from feddkd.bench.runs import Job, is_complete, run_jobs
 from feddkd.bench.side_by_side import Row, make_rows, read_run, results
 from feddkd.cli.options import Json, Overrides, check_can_save, save_text
+from feddkd.cli.output import WIDTH, error_console, note, present, say
 from feddkd.cli.progress import megabytes
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
@@ -26,9 +27,6 @@ from feddkd.errors import FedDKDError, RunError
 Numbers = dict[str, Any] | None
 
 DEFAULT_SEEDS = (0, 1, 2)
-WIDTH = 100
-"""Columns of the tables where no terminal says how wide it is."""
-
 ENDED_EARLY = 0.99
 """A row that has spent less of a budget could have gone on; message headers make up less than the rest."""
 
@@ -81,21 +79,19 @@ def compare(
     if save is not None:
         save_text(_as_text(document), save)
     if as_json:
-        typer.echo(json.dumps(document))
+        say(json.dumps(document))
     else:
         _print(document, rows, folder)
 
 
 def _print(document: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    for table in tables(document):
-        console.print(table, highlight=False)
-    for row in rows:
-        if row.source is not None:
-            note = f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model"
-            console.print(note, highlight=False)
-    note = f"times are of {document['runs_at_once']} runs at once, with start-up; pictures: feddkd report {folder}/*/"
-    console.print(note, highlight=False)
+    notes = [
+        f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model"
+        for row in rows
+        if row.source is not None
+    ]
+    notes.append(f"times are of {document['runs_at_once']} runs at once, with start-up; pictures: feddkd report {folder}/*/")
+    present(*tables(document), *map(Text, notes), width=WIDTH)
 
 
 def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:
@@ -114,15 +110,15 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
     """
     jobs = {job.folder: job for seed in seeds for row in rows if not row.is_read_from_another for job in [row.job(seed, out, engine.value)]}
     missing = [job for job in jobs.values() if not is_complete(job)]
-    console = Console(stderr=True)
-    console.print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once", highlight=False)
+    console = error_console()
+    note(console, f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once")
     failed: list[str] = []
     done = 0
 
     def on_done(job: Job, error: FedDKDError | None) -> None:
         nonlocal done
         done += 1
-        console.print(f"  {done}/{len(missing)} {job.folder.name}{': failed' if error else ''}", highlight=False)
+        note(console, f"  {done}/{len(missing)} {job.folder.name}{': failed' if error else ''}")
         if error is not None:
             failed.append(f"{job.folder.name}: {error}")
 

@@ -6,11 +6,11 @@ import json
 import sys
 
 import typer
-from rich.console import Console
 from rich.syntax import Syntax
 
 from feddkd import algorithms
 from feddkd.cli.options import ConfigFile, Json, Overrides
+from feddkd.cli.output import present, say
 from feddkd.config import Config
 
 app = typer.Typer(help="Check, show and describe configurations.", no_args_is_help=True)
@@ -20,7 +20,7 @@ app = typer.Typer(help="Check, show and describe configurations.", no_args_is_he
 def check(config: ConfigFile = None, override: Overrides = None) -> None:
     """Say whether a configuration is valid; exit code 2 and the wrong key if it is not."""
     algorithms.build(Config.load(config, override or ()))
-    typer.echo(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
+    say(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
 
 
 @app.command(epilog="Example: `feddkd config show -o algorithm.name=fedavg > my.toml`")
@@ -28,14 +28,14 @@ def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = 
     """Print the resolved configuration, every default included."""
     resolved = Config.load(config, override or ())
     if as_json:
-        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
+        say(json.dumps(resolved.model_dump(mode="json"), indent=2))
     elif sys.stdout.isatty():
-        Console().print(Syntax(resolved.to_toml(), "toml", theme="ansi_dark", background_color="default"))
+        present(Syntax(resolved.to_toml(), "toml", theme="ansi_dark", background_color="default"))
     else:
-        typer.echo(resolved.to_toml(), nl=False)
+        say(resolved.to_toml(), newline=False)
 
 
 @app.command(epilog="Example: `feddkd config schema > feddkd.schema.json`")
 def schema() -> None:
     """Print the JSON schema of the configuration, for editors."""
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+    say(json.dumps(Config.model_json_schema(), indent=2))

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from feddkd.cli.output import present, say
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.heatmap import save_heatmap
@@ -50,11 +50,11 @@ def show(
     if png is not None:
         save_heatmap(counts, png, title)
     if as_json:
-        typer.echo(json.dumps(_summary(settings, counts)))
+        say(json.dumps(_summary(settings, counts)))
         return
-    Console().print(_table(counts, title) if num_classes <= MAX_COLUMNS else _compact_table(counts, title))
+    present(_table(counts, title) if num_classes <= MAX_COLUMNS else _compact_table(counts, title))
     if png is not None:
-        typer.echo(f"heat map: {png}")
+        say(f"heat map: {png}")
 
 
 def _title(settings: Config, examples: int) -> str:

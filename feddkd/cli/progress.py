@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,9 @@ from feddkd.algorithms.feddkd import FedDKD
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
+from feddkd.text import printable
+
+LINE_LETTERS = 2000
 
 HEADER = "  round   accuracy  loss    at clients  step loss        down        up     total    time"
 
@@ -30,9 +34,9 @@ class ConsoleProgress(Observer):
         self._task: TaskID | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=30),
-                TextColumn("{task.fields[latest]}"),
+                TextColumn("{task.fields[latest]}", markup=False),
                 TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=console, transient=True)
@@ -45,7 +49,8 @@ class ConsoleProgress(Observer):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                self._bar.stop()
 
     def run_started(self, run_id: str, rounds: int) -> None:
         self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
@@ -100,7 +105,8 @@ class ConsoleProgress(Observer):
             )
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        # Some lines hold what a client said.
+        self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=True)
 
 
 def megabytes(size_bytes: int) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.output import say
 from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ def report(
     runs = [RunFolder.load(folder) for folder in found]
     page = _page(out, found)
     pictures = write_report(runs, page, title)
-    typer.echo(f"report: {page} (pictures in {pictures}/)")
+    say(f"report: {page} (pictures in {pictures}/)")
 
 
 def _page(out: Path | None, folders: list[Path]) -> Path:

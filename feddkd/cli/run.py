@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from feddkd.cli.options import ConfigFile, Json, MetricsPort, Overrides, WithReport
+from feddkd.cli.output import error_console, note, say
 from feddkd.cli.progress import ConsoleProgress, megabytes
 from feddkd.cli.report import report_of_run
 from feddkd.config import Config
-from feddkd.engines.federation import LOOPBACK, run_federation
+from feddkd.engines.simulation import LOOPBACK, run_federation
 from feddkd.errors import FedDKDError
+from feddkd.imports import one_line
 from feddkd.observability.ledger import Ledger, summarize
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
 
 
@@ -72,38 +74,47 @@ def default_out(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str = LOOPBACK) -> Iterator[list[Observer]]:
-    """The ledger in `out`, the console, and metrics if a port is given; told of a failure before it goes on."""
-    console = Console(stderr=True)
+def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str = LOOPBACK) -> Iterator[Observers]:
+    """The ledger in `out`, the console, and metrics if a port is given; told of any failure before it goes on."""
+    console = error_console()
     with contextlib.ExitStack() as stack:
         ledger = Ledger(out, config)
         stack.callback(ledger.close)
-        observers: list[Observer] = [ledger]
+        found: list[Observer] = [ledger]
         if metrics_port is not None:
             metrics = PrometheusMetrics(config)
             server = metrics.serve(metrics_port, metrics_host)
             stack.callback(server.close)
-            console.print(f"metrics on http://{metrics_host}:{server.port}/metrics", highlight=False)
-            observers.append(metrics)
-        observers.append(stack.enter_context(ConsoleProgress(config, console)))
+            note(console, f"metrics on http://{metrics_host}:{server.port}/metrics")
+            found.append(metrics)
+        found.append(stack.enter_context(ConsoleProgress(config, console)))
+        observers = Observers(found)
         try:
             yield observers
-        except (FedDKDError, KeyboardInterrupt) as error:
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            for observer in observers:
-                observer.run_failed(reason)
+        except BaseException as error:
+            observers.tell_failure(_reason(error))
             raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, FedDKDError) else one_line(error)
 
 
 def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
     """The end of a run: its numbers, and the page with its pictures if one is wanted."""
     if as_json:
-        typer.echo(json.dumps(summary))
+        say(json.dumps(summary))
     else:
         print_summary(summary, out)
     if report:
         page = report_of_run(out)
-        typer.echo(f"  {'report':<18} {page}", err=as_json)
+        line = f"  {'report':<18} {page}"
+        if as_json:
+            note(error_console(), line)
+        else:
+            say(line)
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
@@ -117,4 +128,4 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     if summary["final_accuracy"] is not None:
         rows.insert(0, ("final accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})"))
     for name, value in rows:
-        typer.echo(f"  {name:<18} {value}")
+        say(f"  {name:<18} {value}")

@@ -12,18 +12,18 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from feddkd import algorithms
 from feddkd.cli.options import Insecure, Json, MetricsHost, MetricsPort, Overrides, TlsCert, TlsClientCA, TlsKey, WithReport, parse_address
+from feddkd.cli.output import error_console, note
 from feddkd.cli.run import observe, say_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.engines.federation import LOOPBACK, initial_model, make_evaluator, new_run_id
-from feddkd.engines.grpc_server import GrpcEngine
-from feddkd.engines.server_state import ServerState
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK, initial_model, make_evaluator, new_run_id
 from feddkd.observability.ledger import summarize
 from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.server_state import ServerState
 from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
 logger = logging.getLogger(__name__)
@@ -65,24 +65,25 @@ def server(
         check_plaintext_allowed(host, insecure)
     run_id = new_run_id()
     algorithm = algorithms.build(resolved)
+    resolved.aggregation.check_exchanges(algorithm.exchanges)
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:
         if server_state.unfinished_run is not None:
             logger.warning("run %s did not finish; this version cannot resume it, so a new one begins", server_state.unfinished_run)
-        engine = GrpcEngine(resolved, run_id, model.schema)
+        engine = GrpcEngine(resolved, run_id, model.schema, state)
         bound = engine.start(host, port, credentials)
         completed = False
         try:
             server_state.mark(run_id, "running")
-            waiting_for = resolved.scheduler.wait_for_clients or resolved.scheduler.min_clients
-            Console(stderr=True).print(f"listening on {host}:{bound}, waiting for {waiting_for} clients", highlight=False)
+            note(error_console(), f"listening on {host}:{bound}, waiting for {resolved.scheduler.starting_clients} clients")
             with ended_by_sigterm(engine), observe(resolved, folder, metrics_port, metrics_host) as observers:
                 record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
             completed = True
         finally:
-            server_state.mark(run_id, "completed" if completed else "failed")
+            # The farewell first: clients must not wait for a server whose disk is full.
             engine.finish(completed=False, reason="the server stopped")
+            server_state.mark(run_id, "completed" if completed else "failed")
     say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

@@ -13,12 +13,13 @@ from torch import nn
 
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
-from feddkd.algorithms.site import Site, Store, evaluate
+from feddkd.algorithms.site import Site, Store
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
 from feddkd.data.partitions import hold_out
 from feddkd.errors import ClientError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind, Reply, Task
 from feddkd.models.registry import build_model
 from feddkd.tensors import Schema
@@ -144,7 +145,7 @@ class Worker:
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""
         task.payload.load_into(self.site.module)
-        found = evaluate(self.site.module, self.site.held_out, self.site.device)
+        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled)
         # Which classes a client holds is its own business.
         return dataclasses.replace(found, examples_by_class=(), correct_by_class=())
 

@@ -8,6 +8,18 @@ from typing import Any
 
 from pydantic import BaseModel, Tag, ValidationError
 
+LONGEST_VALUE = 200
+"""Characters of a key or value that a message shows."""
+
+MOST_KEYS = 10
+"""Other wrong keys that a message names."""
+
+_PATTERNS = {
+    "^[A-Za-z_]": "package.module:function",
+    "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
+}
+"""What a string should look like, by the beginning of the pattern that it does not match."""
+
 
 def describe(error: ValidationError, root: type[BaseModel]) -> str:
     """The first wrong key with its value, and how many others there are; `root` is the model that was validated."""
@@ -22,11 +34,12 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
     elif first["type"].startswith("union_tag"):
         tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
         message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])
-    elif first["type"] == "value_error":
-        message = f"{key}.{first['msg'].removeprefix('Value error, ')}"
+    elif first["type"] == "value_error" and key.rpartition(".")[2] not in table.model_fields:
+        message = f"{key}.{_wish(first)}"  # of a whole table: what is wrong begins with the key
     else:
-        message = f"{key} = {first['input']!r}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
-    return message + (f" (and {len(paths) - 1} more: {', '.join(paths[1:])})" if paths[1:] else "")
+        message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
+    others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)
+    return message + (f" (and {len(paths) - 1} more: {', '.join(others)})" if others else "")
 
 
 def tables_by_tag(annotation: Any) -> dict[str, type[BaseModel]]:
@@ -46,32 +59,48 @@ def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
     table = root
     parts = iter(location)
     for part in parts:
-        names.append(str(part))
+        names.append(_shortened_key(str(part)))
         field = table.model_fields.get(str(part))
         annotation = field.annotation if field else None
         tagged = tables_by_tag(annotation)
         inner = tagged.get(str(next(parts, ""))) if tagged else annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            # The keys of a table of numbers are the user's own; of an array, its key alone is named.
+            if typing.get_origin(inner) is dict:
+                names += [_shortened_key(str(key)) for key in parts]
             break
         table = inner
     return ".".join(names), table
 
 
 def _wish(problem: Any) -> str:
-    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"].startswith("^[A-Za-z_]"):
-        return "package.module:function"
-    return str(problem["msg"][0].lower() + problem["msg"][1:])
+    if problem["type"] == "string_pattern_mismatch":
+        for pattern, wish in _PATTERNS.items():
+            if problem["ctx"]["pattern"].startswith(pattern):
+                return wish
+    message = problem["msg"].removeprefix("Value error, ")
+    return str(message[0].lower() + message[1:])
+
+
+def shortened(value: Any) -> str:
+    """The value as Python writes it, cut to a length that fits into a message."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _shortened_key(name: str) -> str:
+    return name if len(name) <= LONGEST_VALUE else f"{name[:LONGEST_VALUE]}..."
 
 
 def _unknown_name(key: str, value: Any, known: list[str]) -> str:
     """For a table that is chosen by its name, which is missing or unknown."""
     if not isinstance(value, dict):
-        return f"{key} = {value!r}: a table is expected"
+        return f"{key} = {shortened(value)}: a table is expected"
     wish = f"one of {', '.join(known)}; or package.module:Class"
     if "name" not in value:
         return f"{key}.name is missing: {wish}"
     close = difflib.get_close_matches(str(value["name"]), known, n=1)
-    return f"{key}.name = {value['name']!r}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
+    return f"{key}.name = {shortened(value['name'])}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
 
 
 def _suggestion(name: str, table: type[BaseModel]) -> str:

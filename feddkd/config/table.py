@@ -11,10 +11,26 @@ ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z
 """`package.module:function`, imported from the Python path of the process that needs it."""
 
 
-class Table(BaseModel):
-    """One TOML table: immutable, and closed to unknown keys."""
+CLIENTS_MAX = 1_000_000
+"""Most clients of a federation, simulated ones included."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+COUNT_MAX = 2**31 - 1
+"""Largest value of a key that only counts: libraries below hold such numbers in 32 bits."""
+
+SECONDS_MAX = 1e9
+"""Longest time, about 32 years: timers of the standard library refuse much longer ones."""
+
+PROCESSES_MAX = 1024
+"""Most threads or processes of one machine."""
+
+
+class Table(BaseModel):
+    """One TOML table: immutable, and closed to unknown keys and to values of another type.
+
+    A whole number is accepted where a float is wanted, and nothing else is converted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 Sizes are in bytes, times in seconds; down and up are seen from the client. A line is written and flushed
 as soon as it is complete, so that a run that is cut off leaves all it knew.
+
+A run whose record cannot be written ends: everything that fails to be written is a StateError that names the file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from feddkd.config import Config
@@ -25,7 +30,12 @@ from feddkd.traffic import Traffic
 
 
 class Ledger(Observer):
-    """Writes what a run leaves behind into a folder: its configuration, a line for each exchange and round, summary and model."""
+    """Writes what a run leaves behind into a folder: its configuration, a line for each exchange and round, summary and model.
+
+    Every method raises StateError for a file that cannot be written.
+    """
+
+    essential = True
 
     def __init__(self, out: Path, config: Config) -> None:
         """Start the record of a run.
@@ -35,22 +45,19 @@ class Ledger(Observer):
         """
         self._out = out
         self._config = config
+        self._began = False
         try:
             out.mkdir(parents=True, exist_ok=True)
-            if (out / EXCHANGES).exists():
-                raise StateError(f"{out} already holds the record of a run; choose another --out")
+            self._exchanges = _open_for_one_run(out)
             (out / CONFIG).write_text(config.to_toml(), encoding="utf-8")
-            self._exchanges = (out / EXCHANGES).open("w", encoding="utf-8")
             self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
         except OSError as error:
             raise StateError(f"cannot write the record of the run to {out}: {error.strerror}") from error
 
     def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
-        """Write `partition.json`. Raises StateError if that cannot be done."""
-        try:
-            (self._out / PARTITION).write_text(json.dumps(counts) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StateError(f"cannot write {self._out / PARTITION}: {error.strerror}") from error
+        """Write `partition.json`."""
+        with _writing(self._out / PARTITION) as file:
+            file.write_text(json.dumps(counts) + "\n", encoding="utf-8")
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         line = {
@@ -69,6 +76,7 @@ class Ledger(Observer):
             **_client_evaluation(record.client_evaluation),
             "metrics": _finite_metrics(record.metrics),
         }
+        self._began = True
         _append(self._exchanges, line)
 
     def round_done(self, record: RoundRecord) -> None:
@@ -90,21 +98,27 @@ class Ledger(Observer):
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """Keep the newest global model, so that a run that is cut off leaves what it had learned."""
         partial = self._out / f"{MODEL}.partial"
-        save_file(dict(model), partial, metadata={"round": str(round_number)})
-        partial.replace(self._out / MODEL)
+        with _writing(self._out / MODEL) as file:
+            try:
+                save_file(dict(model), partial, metadata={"round": str(round_number)})
+                partial.replace(file)
+            except BaseException:
+                partial.unlink(missing_ok=True)  # half a model is of no use, and fills the disk
+                raise
 
     def run_done(self, record: RunRecord) -> None:
         summary = summarize(record, self._config)
-        (self._out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        with _writing(self._out / SUMMARY) as file:
+            file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Close the files; everything that was complete is already in them. A run that never began leaves its folder free for another."""
-        began = self._exchanges.tell() > 0
-        self._exchanges.close()
-        self._rounds.close()
-        if not began:
-            (self._out / EXCHANGES).unlink()
-            (self._out / ROUNDS).unlink()
+        for file in (self._exchanges, self._rounds):
+            with contextlib.suppress(OSError):  # what could not be written was said when it was to be written
+                file.close()
+        if not self._began:
+            (self._out / EXCHANGES).unlink(missing_ok=True)
+            (self._out / ROUNDS).unlink(missing_ok=True)
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
@@ -158,6 +172,36 @@ def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in metrics.items()}
 
 
-def _append(file: Any, line: dict[str, Any]) -> None:
-    file.write(json.dumps(line) + "\n")
-    file.flush()
+def _open_for_one_run(out: Path) -> TextIO:
+    """Open `exchanges.jsonl`, and lock it for as long as this process has it open.
+
+    Raises:
+        StateError: another run has written to it, or is about to.
+    """
+    stream = (out / EXCHANGES).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = stream.tell() == 0
+    except BlockingIOError:
+        is_free = False
+    if not is_free:
+        stream.close()
+        raise StateError(f"{out} already holds the record of a run; choose another --out")
+    return stream
+
+
+def _append(stream: TextIO, line: dict[str, Any]) -> None:
+    with _writing(Path(stream.name)):
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[Path]:
+    """Turns what is raised while a file is written into StateError."""
+    try:
+        yield file
+    except OSError as error:
+        raise StateError(f"cannot write {file}: {error.strerror or error}") from error
+    except SafetensorError as error:  # its text holds that of the operating system
+        raise StateError(f"cannot write {file}: {error}") from error

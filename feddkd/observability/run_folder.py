@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
 
 from feddkd.config import Config
-from feddkd.errors import StateError
+from feddkd.config.toml import load_toml
+from feddkd.errors import ConfigError, StateError
+from feddkd.observability.record_lines import ExchangeLine, Line, RoundLine, Summary, problem_of
+from feddkd.text import printable
 
 CONFIG = "config.toml"
 EXCHANGES = "exchanges.jsonl"
@@ -19,9 +23,21 @@ PARTITION = "partition.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 
-ROUND_KEYS = ("round", "cumulative_wire_bytes", "seconds")
-EXCHANGE_KEYS = ("round", "exchange", "wire_bytes_down", "wire_bytes_up", "seconds")
-"""What every record has; readers take the other keys as they come, for older records lack some of them."""
+MAX_FILE = 1 << 31
+"""Bytes of a file of lines."""
+
+MAX_LINE = 16 << 20
+"""Bytes of one line."""
+
+MAX_OBJECT = 64 << 20
+"""Bytes of a file that is one object."""
+
+MAX_LINES = 1_000_000
+
+MOST_EXAMPLES = 2**53
+"""Of one class at one client."""
+
+AnyLine = TypeVar("AnyLine", bound=Line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +45,17 @@ class RunFolder:
     """The record of one run, finished or not.
 
     Attributes:
-        rounds: the objects of `rounds.jsonl`.
-        exchanges: the objects of `exchanges.jsonl`.
+        rounds: the lines of `rounds.jsonl`.
+        exchanges: the lines of `exchanges.jsonl`.
         summary: the object of `summary.json`, or None while the run is not complete.
         partition: examples of each class at each simulated client, or None where the server does not know.
     """
 
     path: Path
     config: Config
-    rounds: list[dict[str, Any]]
-    exchanges: list[dict[str, Any]]
-    summary: dict[str, Any] | None
+    rounds: list[RoundLine]
+    exchanges: list[ExchangeLine]
+    summary: Summary | None
     partition: dict[str, list[int]] | None
 
     @classmethod
@@ -52,56 +68,96 @@ class RunFolder:
         return cls(
             path=path,
             config=_config(path / CONFIG),
-            rounds=_lines(path / ROUNDS, ROUND_KEYS),
-            exchanges=_lines(path / EXCHANGES, EXCHANGE_KEYS),
-            summary=_object(path / SUMMARY),
-            partition=_object(path / PARTITION),
+            rounds=_lines(path / ROUNDS, RoundLine),
+            exchanges=_lines(path / EXCHANGES, ExchangeLine),
+            summary=_summary(path / SUMMARY),
+            partition=_partition(path / PARTITION),
         )
 
     @property
     def accuracy(self) -> list[float]:
         """Accuracy of the global model after each evaluated round."""
-        return [line["accuracy"] for line in self.rounds if line.get("accuracy") is not None]
+        return [line.accuracy for line in self.rounds if line.accuracy is not None]
 
 
 def _config(file: Path) -> Config:
+    if not file.exists():
+        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: No such file or directory")
     try:
-        return Config.parse(tomllib.loads(file.read_text(encoding="utf-8")), source=str(file))
-    except OSError as error:
-        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StateError(f"{file} is not valid TOML: {error}") from error
+        return Config.parse(load_toml(file), source=str(file))
+    except ConfigError as error:
+        raise StateError(str(error)) from None
 
 
-def _lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _lines(file: Path, kind: type[AnyLine]) -> list[AnyLine]:
     """One JSON object a line; a last line that a crash cut short is left out."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise StateError(f"{file} is not text: {error}") from error
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], start=1):
+    found: list[AnyLine] = []
+    for number, line in enumerate(_complete_lines(file), start=1):
+        if number > MAX_LINES:
+            raise StateError(f"{file} has more than {MAX_LINES:,} lines")
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise StateError(f"{file} line {number} is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise StateError(f"{file} line {number} is not a JSON object")
-        if missing := [key for key in keys if key not in value]:
-            raise StateError(f"{file} line {number} has no {missing[0]!r}")
-        found.append(value)
+            found.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise StateError(f"{file} line {number} {problem_of(error)}") from None
     return found
 
 
-def _object(file: Path) -> Any:
+def _complete_lines(file: Path) -> Iterator[bytes]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        if file.stat().st_size > MAX_FILE:
+            raise StateError(f"{file} is larger than {MAX_FILE:,} bytes")
+        with file.open("rb") as stream:
+            for number in range(1, MAX_LINES + 2):
+                line = stream.readline(MAX_LINE)
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:
+                        raise StateError(f"{file} line {number} is longer than {MAX_LINE:,} bytes")
+                    return
+                yield line
+    except OSError as error:
+        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: {error.strerror}") from error
+
+
+def _summary(file: Path) -> Summary | None:
+    content = _content(file)
+    if content is None:
+        return None
+    try:
+        return Summary.model_validate_json(content)
+    except ValidationError as error:
+        raise StateError(f"{file} {problem_of(error)}") from None
+
+
+def _partition(file: Path) -> dict[str, list[int]] | None:
+    """Checked by hand: of a million wrong clients, pydantic would list a million problems."""
+    content = _content(file)
+    if content is None:
+        return None
+    try:
+        clients = from_json(content)
+    except ValueError as error:
+        raise StateError(f"{file} is not JSON: {printable(str(error))}") from None
+    if not isinstance(clients, dict):
+        raise StateError(f"{file} is not a JSON object")
+    for client, counts in clients.items():
+        if not isinstance(counts, list) or not all(map(_is_count, counts)):
+            raise StateError(f"{file}: {printable(client, 80)} does not have a list of numbers of examples")
+    return clients
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_EXAMPLES
+
+
+def _content(file: Path) -> bytes | None:
+    """The bytes of a small file, or None if there is none."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_OBJECT + 1)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise StateError(f"{file} is unreadable: {error}") from error
-    if not isinstance(value, dict):
-        raise StateError(f"{file} is not a JSON object")
-    return value
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    if len(content) > MAX_OBJECT:
+        raise StateError(f"{file} is larger than {MAX_OBJECT:,} bytes")
+    return content

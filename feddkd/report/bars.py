@@ -14,7 +14,7 @@ from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series, units
 from feddkd.report.groups import Group
 from feddkd.report.series import Split
-from feddkd.report.style import GREY, WIDTH_INCHES, hue, legend_below, new_figure, pale, shortened
+from feddkd.report.style import GREY, WIDTH_INCHES, hue, legend_below, new_figure, pale
 
 MAX_BARS = 40
 """With more bars than this, a group gets one bar for all its exchanges."""
@@ -73,20 +73,20 @@ def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], di
     several = len(groups) > 1
     split_known = any(split.first is not None for row in rows for split in row.values())
     figure, axes = new_figure(0.75 + 0.23 * sum(len(row) + several for row in rows))
-    longest_name = max(len(shortened(name, NAME_LETTERS)) for row in rows for name in row)
+    longest_name = max(len(units.shortened(name, NAME_LETTERS)) for row in rows for name in row)
     width_inches = WIDTH_INCHES - 0.25 - LETTER_INCHES * longest_name  # of the axes, more or less
     largest = _largest(rows) / divisor
     position, names = 0.0, {}
     for index, (group, row) in enumerate(zip(groups, rows, strict=True)):
         if several:
-            label = shortened(group.label, int(width_inches / (1.2 * LETTER_INCHES)))
+            label = units.shortened(group.label, int(width_inches / (1.2 * LETTER_INCHES)))
             axes.text(0, position, label, color="#222222", weight="bold", va="center", fontsize=8.5)
             position += BAR_PITCH
         for name, split in row.items():
             known = split.first if split.first is not None else 0.0 if split_known else split.total
             _draw_bar(axes, position, known / divisor, split.total / divisor, index)
             axes.text(split.total / divisor + 0.015 * largest, position, write(split), va="center", fontsize=8, color="#333333")
-            names[position] = shortened(name, NAME_LETTERS)
+            names[position] = units.shortened(name, NAME_LETTERS)
             position += BAR_PITCH
         position += 0.25
     # Room to the right of the longest bar for what is written there.

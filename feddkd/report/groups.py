@@ -9,10 +9,14 @@ from typing import Any
 
 from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
+from feddkd.report.units import shortened
 
 ALGORITHM = "algorithm.name"
 SEED = "seed"
 ROUNDS = "rounds"
+
+LABEL_LETTERS = 300
+"""A longer label is cut: a setting of the user's own may be a text of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
         keys = differing(rivals)
         if own[ROUNDS] > fewest and ROUNDS not in keys:
             keys.append(ROUNDS)
-        labels[identity] = " ".join([name, *_named(own, keys)])
+        labels[identity] = shortened(" ".join([name, *_named(own, keys)]), LABEL_LETTERS)
     return [Group(labels[identity], tuple(found)) for identity, found in members.items()]
 
 

@@ -47,6 +47,7 @@ class PageSection:
     pictures: list[Picture] = field(default_factory=list)
     folded: list[Picture] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    left_out: int = 0
 
 
 def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None) -> Path:
@@ -91,7 +92,7 @@ def _html(groups: Sequence[Group], sections: Sequence[PageSection], title: str |
 
 def _rendered(section: Section, folder: Path) -> PageSection:
     pictures = [_save(drawing, folder) for drawing in section.drawings]
-    return PageSection(section.title, pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:], section.absent)
+    return PageSection(section.title, pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:], section.absent, section.left_out)
 
 
 def _save(drawing: Drawing, folder: Path) -> Picture:

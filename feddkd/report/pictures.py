@@ -211,7 +211,9 @@ def _log_axis(axes: Axes, which: str) -> None:
         axes.set_yscale("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 40 else (1.0, 2.0, 5.0)))
+    # Compared by products: the quotient of two representable numbers may not be one.
+    subs = (1.0,) if high > 300 * low else (1.0, 3.0) if high > 40 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_formatter(NullFormatter())
 
 

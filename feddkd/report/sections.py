@@ -39,6 +39,9 @@ METRICS = {
         "Length of the updates", "squared norm of an update", "Squared length of a client's update after local training, in the mean."
     ),
 }
+MOST_METRICS = 40
+"""Clients name their metrics; each one drawn takes a quarter of a second."""
+
 EXPECTED_METRICS = ("drift_diversity", "teacher_entropy")
 """Where one of these is missing the page says so."""
 
@@ -56,11 +59,17 @@ class Drawing:
 
 @dataclass(slots=True)
 class Section:
-    """Pictures that belong together, and what could not be drawn for want of a record."""
+    """Pictures that belong together.
+
+    Attributes:
+        absent: titles of the pictures whose numbers were not recorded.
+        left_out: recorded metrics that are not drawn, because there are too many.
+    """
 
     title: str
     drawings: list[Drawing] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    left_out: int = 0
 
     def add(self, name: str, title: str, caption: str, figure: Figure | None, of: Sequence[Group]) -> None:
         """Take up a picture, or note that it was not recorded."""
@@ -118,8 +127,10 @@ def _steps(groups: Sequence[Group]) -> Section:
         "The first is the average of the local models; where the previous model has the lower loss, FedDKD's steps start over from it."
     )
     section.add("step_loss", "Loss at the first and at the last step", caption, pictures.step_loss(groups), groups)
-    found = series.metric_names(run for group in groups for run in group.runs)
-    for name in dict.fromkeys((*EXPECTED_METRICS, *found)):
+    recorded = series.metric_names(run for group in groups for run in group.runs)
+    names = list(dict.fromkeys((*EXPECTED_METRICS, *recorded)))
+    section.left_out = max(len(names) - MOST_METRICS, 0)
+    for name in names[:MOST_METRICS]:
         metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))
         figure = pictures.metric_by_round(groups, name, metric.axis, metric.axis_top)
         section.add(_file_name(name), metric.title, metric.caption, figure, groups)

@@ -6,20 +6,27 @@ an algorithm of the user's own has exchanges of other names.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from feddkd.exchange import DELIVER
+from feddkd.observability.record_lines import ExchangeLine, MeasuredLine
 from feddkd.observability.run_folder import RunFolder
 
 LOCAL_TRAIN = "local_train"
 OTHER = "joining and late answers"
 REST = "evaluation and server"
+
+MAX_COLUMNS = 10_000
+
+MAX_CELLS = 4_000_000
+"""A heat map of more is not drawn."""
 
 ByRound = dict[int, float]
 """Round number to value, for the rounds that have one."""
@@ -58,7 +65,8 @@ def round_values(key: str) -> Callable[[RunFolder], ByRound]:
     """Reads one number of every round, such as `accuracy` or `cumulative_wire_bytes`."""
 
     def values(run: RunFolder) -> ByRound:
-        return {line["round"]: line[key] for line in run.rounds if _is_number(line.get(key))}
+        found = ((line.round, getattr(line, key)) for line in run.rounds)
+        return {number: value for number, value in found if value is not None}
 
     return values
 
@@ -71,37 +79,34 @@ def step_losses(run: RunFolder) -> tuple[ByRound, ByRound]:
     attempts: dict[int, int] = {}
     losses: dict[int, list[float]] = {}
     for line in run.exchanges:
-        if line.get("exchange") in (LOCAL_TRAIN, DELIVER) or not _is_number(line.get("loss")):
+        if line.exchange in (LOCAL_TRAIN, DELIVER) or line.loss is None:
             continue
-        number, attempt = line["round"], line.get("attempt", 0)
-        if attempts.get(number) != attempt:  # the last attempt at a round is the one that counts
-            attempts[number], losses[number] = attempt, []
-        losses[number].append(line["loss"])
+        if attempts.get(line.round) != line.attempt:  # the last attempt at a round is the one that counts
+            attempts[line.round], losses[line.round] = line.attempt, []
+        losses[line.round].append(line.loss)
     return {number: found[0] for number, found in losses.items()}, {number: found[-1] for number, found in losses.items() if found[1:]}
 
 
 def metric_names(runs: Iterable[RunFolder]) -> list[str]:
     """The names of all metrics that any round of any run has."""
-    return list(dict.fromkeys(name for run in runs for metrics in _metrics(run).values() for name in metrics))
+    return list(dict.fromkeys(name for run in runs for line in _measured(run) for name in line.metrics))
 
 
 def metric_values(name: str) -> Callable[[RunFolder], ByRound]:
-    """Reads one metric of every round."""
+    """Reads one metric of every round: what the round itself says, else the first that its exchanges said."""
 
     def values(run: RunFolder) -> ByRound:
-        return {number: metrics[name] for number, metrics in _metrics(run).items() if name in metrics}
+        found: ByRound = {}
+        for line in _measured(run):
+            if name in line.metrics:
+                found.setdefault(line.round, line.metrics[name])
+        return found
 
     return values
 
 
-def _metrics(run: RunFolder) -> dict[int, dict[str, float]]:
-    """Metrics by round: what the round itself says, else the first that its exchanges said."""
-    found: dict[int, dict[str, float]] = defaultdict(dict)
-    for line in (*run.rounds, *run.exchanges):
-        for name, value in (line.get("metrics") or {}).items():
-            if _is_number(value):
-                found[line["round"]].setdefault(name, value)
-    return found
+def _measured(run: RunFolder) -> Iterator[MeasuredLine]:
+    return itertools.chain(run.rounds, run.exchanges)
 
 
 def bytes_by_exchange(run: RunFolder) -> dict[str, Split]:
@@ -109,12 +114,10 @@ def bytes_by_exchange(run: RunFolder) -> dict[str, Split]:
     down: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
     for line in run.exchanges:
-        down[line["exchange"]] += line["wire_bytes_down"]
-        total[line["exchange"]] += line["wire_bytes_down"] + line["wire_bytes_up"]
-    summary = run.summary or {}
-    other_down, other_up = summary.get("other_wire_bytes_down", 0), summary.get("other_wire_bytes_up", 0)
-    if other_down + other_up:
-        down[OTHER], total[OTHER] = other_down, other_down + other_up
+        down[line.exchange] += line.wire_bytes_down
+        total[line.exchange] += line.wire_bytes_down + line.wire_bytes_up
+    if run.summary and (other := run.summary.other_wire_bytes_down + run.summary.other_wire_bytes_up):
+        down[OTHER], total[OTHER] = run.summary.other_wire_bytes_down, other
     return {name: Split(total[name], down[name]) for name in total}
 
 
@@ -127,22 +130,22 @@ def seconds_by_phase(run: RunFolder) -> dict[str, Split]:
     computing: dict[str, float | None] = {}
     by_round: dict[int, float] = defaultdict(float)
     for line in run.exchanges:
-        name = line["exchange"]
-        total[name] += line["seconds"]
-        by_round[line["round"]] += line["seconds"]
-        own, so_far = _mean_computing_s(line), computing.setdefault(name, 0.0)
-        computing[name] = None if own is None or so_far is None else so_far + own
+        total[line.exchange] += line.seconds
+        by_round[line.round] += line.seconds
+        own, so_far = _mean_computing_s(line), computing.setdefault(line.exchange, 0.0)
+        computing[line.exchange] = None if own is None or so_far is None else so_far + own
     phases = {name: Split(seconds, computing[name]) for name, seconds in total.items()}
     if run.rounds:
         # The final delivery may end after its round's clock was read, hence no less than nothing.
-        phases[REST] = Split(math.fsum(max(0.0, line["seconds"] - by_round[line["round"]]) for line in run.rounds), None)
+        phases[REST] = Split(math.fsum(max(0.0, line.seconds - by_round[line.round]) for line in run.rounds), None)
     return phases
 
 
-def _mean_computing_s(line: Mapping[str, Any]) -> float | None:
-    seconds, clients = line.get("client_seconds"), line.get("clients_reported", 0)
-    # No more than the exchange took: a client's clock is its own.
-    return min(seconds / clients, line["seconds"]) if _is_number(seconds) and clients else None
+def _mean_computing_s(line: ExchangeLine) -> float | None:
+    if line.client_seconds is None or not line.clients_reported:
+        return None
+    # No less than nothing and no more than the exchange took: a client's clock is its own.
+    return min(max(line.client_seconds / line.clients_reported, 0.0), line.seconds)
 
 
 def mean_splits(splits: Sequence[Mapping[str, Split]]) -> dict[str, Split]:
@@ -162,19 +165,19 @@ def class_accuracy(runs: Sequence[RunFolder]) -> tuple[list[int], np.ma.MaskedAr
     rows: dict[int, list[list[float]]] = defaultdict(list)
     for run in runs:
         for line in run.rounds:
-            own = line.get("class_accuracy")
-            if own and any(_is_number(value) for value in own):
-                rows[line["round"]].append([value if _is_number(value) else math.nan for value in own])
+            if any(value is not None for value in line.class_accuracy or ()):
+                rows[line.round].append([math.nan if value is None else value for value in line.class_accuracy or ()])
     if not rows:
         return None
-    rounds = list(range(min(rows), max(rows) + 1))
+    span = range(min(rows), max(rows) + 1)
+    # Rounds without a record are left white, as far as they leave room for the others.
+    rounds = list(span) if len(span) <= MAX_COLUMNS else sorted(rows)
     classes = max(len(row) for found in rows.values() for row in found)
+    if classes * len(rounds) > MAX_CELLS:
+        return None
     cells = np.ma.array(np.zeros((classes, len(rounds))), mask=True)
-    for number, found in rows.items():
-        padded = np.array([row + [math.nan] * (classes - len(row)) for row in found])
-        cells[:, number - rounds[0]] = np.ma.masked_invalid(padded).mean(axis=0)
+    for column, number in enumerate(rounds):
+        if number in rows:
+            padded = np.array([row + [math.nan] * (classes - len(row)) for row in rows[number]])
+            cells[:, column] = np.ma.masked_invalid(padded).mean(axis=0)
     return rounds, cells
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -95,10 +95,6 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
     figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def shortened(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
 def formatter(write: Callable[[float], str]) -> FuncFormatter:
     """A tick formatter from a function of the value alone."""
     return FuncFormatter(lambda value, _position: write(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def subtitle(groups: Sequence[Group]) -> str:
 def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
     """A single run's main numbers: name, value, and a word on it."""
     down, up = wire_bytes(run)
-    digest = (run.summary or {}).get("model_sha256")
+    digest = run.summary.model_sha256 if run.summary else None
     return [
         ("final accuracy", _text(final_accuracy(run), units.percent), ""),
         ("best accuracy", _text(best_accuracy(run), units.percent), "of any round"),
@@ -82,7 +83,7 @@ def runs(groups: Sequence[Group]) -> Table:
                     units.size(up),
                     units.duration(seconds(run)),
                     _text(gradient_evaluations(run), units.count),
-                    (run.summary or {}).get("model_sha256", NOT_RECORDED)[:SHORT_HASH],
+                    _text(run.summary and run.summary.model_sha256, lambda digest: digest[:SHORT_HASH]),
                 ]
             )
     return Table(header, rows, [index for index, group in enumerate(groups) for _ in group.runs])
@@ -125,8 +126,8 @@ def versions(groups: Sequence[Group]) -> Table | None:
     found: dict[str, dict[str, list[str]]] = {}
     for group in groups:
         for run in group.runs:
-            for name, version in ((run.summary or {}).get("versions") or {}).items():
-                found.setdefault(name, {}).setdefault(str(version), []).append(f"{group.label}, seed {run.config.seed}")
+            for name, version in (run.summary.versions if run.summary else {}).items():
+                found.setdefault(name, {}).setdefault(version, []).append(f"{group.label}, seed {run.config.seed}")
     rows = [
         [name, "; ".join(version if len(used) == 1 else f"{version} ({', '.join(who)})" for version, who in used.items())]
         for name, used in found.items()
@@ -136,42 +137,43 @@ def versions(groups: Sequence[Group]) -> Table | None:
 
 def final_accuracy(run: RunFolder) -> float | None:
     """Of the model that the run ended with, or of the newest one that was evaluated."""
-    if run.summary and run.summary.get("final_accuracy") is not None:
-        return float(run.summary["final_accuracy"])
+    if run.summary and run.summary.final_accuracy is not None:
+        return run.summary.final_accuracy
     found = _accuracies(run)
     return found[-1] if found else None
 
 
 def best_accuracy(run: RunFolder) -> float | None:
     """The greatest accuracy of any round."""
-    if run.summary and run.summary.get("best_accuracy") is not None:
-        return float(run.summary["best_accuracy"])
+    if run.summary and run.summary.best_accuracy is not None:
+        return run.summary.best_accuracy
     return max(_accuracies(run), default=None)
 
 
 def wire_bytes(run: RunFolder) -> tuple[int, int]:
     """Down and up, of the whole run so far."""
     if run.summary:
-        return run.summary.get("total_wire_bytes_down", 0), run.summary.get("total_wire_bytes_up", 0)
-    return sum(line["wire_bytes_down"] for line in run.exchanges), sum(line["wire_bytes_up"] for line in run.exchanges)
+        return run.summary.total_wire_bytes_down, run.summary.total_wire_bytes_up
+    return sum(line.wire_bytes_down for line in run.exchanges), sum(line.wire_bytes_up for line in run.exchanges)
 
 
 def seconds(run: RunFolder) -> float:
     """Of the whole run so far."""
-    return float((run.summary or {}).get("seconds") or sum(line["seconds"] for line in run.rounds))
+    recorded = run.summary.seconds if run.summary else None
+    return recorded or math.fsum(line.seconds for line in run.rounds)
 
 
 def gradient_evaluations(run: RunFolder) -> float | None:
     """Gradient evaluations that all clients computed, or None for a record that does not say."""
-    if run.summary and run.summary.get("gradient_evaluations") is not None:
-        return float(run.summary["gradient_evaluations"])
-    found = [line["gradient_evaluations"] for line in run.exchanges if line.get("gradient_evaluations") is not None]
+    if run.summary and run.summary.gradient_evaluations is not None:
+        return float(run.summary.gradient_evaluations)
+    found = [line.gradient_evaluations for line in run.exchanges if line.gradient_evaluations is not None]
     return float(sum(found)) if found else None
 
 
 def _accuracies(run: RunFolder) -> list[float]:
     """On the test set, or on what the clients hold out where there is none."""
-    return run.accuracy or [line["client_accuracy"] for line in run.rounds if line.get("client_accuracy") is not None]
+    return run.accuracy or [line.client_accuracy for line in run.rounds if line.client_accuracy is not None]
 
 
 def _with_seeds(group: Group) -> str:

@@ -37,6 +37,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def shortened(text: str, letters: int) -> str:
+    """A text cut to so many letters, with an ellipsis for the rest."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _digits(value: float) -> str:
     decimals = 0 if value >= 1000 else 1 if value >= 100 else 2
     return f"{value:,.{decimals}f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.scheduler.engine import Engine
@@ -45,7 +46,8 @@ class RoundRecord:
         evaluation: of the round's model, on the server's test set if it has one, else on what the clients hold out.
         client_evaluation: of the round's model on what the clients hold out; it came with the next broadcast.
         traffic: summed over the round's exchanges.
-        clients_reported: clients that answered the round's first exchange.
+        clients_reported: clients that replied to the round's first exchange.
+        clients_missing: why each client that was selected, or belongs to the federation and was away, did not.
         gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
         metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded.
     """
@@ -57,6 +59,7 @@ class RoundRecord:
     cumulative_wire_bytes: int
     seconds: float
     clients_reported: int
+    clients_missing: Mapping[str, str]
     gradient_evaluations: int
     metrics: Mapping[str, float]
 
@@ -69,6 +72,8 @@ class RunRecord:
         traffic: of all exchanges.
         other_traffic: bytes that belong to no exchange: joining, late answers, farewells.
         gradient_evaluations: summed over all exchanges.
+        rounds_missed: rounds that went on without a client, by its id; clients that missed none are not there.
+        not_delivered: why each client that took part did not get the final model.
     """
 
     run_id: str
@@ -80,10 +85,18 @@ class RunRecord:
     other_traffic: Traffic
     gradient_evaluations: int
     seconds: float
+    rounds_missed: Mapping[str, int]
+    not_delivered: Mapping[str, str]
 
 
 class Observer:
-    """Watches a run: override what you want to see. Called on the scheduler's thread, in order."""
+    """Watches a run: override what you want to see. Called on the scheduler's thread, in order.
+
+    Attributes:
+        essential: whether the run ends when this observer raises; any other is dropped.
+    """
+
+    essential: ClassVar[bool] = False
 
     def engine_ready(self, engine: Engine) -> None:
         """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""

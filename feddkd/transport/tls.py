@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import ssl
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +84,13 @@ def _check_pem(ca: Path, certificate: Path | None, key: Path | None) -> None:
         raise ConfigError(
             f"--tls-cert {certificate} and --tls-key {key} are not a certificate and its key in PEM format, without a password"
         ) from None
+
+
+def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | None:
+    """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
+    for pem in auth_context.get("x509_pem_cert", ()):
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
+    return None
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:

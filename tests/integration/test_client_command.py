@@ -17,8 +17,8 @@ from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.engines.federation import initial_model
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 

@@ -21,7 +21,7 @@ from feddkd.client.agent import Farewell
 from feddkd.client.own_site import fetch_server_config
 from feddkd.client.process import take_part
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.tls import ClientTls, check_plaintext_allowed, client_tls, server_credentials

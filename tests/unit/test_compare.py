@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from report_records import write_record
 
 from feddkd.bench.budgets import Curve
 from feddkd.bench.runs import Job, is_complete
-from feddkd.bench.side_by_side import Run, make_rows, results
+from feddkd.bench.side_by_side import Run, make_rows, read_run, results
 from feddkd.config import Config
-from feddkd.errors import ConfigError
+from feddkd.errors import ConfigError, StateError
 
 
 def config(*overrides: str) -> Config:
@@ -157,6 +158,22 @@ def test_message_headers_do_not_cost_a_row_its_last_round() -> None:
     table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
     assert table["budget"] == 20_000
     assert table["rows"]["fedavg_sgd"]["rounds"] == [2]
+
+
+def test_a_record_without_all_of_its_rounds_is_named(tmp_path: Path) -> None:
+    (row, *_) = make_rows([("mine", config())])
+    folder = write_record(tmp_path / "mine-seed0", rounds=2)
+    assert read_run(row, 0, tmp_path, "in-process").curve.accuracy
+    (folder / "rounds.jsonl").write_text("")
+    with pytest.raises(StateError, match=r"mine-seed0 holds 0 of 2 rounds; delete it to run it again$"):
+        read_run(row, 0, tmp_path, "in-process")
+
+
+def test_a_record_in_which_nothing_was_spent_is_compared(tmp_path: Path) -> None:
+    rows = make_rows([("mine", config())])
+    curve = Curve([0.5, 0.5], [0, 0], [0, 0], [0.0, 0.0])
+    found = results(rows, {row.label: [Run(0, curve, None)] for row in rows}, target=0.9)
+    assert found["equal_wire_bytes"]["rows"]["mine"]["share_spent"] == 1.0
 
 
 def test_a_record_is_complete_with_its_summary_and_only_for_its_own_configuration(tmp_path: Path) -> None:

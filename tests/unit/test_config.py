@@ -1,4 +1,5 @@
 import re
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from feddkd import algorithms
 from feddkd.algorithms import ALGORITHMS, OBJECTIVES
 from feddkd.config import (
+    AggregationConfig,
     Config,
     CustomAlgorithmConfig,
     CustomObjectiveConfig,
@@ -94,9 +96,29 @@ objectives = tables_of(OBJECTIVE_TABLES, {})
 algorithm_tables = tables_of(ALGORITHM_TABLES, {"local_objective": objectives})
 
 
-def scheduler_of(cohort: str | int | float, min_clients: int, **rest: Any) -> SchedulerConfig:
-    minimum = min(min_clients, cohort) if isinstance(cohort, int) else min_clients
-    return SchedulerConfig(cohort=cohort, min_clients=minimum, **rest)
+client_names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
+
+
+@st.composite
+def schedulers(draw: st.DrawFn) -> SchedulerConfig:
+    """Tables whose numbers of clients can be reached."""
+    clients = draw(st.none() | many | st.lists(client_names, min_size=1, max_size=5, unique=True))
+    number = len(clients) if isinstance(clients, list) else clients or 10_000
+    cohort: Any = draw(st.just("all") | st.integers(1, number) | st.floats(1e-6, 1.0))
+    asked = cohort if isinstance(cohort, int) else number
+    min_clients = draw(st.integers(1, asked))
+    enough: st.SearchStrategy[Any] = st.just("all") | st.integers(min_clients, 10_000) | st.floats(1e-6, 1.0)
+    return SchedulerConfig(
+        clients=clients,
+        cohort=cohort,
+        min_clients=min_clients,
+        wait_for_clients=draw(st.none() | st.integers(1, number)),
+        enough=draw(enough),
+        grace_after_quorum_s=draw(st.none() | st.floats(0, 1e6)),
+        max_examples=draw(st.integers(1, 2**53)),
+        deadline_s=draw(positive),
+        reconnect_grace_s=draw(st.floats(0, 1e6)),
+    )
 
 
 configs = st.builds(
@@ -110,7 +132,7 @@ configs = st.builds(
         subset=st.none() | many,
         holdout=st.floats(0, 0.999),
         test_set=st.booleans(),
-        input_shape=st.none() | st.lists(many, min_size=1, max_size=4).map(tuple),
+        input_shape=st.none() | st.lists(st.integers(1, 100), min_size=1, max_size=4).map(tuple),
         num_classes=st.none() | st.integers(2, 1000),
         workers=st.integers(0, 8),
     ),
@@ -129,18 +151,17 @@ configs = st.builds(
         clip_norm=st.none() | positive,
         patience=st.integers(0, 100),
     ),
-    scheduler=st.builds(
-        scheduler_of,
-        st.just("all") | many | st.floats(1e-6, 1.0),
-        many,
-        wait_for_clients=st.none() | many,
-        deadline_s=positive,
-        reconnect_grace_s=st.floats(0, 1e6),
-    ),
+    scheduler=schedulers(),
+    aggregation=st.builds(AggregationConfig, max_norm=st.dictionaries(texts, positive, max_size=3)),
     transport=st.builds(
         TransportConfig, chunk_bytes=st.integers(1 << 10, (4 << 20) - (1 << 12)), staging_bytes=st.integers(1 << 20, 1 << 40)
     ),
-    runtime=st.builds(RuntimeConfig, device=st.sampled_from(["cpu", "cuda", "cuda:3"]), threads=many, client_processes=st.none() | many),
+    runtime=st.builds(
+        RuntimeConfig,
+        device=st.sampled_from(["cpu", "cuda", "cuda:3"]),
+        threads=st.integers(1, 1024),
+        client_processes=st.none() | st.integers(1, 1024),
+    ),
 )
 
 
@@ -196,6 +217,17 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("scheduler.cohort=half", ["scheduler.cohort = 'half'", "'all'"]),
         ("scheduler.cohort=1.5", ["scheduler.cohort: a fraction lies in (0, 1], not 1.5"]),
         ("scheduler.cohort=0", ["scheduler.cohort: at least 1 client is needed, not 0"]),
+        ("scheduler.enough=1.5", ["scheduler.enough: a fraction lies in (0, 1], not 1.5"]),
+        ("scheduler.enough=0", ["scheduler.enough: at least 1 answer is needed, not 0"]),
+        ("scheduler.clients=0", ["scheduler.clients = 0", "greater than or equal to 1"]),
+        ("scheduler.clients=[]", ["scheduler.clients = []", "at least 1 item"]),
+        ("scheduler.clients=['Site A']", ["scheduler.clients = 'Site A'", "1 to 64 of a-z 0-9 . _ -"]),
+        ("scheduler.clients=['a', 'b', 'a']", ["scheduler.clients: 'a' stands there twice"]),
+        ("scheduler.max_examples=0", ["scheduler.max_examples = 0"]),
+        ("scheduler.deadline_s=1e300", ["scheduler.deadline_s = 1e+300", "less than or equal to 1000000000"]),
+        ("aggregation.max_norm.local_train=0", ["aggregation.max_norm.local_train = 0", "greater than 0"]),
+        ("aggregation.max_norm.local_train=inf", ["aggregation.max_norm.local_train = inf", "finite number"]),
+        ("aggregation.max_norm=3", ["aggregation.max_norm = 3"]),
         ("data=3", ["data = 3"]),
         ("data.input_shape=[1, 'x']", ["data.input_shape"]),
     ],
@@ -211,6 +243,103 @@ def test_several_problems_are_all_named_on_one_line() -> None:
 
 def test_a_cohort_below_the_quorum_is_refused() -> None:
     assert "2 clients can never reach min_clients = 3" in problem("scheduler.cohort=2", "scheduler.min_clients=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler.clients=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer, scheduler.clients has 2"),
+        (["scheduler.clients=['a']", "scheduler.wait_for_clients=2"], "wait_for_clients: 2 clients can never join"),
+        (["scheduler.clients=4", "scheduler.enough=3"], "enough: 3 answers are fewer than min_clients = 4"),
+        (["scheduler.clients=2", "scheduler.cohort=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer"),
+    ],
+)
+def test_numbers_of_clients_that_cannot_be_reached_are_refused(overrides: list[str], message: str) -> None:
+    assert message in problem(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "quorum", "starting"),
+    [
+        ([], 1, 1),
+        (["scheduler.min_clients=3"], 3, 3),
+        (["scheduler.wait_for_clients=3"], 1, 3),
+        (["scheduler.cohort=3"], 1, 1),
+        (["scheduler.clients=5"], 5, 5),
+        (["scheduler.clients=['a', 'b']"], 2, 2),
+        (["scheduler.clients=5", "scheduler.cohort=2"], 2, 5),
+        (["scheduler.clients=5", "scheduler.cohort=9"], 5, 5),
+        (["scheduler.clients=30", "scheduler.cohort=0.1"], 3, 30),
+        (["scheduler.clients=31", "scheduler.cohort=0.1"], 4, 31),
+        (["scheduler.clients=5", "scheduler.min_clients=2"], 2, 5),
+        (["scheduler.clients=5", "scheduler.min_clients=2", "scheduler.wait_for_clients=3"], 2, 3),
+    ],
+)
+def test_how_many_clients_a_run_insists_on(overrides: list[str], quorum: int, starting: int) -> None:
+    scheduler = Config.load(overrides=overrides).scheduler
+    assert (scheduler.quorum, scheduler.starting_clients) == (quorum, starting)
+
+
+def test_a_norm_is_bounded_for_an_exchange_that_the_algorithm_has() -> None:
+    table = Config.load(overrides=["aggregation.max_norm.local_train=100"]).aggregation
+    assert table.max_norm == {"local_train": 100.0}
+    table.check_exchanges(["local_train", "dkd_step"])
+    with pytest.raises(ConfigError, match=r"^aggregation\.max_norm\.local_train: .* it has dkd_step, train$"):
+        table.check_exchanges(["train", "dkd_step"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rounds",
+        *(
+            f"{name}.{key}"
+            for name, field in Config.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Table)
+            for key, schema in field.annotation.model_json_schema()["properties"].items()
+            if any(option.get("type") == "integer" for option in (schema, *schema.get("anyOf", ())))
+        ),
+    ],
+)
+def test_no_whole_number_is_without_an_upper_bound(key: str) -> None:
+    assert key in problem(f"{key}={10**30}")
+
+
+@pytest.mark.parametrize("key", ["deadline_s", "stall_timeout_s", "reconnect_grace_s", "pause_timeout_s", "grace_after_quorum_s"])
+def test_a_time_is_short_enough_for_a_timer(key: str) -> None:
+    longest = getattr(Config.load(overrides=[f"scheduler.{key}=1e9"]).scheduler, key)
+    assert longest < threading.TIMEOUT_MAX
+    assert key in problem(f"scheduler.{key}=1e10")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'rounds="1"',
+        "rounds=true",
+        "rounds=1.0",
+        "data.test_set=1",
+        'data.test_set="yes"',
+        'training.lr="0.1"',
+        "training.lr=true",
+        "scheduler.cohort=true",
+        "data.input_shape=[true]",
+        "data.root=3",
+        "scheduler.clients=true",
+        "scheduler.enough=true",
+    ],
+)
+def test_a_value_of_another_type_is_refused(override: str) -> None:
+    assert override.partition("=")[0] in problem(override)
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    assert Config.load(overrides=["training.lr=1", "scheduler.deadline_s=7"]).scheduler.deadline_s == 7.0
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    assert len(problem(f"data.name={'x' * 100_000}")) < 1000
+    assert len(problem(f"{'x' * 100_000}=1")) < 1000
 
 
 def test_all_of_the_clients_is_not_one_of_them() -> None:
@@ -266,7 +395,7 @@ def test_a_configuration_cannot_be_changed_afterwards() -> None:
 
 def test_every_key_says_what_it_is_for() -> None:
     tables = [type(field.default) for field in Config.model_fields.values() if isinstance(field.default, Table)]
-    assert len(tables) == 9
+    assert len(tables) == 10
     chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
     for always_there in (table for table in tables if table not in chosen_by_name):
         assert all(field.description for field in always_there.model_fields.values())

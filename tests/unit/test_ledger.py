@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from feddkd.config import Config
 from feddkd.data.datasets import load_test, load_train
 from feddkd.data.partitions import client_ids, partition
-from feddkd.engines.federation import initial_model, run_federation
+from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.observability.ledger import Ledger
+from feddkd.observability.run_folder import RunFolder
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -196,6 +197,47 @@ def test_a_run_that_never_began_leaves_its_folder_free_for_another(tmp_path: Pat
     assert len(lines(tmp_path / "exchanges.jsonl")) == 1
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path, CONFIG)), pytest.raises(StateError, match="already holds the record of a run"):
+        Ledger(tmp_path, CONFIG)
+
+
+def test_a_run_that_was_killed_before_its_first_exchange_leaves_its_folder_free(tmp_path: Path) -> None:
+    for name in ("exchanges.jsonl", "rounds.jsonl"):
+        (tmp_path / name).write_text("")
+    with closing(Ledger(tmp_path, CONFIG)) as ledger:
+        ledger.exchange_done(EXCHANGE)
+    assert len(lines(tmp_path / "exchanges.jsonl")) == 1
+
+
+MODEL = Tensors(Schema([TensorSpec("w", torch.float32, (3,))]))
+WRITES: dict[str, Callable[[Ledger], None]] = {
+    "exchanges.jsonl": lambda ledger: ledger.exchange_done(EXCHANGE),
+    "rounds.jsonl": lambda ledger: ledger.round_done(ROUND),
+    "summary.json": lambda ledger: ledger.run_done(RunRecord("abc", 2, MODEL, None, None, Traffic(), Traffic(), 1, 1.0)),
+    "partition.json": lambda ledger: ledger.partitioned({"client-0": [1, 2]}),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("file", WRITES)
+def test_a_disk_that_is_full_is_said_in_one_line_that_names_the_file(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).symlink_to("/dev/full")
+    with closing(Ledger(tmp_path, CONFIG)) as ledger, pytest.raises(StateError) as refused:
+        WRITES[file](ledger)
+    assert str(refused.value) == f"cannot write {tmp_path / file}: No space left on device"
+
+
+def test_a_model_that_cannot_be_written_is_named_and_leaves_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with (
+        closing(Ledger(tmp_path, CONFIG)) as ledger,
+        pytest.raises(StateError, match=r"^cannot write .*/model\.safetensors: Is a directory$"),
+    ):
+        ledger.round_finished(1, MODEL)
+    assert not (tmp_path / "model.safetensors.partial").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError) as caught:
@@ -222,6 +264,16 @@ def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     for line in run.rounds:
         assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
     assert run.summary.keys() == SUMMARY_KEYS | SUMMARY_EXTRAS
+
+
+def test_a_reader_knows_every_key_that_the_ledger_writes(run: Run) -> None:
+    folder = RunFolder.load(run.out)
+    for written, read in ((run.exchanges, folder.exchanges), (run.rounds, folder.rounds), ([run.summary], [folder.summary])):
+        assert len(written) == len(read)
+        for line, found in zip(written, read, strict=True):
+            assert found is not None
+            known = found.model_dump()
+            assert {key: value for key, value in line.items() if key != "clients_missing"} == known
 
 
 def test_the_partition_on_record_is_the_one_that_the_clients_have(run: Run) -> None:

@@ -1,10 +1,14 @@
 import base64
+import itertools
 import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from report_records import CLASSES, write_record
 from feddkd import cli
 from feddkd.errors import StateError
 from feddkd.observability.run_folder import RunFolder
-from feddkd.report import series, units
+from feddkd.report import sections, series, units
 from feddkd.report.groups import group_runs
 from feddkd.report.page import write_report
 from feddkd.report.series import Split
@@ -44,6 +48,12 @@ class Elements(HTMLParser):
 
 def load(out: Path, **options: object) -> RunFolder:
     return RunFolder.load(write_record(out, **options))  # type: ignore[arg-type]
+
+
+def change(file: Path, of_line: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite every line of a record's file."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(json.dumps(of_line(line)) + "\n" for line in lines), encoding="utf-8")
 
 
 def report_of(tmp_path: Path, *runs: RunFolder) -> Elements:
@@ -100,10 +110,11 @@ def test_what_a_record_says_is_text_and_never_markup(tmp_path: Path) -> None:
     settings = {"data": {"root": evil}}
     first = load(tmp_path / "<b>one", settings=settings, step="<i>step</i>")
     second = load(tmp_path / "two", settings={"data": {"root": "elsewhere"}})
-    summary = dict(first.summary or {}) | {"model_sha256": "<img src=x>", "versions": {"<u>py": "<s>3"}}
-    (tmp_path / "<b>one" / "summary.json").write_text(json.dumps(summary))
-    lines = [line | {"metrics": {"<em>$m": 1.0}} for line in first.rounds]
-    (tmp_path / "<b>one" / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert first.summary
+    summary = first.summary.model_copy(update={"model_sha256": "<img src=x>", "versions": {"<u>py": "<s>3"}})
+    (tmp_path / "<b>one" / "summary.json").write_text(summary.model_dump_json())
+    lines = [line.model_copy(update={"metrics": {"<em>$m": 1.0}}) for line in first.rounds]
+    (tmp_path / "<b>one" / "rounds.jsonl").write_text("".join(line.model_dump_json() + "\n" for line in lines))
     write_report([RunFolder.load(tmp_path / "<b>one"), second], tmp_path / "report.html", title="<h1>T & T</h1>")
     page = Elements(tmp_path / "report.html")
     assert not {tag for tag, _ in page.found} & {"script", "b", "u", "s", "em", "i"}
@@ -170,6 +181,52 @@ def test_thirty_runs_at_once_and_one_that_has_only_begun(tmp_path: Path, monkeyp
     assert sum(own.get("class") == "swatch" for _, own in page.found) == 11 + 31
 
 
+EXTREME = [1e100, -1e100, 1e-300, 5e-324, 0.0, -0.0, 1.0]
+
+
+@pytest.mark.parametrize("values", [EXTREME, [1e100], [-1e100], [1e-300, 1e100]], ids=["mixed", "huge", "negative", "wide"])
+def test_numbers_of_any_size_that_a_record_may_hold_make_a_page(values: list[float], tmp_path: Path) -> None:
+    folder = write_record(tmp_path / "run", rounds=6)
+    own, numbers = itertools.cycle(values), iter([1, 2, 3, 10**6, 2**31 - 1, 2**31 - 1])
+    names = "a" * 200, "\U0001f600\0\u202e$x^{", ""
+
+    def exchange(line: dict[str, Any]) -> dict[str, Any]:
+        numbers = {key: next(own) for key in ("loss", "client_seconds")} | {"seconds": 1e15, "wire_bytes_up": 10**30}
+        return line | numbers | {"clients_reported": line["step"] * 10**30, "metrics": {name: next(own) for name in names}}
+
+    def finished_round(line: dict[str, Any]) -> dict[str, Any]:
+        numbers_of_round = {"round": next(numbers), "loss": next(own), "accuracy": 1e-300, "cumulative_wire_bytes": 0, "seconds": 1e15}
+        return line | numbers_of_round | {"class_accuracy": [0.5] * 10_000, "metrics": {"drift_diversity": next(own)}}
+
+    change(folder / "exchanges.jsonl", exchange)
+    change(folder / "rounds.jsonl", finished_round)
+    (folder / "partition.json").write_text('{"a": [9007199254740992, 0], "b": [], "c": [1, 1, 1]}')
+    report_of(tmp_path, RunFolder.load(folder))
+
+
+def test_a_heat_map_of_too_many_cells_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load(tmp_path / "run")
+    monkeypatch.setattr(series, "MAX_CELLS", 2 * CLASSES)
+    assert series.class_accuracy([run]) is not None
+    monkeypatch.setattr(series, "MAX_CELLS", 2 * CLASSES - 1)
+    assert series.class_accuracy([run]) is None
+
+
+def test_only_so_many_metrics_are_drawn_and_the_page_says_how_many_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "MOST_METRICS", 5)
+    folder = write_record(tmp_path / "run")
+    change(folder / "exchanges.jsonl", lambda line: line | {"metrics": {f"m{line['step']}_{number}": 1.0 for number in range(100)}})
+    page = report_of(tmp_path, RunFolder.load(folder))
+    assert len(page.images) == 11
+    # drift_diversity is in the rounds, and teacher_entropy is one of the five that the page has room for.
+    assert "Not drawn: 197 more metrics, which are in exchanges.jsonl." in page.text
+
+
+def test_a_setting_of_any_length_makes_a_label_of_bounded_length(tmp_path: Path) -> None:
+    runs = [load(tmp_path / name, settings={"data": {"root": name * 10_000}}) for name in ("a", "b")]
+    assert [len(group.label) for group in group_runs(runs)] == [300, 300]
+
+
 def test_the_same_run_gives_the_same_page(one_run: tuple[Path, Elements], tmp_path: Path) -> None:
     folder, _ = one_run
     write_report([RunFolder.load(folder / "run")], tmp_path / "again.html")
@@ -207,8 +264,9 @@ def test_curves_take_each_round_from_the_runs_that_have_it(tmp_path: Path) -> No
 
 def test_step_losses_are_those_of_the_last_attempt(tmp_path: Path) -> None:
     run = load(tmp_path / "run", rounds=1)
-    retried = [dict(run.exchanges[1]) | {"attempt": 0, "loss": 9.0}] + [line | {"attempt": 1} for line in run.exchanges]
-    run = RunFolder(run.path, run.config, run.rounds, retried, run.summary, run.partition)
+    failed = run.exchanges[1].model_copy(update={"attempt": 0, "loss": 9.0})
+    retried = [failed, *(line.model_copy(update={"attempt": 1}) for line in run.exchanges)]
+    run = replace(run, exchanges=retried)
     first, last = series.step_losses(run)
     assert first == {1: 2.0}
     assert last == pytest.approx({1: 1.9})
@@ -218,10 +276,10 @@ def test_costs_by_exchange_add_up(tmp_path: Path) -> None:
     run = load(tmp_path / "run")
     sizes = series.bytes_by_exchange(run)
     assert run.summary
-    assert sum(split.total for split in sizes.values()) == run.summary["total_wire_bytes_down"] + run.summary["total_wire_bytes_up"]
+    assert sum(split.total for split in sizes.values()) == run.summary.total_wire_bytes_down + run.summary.total_wire_bytes_up
     assert sizes["dkd_step"] == Split(4 * 2100, 4 * 1100)
     times = series.seconds_by_phase(run)
-    assert sum(split.total for split in times.values()) == pytest.approx(sum(line["seconds"] for line in run.rounds))
+    assert sum(split.total for split in times.values()) == pytest.approx(sum(line.seconds for line in run.rounds))
     assert times["local_train"] == Split(2 * 0.5, 2 * 1.0 / 4)
     assert times[series.REST].first is None
 
@@ -244,13 +302,12 @@ def test_class_accuracy_leaves_out_what_is_null(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_diverged_is_a_gap(tmp_path: Path) -> None:
-    run = load(tmp_path / "run", rounds=3)
-    for line in run.exchanges:
-        if line["round"] == 2:
-            line["loss"] = None
+    folder = write_record(tmp_path / "run", rounds=3)
+    change(folder / "exchanges.jsonl", lambda line: line | {"loss": math.nan} if line["round"] == 2 else line)
+    change(folder / "rounds.jsonl", lambda line: line | {"metrics": {"drift_diversity": math.inf}} if line["round"] == 1 else line)
+    run = RunFolder.load(folder)
     first, last = series.step_losses(run)
     assert list(first) == list(last) == [1, 3]
-    run.rounds[0]["metrics"] = {"drift_diversity": math.inf}
     assert set(series.metric_values("drift_diversity")(run)) == {1, 2, 3}  # round 1 from its exchange
 
 
@@ -345,7 +402,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     ("file", "text", "message"),
     [
         ("rounds.jsonl", "[]\n", "rounds.jsonl line 1 is not a JSON object"),
-        ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl line 1 has no 'cumulative_wire_bytes'"),
+        ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl line 1 has no 'seconds'"),
         ("exchanges.jsonl", "{\n", "exchanges.jsonl line 1 is not JSON"),
         ("partition.json", "[]", "partition.json is not a JSON object"),
     ],

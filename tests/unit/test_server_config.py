@@ -6,7 +6,7 @@ import pytest
 
 from feddkd.client.server_config import ServerConfig
 from feddkd.config import Config
-from feddkd.errors import ConfigError, RefusedError
+from feddkd.errors import ConfigError
 
 
 def toml(*overrides: str) -> str:
@@ -49,7 +49,14 @@ def test_what_cannot_be_read_is_another_configuration() -> None:
 
 
 def test_a_configuration_that_is_wrong_is_an_error() -> None:
-    with pytest.raises(RefusedError, match="not TOML"):
+    with pytest.raises(ConfigError, match=r"^the server's configuration is not valid TOML"):
         _ = ServerConfig("rounds = ").config
     with pytest.raises(ConfigError, match=r"^the server's configuration: unknown key 'pace'"):
         _ = ServerConfig("pace = 1").config
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 3000 + "]" * 3000, "a = " + "9" * 5000, ".".join("a" * 100_000) + " = 1", "#" * 2_000_000])
+def test_what_would_take_long_to_read_is_not_read(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^the server's configuration"):
+        _ = ServerConfig(text).config
+    assert "the server's configuration" in str(ServerConfig(toml()).difference(text))

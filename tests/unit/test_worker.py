@@ -16,7 +16,7 @@ from feddkd.client.worker import FINAL_MODEL, Network, ReplyStage, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
-from feddkd.engines.federation import initial_model
+from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError
 from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
 from feddkd.tensors import Tensors

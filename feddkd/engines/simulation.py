@@ -9,24 +9,25 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from feddkd import algorithms
-from feddkd.algorithms.site import evaluate
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ConfigError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.rounds import Evaluator, Scheduler
 from feddkd.tensors import Tensors
@@ -55,14 +56,14 @@ def make_evaluator(config: Config) -> Evaluator | None:
     device = torch.device(config.runtime.device)
     module = build_model(config.model, describe(config.data), config.seed).to(device)
 
-    def evaluate_model(model: Tensors) -> Evaluation:
+    def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
-        return evaluate(module, examples, device)
+        return evaluate(module, examples, device, check)
 
     return evaluate_model
 
 
-def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Sequence[Observer]) -> RunRecord:
+def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Observers | Iterable[Observer] = ()) -> RunRecord:
     """Run all rounds with simulated clients on this machine.
 
     Args:
@@ -73,15 +74,16 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
         RunError: too few clients were there or answered.
     """
     algorithm = algorithms.build(config)
+    config.aggregation.check_exchanges(algorithm.exchanges)
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)
     config = _wait_for_all(config)
     counts = _class_counts(config)
-    for observer in observers:
-        observer.partitioned(counts)
+    told = Observers.of(observers)
+    told.tell(lambda observer: observer.partitioned(counts))
     with _engine(engine_name, config, run_id, model, out) as engine:
-        return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
+        return Scheduler(config, algorithm, engine, run_id=run_id, observers=told, evaluator=evaluator).run(model)
 
 
 def _class_counts(config: Config) -> dict[str, list[int]]:
@@ -109,9 +111,12 @@ def _wait_for_all(config: Config) -> Config:
 def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if name == "in-process":
-        yield InProcessEngine(simulated_workers(config, state), config.transport.chunk_bytes)
+        transport = config.transport
+        workers = simulated_workers(config, state)
+        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out) as local:
+            yield local
         return
-    engine = GrpcEngine(config, run_id, model.schema)
+    engine = GrpcEngine(config, run_id, model.schema, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", out / "config.toml", state, engine)
     try:

@@ -1,0 +1,70 @@
+"""Prints for a person and for a program: results on standard output, everything else on standard error.
+
+A pipe that is closed, or a full disk behind a redirection, must not end a run that goes on, nor a
+command with a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console, RenderableType
+
+from feddkd.errors import RunError
+
+WIDTH = 100
+"""Columns of tables where no terminal says how wide it is."""
+
+
+class SafeConsole(Console):
+    """A console that raises BrokenPipeError for a closed pipe; rich ends the whole program."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where the error is handled: raises it again."""
+        raise
+
+
+def error_console() -> Console:
+    """The console for what a person wants to see while a command works."""
+    return SafeConsole(stderr=True)
+
+
+def note(console: Console, text: str) -> None:
+    """Print a line for a person, or give up: a terminal that is gone is no reason to stop."""
+    with contextlib.suppress(OSError):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str, *, newline: bool = True) -> None:
+    """Print a result.
+
+    Raises:
+        typer.Exit: nobody reads standard output any more.
+        RunError: it cannot be written.
+    """
+    with _standard_output():
+        typer.echo(text, nl=newline)
+
+
+def present(*renderables: RenderableType, width: int | None = None) -> None:
+    """Print tables and the like as a result. Raises as `say` does."""
+    console = SafeConsole(width=None if sys.stdout.isatty() else width)
+    with _standard_output():
+        for renderable in renderables:
+            console.print(renderable, highlight=False)
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What is left in the buffer would fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(1) from None
+        raise RunError(f"cannot write to standard output: {error.strerror}") from error

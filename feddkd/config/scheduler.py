@@ -1,0 +1,156 @@
+"""The tables `[scheduler]` and `[aggregation]`: who takes part, how long the server waits, what a client may contribute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StrictInt, StringConstraints, model_validator
+
+from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, SECONDS_MAX, Table
+from feddkd.errors import ConfigError
+
+ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class SchedulerConfig(Table):
+    """Who takes part in a round, how long the server waits, and what it does when too few answer."""
+
+    clients: (
+        Annotated[list[ClientName], Field(min_length=1, max_length=CLIENTS_MAX, fail_fast=True)]
+        | Annotated[StrictInt, Field(ge=1, le=CLIENTS_MAX)]
+        | None
+    ) = Field(
+        None,
+        description="names of the clients that make up the federation, or their number; "
+        "round 1 waits for all of them, and min_clients defaults to all of them",
+    )
+    cohort: Literal["all"] | StrictInt | float = Field(
+        "all", union_mode="left_to_right", description='clients a round: "all", a number (8), or a fraction (0.1)'
+    )
+    min_clients: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="quorum: fewer answers fail an exchange; default: all of `clients` that a round asks, else 1",
+    )
+    wait_for_clients: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="clients that must have joined before round 1; default: all of `clients`, else min_clients",
+    )
+    enough: Literal["all"] | StrictInt | float = Field(
+        "all",
+        union_mode="left_to_right",
+        description="answers after which an exchange may close early; all, a number, or a share of the clients asked",
+    )
+    grace_after_quorum_s: float | None = Field(
+        None,
+        ge=0,
+        le=SECONDS_MAX,
+        description='seconds that an exchange stays open for more answers once `enough` (or, where that is "all", min_clients) '
+        "have come; default: until the deadline (0 where `enough` is set)",
+    )
+    weights: Literal["examples", "uniform"] = Field("examples", description="weigh clients by their example counts, or all alike")
+    max_examples: int = Field(
+        10_000_000,
+        ge=1,
+        le=2**53,
+        description="most examples a client may claim; more are refused when it joins",
+    )
+    deadline_s: float = Field(7200.0, gt=0, le=SECONDS_MAX, description="seconds an exchange waits for a client's answer to arrive")
+    stall_timeout_s: float = Field(
+        60.0, gt=0, le=SECONDS_MAX, description="seconds without a chunk after which an upload under way is given up"
+    )
+    reconnect_grace_s: float = Field(
+        15.0,
+        ge=0,
+        le=SECONDS_MAX,
+        description="seconds a client that lost its connection has to come back into an exchange",
+    )
+    retries: int = Field(2, ge=0, le=COUNT_MAX, description="times a round below quorum is tried again before the run pauses")
+    pause_timeout_s: float = Field(86400.0, ge=0, le=SECONDS_MAX, description="seconds a paused run waits for clients before it fails")
+
+    @property
+    def num_clients(self) -> int | None:
+        """Number of clients that make up the federation, or None where the configuration does not say."""
+        return len(self.clients) if isinstance(self.clients, list) else self.clients
+
+    @property
+    def quorum(self) -> int:
+        """Fewest answers with which an exchange succeeds: `min_clients`, or what it defaults to."""
+        if self.min_clients is not None:
+            return self.min_clients
+        return self.cohort_size or 1
+
+    @property
+    def cohort_size(self) -> int | None:
+        """Clients that a round asks when all of `clients` are connected, or None without `clients`."""
+        if self.num_clients is None:
+            return None
+        return cohort_size(self.cohort, self.num_clients)
+
+    @property
+    def starting_clients(self) -> int:
+        """Clients that must have joined before round 1."""
+        return self.wait_for_clients or self.num_clients or self.quorum
+
+    @model_validator(mode="after")
+    def _shares_are_sensible(self) -> Self:
+        for name, value, noun in (("cohort", self.cohort, "client"), ("enough", self.enough, "answer")):
+            if isinstance(value, float) and not 0 < value <= 1:
+                raise ValueError(f"{name}: a fraction lies in (0, 1], not {value}")
+            if isinstance(value, int) and not 1 <= value <= COUNT_MAX:
+                raise ValueError(f"{name}: at least 1 {noun} is needed, not {value}" if value < 1 else f"{name}: {value} is too large")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        if isinstance(self.clients, list) and len(set(self.clients)) < len(self.clients):
+            twice = next(name for index, name in enumerate(self.clients) if name in self.clients[:index])
+            raise ValueError(f"clients: {twice!r} stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_can_be_reached(self) -> Self:
+        number = self.num_clients
+        if number is not None and (self.wait_for_clients or 0) > number:
+            raise ValueError(f"wait_for_clients: {self.wait_for_clients} clients can never join, scheduler.clients has {number}")
+        if number is not None and self.quorum > number:
+            raise ValueError(f"min_clients: {self.quorum} clients can never answer, scheduler.clients has {number}")
+        if isinstance(self.cohort, int) and self.cohort < self.quorum:
+            raise ValueError(f"cohort: {self.cohort} clients can never reach min_clients = {self.quorum}")
+        if isinstance(self.enough, int) and self.enough < self.quorum:
+            raise ValueError(f"enough: {self.enough} answers are fewer than min_clients = {self.quorum}")
+        return self
+
+
+def cohort_size(cohort: str | int | float, available: int) -> int:
+    """Clients that a round asks out of those available: all, a number, or a fraction, rounded up."""
+    if isinstance(cohort, int):
+        return min(cohort, available)
+    # A product such as 0.1 * 30 is a little more than 3: rounding keeps it from being rounded up to 4.
+    return math.ceil(round(cohort * available, 9)) if isinstance(cohort, float) else available
+
+
+class AggregationConfig(Table):
+    """What a client may contribute to an exchange."""
+
+    max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        max_length=64,
+        description="largest Euclidean norm of one contribution, by exchange name; a contribution above it is refused",
+    )
+
+    def check_exchanges(self, known: Iterable[str]) -> None:
+        """Check that every key of `max_norm` is an exchange of the algorithm.
+
+        Raises:
+            ConfigError: naming the first key that is not.
+        """
+        names = sorted(known)
+        for name in self.max_norm:
+            if name not in names:
+                raise ConfigError(f"aggregation.max_norm.{name}: this algorithm has no such exchange; it has {', '.join(names)}")

@@ -1,0 +1,140 @@
+"""The tables of a configuration whose keys do not depend on an algorithm's name, but for `[scheduler]` and `[aggregation]`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table
+
+CLASSES_MAX = 1_000_000
+
+ELEMENTS_MAX = 1 << 28
+"""Elements of one example: a volume of 512 x 512 x 512 has half as many."""
+
+
+class DataConfig(Table):
+    """Which examples there are."""
+
+    name: Literal["digits", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "svhn", "image_folder"] | ImportPath = Field(
+        "digits", description="a built-in data set, or package.module:function for your own"
+    )
+    root: Path | None = Field(None, strict=False, description="folder that holds the data set's files (digits needs none)")
+    subset: int | None = Field(None, ge=1, le=COUNT_MAX, description="use only this many training examples, the first of a seeded shuffle")
+    holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client keeps for evaluation")
+    test_set: bool = Field(True, description="the server evaluates every round on the data set's test split")
+    input_shape: (
+        Annotated[tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...], Field(max_length=8, fail_fast=True, strict=False)]
+        | None
+    ) = Field(None, description="shape of one example; needed for image_folder and your own data")
+    num_classes: int | None = Field(None, ge=2, le=CLASSES_MAX, description="number of classes; needed for image_folder and your own data")
+    workers: int = Field(0, ge=0, le=PROCESSES_MAX, description="loader processes for data that are streamed from disk (image_folder)")
+
+    @field_validator("root")
+    @classmethod
+    def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
+        if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
+            raise ValueError("a path holds no null character and can be written in UTF-8")
+        return path
+
+    @field_validator("input_shape")
+    @classmethod
+    def _one_example_is_small_enough(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if math.prod(shape or ()) > ELEMENTS_MAX:
+            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements, {ELEMENTS_MAX:,} are allowed")
+        return shape
+
+
+class PartitionConfig(Table):
+    """How one data set is split among simulated clients."""
+
+    name: Literal["iid", "labels_per_client", "dirichlet", "quantity_dirichlet", "shards"] = Field(
+        "labels_per_client", description="the rule that deals the training examples to the clients"
+    )
+    clients: int = Field(10, ge=1, le=CLIENTS_MAX, description="number of clients")
+    labels: int = Field(1, ge=1, le=COUNT_MAX, description="labels_per_client: classes a client holds; shards: shards a client gets")
+    alpha: float = Field(0.5, gt=0, description="concentration of both Dirichlet rules: smaller is more skewed")
+    min_size: int = Field(10, ge=1, le=COUNT_MAX, description="dirichlet rules draw again until every client has this many examples")
+
+
+class ModelConfig(Table):
+    """Which network is trained."""
+
+    name: Literal["mlp", "niid_cnn", "mcmahan_cnn", "resnet18_gn"] | ImportPath = Field(
+        "mlp", description="a built-in model, or package.module:function for your own"
+    )
+
+
+class TrainingConfig(Table):
+    """Local training: SGD on a client's own data."""
+
+    epochs: int = Field(5, ge=1, le=COUNT_MAX, description="passes over the client's data a round")
+    batch_size: int = Field(32, ge=1, le=COUNT_MAX, description="examples in a mini-batch")
+    lr: float = Field(0.05, gt=0, description="learning rate of local SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, reset every round")
+    weight_decay: float = Field(1e-5, ge=0, description="L2 penalty of local SGD")
+
+
+class DKDConfig(Table):
+    """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
+
+    steps: int = Field(20, ge=0, le=COUNT_MAX, description="exchanges after local training, J; 0 is FedAvg")
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
+        "adam", description="how the server applies the mean gradient; sgd is the plain step"
+    )
+    lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
+    optimizer_state: Literal["reset", "keep"] = Field("keep", description="whether the server optimizer starts afresh every round")
+    batch_size: int = Field(64, ge=0, le=COUNT_MAX, description="examples a client draws for each step; 0 takes all it has")
+    temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
+    divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
+        "kl", description="distance from student to teacher; kl is KL(teacher || student)"
+    )
+    hard_label_weight: float = Field(0.5, ge=0, le=1, description="share of the true labels' cross-entropy in the loss; 0 is the paper's")
+    correct_teacher: bool = Field(False, description="follow the true label where the teacher's most likely class is another")
+    not_true: bool = Field(False, description="leave each example's true class out of the divergence")
+    start: Literal["better", "average", "previous"] = Field(
+        "better", description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="longest mean gradient that the server steps with; longer ones are shortened")
+    tail: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="average the students of the last steps, this share of `steps`; 0, or an end before them, takes the last one",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=COUNT_MAX,
+        description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never",
+    )
+
+
+class TransportConfig(Table):
+    """How tensors cross the network."""
+
+    chunk_bytes: int = Field(1 << 20, ge=1 << 10, le=(4 << 20) - (1 << 12), description="bytes of tensor data in one message")
+    staging_bytes: int = Field(
+        16 << 20,
+        ge=1 << 20,
+        le=1 << 50,
+        description="memory for contributions that wait to be reduced, over all clients; what does not fit goes to a temporary file",
+    )
+
+
+class RuntimeConfig(Table):
+    """How processes use this machine."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="where clients compute")
+    threads: int = Field(
+        1,
+        ge=1,
+        le=PROCESSES_MAX,
+        description="CPU threads a client computes with; results are the same bits only for the same number",
+    )
+    client_processes: int | None = Field(
+        None, ge=1, le=PROCESSES_MAX, description="processes that host the clients of feddkd run; default: one a core"
+    )

@@ -1,0 +1,130 @@
+"""What the files of a run's record hold, checked when they are read.
+
+The ledger writes these files, but a reader may meet any: older ones that lack fields, damaged ones,
+and those of another program. So a field is of the type and the size that stand here, or reading
+stops with one line. Sizes are in bytes, times in seconds; down and up are seen from the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from feddkd.config.problems import shortened
+from feddkd.text import printable
+
+LARGEST = 1e100
+"""A greater loss or metric is left out: sums of such numbers and axes for them overflow."""
+
+LONGEST_NAME = 200
+"""Characters of the name of an exchange or a metric."""
+
+MOST_CLASSES = 10_000
+"""Per-class accuracies of more classes are left out."""
+
+
+def _known(value: Any) -> Any:
+    """A number that is not finite, or too large to be drawn, as one that was not recorded."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if is_number and not abs(value) <= LARGEST else value
+
+
+def _metrics(value: Any) -> Any:
+    """Only the metrics that can be drawn; clients choose their names and values."""
+    if not isinstance(value, Mapping):
+        return value if value is not None else {}
+    return {
+        name: float(number)
+        for name, number in value.items()
+        if len(name) <= LONGEST_NAME and isinstance(number, int | float) and not isinstance(number, bool) and _known(number) is not None
+    }
+
+
+def _class_accuracy(value: Any) -> Any:
+    return None if isinstance(value, list) and len(value) > MOST_CLASSES else value
+
+
+Count = Annotated[int, Field(ge=0, le=10**30)]
+Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_known)]
+Seconds = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Metrics = Annotated[dict[str, float], BeforeValidator(_metrics)]
+Name = Annotated[str, Field(max_length=LONGEST_NAME)]
+
+
+class Line(BaseModel):
+    """Fields that are read; others are ignored, and those with a default may be missing."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class MeasuredLine(Line):
+    """What exchanges and rounds have in common."""
+
+    round: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    loss: Number = None
+    client_accuracy: Share | None = None
+    client_loss: Number = None
+    payload_bytes_down: Count = 0
+    payload_bytes_up: Count = 0
+    wire_bytes_down: Count = 0
+    wire_bytes_up: Count = 0
+    seconds: Seconds
+    clients_reported: Count = 0
+    gradient_evaluations: Count | None = None
+    metrics: Metrics = {}
+
+
+class ExchangeLine(MeasuredLine):
+    """A line of `exchanges.jsonl`."""
+
+    attempt: Count = 0
+    exchange: Name
+    step: Count = 0
+    clients_selected: Count = 0
+    wire_bytes_down: Count
+    wire_bytes_up: Count
+    client_seconds: Number = None
+
+
+class RoundLine(MeasuredLine):
+    """A line of `rounds.jsonl`."""
+
+    accuracy: Share | None = None
+    cumulative_wire_bytes: Count
+    class_accuracy: Annotated[list[Share | None] | None, BeforeValidator(_class_accuracy)] = None
+
+
+class Summary(Line):
+    """The object of `summary.json`."""
+
+    algorithm: str | None = None
+    rounds: Count | None = None
+    final_accuracy: Share | None = None
+    best_accuracy: Share | None = None
+    total_wire_bytes_up: Count = 0
+    total_wire_bytes_down: Count = 0
+    other_wire_bytes_up: Count = 0
+    other_wire_bytes_down: Count = 0
+    gradient_evaluations: Count | None = None
+    seconds: Seconds | None = None
+    seed: Count | None = None
+    model_sha256: Name | None = None
+    run_id: Name | None = None
+    versions: dict[Name, Name] = {}
+    cpu_capability: Name | None = None
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first thing that is wrong with a line, for a message that names the file and the line."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return f"is not JSON: {printable(str(first['ctx']['error']))}"
+    key = printable(".".join(map(str, first["loc"])))
+    if first["type"] == "missing":
+        return f"has no {key!r}"
+    if not key:
+        return "is not a JSON object"
+    return f"has {key} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,56 @@
+"""Tells the observers of a run what happens, and keeps their failures from each other and from the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from feddkd.imports import one_line
+from feddkd.scheduler.records import Observer
+from feddkd.text import printable
+
+logger = logging.getLogger(__name__)
+
+
+class Observers:
+    """The observers of one run.
+
+    Essential observers, which keep the record, are told first, and what they raise ends the run.
+    Any other observer that raises is logged once and is told nothing more.
+    """
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = sorted(observers, key=lambda observer: not observer.essential)
+
+    @classmethod
+    def of(cls, observers: Observers | Iterable[Observer]) -> Observers:
+        """The same object if it is one already, so that an observer that was dropped stays dropped."""
+        return observers if isinstance(observers, Observers) else cls(observers)
+
+    def tell(self, event: Callable[[Observer], None]) -> None:
+        """Call `event` with every observer.
+
+        Raises:
+            Exception: what an essential observer raised; later observers do not hear of the event.
+        """
+        for observer in list(self._observers):
+            try:
+                event(observer)
+            except Exception as error:  # whatever it is, only an essential observer may end the run
+                if observer.essential:
+                    raise
+                self._drop(observer, error)
+
+    def tell_failure(self, reason: str) -> None:
+        """Tell every observer that the run failed. Raises nothing: the run has its reason already."""
+        for observer in list(self._observers):
+            try:
+                observer.run_failed(reason)
+            except Exception as error:  # noqa: BLE001  # one failure must not hide the other
+                self._drop(observer, error)
+
+    def _drop(self, observer: Observer, error: Exception) -> None:
+        self._observers.remove(observer)
+        name = type(observer).__name__
+        logger.warning("%s failed and is told no more of this run: %s", name, printable(one_line(error)))
+        logger.info("where %s failed", name, exc_info=error)

@@ -1,0 +1,165 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report_records import write_record
+
+from feddkd.errors import StateError
+from feddkd.observability import run_folder
+from feddkd.observability.record_lines import ExchangeLine
+from feddkd.observability.run_folder import RunFolder
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    return write_record(tmp_path / "run", rounds=2)
+
+
+def problem(record: Path) -> str:
+    """The one line that says which part of a record is damaged."""
+    with pytest.raises(StateError) as refused:
+        RunFolder.load(record)
+    message = str(refused.value)
+    assert message.startswith(str(record))
+    assert message.isprintable()
+    assert len(message) < 500
+    return message.removeprefix(f"{record}/")
+
+
+FILES = ("exchanges.jsonl", "rounds.jsonl", "summary.json", "partition.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"round": ' + b"9" * 5000 + b"}\n",
+        b"nonsense\n",
+        b"3\n",
+        b"null\n",
+        b'{"a": ' * 100_000 + b"\n",
+    ],
+    ids=["not text", "deep arrays", "digits", "words", "a number", "null", "deep tables"],
+)
+def test_what_is_no_object_is_named(file: str, content: bytes, record: Path) -> None:
+    (record / file).write_bytes(content)
+    assert problem(record).startswith(f"{file} line 1 " if file.endswith("l") else f"{file} ")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("rounds.jsonl", "round", "1", "has round = '1': input should be a valid integer"),
+        ("rounds.jsonl", "round", True, "has round = True: input should be a valid integer"),
+        ("rounds.jsonl", "round", 2**40, "has round = 1099511627776: input should be less than or equal to 2147483647"),
+        ("rounds.jsonl", "seconds", "x", "has seconds = 'x': input should be a valid number"),
+        ("rounds.jsonl", "seconds", float("inf"), "has seconds = inf: input should be a finite number"),
+        ("rounds.jsonl", "seconds", -1, "has seconds = -1: input should be greater than or equal to 0"),
+        ("rounds.jsonl", "accuracy", 1.5, "has accuracy = 1.5: input should be less than or equal to 1"),
+        ("rounds.jsonl", "class_accuracy", {"0": 1.0}, "has class_accuracy = {'0': 1.0}: input should be a valid array"),
+        ("rounds.jsonl", "metrics", [1], "has metrics = [1]: input should be an object"),
+        ("exchanges.jsonl", "exchange", 3, "has exchange = 3: input should be a valid string"),
+        ("exchanges.jsonl", "exchange", "x" * 10_000, "has exchange = 'xxx"),
+        ("exchanges.jsonl", "wire_bytes_up", -3, "has wire_bytes_up = -3: input should be greater than or equal to 0"),
+        ("exchanges.jsonl", "wire_bytes_up", None, "has wire_bytes_up = None: input should be a valid integer"),
+        ("exchanges.jsonl", "loss", "low", "has loss = 'low': input should be a valid number"),
+        ("exchanges.jsonl", "clients_reported", 2.5, "has clients_reported = 2.5: input should be a valid integer"),
+        ("summary.json", "versions", ["torch"], "has versions = ['torch']: input should be an object"),
+        ("summary.json", "seconds", "long", "has seconds = 'long': input should be a valid number"),
+        ("summary.json", "model_sha256", 7, "has model_sha256 = 7: input should be a valid string"),
+        ("partition.json", "client-0", 3, "client-0 does not have a list of numbers of examples"),
+        ("partition.json", "client-0", [3, -1], "client-0 does not have a list of numbers of examples"),
+        ("partition.json", "client-0", [2**60], "client-0 does not have a list of numbers of examples"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(file: str, key: str, value: object, message: str, record: Path) -> None:
+    path = record / file
+    if file.endswith(".jsonl"):
+        lines = path.read_text().splitlines()
+        lines[1] = json.dumps(json.loads(lines[1]) | {key: value})
+        path.write_text("\n".join(lines) + "\n")
+        assert f"{file} line 2 {message}" in problem(record)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        assert message in problem(record)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1.7e308, 10**400])
+def test_a_number_that_cannot_be_drawn_counts_as_not_recorded(number: float) -> None:
+    line = ExchangeLine.model_validate_json(
+        json.dumps(
+            {"round": 1, "exchange": "x", "wire_bytes_down": 1, "wire_bytes_up": 1, "seconds": 1, "loss": number, "client_seconds": number}
+            | {"metrics": {"huge": number, "text": "1", "flag": True, "list": [1], "none": None, "n" * 201: 1.0, "fine": 2}}
+        )
+    )
+    assert (line.loss, line.client_seconds) == (None, None)
+    assert line.metrics == {"fine": 2.0}
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**50),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_record_with_any_field_of_any_line_changed_is_read_or_refused(data: st.DataObject, record: Path) -> None:
+    file = record / data.draw(st.sampled_from(FILES))
+    content = file.read_bytes()
+    lines = content.decode().splitlines()
+    number = data.draw(st.integers(0, len(lines) - 1))
+    line: dict[str, Any] = json.loads(lines[number])
+    key = data.draw(st.sampled_from(sorted(line)))
+    if data.draw(st.booleans()):
+        line[key] = data.draw(anything)
+    else:
+        del line[key]
+    lines[number] = json.dumps(line)
+    file.write_text("\n".join(lines) + "\n")
+    try:
+        RunFolder.load(record)
+    except StateError as error:
+        said = str(error)
+    else:
+        said = ""
+    finally:
+        file.write_bytes(content)
+    assert "\n" not in said
+
+
+def test_a_last_line_that_a_crash_cut_short_is_left_out(record: Path) -> None:
+    with (record / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "sec')
+    assert [line.round for line in RunFolder.load(record).rounds] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "file", "message"),
+    [
+        ("MAX_LINE", 50, "exchanges.jsonl", "exchanges.jsonl line 1 is longer than 50 bytes"),
+        ("MAX_LINES", 3, "exchanges.jsonl", "exchanges.jsonl has more than 3 lines"),
+        ("MAX_FILE", 300, "rounds.jsonl", "rounds.jsonl is larger than 300 bytes"),
+        ("MAX_OBJECT", 300, "summary.json", "summary.json is larger than 300 bytes"),
+    ],
+)
+def test_a_file_of_any_length_is_read_up_to_a_limit(
+    limit: str, value: int, file: str, message: str, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in {"exchanges.jsonl", "rounds.jsonl"} - {file}:
+        (record / other).write_text("")
+    monkeypatch.setattr(run_folder, limit, value)
+    assert problem(record) == message
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"rounds = " + b"[" * 3000, b"rounds = 0", b"nonsense"])
+def test_a_damaged_configuration_is_named(content: bytes, record: Path) -> None:
+    (record / "config.toml").write_bytes(content)
+    assert re.match(r"config\.toml( is not valid TOML| line 1)?: ", problem(record))
