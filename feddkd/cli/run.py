@@ -18,6 +18,7 @@ from feddkd.cli.progress import ConsoleProgress, megabytes
 from feddkd.cli.report import report_of_run
 from feddkd.config import Config
 from feddkd.engines.federation import LOOPBACK, run_federation
+from feddkd.engines.resolve import resolve
 from feddkd.errors import FedDKDError
 from feddkd.imports import one_line
 from feddkd.observability.ledger import Ledger, summarize
@@ -60,7 +61,7 @@ def run(
 
     `feddkd run examples/mnist_one_class.toml -o data.root=data/mnist`
     """
-    resolved = Config.load(config, override or ())
+    resolved = resolve(Config.load(config, override or ()))
     folder = out or default_out(resolved)
     with observe(resolved, folder, metrics_port) as observers:
         record = run_federation(resolved, engine.value, folder, observers)
