@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.scheduler.records import Observer, RoundRecord
 
 

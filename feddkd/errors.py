@@ -13,7 +13,9 @@ FedDKDError
  |         +-- SchemaError      tensor names, dtypes, shapes or sizes are not the expected ones
  |         +-- CorruptionError  a checksum, an offset or a length does not match
  +-- RunError                   a run could not go on                                  (exit code 1)
- |    +-- QuorumError           too few clients answered an exchange
+ |    +-- RoundError            an attempt at a round failed; another may succeed
+ |    |    +-- QuorumError      too few clients replied to an exchange
+ |    |    +-- NotFiniteError   a reduced contribution, a model or its loss is not finite
  |    +-- PausedError           the run waited for clients until its patience ran out
  |    +-- StateError            a state directory is locked, foreign or unreadable
  +-- ClientError                a client could not carry out its part of an exchange
@@ -75,16 +77,24 @@ class RunError(FedDKDError):
     """A run could not go on."""
 
 
-class QuorumError(RunError):
-    """Fewer clients answered an exchange than ``scheduler.min_clients`` asks for.
+class RoundError(RunError):
+    """An attempt at a round failed; the scheduler tries the round again.
 
     Attributes:
-        connection_lost: some client did not answer because it was not connected, so it may do better when it is back.
+        connection_lost: a client did not reply because it was not connected, so another attempt may do better.
     """
 
     def __init__(self, message: str, *, connection_lost: bool = False) -> None:
         super().__init__(message)
         self.connection_lost = connection_lost
+
+
+class QuorumError(RoundError):
+    """Fewer clients replied to an exchange than ``scheduler.min_clients`` asks for."""
+
+
+class NotFiniteError(RoundError):
+    """A reduced contribution, a model or its loss is not finite."""
 
 
 class PausedError(RunError):

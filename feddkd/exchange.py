@@ -1,15 +1,23 @@
-"""The vocabulary of an exchange: broadcast a payload, let every client compute, reduce what comes back."""
+"""Defines an exchange: broadcast a payload, let every client compute, reduce what comes back.
+
+The scheduler describes an `Exchange`, an engine carries it out and returns an `Outcome`; a client gets
+its part as a `Task` and returns a `Reply`.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 
+from feddkd.aggregator.rule import Rule
 from feddkd.errors import CancelledError
 from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 
 SchemaRule = Callable[[Schema], Schema]
 """Derives the schema of a payload from the model's."""
@@ -47,9 +55,9 @@ def as_scalar(number: float) -> Tensors:
     return Tensors.copy_of(SCALAR, {"value": torch.tensor(number, dtype=torch.float64)})
 
 
-def read_scalar(answer: Tensors, name: str) -> float:
+def read_scalar(reduced: Tensors, name: str) -> float:
     """The number that travelled as `name`."""
-    return float(answer.part(name, SCALAR)["value"])
+    return float(reduced.part(name, SCALAR)["value"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +66,17 @@ class ExchangeKind:
 
     Attributes:
         broadcast: schema of the server's payload.
-        answer: schema of a client's payload, or None where the answer is only numbers.
+        reply: schema of a client's contribution, or None where a reply is only numbers.
     """
 
     broadcast: SchemaRule = whole_model
-    answer: SchemaRule | None = whole_model
+    reply: SchemaRule | None = whole_model
 
 
 DELIVER = "deliver"
 """The last exchange of every run: each client gets the final model and keeps it."""
 
-DELIVER_KIND = ExchangeKind(answer=None)
+DELIVER_KIND = ExchangeKind(reply=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +142,18 @@ class Task:
     Attributes:
         payload: what the server broadcast.
         evaluate: evaluate the broadcast model on held-out examples before anything else.
+        deadline_s: seconds, from when the task was given, until the server stops waiting; None if it never does.
         cancelled: set when the server has closed the exchange; long computations look at it.
     """
 
     id: ExchangeId
     payload: Tensors
     evaluate: bool = False
+    deadline_s: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def check_cancelled(self) -> None:
-        """Raises CancelledError once nobody waits for the answer any more."""
+        """Raises CancelledError once the server no longer waits for the reply."""
         if self.cancelled.is_set():
             raise CancelledError(f"{self.id} was closed by the server")
 
@@ -160,12 +170,13 @@ class Reply:
     """What a client returns from its part of an exchange.
 
     Attributes:
-        contribution: tensors to be reduced, or None where the answer is only numbers.
+        contribution: tensors to be reduced, or None where a reply is only numbers.
         loss: mean loss over the examples computed on.
         evaluation: of the broadcast model on held-out examples, where the task asked for it.
         compute_s: seconds spent computing.
         gradient_evaluations: gradients of single examples' losses computed for it, the usual unit of client work.
         metrics: other numbers for the record, by name (at most `MAX_METRICS` of them): their weighted mean is logged.
+            Nothing else uses them: what an algorithm needs travels in the contribution.
     """
 
     contribution: Tensors | None = None
@@ -174,3 +185,143 @@ class Reply:
     compute_s: float = 0.0
     gradient_evaluations: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """When an exchange stops waiting for replies. Times are in seconds.
+
+    Attributes:
+        deadline_s: from the broadcast until a reply that has not begun is left out; one that is arriving has as long again.
+        enough: replies after which the exchange may close early.
+        grace_after_enough_s: how long it then stays open for more; None: until the deadline.
+        reconnect_grace_s: how long a client without connection may take to come back.
+        stall_timeout_s: how long an upload may go without a chunk.
+    """
+
+    deadline_s: float
+    enough: int = 1
+    grace_after_enough_s: float | None = None
+    reconnect_grace_s: float = 0.0
+    stall_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One exchange to be carried out: all that can change its outcome. Equal ones have equal outcomes on every engine.
+
+    Attributes:
+        clients: who takes part, in client order, with the weight of each contribution.
+        payload: what is broadcast.
+        reply_schema: what a client may contribute, or None where a reply is only numbers.
+        rule: reduces the contributions.
+        closing: when it stops waiting.
+        evaluate: clients evaluate the broadcast model on what they hold out, and say so in their reply.
+        max_norm: largest Euclidean norm of one contribution; larger ones are refused. None for any.
+    """
+
+    id: ExchangeId
+    clients: Mapping[str, float]
+    payload: Tensors
+    reply_schema: Schema | None
+    rule: Rule
+    closing: Closing
+    evaluate: bool = False
+    max_norm: float | None = None
+
+
+class Cause(StrEnum):
+    """Why a client's reply is missing, as the server knows it."""
+
+    DISCONNECTED = "disconnected"
+    SILENT = "silent"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CLOSED = "closed"
+    NOT_ASKED = "not asked"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A client that did not reply.
+
+    Attributes:
+        cause: what the server saw; decides whether waiting may help.
+        reason: one line for the record and the log. It may be the client's own text, so it decides nothing.
+    """
+
+    cause: Cause
+    reason: str
+
+    @property
+    def connection_lost(self) -> bool:
+        return self.cause is Cause.DISCONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an exchange.
+
+    Attributes:
+        reduced: the reduced contributions, or None where replies are only numbers or nobody replied.
+        replies: the numbers of those who replied, in client order; without their contributions.
+        missing: why each of the others did not, in client order.
+        traffic: bytes that crossed the network for it.
+        seconds: from the broadcast until it was reduced.
+        fault: why there is no reduction although clients replied; empty if there is one.
+    """
+
+    reduced: Tensors | None
+    replies: Mapping[str, Reply]
+    missing: Mapping[str, Missing]
+    traffic: Traffic
+    seconds: float
+    fault: str = ""
+
+    def mean_loss(self, weights: Mapping[str, float]) -> float | None:
+        """Weighted mean of the clients' losses, or None if no client reported one."""
+        losses = {client: reply.loss for client, reply in self.replies.items() if reply.loss is not None}
+        return _weighted_mean(losses, weights)
+
+    def mean_metrics(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Weighted mean of each metric over the clients that reported it, in the order of the names."""
+        by_name: dict[str, dict[str, float]] = {}
+        for client, reply in self.replies.items():
+            for name, value in reply.metrics.items():
+                by_name.setdefault(name, {})[client] = value
+        means = {name: _weighted_mean(values, weights) for name, values in sorted(by_name.items())}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of single examples' losses, over all clients that replied."""
+        return sum(reply.gradient_evaluations for reply in self.replies.values())
+
+    @property
+    def client_seconds(self) -> float:
+        """Seconds that the clients computed, added up."""
+        return math.fsum(reply.compute_s for reply in self.replies.values())
+
+    @property
+    def connection_lost(self) -> bool:
+        """Whether a client is missing for want of a connection."""
+        return any(missing.connection_lost for missing in self.missing.values())
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """All clients' evaluations of the broadcast model added up, or None if no client holds examples out."""
+        evaluations = [reply.evaluation for reply in self.replies.values() if reply.evaluation is not None]
+        if not evaluations:
+            return None
+        return Evaluation(
+            sum(evaluation.examples for evaluation in evaluations),
+            sum(evaluation.correct for evaluation in evaluations),
+            math.fsum(evaluation.loss_sum for evaluation in evaluations),
+        )
+
+
+def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    if not values:
+        return None
+    weighted = math.fsum(weights[client] * value for client, value in values.items())
+    return weighted / math.fsum(weights[client] for client in values)

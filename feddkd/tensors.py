@@ -46,6 +46,9 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
+_SERIAL_ELEMENTS = (1 << 15) - 1
+"""Torch sums at most this many elements in one thread, in an order of its own that never changes."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -301,11 +304,28 @@ class Tensors(Mapping[str, Tensor]):
         return out
 
     def norm(self) -> float:
-        """Euclidean norm over all floating-point elements."""
-        squares = (
-            self.elements(segment).double().square().sum().item() for segment in self.schema.segments if segment.dtype.is_floating_point
+        """Compute the Euclidean norm over all floating-point elements, in float64.
+
+        The result is the same for every number of torch's threads; it is infinite where a sum of squares overflows.
+        """
+        pieces = (
+            piece
+            for segment in self.schema.segments
+            if segment.dtype.is_floating_point
+            for piece in torch.split(self.elements(segment), _SERIAL_ELEMENTS)
         )
-        return math.sqrt(sum(squares))
+        try:
+            return math.sqrt(math.fsum(piece.double().square().sum().item() for piece in pieces))
+        except OverflowError:  # fsum's answer to finite numbers whose sum is not
+            return math.inf
+
+    def is_finite(self) -> bool:
+        """Whether no floating-point element is NaN or infinite."""
+        return all(
+            # The sum is several times faster than a look at each element, and finite only if all of them are.
+            bool(torch.isfinite(elements.sum())) or bool(torch.isfinite(elements).all())
+            for elements in (self.elements(segment) for segment in self.schema.segments if segment.dtype.is_floating_point)
+        )
 
     def sha256(self) -> str:
         """Hex digest of all bytes in schema order: equal models have equal digests, bit for bit."""

@@ -186,7 +186,7 @@ class Federation:
         names = [f"client-{index}" for index in range(len(clients))]
         self.workers = {
             name: Worker(
-                self.config, name, MemoryExamples(torch.from_numpy(each.x), torch.from_numpy(each.y)), StateDir(folder / name), INFO
+                self.config, name, MemoryExamples(torch.from_numpy(each.x), torch.from_numpy(each.y)), StateDir(folder / name, name), INFO
             )
             for name, each in zip(names, clients, strict=True)
         }

@@ -19,20 +19,22 @@ import torch
 from torch import Tensor
 
 from feddkd import algorithms
-from feddkd.aggregator.weighted_mean import Rule, WeightedMean
-from feddkd.client.agent import Agent, TaskRunner
+from feddkd.aggregator.rule import Rule, Rows
+from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.client.agent import Agent, Farewell
 from feddkd.client.process import simulated_workers
+from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.engines.federation import LOOPBACK, initial_model
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK, initial_model
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.exchange import ExchangeId, Reply, Task
-from feddkd.scheduler.engine import ClientStates, Engine, Exchange, Outcome
+from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome, Reply, Task
+from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
-from feddkd.scheduler.rounds import Scheduler
-from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.scheduler.rounds import CohortLayer, Scheduler
+from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import SERVICE, decode_chunk, is_chunk
 from feddkd.transport.messages import hello_message
@@ -154,9 +156,9 @@ class Server:
         self.engine = engine
         self.address = f"{LOOPBACK}:{engine.start(LOOPBACK, 0)}"
         self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="test")
-        self._agents: list[Future[pb.Farewell]] = []
+        self._agents: list[Future[Farewell]] = []
 
-    def agent(self, client: str, worker: TaskRunner, executor: Executor | None = None) -> Future[pb.Farewell]:
+    def agent(self, client: str, worker: TaskRunner, executor: Executor | None = None) -> Future[Farewell]:
         """Take part as this client, until the farewell."""
         taking_part = start_agent(Agent(self.address, client, worker, executor or self._threads, retry_for_s=60))
         self._agents.append(taking_part)
@@ -189,15 +191,13 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def start_agent(agent: Agent) -> Future[pb.Farewell]:
+def start_agent(agent: Agent) -> Future[Farewell]:
     return asyncio.run_coroutine_threadsafe(agent.run(), _loop())
 
 
 @contextmanager
-def serving(
-    config: Config | None = None, schema: Schema = SCHEMA, rule: Rule = WeightedMean, engine: GrpcEngine | None = None
-) -> Iterator[Server]:
-    server = Server(engine or GrpcEngine(config or small_config(), RUN_ID, schema, rule))
+def serving(config: Config | None = None, schema: Schema = SCHEMA, engine: GrpcEngine | None = None) -> Iterator[Server]:
+    server = Server(engine or GrpcEngine(config or small_config(), RUN_ID, schema))
     try:
         yield server
     finally:
@@ -208,28 +208,36 @@ def exchange_of(
     clients: Sequence[str] | Mapping[str, float],
     payload: Tensors,
     *,
-    answer_schema: Schema | None = SCHEMA,
+    reply_schema: Schema | None = SCHEMA,
     round_number: int = 1,
     name: str = "local_train",
-    deadline_s: float = 60.0,
+    closing: Closing = Closing(60.0),  # noqa: B008
+    rule: Rule = WeightedMean(),  # noqa: B008
+    max_norm: float | None = None,
 ) -> Exchange:
+    """An exchange of any kind; its clients all weigh the same unless the weights are given."""
     weights = clients if isinstance(clients, Mapping) else dict.fromkeys(sorted(clients), 1.0)
-    return Exchange(ExchangeId(RUN_ID, round_number, 0, name, 0), weights, payload, answer_schema, False, deadline_s)
+    exchange = ExchangeId(RUN_ID, round_number, 0, name, 0)
+    return Exchange(exchange, weights, payload, reply_schema, rule, closing, max_norm=max_norm)
 
 
 class OrderSensitiveMean:
     """A mean accumulated in float32: unlike the real one, its bits show in which order the clients were added."""
 
-    def __init__(self, dtype: torch.dtype, numel: int) -> None:
-        self._sum = torch.zeros(numel)
-        self._weight = 0.0
+    passes = 1
 
-    def add(self, elements: Tensor, weight: float) -> None:
-        self._sum += elements.float() * weight
-        self._weight += weight
+    def start(self) -> Self:
+        return self
 
-    def result(self, out: Tensor) -> None:
-        out.copy_(self._sum / self._weight)
+    def survey(self, block: Segment, rows: Rows) -> None:
+        raise AssertionError
+
+    def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
+        total, weights = torch.zeros(len(out)), 0.0
+        for elements, weight in rows:
+            total += elements.float() * weight
+            weights += weight
+        out.copy_(total / weights)
 
 
 def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
@@ -237,10 +245,8 @@ def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) 
     schema = next(iter(contributions.values())).schema
     out = Tensors(schema)
     for segment in schema.segments:
-        reduction = WeightedMean(segment.dtype, (segment.stop - segment.start) // segment.dtype.itemsize)
-        for client in sorted(contributions):
-            reduction.add(contributions[client].elements(segment), weights[client])
-        reduction.result(out.elements(segment))
+        rows = [(contributions[client].elements(segment), weights[client]) for client in sorted(contributions)]
+        WeightedMean().start().reduce(segment, rows, out.elements(segment))
     return out
 
 
@@ -253,6 +259,8 @@ def run_in_threads(
     run_id: str = RUN_ID,
     engine: GrpcEngine | None = None,
     workers: Mapping[str, Worker] | None = None,
+    rule: Rule | None = None,
+    layers: Sequence[CohortLayer] = (),
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation over gRPC, every client in this process."""
@@ -265,7 +273,17 @@ def run_in_threads(
             server.agent(client, worker, executor)
         server.wait_for(*workers)
         algorithm = algorithms.find(config.algorithm.name)(config)
-        return Scheduler(config, algorithm, around(server.engine), run_id=run_id, observers=observers, journal=journal).run(model)
+        scheduler = Scheduler(
+            config,
+            algorithm,
+            around(server.engine),
+            run_id=run_id,
+            observers=observers,
+            journal=journal,
+            rule=rule,
+            layers=layers,
+        )
+        return scheduler.run(model)
 
 
 class HandClient:
@@ -363,7 +381,7 @@ def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None 
     return [pb.ParticipateRequest(answer=answer).SerializeToString(), *payload.frames()]
 
 
-class EngineProxy:
+class EngineProxy(Engine):
     """Passes everything on to another engine; override what should go wrong."""
 
     def __init__(self, engine: Engine) -> None:
@@ -376,9 +394,18 @@ class EngineProxy:
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         return self.engine.wait_for_clients(count, timeout_s)
 
+    def begin(self, exchange: Exchange) -> OpenExchange:
+        return self.engine.begin(exchange)
+
     def carry_out(self, exchange: Exchange) -> Outcome:
         self.carried_out.append(exchange.id)
         return self.engine.carry_out(exchange)
+
+    def abort(self, reason: str) -> None:
+        self.engine.abort(reason)
+
+    def check_aborted(self) -> None:
+        self.engine.check_aborted()
 
     def other_traffic(self) -> Traffic:
         return self.engine.other_traffic()
@@ -398,10 +425,21 @@ def run_in_process(
     journal: Journal | None = None,
     run_id: str = RUN_ID,
     workers: Mapping[str, Worker] | None = None,
-    rule: Rule = WeightedMean,
+    rule: Rule | None = None,
+    layers: Sequence[CohortLayer] = (),
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation on the reference engine."""
-    engine = InProcessEngine(workers or simulated_workers(config, out / "clients"), config.transport.chunk_bytes, rule)
-    algorithm = algorithms.find(config.algorithm.name)(config)
-    return Scheduler(config, algorithm, around(engine), run_id=run_id, observers=observers, journal=journal).run(initial_model(config))
+    workers = workers or simulated_workers(config, out / "clients")
+    with InProcessEngine(workers, config.transport.chunk_bytes, config.transport.staging_bytes) as engine:
+        scheduler = Scheduler(
+            config,
+            algorithms.find(config.algorithm.name)(config),
+            around(engine),
+            run_id=run_id,
+            observers=observers,
+            journal=journal,
+            rule=rule,
+            layers=layers,
+        )
+        return scheduler.run(initial_model(config))

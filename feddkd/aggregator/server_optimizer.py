@@ -49,6 +49,7 @@ class ServerOptimizer:
         self._build = partial(_OPTIMIZERS[name], lr=lr)
         self._keep_state = keep_state
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
+        self._state_is_shared = False  # somebody else holds the moments: copy them before a step writes into them
         self._schema: Schema | None = None  # what the moments belong to
 
     def start_round(self) -> None:
@@ -75,12 +76,13 @@ class ServerOptimizer:
         """
         if self._schema is not None:
             self._schema.check_same(gradient.schema)
+        self._take_over_state()
         weights = student.select(gradient.schema)
         for segment in gradient.schema.segments:
             elements = weights.elements(segment)
             elements.copy_(self._step_vector(DTYPE_NAMES[segment.dtype], elements, gradient.elements(segment)))
         self._schema = gradient.schema
-        return student.replace(weights)
+        return weights if weights.schema == student.schema else student.replace(weights)
 
     def _step_vector(self, name: str, weights: Tensor, gradient: Tensor) -> Tensor:
         """The vector `weights` after one step; `name` tells whose moments to use."""
@@ -95,17 +97,30 @@ class ServerOptimizer:
         self._state[name] = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
         return parameter.detach()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the moments as flat tensors named "dtype.moment"; empty before the first step of a round without state.
+    def _take_over_state(self) -> None:
+        """Copy moments that `state_dict` or `load_state_dict` shares, since steps change them in place."""
+        if self._state_is_shared:
+            for state in self._state.values():
+                for key, value in state.items():
+                    state[key] = value.clone()  # one at a time: each original can go before the next copy
+            self._state_is_shared = False
 
-        Loaded again, it lets a round that failed be run again with exactly the same result.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments that the next round continues from, as flat tensors named "dtype.moment".
+
+        They are not copied, and later steps do not change them. There are none where each round starts without. Loaded
+        again, they let a round that failed run again with exactly the same result.
         """
-        return {f"{name}.{key}": value.clone() for name, state in self._state.items() for key, value in state.items()}
+        if not self._keep_state:
+            return {}
+        self._state_is_shared = True
+        return {f"{name}.{key}": value for name, state in self._state.items() for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a snapshot that `state_dict` made with the same optimizer name."""
+        """Continue from what `state_dict` returned with the same optimizer name; the tensors are not changed."""
         self._state = {}
+        self._state_is_shared = True
         self._schema = None
         for path, value in state.items():
             name, key = path.split(".")
-            self._state.setdefault(name, {})[key] = value.clone()
+            self._state.setdefault(name, {})[key] = value

@@ -1,55 +1,84 @@
-"""The weighted mean, computed in client order so that its bits never depend on who answered first.
-
-A rule reduces one run of elements: `add` once for each client, in the order of their ids, then
-`result`. A federation calls it chunk by chunk, so nobody ever holds all clients' models.
-"""
+"""Computes the weighted mean in client order, so that its bits do not depend on the order of arrival."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import math
+from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from feddkd.aggregator.rule import Reduction, Rows
+from feddkd.tensors import Segment
 
-class Reduction(Protocol):
-    """The reduction of one run of elements over all clients."""
-
-    def add(self, elements: Tensor, weight: float) -> None:
-        """Take in one client's elements; `elements` may be reused by the caller afterwards."""
-
-    def result(self, out: Tensor) -> None:
-        """Write the reduced elements, in their own dtype, into `out`."""
+EXACT_INTEGERS = 2**53
+"""Integers up to here are exact in float64."""
 
 
-Rule = Callable[[torch.dtype, int], Reduction]
-"""Starts the reduction of a run of so many elements of one dtype."""
-
-
+@dataclass(frozen=True, slots=True)
 class WeightedMean:
-    """sum_k n_k x_k / sum_k n_k over the clients that answered.
+    """sum_k n_k x_k / sum_k n_k over the clients that replied.
 
     Accumulates in float64, so that rounding does not grow with the number of clients. Integers are
-    rounded half to even and stay integers; a bool is true where clients of half the weight say so.
+    rounded half to even and stay integers, exactly; a bool is true where clients of half the weight say so.
     """
 
-    def __init__(self, dtype: torch.dtype, numel: int) -> None:
-        self._dtype = dtype
-        self._sum = torch.zeros(numel, dtype=torch.float64)
-        self._weight = 0.0
+    passes: int = 1
 
-    def add(self, elements: Tensor, weight: float) -> None:
-        # Two operations, not add_(alpha=...): a fused multiply-add in the vectorised part of a loop and none in
-        # its tail would make the bits depend on where chunks begin.
-        self._sum.add_(elements.to(torch.float64, copy=True).mul_(weight))
-        self._weight += weight
+    def start(self) -> Reduction:
+        return _MeanReduction()
 
-    def result(self, out: Tensor) -> None:
-        mean = self._sum.div_(self._weight)
-        if self._dtype == torch.bool:
+
+class _MeanReduction:
+    """Has no state: every block is reduced by itself."""
+
+    def survey(self, block: Segment, rows: Rows) -> None:
+        raise AssertionError("a mean reads its contributions once")
+
+    def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
+        if block.dtype == torch.int64:
+            _reduce_int64(rows, out)
+            return
+        total, weights = torch.zeros(len(out), dtype=torch.float64), 0.0
+        for elements, weight in rows:
+            # Two operations, not add_(alpha=...): a fused multiply-add in the vectorised part of a loop and none
+            # in its tail would make the bits depend on where blocks begin.
+            total.add_(elements.to(torch.float64, copy=True).mul_(weight))
+            weights += weight
+        mean = total.div_(weights)
+        if block.dtype == torch.bool:
             torch.ge(mean, 0.5, out=out)
-        elif self._dtype.is_floating_point:
+        elif block.dtype.is_floating_point:
             out.copy_(mean)
         else:
             out.copy_(mean.round_())
+
+
+def _reduce_int64(rows: Rows, out: Tensor) -> None:
+    """Write the exact mean of 64-bit integers: float64 where it is exact, whole numbers of any size elsewhere."""
+    kept = [(elements.clone(), weight) for elements, weight in rows]
+    total, largest = torch.zeros(len(out), dtype=torch.float64), torch.zeros(len(out), dtype=torch.float64)
+    weights = 0.0
+    for elements, weight in kept:
+        weighted = elements.to(torch.float64).mul_(weight)
+        total.add_(weighted)
+        largest.add_(weighted.abs_())
+        weights += weight
+    out.copy_(total.div_(weights).round_())
+    inexact = (largest >= EXACT_INTEGERS).nonzero().flatten()
+    if len(inexact):
+        out[inexact] = torch.from_numpy(_whole_number_mean([(elements[inexact], weight) for elements, weight in kept]))
+
+
+def _whole_number_mean(rows: list[tuple[Tensor, float]]) -> npt.NDArray[np.int64]:
+    """The mean, rounded half to even, by Python's integers."""
+    scale = math.lcm(*(Fraction(weight).denominator for _, weight in rows))
+    weights = [int(Fraction(weight) * scale) for _, weight in rows]
+    weighted = [elements.numpy().astype(object) * weight for (elements, _), weight in zip(rows, weights, strict=True)]
+    total, divisor = np.sum(weighted, axis=0), sum(weights)
+    floor, rest = total // divisor, total % divisor
+    round_up = (2 * rest > divisor) | ((2 * rest == divisor) & (floor % 2 == 1))
+    return np.asarray(floor + round_up, dtype=np.int64)

@@ -75,15 +75,23 @@ class Yogi(torch.optim.Optimizer):
         return loss
 
 
+_PIECE_ELEMENTS = 1 << 18
+
+
 def _update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], lr: float, betas: tuple[float, float], eps: float) -> None:
     if not state:
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     state["step"] += 1
-    step, mean, second_moment = state["step"].item(), state["exp_avg"], state["exp_avg_sq"]
-    mean.lerp_(gradient, 1 - betas[0])
-    square = gradient.square()
-    second_moment.sub_(square.mul_(torch.sign(second_moment - square)), alpha=1 - betas[1])
-    root = second_moment.sqrt().div_(math.sqrt(1 - betas[1] ** step)).add_(eps)
-    parameter.addcdiv_(mean, root, value=-lr / (1 - betas[0] ** step))
+    step = state["step"].item()
+    rate, correction = -lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
+    # A piece at a time: what is computed on the way takes no memory to speak of.
+    vectors = (tensor.view(-1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"]))
+    pieces = (torch.split(vector, _PIECE_ELEMENTS) for vector in (*vectors, gradient.reshape(-1)))
+    for weights, mean, second_moment, g in zip(*pieces, strict=True):
+        mean.lerp_(g, 1 - betas[0])
+        square = g.square()
+        second_moment.sub_(square.mul_(torch.sign(second_moment - square)), alpha=1 - betas[1])
+        root = second_moment.sqrt().div_(correction).add_(eps)
+        weights.addcdiv_(mean, root, value=rate)

@@ -20,11 +20,11 @@ from feddkd.algorithms.fednova import FedNova
 from feddkd.algorithms.fedntd import FedNTD, NotTrueDistillation
 from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from feddkd.algorithms.fedprox import FedProx, Proximal
-from feddkd.algorithms.local_training import LocalObjective
+from feddkd.algorithms.local_training import check_batch_size
 from feddkd.algorithms.moon import MOON, ModelContrast
 from feddkd.algorithms.scaffold import SCAFFOLD
-from feddkd.algorithms.site import Site
-from feddkd.config import Config, CrossEntropyConfig
+from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.config import Config, CrossEntropyConfig, Table
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
 
@@ -81,7 +81,10 @@ def build(config: Config) -> Algorithm:
 
 
 def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
-    """Builds what a site minimises in local training: its algorithm's own objective, or the one that it is told to use.
+    """Choose what sites minimise in local training: their algorithm's own objective, or the one that they are told to use.
+
+    Returns:
+        Builds the objective of a site; raises ConfigError if the site's network cannot train with these settings.
 
     Raises:
         ConfigError: `algorithm.local_objective` names something that is not there, or the algorithm's own objective cannot
@@ -91,14 +94,21 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
     if own is not None:
         if getattr(config.algorithm, "local_objective", CrossEntropyConfig()) != CrossEntropyConfig():
             raise ConfigError(f"algorithm.local_objective: {config.algorithm.name} has an objective of its own")
-        own_table = own_settings(config, own.table)
-        return lambda site: own(site, own_table)
+        return _builder(own, own_settings(config, own.table))
     settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
     objective = OBJECTIVES.get(settings.name)
     if objective is None:
         objective = load_object(settings.name, "algorithm.local_objective.name")
         if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
             raise ConfigError(
-                f"algorithm.local_objective.name = {settings.name!r}: not a subclass of feddkd.algorithms.local_training.LocalObjective"
+                f"algorithm.local_objective.name = {settings.name!r}: not a subclass of feddkd.algorithms.site.LocalObjective"
             )
-    return lambda site: objective(site, settings)
+    return _builder(objective, settings)
+
+
+def _builder(objective: type[LocalObjective], settings: Table) -> Callable[[Site], LocalObjective]:
+    def build_objective(site: Site) -> LocalObjective:
+        check_batch_size(site)
+        return objective(site, settings)
+
+    return build_objective

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from feddkd.algorithms.local_training import LocalObjective
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, CustomAlgorithmConfig, Table
 from feddkd.config.problems import describe
 from feddkd.errors import ConfigError

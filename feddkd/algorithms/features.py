@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
-from feddkd.dkd.teacher import eval_mode
 from feddkd.errors import ConfigError
+from feddkd.evaluation import Check, eval_mode, never_stop
 
 
 class Features:
@@ -29,8 +29,14 @@ class Features:
         return logits, found[-1]
 
     @torch.no_grad()
-    def of_all(self, examples: Examples, device: torch.device, batch_size: int = 512) -> Tensor:
-        """Features of all examples at the module's weights, in eval mode; [n, D] on the CPU."""
+    def of_all(self, examples: Examples, device: torch.device, batch_size: int = 512, check: Check = never_stop) -> Tensor:
+        """Compute the features of all examples at the module's weights, in eval mode; [n, D] on the CPU.
+
+        `check` is called before every batch; what it raises ends the computation.
+        """
         with eval_mode(self._module):
-            order = torch.arange(len(examples))
-            return torch.cat([self.forward(x.to(device))[1].cpu() for _, x, _ in examples.batches(order, batch_size)])
+            features = []
+            for _, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+                check()
+                features.append(self.forward(inputs.to(device))[1].cpu())
+            return torch.cat(features)

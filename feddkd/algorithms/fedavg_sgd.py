@@ -35,7 +35,7 @@ class FedAvgSGD(FedDKD):
     """
 
     exchanges = {
-        "local_train": ExchangeKind(answer=model_and(previous_loss=scalar)),
-        "sgd_step": ExchangeKind(answer=trainable_parameters),
+        "local_train": ExchangeKind(reply=model_and(previous_loss=scalar)),
+        "sgd_step": ExchangeKind(reply=trainable_parameters),
     }
     client_half = FedAvgSGDClient

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -77,7 +76,10 @@ class FedDKDClient(FedAvgClient):
         teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
         task.payload.load_into(self.site.module)
         order = self._draw_batch(task)
-        gradient, loss = distillation_gradient(self.site.module, self.site.examples, teacher, order, self.distillation, self.site.device)
+        site = self.site
+        gradient, loss = distillation_gradient(
+            site.module, site.examples, teacher, order, self.distillation, site.device, check=task.check_cancelled
+        )
         return gradient, loss, len(order)
 
     def _draw_batch(self, task: Task) -> Tensor:
@@ -95,7 +97,8 @@ class FedDKDClient(FedAvgClient):
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
             teacher.load_into(self.site.module)
-            self._cached_logits = label, teacher_logits(self.site.module, self.site.examples, self.site.device)
+            logits = teacher_logits(self.site.module, self.site.examples, self.site.device, check=task.check_cancelled)
+            self._cached_logits = label, logits
         return self._cached_logits[1]
 
     @staticmethod
@@ -115,8 +118,8 @@ class FedDKD(Algorithm):
     """
 
     exchanges = {
-        "local_train": ExchangeKind(answer=model_and(previous_loss=scalar)),
-        "dkd_step": ExchangeKind(answer=trainable_parameters),
+        "local_train": ExchangeKind(reply=model_and(previous_loss=scalar)),
+        "dkd_step": ExchangeKind(reply=trainable_parameters),
     }
     client_half: ClassVar[type[ClientHalf]] = FedDKDClient
 
@@ -128,32 +131,30 @@ class FedDKD(Algorithm):
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
-        student, previous = self._starts(model, cohort.exchange("local_train", model))
-        tail, plateau = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), Plateau(dkd.patience)
         self.server_optimizer.start_round()
+        student, previous_loss = self._start(model, cohort.exchange("local_train", model))
+        tail, plateau = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), Plateau(dkd.patience)
         for step in range(dkd.steps):
-            gradient = cohort.exchange(self.step_exchange, student, step=step)
-            if step == 0 and dkd.steps > 1 and previous.is_better_than(cohort.loss):
-                student = previous.student
+            gradient = clipped(cohort.exchange(self.step_exchange, student, step=step), dkd.clip_norm)
+            if step == 0 and dkd.steps > 1 and is_lower(previous_loss, cohort.loss):
+                student = with_parameters_of(model, student)  # start over from the previous global model
                 continue
-            student = self.server_optimizer.step(student, clipped(gradient, dkd.clip_norm))
+            student = self.server_optimizer.step(student, gradient)
             tail.add(step, student)
             if plateau.reached(cohort.loss):
                 break
         return tail.of(student)
 
-    def _starts(self, model: Tensors, answer: Tensors) -> tuple[Tensors, PreviousModel]:
-        """Where the steps start, and where they start over if that turns out to have the lower loss."""
+    def _start(self, model: Tensors, answer: Tensors) -> tuple[Tensors, float]:
+        """Where the steps start, and the loss of the previous global model, infinite if they cannot start over from it."""
         average = model + answer.select(model.schema)
-        loss = read_scalar(answer, "previous_loss")
-        previous = PreviousModel(average.replace(model.select(model.schema.trainable)), loss)
         match self.config.dkd.start:
             case "average":
-                return average, PreviousModel(average, math.inf)
+                return average, math.inf
             case "previous":
-                return previous.student, PreviousModel(previous.student, math.inf)
+                return with_parameters_of(model, average), math.inf
             case "better":
-                return average, previous
+                return average, read_scalar(answer, "previous_loss")
 
     def state_dict(self) -> dict[str, Any]:
         return self.server_optimizer.state_dict()
@@ -167,16 +168,11 @@ def distillation_of(dkd: DKDConfig) -> Distillation:
     return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousModel:
-    """The previous round's global model, as another place to start the steps from.
+def with_parameters_of(model: Tensors, average: Tensors) -> Tensors:
+    """The trainable parameters of `model` with the buffers of `average`."""
+    return average.replace(model.select(model.schema.trainable))
 
-    Attributes:
-        loss: of a first step from here, at the clients; infinite where starting here is out of the question.
-    """
 
-    student: Tensors
-    loss: float
-
-    def is_better_than(self, loss_at_average: float | None) -> bool:
-        return loss_at_average is not None and self.loss < loss_at_average
+def is_lower(previous_loss: float, loss: float | None) -> bool:
+    """Whether the previous global model has the lower loss; not so where nobody measured the student's."""
+    return loss is not None and previous_loss < loss

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.memory import RoundMemory
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, FedDynConfig
 from feddkd.exchange import Task
 from feddkd.tensors import Tensors

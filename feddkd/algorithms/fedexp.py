@@ -30,7 +30,7 @@ class FedExP(Algorithm):
     model. Clients train from x, which is what a round broadcasts; so what they hold out is evaluated on x as well.
     """
 
-    exchanges = {"local_train": ExchangeKind(answer=model_and(norm_squared=scalar))}
+    exchanges = {"local_train": ExchangeKind(reply=model_and(norm_squared=scalar))}
     client_half = FedExPClient
 
     def __init__(self, config: Config) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from feddkd.algorithms.features import Features
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.local_training import LocalObjective
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import FedMAXConfig
 
 

@@ -18,15 +18,14 @@ class FedNovaClient(FedAvgClient):
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:
         length = effective_steps(steps, self.site.config.training.momentum)
-        # A client that took no step has moved nothing: its zero stays zero.
-        per_step = update.select(update.schema.trainable).scaled(1 / length if length else 0.0)
+        per_step = update.select(update.schema.trainable).scaled(1 / length)
         return update.replace(per_step).beside(effective_steps=as_scalar(length))
 
 
 class FedNova(Algorithm):
     """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k."""
 
-    exchanges = {"local_train": ExchangeKind(answer=model_and(effective_steps=scalar))}
+    exchanges = {"local_train": ExchangeKind(reply=model_and(effective_steps=scalar))}
     client_half = FedNovaClient
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.local_training import LocalObjective
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import FedNTDConfig
 from feddkd.dkd import kl, teacher_logits, without_true_class
 from feddkd.exchange import Task
@@ -34,8 +33,9 @@ class NotTrueDistillation(LocalObjective):
         self._temperature = settings.temperature
         self._global_logits = torch.empty(0)
 
-    def begin(self, task: Task) -> None:  # noqa: ARG002
-        self._global_logits = teacher_logits(self.site.module, self.site.examples, self.site.device)
+    def begin(self, task: Task) -> None:
+        site = self.site
+        self._global_logits = teacher_logits(site.module, site.examples, site.device, check=task.check_cancelled)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.module(inputs)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.local_training import LocalObjective
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import FedProxConfig
 from feddkd.exchange import Task
 

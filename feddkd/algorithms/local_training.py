@@ -5,60 +5,24 @@ What it minimises is a `LocalObjective`; the plain one is the cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from feddkd.algorithms.site import Site
-from feddkd.config import CrossEntropyConfig, Table
+from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.data.examples import Batch
+from feddkd.errors import ClientError, ConfigError
 from feddkd.exchange import Task
-
-
-class LocalObjective:
-    """What a client minimises in local training: the cross-entropy of the true labels.
-
-    Subclasses add to the loss, or to its gradient where that is all the addition amounts to.
-
-    Attributes:
-        table: what its settings are read with; without meaning for an objective that the configuration names by its import path.
-    """
-
-    table: ClassVar[type[Table]] = CrossEntropyConfig
-
-    def __init__(self, site: Site, settings: Table) -> None:  # noqa: ARG002
-        """`settings` is the objective's own table in the configuration."""
-        self.site = site
-
-    def begin(self, task: Task) -> None:
-        """Local training is about to start; the module holds the broadcast model."""
-
-    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of one mini-batch at the module's weights.
-
-        Args:
-            index: int64 [B] on the CPU, which of the site's examples these are.
-            inputs: float32 [B, ...] on the site's device.
-            labels: int64 [B] on the site's device.
-        """
-        return F.cross_entropy(self.site.module(inputs), labels)
-
-    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Change `.grad` in place, of the parameters that have one, after the loss's gradient and before the step."""
-
-    def end(self, task: Task, steps: int) -> None:
-        """Local training took so many steps; the module holds the local model."""
 
 
 class LocalTraining(NamedTuple):
     """What local training came to.
 
     Attributes:
-        loss: mean loss over the last epoch's mini-batches.
-        steps: of the optimizer.
+        loss: mean over the examples that the last epoch trained on.
+        steps: of the optimizer, at least one.
         gradient_evaluations: examples that those steps' gradients were taken of, each as often as it was.
     """
 
@@ -71,10 +35,12 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     """Run `training.epochs` epochs of mini-batch SGD from the broadcast model, which ends up in the site's module changed.
 
     The order of the examples depends on the seed, the round and the client alone. The optimizer
-    starts afresh every round, as in FedAvg (McMahan et al., AISTATS 2017).
+    starts afresh every round, as in FedAvg (McMahan et al., AISTATS 2017). A batch of one example is left
+    out where the network cannot train on it (`takes_one_example`).
 
     Raises:
         CancelledError: the server closed the exchange.
+        ClientError: there was no batch to train on, so the local model would be the broadcast one.
     """
     task.payload.load_into(site.module)
     objective.begin(task)
@@ -89,30 +55,95 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
         fused=True,  # one pass over memory
     )
     site.module.train()
-    batch_norm = any(isinstance(module, _BatchNorm) for module in site.module.modules())
     epoch_loss = torch.zeros((), device=site.device)
-    steps = gradient_evaluations = 0
+    steps = epoch_examples = gradient_evaluations = 0
     # Dropout and the like draw from the global generator; give it this task's stream and put it back afterwards.
-    with torch.random.fork_rng(devices=[site.device] if site.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=_accelerators(site)):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(training.epochs):
             epoch_loss.zero_()
+            epoch_examples = 0
             order = torch.randperm(len(site.examples), generator=generator)
-            for index, inputs, labels in site.examples.batches(order, training.batch_size):
+            for index, inputs, labels in _batches(site, order):
                 task.check_cancelled()
-                if len(labels) == 1 and batch_norm:
-                    continue  # a leftover of one example has no variance to normalise by
                 optimizer.zero_grad(set_to_none=True)
-                loss = objective.loss(index, inputs.to(site.device), labels.to(site.device))
+                loss = objective.loss(index, inputs, labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 # A parameter that the loss does not depend on has no gradient, and SGD leaves it as it is.
                 objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
                 optimizer.step()
                 epoch_loss += loss.detach() * len(labels)
                 steps += 1
-                gradient_evaluations += len(labels)
+                epoch_examples += len(labels)
+            gradient_evaluations += epoch_examples
+    if steps == 0:
+        raise ClientError(_nothing_trained(site))
     objective.end(task, steps)
-    return LocalTraining(float(epoch_loss) / len(site.examples), steps, gradient_evaluations)
+    return LocalTraining(float(epoch_loss) / epoch_examples, steps, gradient_evaluations)
+
+
+def check_batch_size(site: Site) -> None:
+    """Check that the site's network can train on batches of `training.batch_size`.
+
+    Raises:
+        ConfigError: batches are of one example, and the network refuses those in training.
+    """
+    if site.config.training.batch_size > 1 or len(site.examples) == 0:
+        return
+    site.module.train()
+    with torch.random.fork_rng(devices=[]):  # reading an example may draw random numbers to augment it
+        inputs, _ = site.examples.gather(torch.tensor([0]))
+    if not takes_one_example(site.module, inputs.to(site.device)):
+        raise ConfigError(
+            f"training.batch_size = 1: model {site.config.model.name!r} (its BatchNorm) cannot train on one example at a time; "
+            "use at least 2"
+        )
+
+
+def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
+    """Find out whether `module`, in train mode, accepts `inputs`, a batch of one example.
+
+    BatchNorm1d refuses it, having a single value of each channel; BatchNorm2d accepts an image of more than one pixel.
+    Buffers and the random state are as before afterwards.
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+            module(inputs)
+    except ValueError:
+        return False
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])
+    return True
+
+
+def _batches(site: Site, order: Tensor) -> Iterator[Batch]:
+    """The mini-batches of one epoch on the site's device, without one of a single example that the network refuses."""
+    accepts_one: bool | None = None
+    for index, inputs, labels in site.examples.batches(order, site.config.training.batch_size):
+        on_device = inputs.to(site.device)
+        if len(labels) == 1:
+            if accepts_one is None:
+                accepts_one = takes_one_example(site.module, on_device)
+            if not accepts_one:
+                continue
+        yield index, on_device, labels.to(site.device)
+
+
+def _accelerators(site: Site) -> list[torch.device]:
+    """Devices besides the CPU whose random state training changes."""
+    return [site.device] if site.device.type == "cuda" else []
+
+
+def _nothing_trained(site: Site) -> str:
+    if len(site.examples) == 0:
+        return "no step of local training was possible: there are no examples"
+    return (
+        "no step of local training was possible: the network (its BatchNorm) cannot train on one example at a time; "
+        f"examples = {len(site.examples)}, training.batch_size = {site.config.training.batch_size}"
+    )
 
 
 def effective_steps(steps: int, momentum: float) -> float:

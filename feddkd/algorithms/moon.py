@@ -16,9 +16,8 @@ from torch import Tensor
 
 from feddkd.algorithms.features import Features
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.memory import RoundMemory
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import MOONConfig
 from feddkd.exchange import Task
 from feddkd.tensors import Tensors
@@ -45,12 +44,12 @@ class ModelContrast(LocalObjective):
 
     def begin(self, task: Task) -> None:
         site = self.site
-        self._global_features = self._features.of_all(site.examples, site.device)
+        self._global_features = self._features.of_all(site.examples, site.device, check=task.check_cancelled)
         previous = self._memory.recall(task.id, site.model_schema)
         self._previous_features = None
         if previous is not None:
             previous.load_into(site.module)
-            self._previous_features = self._features.of_all(site.examples, site.device)
+            self._previous_features = self._features.of_all(site.examples, site.device, check=task.check_cancelled)
             task.payload.load_into(site.module)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import LocalObjective, effective_steps
+from feddkd.algorithms.local_training import effective_steps
 from feddkd.algorithms.memory import RoundMemory
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, SCAFFOLDConfig
 from feddkd.exchange import ExchangeKind, Task, model_and, trainable_parameters
 from feddkd.tensors import Tensors
@@ -54,11 +54,9 @@ class ControlVariates(LocalObjective):
         assert self._own is not None
         assert self._correction is not None
         schema, training = self.site.model_schema.trainable, self.site.config.training
-        self.change = Tensors(schema)
-        if steps:
-            way_back = task.payload.select(schema) - Tensors.of_module(self.site.module).select(schema)
-            mean_gradient = way_back.scaled(1 / (effective_steps(steps, training.momentum) * training.lr))
-            self.change = mean_gradient - self._correction - self._own
+        way_back = task.payload.select(schema) - Tensors.of_module(self.site.module).select(schema)
+        mean_gradient = way_back.scaled(1 / (effective_steps(steps, training.momentum) * training.lr))
+        self.change = mean_gradient - self._correction - self._own
         self._memory.keep(task.id, self._own + self.change)
 
 
@@ -82,7 +80,7 @@ class SCAFFOLD(Algorithm):
     exchanges = {
         "local_train": ExchangeKind(
             broadcast=model_and(control=trainable_parameters),
-            answer=model_and(control=trainable_parameters),
+            reply=model_and(control=trainable_parameters),
         )
     }
     client_half = SCAFFOLDClient

@@ -1,26 +1,20 @@
-"""What the client half of an algorithm has at hand: the site's data, its model, and a place to keep tensors."""
+"""What the client side of an algorithm works with: the site's data and model, a place to keep tensors, a local objective."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from feddkd.config import Config
+from feddkd.config import Config, CrossEntropyConfig, Table
 from feddkd.data.examples import Examples
-from feddkd.dkd.teacher import eval_mode
-from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Schema, Tensors
-
-if TYPE_CHECKING:
-    from feddkd.algorithms.local_training import LocalObjective
-
-EVALUATION_BATCH_SIZE = 512
 
 
 class Store(Protocol):
@@ -74,16 +68,36 @@ class Site:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-@torch.no_grad()
-def evaluate(module: nn.Module, examples: Examples, device: torch.device) -> Evaluation:
-    """Accuracy and cross-entropy of a model as it stands, in eval mode, over all of `examples`."""
-    correct, loss_sum = torch.zeros(len(examples), dtype=torch.bool), 0.0
-    with eval_mode(module):
-        for index, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
-            logits = module(inputs.to(device))
-            target = labels.to(device)
-            correct[index] = (logits.argmax(1) == target).cpu()
-            loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
-    by_class = torch.bincount(examples.labels)
-    correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
-    return Evaluation(len(examples), int(correct.sum()), loss_sum, tuple(by_class.tolist()), tuple(correct_by_class.tolist()))
+class LocalObjective:
+    """What a client minimises in local training: the cross-entropy of the true labels.
+
+    Subclasses add to the loss, or to its gradient where that is all the addition amounts to.
+
+    Attributes:
+        table: what its settings are read with; without meaning for an objective that the configuration names by its import path.
+    """
+
+    table: ClassVar[type[Table]] = CrossEntropyConfig
+
+    def __init__(self, site: Site, settings: Table) -> None:  # noqa: ARG002
+        """`settings` is the objective's own table in the configuration."""
+        self.site = site
+
+    def begin(self, task: Task) -> None:
+        """Local training is about to start; the module holds the broadcast model."""
+
+    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        """The loss of one mini-batch at the module's weights.
+
+        Args:
+            index: int64 [B] on the CPU, which of the site's examples these are.
+            inputs: float32 [B, ...] on the site's device.
+            labels: int64 [B] on the site's device.
+        """
+        return F.cross_entropy(self.site.module(inputs), labels)
+
+    def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Change `.grad` in place, of the parameters that have one, after the loss's gradient and before the step."""
+
+    def end(self, task: Task, steps: int) -> None:
+        """Local training took `steps` steps, at least one; the module holds the local model."""

@@ -18,8 +18,8 @@ from typing import Any
 from feddkd.bench.budgets import Curve
 from feddkd.config import Config
 from feddkd.config.table import flatten
-from feddkd.engines.federation import EngineName
 from feddkd.engines.resolve import resolve
+from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
 from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder

@@ -18,7 +18,7 @@ from feddkd.algorithms.feddkd import FedDKD
 from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.config import Config, FedAvgConfig
-from feddkd.engines.federation import EngineName
+from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
 from feddkd.observability.run_folder import RunFolder
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
+from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.process import take_part
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
-from feddkd.exchange import ExchangeId, Reply, Task
-from feddkd.scheduler.engine import Exchange
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.exchange import Closing, Exchange, ExchangeId, Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 STEP = 2.0**-10
@@ -82,19 +82,19 @@ def serve(workload: Workload) -> dict[str, object]:
                 id=ExchangeId("benchmark", number, 0, "echo", 0),
                 clients=dict.fromkeys(engine.clients(), 1.0),
                 payload=model,
-                answer_schema=schema,
-                evaluate=False,
-                deadline_s=DEADLINE_S,
+                reply_schema=schema,
+                rule=WeightedMean(),
+                closing=Closing(DEADLINE_S, enough=workload.clients),
             )
             started = time.perf_counter()
             outcome = engine.carry_out(exchange)
             seconds.append(time.perf_counter() - started)
-            assert outcome.mean is not None
-            assert len(outcome.reports) == workload.clients, outcome.missing
-            first = float(outcome.mean.elements(schema.segments[0])[0])
+            assert outcome.reduced is not None, outcome.fault
+            assert len(outcome.replies) == workload.clients, outcome.missing
+            first = float(outcome.reduced.elements(schema.segments[0])[0])
             expected = float(model.elements(schema.segments[0])[0]) + STEP * (workload.clients + 1) / 2
             assert first == expected, f"the mean is {first}, not {expected}"
-            model = outcome.mean
+            model = outcome.reduced
             traffic = outcome.traffic
             del outcome, exchange
     finally:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, parse_address
+from feddkd.client.agent import Membership
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
 from feddkd.client.process import take_part
+from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL
 from feddkd.errors import ConfigError, RunError
 from feddkd.transport.frames import CLIENT_ID
-from feddkd.transport.tls import channel_credentials, check_plaintext_allowed
+from feddkd.transport.tls import check_plaintext_allowed, client_tls
 
 
 def client(
@@ -46,13 +48,17 @@ def client(
     host, _ = parse_address(server, "--server")
     if not CLIENT_ID.fullmatch(client_id):
         raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
-    credentials = channel_credentials(tls_ca, tls_cert, tls_key)
-    if credentials is None:
+    tls = client_tls(tls_ca, tls_cert, tls_key)
+    if tls is None:
         check_plaintext_allowed(host, insecure)
-    resolved = site_config(fetch_server_config(server, credentials, retry_for), config, override or ())
-    worker = site_worker(resolved, client_id, state, partition_index)
+    state_dir = StateDir(state, client_id)
+    described = fetch_server_config(server, tls, retry_for)
+    worker = site_worker(site_config(described.config, config, override or ()), state_dir, partition_index)
     typer.echo(f"{client_id}: {worker.num_examples} examples to train on, {len(worker.site.held_out)} held out", err=True)
-    farewell = take_part(server, {client_id: worker}, credentials=credentials, retry_for_s=retry_for)
+    membership = Membership(state_dir.instance_id, described)
+    farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")
+    if not worker.has_final_model(farewell.run_id):
+        raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
     typer.echo(f"{client_id}: {farewell.reason}; the final model is in {state / FINAL_MODEL}.safetensors", err=True)

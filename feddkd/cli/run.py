@@ -17,8 +17,8 @@ from feddkd.cli.output import error_console, note, say
 from feddkd.cli.progress import ConsoleProgress, megabytes
 from feddkd.cli.report import report_of_run
 from feddkd.config import Config
-from feddkd.engines.federation import LOOPBACK, run_federation
 from feddkd.engines.resolve import resolve
+from feddkd.engines.simulation import LOOPBACK, run_federation
 from feddkd.errors import FedDKDError
 from feddkd.imports import one_line
 from feddkd.observability.ledger import Ledger, summarize

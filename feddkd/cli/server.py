@@ -19,11 +19,11 @@ from feddkd.cli.output import error_console, note
 from feddkd.cli.run import observe, say_summary
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.engines.federation import LOOPBACK, initial_model, make_evaluator, new_run_id
-from feddkd.engines.grpc_server import GrpcEngine
-from feddkd.engines.server_state import ServerState
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK, initial_model, make_evaluator, new_run_id
 from feddkd.observability.ledger import summarize
 from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.server_state import ServerState
 from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def server(
     with ServerState(state) as server_state:
         if server_state.unfinished_run is not None:
             logger.warning("run %s did not finish; this version cannot resume it, so a new one begins", server_state.unfinished_run)
-        engine = GrpcEngine(resolved, run_id, model.schema)
+        engine = GrpcEngine(resolved, run_id, model.schema, state)
         bound = engine.start(host, port, credentials)
         completed = False
         try:

@@ -1,64 +1,61 @@
-"""The agent: joins a server, holds the stream open, hands work to the worker and returns its answers.
+"""Joins a server, holds the stream open, and returns a reply to each exchange.
 
 Messages are read on the event loop while the worker computes in a thread, so that a closed exchange is
-noticed at once. The last answer is kept until the server has acknowledged it: after a lost connection
-it is sent again, not computed again.
+noticed at once. The exchange in hand outlives the connection: after a loss the client says what it holds,
+and neither receives nor computes it again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-import itertools
 import logging
 import secrets
-from collections.abc import Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Protocol
-
-import grpc
+from dataclasses import dataclass, field
 
 from feddkd.client.backoff import Backoff
-from feddkd.errors import CancelledError, FedDKDError, ProtocolError, RefusedError, UnreachableError
-from feddkd.exchange import ExchangeId, Reply, Task
-from feddkd.tensors import Schema, Tensors
+from feddkd.client.server_config import ServerConfig
+from feddkd.client.work import TaskRunner, Work
+from feddkd.errors import ProtocolError, RefusedError, UnreachableError
+from feddkd.exchange import Task
+from feddkd.text import printable
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
-from feddkd.transport.frames import decode_chunk, is_chunk
-from feddkd.transport.messages import Verdict, answer_message, failure_message, id_from_message
-from feddkd.transport.payload import Assembly, Payload, schema_from_message
+from feddkd.transport.frames import is_chunk
+from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, failure_message, id_from_message
+from feddkd.transport.payload import schema_from_message
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
 
 
-class TaskRunner(Protocol):
-    """What the agent needs of a worker."""
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a client shows and expects when it joins.
 
-    @property
-    def num_examples(self) -> int:
-        """The weight of the client's contributions."""
+    Attributes:
+        instance_id: a secret that is the same in every process of this client; by it the server knows a
+            restarted process. By default one that only this object has.
+        config: the configuration that the worker was built from; None takes what the server runs at first.
+    """
 
-    @property
-    def model_schema(self) -> Schema:
-        """The model this client computes with."""
-
-    def broadcast_schema(self, exchange: str) -> Schema:
-        """What the server may send in an exchange. Raises ClientError for one it does not know."""
-
-    def carry_out(self, task: Task) -> Reply:
-        """Compute the client's part of an exchange."""
+    instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    config: ServerConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class SentAnswer:
-    """An answer that the server has not acknowledged yet; `work_digest` is of the broadcast it answers."""
+class Farewell:
+    """How a run ended for a client.
 
-    exchange: ExchangeId
-    work_digest: bytes
-    header: bytes
-    payload: Payload | None
+    Attributes:
+        run_id: the run.
+        completed: whether the run finished as planned.
+        reason: one line of the server's, safe to print.
+    """
+
+    run_id: str
+    completed: bool
+    reason: str
 
 
 class Agent:
@@ -71,176 +68,171 @@ class Agent:
         worker: TaskRunner,
         executor: Executor,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ClientTls | None = None,
         retry_for_s: float | None = None,
+        membership: Membership | None = None,
     ) -> None:
-        """Args:
-        executor: computes; several agents of a process may share one of a single thread.
-        retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+        """Prepare to take part; nothing is sent before `run`.
+
+        Args:
+            address: HOST:PORT of the server.
+            client_id: names this client.
+            worker: computes its part of every exchange.
+            executor: runs the worker; several agents of a process may share one of a single thread.
+            tls: None for plaintext.
+            retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+            membership: by default that of a client that has no state directory.
         """
         self._address = address
+        self._tls = tls
         self._client_id = client_id
         self._worker = worker
         self._executor = executor
-        self._credentials = credentials
-        self._instance_id = secrets.token_hex(8)
+        self._membership = membership or Membership()
+        self._config = self._membership.config
         self._backoff = Backoff(client_id, retry_for_s)
-        self._server_config: str | None = None
-        self._task: Task | None = None
-        self._work: tuple[pb.Work, Assembly] | None = None
-        self._computing = set[asyncio.Task[None]]()
-        self._answer: SentAnswer | None = None
-        self._sending = asyncio.Lock()
+        self._run_id = ""
+        self._stream: ServerStream | None = None
+        self._work: Work | None = None
+        self._wanted_from: int | None = None
+        self._computing: asyncio.Task[None] | None = None
 
-    async def run(self) -> pb.Farewell:
+    async def run(self) -> Farewell:
         """Take part until the server says farewell.
 
         Raises:
             UnreachableError: the server did not answer for `retry_for_s` seconds.
-            RefusedError: the server turned this client away.
+            RefusedError: the server turned this client away, or trying again cannot help.
         """
-        async with ServerConnection(self._address, self._credentials) as server:
-            while True:
-                try:
-                    return await self._take_part(server)
-                except UnreachableError as error:
-                    await self._backoff.wait(error)
-                finally:
-                    self._cancel_work()
+        try:
+            async with ServerConnection(self._address, self._tls) as server:
+                while True:
+                    try:
+                        return await self._take_part(server)
+                    except UnreachableError as error:
+                        await self._backoff.wait(error)
+        finally:
+            self._let_go()
 
-    async def _take_part(self, server: ServerConnection) -> pb.Farewell:
+    async def _take_part(self, server: ServerConnection) -> Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError when the connection breaks."""
-        joined = await server.join(self._client_id, self._worker.num_examples, self._instance_id)
+        joined = await server.join(self._client_id, self._worker.num_examples, self._membership.instance_id)
         self._check_manifest(joined.manifest)
-        async with server.participate(joined.session_token) as stream:
-            async for message in stream.messages():
-                self._backoff.reset()
-                if is_chunk(message):
-                    self._receive(message, stream)
-                    continue
-                try:
-                    response = parse_response(message)
-                except ProtocolError as error:
-                    raise UnreachableError(f"server {self._address}: {error}") from None
-                match response.WhichOneof("message"):
-                    case "work":
-                        await self._begin(response.work, stream)
-                    case "receipt":
-                        self._settle(response.receipt)
-                    case "resend":
-                        await self._send_again(response.resend, stream)
-                    case "farewell":
-                        return response.farewell
+        holding = self._work.holding if self._work is not None else None
+        async with server.participate(joined.session_token, holding) as stream:
+            self._stream, self._wanted_from = stream, None  # the server says anew what it still needs
+            try:
+                async for message in stream.messages():
+                    self._backoff.reset()
+                    farewell = self._handle(message)
+                    if farewell is not None:
+                        return farewell
+            except ProtocolError as error:
+                raise UnreachableError(f"server {self._address}: {printable(str(error))}") from None
+            finally:
+                self._stream = None
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
     def _check_manifest(self, manifest: pb.Manifest) -> None:
         """Refuse to compute with settings that are not the server's. Raises RefusedError."""
-        if self._server_config not in (None, manifest.config_toml):
-            raise RefusedError(f"server {self._address} now runs another configuration; start this client again to take part in it")
-        self._server_config = manifest.config_toml
+        if self._config is None:
+            self._config = ServerConfig(manifest.config_toml)
+        difference = self._config.difference(manifest.config_toml)
+        if difference is not None:
+            raise RefusedError(f"server {self._address}: it runs another configuration now ({difference}); start this client again")
         try:
             schema_from_message(manifest.model).check_same(self._worker.model_schema)
         except ProtocolError as error:
-            raise RefusedError(f"this client's model is not the server's: {error}") from None
+            raise RefusedError(f"this client's model is not the server's: {printable(str(error))}") from None
+        self._run_id = manifest.run_id
 
-    async def _begin(self, work: pb.Work, stream: ServerStream) -> None:
-        """Prepare to receive the broadcast of an exchange; whatever was in hand is no longer wanted."""
-        self._cancel_work()
-        exchange = id_from_message(work.id)
-        try:
-            assembly = Assembly(work.payload, self._worker.broadcast_schema(exchange.name))
-        except FedDKDError as error:
-            await self._report_failure(exchange, str(error), stream)
-            return
-        self._work = work, assembly
-        if assembly.complete:
-            self._compute(work, assembly.tensors, stream)
+    def _handle(self, message: bytes) -> Farewell | None:
+        """Take in one message; returns the farewell, if it is that. Raises ProtocolError for a wrong one."""
+        if is_chunk(message):
+            self._receive(message)
+            return None
+        response = parse_response(message)
+        match response.WhichOneof("message"):
+            case "work":
+                self._begin(response.work)
+            case "receipt":
+                self._settle(response.receipt)
+            case "resend":
+                self._send_again(response.resend)
+            case "farewell":
+                reason = printable(response.farewell.reason, MAX_REASON_CHARACTERS)
+                return Farewell(self._run_id, response.farewell.completed, reason)
+        return None
 
-    def _receive(self, message: bytes, stream: ServerStream) -> None:
-        """Add a chunk to the broadcast; once it is whole, compute."""
+    def _begin(self, message: pb.Work) -> None:
+        """Begin an exchange, or go on with the one in hand if it is the same; another one ends it."""
+        if self._work is None or not self._work.is_same_as(message):
+            self._let_go()
+            self._work = Work(message, self._worker)
+        self._wanted_from = 0
+        self._advance()
+
+    def _receive(self, message: bytes) -> None:
+        """Add a chunk to the broadcast of the exchange in hand."""
         if self._work is None:
             return
-        work, assembly = self._work
         try:
-            assembly.add(decode_chunk(message))
-        except ProtocolError as error:
-            # Damage on the way: a new stream starts the exchange over.
-            raise UnreachableError(f"server {self._address}: {error}") from None
-        if assembly.complete:
-            self._compute(work, assembly.tensors, stream)
+            self._work.receive(message)
+        except ProtocolError:
+            self._let_go()  # damaged on the way: the next connection begins the broadcast from its start
+            raise
+        self._advance()
 
-    def _compute(self, work: pb.Work, payload: Tensors, stream: ServerStream) -> None:
-        self._work = None
-        self._start(self._carry_out(work, payload, stream))
-
-    async def _carry_out(self, work: pb.Work, payload: Tensors, stream: ServerStream) -> None:
-        """Compute the answer in the executor and send it, unless it is at hand from before the connection broke."""
-        exchange = id_from_message(work.id)
-        known = self._answer
-        try:
-            if known is None or known.exchange != exchange or known.work_digest != work.payload.digest:
-                self._task = task = Task(exchange, payload, work.evaluate)
-                reply = await asyncio.get_running_loop().run_in_executor(self._executor, self._worker.carry_out, task)
-                task.check_cancelled()
-                contribution = Payload(reply.contribution, work.payload.chunk_bytes) if reply.contribution is not None else None
-                header = answer_message(exchange, reply, contribution)
-                self._answer = known = SentAnswer(exchange, work.payload.digest, header, contribution)
-            await self._send(known, stream)
-        except CancelledError as error:
-            logger.info("%s: %s", self._client_id, error)
-        except UnreachableError as error:
-            logger.info("%s: the answer to %s is kept: %s", self._client_id, exchange, error)
-        except Exception as error:  # models and data are the user's: whatever they raise is this client's failure alone
-            logger.exception("%s: %s failed", self._client_id, exchange)
-            await self._report_failure(exchange, f"{type(error).__name__}: {error}", stream)
-
-    async def _send(self, answer: SentAnswer, stream: ServerStream) -> None:
-        """Write the answer, as long as it is the one that the server waits for.
-
-        A write must run to its end, because gRPC ends the stream with a write that is cancelled.
-        """
-        async with self._sending:
-            frames = answer.payload.frames() if answer.payload is not None else ()
-            await stream.send(itertools.takewhile(lambda _: self._answer is answer, itertools.chain((answer.header,), frames)))
-
-    async def _send_again(self, resend: pb.Resend, stream: ServerStream) -> None:
-        """The server had used part of the answer when another client was lost; it needs it from the start."""
+    def _send_again(self, resend: pb.Resend) -> None:
+        """Send the rest of a reply whose upload was interrupted, when there is a reply."""
         exchange = id_from_message(resend.id)
-        if self._answer is not None and self._answer.exchange == exchange:
-            self._answer = answer = dataclasses.replace(self._answer)  # another object: what is being written of the old one ends
-            self._start(self._send(answer, stream))
-        else:
-            await self._report_failure(exchange, "the answer is no longer at hand", stream)
+        if self._work is not None and self._work.exchange == exchange:
+            self._wanted_from = resend.offset
+            self._advance()
+        elif self._work is None and self._stream is not None:
+            self._stream.send([failure_message(exchange, "the reply is no longer at hand")])
 
     def _settle(self, receipt: pb.Receipt) -> None:
-        """Learn what became of an answer; it need not be kept any longer."""
+        """Learn what became of the reply; it need not be kept any longer."""
         exchange = id_from_message(receipt.id)
+        if self._work is None or self._work.exchange != exchange:
+            return
         if receipt.verdict not in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE):
-            logger.warning("%s: not counted in %s: %s", self._client_id, exchange, receipt.reason)
-            if self._task is not None and self._task.id == exchange:
-                self._task.cancelled.set()
-        if self._answer is not None and self._answer.exchange == exchange:
-            self._answer = None
+            reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
+            logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
+        self._let_go()
 
-    async def _report_failure(self, exchange: ExchangeId, reason: str, stream: ServerStream) -> None:
-        logger.warning("%s: cannot take part in %s: %s", self._client_id, exchange, reason)
-        await stream.send((failure_message(exchange, reason),))
+    def _advance(self) -> None:
+        """Do what comes next for the exchange in hand: compute it, or send what the server wants of its reply."""
+        work, stream = self._work, self._stream
+        if work is None:
+            return
+        if work.can_be_computed and self._computing is None:
+            self._computing = asyncio.create_task(self._compute(work, work.start()))
+        if work.has_reply and stream is not None and self._wanted_from is not None:
+            offset, self._wanted_from = self._wanted_from, None
+            stream.send(work.reply_from(offset))
 
-    def _cancel_work(self) -> None:
-        """Let go of the exchange in hand: a computation stops at its next batch, and its answer goes nowhere."""
-        self._work = None
-        if self._task is not None:
-            self._task.cancelled.set()
-            self._task = None
+    async def _compute(self, work: Work, task: Task) -> None:
+        """Compute one exchange's reply; the next waits, so that no more than one of them queues for the executor."""
+        loop = asyncio.get_running_loop()
+        try:
+            work.keep(await loop.run_in_executor(self._executor, work.compute, task))
+        except Exception as error:  # models and data are the user's: whatever they raise is this client's failure alone
+            if work.cancelled.is_set():
+                logger.info("%s: %s was closed by the server", self._client_id, work.exchange)
+            else:
+                logger.exception("%s: %s failed", self._client_id, work.exchange)
+                work.fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._computing = None
+        self._advance()
 
-    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
-        """Run beside the reading of messages; the loop itself keeps only weak references to its tasks."""
-        running = asyncio.create_task(_unless_unreachable(coroutine))
-        self._computing.add(running)
-        running.add_done_callback(self._computing.discard)
-
-
-async def _unless_unreachable(coroutine: Coroutine[None, None, None]) -> None:
-    """A broken connection is the business of whoever reads the stream."""
-    with contextlib.suppress(UnreachableError):
-        await coroutine
+    def _let_go(self) -> None:
+        """Stop working on the exchange in hand, and stop sending its reply."""
+        if self._work is not None:
+            self._work.cancel()
+            self._work = None
+        self._wanted_from = None
+        if self._stream is not None:
+            self._stream.send(())

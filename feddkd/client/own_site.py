@@ -1,16 +1,14 @@
-"""A real site: its own data, everything else as the server's manifest says."""
+"""Sets up a real site: its own data, everything else as the server's manifest says."""
 
 from __future__ import annotations
 
 import asyncio
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from feddkd.client.backoff import Backoff
+from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config, read_tables
@@ -18,37 +16,31 @@ from feddkd.data.datasets import DataInfo, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
-from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.tls import ClientTls
 
 COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout")
 """Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, and whether clients evaluate."""
 
 
-def fetch_server_config(address: str, credentials: grpc.ChannelCredentials | None, retry_for_s: float | None) -> Config:
+def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float | None) -> ServerConfig:
     """Ask the server what runs there, with patience.
 
     Raises:
+        ConfigError: a key or a value of its configuration is wrong.
         UnreachableError: it did not answer for `retry_for_s` seconds.
-        RefusedError: it speaks another protocol version.
+        RefusedError: trying again cannot help.
     """
 
-    async def ask() -> Config:
+    async def ask() -> ServerConfig:
         backoff = Backoff("the run's configuration", retry_for_s)
-        async with ServerConnection(address, credentials) as server:
+        async with ServerConnection(address, tls) as server:
             while True:
                 try:
-                    return _parse(await server.describe())
+                    return ServerConfig((await server.describe()).config_toml)
                 except UnreachableError as error:
                     await backoff.wait(error)
 
     return asyncio.run(ask())
-
-
-def _parse(manifest: pb.Manifest) -> Config:
-    try:
-        return Config.parse(tomllib.loads(manifest.config_toml), source="the server's configuration")
-    except tomllib.TOMLDecodeError as error:
-        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
 
 
 def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -89,7 +81,7 @@ def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
             raise RefusedError(f"the server asks for {key} = {name!r}; to run this code here, name it in the client's configuration")
 
 
-def site_worker(config: Config, client_id: str, state: Path, partition_index: int | None = None) -> Worker:
+def site_worker(config: Config, state: StateDir, partition_index: int | None = None) -> Worker:
     """A worker on the site's own data, or on one slice of a shared data set.
 
     Raises:
@@ -104,5 +96,5 @@ def site_worker(config: Config, client_id: str, state: Path, partition_index: in
         parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
         if not 0 <= partition_index < len(parts):
             raise ConfigError(f"--partition-index {partition_index} is not one of the {len(parts)} slices of partition.clients")
-        examples = examples.subset(parts[partition_index])
-    return Worker(config, client_id, examples, StateDir(state), info)
+        examples = examples.subset(parts[partition_index]).compact()
+    return Worker(config, state.client_id, examples, state, info)

@@ -1,4 +1,4 @@
-"""A process that takes part in a federation as one client or as several."""
+"""Lets a process take part in a federation, as one client or as several."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
-
-from feddkd.client.agent import Agent, TaskRunner
+from feddkd.client.agent import Agent, Farewell, Membership
+from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
-from feddkd.client.worker import Worker
+from feddkd.client.work import TaskRunner
+from feddkd.client.worker import Network, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
-from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +32,33 @@ def take_part(
     address: str,
     workers: Mapping[str, TaskRunner],
     *,
-    credentials: grpc.ChannelCredentials | None = None,
+    tls: ClientTls | None = None,
     retry_for_s: float | None = None,
-) -> pb.Farewell:
+    memberships: Mapping[str, Membership] | None = None,
+) -> Farewell:
     """Let workers take part as clients, computing one at a time, until the server says farewell.
+
+    Args:
+        address: HOST:PORT of the server.
+        workers: by client id.
+        tls: None for plaintext.
+        retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+        memberships: by client id; a client without one has no memory of an earlier process.
 
     Raises:
         TransportError: the server cannot be reached, or refuses a client.
     """
+    known = memberships or {}
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute") as executor:
 
-        async def all_of_them() -> list[pb.Farewell]:
+        def agent(client_id: str, worker: TaskRunner) -> Agent:
+            membership = known.get(client_id)
+            return Agent(address, client_id, worker, executor, tls=tls, retry_for_s=retry_for_s, membership=membership)
+
+        async def all_of_them() -> list[Farewell]:
             async with asyncio.TaskGroup() as group:
-                agents = [
-                    group.create_task(Agent(address, client_id, worker, executor, credentials=credentials, retry_for_s=retry_for_s).run())
-                    for client_id, worker in workers.items()
-                ]
-            return [agent.result() for agent in agents]
+                running = [group.create_task(agent(*item).run()) for item in workers.items()]
+            return [each.result() for each in running]
 
         try:
             return asyncio.run(all_of_them())[0]
@@ -63,15 +73,40 @@ def take_part(
 def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None = None) -> dict[str, Worker]:
     """Workers that each hold a slice of one data set, as `[partition]` deals it; all of them, or those of `indices`.
 
+    They share the data and the network.
+
     Raises:
         ConfigError: data, partition or model are not as the configuration says.
+        StateError: a client's state directory below `state` cannot be used.
     """
     info = describe(config.data)
     examples = load_train(config.data, config.seed)
     parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
     ids = client_ids(len(parts))
-    chosen = range(len(parts)) if indices is None else indices
-    return {ids[index]: Worker(config, ids[index], examples.subset(parts[index]), StateDir(state / ids[index]), info) for index in chosen}
+    network = Network(config, info)
+    return {
+        ids[index]: Worker(
+            config,
+            ids[index],
+            examples.subset(parts[index]),
+            StateDir(state / ids[index], ids[index]),
+            info,
+            network=network if network.can_be_shared else None,
+        )
+        for index in (range(len(parts)) if indices is None else indices)
+    }
+
+
+def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -> dict[str, Membership]:
+    """How simulated clients join: known by their state directories, and into the run that their parent started.
+
+    Paths of the server's machine are not in its manifest, and no client reads `[scheduler]`.
+
+    Raises:
+        StateError: a state directory cannot be used.
+    """
+    known = ServerConfig(config.to_toml(), ignored=("data.root", "scheduler"))
+    return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,8 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says farewell
     try:
-        workers = simulated_workers(Config.load(options.config), options.state, options.clients)
-        farewell = take_part(options.server, workers, retry_for_s=GIVE_UP_AFTER_S)
+        config = Config.load(options.config)
+        workers = simulated_workers(config, options.state, options.clients)
+        memberships = simulated_memberships(config, options.state, workers)
+        farewell = take_part(options.server, workers, retry_for_s=GIVE_UP_AFTER_S, memberships=memberships)
     except FedDKDError as error:
         print(f"client process: {error}", file=sys.stderr)
         return 1

@@ -1,47 +1,106 @@
-"""The worker: one client's data, model and algorithm, ready to carry out tasks in whatever process it lives."""
+"""Carries out one client's part of any exchange, in whatever process it lives."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from torch import nn
 
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
-from feddkd.algorithms.site import Site, Store, evaluate
+from feddkd.algorithms.site import Site, Store
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
 from feddkd.data.partitions import hold_out
 from feddkd.errors import ClientError
-from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeKind, Reply, Task
+from feddkd.evaluation import evaluate
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind, Reply, Task
 from feddkd.models.registry import build_model
 from feddkd.tensors import Schema
 
 FINAL_MODEL = "model"
+"""The name under which a client keeps the model that it is given at the end of a run."""
+
+
+class ReplyStage(Protocol):
+    """Changes a client's reply before it leaves: the place for clipping, noise, masks and codecs.
+
+    A stage is called once for each reply of the algorithm, in the thread that computed it. What it
+    raises is this client's failure in this exchange.
+    """
+
+    def __call__(self, task: Task, reply: Reply) -> Reply:
+        """Return the reply that goes on to the next stage, or to the server."""
+        ...
+
+
+class Network:
+    """The network that workers of one process compute with, one worker at a time.
+
+    Every task loads the model that it needs, so nothing of one client reaches another through the
+    parameters and the persistent buffers.
+    """
+
+    def __init__(self, config: Config, info: DataInfo) -> None:
+        """Build it on the configured device. Raises ConfigError."""
+        self.device = torch.device(config.runtime.device)
+        self.module: nn.Module = build_model(config.model, info, config.seed).to(self.device)
+        self.turn = threading.Lock()
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether a task loads all of its tensors: a buffer that is not persistent stays from task to task."""
+        state = self.module.state_dict()
+        return all(name in state for name, _ in self.module.named_buffers(remove_duplicate=False))
 
 
 class Worker:
     """Carries out one client's part of any exchange of its algorithm. The same on every engine."""
 
-    def __init__(self, config: Config, client_id: str, examples: Examples, store: Store, info: DataInfo | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        client_id: str,
+        examples: Examples,
+        store: Store,
+        info: DataInfo | None = None,
+        *,
+        network: Network | None = None,
+        on_reply: Sequence[ReplyStage] = (),
+    ) -> None:
         """Split off what is held out and build the network.
 
         Args:
             examples: all of the client's own examples.
             info: shapes of the data; by default what the configuration says of them.
+            network: to compute with, shared with other workers of this process; by default a new one.
+            on_reply: stages that the algorithm's replies pass through, in this order, before they leave.
 
         Raises:
             ConfigError: the model, the algorithm or the data do not fit together.
         """
         torch.set_num_threads(config.runtime.threads)
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
-        device = torch.device(config.runtime.device)
-        module = build_model(config.model, info or describe(config.data), config.seed).to(device)
+        self._network = network or Network(config, info or describe(config.data))
+        self._on_reply = tuple(on_reply)
         algorithm = algorithms.find(config.algorithm.name)
         objective = algorithms.objective_factory(config)
-        self.site = Site(client_id, config, examples.subset(train), examples.subset(held_out), module, device, store, objective)
+        self.site = Site(
+            client_id,
+            config,
+            examples.subset(train),
+            examples.subset(held_out),
+            self._network.module,
+            self._network.device,
+            store,
+            objective,
+        )
         self._half = algorithm.client_half(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges, DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
@@ -68,17 +127,31 @@ class Worker:
         Raises:
             ClientError: it cannot be done; the message says why.
         """
-        started = time.perf_counter()
-        task.check_cancelled()
-        evaluation = None
-        if task.evaluate and len(self.site.held_out):
-            task.payload.load_into(self.site.module)
-            found = evaluate(self.site.module, self.site.held_out, self.site.device)
-            # Which classes a client holds is its own business.
-            evaluation = dataclasses.replace(found, examples_by_class=(), correct_by_class=())
-        if task.id.name == DELIVER:
-            self.site.store.save(FINAL_MODEL, task.payload, label=task.id.run_id)
-            reply = Reply()
-        else:
-            reply = answer(self._half, task)
-        return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
+        with self._network.turn:
+            started = time.perf_counter()
+            task.check_cancelled()
+            evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
+            if task.id.name == DELIVER:
+                self.site.store.save(FINAL_MODEL, task.payload, label=task.id.run_id)
+                reply = Reply()
+            else:
+                reply = self._reply(task)
+            return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
+
+    def has_final_model(self, run_id: str) -> bool:
+        """Whether this client keeps the model that a run ended with. Raises StateError if its file is damaged."""
+        return self.site.store.label(FINAL_MODEL) == run_id
+
+    def _evaluate(self, task: Task) -> Evaluation:
+        """Evaluate the broadcast model on what this client holds out."""
+        task.payload.load_into(self.site.module)
+        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled)
+        # Which classes a client holds is its own business.
+        return dataclasses.replace(found, examples_by_class=(), correct_by_class=())
+
+    def _reply(self, task: Task) -> Reply:
+        """Let the algorithm compute, and pass its reply through the stages."""
+        reply = answer(self._half, task)
+        for stage in self._on_reply:
+            reply = stage(task, reply)
+        return reply

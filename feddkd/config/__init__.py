@@ -119,6 +119,10 @@ class Config(Table):
         except ValidationError as error:
             raise ConfigError(f"{source}: {describe(error, cls)}") from None
 
+    def shared(self) -> Self:
+        """The configuration that clients are told: without the paths of this machine."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"root": None})})
+
     def to_toml(self) -> str:
         """The resolved configuration as TOML that `load` reads back to an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))

@@ -75,7 +75,7 @@ def load_train(config: DataConfig, seed: int) -> Examples:
     if config.subset > len(examples):
         raise DataError(f"data.subset = {config.subset}: {config.name} has only {len(examples)} training examples")
     shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.subset(shuffled[: config.subset].sort().values)
+    return examples.subset(shuffled[: config.subset].sort().values).compact()
 
 
 def load_test(config: DataConfig) -> Examples:

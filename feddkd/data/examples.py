@@ -1,7 +1,8 @@
-"""Labelled examples that are read by index: from memory, or streamed from a data set on disk."""
+"""Reads labelled examples by index: from memory, or streamed from a data set on disk."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -36,7 +37,11 @@ class Examples(Protocol):
         ...
 
     def subset(self, index: Tensor) -> Examples:
-        """The examples that `index` (int64 [m]) names, renumbered 0..m-1."""
+        """The examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs with this object."""
+        ...
+
+    def compact(self) -> Examples:
+        """The same examples, without memory for inputs that none of them uses."""
         ...
 
 
@@ -50,21 +55,36 @@ class MemoryExamples:
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
         """Hold `inputs` (uint8 or floating point [n, ...]) and `labels` (int64 [n])."""
         assert len(inputs) == len(labels)
-        self.inputs = inputs if inputs.dtype == torch.uint8 else inputs.float()
         self.labels = labels
+        self._inputs = inputs if inputs.dtype == torch.uint8 else inputs.float()
+        self._rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def inputs(self) -> Tensor:
+        """All inputs in order, as they lie in memory; a copy where this is a subset."""
+        return self._inputs if self._rows is None else self._inputs.index_select(0, self._rows)
+
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return scaled(self.inputs.index_select(0, index)), self.labels.index_select(0, index)
+        rows = self._rows_of(index)
+        return scaled(self._inputs.index_select(0, rows)), self.labels.index_select(0, index)
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         for index in _pieces(order, batch_size):
             yield index, *self.gather(index)
 
     def subset(self, index: Tensor) -> MemoryExamples:
-        return MemoryExamples(self.inputs.index_select(0, index), self.labels.index_select(0, index))
+        part = copy.copy(self)
+        part.labels, part._rows = self.labels.index_select(0, index), self._rows_of(index)
+        return part
+
+    def compact(self) -> MemoryExamples:
+        return self if self._rows is None else MemoryExamples(self.inputs, self.labels)
+
+    def _rows_of(self, index: Tensor) -> Tensor:
+        return index if self._rows is None else self._rows.index_select(0, index)
 
 
 class MapDataset(Protocol):
@@ -102,9 +122,12 @@ class StreamedExamples:
             yield piece, x, self.labels[piece]
 
     def subset(self, index: Tensor) -> StreamedExamples:
-        part = StreamedExamples.__new__(StreamedExamples)
-        part.labels, part._index, part._reader = self.labels[index], self._index[index], self._reader
+        part = copy.copy(self)
+        part.labels, part._index = self.labels[index], self._index[index]
         return part
+
+    def compact(self) -> StreamedExamples:
+        return self
 
 
 class _Reader:

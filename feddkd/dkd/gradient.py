@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
 from feddkd.dkd.divergences import DIVERGENCES, without_true_class
-from feddkd.dkd.teacher import eval_mode
+from feddkd.evaluation import Check, eval_mode, never_stop
 from feddkd.tensors import Schema, Tensors
 
 
@@ -99,8 +99,9 @@ def distillation_gradient(
     distillation: Distillation,
     device: torch.device,
     batch_size: int = 512,
+    check: Check = never_stop,
 ) -> tuple[Tensors, float]:
-    """The gradient of the mean distillation loss at the module's current weights: g_k in arXiv 2205.00706.
+    """Compute the gradient of the mean distillation loss at the module's current weights: g_k in arXiv 2205.00706.
 
     The student runs in eval mode: a gradient must be a function of the weights alone, and neither dropout
     nor BatchNorm statistics that drift with every step of every client would leave it one. The examples are
@@ -115,6 +116,7 @@ def distillation_gradient(
         distillation: the loss.
         device: where to compute.
         batch_size: examples in one piece.
+        check: called before every piece; what it raises ends the computation.
 
     Returns:
         The gradient, on the CPU, with the schema `Schema.of_module(module).trainable` (zero for a parameter
@@ -134,6 +136,7 @@ def distillation_gradient(
     mean_loss = 0.0
     with eval_mode(module), torch.enable_grad():
         for index, x, y in examples.batches(order, batch_size):
+            check()
             share = len(index) / len(order)
             soft_labels = None if teacher is None else teacher[index].to(device)
             loss = distillation.loss(module(x.to(device)), soft_labels, y.to(device))

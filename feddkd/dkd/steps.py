@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from feddkd.tensors import Tensors
 
 
@@ -23,13 +25,27 @@ class TailMean:
         """Take in the student after `step`, if that is late enough."""
         if step < self._first_step:
             return
-        weights = student.select(student.schema.trainable)
         self._count += 1
-        self._mean = weights if self._mean is None else self._mean + (weights - self._mean).scaled(1 / self._count)
+        if self._mean is None:
+            self._mean = student.select(student.schema.trainable)
+        else:
+            _move_towards(self._mean, student, 1 / self._count)
 
     def of(self, last: Tensors) -> Tensors:
-        """The last student with its trainable parameters averaged; unchanged if there is nothing to average."""
+        """Return the last student with its trainable parameters averaged; unchanged if there is nothing to average."""
         return last if self._mean is None else last.replace(self._mean)
+
+
+_PIECE_ELEMENTS = 1 << 18
+
+
+def _move_towards(mean: Tensors, target: Tensors, share: float) -> None:
+    """Add share (target - mean) to `mean` in place, a piece at a time: the difference never takes a model's memory."""
+    for name, tensor in mean.items():
+        olds = torch.split(tensor.view(-1), _PIECE_ELEMENTS)
+        news = torch.split(target[name].view(-1), _PIECE_ELEMENTS)
+        for old, new in zip(olds, news, strict=True):
+            old.add_((new - old).mul_(share))
 
 
 def clipped(gradient: Tensors, clip_norm: float | None) -> Tensors:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode and give every submodule its own training flag back afterwards.
-
-    Flag by flag, because `module.train(...)` would also wake up submodules that the user keeps frozen.
-    """
-    flags = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in flags.items():
-            submodule.training = training
+from feddkd.evaluation import Check, eval_mode, never_stop
 
 
 @torch.no_grad()
-def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, batch_size: int = 512) -> Tensor:
-    """The logits of a teacher on all examples, to be computed once a round and reused by all its DKD steps.
+def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, batch_size: int = 512, check: Check = never_stop) -> Tensor:
+    """Compute the logits of a teacher on all examples, once a round, for all its DKD steps.
 
     Caching them is exact, not an approximation: the teacher is frozen until the next round, it runs in
     eval mode (no dropout, fixed BatchNorm statistics), and the examples are not augmented, so the same
@@ -40,6 +23,7 @@ def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, 
         examples: the client's training examples, n of them.
         device: where to compute.
         batch_size: examples in one forward pass.
+        check: called before every forward pass; what it raises ends the computation.
 
     Returns:
         float32 [n, C] on the CPU; row i belongs to example i.
@@ -50,8 +34,11 @@ def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, 
     if len(examples) == 0:
         raise ValueError("a teacher needs at least one example")
     with eval_mode(module):
-        order = torch.arange(len(examples))
-        return torch.cat([module(x.to(device)).float().cpu() for _, x, _ in examples.batches(order, batch_size)])
+        logits = []
+        for _, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+            check()
+            logits.append(module(inputs.to(device)).float().cpu())
+        return torch.cat(logits)
 
 
 def mean_entropy(logits: Tensor) -> float:

@@ -1,53 +1,81 @@
-"""The reference: every client in this process, one after another, in client order.
+"""Carries out exchanges in this process: the reference, every client one after another, in client order.
 
-Payloads go through the same encoding, checking and reduction as over gRPC, and are counted as the
-messages that gRPC would have moved; only the network is missing.
+Payloads are encoded, checked, collected and reduced by the same code as over gRPC, and counted as the
+messages that gRPC would have moved. Only the network and the clock are missing: no client is late.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-import torch
-
-from feddkd.aggregator.weighted_mean import Reduction, Rule, WeightedMean
-from feddkd.client.worker import Worker
-from feddkd.errors import ProtocolError
-from feddkd.exchange import Task
-from feddkd.scheduler.engine import ClientStates, Exchange, Outcome, Report
-from feddkd.tensors import Schema, Segment, Tensors
-from feddkd.traffic import Traffic
+from feddkd.client.work import TaskRunner
+from feddkd.engines.collection import Arrival, Collection, Judgement
+from feddkd.engines.fold import Fold
+from feddkd.engines.spool import Spool
+from feddkd.errors import NotFiniteError, RunError
+from feddkd.exchange import Exchange, Outcome, Task
+from feddkd.scheduler.engine import ClientStates, Engine
+from feddkd.tensors import Tensors
+from feddkd.traffic import Meter, Traffic
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import (
-    MAX_REASON_CHARACTERS,
-    Verdict,
-    answer_message,
-    failure_message,
-    numbers_of,
-    receipt_message,
-    work_message,
-)
-from feddkd.transport.payload import Assembly, Payload, check_values
+from feddkd.transport.messages import answer_message, failure_message, receipt_message, work_message
+from feddkd.transport.payload import Assembly, Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
-logger = logging.getLogger(__name__)
+NOW = 0.0
+"""What the collection is told of the time: it does not pass."""
 
 
-class InProcessEngine:
-    """Carries out exchanges serially; holds one client's contribution at a time."""
+class InProcessEngine(Engine):
+    """Carries out exchanges serially."""
 
-    def __init__(self, workers: Mapping[str, Worker], chunk_bytes: int, rule: Rule = WeightedMean) -> None:
+    def __init__(
+        self,
+        workers: Mapping[str, TaskRunner],
+        chunk_bytes: int,
+        staging_bytes: int = 16 << 20,
+        spool_folder: Path | None = None,
+    ) -> None:
+        """Take in the clients.
+
+        Args:
+            workers: one for each client, by id.
+            chunk_bytes: of tensor data in one message.
+            staging_bytes: memory for contributions that wait to be reduced; more goes to a temporary file.
+            spool_folder: where that file goes.
+        """
         self._workers = dict(sorted(workers.items()))
         self._chunk_bytes = chunk_bytes
-        self._rule = rule
+        self._spool = Spool(staging_bytes, chunk_bytes, spool_folder)
+        self._open: dict[str, InProcessExchange] = {}
+        self._task: Task | None = None
+        self._aborted: RunError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish(completed=False, reason="the engine was closed")
 
     def clients(self) -> Mapping[str, int]:
+        self.check_aborted()
         return {client: worker.num_examples for client, worker in self._workers.items()}
 
-    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:  # noqa: ARG002
+    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        self.check_aborted()
         return len(self._workers) >= count
+
+    def begin(self, exchange: Exchange) -> InProcessExchange:
+        self.check_aborted()
+        if busy := [client for client in exchange.clients if client in self._open]:
+            raise ValueError(f"{busy[0]} takes part in {self._open[busy[0]].exchange.id}, which is open")
+        begun = InProcessExchange(self, exchange, self._chunk_bytes, self._spool)
+        self._open.update(dict.fromkeys(exchange.clients, begun))
+        return begun
 
     def other_traffic(self) -> Traffic:
         return Traffic()
@@ -55,81 +83,122 @@ class InProcessEngine:
     def states(self) -> ClientStates:
         return ClientStates(connected=len(self._workers))
 
+    def abort(self, reason: str) -> None:
+        self._aborted = RunError(reason)
+        if (task := self._task) is not None:
+            task.cancelled.set()
+
+    def check_aborted(self) -> None:
+        if self._aborted is not None:
+            raise self._aborted
+
     def finish(self, completed: bool, reason: str) -> None:
-        """Nobody to tell."""
+        """Give back the memory and the temporary file; nobody has to be told."""
+        self._spool.close()
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def compute(self, client: str, exchange: Exchange, payload: Tensors) -> tuple[bytes, Payload | None]:
+        """Let a client compute; returns the messages of its reply, or the one that says why it failed."""
+        self._task = task = Task(exchange.id, payload, exchange.evaluate, exchange.closing.deadline_s)
+        try:
+            self.check_aborted()
+            reply = self._workers[client].carry_out(task)
+            contribution = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
+            return answer_message(exchange.id, reply, contribution), contribution
+        except Exception as error:  # noqa: BLE001  # as over gRPC: what a user's code raises is this client's failure alone
+            self.check_aborted()
+            return failure_message(exchange.id, f"{type(error).__name__}: {error}"), None
+        finally:
+            self._task = None
+
+    def closed(self, exchange: Exchange) -> None:
+        """Take in that an exchange has its outcome."""
+        for client in exchange.clients:
+            del self._open[client]
+
+
+class InProcessExchange:
+    """An exchange that is carried out when its outcome is asked for."""
+
+    def __init__(self, engine: InProcessEngine, exchange: Exchange, chunk_bytes: int, spool: Spool) -> None:
+        self.exchange = exchange
+        self._engine = engine
+        self._chunk_bytes = chunk_bytes
+        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
+        self._meter = Meter()
+        self._outcome: Outcome | None = None
+
+    def outcome(self) -> Outcome:
+        if self._outcome is None:
+            self._engine.check_aborted()
+            try:
+                self._outcome = self._carry_out()
+            finally:
+                self._collection.close()
+                self._engine.closed(self.exchange)
+        return self._outcome
+
+    def _carry_out(self) -> Outcome:
         started = time.monotonic()
+        exchange, schema = self.exchange, self.exchange.reply_schema
+        fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
         broadcast = Payload(exchange.payload, self._chunk_bytes)
-        work = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.deadline_s)
-        accumulator = _Accumulator(exchange.answer_schema, self._rule) if exchange.answer_schema is not None else None
-        traffic, reports, missing = Traffic(), dict[str, Report](), dict[str, str]()
-        for client, weight in exchange.clients.items():
-            traffic.payload_bytes_down += broadcast.size_bytes
-            traffic.wire_bytes_down += len(work) + broadcast.frames_bytes
-            try:
-                # Assembled anew for each client, as over the network: no client can touch another's broadcast.
-                received = _transfer(broadcast, exchange.payload.schema)
-                reply = self._workers[client].carry_out(Task(exchange.id, received, exchange.evaluate))
-                payload = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
-                message = answer_message(exchange.id, reply, payload)
-            except Exception as error:  # noqa: BLE001  # as over gRPC: whatever a user's code raises is this client's failure alone
-                missing[client] = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
-                traffic.wire_bytes_up += len(failure_message(exchange.id, missing[client]))
-                continue
-            try:
-                self._take(message, payload, weight, accumulator, traffic)
-            except ProtocolError as error:
-                missing[client] = f"refused: {error}"
-                traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_INVALID_ARGUMENT, str(error)))
-                continue
-            reports[client] = Report.of(reply)
-            traffic.wire_bytes_down += len(receipt_message(exchange.id, Verdict.VERDICT_OK))
-        for client, reason in missing.items():
-            logger.warning("%s: %s is left out: %s", exchange.id, client, reason)
-        mean = accumulator.result() if accumulator is not None and reports else None
-        return Outcome(mean, reports, missing, traffic, time.monotonic() - started)
+        work = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
+        for client in exchange.clients:
+            self._meter.down(len(work) + broadcast.frames_bytes)
+            self._meter.payload_down(broadcast.size_bytes)
+            # Put together for each client, as over the network: none can touch another's broadcast.
+            self._take(client, *self._engine.compute(client, exchange, _received(broadcast)))
+        reduced, fault = _run(fold) if fold is not None else (None, "")
+        for _, judgement in self._collection.judgements():
+            self._tell(judgement)
+        replies = self._collection.replies()
+        if schema is not None:
+            self._meter.payload_up(len(replies) * schema.size_bytes)
+        seconds = time.monotonic() - started
+        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault)
 
-    def _take(self, message: bytes, payload: Payload | None, weight: float, accumulator: _Accumulator | None, traffic: Traffic) -> None:
-        """Count, check and reduce one client's answer."""
-        if accumulator is not None and payload is None:
-            raise ProtocolError("the answer holds no tensors")
-        traffic.wire_bytes_up += len(message)
-        numbers_of(pb.ParticipateRequest.FromString(message).answer)
-        if payload is None or accumulator is None:
+    def _take(self, client: str, message: bytes, payload: Payload | None) -> None:
+        """Collect a client's messages."""
+        self._meter.up(len(message))
+        request = pb.ParticipateRequest.FromString(message)
+        if request.HasField("failure"):
+            self._collection.fail(client, request.failure.reason)
             return
-        traffic.wire_bytes_up += payload.frames_bytes
-        received = _transfer(payload, accumulator.schema)
-        for segment in accumulator.schema.segments:
-            check_values(received.elements(segment))
-        accumulator.add(received, weight)
-        traffic.payload_bytes_up += payload.size_bytes
+        if (judgement := self._collection.reply(client, request.answer, NOW)) is not None:
+            self._tell(judgement)
+            return
+        for frame in payload.frames() if payload is not None else ():
+            self._meter.up(len(frame))
+            match self._collection.accept(client, decode_chunk(frame)):
+                case Arrival() as arrival:
+                    arrival.write()
+                    self._collection.store(arrival, NOW)
+                case Judgement() as judgement:
+                    self._tell(judgement)
+                    return
+
+    def _tell(self, judgement: Judgement) -> None:
+        """Count what would be said to a client."""
+        self._meter.down(len(receipt_message(self.exchange.id, judgement.verdict, judgement.reason)))
 
 
-class _Accumulator:
-    """The reduction of whole contributions, one after another."""
-
-    def __init__(self, schema: Schema, rule: Rule) -> None:
-        self.schema = schema
-        self._reductions: list[tuple[Segment, Reduction]] = [
-            (segment, rule(segment.dtype, (segment.stop - segment.start) // segment.dtype.itemsize)) for segment in schema.segments
-        ]
-
-    def add(self, contribution: Tensors, weight: float) -> None:
-        for segment, reduction in self._reductions:
-            reduction.add(contribution.elements(segment), weight)
-
-    def result(self) -> Tensors:
-        out = Tensors.empty(self.schema)
-        for segment, reduction in self._reductions:
-            with torch.no_grad():
-                reduction.result(out.elements(segment))
-        return out
-
-
-def _transfer(payload: Payload, expected: Schema) -> Tensors:
+def _received(payload: Payload) -> Tensors:
     """Encode and decode a payload, message by message."""
-    assembly = Assembly(payload.header, expected)
+    assembly = Assembly(payload.header, payload.tensors.schema)
     for frame in payload.frames():
         assembly.add(decode_chunk(frame))
     return assembly.tensors
+
+
+def _run(fold: Fold) -> tuple[Tensors | None, str]:
+    """Reduce all contributions; returns why that failed if it did."""
+    while not fold.finished:
+        step = fold.next_step()
+        assert step is not None, "every client has settled"
+        try:
+            step()
+        except NotFiniteError as error:
+            return None, str(error)
+        finally:
+            fold.step_done()
+    return fold.result, ""

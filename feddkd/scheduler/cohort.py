@@ -4,65 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from feddkd.errors import QuorumError
-from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, ExchangeKind
-from feddkd.scheduler.engine import Engine, Exchange, Outcome
-from feddkd.scheduler.journal import Journal
+from feddkd.errors import NotFiniteError, QuorumError
+from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome
+from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
-from feddkd.tensors import Schema, Tensors
+from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
 DRIFT_DIVERSITY = "drift_diversity"
 """Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
 more they cancel out. With N clients of equal weight it is N times the sum's quotient that some papers give."""
 
+MAX_MISSES = 2
+"""Exchanges of a round that a client may miss before the rest of the round goes on without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Names one attempt at a round: the common part of its exchanges' ids."""
+
+    run_id: str
+    round: int
+    attempt: int
+
+    def exchange(self, name: str, step: int) -> ExchangeId:
+        return ExchangeId(self.run_id, self.round, self.attempt, name, step)
+
 
 class RoundCohort:
     """Carries out a round's exchanges among its clients.
 
-    Whoever answers the first exchange is in the round; later exchanges build on what these clients
-    computed (a teacher, a control variate), so nobody else is asked. One that is missing from a later
-    exchange may answer the next one.
+    A client that replies to the first exchange is in the round; later exchanges build on what these clients
+    computed (a teacher, a control variate), so no other client is asked. One that misses a later exchange may
+    reply to the next one, unless it was silent until the deadline or misses a second one: a client that has
+    gone silent costs a round one deadline.
 
     Attributes:
         traffic: summed over the exchanges so far.
-        clients_reported: clients that answered the first exchange.
-        loss: weighted mean of the losses that came with the latest exchange's answers, or None if none did.
+        clients_reported: clients that replied to the first exchange.
+        clients_missing: why each of the others did not.
+        loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        attempt: Attempt,
         clients: Mapping[str, float],
-        total_weight: float,
-        kinds: Mapping[str, ExchangeKind],
-        model_schema: Schema,
-        *,
-        run_id: str,
-        round_number: int,
-        attempt: int,
-        min_clients: int,
-        deadline_s: float,
-        journal: Journal,
+        plan: ExchangePlan,
+        carry_out: Callable[[Exchange], Outcome],
         on_exchange: Callable[[ExchangeRecord], None],
+        *,
+        total_weight: float,
+        min_clients: int,
     ) -> None:
-        """`clients` maps ids to weights, of `total_weight` there are; `kinds` says what travels in the exchanges."""
-        self._engine = engine
-        self._clients = dict(sorted(clients.items()))
-        self._total_weight = total_weight
-        self._kinds = kinds
-        self._model_schema = model_schema
-        self._run_id = run_id
-        self._round = round_number
+        """Gather the clients of an attempt.
+
+        Args:
+            clients: the weight of each client, by id.
+            total_weight: of all clients, those that take no part in this round included.
+            min_clients: fewest replies with which an exchange succeeds.
+        """
         self._attempt = attempt
-        self._min_clients = min_clients
-        self._deadline_s = deadline_s
-        self._journal = journal
+        self._clients = dict(sorted(clients.items()))
+        self._plan = plan
+        self._carry_out = carry_out
         self._on_exchange = on_exchange
+        self._total_weight = total_weight
+        self._min_clients = min_clients
         self._opened = False
+        self._misses: dict[str, int] = {}
+        self._dropped: dict[str, Missing] = {}
         self.traffic = Traffic()
         self.clients_reported = 0
+        self.clients_missing: dict[str, str] = {}
         self.loss: float | None = None
 
     @property
@@ -71,57 +87,50 @@ class RoundCohort:
         return math.fsum(self._clients.values()) / self._total_weight
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        """Broadcast `payload`, let the clients compute, and return the weighted mean of their answers.
+        """Broadcast `payload`, let the clients compute, and return their contributions, reduced.
 
         Raises:
-            QuorumError: fewer than `min_clients` answered.
+            RoundError: fewer than `min_clients` replied, or the result is not finite.
         """
         outcome = self.report(name, payload, step)
-        assert outcome.mean is not None, f"exchange {name!r} returns numbers only"
-        return outcome.mean
+        assert outcome.reduced is not None, f"exchange {name!r} returns numbers only"
+        return outcome.reduced
 
     def report(self, name: str, payload: Tensors, step: int = 0) -> Outcome:
-        """The same for answers of any kind, with every number that came back. Raises QuorumError."""
-        exchange = self._describe(name, payload, step)
-        outcome = self._journal.recall(exchange.id)
-        if outcome is None:
-            outcome = self._engine.carry_out(exchange)
-            self._journal.record(exchange.id, outcome)
+        """The same for replies of any kind, with every number that came back. Raises RoundError."""
+        identity = self._attempt.exchange(name, step)
+        if not payload.is_finite():
+            raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
+        asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
+        # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
+        exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
+        outcome = self._carry_out(exchange)
         self._account(exchange, outcome)
-        if len(outcome.reports) < self._min_clients:
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in outcome.missing.items())
-            raise QuorumError(
-                f"{exchange.id}: {len(outcome.reports)} of {len(exchange.clients)} clients answered, "
-                f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
-                connection_lost=outcome.connection_lost,
-            )
+        if outcome.fault:
+            raise NotFiniteError(f"{identity}: {outcome.fault}")
+        self._check_quorum(exchange, outcome)
         return outcome
 
-    def _describe(self, name: str, payload: Tensors, step: int) -> Exchange:
-        kind = self._kinds[name]
-        return Exchange(
-            id=ExchangeId(self._run_id, self._round, self._attempt, name, step),
-            clients=self._clients,
-            payload=payload,
-            answer_schema=kind.answer(self._model_schema) if kind.answer else None,
-            # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
-            evaluate=not self._opened,
-            deadline_s=self._deadline_s,
+    def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
+        if len(outcome.replies) >= self._min_clients:
+            return
+        reasons = "; ".join(f"{client}: {missing.reason}" for client, missing in {**self._dropped, **outcome.missing}.items())
+        raise QuorumError(
+            f"{exchange.id}: {len(outcome.replies)} of {len(self._clients)} clients answered, "
+            f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
+            connection_lost=outcome.connection_lost,
         )
 
     def _account(self, exchange: Exchange, outcome: Outcome) -> None:
         self.traffic += outcome.traffic
         self.loss = outcome.mean_loss(exchange.clients)
-        if not self._opened:
-            self._opened = True
-            self.clients_reported = len(outcome.reports)
-            self._clients = {client: weight for client, weight in self._clients.items() if client in outcome.reports}
+        missing = dict(sorted({**self._dropped, **outcome.missing}.items()))
         self._on_exchange(
             ExchangeRecord(
                 id=exchange.id,
-                clients_selected=len(exchange.clients),
-                clients_reported=len(outcome.reports),
-                clients_missing=outcome.missing,
+                clients_selected=len(self._clients),
+                clients_reported=len(outcome.replies),
+                clients_missing={client: item.reason for client, item in missing.items()},
                 traffic=outcome.traffic,
                 seconds=outcome.seconds,
                 client_seconds=outcome.client_seconds,
@@ -131,13 +140,32 @@ class RoundCohort:
                 metrics=self._metrics(exchange, outcome),
             )
         )
+        if not self._opened:
+            self._open(outcome)
+        else:
+            self._count_misses(exchange, outcome)
+
+    def _open(self, outcome: Outcome) -> None:
+        """Take in who replied to the round's first exchange."""
+        self._opened = True
+        self.clients_reported = len(outcome.replies)
+        self.clients_missing = {client: missing.reason for client, missing in outcome.missing.items()}
+        self._clients = {client: weight for client, weight in self._clients.items() if client in outcome.replies}
+
+    def _count_misses(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Drop the clients that need not be waited for again."""
+        for client, missing in outcome.missing.items():
+            self._misses[client] = self._misses.get(client, 0) + 1
+            if missing.cause is Cause.SILENT or self._misses[client] >= MAX_MISSES:
+                last = f"{exchange.id.name}[{exchange.id.step}]"
+                self._dropped[client] = Missing(Cause.NOT_ASKED, f"not asked after it missed {last}: {missing.reason}")
 
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
         metrics = outcome.mean_metrics(exchange.clients)
         norm_squared = metrics.get(UPDATE_NORM_SQUARED)
-        if norm_squared is not None and outcome.mean is not None:
-            mean_norm_squared = outcome.mean.select(self._model_schema.trainable).norm() ** 2
+        if norm_squared is not None and outcome.reduced is not None:
+            mean_norm_squared = outcome.reduced.select(self._plan.model_schema.trainable).norm() ** 2
             if mean_norm_squared > 0:
                 metrics[DRIFT_DIVERSITY] = norm_squared / mean_norm_squared
         return metrics

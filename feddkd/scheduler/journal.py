@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from feddkd.exchange import ExchangeId
-from feddkd.scheduler.engine import Outcome
+from feddkd.exchange import ExchangeId, Outcome
 
 
 class Journal(Protocol):

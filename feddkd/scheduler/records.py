@@ -46,7 +46,8 @@ class RoundRecord:
         evaluation: of the round's model, on the server's test set if it has one, else on what the clients hold out.
         client_evaluation: of the round's model on what the clients hold out; it came with the next broadcast.
         traffic: summed over the round's exchanges.
-        clients_reported: clients that answered the round's first exchange.
+        clients_reported: clients that replied to the round's first exchange.
+        clients_missing: why each client that was selected, or belongs to the federation and was away, did not.
         gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
         metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded.
     """
@@ -58,6 +59,7 @@ class RoundRecord:
     cumulative_wire_bytes: int
     seconds: float
     clients_reported: int
+    clients_missing: Mapping[str, str]
     gradient_evaluations: int
     metrics: Mapping[str, float]
 
@@ -70,6 +72,8 @@ class RunRecord:
         traffic: of all exchanges.
         other_traffic: bytes that belong to no exchange: joining, late answers, farewells.
         gradient_evaluations: summed over all exchanges.
+        rounds_missed: rounds that went on without a client, by its id; clients that missed none are not there.
+        not_delivered: why each client that took part did not get the final model.
     """
 
     run_id: str
@@ -81,6 +85,8 @@ class RunRecord:
     other_traffic: Traffic
     gradient_evaluations: int
     seconds: float
+    rounds_missed: Mapping[str, int]
+    not_delivered: Mapping[str, str]
 
 
 class Observer:

@@ -1,63 +1,45 @@
-"""The run: one round after another, each retried when too few clients answer, and the final model delivered."""
+"""Runs the rounds: each is tried again when too few clients reply, and in the end the final model is delivered."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from feddkd.algorithms.base import Algorithm
+from feddkd.aggregator.rule import Rule
+from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.config import Config
-from feddkd.errors import PausedError, QuorumError
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind
-from feddkd.scheduler.cohort import RoundCohort
+from feddkd.errors import NotFiniteError, PausedError, RoundError
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, Exchange, Outcome, Reply
+from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.observers import Observers
+from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.selection import select_cohort
+from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
-Evaluator = Callable[[Tensors], Evaluation]
-"""Evaluates a global model on the server's test set."""
+logger = logging.getLogger(__name__)
 
+Evaluator = Callable[[Tensors, Callable[[], None]], Evaluation]
+"""Evaluates a global model on the server's test set; calls the second argument often, which raises if the run was aborted."""
 
-@dataclass(slots=True)
-class _FinishedRound:
-    """A round whose model is known, but not yet what the clients think of it."""
+CohortLayer = Callable[[Cohort], Cohort]
+"""Stands around a round's cohort: sees every payload on its way down and every reduced contribution on its way up."""
 
-    number: int
-    evaluation: Evaluation | None
-    traffic: Traffic
-    seconds: float
-    clients_reported: int
-    gradient_evaluations: int
-    metrics: Mapping[str, float]
+MAX_METRIC_NAMES = 128
+"""Names of metrics that the clients of a run may use in all."""
 
-
-class _RoundTally:
-    """What adds up over the exchanges of a round: work over all attempts, metrics over the one that succeeds."""
-
-    def __init__(self) -> None:
-        self.gradient_evaluations = 0
-        self._metrics: dict[str, list[float]] = {}
-
-    def add(self, record: ExchangeRecord) -> None:
-        self.gradient_evaluations += record.gradient_evaluations
-        for name, value in record.metrics.items():
-            self._metrics.setdefault(name, []).append(value)
-
-    def start_again(self) -> None:
-        """The attempt failed: its metrics describe no model."""
-        self._metrics.clear()
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {name: math.fsum(values) / len(values) for name, values in self._metrics.items()}
+LARGE_SHARE = 0.5
+"""A client with more than this share of the weight decides every mean."""
 
 
 class Scheduler:
@@ -73,7 +55,15 @@ class Scheduler:
         observers: Observers | Iterable[Observer] = (),
         evaluator: Evaluator | None = None,
         journal: Journal | None = None,
+        rule: Rule | None = None,
+        layers: Sequence[CohortLayer] = (),
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            rule: reduces contributions; by default the weighted mean.
+            layers: stand around each round's cohort, the first outermost.
+        """
         self._config = config
         self._algorithm = algorithm
         self._engine = engine
@@ -81,19 +71,21 @@ class Scheduler:
         self._observers = Observers.of(observers)
         self._evaluator = evaluator
         self._journal = journal or NoJournal()
-        self._finished: _FinishedRound | None = None
-        self._traffic = Traffic()
-        self._tally = _RoundTally()
-        self._gradient_evaluations = 0
-        self._cumulative_wire_bytes = 0
-        self._last_evaluation: Evaluation | None = None
-        self._best_accuracy: float | None = None
+        self._rule = rule or WeightedMean()
+        self._layers = layers
+        self._finished: FinishedRound | None = None
+        self._tally = RunTally()
+        self._round_tally = RoundTally()
+        self._metric_names: set[str] = set()
+        self._known_clients: set[str] = set()
+        self._large_clients: set[str] = set()
 
     def run(self, model: Tensors) -> RunRecord:
         """Take the initial model through all rounds, deliver the final one, and say farewell to the clients.
 
         Raises:
-            PausedError: too few clients were there, or answered, for longer than the configuration allows.
+            PausedError: too few clients were there, or replied, for longer than the configuration allows.
+            RunError: the run was aborted.
         """
         started = time.monotonic()
         self._tell(lambda observer: observer.engine_ready(self._engine))
@@ -102,7 +94,7 @@ class Scheduler:
         try:
             for number in range(1, self._config.rounds + 1):
                 model = self._run_round(number, model)
-            self._deliver(model)
+            not_delivered = self._deliver(model)
         finally:
             self._close_round(None)
         self._engine.finish(completed=True, reason="all rounds are done")
@@ -110,103 +102,161 @@ class Scheduler:
             run_id=self._run_id,
             rounds=self._config.rounds,
             model=model,
-            final_evaluation=self._last_evaluation,
-            best_accuracy=self._best_accuracy,
-            traffic=self._traffic,
+            final_evaluation=self._tally.last_evaluation,
+            best_accuracy=self._tally.best_accuracy,
+            traffic=self._tally.traffic,
             other_traffic=self._engine.other_traffic(),
-            gradient_evaluations=self._gradient_evaluations,
+            gradient_evaluations=self._tally.gradient_evaluations,
             seconds=time.monotonic() - started,
+            rounds_missed=dict(sorted(self._tally.rounds_missed.items())),
+            not_delivered=not_delivered,
         )
         self._tell(lambda observer: observer.run_done(record))
         return record
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
-        """One round, tried again from its beginning while too few clients answer."""
-        started, traffic, self._tally = time.monotonic(), Traffic(), _RoundTally()
+        """One round, tried again from its beginning while it fails."""
+        started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
         state = copy.deepcopy(self._algorithm.state_dict())
         for attempt in itertools.count():
-            cohort = self._select(model, number, attempt)
+            cohort, available = self._select(model, number, attempt)
             try:
-                model = self._algorithm.run_round(cohort, model)
+                new_model = self._algorithm.run_round(self._with_layers(cohort), model)
+                evaluation = self._evaluate(number, new_model)
                 break
-            except QuorumError as error:
+            except RoundError as error:
                 self._algorithm.load_state_dict(copy.deepcopy(state))
-                self._tally.start_again()
+                self._round_tally.start_again()
                 self._round_failed(number, attempt, error)
             finally:
                 traffic += cohort.traffic
-        self._tell(lambda observer: observer.round_finished(number, model))
-        evaluation = self._evaluate(number, model)
-        self._finished = _FinishedRound(
+        self._tell(lambda observer: observer.round_finished(number, new_model))
+        if evaluation is not None:
+            self._tell(lambda observer: observer.round_evaluated(number, evaluation))
+        self._finished = FinishedRound(
             number,
             evaluation,
             traffic,
             time.monotonic() - started,
             cohort.clients_reported,
-            self._tally.gradient_evaluations,
-            self._tally.metrics,
+            self._absent(available) | cohort.clients_missing,
+            self._round_tally.gradient_evaluations,
+            self._round_tally.metrics,
         )
-        return model
+        return new_model
 
-    def _round_failed(self, number: int, attempt: int, error: QuorumError) -> None:
+    def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
+        """Evaluate a round's model. Raises NotFiniteError if it is of no use to anybody."""
+        self._engine.check_aborted()
+        if not model.is_finite():
+            raise NotFiniteError(f"round {number}: the new model is not finite")
+        if self._evaluator is None:
+            return None
+        evaluation = self._evaluator(model, self._engine.check_aborted)
+        if not math.isfinite(evaluation.loss):
+            raise NotFiniteError(f"round {number}: the new model's loss on the test set is {evaluation.loss}")
+        return evaluation
+
+    def _round_failed(self, number: int, attempt: int, error: RoundError) -> None:
         """Let the round be tried again, after a pause if it has been tried often enough.
 
         Raises:
-            PausedError: the clients do not come, or they are all there and do not answer.
+            PausedError: the clients do not come, or they are all there and another attempt would fail as well.
         """
         config = self._config.scheduler
         self._tell(lambda observer: observer.round_failed(number, attempt, str(error)))
         if (attempt + 1) % (config.retries + 1) != 0:
             return
-        there = len(self._engine.clients())
-        if there >= config.quorum and not error.connection_lost:
+        connected = len(self._engine.clients())
+        if connected >= config.quorum and not error.connection_lost:
             self._tell(lambda observer: observer.paused(str(error)))
-            raise PausedError(f"{error}; {there} clients are connected, so waiting for more would not help")
+            raise PausedError(f"{error}; {connected} clients are connected, so waiting for more would not help")
         self._pause(str(error))
 
-    def _deliver(self, model: Tensors) -> None:
-        """Give every client the final model; those that are gone do without."""
-        everyone = self._engine.clients()
-        cohort = self._cohort(everyone, everyone, {DELIVER: DELIVER_KIND}, model, self._config.rounds, attempt=0, min_clients=0)
-        cohort.report(DELIVER, model)
+    def _deliver(self, model: Tensors) -> dict[str, str]:
+        """Give every client the final model; returns why each of the others did not get it."""
+        clients = self._engine.clients()
+        absent = self._absent(clients)
+        attempt = Attempt(self._run_id, self._config.rounds, 0)
+        plan = ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule)
+        cohort = self._cohort(attempt, clients, clients, plan, min_clients=0)
+        outcome = cohort.report(DELIVER, model)
+        return absent | {client: missing.reason for client, missing in outcome.missing.items()}
 
-    def _select(self, model: Tensors, number: int, attempt: int) -> RoundCohort:
+    def _select(self, model: Tensors, number: int, attempt: int) -> tuple[RoundCohort, Mapping[str, int]]:
+        """Draw the cohort of an attempt; also returns the example counts of all clients that are available."""
         config = self._config.scheduler
-        if len(self._engine.clients()) < config.quorum:
-            self._pause(f"round {number} needs {config.quorum} clients, {len(self._engine.clients())} are connected")
+        if (connected := len(self._engine.clients())) < config.quorum:
+            self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")
         available = self._engine.clients()
+        self._known_clients.update(available)
+        self._warn_of_large_clients(available)
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        return self._cohort(counts, available, self._algorithm.exchanges, model, number, attempt, config.quorum)
+        plan = ExchangePlan(self._config, self._algorithm.exchanges, model.schema, self._rule)
+        cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
+        return cohort, available
 
     def _cohort(
         self,
+        attempt: Attempt,
         counts: Mapping[str, int],
         available: Mapping[str, int],
-        kinds: Mapping[str, ExchangeKind],
-        model: Tensors,
-        number: int,
-        attempt: int,
+        plan: ExchangePlan,
+        *,
         min_clients: int,
     ) -> RoundCohort:
         return RoundCohort(
-            self._engine,
+            attempt,
             {client: self._weight(count) for client, count in counts.items()},
-            math.fsum(self._weight(count) for count in available.values()),
-            kinds,
-            model.schema,
-            run_id=self._run_id,
-            round_number=number,
-            attempt=attempt,
+            plan,
+            self._carry_out,
+            self._exchange_done,
+            total_weight=math.fsum(self._weight(count) for count in available.values()),
             min_clients=min_clients,
-            deadline_s=self._config.scheduler.deadline_s,
-            journal=self._journal,
-            on_exchange=self._exchange_done,
         )
+
+    def _with_layers(self, cohort: Cohort) -> Cohort:
+        for layer in reversed(self._layers):
+            cohort = layer(cohort)
+        return cohort
+
+    def _carry_out(self, exchange: Exchange) -> Outcome:
+        """Return what the journal knows of the exchange, or else let the engine carry it out."""
+        outcome = self._journal.recall(exchange.id)
+        if outcome is None:
+            outcome = self._engine.carry_out(exchange)
+            self._journal.record(exchange.id, outcome)
+        replies = {client: self._with_known_metrics(reply) for client, reply in outcome.replies.items()}
+        return dataclasses.replace(outcome, replies=replies)
+
+    def _with_known_metrics(self, reply: Reply) -> Reply:
+        """Leave out metrics whose names are too many: each is a column of the record and a picture in the report."""
+        for name in reply.metrics:
+            if len(self._metric_names) < MAX_METRIC_NAMES:
+                self._metric_names.add(name)
+            elif name not in self._metric_names:
+                logger.warning("metric %r is left out: the clients have used %d other names", name, MAX_METRIC_NAMES)
+        known = {name: value for name, value in reply.metrics.items() if name in self._metric_names}
+        return reply if len(known) == len(reply.metrics) else dataclasses.replace(reply, metrics=known)
 
     def _weight(self, examples: int) -> float:
         return float(examples) if self._config.scheduler.weights == "examples" else 1.0
+
+    def _warn_of_large_clients(self, available: Mapping[str, int]) -> None:
+        """Say once of each client that it holds most of the weight: it decides every mean, and says so itself."""
+        total = math.fsum(self._weight(count) for count in available.values())
+        for client, count in available.items():
+            if len(available) > 1 and self._weight(count) > LARGE_SHARE * total and client not in self._large_clients:
+                self._large_clients.add(client)
+                logger.warning("%s claims %d examples, %.0f %% of all", client, count, 100 * self._weight(count) / total)
+
+    def _absent(self, available: Mapping[str, int]) -> dict[str, str]:
+        """Clients that belong to the federation and were not there when a round began."""
+        named = self._config.scheduler.clients
+        expected = named if isinstance(named, list) else sorted(self._known_clients)
+        return {client: "not connected" for client in expected if client not in available}
 
     def _pause(self, reason: str) -> None:
         """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
@@ -215,22 +265,14 @@ class Scheduler:
         if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
             raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
 
-    def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
-        if self._evaluator is None:
-            return None
-        evaluation = self._evaluator(model)
-        self._tell(lambda observer: observer.round_evaluated(number, evaluation))
-        return evaluation
-
     def _exchange_done(self, record: ExchangeRecord) -> None:
-        self._traffic += record.traffic
-        self._gradient_evaluations += record.gradient_evaluations
-        self._tally.add(record)
+        self._tally.add_exchange(record)
+        self._round_tally.add(record)
         self._tell(lambda observer: observer.exchange_done(record))
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
-        # The first broadcast after a round carried its model, and the answers what the clients think of it; too few
-        # answers are not their opinion, and the broadcast will be repeated.
+        # The first broadcast after a round carried its model, and the replies what the clients think of it; too few
+        # replies are not their opinion, and the broadcast will be repeated.
         if record.id.name == DELIVER or record.clients_reported >= self._config.scheduler.quorum:
             self._close_round(record.client_evaluation)
 
@@ -240,18 +282,16 @@ class Scheduler:
             return
         finished, self._finished = self._finished, None
         evaluation = finished.evaluation or client_evaluation
-        self._cumulative_wire_bytes += finished.traffic.wire_bytes
-        if evaluation is not None:
-            self._last_evaluation = evaluation
-            self._best_accuracy = max(self._best_accuracy or 0.0, evaluation.accuracy)
+        self._tally.add_round(finished, evaluation)
         record = RoundRecord(
             round=finished.number,
             evaluation=evaluation,
             client_evaluation=client_evaluation,
             traffic=finished.traffic,
-            cumulative_wire_bytes=self._cumulative_wire_bytes,
+            cumulative_wire_bytes=self._tally.cumulative_wire_bytes,
             seconds=finished.seconds,
             clients_reported=finished.clients_reported,
+            clients_missing=finished.clients_missing,
             gradient_evaluations=finished.gradient_evaluations,
             metrics=finished.metrics,
         )

@@ -1,11 +1,12 @@
-"""The client's end of the connection: ask, join, and hold one stream open."""
+"""Talks to a server as a client: asks what runs there, joins, and holds one stream open."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Self
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -13,10 +14,13 @@ from google.protobuf.message import DecodeError
 
 from feddkd import __version__
 from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
+from feddkd.text import printable
 from feddkd.transport.frames import PROTOCOL_VERSION, SERVICE
-from feddkd.transport.messages import hello_message
+from feddkd.transport.messages import CLIENT_HEARTBEAT, Holding, hello_message
 from feddkd.transport.options import CLIENT_OPTIONS
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.tls import ClientTls
+from feddkd.transport.tls_problems import cause_of, certificate_problem, handshake_problem, host_and_port
 
 CALL_TIMEOUT_S = 10.0
 """Deadline of the calls that carry no tensors."""
@@ -26,44 +30,132 @@ _ERRORS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: RefusedError,
     grpc.StatusCode.UNIMPLEMENTED: RefusedError,
     grpc.StatusCode.PERMISSION_DENIED: RefusedError,
+    # Another process with this client's secret has taken over, and to come back would end that one.
+    grpc.StatusCode.ABORTED: RefusedError,
     grpc.StatusCode.ALREADY_EXISTS: IdTakenError,
 }
 """What a status means where it is not simply worth another try."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeats:
+    """How a stream shows that both ends are alive.
+
+    Attributes:
+        send_after_s: seconds in which the client wrote nothing, after which it writes a heartbeat.
+        dead_after_s: seconds without any message from the server, after which the connection is dead.
+    """
+
+    send_after_s: float = 10.0
+    dead_after_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and how to speak to it; None for plaintext."""
+
+    address: str
+    tls: ClientTls | None = None
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn gRPC's errors into TransportErrors."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error.code(), error.details()) from None
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the latter for a call that has ended
+            raise UnreachableError(f"server {self.address}: the stream is closed ({error})") from None
+
+    def _error(self, code: grpc.StatusCode, details: str | None) -> TransportError:
+        """What a call's status comes to, in one line that is safe to print."""
+        where, cause = f"server {self.address}", printable(cause_of(details or code.name.lower()))
+        if code is grpc.StatusCode.UNAVAILABLE and self.tls is not None:
+            problem = certificate_problem(cause, host_and_port(self.address)[0], self.tls)
+            if problem is not None:
+                return RefusedError(f"{where}: {problem}")
+        return _ERRORS.get(code, UnreachableError)(f"{where}: {cause}")
 
 
 class ServerStream:
     """An open Participate stream: messages down, messages up."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str) -> None:
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[bytes, bytes],
+        server: Endpoint,
+        heartbeats: Heartbeats,
+    ) -> None:
         self._call = call
-        self._address = address
+        self._server = server
+        self._heartbeats = heartbeats
+        self._outgoing: Iterator[bytes] = iter(())
+        self._has_outgoing = asyncio.Event()
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """What the server sends, until it ends the stream. Raises TransportError if the connection breaks."""
-        with _errors_of(self._address):
-            while isinstance(message := await self._call.read(), bytes):  # anything else is gRPC's end of stream
+        """What the server sends, until it ends the stream.
+
+        Raises:
+            UnreachableError: the connection broke, or the server was silent for too long.
+            RefusedError: the server ended the stream for good.
+        """
+        with self._server.errors():
+            while isinstance(message := await self._read(), bytes):  # anything else is gRPC's end of stream
                 yield message
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise grpc.aio.AioRpcError(
-                    await self._call.code(), grpc.aio.Metadata(), grpc.aio.Metadata(), details=await self._call.details()
+                    await self._call.code(),
+                    grpc.aio.Metadata(),
+                    grpc.aio.Metadata(),
+                    details=await self._call.details(),
                 )
 
-    async def send(self, messages: Iterable[bytes]) -> None:
-        """Write messages, each as soon as the server takes it. Raises TransportError if the connection breaks."""
-        with _errors_of(self._address):
-            for message in messages:
-                await self._call.write(message)
+    def send(self, messages: Iterable[bytes]) -> None:
+        """Write `messages`, each as soon as the server takes it, in place of those not yet written."""
+        self._outgoing = iter(messages)
+        self._has_outgoing.set()
+
+    async def write(self) -> None:
+        """Write what `send` is given, and heartbeats in between, until the connection breaks.
+
+        One task does all the writing, so that a message is never written into the middle of another.
+        Who reads the stream learns how the connection broke.
+        """
+        with contextlib.suppress(TransportError), self._server.errors():
+            while True:
+                await self._call.write(await self._next_message())
+
+    async def _read(self) -> object:
+        silence_s = self._heartbeats.dead_after_s
+        try:
+            async with asyncio.timeout(silence_s):
+                return await self._call.read()
+        except TimeoutError:
+            raise UnreachableError(f"server {self._server.address}: nothing was heard of it for {silence_s:g} s") from None
+
+    async def _next_message(self) -> bytes:
+        while (message := next(self._outgoing, None)) is None:
+            self._has_outgoing.clear()
+            try:
+                async with asyncio.timeout(self._heartbeats.send_after_s):
+                    await self._has_outgoing.wait()
+            except TimeoutError:
+                return CLIENT_HEARTBEAT
+        return message
 
 
 class ServerConnection:
     """A channel to one server."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self.address = address
-        if credentials is None:
+    def __init__(self, address: str, tls: ClientTls | None = None) -> None:
+        """Prepare a channel, of the running event loop, to HOST:PORT. It connects with the first call."""
+        self._endpoint = Endpoint(address, tls)
+        if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, tls.credentials, options=CLIENT_OPTIONS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,10 +164,10 @@ class ServerConnection:
         await self._channel.close()
 
     async def describe(self) -> pb.Manifest:
-        """What runs at the server. Raises UnreachableError or RefusedError."""
+        """Ask what runs at the server. Raises UnreachableError or RefusedError."""
         call = self._channel.unary_unary(f"/{SERVICE}/Describe", pb.DescribeRequest.SerializeToString, pb.DescribeResponse.FromString)
-        with _errors_of(self.address):
-            response = await call(pb.DescribeRequest(protocol_version=PROTOCOL_VERSION), timeout=CALL_TIMEOUT_S)
+        request = pb.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+        response = await self._answer_to(call(request, timeout=CALL_TIMEOUT_S))
         return response.manifest
 
     async def join(self, client_id: str, num_examples: int, instance_id: str) -> pb.JoinResponse:
@@ -88,34 +180,47 @@ class ServerConnection:
             instance_id=instance_id,
             software_version=__version__,
         )
-        with _errors_of(self.address):
-            return await call(request, timeout=CALL_TIMEOUT_S)
+        return await self._answer_to(call(request, timeout=CALL_TIMEOUT_S))
 
     @contextlib.asynccontextmanager
-    async def participate(self, session_token: str) -> AsyncIterator[ServerStream]:
-        """Hold the stream of a session open."""
+    async def participate(
+        self,
+        session_token: str,
+        holding: Holding | None = None,
+        heartbeats: Heartbeats = Heartbeats(),
+    ) -> AsyncIterator[ServerStream]:
+        """Hold the stream of a session open.
+
+        Args:
+            session_token: as `join` returned it.
+            holding: the broadcast that the client has in hand from before a connection broke.
+            heartbeats: how often to show a sign of life, and how long to wait for one.
+        """
         call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Participate")()
-        stream = ServerStream(call, self.address)
+        stream = ServerStream(call, self._endpoint, heartbeats)
+        writer: asyncio.Task[None] | None = None
         try:
-            await stream.send([hello_message(session_token)])
+            with self._endpoint.errors():
+                await call.write(hello_message(session_token, holding))
+            writer = asyncio.create_task(stream.write())
             yield stream
         finally:
             call.cancel()
+            if writer is not None:
+                writer.cancel()
+                await asyncio.wait([writer])
 
-
-@contextlib.contextmanager
-def _errors_of(address: str) -> Iterator[None]:
-    """Turn gRPC's errors into ours."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        kind = _ERRORS.get(error.code(), UnreachableError)
-        details = error.details() or error.code().name.lower()
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            details = details.rpartition(": ")[2]  # gRPC lists every address it tried; what went wrong comes last
-        raise kind(f"server {address}: {details}") from None
-    except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the latter for a write to a call that has ended
-        raise UnreachableError(f"server {address}: the stream is closed ({error})") from None
+    async def _answer_to(self, call: Awaitable[_T]) -> _T:
+        """The answer to a unary call; of a server that hangs up it finds out why."""
+        server = self._endpoint
+        try:
+            with server.errors():
+                return await call
+        except UnreachableError as error:
+            problem = await handshake_problem(str(error), server.address, server.tls)
+            if problem is None:
+                raise
+            raise RefusedError(f"server {server.address}: {problem}") from None
 
 
 def parse_response(message: bytes) -> pb.ParticipateResponse:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from feddkd.errors import ProtocolError
 from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Reply
@@ -12,8 +12,23 @@ from feddkd.transport.pb import federation_pb2 as pb
 
 MAX_REASON_CHARACTERS = 200
 MAX_METRIC_NAME_CHARACTERS = 64
+MAX_ID_CHARACTERS = 64
 
 Verdict = pb.Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The broadcast that a client still has from before its connection broke.
+
+    Attributes:
+        digest: as in the header of the broadcast's payload.
+        size_bytes: how much of the payload has arrived; all of it while the client computes or sends its reply.
+    """
+
+    exchange: ExchangeId
+    digest: bytes
+    size_bytes: int
 
 
 def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
@@ -21,6 +36,9 @@ def id_to_message(exchange: ExchangeId) -> pb.ExchangeId:
 
 
 def id_from_message(message: pb.ExchangeId) -> ExchangeId:
+    """Read an exchange's id. Raises ProtocolError for a name that no server chose: it would come back in messages and logs."""
+    if max(len(message.run_id), len(message.name)) > MAX_ID_CHARACTERS:
+        raise ProtocolError(f"an exchange id with a name of more than {MAX_ID_CHARACTERS} characters")
     return ExchangeId(message.run_id, message.round, message.attempt, message.name, message.step)
 
 
@@ -35,6 +53,7 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     answer = pb.Answer(id=id_to_message(exchange), compute_s=reply.compute_s)
     if payload is not None:
         answer.payload.CopyFrom(payload.header)
+        answer.payload.content_sha256 = payload.content_sha256
     if reply.loss is not None:
         answer.loss = reply.loss
     answer.gradient_evaluations = reply.gradient_evaluations
@@ -46,39 +65,61 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     return pb.ParticipateRequest(answer=answer).SerializeToString()
 
 
-def numbers_of(answer: pb.Answer) -> Reply:
-    """The numbers of an answer, checked; its contribution comes in chunks.
+LARGEST_NUMBER = 1e30
+"""Losses, metrics and seconds beyond this are refused, so that no sum of them can overflow."""
+
+MAX_COUNT = 2**53
+"""Counts beyond this are refused: they would not be exact in float64."""
+
+
+def numbers_of(answer: pb.Answer, max_evaluated: int = MAX_COUNT) -> Reply:
+    """Read the numbers of a reply, checked; its contribution comes in chunks.
+
+    Args:
+        max_evaluated: most examples that the client can have held out.
 
     Raises:
         ProtocolError: a number that no honest client sends.
     """
     loss = answer.loss if answer.HasField("loss") else None
-    if loss is not None and not math.isfinite(loss):
-        raise ProtocolError(f"the loss is {loss}")
-    evaluation = None
-    if answer.HasField("evaluation"):
-        counts = answer.evaluation
-        if not 0 <= counts.correct <= counts.examples or counts.examples == 0:
-            raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
-        evaluation = Evaluation(counts.examples, counts.correct, counts.loss_sum)
+    if loss is not None:
+        _check_number("the loss", loss)
+    _check_number("compute_s", answer.compute_s)
+    if answer.compute_s < 0:
+        raise ProtocolError(f"compute_s is {answer.compute_s}")
+    if answer.gradient_evaluations > MAX_COUNT:
+        raise ProtocolError(f"{answer.gradient_evaluations} gradient evaluations")
     return Reply(
         loss=loss,
-        evaluation=evaluation,
-        compute_s=max(0.0, answer.compute_s) if math.isfinite(answer.compute_s) else 0.0,
+        evaluation=_checked_evaluation(answer.evaluation, max_evaluated) if answer.HasField("evaluation") else None,
+        compute_s=answer.compute_s,
         gradient_evaluations=answer.gradient_evaluations,
         metrics=_checked_metrics(answer.metrics),
     )
+
+
+def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int) -> Evaluation:
+    if not 0 <= counts.correct <= counts.examples or counts.examples == 0:
+        raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
+    if counts.examples > max_evaluated:
+        raise ProtocolError(f"an evaluation of {counts.examples} examples, where this client can hold out {max_evaluated} at most")
+    _check_number("the evaluation's loss", counts.loss_sum)
+    return Evaluation(counts.examples, counts.correct, counts.loss_sum)
 
 
 def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     if len(metrics) > MAX_METRICS:
         raise ProtocolError(f"{len(metrics)} metrics, where at most {MAX_METRICS} are allowed")
     for name, value in metrics.items():
-        if not name or len(name) > MAX_METRIC_NAME_CHARACTERS:
-            raise ProtocolError(f"a metric's name has {len(name)} characters")
-        if not math.isfinite(value):
-            raise ProtocolError(f"metric {name!r} is {value}")
+        if not 0 < len(name) <= MAX_METRIC_NAME_CHARACTERS or not name.isprintable():
+            raise ProtocolError(f"a metric's name is not 1 to {MAX_METRIC_NAME_CHARACTERS} printable characters")
+        _check_number(f"metric {name!r}", value)
     return dict(sorted(metrics.items()))
+
+
+def _check_number(name: str, value: float) -> None:
+    if not abs(value) <= LARGEST_NUMBER:  # also where it is NaN
+        raise ProtocolError(f"{name} is {value}")
 
 
 def failure_message(exchange: ExchangeId, reason: str) -> bytes:
@@ -93,13 +134,31 @@ def receipt_message(exchange: ExchangeId, verdict: pb.Verdict.ValueType, reason:
     return pb.ParticipateResponse(receipt=receipt).SerializeToString()
 
 
-def resend_message(exchange: ExchangeId) -> bytes:
-    return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange))).SerializeToString()
+def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
+    """Ask for the answer's header again and for its chunks from byte `offset` on."""
+    return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange), offset=offset)).SerializeToString()
 
 
 def farewell_message(completed: bool, reason: str) -> bytes:
     return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=reason)).SerializeToString()
 
 
-def hello_message(session_token: str) -> bytes:
-    return pb.ParticipateRequest(hello=pb.Hello(session_token=session_token)).SerializeToString()
+def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
+    """Open the stream, and say which broadcast is at hand from before the connection broke."""
+    hello = pb.Hello(session_token=session_token)
+    if holding is not None:
+        hello.holding.id.CopyFrom(id_to_message(holding.exchange))
+        hello.holding.digest = holding.digest
+        hello.holding.size_bytes = holding.size_bytes
+    return pb.ParticipateRequest(hello=hello).SerializeToString()
+
+
+def holding_of(hello: pb.Hello) -> Holding | None:
+    """Read what a client says it holds. Raises ProtocolError if its exchange id is malformed."""
+    if not hello.HasField("holding"):
+        return None
+    return Holding(id_from_message(hello.holding.id), hello.holding.digest, hello.holding.size_bytes)
+
+
+CLIENT_HEARTBEAT = pb.ParticipateRequest(heartbeat=pb.Heartbeat()).SerializeToString()
+SERVER_HEARTBEAT = pb.ParticipateResponse(heartbeat=pb.Heartbeat()).SerializeToString()

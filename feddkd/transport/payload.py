@@ -6,6 +6,7 @@ the receiver expects before it takes memory, and every chunk before its bytes ar
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
-from feddkd.errors import CorruptionError, SchemaError
+from feddkd.errors import CorruptionError, ProtocolError, SchemaError
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, chunk_message_bytes, encode_chunk
 from feddkd.transport.pb import tensors_pb2 as pb
@@ -22,6 +23,8 @@ from feddkd.transport.pb import tensors_pb2 as pb
 MAX_TENSORS = 10_000
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 256
+LARGEST_NORM = 1e18
+"""No honest chunk of elements is longer than this: a model that moved so far is of no use to anybody."""
 SHARED_FRAMES = 4
 """Encoded chunks of a broadcast kept for clients that are about to need the same ones."""
 
@@ -78,6 +81,8 @@ def check_header(header: pb.PayloadHeader, expected: Schema) -> None:
         raise SchemaError(f"chunks of {header.chunk_bytes} bytes; between 8 bytes and 4 MiB are allowed")
     if len(header.digest) != hashlib.sha256().digest_size:
         raise SchemaError(f"a digest of {len(header.digest)} bytes where 32 are expected")
+    if len(header.content_sha256) not in (0, hashlib.sha256().digest_size):
+        raise SchemaError(f"a content hash of {len(header.content_sha256)} bytes where 32 are expected")
 
 
 class Payload:
@@ -105,13 +110,29 @@ class Payload:
             digest=digest.digest(),
         )
 
+    @cached_property
+    def content_sha256(self) -> bytes:
+        """SHA-256 of the payload's bytes: names the content."""
+        return hashlib.sha256(self._data).digest()
+
     @property
     def num_frames(self) -> int:
         return len(self._segments)
 
-    def frames(self) -> Iterator[bytes]:
-        """The stream messages that carry the bytes, in order."""
-        return map(self._frame, range(len(self._segments)))
+    def frames(self, offset: int = 0) -> Iterator[bytes]:
+        """The stream messages that carry the bytes from the chunk that begins at byte `offset` on, in order.
+
+        Raises:
+            ProtocolError: no chunk begins there, nor does the payload end there.
+        """
+        return map(self._frame, range(self._index_of(offset), len(self._segments)))
+
+    def _index_of(self, offset: int) -> int:
+        index = bisect.bisect_left(self._segments, offset, key=lambda segment: segment.start)
+        start = self._segments[index].start if index < len(self._segments) else self.size_bytes
+        if start != offset:
+            raise ProtocolError(f"no chunk of this payload begins at byte {offset}")
+        return index
 
     @cached_property
     def frames_bytes(self) -> int:
@@ -140,10 +161,10 @@ class ChunkSequence:
         """Raises SchemaError if the header does not announce exactly `expected`."""
         check_header(header, expected)
         self.segments = expected.chunks(header.chunk_bytes)
-        self._expected_digest = header.digest
-        self._digest = hashlib.sha256()
+        self._expected_digest, self._digest = header.digest, hashlib.sha256()
+        self._expected_content, self._content = header.content_sha256, hashlib.sha256()
         self._next = 0
-        self._check_digest()
+        self._check_digests()
 
     @property
     def complete(self) -> bool:
@@ -165,15 +186,24 @@ class ChunkSequence:
         if crc32c(chunk.data) != chunk.crc32c:
             raise CorruptionError(f"the checksum of the chunk at byte {chunk.offset} does not match its data")
         self._digest.update(chunk.crc32c.to_bytes(4, "little"))
+        if self._expected_content:
+            self._content.update(chunk.data)
         self._next += 1
-        self._check_digest()
+        self._check_digests()
         return segment
 
-    def _check_digest(self) -> None:
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been accepted: where the next chunk begins."""
+        return self.segments[self._next - 1].stop if self._next else 0
+
+    def _check_digests(self) -> None:
         if self._next < len(self.segments):
             return
         if self._digest.digest() != self._expected_digest:
             raise CorruptionError("the digest of the payload does not match its chunks")
+        if self._expected_content and self._content.digest() != self._expected_content:
+            raise CorruptionError("the SHA-256 of the payload does not match its bytes")
 
 
 class Assembly:
@@ -188,6 +218,11 @@ class Assembly:
     def complete(self) -> bool:
         return self._sequence.complete
 
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been put in place."""
+        return self._sequence.received_bytes
+
     def add(self, chunk: Chunk) -> None:
         """Raises CorruptionError if the chunk is not the next one or is damaged."""
         segment = self._sequence.accept(chunk)
@@ -198,12 +233,20 @@ def check_values(elements: torch.Tensor) -> None:
     """Refuse values that no honest contribution holds.
 
     Raises:
-        SchemaError: a NaN or an infinity among floating-point elements, or a bool that is neither 0 nor 1.
+        SchemaError: among floating-point elements a NaN, an infinity, or values so large that their squares would
+            not fit into float32; or a bool that is neither 0 nor 1.
     """
     if elements.dtype == torch.bool:
         if elements.view(torch.uint8).max() > 1:
             raise SchemaError("a bool element is neither 0 nor 1")
-    # The sum is several times faster than looking at each element; it is not finite if any element is not, and
-    # when finite elements overflow it, the second test clears them.
-    elif elements.dtype.is_floating_point and not torch.isfinite(elements.sum()) and not torch.isfinite(elements).all():
+        return
+    if not elements.dtype.is_floating_point or len(elements) == 0:
+        return
+    # One pass over memory answers all: a norm is not finite if any element is not, and overflows if one is enormous.
+    wide = torch.float64 if elements.dtype == torch.float64 else torch.float32
+    norm = float(torch.linalg.vector_norm(elements, dtype=wide))
+    if norm <= LARGEST_NORM:
+        return
+    if not torch.isfinite(elements).all():
         raise SchemaError("an element is NaN or infinite")
+    raise SchemaError(f"its elements are enormous: their norm is above {LARGEST_NORM:g}")

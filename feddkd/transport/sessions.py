@@ -2,52 +2,198 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
-from feddkd.traffic import Traffic
+from feddkd.transport.outbox import Outgoing
+from feddkd.transport.stream import Stream
+
+__all__ = ["Outgoing", "Owner", "Session", "Sessions", "Stream"]
+
+CONNECT_TIMEOUT_S = 10.0
+"""Seconds a client that has joined has to open its stream; then its session makes room."""
+
+ID_HOLD_S = 35.0
+"""Seconds after a client's last message during which no other process gets its id."""
+
+EXPIRED_AT_ONCE = 8
+"""Expired sessions removed in one step, so that no step is long."""
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """Messages for one client, written one after another.
+class Owner(NamedTuple):
+    """What shows that a process is the same client, started again. Hashes: the secret is not kept.
 
     Attributes:
-        frames: the messages; produced only as fast as the client takes them.
-        traffic: says where the bytes of the next frame are counted.
-        wanted: asked before each frame; when it says no, the rest is dropped.
+        instance: SHA-256 of its instance id; None if it gave none.
+        certificate: SHA-256 of its TLS certificate; None if it showed none.
     """
 
-    frames: Iterable[bytes]
-    traffic: Callable[[], Traffic]
-    wanted: Callable[[], bool] = lambda: True
+    instance: bytes | None = None
+    certificate: bytes | None = None
+
+    @classmethod
+    def of(cls, instance_id: str, certificate: bytes | None) -> Self:
+        return cls(_sha256(instance_id) if instance_id else None, certificate)
+
+    def is_also(self, other: Owner) -> bool:
+        """Return whether both are one client: they share the instance id or the certificate."""
+        pairs = zip(self, other, strict=True)
+        return any(mine is not None and mine == theirs for mine, theirs in pairs)
 
 
-class Stream:
-    """One open Participate stream of a client."""
-
-    def __init__(self) -> None:
-        self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
-        self.superseded = asyncio.Event()
-
-    def close(self) -> None:
-        """End the stream once everything sent before is written."""
-        self.outbox.put_nowait(None)
+NOBODY = Owner()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
-    """A client that has joined; its stream comes and goes."""
+    """A client that has joined; its stream comes and goes.
+
+    Attributes:
+        token: SHA-256 of the token that opens the stream.
+        heard_at: when the client was heard last, on the loop's clock, if it has no stream.
+        has_connected: the client, under this owner, has opened a stream before.
+    """
 
     client_id: str
     num_examples: int
-    instance_id: str
-    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    owner: Owner = NOBODY
+    token: bytes = b""
+    heard_at: float = 0.0
+    has_connected: bool = False
     stream: Stream | None = None
 
     def send(self, outgoing: Outgoing) -> None:
-        """Write when the client takes it; dropped if it is not connected."""
+        """Write short messages when the client takes them; dropped if it is not connected."""
         if self.stream is not None:
-            self.stream.outbox.put_nowait(outgoing)
+            self.stream.send(outgoing)
+
+    def send_work(self, outgoing: Outgoing) -> None:
+        """Write a broadcast, in place of one that still waits; dropped if not connected."""
+        if self.stream is not None:
+            self.stream.send_work(outgoing)
+
+    def silent_s(self, now: float) -> float:
+        """Seconds since the client was heard."""
+        return now - self.heard_at if self.stream is None else self.stream.silent_s(now)
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds of silence after which another process may take the id over."""
+        return ID_HOLD_S if self.has_connected or self.stream is not None else CONNECT_TIMEOUT_S
+
+
+class Sessions:
+    """All sessions, found by id and by token. No step of a join or of a stream looks at all.
+
+    A session that never had a stream expires. When the table is full, one whose client has been
+    away for long makes room, unless a certificate is bound to its id.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Session] = {}
+        self._by_token: dict[bytes, Session] = {}
+        self._connected: dict[str, Session] = {}
+        # Oldest first:
+        self._never_connected: OrderedDict[str, Session] = OrderedDict()
+        self._away: OrderedDict[str, Session] = OrderedDict()
+        self._of_certificate: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, client_id: str) -> Session | None:
+        return self._by_id.get(client_id)
+
+    def of_token(self, token: str) -> Session | None:
+        """Return the session that a token opens. A look-up of its hash: timing tells nothing."""
+        return self._by_token.get(_sha256(token))
+
+    def all(self) -> list[Session]:
+        """Return all sessions in client order. From any thread: the copy is one step."""
+        return _in_client_order(list(self._by_id.values()))
+
+    def connected(self) -> list[Session]:
+        """Return the sessions with a stream in client order. From any thread."""
+        return _in_client_order(list(self._connected.values()))
+
+    def held_by(self, certificate: bytes) -> int:
+        """Return how many ids are bound to a certificate."""
+        return self._of_certificate[certificate]
+
+    def add(
+        self,
+        client_id: str,
+        num_examples: int,
+        owner: Owner,
+        now: float,
+    ) -> tuple[Session, str]:
+        """Add a session, in place of the one of this id. Returns it and its token."""
+        token = secrets.token_hex(16)
+        session = Session(client_id, num_examples, owner, _sha256(token), heard_at=now)
+        if (previous := self._by_id.get(client_id)) is not None:
+            session.has_connected = previous.has_connected and previous.owner.is_also(owner)
+            self._remove(previous)
+        self._by_id[client_id] = self._by_token[session.token] = session
+        if owner.certificate is not None:
+            self._of_certificate[owner.certificate] += 1
+        self._park(session)
+        return session, token
+
+    def connect(self, session: Session, stream: Stream) -> None:
+        """The client has opened a stream."""
+        self._never_connected.pop(session.client_id, None)
+        self._away.pop(session.client_id, None)
+        self._connected[session.client_id] = session
+        session.stream = stream
+        session.has_connected = True
+
+    def disconnect(self, session: Session, now: float) -> None:
+        """The client's stream is gone."""
+        session.heard_at = now - session.silent_s(now)
+        session.stream = None
+        del self._connected[session.client_id]
+        self._park(session)
+
+    def expire(self, now: float) -> None:
+        """Remove some of the sessions that never had a stream and are too old."""
+        for _ in range(EXPIRED_AT_ONCE):
+            oldest = next(iter(self._never_connected.values()), None)
+            if oldest is None or oldest.silent_s(now) < CONNECT_TIMEOUT_S:
+                return
+            self._remove(oldest)
+
+    def make_room(self, limit: int, now: float) -> bool:
+        """Return whether another session may be added, after removing one if that helps."""
+        if len(self) >= limit:
+            longest_away = next(iter(self._away.values()), None)
+            if longest_away is not None and longest_away.silent_s(now) >= ID_HOLD_S:
+                self._remove(longest_away)
+        return len(self) < limit
+
+    def _park(self, session: Session) -> None:
+        """Note a session without a stream as the newest of its kind."""
+        if not session.has_connected:
+            self._never_connected[session.client_id] = session
+        elif session.owner.certificate is None:
+            self._away[session.client_id] = session
+
+    def _remove(self, session: Session) -> None:
+        del self._by_id[session.client_id]
+        del self._by_token[session.token]
+        for place in (self._connected, self._never_connected, self._away):
+            place.pop(session.client_id, None)
+        if (certificate := session.owner.certificate) is not None:
+            self._of_certificate[certificate] -= 1
+            if not self._of_certificate[certificate]:
+                del self._of_certificate[certificate]
+
+
+def _in_client_order(sessions: list[Session]) -> list[Session]:
+    return sorted(sessions, key=lambda session: session.client_id)
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,8 +1,12 @@
-"""TLS credentials from PEM files, and the rule that plaintext stays on this machine."""
+"""Reads TLS credentials from PEM files, and keeps plaintext on this machine."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -24,11 +28,28 @@ def server_credentials(certificate: Path | None, key: Path | None, client_ca: Pa
     return grpc.ssl_server_credentials([(_read(key), _read(certificate))], roots, require_client_auth=roots is not None)
 
 
-def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """Whom a client trusts, and what it shows of itself.
+
+    Attributes:
+        ca: the file with the certificates that may sign a server's.
+        certificate: the file with the client's own certificate, if it has one.
+        key: the file with the certificate's private key.
+        credentials: all of it, as gRPC takes it.
+    """
+
+    ca: Path
+    certificate: Path | None
+    key: Path | None
+    credentials: grpc.ChannelCredentials = field(repr=False)
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
     """Trust servers that `ca` signed; show them a certificate of our own if there is one. None: plaintext.
 
     Raises:
-        ConfigError: a file cannot be read, or a part is missing.
+        ConfigError: a file cannot be read or is not what it should be, or a part is missing.
     """
     if (certificate is None) != (key is None):
         raise ConfigError("TLS needs both --tls-cert and --tls-key")
@@ -36,9 +57,40 @@ def channel_credentials(ca: Path | None, certificate: Path | None, key: Path | N
         if certificate is not None:
             raise ConfigError("--tls-cert is of no use without --tls-ca")
         return None
-    return grpc.ssl_channel_credentials(
-        _read(ca), _read(key) if key is not None else None, _read(certificate) if certificate is not None else None
-    )
+    roots = _read(ca)
+    pair = (_read(key), _read(certificate)) if certificate and key else (None, None)
+    _check_pem(ca, certificate, key)
+    return ClientTls(ca, certificate, key, grpc.ssl_channel_credentials(roots, *pair))
+
+
+def _check_pem(ca: Path, certificate: Path | None, key: Path | None) -> None:
+    """Let Python's own TLS read the files: gRPC would only say, at every try, that it cannot connect.
+
+    Raises:
+        ConfigError: one of them is not PEM, or the key is not the certificate's.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=ca)
+    except ssl.SSLError:
+        raise ConfigError(f"--tls-ca {ca} holds no certificate in PEM format") from None
+    if certificate is None:
+        return
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {certificate}") from None
+        raise ConfigError(
+            f"--tls-cert {certificate} and --tls-key {key} are not a certificate and its key in PEM format, without a password"
+        ) from None
+
+
+def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | None:
+    """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
+    for pem in auth_context.get("x509_pem_cert", ()):
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
+    return None
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:

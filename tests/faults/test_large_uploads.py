@@ -11,7 +11,7 @@ from torch import Tensor
 
 from feddkd.aggregator.weighted_mean import Reduction, WeightedMean
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.scheduler.engine import Outcome
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk

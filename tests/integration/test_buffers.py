@@ -8,7 +8,7 @@ from harness import run_in_process, small_config
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.client.process import simulated_workers
-from feddkd.engines.federation import initial_model
+from feddkd.engines.simulation import initial_model
 
 COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_var"
 

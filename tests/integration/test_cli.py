@@ -13,7 +13,7 @@ import pytest
 
 from feddkd import cli
 from feddkd.config import Config
-from feddkd.engines.server_state import ServerState
+from feddkd.scheduler.server_state import ServerState
 
 TINY = [
     "-o",

@@ -18,7 +18,7 @@ from feddkd import cli
 from feddkd.bench import runs
 from feddkd.bench.runs import Job, delivery_bytes, read_curve, run_jobs
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import FedDKDError
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.run_folder import RunFolder

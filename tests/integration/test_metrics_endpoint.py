@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord

@@ -8,8 +8,8 @@ import pytest
 from harness import Recorder
 
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
 from feddkd.engines.resolve import resolve
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import RunError
 
 SMALL = [

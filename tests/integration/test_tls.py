@@ -13,10 +13,10 @@ import torch
 from feddkd.bench.transport import EchoWorker
 from feddkd.client.process import take_part
 from feddkd.config import Config
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, UnreachableError
 from feddkd.tensors import Schema, TensorSpec
-from feddkd.transport.tls import channel_credentials, check_plaintext_allowed, server_credentials
+from feddkd.transport.tls import check_plaintext_allowed, client_tls, server_credentials
 
 SCHEMA = Schema([TensorSpec("w", torch.float32, (3,))])
 
@@ -61,9 +61,9 @@ def serve(pem: Path) -> tuple[GrpcEngine, str]:
 
 def test_a_client_with_a_signed_certificate_takes_part(pem: Path) -> None:
     engine, address = serve(pem)
-    credentials = channel_credentials(pem / "ca.pem", pem / "cert.pem", pem / "key.pem")
+    credentials = client_tls(pem / "ca.pem", pem / "cert.pem", pem / "key.pem")
     with ThreadPoolExecutor(1) as pool:
-        client = pool.submit(take_part, address, {"site": EchoWorker(SCHEMA, 0)}, credentials=credentials, retry_for_s=30.0)
+        client = pool.submit(take_part, address, {"site": EchoWorker(SCHEMA, 0)}, tls=credentials, retry_for_s=30.0)
         try:
             assert engine.wait_for_clients(1, 30.0)
         finally:
@@ -74,14 +74,14 @@ def test_a_client_with_a_signed_certificate_takes_part(pem: Path) -> None:
 @pytest.mark.parametrize("case", ["no certificate", "plaintext", "another CA"])
 def test_a_client_without_one_stays_outside(pem: Path, case: str) -> None:
     credentials = {
-        "no certificate": channel_credentials(pem / "ca.pem", None, None),
+        "no certificate": client_tls(pem / "ca.pem", None, None),
         "plaintext": None,
-        "another CA": channel_credentials(pem / "other.pem", pem / "cert.pem", pem / "key.pem"),
+        "another CA": client_tls(pem / "other.pem", pem / "cert.pem", pem / "key.pem"),
     }[case]
     engine, address = serve(pem)
     try:
         with pytest.raises(UnreachableError, match=address):
-            take_part(address, {"site": EchoWorker(SCHEMA, 0)}, credentials=credentials, retry_for_s=0.0)
+            take_part(address, {"site": EchoWorker(SCHEMA, 0)}, tls=credentials, retry_for_s=0.0)
         assert engine.clients() == {}
     finally:
         engine.finish(completed=False, reason="enough")
@@ -105,11 +105,11 @@ def test_half_a_key_pair_is_refused(pem: Path) -> None:
     with pytest.raises(ConfigError, match="--tls-cert and --tls-key"):
         server_credentials(None, None, pem / "ca.pem")
     with pytest.raises(ConfigError, match="--tls-cert and --tls-key"):
-        channel_credentials(pem / "ca.pem", None, pem / "key.pem")
+        client_tls(pem / "ca.pem", None, pem / "key.pem")
     with pytest.raises(ConfigError, match="without --tls-ca"):
-        channel_credentials(None, pem / "cert.pem", pem / "key.pem")
+        client_tls(None, pem / "cert.pem", pem / "key.pem")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.pem: No such file"):
-        channel_credentials(tmp_path / "nowhere.pem", None, None)
+        client_tls(tmp_path / "nowhere.pem", None, None)

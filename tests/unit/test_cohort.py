@@ -14,7 +14,7 @@ from feddkd.scheduler.records import ExchangeRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
-KINDS = {"train": ExchangeKind(), "step": ExchangeKind(answer=trainable_parameters), "tell": ExchangeKind(answer=None)}
+KINDS = {"train": ExchangeKind(), "step": ExchangeKind(reply=trainable_parameters), "tell": ExchangeKind(reply=None)}
 MODEL = filled(SCHEMA, 0)
 
 

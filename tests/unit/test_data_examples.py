@@ -74,10 +74,25 @@ def test_a_subset_is_renumbered_and_can_be_cut_again(ten: Examples) -> None:
     assert len(ten) == 10
 
 
-def test_a_subset_in_memory_owns_its_rows() -> None:
-    whole = memory(10)
-    part = whole.subset(torch.tensor([3]))
-    assert part.inputs.untyped_storage().nbytes() == 4 * 4
+def test_subsets_in_memory_share_the_inputs_until_they_are_compacted() -> None:
+    whole = MemoryExamples(torch.zeros(10, 2, 2), labels(10))
+    part = whole.subset(torch.tensor([7, 3])).subset(torch.tensor([1]))
+    whole.inputs[3] = 77.0
+    assert part.gather(torch.tensor([0]))[0].flatten().tolist() == [77.0] * 4
+    own = part.compact()
+    whole.inputs[3] = 5.0
+    assert own.gather(torch.tensor([0]))[0].flatten().tolist() == [77.0] * 4
+    assert own.labels.tolist() == part.labels.tolist() == [whole.labels[3].item()]
+    assert own.inputs.untyped_storage().nbytes() == 4 * 4
+
+
+def test_what_is_no_subset_is_compact_already(ten: Examples) -> None:
+    assert ten.compact() is ten
+
+
+def test_a_subset_shows_its_own_inputs_in_its_own_order() -> None:
+    part = memory(10).subset(torch.tensor([8, 2]))
+    assert part.inputs[:, 0, 0].tolist() == [64.0, 4.0]
 
 
 def test_images_stay_uint8_in_memory_and_are_scaled_as_torchvision_does() -> None:

@@ -11,9 +11,9 @@ from by_hand import THREE, Federation
 from harness import RUN_ID
 from torch import nn
 
-from feddkd.algorithms.site import evaluate
 from feddkd.data.examples import MemoryExamples
 from feddkd.dkd import mean_entropy
+from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation, ExchangeId, Task
 from feddkd.tensors import Tensors
 
@@ -46,7 +46,7 @@ def test_batches_do_not_mix_up_the_classes(monkeypatch: pytest.MonkeyPatch) -> N
     predicted, labels = torch.randint(5, (2, 50), generator=generator)
     examples = one_hot_examples(predicted.tolist(), labels.tolist(), classes=5)
     expected = evaluate(nn.Identity(), examples, CPU)
-    monkeypatch.setattr("feddkd.algorithms.site.EVALUATION_BATCH_SIZE", 7)
+    monkeypatch.setattr("feddkd.evaluation.EVALUATION_BATCH_SIZE", 7)
     found = evaluate(nn.Identity(), examples, CPU)
     assert found.examples_by_class == expected.examples_by_class == tuple(int((labels == c).sum()) for c in range(5))
     assert found.correct_by_class == expected.correct_by_class == tuple(int(((labels == c) & (predicted == c)).sum()) for c in range(5))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from feddkd.config import Config
 from feddkd.data.datasets import load_test, load_train
 from feddkd.data.partitions import client_ids, partition
-from feddkd.engines.federation import initial_model, run_federation
+from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.observability.ledger import Ledger

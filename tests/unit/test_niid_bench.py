@@ -16,7 +16,7 @@ import pytest
 from feddkd.bench import runs
 from feddkd.bench.environment import source_commit
 from feddkd.config import Config
-from feddkd.engines.federation import run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import ConfigError
 from feddkd.observability.ledger import Ledger
 

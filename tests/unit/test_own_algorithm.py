@@ -19,9 +19,8 @@ from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.fedavgm import FedAvgM
 from feddkd.algorithms.fedopt import FedYogi
 from feddkd.algorithms.fedprox import FedProx, Proximal
-from feddkd.algorithms.local_training import LocalObjective
 from feddkd.algorithms.scaffold import SCAFFOLD
-from feddkd.algorithms.site import Site
+from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, CustomAlgorithmConfig, CustomObjectiveConfig, FedProxConfig
 from feddkd.errors import ConfigError
 from feddkd.tensors import Tensors
@@ -200,8 +199,8 @@ def test_what_is_no_algorithm_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test_own_algorithm:no_class", "not a subclass of feddkd.algorithms.local_training.LocalObjective"),
-        ("test_own_algorithm:Timid", "not a subclass of feddkd.algorithms.local_training.LocalObjective"),
+        ("test_own_algorithm:no_class", "not a subclass of feddkd.algorithms.site.LocalObjective"),
+        ("test_own_algorithm:Timid", "not a subclass of feddkd.algorithms.site.LocalObjective"),
         ("test_own_algorithm:Nobody", "Nobody"),
         ("no_such_module:Nobody", "there is no module 'no_such_module'"),
     ],

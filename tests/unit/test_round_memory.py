@@ -31,7 +31,7 @@ def recalled(memory: RoundMemory, exchange: ExchangeId) -> str | None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> RoundMemory:
-    return RoundMemory(StateDir(tmp_path), "control")
+    return RoundMemory(StateDir(tmp_path, "a"), "control")
 
 
 def test_there_is_nothing_before_the_first_round(memory: RoundMemory) -> None:
@@ -71,17 +71,17 @@ def test_what_another_run_left_is_ignored_and_overwritten(memory: RoundMemory, t
     assert recalled(memory, at(2)) == value(10).sha256()
     assert recalled(memory, at(3)) == value(20).sha256()
     assert recalled(memory, at(7, run_id="old/one")) is None
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_it_survives_a_restart_of_the_process(memory: RoundMemory, tmp_path: Path) -> None:
     memory.keep(at(1), value(1))
-    assert recalled(RoundMemory(StateDir(tmp_path), "control"), at(2)) == value(1).sha256()
+    assert recalled(RoundMemory(StateDir(tmp_path, "a"), "control"), at(2)) == value(1).sha256()
 
 
 def test_names_do_not_mix(memory: RoundMemory, tmp_path: Path) -> None:
     memory.keep(at(1), value(1))
-    assert recalled(RoundMemory(StateDir(tmp_path), "other"), at(2)) is None
+    assert recalled(RoundMemory(StateDir(tmp_path, "a"), "other"), at(2)) is None
 
 
 def test_the_memory_of_another_model_is_refused(memory: RoundMemory) -> None:
@@ -95,7 +95,7 @@ def test_the_memory_of_another_model_is_refused(memory: RoundMemory) -> None:
 def test_any_sequence_of_rounds_attempts_and_restarts(tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[int, int, bool]]) -> None:
     """Against a dictionary that forgets nothing."""
     folder = tmp_path_factory.mktemp("memory")
-    memory, known, number, seed = RoundMemory(StateDir(folder), "control"), dict[int, Tensors](), 0, 0
+    memory, known, number, seed = RoundMemory(StateDir(folder, "a"), "control"), dict[int, Tensors](), 0, 0
     for ahead, retries, restart in plan:
         number += ahead
         before = max((past for past in known if past < number), default=None)
@@ -106,4 +106,4 @@ def test_any_sequence_of_rounds_attempts_and_restarts(tmp_path_factory: pytest.T
             memory.keep(at(number, attempt), value(seed))
             known[number] = value(seed)
         if restart:
-            memory = RoundMemory(StateDir(folder), "control")
+            memory = RoundMemory(StateDir(folder, "a"), "control")

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from feddkd.cli import server
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 
 
 class Engine:

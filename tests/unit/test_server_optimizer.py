@@ -3,6 +3,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from threads import with_every_number_of_threads
 from torch import Tensor, nn
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
@@ -71,6 +72,14 @@ def test_steps_are_those_of_the_torch_optimizer_on_ordinary_parameters(name: str
             torch.testing.assert_close(student[key], parameter.detach(), rtol=2e-6, atol=2e-7)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_the_same_bits_with_every_number_of_threads(name: str) -> None:
+    specs = [TensorSpec("single", torch.float32, (70_001,)), TensorSpec("double", torch.float64, (70_001,))]
+    student, steps = filled(Schema(specs), 0), [filled(Schema(specs), seed) for seed in (1, 2)]
+    ends = with_every_number_of_threads(lambda: walk(ServerOptimizer(name, 0.02, keep_state=False), student, steps).sha256())
+    assert len(set(ends)) == 1
+
+
 def test_sgd_is_student_minus_lr_times_gradient() -> None:
     student, gradient = filled(SCHEMA, 0), gradients(1)[0]
     stepped = ServerOptimizer("sgd", 0.5, keep_state=False).step(student, gradient)
@@ -124,16 +133,39 @@ def test_a_round_runs_again_from_a_snapshot_to_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_snapshot_is_a_plain_copy(name: str) -> None:
+def test_later_steps_do_not_change_a_state_that_was_read_or_loaded(name: str) -> None:
     optimizer = ServerOptimizer(name, 0.02, keep_state=True)
     student = walk(optimizer, filled(SCHEMA, 0), gradients(2))
-    snapshot = optimizer.state_dict()
-    assert all(type(value) is Tensor and not value.requires_grad for value in snapshot.values())
-    assert bool(snapshot) == (name != "sgd")
-    copies = {key: value.clone() for key, value in snapshot.items()}
-    optimizer.load_state_dict(snapshot)
+    state = optimizer.state_dict()
+    assert all(type(value) is Tensor and not value.requires_grad for value in state.values())
+    assert bool(state) == (name != "sgd")
+    copies = {key: value.clone() for key, value in state.items()}
     walk(optimizer, student, gradients(2))
-    assert all(torch.equal(snapshot[key], copies[key]) for key in copies)
+    assert all(torch.equal(state[key], copies[key]) for key in copies)
+    optimizer.load_state_dict(state)
+    walk(optimizer, student, gradients(2))
+    assert all(torch.equal(state[key], copies[key]) for key in copies)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_state_is_not_copied_before_a_step_changes_it(name: str) -> None:
+    optimizer = ServerOptimizer(name, 0.02, keep_state=True)
+    student = walk(optimizer, filled(SCHEMA, 0), gradients(2))
+    addresses = [value.data_ptr() for value in optimizer.state_dict().values()]
+    assert [value.data_ptr() for value in optimizer.state_dict().values()] == addresses
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert [value.data_ptr() for value in optimizer.state_dict().values()] == addresses
+    kept = optimizer.state_dict()  # as long as it is here, the copies lie elsewhere
+    walk(optimizer, student, gradients(1))
+    assert not {value.data_ptr() for value in optimizer.state_dict().values()} & set(addresses)
+    assert len(kept) == len(addresses)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_without_state_to_keep_nothing_is_carried_over(name: str) -> None:
+    optimizer = ServerOptimizer(name, 0.02, keep_state=False)
+    walk(optimizer, filled(SCHEMA, 0), gradients(2))
+    assert optimizer.state_dict() == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -143,7 +175,7 @@ def test_half_precision_models_are_stepped_in_float32(name: str, dtype: torch.dt
     student, gradient = Tensors(schema), Tensors(schema)
     student["weight"].fill_(0.01)
     gradient["weight"].copy_(torch.tensor([0.0, 1e-4, -1.0, 1.0]))  # the square of 1e-4 is zero in float16
-    wide, optimizer = nn.Parameter(student["weight"].float()), ServerOptimizer(name, 0.02, keep_state=False)
+    wide, optimizer = nn.Parameter(student["weight"].float()), ServerOptimizer(name, 0.02, keep_state=True)
     reference = REFERENCES[name]([wide])
     for _ in range(6):
         wide.data = student["weight"].float()

@@ -1,4 +1,5 @@
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,39 +18,39 @@ TENSORS = filled(SCHEMA, 1)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(any_tensors)
 def test_what_is_saved_is_loaded_bit_for_bit_by_another_process(tmp_path: Path, tensors: Tensors) -> None:
-    StateDir(tmp_path / "state").save("teacher", tensors, "run/1/0")
-    loaded = StateDir(tmp_path / "state").load("teacher", tensors.schema, "run/1/0")
+    StateDir(tmp_path / "state", "a").save("teacher", tensors, "run/1/0")
+    loaded = StateDir(tmp_path / "state", "a").load("teacher", tensors.schema, "run/1/0")
     assert loaded is not None
     assert loaded.sha256() == tensors.sha256()
 
 
 def test_nothing_is_loaded_before_something_was_saved(tmp_path: Path) -> None:
-    assert StateDir(tmp_path).load("teacher", SCHEMA, "run/1/0") is None
+    assert StateDir(tmp_path, "a").load("teacher", SCHEMA, "run/1/0") is None
 
 
 def test_another_label_is_another_rounds_and_is_not_loaded(tmp_path: Path) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
     assert state.load("teacher", SCHEMA, "run/1/1") is None
     assert state.load("model", SCHEMA, "run/1/0") is None
 
 
 def test_the_last_one_saved_counts_and_leaves_no_other_file(tmp_path: Path) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
     state.save("teacher", filled(SCHEMA, 2), "run/2/0")
     loaded = state.load("teacher", SCHEMA, "run/2/0")
     assert loaded is not None
     assert loaded.sha256() == filled(SCHEMA, 2).sha256()
-    assert [file.name for file in tmp_path.iterdir()] == ["teacher.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["client", "lock", "teacher.safetensors"]
 
 
 def test_the_label_says_what_is_there_without_reading_it(tmp_path: Path) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     assert state.label("teacher") is None
     for label in ("run/1/0", "run/2/0"):
         state.save("teacher", TENSORS, label)
-        assert StateDir(tmp_path).label("teacher") == label
+        assert StateDir(tmp_path, "a").label("teacher") == label
     assert state.label("model") is None
     (tmp_path / "teacher.safetensors").write_bytes(b"not one")
     with pytest.raises(StateError, match=r"teacher\.safetensors is damaged"):
@@ -58,7 +59,7 @@ def test_the_label_says_what_is_there_without_reading_it(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 50, -1])
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, kept: int) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
     file = tmp_path / "teacher.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
@@ -70,7 +71,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, kept: int) -> 
 def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "teacher.safetensors").write_bytes(b"\x80\x04\x95pickle, say" * 100)
     with pytest.raises(StateError, match="is damaged"):
-        StateDir(tmp_path).load("teacher", SCHEMA, "run/1/0")
+        StateDir(tmp_path, "a").load("teacher", SCHEMA, "run/1/0")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_tensors_of_another_model_are_an_error(tmp_path: Path, other: Schema) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
     with pytest.raises(StateError, match="of another model: tensor"):
         state.load("teacher", other, "run/1/0")
@@ -91,19 +92,19 @@ def test_the_tensors_of_another_model_are_an_error(tmp_path: Path, other: Schema
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StateError, match=f"cannot make state directory {tmp_path / 'file' / 'state'}: Not a directory"):
-        StateDir(tmp_path / "file" / "state")
+        StateDir(tmp_path / "file" / "state", "a")
     with pytest.raises(StateError, match="File exists"):
-        StateDir(tmp_path / "file")
+        StateDir(tmp_path / "file", "a")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, whom nothing stops
     with pytest.raises(StateError, match=f"state directory {tmp_path} is not writable"):
-        StateDir(tmp_path)
+        StateDir(tmp_path, "a")
 
 
 def test_a_failed_write_is_an_error_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = StateDir(tmp_path)
+    state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
 
     def disk_full(tensors: object, path: Path, metadata: object) -> None:
@@ -113,15 +114,15 @@ def test_a_failed_write_is_an_error_and_keeps_what_was_there(tmp_path: Path, mon
     monkeypatch.setattr("feddkd.client.state_dir.save_file", disk_full)
     with pytest.raises(StateError, match=r"cannot write .*teacher\.safetensors.*No space left"):
         state.save("teacher", filled(SCHEMA, 2), "run/2/0")
-    assert [file.name for file in tmp_path.iterdir()] == ["teacher.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["client", "lock", "teacher.safetensors"]
     loaded = state.load("teacher", SCHEMA, "run/1/0")
     assert loaded is not None
     assert loaded.sha256() == TENSORS.sha256()
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    state = StateDir(tmp_path / "state")
-    (tmp_path / "state").rmdir()
+    state = StateDir(tmp_path / "state", "a")
+    shutil.rmtree(tmp_path / "state")
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(StateError, match="cannot write"):
         state.save("teacher", TENSORS, "run/1/0")

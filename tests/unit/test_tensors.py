@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_tensors, ordinary_tensors, schemas, specs, with_ordinary_values, with_random_bytes
+from threads import with_every_number_of_threads
 from torch import nn
 
 from feddkd.errors import SchemaError
@@ -275,6 +276,36 @@ def test_scaling_multiplies_every_element(tensors: Tensors, factor: float) -> No
 def test_the_norm_is_that_of_all_floating_point_elements(tensors: Tensors) -> None:
     values = [value for tensor in tensors.values() if tensor.dtype.is_floating_point for value in tensor.double().flatten().tolist()]
     assert tensors.norm() == pytest.approx(math.sqrt(math.fsum(value * value for value in values)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("numel", [32_767, 50_000, 300_001])
+def test_the_norm_of_large_tensors_is_exact_to_float64_with_every_number_of_threads(numel: int, dtype: torch.dtype) -> None:
+    tensors = Tensors(Schema([TensorSpec("w", dtype, (numel,)), TensorSpec("v", torch.float64, (numel,))]))
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in tensors.values():
+            tensor.copy_(0.01 * torch.randn(numel, generator=generator, dtype=torch.float64))
+        expected = math.sqrt(math.fsum(value * value for tensor in tensors.values() for value in tensor.double().tolist()))
+        (norm,) = set(with_every_number_of_threads(tensors.norm))
+        assert norm == pytest.approx(expected, rel=1e-14)
+
+
+def test_the_norm_of_fewer_elements_than_torch_splits_is_the_root_of_its_own_sum() -> None:
+    for numel in (1, 1_000, 32_767):
+        tensors = Tensors(Schema([TensorSpec("w", torch.float32, (numel,))]))
+        tensors["w"].copy_(torch.randn(numel, generator=torch.Generator().manual_seed(numel)))
+        assert tensors.norm() == math.sqrt(tensors["w"].double().square().sum().item())
+
+
+def test_a_norm_whose_squares_overflow_is_infinite() -> None:
+    tensors = Tensors(Schema([TensorSpec("w", torch.float64, (100_000,))]))
+    tensors["w"].fill_(1e154)  # the square of one is finite, their sum is not
+    assert tensors.norm() == math.inf
+    tensors["w"].fill_(1e200)
+    assert tensors.norm() == math.inf
+    tensors["w"][3] = math.nan
+    assert math.isnan(tensors.norm())
 
 
 @given(any_tensors)

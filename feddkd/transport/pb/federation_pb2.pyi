@@ -150,7 +150,7 @@ Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
 
 @_typing.final
 class JoinRequest(_message.Message):
-    """Registers a client."""
+    """Registers a client, or lets it take its session over after a restart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -168,7 +168,9 @@ class JoinRequest(_message.Message):
     num_examples: _builtins.int
     """Training examples the client holds, at least 1: the weight of its contributions."""
     instance_id: _builtins.str
-    """Random, new for each process: tells a client that reconnects from two clients with one id."""
+    """A random secret of this client, kept in its state directory: a process that knows it is the same
+    client, started again, and takes the id over at once. At most 64 bytes.
+    """
     software_version: _builtins.str
     """Version of the client's software, for the server's log."""
     def __init__(
@@ -226,6 +228,7 @@ class ParticipateRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message."""
@@ -242,6 +245,10 @@ class ParticipateRequest(_message.Message):
     def failure(self) -> Global___Failure:
         """The client could not do the work."""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """The client's process still runs."""
+
     def __init__(
         self,
         *,
@@ -249,12 +256,13 @@ class ParticipateRequest(_message.Message):
         chunk: _tensors_pb2.Chunk | None = ...,
         answer: Global___Answer | None = ...,
         failure: Global___Failure | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -271,9 +279,10 @@ class ParticipateResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     RESEND_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def work(self) -> Global___Work:
-        """Something to do; its chunks follow. Ends any work in hand."""
+        """Something to do; the chunks that the client does not hold follow. Ends work of another exchange."""
 
     @_builtins.property
     def chunk(self) -> _tensors_pb2.Chunk:
@@ -285,11 +294,15 @@ class ParticipateResponse(_message.Message):
 
     @_builtins.property
     def resend(self) -> Global___Resend:
-        """Send the last answer once more."""
+        """Send the rest of an answer whose upload was interrupted."""
 
     @_builtins.property
     def farewell(self) -> Global___Farewell:
         """The run is over; the server closes the stream."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """The server's process still runs."""
 
     def __init__(
         self,
@@ -299,12 +312,13 @@ class ParticipateResponse(_message.Message):
         receipt: Global___Receipt | None = ...,
         resend: Global___Resend | None = ...,
         farewell: Global___Farewell | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["work", "chunk", "receipt", "resend", "farewell"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["work", "chunk", "receipt", "resend", "farewell", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -317,20 +331,78 @@ class Hello(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    HOLDING_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """As Join returned it."""
+    @_builtins.property
+    def holding(self) -> Global___Holding:
+        """The broadcast that this client has in hand from before its connection broke, if any."""
+
     def __init__(
         self,
         *,
         session_token: _builtins.str = ...,
+        holding: Global___Holding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Holding(_message.Message):
+    """A broadcast that a client holds. What it names is not sent again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """The digest in the header of its payload."""
+    size_bytes: _builtins.int
+    """Bytes of the payload received so far; all of them while the client computes or sends its answer."""
+    @_builtins.property
+    def id(self) -> Global___ExchangeId:
+        """The exchange it belongs to."""
+
+    def __init__(
+        self,
+        *,
+        id: Global___ExchangeId | None = ...,
+        digest: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "id", b"id", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holding: _TypeAlias = Holding  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """Shows that a process is alive: each end sends one after 10 seconds in which it sent nothing else, and
+    takes the connection for dead after 30 seconds without any message. gRPC's keepalive notices a
+    dead machine; this notices a process that is stopped or stuck.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class ExchangeId(_message.Message):
@@ -591,13 +663,16 @@ Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class Resend(_message.Message):
-    """Asks for the last answer once more: another client was lost in the middle of a reduction that had
-    already consumed part of it.
+    """Asks a client that came back for the rest of its answer: the Answer message again, then the chunks
+    from `offset` on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Bytes of the answer's payload that have arrived; a chunk boundary."""
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -606,10 +681,11 @@ class Resend(_message.Message):
         self,
         *,
         id: Global___ExchangeId | None = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,6 +149,7 @@ class PayloadHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Bytes of tensor data in all chunks together, as the schema implies."""
     chunk_bytes: _builtins.int
@@ -157,8 +158,13 @@ class PayloadHeader(_message.Message):
     ends know every boundary.
     """
     digest: _builtins.bytes
-    """SHA-256 over the CRC-32C values of all chunks in order, each as 4 little-endian bytes. It names the
-    content: the same digest under one exchange is the same contribution sent again. 32 bytes.
+    """SHA-256 over the CRC-32C values of all chunks in order, each as 4 little-endian bytes: guards a
+    transfer against accidents. 32 bytes.
+    """
+    content_sha256: _builtins.bytes
+    """SHA-256 of the payload's bytes: names the content. Under one exchange the same hash is the same
+    contribution sent again. Clients of feddkd set it; where it is absent, `digest` stands in for it.
+    Empty or 32 bytes.
     """
     @_builtins.property
     def schema(self) -> Global___Schema:
@@ -171,10 +177,11 @@ class PayloadHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         chunk_bytes: _builtins.int = ...,
         digest: _builtins.bytes = ...,
+        content_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "digest", b"digest", "schema", b"schema", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "content_sha256", b"content_sha256", "digest", b"digest", "schema", b"schema", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddkd.errors import StateError
+from feddkd.locking import DirectoryLock
 from feddkd.text import printable
 
-LOCK = "lock"
 RUN = "run.json"
 MAX_SIZE = 1 << 16
 
@@ -43,20 +42,17 @@ class ServerState:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / LOCK).open("w")
+            self._lock = DirectoryLock(path)
+        except BlockingIOError:
+            raise StateError(f"another server holds the state directory {path}") from None
         except OSError as error:
             raise StateError(f"cannot use state directory {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StateError(f"another server holds the state directory {path}") from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self._lock.release()
 
     @property
     def unfinished_run(self) -> str | None:

@@ -9,22 +9,22 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from feddkd import algorithms
-from feddkd.algorithms.site import evaluate
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
-from feddkd.engines.grpc_server import GrpcEngine
+from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
 from feddkd.errors import StateError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.engine import Engine
@@ -57,9 +57,9 @@ def make_evaluator(config: Config) -> Evaluator | None:
     device = torch.device(config.runtime.device)
     module = build_model(config.model, describe(config.data), config.seed).to(device)
 
-    def evaluate_model(model: Tensors) -> Evaluation:
+    def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
-        return evaluate(module, examples, device)
+        return evaluate(module, examples, device, check)
 
     return evaluate_model
 
@@ -103,9 +103,12 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if name == "in-process":
-        yield InProcessEngine(simulated_workers(config, state), config.transport.chunk_bytes)
+        transport = config.transport
+        workers = simulated_workers(config, state)
+        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out) as local:
+            yield local
         return
-    engine = GrpcEngine(config, run_id, model.schema)
+    engine = GrpcEngine(config, run_id, model.schema, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:

@@ -1,0 +1,132 @@
+"""Measure how many models the server side of an algorithm holds in memory during a round.
+
+python benchmarks/server_memory.py [--mib 64] [--steps 4]
+
+Each row is a process of its own. It runs one round to warm up, reads its resident memory between two rounds (the
+global model and what the algorithm carries to the next round), and then the peak of a second round. The clients are
+not there: every exchange returns constants in a new block of memory. As in a run, a snapshot of the algorithm's
+state is kept in case the round has to start again. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from feddkd import algorithms
+from feddkd.algorithms.base import Algorithm
+from feddkd.algorithms.snapshot import Snapshot
+from feddkd.config import Config
+from feddkd.exchange import ExchangeKind
+from feddkd.tensors import Schema, Tensors, TensorSpec
+
+MIB = 1 << 20
+LAYERS = 8
+
+CASES: dict[str, list[str]] = {
+    "feddkd": [],
+    "feddkd, moments reset each round": ["dkd.optimizer_state=reset"],
+    "feddkd, clipped": ["dkd.clip_norm=0.001"],
+    "feddkd, starts at the average": ["dkd.start=average"],
+    "feddkd with Yogi": ["dkd.optimizer=yogi"],
+    "fedavg_sgd": ["algorithm.name=fedavg_sgd"],
+    "fedavg": ["algorithm.name=fedavg"],
+    "scaffold": ["algorithm.name=scaffold"],
+    "fednova": ["algorithm.name=fednova"],
+    "fedavgm": ["algorithm.name=fedavgm"],
+    "fedadam": ["algorithm.name=fedadam"],
+    "feddyn": ["algorithm.name=feddyn"],
+    "fedexp": ["algorithm.name=fedexp"],
+}
+
+
+class ConstantCohort:
+    """Answers every exchange at once with tensors of constants."""
+
+    share = 1.0
+    loss = 1.0
+
+    def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
+        self._model = model
+        self._kinds = kinds
+
+    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:  # noqa: ARG002
+        schema = self._kinds[name].answer
+        assert schema is not None
+        answer = Tensors.empty(schema(self._model))
+        for tensor in answer.values():
+            tensor.fill_(1e-3 if tensor.is_floating_point() else 1)
+        return answer
+
+
+def network(size_bytes: int, with_buffers: bool) -> Schema:
+    """A model of equal float32 layers; buffers stand between them, as statistics of BatchNorm do."""
+    specs = []
+    for layer in range(LAYERS):
+        specs.append(TensorSpec(f"{layer}.weight", torch.float32, (size_bytes // (4 * LAYERS),)))
+        if with_buffers:
+            specs.append(TensorSpec(f"{layer}.running_mean", torch.float32, (64,), trainable=False))
+    return Schema(specs)
+
+
+def run_round(algorithm: Algorithm, model: Tensors) -> Tensors:
+    cohort = ConstantCohort(model.schema, algorithm.exchanges)
+    with Snapshot(algorithm.state_dict()):
+        return algorithm.run_round(cohort, model)
+
+
+def status(field: str) -> int:
+    """A size in bytes from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def measure(mib: int, with_buffers: bool, overrides: list[str]) -> dict[str, float]:
+    """Models at rest and at the peak of a round, of this process."""
+    config = Config.load(overrides=overrides)
+    # With a small model first: optimizers import much of torch at their first step.
+    run_round(algorithms.build(config), Tensors(network(MIB, with_buffers)))
+    empty = status("VmRSS")
+    algorithm = algorithms.build(config)
+    model = run_round(algorithm, Tensors(network(mib * MIB, with_buffers)))
+    rest = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    model = run_round(algorithm, model)
+    peak = status("VmHWM")
+    return {"rest": (rest - empty) / model.schema.size_bytes, "peak": (peak - rest) / model.schema.size_bytes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=64, help="size of the model")
+    parser.add_argument("--steps", type=int, default=4, help="DKD steps of a round")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--buffers", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(measure(options.mib, options.buffers, [f"dkd.steps={options.steps}", *CASES[options.case]])))
+        return
+    table = Table("algorithm", "buffers", "at rest", "peak above rest", title=f"models of {options.mib} MiB")
+    for case in CASES:
+        for buffers in ([], ["--buffers"]):
+            command = [sys.executable, __file__, "--mib", str(options.mib), "--steps", str(options.steps), "--case", case]
+            # Every block comes from the operating system and goes back to it, so that the resident size is what lives.
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+            done = subprocess.run([*command, *buffers], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout)
+            table.add_row(case, "yes" if buffers else "no", f"{found['rest']:.1f}", f"{found['peak']:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Keeps the configuration that a server said it runs, to build a worker from and to compare at every Join."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from feddkd.config import Config
+from feddkd.errors import ConfigError, RefusedError
+from feddkd.text import printable
+
+KEYS_SHOWN = 3
+
+
+class ServerConfig:
+    """A run's configuration, as a client knows it."""
+
+    def __init__(self, text: str, ignored: Collection[str] = ()) -> None:
+        """Keep it; nothing is parsed yet.
+
+        Args:
+            text: the configuration as TOML.
+            ignored: tables and keys, as "data.root", in which another description of the run may differ.
+        """
+        self.text = text
+        self._ignored = frozenset(ignored)
+
+    @cached_property
+    def config(self) -> Config:
+        """Parsed and validated. Raises ConfigError or RefusedError."""
+        return _parse(self.text)
+
+    def difference(self, text: str) -> str | None:
+        """Return in what the configuration of a manifest differs from this one; None if it does not.
+
+        Settings count, not how they are written.
+        """
+        if text == self.text:
+            return None
+        try:
+            ours, theirs = self._settings(self.config), self._settings(_parse(text))
+        except (ConfigError, RefusedError) as error:
+            return printable(str(error))
+        keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if not keys:
+            return None
+        rest = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+        return f"differs in {printable(', '.join(keys[:KEYS_SHOWN]))}{rest}"
+
+    def _settings(self, config: Config) -> dict[str, Any]:
+        """All settings by their full names, but those that may differ."""
+        settings = dict(_flat(config.model_dump(mode="json", exclude_none=True)))
+        return {key: value for key, value in settings.items() if key not in self._ignored and key.partition(".")[0] not in self._ignored}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _parse(text: str) -> Config:
+    """Read what a server says.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+        RefusedError: it is not TOML.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
+    return Config.parse(tables, source="the server's configuration")

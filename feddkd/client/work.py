@@ -1,0 +1,167 @@
+"""Holds the exchange that a client works on: its broadcast, the computation, and the reply until its receipt."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from feddkd.errors import FedDKDError
+from feddkd.exchange import Reply, Task
+from feddkd.tensors import Schema
+from feddkd.transport.frames import decode_chunk
+from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message
+from feddkd.transport.payload import Assembly, Payload
+from feddkd.transport.pb import federation_pb2 as pb
+
+MAX_SENDS_WITHOUT_PROGRESS = 20
+"""How often a reply is sent from the same byte before the client gives it up."""
+
+
+class TaskRunner(Protocol):
+    """What an agent needs of a worker."""
+
+    @property
+    def num_examples(self) -> int:
+        """The weight of the client's contributions."""
+
+    @property
+    def model_schema(self) -> Schema:
+        """The model this client computes with."""
+
+    def broadcast_schema(self, exchange: str) -> Schema:
+        """What the server may send in an exchange. Raises ClientError for one it does not know."""
+
+    def carry_out(self, task: Task) -> Reply:
+        """Compute the client's part of an exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """A reply as messages, or the word that there will be none.
+
+    Attributes:
+        header: the first message.
+        payload: what follows it in chunks, if anything does.
+    """
+
+    header: bytes
+    payload: Payload | None = None
+
+    def messages(self, offset: int) -> Iterable[bytes]:
+        """The header, and the chunks from byte `offset` on. Raises ProtocolError if no chunk begins there."""
+        chunks = self.payload.frames(offset) if self.payload is not None else ()
+        return itertools.chain((self.header,), chunks)
+
+
+class Work:
+    """One exchange in a client's hands; it outlives the connection it came over.
+
+    It receives the broadcast, then it is computed, once, then it has a reply. All methods but
+    `compute` are called on the agent's loop.
+    """
+
+    def __init__(self, message: pb.Work, worker: TaskRunner) -> None:
+        """Prepare to receive the broadcast that `message` announces.
+
+        Raises:
+            ProtocolError: the exchange has no proper id.
+        """
+        self.exchange = id_from_message(message.id)
+        self.cancelled = threading.Event()
+        self._message = message
+        self._worker = worker
+        self._assembly: Assembly | None = None
+        self._received_bytes = 0
+        self._reply: KeptReply | None = None
+        self._sent_from = -1
+        self._sends_without_progress = 0
+        try:
+            self._assembly = Assembly(message.payload, worker.broadcast_schema(self.exchange.name))
+        except FedDKDError as error:
+            self.fail(str(error))
+
+    @property
+    def holding(self) -> Holding:
+        """What the server need not send again."""
+        header = self._message.payload
+        size_bytes = self._received_bytes if self._assembly is not None else header.size_bytes
+        return Holding(self.exchange, header.digest, size_bytes)
+
+    @property
+    def can_be_computed(self) -> bool:
+        """Whether the broadcast is here, and the computation has not begun."""
+        return self._assembly is not None and self._assembly.complete
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether there is something to send."""
+        return self._reply is not None
+
+    def is_same_as(self, message: pb.Work) -> bool:
+        """Whether the server asks for what is in hand already."""
+        return self._message.id == message.id and self._message.payload.digest == message.payload.digest
+
+    def receive(self, message: bytes) -> None:
+        """Add a chunk to the broadcast; one that comes when all of it is here is dropped. Raises ProtocolError."""
+        if self._assembly is None or self._assembly.complete:
+            return
+        chunk = decode_chunk(message)
+        self._assembly.add(chunk)
+        self._received_bytes += len(chunk.data)
+
+    def start(self) -> Task:
+        """Hand the broadcast over to the computation, which begins now."""
+        assert self._assembly is not None
+        payload, self._assembly = self._assembly.tensors, None
+        deadline_s = self._message.deadline_s
+        return Task(
+            self.exchange,
+            payload,
+            self._message.evaluate,
+            deadline_s=deadline_s if deadline_s > 0 else None,
+            cancelled=self.cancelled,
+        )
+
+    def compute(self, task: Task) -> KeptReply:
+        """Compute the reply, in another thread. What the worker raises is for the caller to handle."""
+        task.check_cancelled()
+        reply = self._worker.carry_out(task)
+        task.check_cancelled()
+        payload = None
+        if reply.contribution is not None:
+            payload = Payload(reply.contribution, self._message.payload.chunk_bytes)
+        return KeptReply(answer_message(self.exchange, reply, payload), payload)
+
+    def keep(self, reply: KeptReply) -> None:
+        """Keep the reply until the server has acknowledged it."""
+        self._reply = reply
+
+    def fail(self, reason: str) -> None:
+        """Reply that the client cannot do this work."""
+        self._assembly = None
+        self.keep(KeptReply(failure_message(self.exchange, reason)))
+
+    def reply_from(self, offset: int) -> Iterable[bytes]:
+        """The messages of the reply, its payload from byte `offset` on.
+
+        A server that asks for the same bytes again and again gets a failure instead.
+
+        Raises:
+            ProtocolError: no chunk begins at `offset`.
+        """
+        assert self._reply is not None
+        if offset > self._sent_from:
+            self._sent_from, self._sends_without_progress = offset, 0
+        self._sends_without_progress += 1
+        if self._sends_without_progress > MAX_SENDS_WITHOUT_PROGRESS:
+            self.fail(f"the reply was sent {MAX_SENDS_WITHOUT_PROGRESS} times and is asked for again")
+            offset = 0
+        return self._reply.messages(offset)
+
+    def cancel(self) -> None:
+        """Let go of it: a computation stops at its next batch, and its reply goes nowhere."""
+        self.cancelled.set()
+        self._assembly = None

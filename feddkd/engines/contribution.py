@@ -1,0 +1,160 @@
+"""One client's part of an exchange: how far its reply has come, and the blocks of it that have arrived."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feddkd.engines.spool import Block
+from feddkd.errors import ProtocolError
+from feddkd.exchange import Missing, Reply
+from feddkd.tensors import Schema
+from feddkd.transport.frames import Chunk
+from feddkd.transport.payload import ChunkSequence, check_values
+from feddkd.transport.pb import tensors_pb2
+
+
+class Progress(Enum):
+    """How far a client's reply has come."""
+
+    AWAITED = "awaited"
+    ARRIVING = "arriving"
+    COMPLETE = "complete"
+    MISSING = "missing"
+
+
+class Contribution:
+    """One client's reply to one exchange.
+
+    Attributes:
+        weight: of the contribution in the reduction.
+        numbers: what came in the reply's header.
+        missing: why there is no reply, once there will be none.
+        notified: the client was told that it is left out, or said so itself.
+        away_since: when its connection broke; None while it is connected.
+        last_arrival: when the last chunk came, or the upload began.
+        blocks: what has arrived, in order.
+        upload: how many uploads have begun; an interrupted one that goes on is the same.
+        writing: chunks on their way into blocks.
+    """
+
+    def __init__(self, client_id: str, weight: float, max_norm: float | None = None) -> None:
+        self.client_id = client_id
+        self.weight = weight
+        self.numbers = Reply()
+        self.missing: Missing | None = None
+        self.notified = False
+        self.away_since: float | None = None
+        self.last_arrival = 0.0
+        self.blocks: list[Block] = []
+        self.upload = 0
+        self.writing = 0
+        self._max_norm = max_norm
+        self._progress = Progress.AWAITED
+        self._interrupted = False
+        self._header: tensors_pb2.PayloadHeader | None = None
+        self._sequence: ChunkSequence | None = None
+        self._square_sum = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """How far the reply has come."""
+        return self._progress
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the header of an upload has come."""
+        return self._header is not None
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the payload has arrived: where an interrupted upload goes on."""
+        return self._sequence.received_bytes if self._sequence is not None else 0
+
+    def is_same_content(self, header: tensors_pb2.PayloadHeader) -> bool:
+        """Whether `header` announces the content that the last header announced."""
+        if self._header is None:
+            return False
+        if header.content_sha256 or self._header.content_sha256:
+            return header.content_sha256 == self._header.content_sha256
+        return header.digest == self._header.digest
+
+    def begin(self, numbers: Reply, header: tensors_pb2.PayloadHeader | None, schema: Schema | None, now: float) -> None:
+        """Take in a reply's header. Raises SchemaError if it announces anything but `schema`."""
+        if header is not None and schema is not None:
+            self._sequence = ChunkSequence(header, schema)
+            self._header = header
+        self.numbers = numbers
+        self.upload += 1
+        self.last_arrival = now
+        self._update_progress()
+
+    def resume(self, header: tensors_pb2.PayloadHeader, now: float) -> None:
+        """Go on with an upload whose connection broke.
+
+        Raises:
+            ProtocolError: the connection did not break, or the client now announces other content.
+        """
+        if not self._interrupted:
+            raise ProtocolError("a reply began before the last one was complete")
+        if not self.is_same_content(header):
+            raise ProtocolError("the reply goes on with other content")
+        self._interrupted = False
+        self.last_arrival = now
+
+    def interrupt(self, now: float) -> None:
+        """Take in that the connection is lost."""
+        self.away_since = now
+        self._interrupted = self._progress is Progress.ARRIVING
+
+    def accept(self, chunk: Chunk) -> Tensor:
+        """Check the next chunk; returns its elements, as a copy.
+
+        Raises:
+            ProtocolError: it is damaged, out of order, holds values that no honest client sends, or makes the
+                contribution longer than `max_norm`.
+        """
+        assert self._sequence is not None
+        segment = self._sequence.accept(chunk)
+        elements = torch.from_numpy(np.frombuffer(chunk.data, dtype=np.uint8).copy()).view(segment.dtype)
+        check_values(elements)
+        if self._max_norm is not None and elements.dtype.is_floating_point:
+            self._square_sum += float(torch.linalg.vector_norm(elements, dtype=torch.float64)) ** 2
+            if self._square_sum > self._max_norm**2:
+                raise ProtocolError(f"its norm is above aggregation.max_norm = {self._max_norm:g}")
+        return elements
+
+    def add(self, block: Block, now: float) -> None:
+        """Append a block that was accepted and written."""
+        self.blocks.append(block)
+        self.last_arrival = now
+        self._update_progress()
+
+    def reset(self) -> list[Block]:
+        """Expect the whole reply again; returns the blocks that are of no use now."""
+        self._progress = Progress.AWAITED
+        return self._clear()
+
+    def lose(self, missing: Missing) -> list[Block]:
+        """Leave the client out; returns the blocks that are of no use now."""
+        self._progress = Progress.MISSING
+        self.missing = missing
+        return self._clear()
+
+    def take_blocks(self) -> list[Block]:
+        """Hand over all blocks: the reply has been used."""
+        taken, self.blocks = self.blocks, []
+        return taken
+
+    def _clear(self) -> list[Block]:
+        self._interrupted = False
+        self._header = self._sequence = None
+        self._square_sum = 0.0
+        return self.take_blocks()
+
+    def _update_progress(self) -> None:
+        complete = self._sequence is None or len(self.blocks) == len(self._sequence.segments)
+        self._progress = Progress.COMPLETE if complete else Progress.ARRIVING

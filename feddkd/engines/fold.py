@@ -1,0 +1,120 @@
+"""Reduces the contributions to an exchange block by block, in client order, as far as they have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from feddkd.aggregator.rule import Reduction, Rows
+from feddkd.engines.collection import Collection
+from feddkd.engines.contribution import Contribution
+from feddkd.errors import NotFiniteError, SchemaError
+from feddkd.tensors import Schema, Segment, Tensors
+from feddkd.transport.payload import check_values
+
+NAMED_CONTRIBUTIONS = 3
+"""How many contributions are named where a reduction is not finite."""
+
+
+class Fold:
+    """The reduction of one collection.
+
+    A block is reduced as soon as every client that may still reply has delivered it, so that uploads and
+    reduction overlap. When a client is given up after blocks of it were used, the reduction starts over: the
+    other clients' blocks are still in the spool. A rule of several passes waits for all contributions.
+    """
+
+    def __init__(self, collection: Collection, schema: Schema, chunk_bytes: int) -> None:
+        self._collection = collection
+        self._schema = schema
+        self._blocks = schema.chunks(chunk_bytes)
+        self._rule = collection.exchange.rule
+        self._start()
+
+    def _start(self) -> None:
+        self._revision = self._collection.revision
+        self._members: list[Contribution] = self._collection.members()
+        self._reduction: Reduction = self._rule.start()
+        self._passes_left = self._rule.passes
+        self._next = 0
+        self._first_behind = 0
+        self._out: Tensors | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be done: see `result`."""
+        if not self._collection.settled:
+            return False
+        self._follow_revision()
+        return not self._members or self._passes_left == 0 or not self._blocks
+
+    @property
+    def result(self) -> Tensors | None:
+        """What the contributions were reduced to; None if there are none."""
+        if not self._members:
+            return None
+        return self._out if self._out is not None else Tensors.empty(self._schema)
+
+    def next_step(self) -> Callable[[], None] | None:
+        """The next piece of work that can be done now, or None.
+
+        It may run in any thread. `step_done` has to follow it before anything else is asked here.
+        """
+        self._follow_revision()
+        if not self._members or self._next >= len(self._blocks) or not self._is_ready():
+            return None
+        block = self._blocks[self._next]
+        sources = [(member.blocks[self._next], member.weight) for member in self._members]
+        rows = ((source.read().view(block.dtype), weight) for source, weight in sources)
+        self._collection.hold_blocks()
+        if self._passes_left > 1:
+            return lambda: self._reduction.survey(block, rows)
+        if self._out is None:
+            self._out = Tensors.empty(self._schema)
+        out = self._out.elements(block)
+        names = [member.client_id for member in self._members]
+        again = ((source.read().view(block.dtype), weight) for source, weight in sources)
+        return lambda: _reduce(self._reduction, block, rows, out, lambda: _largest(names, again))
+
+    def step_done(self) -> None:
+        """Take in that the last step has run."""
+        self._collection.let_blocks_go()
+        if self._collection.revision != self._revision:
+            return
+        self._next += 1
+        self._first_behind = 0
+        if self._next == len(self._blocks):
+            self._passes_left -= 1
+            if self._passes_left:
+                self._next = 0
+
+    def _follow_revision(self) -> None:
+        if self._collection.revision != self._revision:
+            self._start()
+
+    def _is_ready(self) -> bool:
+        """Whether every member has delivered the next block, and for several passes all of them."""
+        if self._rule.passes > 1 and not self._collection.settled:
+            return False
+        while self._first_behind < len(self._members):
+            if len(self._members[self._first_behind].blocks) <= self._next:
+                return False
+            self._first_behind += 1
+        return True
+
+
+def _reduce(reduction: Reduction, block: Segment, rows: Rows, out: Tensor, largest: Callable[[], str]) -> None:
+    """Reduce one block. Raises NotFiniteError, with the largest contributions, if the result is of no use."""
+    with torch.no_grad():
+        reduction.reduce(block, rows, out)
+    try:
+        check_values(out)
+    except SchemaError as error:
+        raise NotFiniteError(f"the reduced contributions are of no use: {error}; largest: {largest()}") from None
+
+
+def _largest(names: list[str], rows: Rows) -> str:
+    norms = sorted(((float(elements.double().norm()), name) for name, (elements, _) in zip(names, rows, strict=True)), reverse=True)
+    return ", ".join(f"{name} (norm {norm:.3g})" for norm, name in norms[:NAMED_CONTRIBUTIONS])

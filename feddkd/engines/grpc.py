@@ -1,0 +1,259 @@
+"""Carries out exchanges over gRPC: pushes each to the clients' streams and reduces what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from feddkd.config import Config
+from feddkd.engines.collection import Judgement
+from feddkd.engines.grpc_exchange import GrpcExchange
+from feddkd.engines.spool import Spool
+from feddkd.errors import FedDKDError, RunError
+from feddkd.exchange import Exchange, ExchangeId, Outcome
+from feddkd.scheduler.engine import ClientStates, Engine
+from feddkd.tensors import Schema
+from feddkd.traffic import Meter, Traffic
+from feddkd.transport.frames import Chunk
+from feddkd.transport.messages import Holding, Verdict, farewell_message, id_from_message, receipt_message
+from feddkd.transport.payload import schema_to_message
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.sessions import Outgoing, Session
+
+FAREWELL_GRACE_S = 5.0
+"""Seconds for the last messages to reach the clients."""
+
+
+class GrpcEngine(Engine):
+    """Carries out exchanges over gRPC.
+
+    The public methods are called from the scheduler's thread, or where they say so from any; everything else
+    runs on the server's loop. What the server reports (`connected`, `replied`, ...) goes to the exchange that
+    the client takes part in.
+    """
+
+    def __init__(self, config: Config, run_id: str, model_schema: Schema, spool_folder: Path | None = None) -> None:
+        """Prepare to serve a run.
+
+        Args:
+            spool_folder: where contributions go that do not fit into `transport.staging_bytes`.
+        """
+        self._config = config
+        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared().to_toml(), model=schema_to_message(model_schema))
+        self.other = Meter()
+        self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
+        self._open: dict[ExchangeId, GrpcExchange] = {}
+        self._of_client: dict[str, GrpcExchange] = {}
+        self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
+        self._joined = asyncio.Event()
+        self._aborted: RunError | None = None
+        self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes, spool_folder)
+        # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
+        self._finished = False
+
+    # For the scheduler.
+
+    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen, and return the port. Raises AddressInUseError."""
+        return self._server.start(host, port, credentials)
+
+    def clients(self) -> Mapping[str, int]:
+        self.check_aborted()
+        return self._server.call(self._clients()).result()
+
+    def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        self.check_aborted()
+        return self._server.call(self._wait_for_clients(count, timeout_s)).result()
+
+    def begin(self, exchange: Exchange) -> PendingOutcome:
+        self.check_aborted()
+        return PendingOutcome(self._server.call(self._begin(exchange)).result())
+
+    def states(self) -> ClientStates:
+        if self._finished:
+            return ClientStates()  # who has been let go is not lost
+        connected, of_client = self._server.connected(), dict(self._of_client)
+        working = sum(session.client_id in of_client and of_client[session.client_id].waits_for(session.client_id) for session in connected)
+        return ClientStates(len(connected) - working, working, self.num_joined - len(connected))
+
+    @property
+    def num_joined(self) -> int:
+        """Clients that have joined so far, connected or not."""
+        return len(self._server.sessions())
+
+    def other_traffic(self) -> Traffic:
+        return self.other.traffic
+
+    def check_aborted(self) -> None:
+        if self._aborted is not None:
+            raise self._aborted
+
+    def abort(self, reason: str) -> None:
+        self._aborted = RunError(reason)
+        if not self._finished:
+            self._server.call(self._abort(self._aborted))
+
+    def finish(self, completed: bool, reason: str) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self._server.call(self._finish(completed, reason)).result()
+        self._server.stop(FAREWELL_GRACE_S)
+        self._executor.shutdown()
+        self._spool.close()
+
+    # On the loop.
+
+    async def _clients(self) -> dict[str, int]:
+        return {session.client_id: session.num_examples for session in self._server.connected()}
+
+    async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(await self._clients()) < count:
+                    self.check_aborted()
+                    self._joined.clear()
+                    await self._joined.wait()
+        except TimeoutError:
+            return False
+        self.check_aborted()
+        return True
+
+    async def _begin(self, exchange: Exchange) -> Future[Outcome]:
+        if busy := [client for client in exchange.clients if client in self._of_client]:
+            raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
+        sessions = {client: self._server.session(client) for client in exchange.clients}
+        limits = {client: self._max_evaluated(session.num_examples) for client, session in sessions.items() if session is not None}
+        begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
+        self._open[exchange.id] = begun
+        self._of_client.update(dict.fromkeys(exchange.clients, begun))
+        for client, session in sessions.items():
+            if session is None or session.stream is None:
+                begun.disconnected(client)
+            else:
+                begun.connected(session, None)
+        outcome: Future[Outcome] = Future()
+        running = asyncio.create_task(self._complete(begun, outcome))
+        begun.task = running
+        return outcome
+
+    async def _complete(self, begun: GrpcExchange, outcome: Future[Outcome]) -> None:
+        """Wait for an exchange's outcome, tell its clients, and hand it to the thread that waits for it."""
+        try:
+            result = await begun.run()
+            for client, judgement in begun.judgements():
+                self._tell(client, begun, judgement)
+            outcome.set_result(begun.close(result))
+        except FedDKDError as error:
+            outcome.set_exception(error)
+        except asyncio.CancelledError:
+            outcome.set_exception(self._aborted or RunError("the server stopped"))
+        except Exception as error:  # noqa: BLE001  # for instance what a rule raises: it belongs to the thread that waits
+            outcome.set_exception(error)
+        finally:
+            begun.release()
+            del self._open[begun.exchange.id]
+            for client in begun.exchange.clients:
+                del self._of_client[client]
+
+    async def _abort(self, error: RunError) -> None:
+        self._joined.set()
+        for begun in list(self._open.values()):
+            if begun.task is not None:
+                begun.task.cancel(str(error))
+
+    async def _finish(self, completed: bool, reason: str) -> None:
+        message = farewell_message(completed, reason)
+        for session in self._server.connected():
+            session.send(Outgoing((message,), self.other))
+            if session.stream is not None:
+                session.stream.close()
+
+    def _max_evaluated(self, num_examples: int) -> int:
+        """Most examples that a client can have held out, by what it says that it trains on."""
+        holdout = self._config.data.holdout
+        return math.ceil(num_examples * max(1.0, holdout / (1 - holdout))) + 1
+
+    def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
+        """Send a receipt, and keep it for a client that is away and will ask."""
+        self._last_judgement[client] = begun.exchange.id, judgement
+        session = self._server.session(client)
+        if session is not None:
+            begun.tell(session, judgement)
+
+    # What the server reports.
+
+    def connected(self, session: Session, holding: Holding | None) -> None:
+        self._joined.set()
+        begun = self._of_client.get(session.client_id)
+        if begun is not None and begun.waits_for(session.client_id):
+            begun.connected(session, holding)
+        elif holding is not None:
+            self._reply_to_closed(session, holding.exchange)
+
+    def disconnected(self, session: Session) -> None:
+        begun = self._of_client.get(session.client_id)
+        if begun is not None:
+            begun.disconnected(session.client_id)
+
+    def replied(self, session: Session, answer: pb.Answer) -> Meter:
+        exchange = id_from_message(answer.id)
+        begun = self._of_client.get(session.client_id)
+        if begun is None or begun.exchange.id != exchange:
+            self._reply_to_closed(session, exchange)
+            return self.other
+        begun.replied(session, answer)
+        return begun.meter
+
+    def meter_of(self, session: Session) -> Meter:
+        begun = self._of_client.get(session.client_id)
+        return begun.meter if begun is not None else self.other
+
+    async def received(self, session: Session, chunk: Chunk) -> None:
+        begun = self._of_client.get(session.client_id)
+        if begun is not None:
+            await begun.received(session, chunk)
+
+    def failed(self, session: Session, failure: pb.Failure) -> Meter:
+        exchange = id_from_message(failure.id)
+        begun = self._of_client.get(session.client_id)
+        if begun is None or begun.exchange.id != exchange:
+            self._reply_to_closed(session, exchange)
+            return self.other
+        begun.failed(session.client_id, failure.reason)
+        return begun.meter
+
+    def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:
+        """Say what became of a reply to an exchange that is not open, and where the run is."""
+        told, judgement = self._last_judgement.get(session.client_id, (None, None))
+        if judgement is None or told != exchange:
+            judgement = Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed")
+        begun = self._of_client.get(session.client_id)
+        current = begun.exchange.id if begun is not None else None
+        message = receipt_message(exchange, judgement.verdict, judgement.reason, current)
+        session.send(Outgoing((message,), self.other))
+
+
+class PendingOutcome:
+    """An exchange that is open on the server's loop."""
+
+    def __init__(self, future: Future[Outcome]) -> None:
+        self._future = future
+
+    def outcome(self) -> Outcome:
+        return self._future.result()
+
+
+def _admission(config: Config) -> Admission:
+    named = config.scheduler.clients
+    return Admission(
+        expected=frozenset(named) if isinstance(named, list) else None,
+        max_examples=config.scheduler.max_examples,
+    )

@@ -1,0 +1,233 @@
+"""One open exchange over gRPC: what its clients send and are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import chain
+
+from feddkd.engines.collection import Arrival, Collection, Judgement
+from feddkd.engines.fold import Fold
+from feddkd.engines.spool import Spool
+from feddkd.errors import NotFiniteError, ProtocolError, StateError
+from feddkd.exchange import Exchange, Outcome
+from feddkd.tensors import Tensors
+from feddkd.traffic import Meter
+from feddkd.transport.frames import Chunk
+from feddkd.transport.messages import Holding, receipt_message, resend_message, work_message
+from feddkd.transport.payload import Payload
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.sessions import Outgoing, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What the contributions came to, or why that failed."""
+
+    tensors: Tensors | None
+    fault: str = ""
+
+
+class GrpcExchange:
+    """An exchange between its broadcast and its outcome; lives on the server's loop.
+
+    Attributes:
+        exchange: what is carried out.
+        meter: counts its messages.
+        task: completes it; cancelled by an abort.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        meter: Meter,
+        spool: Spool,
+        executor: Executor,
+        chunk_bytes: int,
+        max_evaluated: Mapping[str, int],
+    ) -> None:
+        """Encode the broadcast and begin to wait.
+
+        Args:
+            executor: one thread that writes and reduces blocks, while the loop goes on reading.
+            max_evaluated: most examples that each client can have held out.
+        """
+        self.exchange = exchange
+        self.meter = meter
+        self.task: asyncio.Task[None] | None = None
+        self._executor = executor
+        self._chunk_bytes = chunk_bytes
+        self._started = self._now()
+        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated)
+        self._payload = Payload(exchange.payload, chunk_bytes)
+        deadline_s = exchange.closing.deadline_s
+        self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
+        self._uploading: set[str] = set()
+        self._changed = asyncio.Event()
+        self._error: StateError | None = None
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic()
+
+    def waits_for(self, client: str) -> bool:
+        """Whether the client still has a reply to send, or the rest of it. From any thread."""
+        return self._collection.waits_for(client)
+
+    # What happens to clients.
+
+    def connected(self, session: Session, holding: Holding | None) -> None:
+        """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
+        client = session.client_id
+        held_bytes = self._held_bytes(holding)
+        self._uploading.discard(client)
+        self._collection.connect(client, self._now(), holds_broadcast=held_bytes == self._payload.size_bytes)
+        contribution = self._collection.contributions[client]
+        if contribution.has_begun:
+            message = resend_message(self.exchange.id, contribution.received_bytes)
+            session.send(Outgoing((message,), self.meter))
+            return
+        outgoing = Outgoing(
+            self._broadcast(held_bytes),
+            self.meter,
+            payload_bytes=self._payload.size_bytes if held_bytes < self._payload.size_bytes else 0,
+            still_needed=lambda: self.waits_for(client),
+        )
+        session.send_work(outgoing)
+
+    def _held_bytes(self, holding: Holding | None) -> int:
+        """How much of the broadcast a client has from before its connection broke."""
+        if holding is None or holding.exchange != self.exchange.id or holding.digest != self._payload.header.digest:
+            return 0
+        try:
+            self._payload.frames(holding.size_bytes)
+        except ProtocolError:
+            return 0
+        return holding.size_bytes
+
+    def _broadcast(self, offset: int) -> Iterable[bytes]:
+        return chain((self._work,), self._payload.frames(offset))
+
+    def disconnected(self, client: str) -> None:
+        """A client's connection is lost, or was not there to begin with."""
+        self._uploading.discard(client)
+        self._collection.disconnect(client, self._now())
+        self._changed.set()
+
+    def replied(self, session: Session, answer: pb.Answer) -> None:
+        """A reply begins."""
+        judgement = self._collection.reply(session.client_id, answer, self._now())
+        if judgement is not None:
+            self._uploading.discard(session.client_id)
+            self.tell(session, judgement)
+        else:
+            self._uploading.add(session.client_id)
+        self._changed.set()
+
+    async def received(self, session: Session, chunk: Chunk) -> None:
+        """Check and keep a chunk; not returning holds the client back."""
+        if session.client_id not in self._uploading:
+            return  # the rest of a reply that was refused, or of one to an earlier exchange
+        try:
+            accepted = self._collection.accept(session.client_id, chunk)
+        except StateError as error:
+            self._fail(error)
+            return
+        match accepted:
+            case Judgement() as judgement:
+                self._uploading.discard(session.client_id)
+                self.tell(session, judgement)
+                self._changed.set()
+            case Arrival(quick=True) as arrival:
+                arrival.write()
+                self._stored(arrival)
+            case Arrival() as arrival:
+                # To its end even if the stream breaks meanwhile: the client goes on after this chunk.
+                await asyncio.shield(self._write(arrival))
+
+    async def _write(self, arrival: Arrival) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, arrival.write)
+        except StateError as error:
+            self._fail(error)
+            return
+        self._stored(arrival)
+
+    def _stored(self, arrival: Arrival) -> None:
+        self._collection.store(arrival, self._now())
+        self._changed.set()
+
+    def failed(self, client: str, reason: str) -> None:
+        """A client says that it cannot do its part."""
+        self._collection.fail(client, reason)
+        self._changed.set()
+
+    def tell(self, session: Session, judgement: Judgement) -> None:
+        """Send a receipt."""
+        message = receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
+        session.send(Outgoing((message,), self.meter))
+
+    def _fail(self, error: StateError) -> None:
+        self._error = error
+        self._changed.set()
+
+    # The outcome.
+
+    async def run(self) -> Reduced:
+        """Wait for the replies and reduce them as they arrive.
+
+        Raises:
+            StateError: contributions cannot be kept.
+        """
+        schema = self.exchange.reply_schema
+        fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
+        while not (self._collection.settled and (fold is None or fold.finished)):
+            self._changed.clear()
+            if self._error is not None:
+                raise self._error
+            step = fold.next_step() if fold is not None else None
+            if fold is None or step is None:
+                await self._wait()
+                continue
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._executor, step)
+            except NotFiniteError as error:
+                return Reduced(None, str(error))
+            finally:
+                fold.step_done()
+        return Reduced(fold.result if fold is not None else None)
+
+    async def _wait(self) -> None:
+        """Return when something has happened, or when a client has had its time."""
+        expiry = self._collection.next_expiry()
+        try:
+            async with asyncio.timeout(max(0.0, expiry - self._now())):
+                await self._changed.wait()
+        except TimeoutError:
+            self._collection.expire(self._now())
+
+    def judgements(self) -> Iterator[tuple[str, Judgement]]:
+        """What each client is to be told at the end."""
+        return self._collection.judgements()
+
+    def close(self, reduced: Reduced) -> Outcome:
+        """Put the outcome together; messages that cross from now on belong to no exchange."""
+        replies = self._collection.replies()
+        if self.exchange.reply_schema is not None:
+            self.meter.payload_up(len(replies) * self.exchange.reply_schema.size_bytes)
+        return Outcome(
+            reduced=reduced.tensors,
+            replies=replies,
+            missing=self._collection.missing(),
+            traffic=self.meter.close(),
+            seconds=self._now() - self._started,
+            fault=reduced.fault,
+        )
+
+    def release(self) -> None:
+        """Give back what the exchange holds, however it ended."""
+        self.meter.close()
+        self._collection.close()

@@ -1,0 +1,63 @@
+"""Run a model on examples without training it: in eval mode, batch by batch, stopped when nobody needs the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from feddkd.data.examples import Examples
+from feddkd.exchange import Evaluation
+
+EVALUATION_BATCH_SIZE = 512
+
+Check = Callable[[], None]
+"""Called before every batch of a long computation; ends it by raising (`Task.check_cancelled`)."""
+
+
+def never_stop() -> None:
+    """Let a computation run to its end."""
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode and give every submodule its own training flag back afterwards.
+
+    Flag by flag, because `module.train(...)` would also wake up submodules that the user keeps frozen.
+    """
+    flags = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in flags.items():
+            submodule.training = training
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, examples: Examples, device: torch.device, check: Check = never_stop) -> Evaluation:
+    """Measure accuracy and cross-entropy of a model as it stands, in eval mode.
+
+    Args:
+        module: maps inputs to logits [B, C], on `device`; its training flags are as before afterwards.
+        examples: all of them are used.
+        device: where to compute.
+        check: called before every batch; what it raises ends the evaluation.
+
+    Returns:
+        Counts and the sum of the losses in nats, over all examples and by class.
+    """
+    correct, loss_sum = torch.zeros(len(examples), dtype=torch.bool), 0.0
+    with eval_mode(module):
+        for index, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
+            check()
+            logits = module(inputs.to(device))
+            target = labels.to(device)
+            correct[index] = (logits.argmax(1) == target).cpu()
+            loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
+    by_class = torch.bincount(examples.labels)
+    correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
+    return Evaluation(len(examples), int(correct.sum()), loss_sum, tuple(by_class.tolist()), tuple(correct_by_class.tolist()))

@@ -1,0 +1,67 @@
+"""Locks a directory for one process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import weakref
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import ClassVar
+
+from feddkd.errors import StateError
+
+LOCK = "lock"
+
+
+class DirectoryLock:
+    """Holds a directory as long as this object lives, at most until the process ends.
+
+    The kernel releases the lock with its process, however that ends: a crash leaves nothing to clean
+    up. The file `lock` stays, and means nothing by itself.
+
+    On a network file system the lock holds between machines only where that file system provides it.
+    Linux passes it on to an NFS server unless the mount has `nolock` or `local_lock`; with those, two
+    machines can use one directory, and neither is told.
+    """
+
+    _held: ClassVar[MutableMapping[tuple[int, int], DirectoryLock]] = weakref.WeakValueDictionary()
+    _guard: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, directory: Path) -> None:
+        """Lock `directory`, which must exist.
+
+        Raises:
+            BlockingIOError: it is locked already.
+            StateError: the lock file cannot be opened, or the file system has no locks.
+        """
+        file = directory / LOCK
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StateError(f"cannot open {file}: {error.strerror}") from error
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            if isinstance(error, BlockingIOError):
+                raise
+            raise StateError(f"cannot lock {file}: {error.strerror}") from error
+        self._held[_identity(os.fstat(descriptor))] = self
+
+    @classmethod
+    def of_this_process(cls, directory: Path) -> DirectoryLock:
+        """Return the lock that this process holds on `directory`, or lock it. Raises as the constructor does."""
+        with cls._guard:
+            held = None
+            with contextlib.suppress(OSError):
+                held = cls._held.get(_identity((directory / LOCK).stat()))
+            return held if held is not None and held.release.alive else cls(directory)
+
+
+def _identity(file: os.stat_result) -> tuple[int, int]:
+    """Which file it is: unlike its path, the same as long as somebody has it open."""
+    return file.st_dev, file.st_ino

@@ -1,0 +1,62 @@
+"""Describes the exchanges of a run as its configuration wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from feddkd.aggregator.rule import Rule
+from feddkd.config import Config
+from feddkd.exchange import Closing, Exchange, ExchangeId, ExchangeKind
+from feddkd.tensors import Schema, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangePlan:
+    """What the exchanges of a run have in common.
+
+    Attributes:
+        kinds: what travels, by the exchange's name.
+        model_schema: of the global model.
+        rule: reduces the contributions.
+    """
+
+    config: Config
+    kinds: Mapping[str, ExchangeKind]
+    model_schema: Schema
+    rule: Rule
+
+    def describe(self, exchange: ExchangeId, clients: Mapping[str, float], payload: Tensors, *, evaluate: bool) -> Exchange:
+        """Say everything that can change the outcome of an exchange.
+
+        Args:
+            clients: the weight of each client's contribution, by id, in client order.
+        """
+        kind = self.kinds[exchange.name]
+        return Exchange(
+            id=exchange,
+            clients=clients,
+            payload=payload,
+            reply_schema=kind.reply(self.model_schema) if kind.reply else None,
+            rule=self.rule,
+            closing=self._closing(len(clients)),
+            evaluate=evaluate,
+            max_norm=self.config.aggregation.max_norm.get(exchange.name),
+        )
+
+    def _closing(self, num_clients: int) -> Closing:
+        settings = self.config.scheduler
+        if settings.enough == "all":
+            enough, grace_s = settings.quorum, settings.grace_after_quorum_s
+        else:
+            wanted = settings.enough
+            enough = math.ceil(round(wanted * num_clients, 9)) if isinstance(wanted, float) else wanted
+            grace_s = settings.grace_after_quorum_s or 0.0
+        return Closing(
+            deadline_s=settings.deadline_s,
+            enough=max(enough, settings.quorum),
+            grace_after_enough_s=grace_s,
+            reconnect_grace_s=settings.reconnect_grace_s,
+            stall_timeout_s=settings.stall_timeout_s,
+        )

@@ -1,0 +1,124 @@
+"""Who may take part: what Describe and Join check before a client is admitted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from feddkd.errors import TransportError
+from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.sessions import Owner, Session
+
+MAX_REQUEST_BYTES = 64 << 10
+MAX_INSTANCE_ID_BYTES = 64
+MAX_SOFTWARE_VERSION_CHARACTERS = 64
+MAX_EXAMPLES = 2**53
+"""Example counts are weights in float64; beyond this they would not be exact."""
+
+_M = TypeVar("_M", bound=Message)
+
+
+class NotAdmittedError(TransportError):
+    """A call is refused; the transport turns this into the call's status.
+
+    Attributes:
+        code: the status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Which clients a run admits.
+
+    Attributes:
+        expected: the ids that may join; None for any.
+        max_examples: examples a client may declare.
+    """
+
+    expected: frozenset[str] | None = None
+    max_examples: int = MAX_EXAMPLES
+
+    def check(self, request: pb.JoinRequest) -> None:
+        """Check what a client says of itself. Raises NotAdmittedError."""
+        check_version(request.protocol_version)
+        self._check_id(request.client_id)
+        self._check_examples(request.num_examples)
+        if len(request.instance_id.encode()) > MAX_INSTANCE_ID_BYTES:
+            _refuse(f"an instance id of more than {MAX_INSTANCE_ID_BYTES} bytes")
+        if len(request.software_version) > MAX_SOFTWARE_VERSION_CHARACTERS:
+            _refuse(f"a software version of more than {MAX_SOFTWARE_VERSION_CHARACTERS} characters")
+
+    def _check_id(self, client_id: str) -> None:
+        if not CLIENT_ID.fullmatch(client_id):
+            rule = "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"
+            _refuse(f"client id {client_id[:64]!r} is not {rule}")
+        if self.expected is not None and client_id not in self.expected:
+            raise NotAdmittedError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"client id {client_id!r} is not in the server's scheduler.clients",
+            )
+
+    def _check_examples(self, num_examples: int) -> None:
+        if num_examples < 1:
+            _refuse(f"{num_examples} examples; a client needs at least 1")
+        if num_examples > self.max_examples:
+            _refuse(f"{num_examples} examples; scheduler.max_examples is {self.max_examples}")
+
+
+def parse_request(message: bytes, kind: type[_M]) -> _M:
+    """Read a unary request. Raises NotAdmittedError if it is too large or malformed."""
+    if len(message) > MAX_REQUEST_BYTES:
+        _refuse(f"a request of {len(message)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        _refuse(f"a message of {len(message)} bytes is not a {kind.__name__}")
+
+
+def check_version(version: int) -> None:
+    """Raises NotAdmittedError for a protocol version that is not this server's."""
+    if version != PROTOCOL_VERSION:
+        versions = f"the client speaks protocol version {version}, this server {PROTOCOL_VERSION}"
+        raise NotAdmittedError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{versions}; install the same feddkd on both",
+        )
+
+
+def check_owner(known: Session, owner: Owner, now: float) -> None:
+    """Check that a process may take over the id of a session.
+
+    The owner may at any time. Another process may once the client has been silent for long enough,
+    but never where a certificate is bound to the id. Raises NotAdmittedError.
+    """
+    if known.owner.is_also(owner):
+        return
+    name = repr(known.client_id)
+    if known.has_connected and known.owner.certificate is not None:
+        _taken(f"client id {name} is bound to another certificate")
+    free_in_s = known.hold_s - known.silent_s(now)
+    if free_in_s <= 0:
+        return
+    if known.stream is not None:
+        hold = f"the id is free {known.hold_s:g} s after its last message"
+        _taken(f"another process takes part as {name}; {hold}")
+    state = "is away" if known.has_connected else "has just joined"
+    free = f"free in {math.ceil(free_in_s)} s unless it returns"
+    _taken(f"another process owns the client id {name} and {state}; the id is {free}")
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise NotAdmittedError(grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+def _taken(reason: str) -> NoReturn:
+    raise NotAdmittedError(grpc.StatusCode.ALREADY_EXISTS, reason)

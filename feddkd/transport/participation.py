@@ -1,0 +1,167 @@
+"""The life of a Participate stream on the server: hello, messages both ways, one end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from feddkd.errors import ProtocolError
+from feddkd.transport.calls import Context, refuse
+from feddkd.transport.incoming import Inbox, Incoming, read_hello
+from feddkd.transport.messages import Holding
+from feddkd.transport.sessions import Session, Sessions
+from feddkd.transport.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 10.0
+"""Seconds a new stream has to say whose it is."""
+
+MAX_STREAMS_BEFORE_HELLO = 1_000
+MAX_STREAMS_OF_A_CLIENT = 8
+"""Streams of one client that have not ended yet. gRPC keeps the last message and the status of a
+stream whose client does not read."""
+
+
+class Participation:
+    """Moves the messages of all clients."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        inbox: Inbox,
+        *,
+        max_message_bytes: int,
+        write_stall_s: float,
+    ) -> None:
+        """Args:
+        max_message_bytes: bounds a client's messages that are no chunks.
+        write_stall_s: seconds one message may wait for a client that does not read.
+        """
+        self._sessions = sessions
+        self._inbox = inbox
+        self._max_message_bytes = max_message_bytes
+        self._write_stall_s = write_stall_s
+        self._before_hello: dict[asyncio.Timeout, None] = {}
+        self._streams_of: Counter[str] = Counter()
+
+    async def take_part(self, context: Context) -> None:
+        """Move one client's messages until its stream ends."""
+        session, holding = await self._identify(context)
+        client_id = session.client_id
+        self._streams_of[client_id] += 1
+        try:
+            await self._serve(session, holding, context)
+        finally:
+            self._streams_of[client_id] -= 1
+            if not self._streams_of[client_id]:
+                del self._streams_of[client_id]
+
+    def supersede(self, session: Session) -> None:
+        """End the stream of a client that comes again: its old connection may be dead unnoticed."""
+        if (stream := session.stream) is not None:
+            reason = f"{session.client_id!r} opened a newer stream"
+            stream.finish(grpc.StatusCode.ABORTED, reason)
+            self._detach(session, stream)
+
+    async def _identify(self, context: Context) -> tuple[Session, Holding | None]:
+        """Return the session that the stream's first message names, and what the client holds."""
+        message = await self._first_message(context)
+        try:
+            token, holding = read_hello(message)
+        except ProtocolError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        session = self._sessions.of_token(token)
+        if session is None:
+            reason = "the first message of the stream names no session; join first"
+            await refuse(context, grpc.StatusCode.UNAUTHENTICATED, reason)
+        if self._streams_of[session.client_id] >= MAX_STREAMS_OF_A_CLIENT:
+            earlier = f"{MAX_STREAMS_OF_A_CLIENT} earlier streams of {session.client_id!r}"
+            reason = f"{earlier} have not ended: their client does not read"
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        return session, holding
+
+    async def _first_message(self, context: Context) -> object:
+        """Read a stream's first message. A stream that says nothing makes room for newer ones."""
+        self._make_room()
+        message: object = None
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S) as wait:
+                self._before_hello[wait] = None
+                try:
+                    message = await context.read()
+                    # Alone: gRPC cannot end a call whose first write is stuck with these in it.
+                    await context.send_initial_metadata(())
+                finally:
+                    self._before_hello.pop(wait, None)
+        except TimeoutError:
+            full = f"sooner while {MAX_STREAMS_BEFORE_HELLO} streams wait for theirs"
+            reason = f"no message within {HELLO_TIMEOUT_S:g} s of opening the stream ({full})"
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+        if isinstance(message, bytes):
+            self._inbox.other.up(len(message))
+        return message
+
+    def _make_room(self) -> None:
+        """Let the stream that has waited longest for its first message wait no longer."""
+        if len(self._before_hello) >= MAX_STREAMS_BEFORE_HELLO:
+            oldest = next(iter(self._before_hello))
+            del self._before_hello[oldest]
+            if not oldest.expired():
+                oldest.reschedule(asyncio.get_running_loop().time())
+
+    async def _serve(self, session: Session, holding: Holding | None, context: Context) -> None:
+        """Read and write until the stream ends, and tell the inbox of its begin and its end."""
+        self.supersede(session)
+        stream = Stream(asyncio.get_running_loop().time())
+        self._sessions.connect(session, stream)
+        self._inbox.connected(session, holding)
+        reading = self._read(session, stream, context)
+        writing = stream.write(context, self._inbox.other, self._write_stall_s)
+        tasks = [asyncio.create_task(_guard(stream, moving)) for moving in (reading, writing)]
+        try:
+            end = await stream.ended()
+        finally:
+            for task in tasks:
+                task.cancel()  # from here on the reader hands over nothing
+            # Before any wait: gRPC may cancel this handler there, and nobody would be told.
+            self._detach(session, stream)
+            stream.outbox.clear()
+            await asyncio.wait(tasks)
+        if end.code is not grpc.StatusCode.OK:
+            logger.info("the stream of %s ended: %s", session.client_id, end.reason)
+            await refuse(context, end.code, end.reason)
+
+    def _detach(self, session: Session, stream: Stream) -> None:
+        """Take the stream away from its session, once."""
+        if session.stream is stream:
+            self._sessions.disconnect(session, asyncio.get_running_loop().time())
+            self._inbox.disconnected(session)
+
+    async def _read(self, session: Session, stream: Stream, context: Context) -> None:
+        """Hand every message to the inbox until the stream ends. Raises ProtocolError."""
+        incoming = Incoming(session, stream, self._inbox, self._max_message_bytes)
+        while (message := await stream.read(context)) is not None:
+            if stream.end is not None:
+                self._inbox.other.up(len(message))
+                return
+            await incoming.take(message)
+
+
+async def _guard(stream: Stream, moving: Coroutine[Any, Any, None]) -> None:
+    """Read or write; whatever goes wrong ends the stream."""
+    try:
+        await moving
+    except ProtocolError as error:
+        stream.finish(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except grpc.aio.BaseError as error:
+        stream.finish(grpc.StatusCode.UNAVAILABLE, f"the connection is gone ({error})")
+    except Exception:
+        logger.exception("a stream failed")
+        stream.finish(grpc.StatusCode.INTERNAL, "the server failed; see its log")

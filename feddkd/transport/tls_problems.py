@@ -1,0 +1,98 @@
+"""Finds out why a client will never get through to a server, where gRPC says only that it did not.
+
+Trying again cannot mend a certificate, or plaintext where the other end speaks TLS. gRPC reports
+all of these as "unavailable", as it reports a server that is not there yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from urllib.parse import urlsplit
+
+from feddkd.transport.tls import ClientTls
+
+HANDSHAKE_TIMEOUT_S = 3.0
+
+_CAUSE = re.compile(r"last error: [A-Z_]+: \S+: (?P<cause>.*)", re.DOTALL)
+_LOOKUP = re.compile(r"errors resolving .*\[field:hostname lookup error:(?P<cause>.*)\]", re.DOTALL)
+_UNVERIFIED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<reason>[^:]*)")
+_CLOSED = ("Socket closed", "Connection reset")
+
+
+def cause_of(details: str) -> str:
+    """Return what went wrong, of the text in which gRPC says where it tried to connect to and how."""
+    found = _CAUSE.search(details) or _LOOKUP.search(details)
+    return found["cause"] if found else details
+
+
+def certificate_problem(details: str, host: str, tls: ClientTls) -> str | None:
+    """Return why the client refused the server's certificate, as `details` of gRPC say; None if it did not."""
+    if "Hostname Verification Check failed" in details:
+        return f"its certificate is for another host name than {host}"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it does not speak TLS: leave out --tls-ca, or start it with --tls-cert and --tls-key"
+    found = _UNVERIFIED.search(details)
+    if found is None:
+        return None
+    match reason := found["reason"].strip():
+        case "certificate has expired":
+            return "its certificate has expired"
+        case "certificate is not yet valid":
+            return "its certificate is not yet valid; check the clocks of both machines"
+        case _:
+            return f"its certificate is not trusted by --tls-ca {tls.ca} ({reason})"
+
+
+async def handshake_problem(details: str, address: str, tls: ClientTls | None) -> str | None:
+    """Return why the server hangs up on this client; None if it did not, or for a reason that may pass.
+
+    A server that wants TLS, or another certificate, closes the connection without a word. So this
+    function connects once more and looks at how far the TLS handshake gets.
+    """
+    if not any(word in details for word in _CLOSED):
+        return None
+    return await asyncio.to_thread(_try_handshake, address, tls)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 host is in brackets."""
+    parts = urlsplit(f"//{address}")
+    return parts.hostname or "", parts.port or 0
+
+
+def _try_handshake(address: str, tls: ClientTls | None) -> str | None:
+    host, port = host_and_port(address)
+    try:
+        with (
+            socket.create_connection((host, port), HANDSHAKE_TIMEOUT_S) as connection,
+            _context(tls).wrap_socket(connection, server_hostname=host) as secure,
+        ):
+            if tls is None:
+                return "it speaks TLS: give the file of its CA with --tls-ca"
+            greeting = secure.recv(1)
+    except ssl.SSLError as error:
+        reason = error.reason or ""
+        refused = tls is not None and "ALERT" in reason and ("CERTIFICATE" in reason or "CA" in reason)
+    except OSError:
+        return None
+    else:
+        refused = not greeting
+    if tls is None or not refused:
+        return None
+    if tls.certificate is None:
+        return "it admits only clients with a certificate: give one with --tls-cert and --tls-key"
+    return f"it does not accept the certificate --tls-cert {tls.certificate} (another CA signed it, or it has expired)"
+
+
+def _context(tls: ClientTls | None) -> ssl.SSLContext:
+    """A client that trusts every server, because it sends nothing; gRPC has checked the certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if tls is not None and tls.certificate is not None:
+        context.load_cert_chain(tls.certificate, tls.key)
+    return context

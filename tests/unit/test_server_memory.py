@@ -1,0 +1,102 @@
+"""How many models a server holds while it takes the steps of a round, counted from torch's own allocations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from feddkd.algorithms.feddkd import FedDKD
+from feddkd.algorithms.snapshot import Snapshot
+from feddkd.config import Config
+from feddkd.exchange import ExchangeKind
+from feddkd.tensors import Schema, Tensors, TensorSpec
+
+PLAIN = Schema(TensorSpec(f"{layer}.weight", torch.float32, (1 << 18,)) for layer in range(4))
+WITH_BUFFERS = Schema(
+    spec
+    for layer in range(4)
+    for spec in (
+        TensorSpec(f"{layer}.weight", torch.float32, (1 << 18,)),
+        TensorSpec(f"{layer}.mean", torch.float32, (16,), trainable=False),
+    )
+)
+
+
+class ConstantCohort:
+    """Answers with constants. The previous global model has the lower loss if steps can start over from it."""
+
+    share, loss = 1.0, 1.0
+
+    def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
+        self._model, self._kinds = model, kinds
+
+    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        schema = self._kinds[name].answer
+        assert schema is not None
+        answer = Tensors(schema(self._model))
+        for tensor in answer.values():
+            tensor.fill_(0.01)
+        return answer
+
+
+_T = TypeVar("_T")
+
+
+def peak_bytes(prepare: Callable[[], _T], compute: Callable[[_T], object]) -> int:
+    """The most memory that torch holds at a time during `compute`, above what it held when that began."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        prepared = prepare()
+        with record_function("compute"):
+            result = compute(prepared)
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    (begin,) = (event.start_ns() for event in events if event.name() == "compute")
+    held = rest = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":  # an allocation, or with a negative size its end
+            held += event.nbytes()
+            rest, peak = (held, held) if event.start_ns() < begin else (rest, max(peak, held))
+    del result
+    return peak - rest
+
+
+def test_the_peak_counts_what_lives_at_a_time() -> None:
+    def compute(given: list[torch.Tensor]) -> torch.Tensor:
+        first = torch.zeros(1000, dtype=torch.uint8)
+        second = first.clone()
+        del second
+        given.clear()
+        return torch.cat([first, first, first])
+
+    def prepare() -> list[torch.Tensor]:
+        return [torch.zeros(1500, dtype=torch.uint8)]
+
+    assert 2500 <= peak_bytes(prepare, compute) < 2700  # 1000 + 3000 - 1500, and what the library adds to align
+
+
+@pytest.mark.parametrize("schema", [PLAIN, WITH_BUFFERS], ids=["plain", "buffers"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"optimizer": name} for name in ("adam", "sgd", "momentum", "nesterov", "yogi", "adagrad")),
+        {"optimizer_state": "reset"},
+        {"clip_norm": 0.1},
+        {"start": "average", "tail": 1.0},
+        {"start": "previous", "tail": 0.0},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_a_round_holds_at_most_five_models_above_those_that_outlive_it(schema: Schema, settings: dict[str, Any]) -> None:
+    server = FedDKD(Config.parse({"dkd": {"steps": 5, **settings}}))
+    cohort = ConstantCohort(schema, server.exchanges)
+
+    def next_round(model: Tensors) -> Tensors:
+        with Snapshot(server.state_dict()):
+            return server.run_round(cohort, model)
+
+    models = peak_bytes(lambda: next_round(Tensors(schema)), next_round) / schema.size_bytes
+    assert 3 < models < 5.1
