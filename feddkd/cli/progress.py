@@ -67,7 +67,7 @@ class ConsoleProgress(Observer):
         for client, reason in record.clients_missing.items():
             self._print(f"  round {record.id.round} {record.id.name}{step}: {client} is missing: {reason}")
 
-    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:  # noqa: ARG002
+    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._latest = f"accuracy {evaluation.accuracy:.1%}"
         self._update(None)
 
