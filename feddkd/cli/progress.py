@@ -43,12 +43,13 @@ class ConsoleProgress(Observer):
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            with contextlib.suppress(OSError):  # a terminal that is gone is no reason not to begin
+                self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            with contextlib.suppress(OSError):  # a terminal that is gone
+            with contextlib.suppress(OSError):
                 self._bar.stop()
 
     def run_started(self, run_id: str, rounds: int) -> None:

@@ -62,6 +62,23 @@ def test_a_round_says_who_was_missing(progress: ConsoleProgress, shown: io.Strin
     assert shown.getvalue().splitlines()[-1] == "  round 1 went on without site-b, site-c"
 
 
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_terminal_that_is_gone_neither_stops_a_run_from_beginning_nor_from_ending() -> None:
+    entered = False
+    with ConsoleProgress(Config(), Console(file=Gone(), force_terminal=True)):
+        entered = True
+    assert entered
+
+
 def printed(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
     print_summary(SUMMARY | changes, Path("runs/x"))
     return capsys.readouterr().out.splitlines()
