@@ -46,7 +46,7 @@ class ClientTls:
 
 
 def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
-    """Trust servers that `ca` signed; show them a certificate of our own if there is one. None: plaintext.
+    """Trust servers that `ca` signed; show them `certificate` if there is one. None: plaintext.
 
     Raises:
         ConfigError: a file cannot be read or is not what it should be, or a part is missing.
@@ -64,7 +64,7 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
 
 
 def _check_pem(ca: Path, certificate: Path | None, key: Path | None) -> None:
-    """Let Python's own TLS read the files: gRPC would only say, at every try, that it cannot connect.
+    """Let Python's own TLS read the files: gRPC would only say that it cannot connect.
 
     Raises:
         ConfigError: one of them is not PEM, or the key is not the certificate's.
