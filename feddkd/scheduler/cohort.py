@@ -112,25 +112,29 @@ class RoundCohort:
         return outcome
 
     def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
-        if len(outcome.replies) >= self._min_clients:
+        replied, missing = len(outcome.replies), self._missing(outcome)
+        if replied >= self._min_clients:
             return
-        reasons = "; ".join(f"{client}: {missing.reason}" for client, missing in {**self._dropped, **outcome.missing}.items())
+        reasons = "; ".join(f"{client}: {item.reason}" for client, item in missing.items())
         raise QuorumError(
-            f"{exchange.id}: {len(outcome.replies)} of {len(self._clients)} clients answered, "
+            f"{exchange.id}: {replied} of {replied + len(missing)} clients answered, "
             f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
             connection_lost=outcome.connection_lost,
         )
 
+    def _missing(self, outcome: Outcome) -> dict[str, Missing]:
+        """Return why each client without a reply has none, those that were not asked included, in client order."""
+        return dict(sorted({**self._dropped, **outcome.missing}.items()))
+
     def _account(self, exchange: Exchange, outcome: Outcome) -> None:
         self.traffic += outcome.traffic
         self.loss = outcome.mean_loss(exchange.clients)
-        missing = dict(sorted({**self._dropped, **outcome.missing}.items()))
         self._on_exchange(
             ExchangeRecord(
                 id=exchange.id,
                 clients_selected=len(self._clients),
                 clients_reported=len(outcome.replies),
-                clients_missing={client: item.reason for client, item in missing.items()},
+                clients_missing={client: item.reason for client, item in self._missing(outcome).items()},
                 traffic=outcome.traffic,
                 seconds=outcome.seconds,
                 client_seconds=outcome.client_seconds,
