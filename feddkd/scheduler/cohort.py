@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from feddkd.errors import NotFiniteError, QuorumError
+from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
@@ -167,9 +167,20 @@ class RoundCohort:
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
         metrics = outcome.mean_metrics(exchange.clients)
-        norm_squared = metrics.get(UPDATE_NORM_SQUARED)
-        if norm_squared is not None and outcome.reduced is not None:
-            mean_norm_squared = outcome.reduced.select(self._plan.model_schema.trainable).norm() ** 2
-            if mean_norm_squared > 0:
-                metrics[DRIFT_DIVERSITY] = norm_squared / mean_norm_squared
+        if UPDATE_NORM_SQUARED in metrics and outcome.reduced is not None:
+            diversity = self._drift_diversity(metrics[UPDATE_NORM_SQUARED], outcome.reduced)
+            if diversity is not None:
+                metrics[DRIFT_DIVERSITY] = diversity
         return metrics
+
+    def _drift_diversity(self, norm_squared: float, reduced: Tensors) -> float | None:
+        """Compare the norms that clients report with that of their mean; None where that is no number.
+
+        A client may report a norm in any exchange, and any norm: nothing that it says may raise here.
+        """
+        try:
+            mean_norm_squared = reduced.select(self._plan.model_schema.trainable).norm() ** 2
+        except SchemaError:
+            return None  # an exchange of something else
+        diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
+        return diversity if math.isfinite(diversity) else None
