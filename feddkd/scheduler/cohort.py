@@ -17,6 +17,9 @@ DRIFT_DIVERSITY = "drift_diversity"
 """Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
 more they cancel out. With N clients of equal weight it is N times the sum's quotient that some papers give."""
 
+MAX_DIVERSITY = 1e30
+"""A larger drift diversity says no more than that the updates cancel out, and sums of it might overflow."""
+
 MAX_MISSES = 2
 """Exchanges of a round that a client may miss before the rest of the round goes on without it."""
 
@@ -174,7 +177,7 @@ class RoundCohort:
         return metrics
 
     def _drift_diversity(self, norm_squared: float, reduced: Tensors) -> float | None:
-        """Compare the norms that clients report with that of their mean; None where that is no number.
+        """Compare the norms that clients report with that of their mean; None where that says nothing.
 
         A client may report a norm in any exchange, and any norm: nothing that it says may raise here.
         """
@@ -183,4 +186,4 @@ class RoundCohort:
         except SchemaError:
             return None  # an exchange of something else
         diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
-        return diversity if math.isfinite(diversity) else None
+        return diversity if diversity <= MAX_DIVERSITY else None
