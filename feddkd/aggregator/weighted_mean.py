@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +12,10 @@ from torch import Tensor
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.tensors import Segment
 
-EXACT_INTEGERS = 2**53
-"""Integers up to here are exact in float64."""
+EXACT_SUMS = 2**52
+"""Sums of integers below this are exact in float64, and a quotient of such a sum is rounded to a
+half only where it is one: the distance from a half, at least 1 / (2 n) for a divisor n, is larger
+than the rounding error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,50 +35,110 @@ class WeightedMean:
 class _MeanReduction:
     """Has no state: every block is reduced by itself."""
 
-    def survey(self, block: Segment, rows: Rows) -> None:
+    def survey(self, block: Segment, rows: Rows) -> None:  # noqa: ARG002
         raise AssertionError("a mean reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        if block.dtype == torch.int64:
-            _reduce_int64(rows, out)
+        if block.dtype.is_floating_point:
+            _reduce_floats(rows, out)
             return
-        total, weights = torch.zeros(len(out), dtype=torch.float64), 0.0
+        total = _IntegerSum(block.dtype, len(out))
         for elements, weight in rows:
-            # Two operations, not add_(alpha=...): a fused multiply-add in the vectorised part of a loop and none
-            # in its tail would make the bits depend on where blocks begin.
-            total.add_(elements.to(torch.float64, copy=True).mul_(weight))
-            weights += weight
-        mean = total.div_(weights)
+            total.add(elements, weight)
         if block.dtype == torch.bool:
-            torch.ge(mean, 0.5, out=out)
-        elif block.dtype.is_floating_point:
-            out.copy_(mean)
+            total.write_majority(out)
         else:
-            out.copy_(mean.round_())
+            total.write_mean(out)
 
 
-def _reduce_int64(rows: Rows, out: Tensor) -> None:
-    """Write the exact mean of 64-bit integers: float64 where it is exact, whole numbers of any size elsewhere."""
-    kept = [(elements.clone(), weight) for elements, weight in rows]
-    total, largest = torch.zeros(len(out), dtype=torch.float64), torch.zeros(len(out), dtype=torch.float64)
-    weights = 0.0
-    for elements, weight in kept:
-        weighted = elements.to(torch.float64).mul_(weight)
-        total.add_(weighted)
-        largest.add_(weighted.abs_())
+def _reduce_floats(rows: Rows, out: Tensor) -> None:
+    total, weights = torch.zeros(len(out), dtype=torch.float64), 0.0
+    for elements, weight in rows:
+        # Two operations, not add_(alpha=...): a fused multiply-add in the vectorised part of a loop and none
+        # in its tail would make the bits depend on where blocks begin.
+        total.add_(elements.to(torch.float64, copy=True).mul_(weight))
         weights += weight
-    out.copy_(total.div_(weights).round_())
-    inexact = (largest >= EXACT_INTEGERS).nonzero().flatten()
-    if len(inexact):
-        out[inexact] = torch.from_numpy(_whole_number_mean([(elements[inexact], weight) for elements, weight in kept]))
+    out.copy_(total.div_(weights))
 
 
-def _whole_number_mean(rows: list[tuple[Tensor, float]]) -> npt.NDArray[np.int64]:
-    """The mean, rounded half to even, by Python's integers."""
-    scale = math.lcm(*(Fraction(weight).denominator for _, weight in rows))
-    weights = [int(Fraction(weight) * scale) for _, weight in rows]
-    weighted = [elements.numpy().astype(object) * weight for (elements, _), weight in zip(rows, weights, strict=True)]
-    total, divisor = np.sum(weighted, axis=0), sum(weights)
-    floor, rest = total // divisor, total % divisor
-    round_up = (2 * rest > divisor) | ((2 * rest == divisor) & (floor % 2 == 1))
-    return (floor + round_up).astype(np.int64)
+def _largest_element(dtype: torch.dtype) -> int:
+    if dtype == torch.bool:
+        return 1
+    info = torch.iinfo(dtype)
+    return max(-info.min, info.max)
+
+
+class _IntegerSum:
+    """The exact sums sum_k n_k x_k of one block: in float64 where it is exact, else in integers.
+
+    Weights that are no integers are multiples of a power of two: then all sums are counted in this unit.
+    """
+
+    def __init__(self, dtype: torch.dtype, length: int) -> None:
+        self._largest_element = _largest_element(dtype)
+        self._largest_sum = 0.0  # that the weights so far allow
+        self._sums = torch.zeros(length, dtype=torch.float64)
+        self._is_large = torch.zeros(length, dtype=torch.bool)  # which are in `_large_sums` instead
+        self._large_sums: npt.NDArray[np.object_] = np.zeros(0, dtype=object)
+        self._weights = 0
+        self._units_in_one = 1
+
+    def add(self, elements: Tensor, weight: float) -> None:
+        """Add one client's elements, which are left alone."""
+        numerator, denominator = weight.as_integer_ratio()
+        if denominator > self._units_in_one:
+            self._refine_unit(denominator)
+        units = numerator * (self._units_in_one // denominator)
+        weighted = elements.to(torch.float64, copy=True).mul_(weight)
+        self._largest_sum += weight * self._largest_element
+        if self._largest_sum >= EXACT_SUMS:
+            sums = self._sums + weighted
+            self._move(torch.maximum(weighted.abs_(), sums.abs()) >= EXACT_SUMS)
+            self._sums = sums
+        else:
+            self._sums.add_(weighted)
+        if len(self._large_sums):
+            large = elements[self._is_large].numpy().astype(object)
+            self._large_sums += large * units
+        self._weights += units
+
+    def write_mean(self, out: Tensor) -> None:
+        """Write the means, rounded half to even."""
+        out.copy_((self._sums / self._divisor).round_())
+        if len(self._large_sums):
+            floor, rest = self._large_sums // self._weights, self._large_sums % self._weights
+            round_up = (2 * rest > self._weights) | ((2 * rest == self._weights) & (floor % 2 == 1))
+            mean = torch.from_numpy((floor + round_up).astype(np.int64))
+            out[self._is_large] = mean.to(out.dtype)
+
+    def write_majority(self, out: Tensor) -> None:
+        """Write where the sum is at least half of the weight."""
+        torch.ge(self._sums / self._divisor, 0.5, out=out)
+        if len(self._large_sums):
+            majority = 2 * self._large_sums >= self._weights
+            out[self._is_large] = torch.from_numpy(majority.astype(np.bool_))
+
+    @property
+    def _divisor(self) -> float:
+        """The sum of the weights, for the sums that are exact in float64."""
+        return self._weights / self._units_in_one
+
+    def _move(self, large: Tensor) -> None:
+        """Count these sums, as they are before the next row, in Python's integers from now on."""
+        moved = large & ~self._is_large
+        if not moved.any():
+            return
+        sums = np.zeros(len(moved), dtype=object)
+        sums[self._is_large.numpy()] = self._large_sums
+        exact = self._sums[moved].to(torch.int64).numpy().astype(object)
+        sums[moved.numpy()] = exact * self._units_in_one
+        self._is_large |= moved
+        self._large_sums = sums[self._is_large.numpy()]
+
+    def _refine_unit(self, denominator: int) -> None:
+        """Count in smaller units, and everything in Python's integers."""
+        self._move(torch.ones_like(self._is_large))
+        factor = denominator // self._units_in_one
+        self._large_sums = self._large_sums * factor
+        self._weights *= factor
+        self._units_in_one = denominator
