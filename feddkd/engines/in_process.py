@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -125,17 +126,19 @@ class InProcessExchange:
         self._chunk_bytes = chunk_bytes
         self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
         self._meter = Meter()
-        self._outcome: Outcome | None = None
+        self._outcome: Future[Outcome] = Future()
 
     def outcome(self) -> Outcome:
-        if self._outcome is None:
+        if not self._outcome.done():
             self._engine.check_aborted()
             try:
-                self._outcome = self._carry_out()
+                self._outcome.set_result(self._carry_out())
+            except Exception as error:  # noqa: BLE001  # for instance what a rule raises: the same when asked again
+                self._outcome.set_exception(error)
             finally:
                 self._collection.close()
                 self._engine.closed(self.exchange)
-        return self._outcome
+        return self._outcome.result()
 
     def _carry_out(self) -> Outcome:
         started = time.monotonic()
