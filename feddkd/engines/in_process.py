@@ -103,6 +103,7 @@ class InProcessEngine(Engine):
         try:
             self.check_aborted()
             reply = self._workers[client].carry_out(task)
+            self.check_aborted()
             contribution = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
             return answer_message(exchange.id, reply, contribution), contribution
         except Exception as error:  # noqa: BLE001  # as over gRPC: what a user's code raises is this client's failure alone
@@ -151,7 +152,7 @@ class InProcessExchange:
             self._meter.payload_down(broadcast.size_bytes)
             # Put together for each client, as over the network: none can touch another's broadcast.
             self._take(client, *self._engine.compute(client, exchange, _received(broadcast)))
-        reduced, fault = _run(fold) if fold is not None else (None, "")
+        reduced, fault = self._reduce(fold) if fold is not None else (None, "")
         for _, judgement in self._collection.judgements():
             self._tell(judgement)
         replies = self._collection.replies()
@@ -180,6 +181,20 @@ class InProcessExchange:
                     self._tell(judgement)
                     return
 
+    def _reduce(self, fold: Fold) -> tuple[Tensors | None, str]:
+        """Reduce all contributions; returns why that failed if it did."""
+        while not fold.finished:
+            step = fold.next_step()
+            assert step is not None, "every client has settled"
+            try:
+                step()
+            except NotFiniteError as error:
+                return None, str(error)
+            finally:
+                fold.step_done()
+            self._engine.check_aborted()
+        return fold.result, ""
+
     def _tell(self, judgement: Judgement) -> None:
         """Count what would be said to a client."""
         self._meter.down(len(receipt_message(self.exchange.id, judgement.verdict, judgement.reason)))
@@ -191,17 +206,3 @@ def _received(payload: Payload) -> Tensors:
     for frame in payload.frames():
         assembly.add(decode_chunk(frame))
     return assembly.tensors
-
-
-def _run(fold: Fold) -> tuple[Tensors | None, str]:
-    """Reduce all contributions; returns why that failed if it did."""
-    while not fold.finished:
-        step = fold.next_step()
-        assert step is not None, "every client has settled"
-        try:
-            step()
-        except NotFiniteError as error:
-            return None, str(error)
-        finally:
-            fold.step_done()
-    return fold.result, ""
