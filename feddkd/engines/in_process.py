@@ -1,7 +1,8 @@
 """Carries out exchanges in this process: the reference, every client one after another, in client order.
 
 Payloads are encoded, checked, collected and reduced by the same code as over gRPC, and counted as the
-messages that gRPC would have moved. Only the network and the clock are missing: no client is late.
+messages that gRPC would have moved. Only the network and the clock are missing: no client is late. A client
+that is not in this process is missing, as one that never connects.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class InProcessEngine(Engine):
         """Give back the memory and the temporary file; nobody has to be told."""
         self._spool.close()
 
+    def has(self, client: str) -> bool:
+        """Whether a client is in this process."""
+        return client in self._workers
+
     def compute(self, client: str, exchange: Exchange, payload: Tensors) -> tuple[bytes, Payload | None]:
         """Let a client compute; returns the messages of its reply, or the one that says why it failed."""
         self._task = task = Task(exchange.id, payload, exchange.evaluate, exchange.closing.deadline_s)
@@ -148,13 +153,19 @@ class InProcessExchange:
         broadcast = Payload(exchange.payload, self._chunk_bytes)
         work = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
         for client in exchange.clients:
+            if not self._engine.has(client):
+                self._collection.disconnect(client, NOW)
+                continue
             self._meter.down(len(work) + broadcast.frames_bytes)
             self._meter.payload_down(broadcast.size_bytes)
             # Put together for each client, as over the network: none can touch another's broadcast.
             self._take(client, *self._engine.compute(client, exchange, _received(broadcast)))
+        while not self._collection.settled:  # clients that are not here
+            self._collection.expire(self._collection.next_expiry())
         reduced, fault = self._reduce(fold) if fold is not None else (None, "")
-        for _, judgement in self._collection.judgements():
-            self._tell(judgement)
+        for client, judgement in self._collection.judgements():
+            if self._engine.has(client):
+                self._tell(judgement)
         replies = self._collection.replies()
         if schema is not None:
             self._meter.payload_up(len(replies) * schema.size_bytes)
