@@ -60,7 +60,7 @@ class ConstantCohort:
         self._kinds = kinds
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        schema = self._kinds[name].answer
+        schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors.empty(schema(self._model))
         for tensor in answer.values():

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.client.agent import TaskRunner
+from feddkd.client.work import TaskRunner
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ClientError, RunError, StateError
 from feddkd.exchange import (

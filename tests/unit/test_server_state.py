@@ -51,7 +51,7 @@ class Answers:
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         self.asked.append((name, step, payload.sha256()))
         assert payload.schema == self.kinds[name].broadcast(SCHEMA)
-        answer = self.kinds[name].answer
+        answer = self.kinds[name].reply
         assert answer is not None
         digest = hashlib.sha256(f"{self.number}{self.asked[-1]}".encode()).digest()
         found = filled(answer(SCHEMA), int.from_bytes(digest[:4], "little"))
