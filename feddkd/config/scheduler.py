@@ -54,7 +54,7 @@ class SchedulerConfig(Table):
         le=SECONDS_MAX,
         description="seconds that an exchange stays open for more answers once `enough` "
         '(or, where that is "all", min_clients) have come; '
-        " default: until the deadline (0 where `enough` is set)",
+        "default: until the deadline (0 where `enough` is set)",
     )
     weights: Literal["examples", "uniform"] = Field("examples", description="weigh clients by their example counts, or all alike")
     max_examples: int = Field(
@@ -150,7 +150,7 @@ class SchedulerConfig(Table):
             raise ValueError(f"cohort: {self.cohort} clients can never reach min_clients = {self.quorum}")
         enough = self.enough
         if isinstance(enough, float) and self.cohort_size is not None:
-            enough = cohort_size(enough, self.cohort_size)
+            enough = cohort_size(enough, max(self.cohort_size, self.quorum))
         if isinstance(enough, int) and enough < self.quorum:
             raise ValueError(f"enough: {enough} answers are fewer than min_clients = {self.quorum}; lower that as well")
         return self
