@@ -173,7 +173,7 @@ def test_a_failure_of_the_server_itself_ends_the_stream_and_is_logged(
         hello_message("a second hello"),
         answer_message(replace(EXCHANGE, name="n" * 65), Reply(), None),
         failure_message(replace(EXCHANGE, run_id="r" * 65), "no data"),
-        answer_message(EXCHANGE, Reply(metrics={"m" * 70_000: 1.0}), None),
+        answer_message(EXCHANGE, Reply(metrics={"m" * 300_000: 1.0}), None),
         failure_message(EXCHANGE, "")[:-1],
     ],
     ids=[
