@@ -14,7 +14,7 @@ from feddkd.bench.transport import EchoWorker
 from feddkd.client.process import take_part
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.errors import ConfigError, UnreachableError
+from feddkd.errors import ConfigError, RefusedError
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.tls import check_plaintext_allowed, client_tls, server_credentials
 
@@ -71,17 +71,27 @@ def test_a_client_with_a_signed_certificate_takes_part(pem: Path) -> None:
         assert client.result(30.0).completed
 
 
-@pytest.mark.parametrize("case", ["no certificate", "plaintext", "another CA"])
-def test_a_client_without_one_stays_outside(pem: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        ("no certificate", "it admits only clients with a certificate: give one with --tls-cert"),
+        ("plaintext", "it speaks TLS: give the file of its CA with --tls-ca"),
+        ("another CA", "its certificate is not trusted by --tls-ca .*other.pem"),
+        ("a certificate of another CA", "it does not accept the certificate --tls-cert .*other.pem"),
+    ],
+)
+def test_a_client_that_cannot_show_or_check_a_certificate_stays_outside(pem: Path, case: str, problem: str) -> None:
     credentials = {
         "no certificate": client_tls(pem / "ca.pem", None, None),
         "plaintext": None,
         "another CA": client_tls(pem / "other.pem", pem / "cert.pem", pem / "key.pem"),
+        "a certificate of another CA": client_tls(pem / "ca.pem", pem / "other.pem", pem / "other.key"),
     }[case]
     engine, address = serve(pem)
     try:
-        with pytest.raises(UnreachableError, match=address):
-            take_part(address, {"site": EchoWorker(SCHEMA, 0)}, tls=credentials, retry_for_s=0.0)
+        # It has patience, but trying again cannot help.
+        with pytest.raises(RefusedError, match=f"{address}: {problem}"):
+            take_part(address, {"site": EchoWorker(SCHEMA, 0)}, tls=credentials, retry_for_s=None)
         assert engine.clients() == {}
     finally:
         engine.finish(completed=False, reason="enough")
