@@ -1,14 +1,14 @@
-"""Keeps the configuration that a server said it runs, to build a worker from and to compare at every Join."""
+"""Keeps the configuration that a server said it runs, and compares it at every Join."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from feddkd.config import Config
-from feddkd.errors import ConfigError, RefusedError
+from feddkd.config.toml import parse_toml
+from feddkd.errors import ConfigError
 from feddkd.text import printable
 
 KEYS_SHOWN = 3
@@ -22,26 +22,31 @@ class ServerConfig:
 
         Args:
             text: the configuration as TOML.
-            ignored: tables and keys, as "data.root", in which another description of the run may differ.
+            ignored: tables and keys ("scheduler", "data.root") that may differ.
         """
         self.text = text
         self._ignored = frozenset(ignored)
+        self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property
     def config(self) -> Config:
-        """Parsed and validated. Raises ConfigError or RefusedError."""
+        """Parsed, under limits, and validated. Raises ConfigError."""
         return _parse(self.text)
 
     def difference(self, text: str) -> str | None:
-        """Return in what the configuration of a manifest differs from this one; None if it does not.
+        """Return in what a manifest's configuration differs from this one; None if it does not.
 
         Settings count, not how they are written.
         """
-        if text == self.text:
-            return None
+        if text != self._compared[0]:
+            # Kept, because all clients of a process ask about the same text at every Join.
+            self._compared = text, self._compare(text)
+        return self._compared[1]
+
+    def _compare(self, text: str) -> str | None:
         try:
             ours, theirs = self._settings(self.config), self._settings(_parse(text))
-        except (ConfigError, RefusedError) as error:
+        except ConfigError as error:
             return printable(str(error))
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if not keys:
@@ -64,14 +69,6 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _parse(text: str) -> Config:
-    """Read what a server says.
-
-    Raises:
-        ConfigError: a key or a value is wrong.
-        RefusedError: it is not TOML.
-    """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
-    return Config.parse(tables, source="the server's configuration")
+    """Read what a server says, under limits. Raises ConfigError."""
+    source = "the server's configuration"
+    return Config.parse(parse_toml(text, source), source)

@@ -53,7 +53,6 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     answer = pb.Answer(id=id_to_message(exchange), compute_s=reply.compute_s)
     if payload is not None:
         answer.payload.CopyFrom(payload.header)
-        answer.payload.content_sha256 = payload.content_sha256
     if reply.loss is not None:
         answer.loss = reply.loss
     answer.gradient_evaluations = reply.gradient_evaluations
@@ -63,6 +62,13 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
         answer.evaluation.correct = reply.evaluation.correct
         answer.evaluation.loss_sum = reply.evaluation.loss_sum
     return pb.ParticipateRequest(answer=answer).SerializeToString()
+
+
+def repeated_answer_message(message: bytes, payload: Payload) -> bytes:
+    """An answer that is sent again: it names its content, so that the server can tell whether it is the same."""
+    request = pb.ParticipateRequest.FromString(message)
+    request.answer.payload.content_sha256 = payload.content_sha256
+    return request.SerializeToString()
 
 
 LARGEST_NUMBER = 1e30
@@ -122,13 +128,18 @@ def _check_number(name: str, value: float) -> None:
         raise ProtocolError(f"{name} is {value}")
 
 
+def _sendable(text: str) -> str:
+    """Escape what UTF-8 cannot carry: a file's name may hold it, and an error may name the file."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def failure_message(exchange: ExchangeId, reason: str) -> bytes:
-    failure = pb.Failure(id=id_to_message(exchange), reason=reason[:MAX_REASON_CHARACTERS])
+    failure = pb.Failure(id=id_to_message(exchange), reason=_sendable(reason)[:MAX_REASON_CHARACTERS])
     return pb.ParticipateRequest(failure=failure).SerializeToString()
 
 
 def receipt_message(exchange: ExchangeId, verdict: pb.Verdict.ValueType, reason: str = "", current: ExchangeId | None = None) -> bytes:
-    receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=reason[:MAX_REASON_CHARACTERS])
+    receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=_sendable(reason)[:MAX_REASON_CHARACTERS])
     if current is not None:
         receipt.current.CopyFrom(id_to_message(current))
     return pb.ParticipateResponse(receipt=receipt).SerializeToString()
@@ -140,7 +151,7 @@ def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
 
 
 def farewell_message(completed: bool, reason: str) -> bytes:
-    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=reason)).SerializeToString()
+    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=_sendable(reason))).SerializeToString()
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
