@@ -53,7 +53,6 @@ class ConstantCohort:
     """Answers every exchange at once with tensors of constants."""
 
     share = 1.0
-    loss = 1.0
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model = model
@@ -79,7 +78,7 @@ def network(size_bytes: int, with_buffers: bool) -> Schema:
 
 
 def run_round(algorithm: Algorithm, model: Tensors) -> Tensors:
-    cohort = ConstantCohort(model.schema, algorithm.exchanges)
+    cohort = ConstantCohort(model.schema, algorithm.exchanges(algorithm.config))
     with Snapshot(algorithm.state_dict()):
         return algorithm.run_round(cohort, model)
 

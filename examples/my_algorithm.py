@@ -8,9 +8,10 @@ arXiv 1909.06335.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import Field
+from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort, own_settings
@@ -48,13 +49,16 @@ class FedAvgMClient(ClientHalf):
 class FedAvgM(Algorithm):
     """w <- w - lr m with m <- 0.9 m + (w - average): the clients' mean update is taken for a gradient."""
 
-    exchanges = {"local_train": ExchangeKind()}
     client_half = FedAvgMClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = own_settings(config, FedAvgMSettings)
         self.server_optimizer = ServerOptimizer("momentum", settings.server_lr, keep_state=True)
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"local_train": ExchangeKind()}  # the model goes down, an update of its shape comes back
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         average = model + cohort.exchange("local_train", model)
@@ -63,8 +67,8 @@ class FedAvgM(Algorithm):
         # Buffers (BatchNorm statistics, counters) are averaged; parameters are stepped from where they were.
         return self.server_optimizer.step(average.replace(model.select(parameters)), gradient)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.server_optimizer.load_state_dict(state)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, CustomAlgorithmConfig, Table
@@ -28,14 +29,10 @@ class Cohort(Protocol):
     Attributes:
         share: weight of those that answered the first exchange, as a share of all clients' weight; in (0, 1]. Until
             then, of those that were selected.
-        loss: weighted mean of the losses that came with the latest exchange's answers, or None if none did.
     """
 
     @property
     def share(self) -> float: ...
-
-    @property
-    def loss(self) -> float | None: ...
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let every client run its method `name`, and return the weighted mean of the answers.
@@ -56,17 +53,23 @@ class Algorithm(ABC):
     """The server's side of an algorithm.
 
     Attributes:
-        exchanges: what travels in each of its exchanges; nothing else may be asked of a client.
         client_half: answers the exchanges at a site.
         local_objective: what its clients minimise, where that is not for the configuration to choose.
     """
 
-    exchanges: ClassVar[Mapping[str, ExchangeKind]]
     client_half: ClassVar[type[ClientHalf]]
     local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @classmethod
+    @abstractmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        """Say what travels in each exchange, by its name; nothing else may be asked of a client.
+
+        The server and its clients call it with the same configuration.
+        """
 
     @abstractmethod
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
@@ -78,12 +81,15 @@ class Algorithm(ABC):
         random numbers or looks at a clock.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the server half carries from round to round besides the model."""
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return everything that the server half carries from round to round besides the model.
+
+        The tensors need not be copies, but what comes later must not change them: replace them, do not write into them.
+        """
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # nothing to carry is the usual case
-        """Go back to what `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  # nothing to carry is the usual case
+        """Go back to what `state_dict` returned; the tensors must not be changed here either."""
 
 
 def answer(half: ClientHalf, task: Task) -> Reply:

@@ -6,11 +6,13 @@ Decentralized Data. AISTATS 2017, arXiv 1602.05629.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
+from feddkd.config import Config
 from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
@@ -42,8 +44,11 @@ class FedAvgClient(ClientHalf):
 class FedAvg(Algorithm):
     """w_{t+1} = w_t + sum_k p_k (w_k - w_t)."""
 
-    exchanges = {"local_train": ExchangeKind()}
     client_half: ClassVar[type[ClientHalf]] = FedAvgClient
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
+        return {"local_train": ExchangeKind()}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         return model + cohort.exchange("local_train", model)

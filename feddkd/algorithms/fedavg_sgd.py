@@ -9,7 +9,7 @@ from __future__ import annotations
 from feddkd.algorithms.feddkd import FedDKD, FedDKDClient
 from feddkd.algorithms.site import Site
 from feddkd.dkd import Distillation
-from feddkd.exchange import ExchangeKind, Reply, Task, model_and, scalar, trainable_parameters
+from feddkd.exchange import Reply, Task
 
 HARD_LABELS = Distillation(divergence="kl", temperature=1.0, hard_label_weight=1.0)
 
@@ -25,7 +25,7 @@ class FedAvgSGDClient(FedDKDClient):
 
     def sgd_step(self, task: Task) -> Reply:
         gradient, loss, examples = self._gradient(task)
-        return Reply(contribution=gradient, loss=loss, gradient_evaluations=examples)
+        return Reply(contribution=self._step_answer(gradient, loss), loss=loss, gradient_evaluations=examples)
 
 
 class FedAvgSGD(FedDKD):
@@ -34,8 +34,5 @@ class FedAvgSGD(FedDKD):
     Takes its settings from `[dkd]`, so that both are compared at the same J, optimizer, rate, batch and start.
     """
 
-    exchanges = {
-        "local_train": ExchangeKind(answer=model_and(previous_loss=scalar)),
-        "sgd_step": ExchangeKind(answer=trainable_parameters),
-    }
     client_half = FedAvgSGDClient
+    step_exchange = FedAvgSGDClient.step_exchange

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,18 @@ from feddkd.config import Config, DKDConfig
 from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
 from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.errors import ClientError
-from feddkd.exchange import ExchangeKind, Reply, Task, as_scalar, model_and, read_scalar, scalar, trainable_parameters
-from feddkd.tensors import Tensors
+from feddkd.exchange import (
+    ExchangeKind,
+    Reply,
+    Task,
+    as_scalar,
+    model_and,
+    read_scalar,
+    scalar,
+    trainable_parameters,
+    whole_model,
+)
+from feddkd.tensors import Schema, Tensors
 
 TEACHER = "teacher"
 TEACHER_ENTROPY = "teacher_entropy"
@@ -49,7 +60,11 @@ class FedDKDClient(FedAvgClient):
         if self.distillation.needs_teacher:
             # Kept before the answer leaves, so that a client that crashes later still has its teacher.
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
-        loss, examples = self._loss_of_broadcast(task)
+        if not chooses_start(self.site.config.dkd):
+            return reply
+        # A draw of examples belongs to an exchange: these are the first step's.
+        first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
+        _, loss, examples = self._gradient(first_step)
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,
@@ -57,19 +72,15 @@ class FedDKDClient(FedAvgClient):
             gradient_evaluations=reply.gradient_evaluations + examples,
         )
 
-    def _loss_of_broadcast(self, task: Task) -> tuple[float, int]:
-        """The first step's loss at w_t, on the examples that it will draw, and how many they are; zeros where nobody asks."""
-        if self.site.config.dkd.start != "better" or self.site.config.dkd.steps < 2:  # a single step is not taken twice
-            return 0.0, 0
-        first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
-        _, loss, examples = self._gradient(first_step)
-        return loss, examples
-
     def dkd_step(self, task: Task) -> Reply:
         gradient, loss, examples = self._gradient(task)
         wanted = task.id.step == 0 and self.distillation.needs_teacher
         metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if wanted else {}
-        return Reply(contribution=gradient, loss=loss, gradient_evaluations=examples, metrics=metrics)
+        return Reply(contribution=self._step_answer(gradient, loss), loss=loss, gradient_evaluations=examples, metrics=metrics)
+
+    def _step_answer(self, gradient: Tensors, loss: float) -> Tensors:
+        """The gradient and, where the server decides by it, the loss beside it."""
+        return gradient.beside(loss=as_scalar(loss)) if decides_by_loss(self.site.config.dkd) else gradient
 
     def _gradient(self, task: Task) -> tuple[Tensors, float, int]:
         """Gradient and loss at the broadcast model, on the examples of this step; and how many those are."""
@@ -117,17 +128,21 @@ class FedDKD(Algorithm):
     With `dkd.tail` > 0, w_{t+1} is the mean of the last students instead of v_J (`TailMean`).
     """
 
-    exchanges = {
-        "local_train": ExchangeKind(answer=model_and(previous_loss=scalar)),
-        "dkd_step": ExchangeKind(answer=trainable_parameters),
-    }
     client_half: ClassVar[type[ClientHalf]] = FedDKDClient
+    step_exchange: ClassVar[str] = FedDKDClient.step_exchange
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         dkd = config.dkd
-        self.step_exchange = next(name for name in self.exchanges if name != "local_train")
         self.server_optimizer = ServerOptimizer(dkd.optimizer, dkd.lr, keep_state=dkd.optimizer_state == "keep")
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        dkd = config.dkd
+        return {
+            "local_train": ExchangeKind(answer=model_and(previous_loss=scalar) if chooses_start(dkd) else whole_model),
+            cls.step_exchange: ExchangeKind(answer=gradient_and_loss if decides_by_loss(dkd) else trainable_parameters),
+        }
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
@@ -135,31 +150,34 @@ class FedDKD(Algorithm):
         student, previous_loss = self._start(model, cohort.exchange("local_train", model))
         tail, plateau = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), Plateau(dkd.patience)
         for step in range(dkd.steps):
-            gradient = clipped(cohort.exchange(self.step_exchange, student, step=step), dkd.clip_norm)
-            if step == 0 and dkd.steps > 1 and is_lower(previous_loss, cohort.loss):
+            gradient, loss = self._mean_gradient(cohort, student, step)
+            if step == 0 and previous_loss < loss:
                 student = with_parameters_of(model, student)  # start over from the previous global model
                 continue
             student = self.server_optimizer.step(student, gradient)
             tail.add(step, student)
-            if plateau.reached(cohort.loss):
+            if plateau.reached(loss):
                 break
         return tail.of(student)
 
     def _start(self, model: Tensors, answer: Tensors) -> tuple[Tensors, float]:
-        """Where the steps start, and the loss of the previous global model, infinite if they cannot start over from it."""
+        """Where the steps start, and the loss of the previous global model, infinite where that is not to be compared."""
         average = model + answer.select(model.schema)
-        match self.config.dkd.start:
-            case "average":
-                return average, math.inf
-            case "previous":
-                return with_parameters_of(model, average), math.inf
-            case "better":
-                return average, read_scalar(answer, "previous_loss")
+        if chooses_start(self.config.dkd):
+            return average, read_scalar(answer, "previous_loss")
+        return with_parameters_of(model, average) if self.config.dkd.start == "previous" else average, math.inf
 
-    def state_dict(self) -> dict[str, Any]:
+    def _mean_gradient(self, cohort: Cohort, student: Tensors, step: int) -> tuple[Tensors, float]:
+        """The clients' mean gradient, shortened to `dkd.clip_norm`, and their mean loss, infinite where nothing depends on it."""
+        gradient, loss = cohort.exchange(self.step_exchange, student, step=step), math.inf
+        if decides_by_loss(self.config.dkd):
+            gradient, loss = gradient.select(student.schema.trainable), read_scalar(gradient, "loss")
+        return clipped(gradient, self.config.dkd.clip_norm), loss
+
+    def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.server_optimizer.load_state_dict(state)
 
 
@@ -168,11 +186,21 @@ def distillation_of(dkd: DKDConfig) -> Distillation:
     return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
 
 
+def chooses_start(dkd: DKDConfig) -> bool:
+    """Whether clients measure the previous global model, so that the steps may start over from it; one step is not taken twice."""
+    return dkd.start == "better" and dkd.steps > 1
+
+
+def decides_by_loss(dkd: DKDConfig) -> bool:
+    """Whether the mean loss of a step decides what the server does next."""
+    return chooses_start(dkd) or dkd.patience > 0
+
+
+def gradient_and_loss(model: Schema) -> Schema:
+    """What a gradient is made of, and beside it one number."""
+    return trainable_parameters(model).beside({"loss": scalar(model)})
+
+
 def with_parameters_of(model: Tensors, average: Tensors) -> Tensors:
     """The trainable parameters of `model` with the buffers of `average`."""
     return average.replace(model.select(model.schema.trainable))
-
-
-def is_lower(previous_loss: float, loss: float | None) -> bool:
-    """Whether the previous global model has the lower loss; not so where nobody measured the student's."""
-    return loss is not None and previous_loss < loss

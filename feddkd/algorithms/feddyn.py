@@ -7,7 +7,7 @@ ICLR 2021, arXiv 2111.04263.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,8 @@ class FedDyn(FedAvg):
         average = model + update
         return average.replace(average.select(trainable) - h.scaled(1 / self._alpha))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._h)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._h = dict(state)

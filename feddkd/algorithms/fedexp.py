@@ -5,7 +5,7 @@ Jhunjhunwala, Wang, Joshi: FedExP: Speeding Up Federated Averaging via Extrapola
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -30,13 +30,16 @@ class FedExP(Algorithm):
     model. Clients train from x, which is what a round broadcasts; so what they hold out is evaluated on x as well.
     """
 
-    exchanges = {"local_train": ExchangeKind(answer=model_and(norm_squared=scalar))}
     client_half = FedExPClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._epsilon = own_settings(config, FedExPConfig).epsilon
         self._iterate: dict[str, Tensor] = {}
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
+        return {"local_train": ExchangeKind(answer=model_and(norm_squared=scalar))}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         trainable = model.schema.trainable
@@ -50,8 +53,8 @@ class FedExP(Algorithm):
         halfway = iterate.select(trainable).scaled(0.5) + following.scaled(0.5)
         return (iterate + mean.select(model.schema)).replace(halfway)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._iterate)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._iterate = dict(state)

@@ -6,9 +6,12 @@ Optimization. NeurIPS 2020, arXiv 2007.07481.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import effective_steps
+from feddkd.config import Config
 from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
 from feddkd.tensors import Tensors
 
@@ -25,8 +28,11 @@ class FedNovaClient(FedAvgClient):
 class FedNova(Algorithm):
     """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k."""
 
-    exchanges = {"local_train": ExchangeKind(answer=model_and(effective_steps=scalar))}
     client_half = FedNovaClient
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
+        return {"local_train": ExchangeKind(answer=model_and(effective_steps=scalar))}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         mean = cohort.exchange("local_train", model)

@@ -10,7 +10,7 @@ With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,6 @@ class SCAFFOLD(Algorithm):
     c lacks the change of a client that learned from a round which did not count it (`RoundMemory`).
     """
 
-    exchanges = {
-        "local_train": ExchangeKind(
-            broadcast=model_and(control=trainable_parameters),
-            answer=model_and(control=trainable_parameters),
-        )
-    }
     client_half = SCAFFOLDClient
     local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 
@@ -90,6 +84,11 @@ class SCAFFOLD(Algorithm):
         super().__init__(config)
         self._server_lr = own_settings(config, SCAFFOLDConfig).server_lr
         self._control: dict[str, Tensor] = {}
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
+        with_control = model_and(control=trainable_parameters)
+        return {"local_train": ExchangeKind(broadcast=with_control, answer=with_control)}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         trainable = model.schema.trainable
@@ -99,8 +98,8 @@ class SCAFFOLD(Algorithm):
         step = mean.select(trainable).scaled(self._server_lr)
         return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._control)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._control = dict(state)

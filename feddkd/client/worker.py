@@ -44,7 +44,7 @@ class Worker:
         objective = algorithms.objective_factory(config)
         self.site = Site(client_id, config, examples.subset(train), examples.subset(held_out), module, device, store, objective)
         self._half = algorithm.client_half(self.site)
-        self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges, DELIVER: DELIVER_KIND}
+        self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
 
     @property

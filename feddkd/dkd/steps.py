@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from feddkd.tensors import Tensors
@@ -61,9 +59,9 @@ class Plateau:
         self._patience = patience
         self._losses: list[float] = []
 
-    def reached(self, loss: float | None) -> bool:
+    def reached(self, loss: float) -> bool:
         """Take in the loss of one more step."""
-        self._losses.append(math.inf if loss is None else loss)
+        self._losses.append(loss)
         if self._patience == 0 or len(self._losses) < 2 * self._patience:
             return False
         last, before = sum(self._losses[-self._patience :]), sum(self._losses[-2 * self._patience : -self._patience])

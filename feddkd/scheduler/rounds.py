@@ -177,7 +177,7 @@ class Scheduler:
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        return self._cohort(counts, available, self._algorithm.exchanges, model, number, attempt, config.min_clients)
+        return self._cohort(counts, available, self._algorithm.exchanges(self._config), model, number, attempt, config.min_clients)
 
     def _cohort(
         self,

@@ -122,6 +122,34 @@ def test_a_single_step_asks_nobody_for_the_loss_of_the_model_it_got(tmp_path: Pa
     assert [record.gradient_evaluations for record in federation.follower.exchanges] == [3 * 20, 14, 0]
 
 
+@pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd"])
+@pytest.mark.parametrize(
+    ("dkd", "update_extras", "gradient_extras"),
+    [
+        ({"start": "better", "steps": 2}, ["previous_loss/value"], ["loss/value"]),
+        ({"start": "better", "steps": 1}, [], []),
+        ({"start": "better", "steps": 0}, [], []),
+        ({"start": "average", "steps": 2}, [], []),
+        ({"start": "previous", "steps": 2}, [], []),
+        ({"start": "average", "steps": 2, "patience": 1}, [], ["loss/value"]),
+        ({"start": "previous", "steps": 1, "patience": 1}, [], ["loss/value"]),
+    ],
+)
+def test_losses_travel_where_something_depends_on_them(
+    tmp_path: Path, name: str, dkd: dict[str, Any], update_extras: list[str], gradient_extras: list[str]
+) -> None:
+    federation = Federation(tmp_path, {"name": name}, dkd={"patience": 0, **dkd}, rounds=2)
+    kinds = federation.algorithm.exchanges(federation.config)
+    model = federation.workers["client-0"].model_schema
+    step_name = {"feddkd": "dkd_step", "fedavg_sgd": "sgd_step"}[name]
+    assert list(kinds) == ["local_train", step_name]
+    for exchange, plain, extras in (("local_train", model, update_extras), (step_name, model.trainable, gradient_extras)):
+        answer = kinds[exchange].answer
+        assert answer is not None
+        assert sorted(answer(model).by_name) == sorted([*plain.by_name, *extras])
+    federation.run()  # and clients answer so
+
+
 def test_the_teachers_entropy_comes_with_the_first_step(tmp_path: Path) -> None:
     federation = Federation(tmp_path, {"name": "feddkd"}, dkd={"steps": 2, "patience": 0}, rounds=1)
     federation.run()

@@ -1,10 +1,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from harness import RUN_ID, Recorder
+from torch import Tensor
 
 from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
 from feddkd.config import Config
@@ -28,7 +28,6 @@ def number(value: float) -> Tensors:
 class Counting(Algorithm):
     """Adds what comes back in two exchanges, and counts its rounds in its state."""
 
-    exchanges = {"first": ExchangeKind(), "second": ExchangeKind()}
     client_half = ClientHalf
 
     def __init__(self, config: Config) -> None:
@@ -36,17 +35,21 @@ class Counting(Algorithm):
         self.rounds = 0
         self.states_at_start: list[int] = []
 
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"first": ExchangeKind(), "second": ExchangeKind()}
+
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         self.states_at_start.append(self.rounds)
         self.rounds += 1
         model = model + cohort.exchange("first", model)
         return model + cohort.exchange("second", model)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rounds": self.rounds}
+    def state_dict(self) -> Mapping[str, Tensor]:
+        return {"rounds": torch.tensor(self.rounds)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rounds = state["rounds"]
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rounds = int(state["rounds"])
 
 
 class ScriptedEngine:
