@@ -52,7 +52,7 @@ CASES: dict[str, list[str]] = {
 class ConstantCohort:
     """Answers every exchange at once with tensors of constants."""
 
-    share = 1.0
+    weights, share = (1.0, 1.0), 1.0
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model = model

@@ -306,7 +306,8 @@ class Tensors(Mapping[str, Tensor]):
     def norm(self) -> float:
         """Compute the Euclidean norm over all floating-point elements, in float64.
 
-        The result is the same for every number of torch's threads; it is infinite where a sum of squares overflows.
+        The result is the same for every number of torch's threads. It is infinite where the sum of squares is above
+        1e308, so that the square of a finite norm is finite.
         """
         pieces = (
             piece
@@ -315,9 +316,10 @@ class Tensors(Mapping[str, Tensor]):
             for piece in torch.split(self.elements(segment), _SERIAL_ELEMENTS)
         )
         try:
-            return math.sqrt(math.fsum(piece.double().square().sum().item() for piece in pieces))
+            squares = math.fsum(piece.double().square().sum().item() for piece in pieces)
         except OverflowError:  # fsum's answer to finite numbers whose sum is not
             return math.inf
+        return math.inf if squares > 1e308 else math.sqrt(squares)
 
     def sha256(self) -> str:
         """Hex digest of all bytes in schema order: equal models have equal digests, bit for bit."""

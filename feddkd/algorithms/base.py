@@ -6,8 +6,9 @@ configuration: `algorithm.name = "my_package.my_module:MyAlgorithm"`.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
+logger = logging.getLogger(__name__)
+
 Settings = TypeVar("Settings", bound=Table)
 
 
@@ -27,9 +30,12 @@ class Cohort(Protocol):
     """The clients of one round, as the server half sees them.
 
     Attributes:
-        share: weight of those that answered the first exchange, as a share of all clients' weight; in (0, 1]. Until
-            then, of those that were selected.
+        weights: of those that answered the first exchange, in client order; until then, of those that were selected.
+        share: the sum of `weights` as a share of all clients' weight; in (0, 1].
     """
+
+    @property
+    def weights(self) -> Sequence[float]: ...
 
     @property
     def share(self) -> float: ...
@@ -96,6 +102,24 @@ def answer(half: ClientHalf, task: Task) -> Reply:
     """Run the client half's method for one exchange."""
     reply: Reply = getattr(half, task.id.name)(task)
     return reply
+
+
+def within(name: str, number: float, low: float, high: float) -> float:
+    """Bring a mean of numbers that clients reported into the range of honest ones, and warn if it was outside.
+
+    A mean does not tell who reported what; the range keeps a single client from deciding the outcome.
+
+    Args:
+        name: what the number is, for the warning.
+        number: may be anything, NaN included.
+        low: the least that honest clients report.
+        high: the most.
+    """
+    if low <= number <= high:
+        return number
+    bounded = high if number > high else low
+    logger.warning("%s is %g at the mean of the clients, outside of [%g, %g]: %g is used", name, number, low, high, bounded)
+    return bounded
 
 
 def own_settings(config: Config, table: type[Settings]) -> Settings:

@@ -32,13 +32,16 @@ class FedAvgClient(ClientHalf):
             contribution=contribution,
             loss=training.loss,
             gradient_evaluations=training.gradient_evaluations,
-            # Of what is averaged, so that the norm of the mean is comparable to it whatever `contribution` makes of the update.
-            metrics={UPDATE_NORM_SQUARED: contribution.select(update.schema.trainable).norm() ** 2},
+            metrics=self.metrics(contribution),
         )
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
         """What is uploaded after `steps` local steps: the update, or what an algorithm makes of it."""
         return update
+
+    def metrics(self, contribution: Tensors) -> dict[str, float]:
+        """Numbers for the record: the squared norm of what is averaged, to be compared with that of the mean."""
+        return {UPDATE_NORM_SQUARED: contribution.select(self.site.model_schema.trainable).norm() ** 2}
 
 
 class FedAvg(Algorithm):

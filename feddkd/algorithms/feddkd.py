@@ -164,7 +164,8 @@ class FedDKD(Algorithm):
         """Where the steps start, and the loss of the previous global model, infinite where that is not to be compared."""
         average = model + answer.select(model.schema)
         if chooses_start(self.config.dkd):
-            return average, read_scalar(answer, "previous_loss")
+            loss = read_scalar(answer, "previous_loss")
+            return average, loss if loss >= 0 else math.inf  # no loss is negative, whatever a client says
         return with_parameters_of(model, average) if self.config.dkd.start == "previous" else average, math.inf
 
     def _mean_gradient(self, cohort: Cohort, student: Tensors, step: int) -> tuple[Tensors, float]:

@@ -9,18 +9,25 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from feddkd.algorithms.base import Algorithm, Cohort, own_settings
+from feddkd.algorithms.base import Algorithm, Cohort, own_settings, within
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.config import Config, FedExPConfig
-from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
+from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, as_scalar, model_and, read_scalar, scalar
 from feddkd.tensors import Tensors
+
+MAX_RATE_PER_CLIENT = 10.0
 
 
 class FedExPClient(FedAvgClient):
     """Uploads w_k - w_t and its squared norm over the trainable parameters."""
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
-        return update.beside(norm_squared=as_scalar(update.select(update.schema.trainable).norm() ** 2))
+        norm_squared = update.select(update.schema.trainable).norm() ** 2
+        return update.beside(**{UPDATE_NORM_SQUARED: as_scalar(norm_squared)})
+
+    def metrics(self, contribution: Tensors) -> dict[str, float]:  # noqa: ARG002
+        """Nothing more: the squared norm lies beside the update."""
+        return {}
 
 
 class FedExP(Algorithm):
@@ -28,6 +35,9 @@ class FedExP(Algorithm):
 
     The iterates x oscillate, so the paper evaluates the mean of the last two: that mean is this algorithm's global
     model. Clients train from x, which is what a round broadcasts; so what they hold out is evaluated on x as well.
+
+    Clients report the norms, and the server cannot check them. For updates of equal norm that do not oppose each other,
+    lr is at most half the number of clients; here lr is limited to `MAX_RATE_PER_CLIENT` times their number.
     """
 
     client_half = FedExPClient
@@ -39,15 +49,16 @@ class FedExP(Algorithm):
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
-        return {"local_train": ExchangeKind(answer=model_and(norm_squared=scalar))}
+        return {"local_train": ExchangeKind(answer=model_and(**{UPDATE_NORM_SQUARED: scalar}))}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         trainable = model.schema.trainable
         iterate = model.replace(self._iterate)
         mean = cohort.exchange("local_train", iterate)
         update = mean.select(trainable)
-        norm_squared = read_scalar(mean, "norm_squared")
+        norm_squared = read_scalar(mean, UPDATE_NORM_SQUARED)
         server_lr = max(1.0, norm_squared / (2 * (update.norm() ** 2 + self._epsilon)))
+        server_lr = within("FedExP's learning rate", server_lr, 1.0, MAX_RATE_PER_CLIENT * len(cohort.weights))
         following = iterate.select(trainable) + update.scaled(server_lr)
         self._iterate = dict(following)
         halfway = iterate.select(trainable).scaled(0.5) + following.scaled(0.5)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from feddkd.errors import QuorumError
-from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, ExchangeKind
+from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, ExchangeKind, read_scalar
 from feddkd.scheduler.engine import Engine, Exchange, Outcome
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import ExchangeRecord
@@ -64,6 +64,11 @@ class RoundCohort:
         self.traffic = Traffic()
         self.clients_reported = 0
         self.loss: float | None = None
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Weights of the clients in this round, in client order."""
+        return tuple(self._clients.values())
 
     @property
     def share(self) -> float:
@@ -135,6 +140,8 @@ class RoundCohort:
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
         metrics = outcome.mean_metrics(exchange.clients)
+        if outcome.mean is not None and f"{UPDATE_NORM_SQUARED}/value" in outcome.mean:
+            metrics[UPDATE_NORM_SQUARED] = read_scalar(outcome.mean, UPDATE_NORM_SQUARED)
         norm_squared = metrics.get(UPDATE_NORM_SQUARED)
         if norm_squared is not None and outcome.mean is not None:
             mean_norm_squared = outcome.mean.select(self._model_schema.trainable).norm() ** 2

@@ -29,7 +29,7 @@ WITH_BUFFERS = Schema(
 class ConstantCohort:
     """Answers with constants. The previous global model has the lower loss if steps can start over from it."""
 
-    share = 1.0
+    weights, share = (1.0, 1.0), 1.0
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model, self._kinds = model, kinds
