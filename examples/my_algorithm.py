@@ -1,4 +1,4 @@
-"""An algorithm of one's own in one file: FedAvg whose server takes steps with a learning rate and momentum (FedAvgM).
+"""A custom algorithm in one file: FedAvg with a learning rate and momentum at the server (FedAvgM).
 
 cd examples && feddkd run -o algorithm.name=my_algorithm:FedAvgM -o algorithm.server_lr=0.7 -o partition.name=iid -o rounds=3
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort, own_settings
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, Table
@@ -23,13 +23,13 @@ from feddkd.tensors import Tensors
 
 
 class FedAvgMSettings(Table):
-    """Its own keys in [algorithm], checked before anything runs."""
+    """The keys of [algorithm] that this algorithm adds, checked before anything runs."""
 
     server_lr: float = Field(0.5, gt=0)
 
 
-class FedAvgMClient(ClientHalf):
-    """What a site does: one method for each exchange, with the exchange's name."""
+class FedAvgMClient(ClientSide):
+    """Runs at a site: one method for each exchange, with the exchange's name."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -41,15 +41,15 @@ class FedAvgMClient(ClientHalf):
         return Reply(
             contribution=update,
             loss=training.loss,
-            gradient_evaluations=training.gradient_evaluations,  # what comparisons at equal work go by
+            gradient_evaluations=training.gradient_evaluations,  # for comparisons at equal work
             metrics={"local_steps": training.steps},
         )
 
 
 class FedAvgM(Algorithm):
-    """w <- w - lr m with m <- 0.9 m + (w - average): the clients' mean update is taken for a gradient."""
+    """w <- w - lr m with m <- 0.9 m + (w - average): the negative mean update is the gradient."""
 
-    client_half = FedAvgMClient
+    client_side = FedAvgMClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -58,7 +58,7 @@ class FedAvgM(Algorithm):
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
-        return {"local_train": ExchangeKind()}  # the model goes down, an update of its shape comes back
+        return {"local_train": ExchangeKind()}  # the model goes down, an update comes back
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         average = model + cohort.exchange("local_train", model)

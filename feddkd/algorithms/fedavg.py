@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
@@ -17,7 +17,7 @@ from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
 
-class FedAvgClient(ClientHalf):
+class FedAvgClient(ClientSide):
     """w_k = SGD(w_t, D_k, E epochs); uploads w_k - w_t."""
 
     def __init__(self, site: Site) -> None:
@@ -36,18 +36,19 @@ class FedAvgClient(ClientHalf):
         )
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
-        """What is uploaded after `steps` local steps: the update, or what an algorithm makes of it."""
+        """Make what is uploaded after `steps` local steps; here the update itself."""
         return update
 
     def metrics(self, contribution: Tensors) -> dict[str, float]:
-        """Numbers for the record: the squared norm of what is averaged, to be compared with that of the mean."""
-        return {UPDATE_NORM_SQUARED: contribution.select(self.site.model_schema.trainable).norm() ** 2}
+        """Compute numbers for the record: the squared norm of what is averaged."""
+        averaged = contribution.select(self.site.model_schema.trainable)
+        return {UPDATE_NORM_SQUARED: averaged.norm() ** 2}
 
 
 class FedAvg(Algorithm):
     """w_{t+1} = w_t + sum_k p_k (w_k - w_t)."""
 
-    client_half: ClassVar[type[ClientHalf]] = FedAvgClient
+    client_side: ClassVar[type[ClientSide]] = FedAvgClient
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003

@@ -3,8 +3,11 @@
 Li, Chen, Lu: FedDKD: Federated Learning with Decentralized Knowledge Distillation. arXiv 2205.00706;
 Applied Intelligence 53, 2023.
 
-The parameter average of locally trained networks is not the average of the functions they compute. The
-steps move the student v from the former towards the latter, min_v sum_k p_k E_{D_k} KL(f_{w_k} || f_v):
+The parameter average of locally trained networks is not the average of the functions they compute.
+The steps move the student v from the first towards the second,
+
+    min_v sum_k p_k E_{D_k} KL(f_{w_k} || f_v):
+
 client k computes the gradient of its own term on its own data, with its local model w_k as teacher.
 """
 
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, DKDConfig
@@ -41,11 +44,11 @@ from feddkd.tensors import Schema, Tensors
 
 TEACHER = "teacher"
 TEACHER_ENTROPY = "teacher_entropy"
-"""Mean entropy of the teachers' predictions, in the answers to a round's first step."""
+"""Metric of a round's first step: the mean entropy of the teachers' predictions."""
 
 
 class FedDKDClient(FedAvgClient):
-    """Keeps its local model as frozen teacher; answers each step with the gradient of its distillation loss."""
+    """Keeps its local model as teacher; replies to a step with the gradient of its distillation."""
 
     step_exchange: ClassVar[str] = "dkd_step"
 
@@ -55,16 +58,16 @@ class FedDKDClient(FedAvgClient):
         self._cached_logits: tuple[str, Tensor] | None = None
 
     def local_train(self, task: Task) -> Reply:
-        """Answers with the update and, beside it, with what the first step would report as its loss at w_t."""
+        """Reply with the update and, if the server chooses the steps' start, the loss at w_t."""
         reply = super().local_train(task)
         if self.distillation.needs_teacher:
-            # Kept before the answer leaves, so that a client that crashes later still has its teacher.
+            # Stored before the reply is sent: a client that crashes later still has its teacher.
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
         if not chooses_start(self.site.config.dkd):
             return reply
-        # A draw of examples belongs to an exchange: these are the first step's.
-        first_step = dataclasses.replace(task, id=dataclasses.replace(task.id, name=self.step_exchange, step=0))
-        _, loss, examples = self._gradient(first_step)
+        # On the examples of the first step, whose loss the server compares it with.
+        first_step = dataclasses.replace(task.id, name=self.step_exchange, step=0)
+        _, loss, examples = self._gradient(dataclasses.replace(task, id=first_step))
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,
@@ -74,41 +77,51 @@ class FedDKDClient(FedAvgClient):
 
     def dkd_step(self, task: Task) -> Reply:
         gradient, loss, examples = self._gradient(task)
-        wanted = task.id.step == 0 and self.distillation.needs_teacher
-        metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if wanted else {}
-        return Reply(contribution=self._step_answer(gradient, loss), loss=loss, gradient_evaluations=examples, metrics=metrics)
+        measured = task.id.step == 0 and self.distillation.needs_teacher
+        metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if measured else {}
+        contribution = self.with_loss(gradient, loss)
+        return Reply(contribution, loss, gradient_evaluations=examples, metrics=metrics)
 
-    def _step_answer(self, gradient: Tensors, loss: float) -> Tensors:
-        """The gradient and, where the server decides by it, the loss beside it."""
-        return gradient.beside(loss=as_scalar(loss)) if decides_by_loss(self.site.config.dkd) else gradient
+    def with_loss(self, gradient: Tensors, loss: float) -> Tensors:
+        """Put the loss beside the gradient if the server decides by it."""
+        if decides_by_loss(self.site.config.dkd):
+            return gradient.beside(loss=as_scalar(loss))
+        return gradient
 
     def _gradient(self, task: Task) -> tuple[Tensors, float, int]:
-        """Gradient and loss at the broadcast model, on the examples of this step; and how many those are."""
-        teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
-        task.payload.load_into(self.site.module)
-        order = self._draw_batch(task)
+        """Compute gradient and loss at the broadcast model on this step's examples; count these."""
         site = self.site
+        teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
+        task.payload.load_into(site.module)
+        order = self._draw_batch(task)
         gradient, loss = distillation_gradient(
-            site.module, site.examples, teacher, order, self.distillation, site.device, check=task.check_cancelled
+            site.module,
+            site.examples,
+            teacher,
+            order,
+            self.distillation,
+            site.device,
+            check=task.check_cancelled,
         )
         return gradient, loss, len(order)
 
     def _draw_batch(self, task: Task) -> Tensor:
-        """The examples of one step: `dkd.batch_size` drawn without replacement, or all of them; int64 [B]."""
-        total, wanted = len(self.site.examples), self.site.config.dkd.batch_size
-        if wanted == 0 or wanted >= total:
+        """Draw `dkd.batch_size` examples without replacement, or take all; int64 [B]."""
+        total, batch_size = len(self.site.examples), self.site.config.dkd.batch_size
+        if batch_size == 0 or batch_size >= total:
             return torch.arange(total)
-        return torch.randperm(total, generator=self.site.generator(task.id))[:wanted]
+        return torch.randperm(total, generator=self.site.generator(task.id))[:batch_size]
 
     def _teacher_logits(self, task: Task) -> Tensor:
-        """Logits of the frozen teacher on all local examples, computed once a round; float32 [n, classes]."""
-        label = self._teacher_label(task)
+        """Compute the teacher's logits on all local examples, once a round; float32 [n, C]."""
+        site, label = self.site, self._teacher_label(task)
         if self._cached_logits is None or self._cached_logits[0] != label:
-            teacher = self.site.store.load(TEACHER, self.site.model_schema, label=label)
+            teacher = site.store.load(TEACHER, site.model_schema, label=label)
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
-            teacher.load_into(self.site.module)
-            logits = teacher_logits(self.site.module, self.site.examples, self.site.device, check=task.check_cancelled)
+            teacher.load_into(site.module)
+            check = task.check_cancelled
+            logits = teacher_logits(site.module, site.examples, site.device, check=check)
             self._cached_logits = label, logits
         return self._cached_logits[1]
 
@@ -120,15 +133,16 @@ class FedDKDClient(FedAvgClient):
 class FedDKD(Algorithm):
     """v_0 = w_t + sum_k p_k (w_k - w_t); v_j = ServerOptimizer(v_{j-1}, sum_k p_k g_k); w_{t+1} = v_J.
 
-    With `dkd.start = "better"`, v_0 = w_t where that has the lower loss: with one class a client, the average of local
-    models can be worse than the model they all started from, and every step would go into mending it. Clients measure
-    w_t, which they hold anyway, for one number; the average's loss comes with the first step's gradient. Each is the mean over
-    the clients that answered, so a client lost in between can tip the choice; and w_t is measured with its own buffers,
-    but starts over with the average's, since statistics of data are not what a model goes back to.
+    With `dkd.start = "better"`, v_0 = w_t where that has the lower loss. With one class a client,
+    the average of local models can be worse than the model they started from, and the steps would
+    first have to repair it. Clients measure the loss of w_t, which they have, after local training;
+    the average's loss comes with the first step's gradient. Each is the mean over the clients that
+    replied, so losing a client in between can change the choice. w_t is measured with its own
+    buffers; the steps start over with the buffers of the average, which are statistics of the data.
     With `dkd.tail` > 0, w_{t+1} is the mean of the last students instead of v_J (`TailMean`).
     """
 
-    client_half: ClassVar[type[ClientHalf]] = FedDKDClient
+    client_side: ClassVar[type[ClientSide]] = FedDKDClient
     step_exchange: ClassVar[str] = FedDKDClient.step_exchange
 
     def __init__(self, config: Config) -> None:
@@ -138,21 +152,23 @@ class FedDKD(Algorithm):
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
-        dkd = config.dkd
+        update = model_and(previous_loss=scalar) if chooses_start(config.dkd) else whole_model
+        gradient = gradient_and_loss if decides_by_loss(config.dkd) else trainable_parameters
         return {
-            "local_train": ExchangeKind(answer=model_and(previous_loss=scalar) if chooses_start(dkd) else whole_model),
-            cls.step_exchange: ExchangeKind(answer=gradient_and_loss if decides_by_loss(dkd) else trainable_parameters),
+            "local_train": ExchangeKind(answer=update),
+            cls.step_exchange: ExchangeKind(answer=gradient),
         }
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
         self.server_optimizer.start_round()
         student, previous_loss = self._start(model, cohort.exchange("local_train", model))
-        tail, plateau = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps)), Plateau(dkd.patience)
+        tail = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps))
+        plateau = Plateau(dkd.patience)
         for step in range(dkd.steps):
             gradient, loss = self._mean_gradient(cohort, student, step)
             if step == 0 and previous_loss < loss:
-                student = with_parameters_of(model, student)  # start over from the previous global model
+                student = with_parameters_of(model, student)  # the previous global model
                 continue
             student = self.server_optimizer.step(student, gradient)
             tail.add(step, student)
@@ -161,19 +177,32 @@ class FedDKD(Algorithm):
         return tail.of(student)
 
     def _start(self, model: Tensors, answer: Tensors) -> tuple[Tensors, float]:
-        """Where the steps start, and the loss of the previous global model, infinite where that is not to be compared."""
+        """Form the first student.
+
+        Returns:
+            The student, and the loss of `model`: infinite if the steps shall not start over from
+            it.
+        """
         average = model + answer.select(model.schema)
         if chooses_start(self.config.dkd):
             loss = read_scalar(answer, "previous_loss")
-            return average, loss if loss >= 0 else math.inf  # no loss is negative, whatever a client says
-        return with_parameters_of(model, average) if self.config.dkd.start == "previous" else average, math.inf
+            return average, loss if loss >= 0 else math.inf  # a negative one is not true
+        if self.config.dkd.start == "previous":
+            return with_parameters_of(model, average), math.inf
+        return average, math.inf
 
     def _mean_gradient(self, cohort: Cohort, student: Tensors, step: int) -> tuple[Tensors, float]:
-        """The clients' mean gradient, shortened to `dkd.clip_norm`, and their mean loss, infinite where nothing depends on it."""
-        gradient, loss = cohort.exchange(self.step_exchange, student, step=step), math.inf
-        if decides_by_loss(self.config.dkd):
-            gradient, loss = gradient.select(student.schema.trainable), read_scalar(gradient, "loss")
-        return clipped(gradient, self.config.dkd.clip_norm), loss
+        """Ask for one step.
+
+        Returns:
+            The clipped mean gradient, and the mean loss: infinite if nothing depends on it.
+        """
+        dkd, loss = self.config.dkd, math.inf
+        gradient = cohort.exchange(self.step_exchange, student, step=step)
+        if decides_by_loss(dkd):
+            loss = read_scalar(gradient, "loss")
+            gradient = gradient.select(student.schema.trainable)
+        return clipped(gradient, dkd.clip_norm), loss
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()
@@ -183,25 +212,25 @@ class FedDKD(Algorithm):
 
 
 def distillation_of(dkd: DKDConfig) -> Distillation:
-    """The loss of a DKD step, as `[dkd]` describes it."""
+    """Read the loss of a DKD step from `[dkd]`."""
     return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
 
 
 def chooses_start(dkd: DKDConfig) -> bool:
-    """Whether clients measure the previous global model, so that the steps may start over from it; one step is not taken twice."""
+    """Tell whether the steps may start over from the previous global model."""
     return dkd.start == "better" and dkd.steps > 1
 
 
 def decides_by_loss(dkd: DKDConfig) -> bool:
-    """Whether the mean loss of a step decides what the server does next."""
+    """Tell whether what the server does after a step depends on the mean loss."""
     return chooses_start(dkd) or dkd.patience > 0
 
 
 def gradient_and_loss(model: Schema) -> Schema:
-    """What a gradient is made of, and beside it one number."""
+    """Describe a gradient with a loss beside it."""
     return trainable_parameters(model).beside({"loss": scalar(model)})
 
 
 def with_parameters_of(model: Tensors, average: Tensors) -> Tensors:
-    """The trainable parameters of `model` with the buffers of `average`."""
+    """Combine the trainable parameters of `model` with the buffers of `average`."""
     return average.replace(model.select(model.schema.trainable))

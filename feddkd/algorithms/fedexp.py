@@ -1,4 +1,4 @@
-"""FedExP: the server extrapolates along the mean update, the further the more the clients' updates disagree.
+"""FedExP: the server extrapolates along the mean update, the more the clients' updates disagree.
 
 Jhunjhunwala, Wang, Joshi: FedExP: Speeding Up Federated Averaging via Extrapolation. ICLR 2023, arXiv 2301.09604.
 """
@@ -12,7 +12,14 @@ from torch import Tensor
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings, within
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.config import Config, FedExPConfig
-from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, as_scalar, model_and, read_scalar, scalar
+from feddkd.exchange import (
+    UPDATE_NORM_SQUARED,
+    ExchangeKind,
+    as_scalar,
+    model_and,
+    read_scalar,
+    scalar,
+)
 from feddkd.tensors import Tensors
 
 MAX_RATE_PER_CLIENT = 10.0
@@ -26,7 +33,7 @@ class FedExPClient(FedAvgClient):
         return update.beside(**{UPDATE_NORM_SQUARED: as_scalar(norm_squared)})
 
     def metrics(self, contribution: Tensors) -> dict[str, float]:  # noqa: ARG002
-        """Nothing more: the squared norm lies beside the update."""
+        """Return none: the squared norm travels beside the update."""
         return {}
 
 
@@ -36,11 +43,12 @@ class FedExP(Algorithm):
     The iterates x oscillate, so the paper evaluates the mean of the last two: that mean is this algorithm's global
     model. Clients train from x, which is what a round broadcasts; so what they hold out is evaluated on x as well.
 
-    Clients report the norms, and the server cannot check them. For updates of equal norm that do not oppose each other,
-    lr is at most half the number of clients; here lr is limited to `MAX_RATE_PER_CLIENT` times their number.
+    Clients report the norms, and the server cannot check them. For updates of equal norm that do
+    not oppose each other, lr is at most half the number of clients; here lr is limited to
+    `MAX_RATE_PER_CLIENT` times their number.
     """
 
-    client_half = FedExPClient
+    client_side = FedExPClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -58,7 +66,8 @@ class FedExP(Algorithm):
         update = mean.select(trainable)
         norm_squared = read_scalar(mean, UPDATE_NORM_SQUARED)
         server_lr = max(1.0, norm_squared / (2 * (update.norm() ** 2 + self._epsilon)))
-        server_lr = within("FedExP's learning rate", server_lr, 1.0, MAX_RATE_PER_CLIENT * len(cohort.weights))
+        limit = MAX_RATE_PER_CLIENT * len(cohort.weights)
+        server_lr = within("FedExP's learning rate", server_lr, 1.0, limit)
         following = iterate.select(trainable) + update.scaled(server_lr)
         self._iterate = dict(following)
         halfway = iterate.select(trainable).scaled(0.5) + following.scaled(0.5)

@@ -1,4 +1,4 @@
-"""FedNova: updates averaged per local step, so that clients that take more of them do not pull harder.
+"""FedNova: updates averaged per local step, so clients that take more steps do not weigh more.
 
 Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated
 Optimization. NeurIPS 2020, arXiv 2007.07481.
@@ -32,12 +32,12 @@ class FedNovaClient(FedAvgClient):
 class FedNova(Algorithm):
     """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k.
 
-    Clients report the lengths a_k, and the server cannot check them. Their mean is limited to what the client with the
-    most examples takes, and is at least one step. With `scheduler.weights = "uniform"` the server does not know how many
-    examples that is; `MOST_EXAMPLES` stands in.
+    Clients report the lengths a_k, and the server cannot check them. Their mean is limited to what
+    the client with the most examples takes, and is at least one step. With uniform weights the
+    server does not know how many examples that is; `MOST_EXAMPLES` stands in.
     """
 
-    client_half = FedNovaClient
+    client_side = FedNovaClient
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:  # noqa: ARG003
@@ -46,13 +46,14 @@ class FedNova(Algorithm):
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         mean = cohort.exchange("local_train", model)
         trainable = model.schema.trainable
-        length = within("effective_steps", read_scalar(mean, "effective_steps"), 1.0, self._longest(cohort))
+        reported = read_scalar(mean, "effective_steps")
+        length = within("effective_steps", reported, 1.0, self._longest(cohort))
         step = mean.select(trainable).scaled(length)
         return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
 
     def _longest(self, cohort: Cohort) -> float:
-        """The effective steps of the client with the most examples, and a little more for what rounding adds to a mean."""
-        training = self.config.training
-        examples = max(cohort.weights) if self.config.scheduler.weights == "examples" else MOST_EXAMPLES
+        """Compute the effective steps of the client with the most examples."""
+        training, known = self.config.training, self.config.scheduler.weights == "examples"
+        examples = max(cohort.weights) if known else MOST_EXAMPLES
         steps = training.epochs * math.ceil(examples / training.batch_size)
-        return (1 + 1e-9) * effective_steps(steps, training.momentum)
+        return (1 + 1e-9) * effective_steps(steps, training.momentum)  # a mean may be rounded up

@@ -34,7 +34,7 @@ class _FedOpt(FedAvg):
 
     @abstractmethod
     def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
-        """The new v from the old one and D², element by element."""
+        """Compute the new v from the old one and D², element by element."""
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         update = cohort.exchange("local_train", model)

@@ -43,7 +43,7 @@ class Worker:
         algorithm = algorithms.find(config.algorithm.name)
         objective = algorithms.objective_factory(config)
         self.site = Site(client_id, config, examples.subset(train), examples.subset(held_out), module, device, store, objective)
-        self._half = algorithm.client_half(self.site)
+        self._client_side = algorithm.client_side(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
 
@@ -81,5 +81,5 @@ class Worker:
             self.site.store.save(FINAL_MODEL, task.payload, label=task.id.run_id)
             reply = Reply()
         else:
-            reply = answer(self._half, task)
+            reply = answer(self._client_side, task)
         return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)

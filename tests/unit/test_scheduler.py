@@ -6,7 +6,7 @@ import torch
 from harness import RUN_ID, Recorder
 from torch import Tensor
 
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.config import Config
 from feddkd.errors import PausedError
 from feddkd.exchange import DELIVER, Evaluation, ExchangeKind
@@ -28,7 +28,7 @@ def number(value: float) -> Tensors:
 class Counting(Algorithm):
     """Adds what comes back in two exchanges, and counts its rounds in its state."""
 
-    client_half = ClientHalf
+    client_side = ClientSide
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

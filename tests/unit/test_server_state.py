@@ -1,4 +1,4 @@
-"""Server halves are replayable: all that outlives a round is in their state, and the rest of a round follows from the answers."""
+"""Server sides are replayable: all that outlives a round is in their state, and the rest of a round follows from the answers."""
 
 from __future__ import annotations
 
