@@ -21,6 +21,7 @@ from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.exchange import DELIVER
 from feddkd.models.registry import build_model
 from feddkd.scheduler.records import ExchangeRecord, Observer
 from feddkd.scheduler.rounds import Scheduler
@@ -69,18 +70,19 @@ class Cell:
 
 
 class LeftOut(Observer):
-    """Counts the replies of each client that were left out of an exchange."""
+    """Counts the contributions of each client that were left out of an exchange."""
 
     def __init__(self) -> None:
-        self.replies: Counter[str] = Counter()
+        self.contributions: Counter[str] = Counter()
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        self.replies.update(record.clients_missing.keys())
+        if record.id.name != DELIVER:
+            self.contributions.update(record.clients_missing.keys())
 
     def share(self, clients: Clients) -> float:
-        """The share of these clients' replies."""
-        sent = sum(client.replies for client in clients.values())
-        return round(sum(self.replies[name] for name in clients) / max(1, sent), 4)
+        """The share of these clients' contributions."""
+        sent = sum(client.contributions for client in clients.values())
+        return round(sum(self.contributions[name] for name in clients) / max(1, sent), 4)
 
 
 def run_cell(cell: Cell, limits: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def run_cell(cell: Cell, limits: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(cell: Cell, overrides: Sequence[str], seed: int) -> dict[str, Any]:
-    """One run: its accuracy, or why there is none, and the shares of replies that were left out."""
+    """One run: its accuracy, or why there is none, and the shares of contributions that were left out."""
     config = Config.load(overrides=[*overrides, f"seed={seed}"])
     left_out = LeftOut()
     with tempfile.TemporaryDirectory() as folder:

@@ -19,13 +19,13 @@ class ClientAround(Worker):
     """A client that passes everything on to another one; subclasses change a part of it.
 
     Attributes:
-        replies: number of replies so far.
+        contributions: number of contributions so far.
         largest_norms: of its contributions, by exchange name.
     """
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.replies = 0
+        self.contributions = 0
         self.largest_norms: dict[str, float] = {}
 
     @property
@@ -41,8 +41,8 @@ class ClientAround(Worker):
 
     def carry_out(self, task: Task) -> Reply:
         reply = self.worker.carry_out(task)
-        self.replies += 1
         if reply.contribution is not None:
+            self.contributions += 1
             norm = max(reply.contribution.norm(), self.largest_norms.get(task.id.name, 0.0))
             self.largest_norms[task.id.name] = norm
         return reply

@@ -155,7 +155,7 @@ def _table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(result: Mapping[str, Any]) -> str:
-    """Mean and lowest accuracy, how runs failed, and whose replies were left out."""
+    """Mean and lowest accuracy, how runs failed, and whose contributions were left out."""
     accuracy = mean_accuracy(result)
     failed = sum(failure is not None for failure in result["failure"])
     parts = []
