@@ -556,6 +556,18 @@ def test_an_abort_ends_a_computation_under_way_and_the_exchange(
     assert computed == []
 
 
+def test_an_abort_ends_an_exchange_of_numbers_alone() -> None:
+    blocking = Blocking(lambda _: Reply())
+    engine = engine_of({"a": blocking})
+    with ThreadPoolExecutor(1) as pool:
+        delivery = exchange_of(["a"], PAYLOAD, reply_schema=None)
+        waiting = pool.submit(engine.carry_out, delivery)
+        blocking.started.wait()
+        engine.abort("told to stop")
+        with pytest.raises(RunError, match=STOPPED):
+            waiting.result()
+
+
 BLOCKS = SCHEMA.chunks(CHUNK)
 
 
