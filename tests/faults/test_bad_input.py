@@ -56,18 +56,18 @@ class Scene:
         self.server = server
         self.round = 0
 
-    def begin(self, *clients: str, answer_schema: Schema | None = SCHEMA) -> Future[Outcome]:
+    def begin(self, *clients: str, reply_schema: Schema | None = SCHEMA) -> Future[Outcome]:
         self.round += 1
-        return self.server.begin(exchange_of(clients, MODEL, round_number=self.round, answer_schema=answer_schema))
+        return self.server.begin(exchange_of(clients, MODEL, round_number=self.round, reply_schema=reply_schema))
 
     def hand(self, client_id: str = "hand") -> HandClient:
         return HandClient(self.server.address, client_id)
 
     def check_alive(self) -> None:
         outcome = self.begin("honest").result()
-        assert list(outcome.reports) == ["honest"]
-        assert outcome.mean is not None
-        assert outcome.mean.sha256() == HONEST.sha256()
+        assert list(outcome.replies) == ["honest"]
+        assert outcome.reduced is not None
+        assert outcome.reduced.sha256() == HONEST.sha256()
 
 
 NOISE = ("ExecuteBatchError raised in core", "PollerCompletionQueue._handle_events")
@@ -314,10 +314,10 @@ def test_a_bad_answer_is_refused_with_a_reason_and_the_others_are_counted(
         assert reason in receipt.reason
         assert receipt.id == work.id
         result = outcome.result()
-        assert list(result.reports) == ["honest"]
+        assert list(result.replies) == ["honest"]
         assert result.missing["hand"] == f"refused: {receipt.reason}"
-        assert result.mean is not None
-        assert result.mean.sha256() == HONEST.sha256()
+        assert result.reduced is not None
+        assert result.reduced.sha256() == HONEST.sha256()
         # It is left out of this exchange only.
         again = scene.begin("hand", "honest")
         work, _ = hand.work()
@@ -349,7 +349,7 @@ def test_what_a_client_claims_takes_no_memory(scene: Scene, name: str) -> None:
 def test_tensors_where_numbers_are_expected_are_refused(scene: Scene) -> None:
     with scene.hand().connect() as hand:
         scene.server.wait_for("hand", "honest")
-        outcome = scene.begin("hand", answer_schema=None)
+        outcome = scene.begin("hand", reply_schema=None)
         work, _ = hand.work()
         hand.send(*answer_frames(work, OURS))
         assert "tensors where numbers are expected" in hand.receipt().reason
@@ -365,8 +365,8 @@ def test_a_stream_that_ends_within_an_answer_counts_for_nothing(scene: Scene) ->
         hand.half_close()
         result = outcome.result()
     assert result.missing == {"hand": "disconnected"}
-    assert result.mean is not None
-    assert result.mean.sha256() == HONEST.sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == HONEST.sha256()
 
 
 def test_chunks_that_no_answer_announced_are_ignored(scene: Scene) -> None:
@@ -381,8 +381,8 @@ def test_chunks_that_no_answer_announced_are_ignored(scene: Scene) -> None:
         hand.send(*chunks)  # when all is said
         result = outcome.result()
     assert result.missing == {}
-    assert result.mean is not None
-    assert result.mean.sha256() == OURS.sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == OURS.sha256()
 
 
 def test_a_failure_is_recorded_with_a_reason_of_limited_length(scene: Scene) -> None:
@@ -421,8 +421,8 @@ def test_the_same_answer_twice_counts_once(scene: Scene) -> None:
         gate.release.set_result(None)
         assert hand.receipt().verdict == Verdict.VERDICT_OK
         result = outcome.result()
-    assert result.mean is not None
-    assert result.mean.sha256() == mean_of({"hand": OURS, "slow": HONEST}, {"hand": 1, "slow": 1}).sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == mean_of({"hand": OURS, "slow": HONEST}, {"hand": 1, "slow": 1}).sha256()
     assert result.traffic.payload_bytes_up == 2 * SCHEMA.size_bytes
 
 
@@ -436,8 +436,8 @@ def test_other_content_under_the_same_identity_is_refused_and_the_first_stands(s
         assert hand.receipt().verdict == Verdict.VERDICT_ALREADY_EXISTS
         gate.release.set_result(None)
         result = outcome.result()
-    assert result.mean is not None
-    assert result.mean.sha256() == mean_of({"hand": OURS, "slow": HONEST}, {"hand": 1, "slow": 1}).sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == mean_of({"hand": OURS, "slow": HONEST}, {"hand": 1, "slow": 1}).sha256()
 
 
 def test_an_answer_to_a_closed_exchange_is_told_where_the_run_is(scene: Scene) -> None:
@@ -480,8 +480,8 @@ def test_every_part_of_the_identity_counts(scene: Scene, change: dict[str, objec
         assert hand.receipt().verdict == Verdict.VERDICT_FAILED_PRECONDITION
         hand.send(*answer_frames(work, OURS))
         result = outcome.result()
-    assert result.mean is not None
-    assert result.mean.sha256() == OURS.sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == OURS.sha256()
 
 
 def test_an_answer_from_outside_the_cohort_is_refused(scene: Scene) -> None:
@@ -498,7 +498,7 @@ def test_an_answer_from_outside_the_cohort_is_refused(scene: Scene) -> None:
         assert "cohort" in receipt.reason
         gate.release.set_result(None)
         result = outcome.result()
-    assert list(result.reports) == ["slow"]
+    assert list(result.replies) == ["slow"]
 
 
 def test_who_has_failed_cannot_answer_after_all(scene: Scene) -> None:
@@ -513,8 +513,8 @@ def test_who_has_failed_cannot_answer_after_all(scene: Scene) -> None:
         gate.release.set_result(None)
         result = outcome.result()
     assert result.missing == {"hand": "out of memory"}
-    assert result.mean is not None
-    assert result.mean.sha256() == HONEST.sha256()
+    assert result.reduced is not None
+    assert result.reduced.sha256() == HONEST.sha256()
 
 
 # Bytes that are no messages
@@ -579,7 +579,7 @@ def test_random_messages_never_harm_the_server(lasting_scene: Scene, caplog: pyt
         hand.send(*sent)
         hand.half_close()
         assert hand.status() in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)
-        assert "honest" in outcome.result().reports
+        assert "honest" in outcome.result().replies
     scene.server.wait_for("honest")
     scene.check_alive()
     assert errors_in(caplog) == []

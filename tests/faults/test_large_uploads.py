@@ -80,7 +80,7 @@ class Scene:
 
     def begin(self, *clients: str, deadline_s: float = 60) -> Future[Outcome]:
         weights = {client: WEIGHTS[client] for client in clients}
-        return self.server.begin(exchange_of(weights, MODEL, answer_schema=LARGE, deadline_s=deadline_s))
+        return self.server.begin(exchange_of(weights, MODEL, reply_schema=LARGE, deadline_s=deadline_s))
 
 
 def large_config(*overrides: str) -> Config:
@@ -109,8 +109,8 @@ def start_agents(server: Server) -> None:
 def test_large_contributions_are_reduced_in_lockstep_to_the_exact_mean(scene: Scene) -> None:
     start_agents(scene.server)
     outcome = scene.begin("a", "b").result()
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
     assert outcome.traffic.payload_bytes_up == outcome.traffic.payload_bytes_down == 2 * LARGE.size_bytes
     assert 1.0 < outcome.traffic.wire_bytes_up / (2 * LARGE.size_bytes) < 1.02
 
@@ -127,8 +127,8 @@ def test_when_a_client_is_lost_in_mid_upload_the_others_send_theirs_again(scene:
         hand.hang_up()
         outcome = result.result()
     assert outcome.missing == {"hand": "disconnected in the middle of its answer"}
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
     assert outcome.traffic.payload_bytes_up == 2 * LARGE.size_bytes
     # When the reduction began the windows of all three were full; then a and b sent everything from the start.
     assert outcome.traffic.wire_bytes_up > 2 * LARGE.size_bytes + STAGING_BYTES
@@ -149,8 +149,8 @@ def test_when_a_chunk_is_damaged_in_mid_upload_its_client_is_refused_and_the_oth
         outcome = result.result()
     assert receipt.verdict == Verdict.VERDICT_INVALID_ARGUMENT
     assert list(outcome.missing) == ["hand"]
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
 
 
 def test_when_an_upload_stalls_the_others_do_not_wait_for_it_for_ever() -> None:
@@ -166,8 +166,8 @@ def test_when_an_upload_stalls_the_others_do_not_wait_for_it_for_ever() -> None:
             hand.send(*frames[:-1])
             outcome = result.result()
     assert outcome.missing == {"hand": "its answer stalled for 1 s"}
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
 
 
 def test_the_bytes_of_a_straggler_are_not_those_of_the_exchange_that_is_open_now(scene: Scene) -> None:
@@ -179,7 +179,7 @@ def test_the_bytes_of_a_straggler_are_not_those_of_the_exchange_that_is_open_now
         straggler.send(header, chunk, chunk)
         assert straggler.receipt().verdict == Verdict.VERDICT_INVALID_ARGUMENT
         assert list(first.result().missing) == ["hand"]
-        second = scene.server.begin(exchange_of({"hand-2": 1.0}, MODEL, answer_schema=LARGE, round_number=2))
+        second = scene.server.begin(exchange_of({"hand-2": 1.0}, MODEL, reply_schema=LARGE, round_number=2))
         work, _ = punctual.work()
         straggler.send(*rest, header)
         while straggler.receipt().verdict != Verdict.VERDICT_FAILED_PRECONDITION:  # so all of it has been read
@@ -212,8 +212,8 @@ def test_an_answer_that_is_asked_for_again_counts_once(scene: Scene) -> None:
         resent(hand, CONTRIBUTIONS["hand"], work)
         assert hand.receipt().verdict == Verdict.VERDICT_OK
         outcome = result.result()
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("hand")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("hand")
 
 
 def test_an_answer_that_is_asked_for_again_must_be_the_same(scene: Scene) -> None:
@@ -229,8 +229,8 @@ def test_an_answer_that_is_asked_for_again_must_be_the_same(scene: Scene) -> Non
         resent(hand, CONTRIBUTIONS["a"], work)
         assert "sent again with other content" in hand.receipt().reason
         outcome = result.result()
-    assert outcome.mean is None
-    assert outcome.reports == {}
+    assert outcome.reduced is None
+    assert outcome.replies == {}
 
 
 def test_clients_that_vanish_one_after_sending_everything_do_not_hold_up_the_exchange(scene: Scene) -> None:
@@ -248,8 +248,8 @@ def test_clients_that_vanish_one_after_sending_everything_do_not_hold_up_the_exc
         partial.hang_up()
         outcome = result.result()
     assert outcome.missing == {"hand": "disconnected", "hand-2": "disconnected in the middle of its answer"}
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
 
 
 def test_a_dead_connection_that_is_noticed_late_does_not_harm_the_one_that_replaced_it() -> None:
@@ -270,8 +270,8 @@ def test_a_dead_connection_that_is_noticed_late_does_not_harm_the_one_that_repla
             new.send(*frames[10:])
             outcome = result.result()
     assert outcome.missing == {}
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("hand")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("hand")
 
 
 def test_a_client_that_comes_back_in_mid_upload_sends_its_answer_from_the_start() -> None:
@@ -293,8 +293,8 @@ def test_a_client_that_comes_back_in_mid_upload_sends_its_answer_from_the_start(
             other.send(*answer_frames(work, CONTRIBUTIONS["hand-2"]))
             outcome = result.result()
     assert outcome.missing == {}
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("hand", "hand-2")
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("hand", "hand-2")
 
 
 @pytest.mark.parametrize("chunk_bytes", [10_000, 1 << 20])
@@ -302,9 +302,9 @@ def test_an_honest_upload_has_the_same_mean_in_chunks_of_any_size(chunk_bytes: i
     config = small_config(f"transport.chunk_bytes={chunk_bytes}")
     with serving(engine=GrpcEngine(config, RUN_ID, LARGE)) as server:
         start_agents(server)
-        outcome = server.engine.carry_out(exchange_of({"a": 3.0, "b": 1.0}, MODEL, answer_schema=LARGE))
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == expected("a", "b")
+        outcome = server.engine.carry_out(exchange_of({"a": 3.0, "b": 1.0}, MODEL, reply_schema=LARGE))
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == expected("a", "b")
 
 
 def test_chunks_are_not_confused_by_an_all_zero_payload(scene: Scene) -> None:
@@ -317,5 +317,5 @@ def test_chunks_are_not_confused_by_an_all_zero_payload(scene: Scene) -> None:
         assert encode_chunk(Chunk(*decode_chunk(frames[1]))) == frames[1]
         hand.send(*frames)
         outcome = result.result()
-    assert outcome.mean is not None
-    assert outcome.mean.sha256() == MODEL.sha256()
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == MODEL.sha256()

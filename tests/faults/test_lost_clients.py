@@ -220,13 +220,13 @@ def test_a_stopped_client_is_left_out_at_the_deadline_and_takes_part_again_when_
             server.agent(client, answering(update))
         server.wait_for(*NAMES)
         os.kill(stopped.pid, signal.SIGSTOP)
-        without = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, deadline_s=3))
+        without = server.engine.carry_out(exchange_of(NAMES, model, reply_schema=model.schema, deadline_s=3))
         os.kill(stopped.pid, signal.SIGCONT)
-        again = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, round_number=2))
+        again = server.engine.carry_out(exchange_of(NAMES, model, reply_schema=model.schema, round_number=2))
     assert without.missing == {"client-1": "no answer within 3 s"}
-    assert without.mean is not None
-    assert without.mean.sha256() == mean_of(updates, dict.fromkeys(updates, 1.0)).sha256()
-    assert list(again.reports) == NAMES
+    assert without.reduced is not None
+    assert without.reduced.sha256() == mean_of(updates, dict.fromkeys(updates, 1.0)).sha256()
+    assert list(again.replies) == NAMES
 
 
 class Milestones:
