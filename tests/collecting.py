@@ -105,19 +105,21 @@ class Sender:
     def steps(self, offset: int = 0) -> list[Callable[[], Judgement | None]]:
         """The messages of one reply, with the chunks from `offset` on; each returns what the client is told at once."""
         frames = list(self.payload.frames(offset)) if self.payload is not None else []
-        return [self.header, *((lambda frame=frame: self.chunk(frame)) for frame in frames)]
+        return [lambda: self.header(again=offset > 0), *((lambda frame=frame: self.chunk(frame)) for frame in frames)]
 
     def send(self, offset: int = 0) -> list[Judgement]:
         """Send everything."""
         return [judgement for step in self.steps(offset) if (judgement := step()) is not None]
 
-    def header(self) -> Judgement | None:
-        return self.scene.collection.reply(self.client, self.answer, self.scene.now)
+    def header(self, *, again: bool = False) -> Judgement | None:
+        answer = self.answer
+        if again and self.payload is not None:
+            answer.payload.content_sha256 = self.payload.content_sha256
+        return self.scene.collection.reply(self.client, answer, self.scene.now)
 
     def chunk(self, frame: bytes) -> Judgement | None:
         accepted = self.scene.collection.accept(self.client, decode_chunk(frame))
         if isinstance(accepted, Arrival):
             accepted.write()
-            self.scene.collection.store(accepted, self.scene.now)
-            return None
+            return self.scene.collection.store(accepted, self.scene.now)
         return accepted

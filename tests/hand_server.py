@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -11,12 +12,12 @@ import grpc
 import grpc.aio
 from harness import SCHEMA, _loop
 
-from feddkd.engines.federation import LOOPBACK
+from feddkd.engines.simulation import LOOPBACK
 from feddkd.exchange import ExchangeId
 from feddkd.tensors import Schema, Tensors
 from feddkd.transport.frames import SERVICE, decode_chunk, is_chunk
 from feddkd.transport.messages import work_message
-from feddkd.transport.options import SERVER_OPTIONS
+from feddkd.transport.options import server_options
 from feddkd.transport.payload import Assembly, Payload, schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -62,8 +63,9 @@ class HandStream:
     async def rest(self) -> list[bytes]:
         """Everything that the client still sends until it ends the stream."""
         messages = []
-        while isinstance(message := await self._context.read(), bytes):
-            messages.append(message)
+        with contextlib.suppress(EOFError):
+            while True:
+                messages.append(await self.read())
         return messages
 
     def end(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, details: str = "the cable is out") -> None:
@@ -113,7 +115,7 @@ class HandServer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[HandServer]:
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(options=server_options())
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Describe": grpc.unary_unary_rpc_method_handler(
                 self._describe, pb.DescribeRequest.FromString, pb.DescribeResponse.SerializeToString

@@ -33,7 +33,11 @@ class WeightedMean:
 
 
 class _MeanReduction:
-    """Has no state: every block is reduced by itself."""
+    """Reduces every block by itself; keeps only the memory for it."""
+
+    def __init__(self) -> None:
+        self._total = torch.empty(0, dtype=torch.float64)
+        self._weighted = torch.empty(0, dtype=torch.float64)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError("a mean reads its contributions once")
@@ -42,11 +46,13 @@ class _MeanReduction:
         if block.dtype == torch.int64:
             _reduce_int64(rows, out)
             return
-        total, weights = torch.zeros(len(out), dtype=torch.float64), 0.0
+        if len(self._total) < len(out):
+            self._total, self._weighted = (torch.empty(len(out), dtype=torch.float64) for _ in range(2))
+        total, weighted, weights = self._total[: len(out)].zero_(), self._weighted[: len(out)], 0.0
         for elements, weight in rows:
             # Two operations, not add_(alpha=...): a fused multiply-add in the vectorised part of a loop and none
             # in its tail would make the bits depend on where blocks begin.
-            total.add_(elements.to(torch.float64, copy=True).mul_(weight))
+            total.add_(weighted.copy_(elements).mul_(weight))
             weights += weight
         mean = total.div_(weights)
         if block.dtype == torch.bool:

@@ -169,6 +169,8 @@ class Agent:
         if self._work is None or not self._work.is_same_as(message):
             self._let_go()
             self._work = Work(message, self._worker)
+            if self._work.refusal is not None:
+                logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)
         self._wanted_from = 0
         self._advance()
 
@@ -187,6 +189,8 @@ class Agent:
         """Send the rest of a reply whose upload was interrupted, when there is a reply."""
         exchange = id_from_message(resend.id)
         if self._work is not None and self._work.exchange == exchange:
+            if resend.offset and not self._work.has_reply:
+                raise ProtocolError(f"it has {resend.offset} bytes of a reply that was never sent")
             self._wanted_from = resend.offset
             self._advance()
         elif self._work is None and self._stream is not None:

@@ -1,4 +1,4 @@
-"""What a client does while the server does not answer: wait, try again, and say so."""
+"""Waits while the server does not answer, and says so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ logger = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 ID_TAKEN_PATIENCE_S = 60.0
-"""A connection that died without a word keeps its client's id until keepalive notices, 40 s later."""
+"""Seconds to ask for an id that another process has.
+
+A client that lost its state directory gets its id back only when the server has given up its old
+connection: 35 s after it last heard of it. More than 40 s leave room for the delay between two tries.
+"""
 
 
 class Backoff:

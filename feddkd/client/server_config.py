@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from feddkd.config import Config
-from feddkd.errors import ConfigError, RefusedError
+from feddkd.config.toml import parse_toml
+from feddkd.errors import ConfigError
 from feddkd.text import printable
 
 KEYS_SHOWN = 3
@@ -26,10 +26,11 @@ class ServerConfig:
         """
         self.text = text
         self._ignored = frozenset(ignored)
+        self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property
     def config(self) -> Config:
-        """Parsed and validated. Raises ConfigError or RefusedError."""
+        """Parsed, under limits, and validated. Raises ConfigError."""
         return _parse(self.text)
 
     def difference(self, text: str) -> str | None:
@@ -37,11 +38,14 @@ class ServerConfig:
 
         Settings count, not how they are written.
         """
-        if text == self.text:
-            return None
+        if text != self._compared[0]:
+            self._compared = text, self._compare(text)  # every client of a process, and every Join, brings the same
+        return self._compared[1]
+
+    def _compare(self, text: str) -> str | None:
         try:
             ours, theirs = self._settings(self.config), self._settings(_parse(text))
-        except (ConfigError, RefusedError) as error:
+        except ConfigError as error:
             return printable(str(error))
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if not keys:
@@ -64,14 +68,6 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _parse(text: str) -> Config:
-    """Read what a server says.
-
-    Raises:
-        ConfigError: a key or a value is wrong.
-        RefusedError: it is not TOML.
-    """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
-    return Config.parse(tables, source="the server's configuration")
+    """Read what a server says, under limits. Raises ConfigError."""
+    source = "the server's configuration"
+    return Config.parse(parse_toml(text, source), source)

@@ -11,8 +11,9 @@ from typing import Protocol
 from feddkd.errors import FedDKDError
 from feddkd.exchange import Reply, Task
 from feddkd.tensors import Schema
+from feddkd.text import printable
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message
+from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message, repeated_answer_message
 from feddkd.transport.payload import Assembly, Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -50,10 +51,12 @@ class KeptReply:
     header: bytes
     payload: Payload | None = None
 
-    def messages(self, offset: int) -> Iterable[bytes]:
+    def messages(self, offset: int, *, again: bool = False) -> Iterable[bytes]:
         """The header, and the chunks from byte `offset` on. Raises ProtocolError if no chunk begins there."""
-        chunks = self.payload.frames(offset) if self.payload is not None else ()
-        return itertools.chain((self.header,), chunks)
+        if self.payload is None:
+            return (self.header,)
+        header = repeated_answer_message(self.header, self.payload) if again else self.header
+        return itertools.chain((header,), self.payload.frames(offset))
 
 
 class Work:
@@ -61,6 +64,11 @@ class Work:
 
     It receives the broadcast, then it is computed, once, then it has a reply. All methods but
     `compute` are called on the agent's loop.
+
+    Attributes:
+        exchange: which exchange.
+        cancelled: set once its reply is no longer wanted; long computations look at it.
+        refusal: why the broadcast is not what this client can take, if it is not; one line.
     """
 
     def __init__(self, message: pb.Work, worker: TaskRunner) -> None:
@@ -78,10 +86,12 @@ class Work:
         self._reply: KeptReply | None = None
         self._sent_from = -1
         self._sends_without_progress = 0
+        self.refusal: str | None = None
         try:
             self._assembly = Assembly(message.payload, worker.broadcast_schema(self.exchange.name))
         except FedDKDError as error:
-            self.fail(str(error))
+            self.refusal = printable(str(error))
+            self.fail(self.refusal)
 
     @property
     def holding(self) -> Holding:
@@ -153,13 +163,14 @@ class Work:
             ProtocolError: no chunk begins at `offset`.
         """
         assert self._reply is not None
+        again = self._sent_from >= 0
         if offset > self._sent_from:
             self._sent_from, self._sends_without_progress = offset, 0
         self._sends_without_progress += 1
         if self._sends_without_progress > MAX_SENDS_WITHOUT_PROGRESS:
             self.fail(f"the reply was sent {MAX_SENDS_WITHOUT_PROGRESS} times and is asked for again")
             offset = 0
-        return self._reply.messages(offset)
+        return self._reply.messages(offset, again=again)
 
     def cancel(self) -> None:
         """Let go of it: a computation stops at its next batch, and its reply goes nowhere."""

@@ -132,15 +132,22 @@ class Collection:
         contribution.writing += 1
         return arrival
 
-    def store(self, arrival: Arrival, now: float) -> None:
-        """Append a block that was written, unless its upload was given up or begun again."""
+    def store(self, arrival: Arrival, now: float) -> Judgement | None:
+        """Append a block that was written, unless its upload was given up or begun again.
+
+        Returns what the client is to be told at once, if anything. Raises StateError.
+        """
         contribution = arrival.contribution
         contribution.writing -= 1
         if contribution.progress is not Progress.ARRIVING or contribution.upload != arrival.upload:
             arrival.block.free()
-            return
-        contribution.add(arrival.block, now)
+            return None
+        try:
+            contribution.add(arrival.block, now)
+        except ProtocolError as error:
+            return self._refuse(contribution, error)
         self._note(contribution, now)
+        return None
 
     def fail(self, client_id: str, reason: str) -> None:
         """Take in that a client cannot do its part; `reason` is its own text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
 
 import numpy as np
@@ -57,6 +58,8 @@ class Contribution:
         self._interrupted = False
         self._header: tensors_pb2.PayloadHeader | None = None
         self._sequence: ChunkSequence | None = None
+        self._announced_content = b""
+        self._content: bytes | None = None
         self._square_sum = 0.0
 
     @property
@@ -75,12 +78,20 @@ class Contribution:
         return self._sequence.received_bytes if self._sequence is not None else 0
 
     def is_same_content(self, header: tensors_pb2.PayloadHeader) -> bool:
-        """Whether `header` announces the content that the last header announced."""
-        if self._header is None:
+        """Whether `header` announces the content that has arrived. Raises StateError."""
+        if self._header is None or header.digest != self._header.digest:
             return False
-        if header.content_sha256 or self._header.content_sha256:
-            return header.content_sha256 == self._header.content_sha256
-        return header.digest == self._header.digest
+        return not header.content_sha256 or header.content_sha256 == self._content_sha256()
+
+    def _content_sha256(self) -> bytes:
+        """SHA-256 of the bytes that have arrived."""
+        assert self._header is not None
+        if self._content is None:
+            content, memory = hashlib.sha256(), torch.empty(self._header.chunk_bytes, dtype=torch.uint8)
+            for block in self.blocks:
+                content.update(block.read(memory).numpy().data)
+            self._content = content.digest()
+        return self._content
 
     def begin(self, numbers: Reply, header: tensors_pb2.PayloadHeader | None, schema: Schema | None, now: float) -> None:
         """Take in a reply's header. Raises SchemaError if it announces anything but `schema`."""
@@ -100,9 +111,10 @@ class Contribution:
         """
         if not self._interrupted:
             raise ProtocolError("a reply began before the last one was complete")
-        if not self.is_same_content(header):
+        if self._header is None or header.digest != self._header.digest:
             raise ProtocolError("the reply goes on with other content")
         self._interrupted = False
+        self._announced_content = header.content_sha256
         self.last_arrival = now
 
     def interrupt(self, now: float) -> None:
@@ -128,10 +140,18 @@ class Contribution:
         return elements
 
     def add(self, block: Block, now: float) -> None:
-        """Append a block that was accepted and written."""
+        """Append a block that was accepted and written.
+
+        Raises:
+            ProtocolError: the upload was interrupted, and the bytes are not the content that its second part announced.
+            StateError: the blocks cannot be read for this.
+        """
         self.blocks.append(block)
         self.last_arrival = now
         self._update_progress()
+        complete = self._progress is Progress.COMPLETE
+        if complete and self._announced_content and self._announced_content != self._content_sha256():
+            raise ProtocolError("the reply goes on with other content")
 
     def reset(self) -> list[Block]:
         """Expect the whole reply again; returns the blocks that are of no use now."""
@@ -152,6 +172,7 @@ class Contribution:
     def _clear(self) -> list[Block]:
         self._interrupted = False
         self._header = self._sequence = None
+        self._announced_content, self._content = b"", None
         self._square_sum = 0.0
         return self.take_blocks()
 

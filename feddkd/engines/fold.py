@@ -31,6 +31,7 @@ class Fold:
         self._schema = schema
         self._blocks = schema.chunks(chunk_bytes)
         self._rule = collection.exchange.rule
+        self._memory = torch.empty(max((block.stop - block.start for block in self._blocks), default=0), dtype=torch.uint8)
         self._start()
 
     def _start(self) -> None:
@@ -66,8 +67,7 @@ class Fold:
         if not self._members or self._next >= len(self._blocks) or not self._is_ready():
             return None
         block = self._blocks[self._next]
-        sources = [(member.blocks[self._next], member.weight) for member in self._members]
-        rows = ((source.read().view(block.dtype), weight) for source, weight in sources)
+        rows = self._rows(block)
         self._collection.hold_blocks()
         if self._passes_left > 1:
             return lambda: self._reduction.survey(block, rows)
@@ -75,8 +75,13 @@ class Fold:
             self._out = Tensors.empty(self._schema)
         out = self._out.elements(block)
         names = [member.client_id for member in self._members]
-        again = ((source.read().view(block.dtype), weight) for source, weight in sources)
+        again = self._rows(block)
         return lambda: _reduce(self._reduction, block, rows, out, lambda: _largest(names, again))
+
+    def _rows(self, block: Segment) -> Rows:
+        """The next block of every member, each read when it is asked for, over the one before it."""
+        sources = [(member.blocks[self._next], member.weight) for member in self._members]
+        return ((source.read(self._memory).view(block.dtype), weight) for source, weight in sources)
 
     def step_done(self) -> None:
         """Take in that the last step has run."""

@@ -119,13 +119,13 @@ class GrpcExchange:
 
     def replied(self, session: Session, answer: pb.Answer) -> None:
         """A reply begins."""
-        judgement = self._collection.reply(session.client_id, answer, self._now())
-        if judgement is not None:
-            self._uploading.discard(session.client_id)
-            self.tell(session, judgement)
-        else:
-            self._uploading.add(session.client_id)
-        self._changed.set()
+        try:
+            judgement = self._collection.reply(session.client_id, answer, self._now())
+        except StateError as error:
+            self._fail(error)
+            return
+        self._uploading.add(session.client_id)
+        self._settle(session, judgement)
 
     async def received(self, session: Session, chunk: Chunk) -> None:
         """Check and keep a chunk; not returning holds the client back."""
@@ -138,26 +138,33 @@ class GrpcExchange:
             return
         match accepted:
             case Judgement() as judgement:
-                self._uploading.discard(session.client_id)
-                self.tell(session, judgement)
-                self._changed.set()
+                self._settle(session, judgement)
             case Arrival(quick=True) as arrival:
                 arrival.write()
-                self._stored(arrival)
+                self._store(session, arrival)
             case Arrival() as arrival:
                 # To its end even if the stream breaks meanwhile: the client goes on after this chunk.
-                await asyncio.shield(self._write(arrival))
+                await asyncio.shield(self._write(session, arrival))
 
-    async def _write(self, arrival: Arrival) -> None:
+    async def _write(self, session: Session, arrival: Arrival) -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, arrival.write)
         except StateError as error:
             self._fail(error)
             return
-        self._stored(arrival)
+        self._store(session, arrival)
 
-    def _stored(self, arrival: Arrival) -> None:
-        self._collection.store(arrival, self._now())
+    def _store(self, session: Session, arrival: Arrival) -> None:
+        try:
+            self._settle(session, self._collection.store(arrival, self._now()))
+        except StateError as error:
+            self._fail(error)
+
+    def _settle(self, session: Session, judgement: Judgement | None) -> None:
+        """Tell a client what it has to know at once; from then on nothing more of its reply is read."""
+        if judgement is not None:
+            self._uploading.discard(session.client_id)
+            self.tell(session, judgement)
         self._changed.set()
 
     def failed(self, client: str, reason: str) -> None:

@@ -172,6 +172,7 @@ class InProcessExchange:
             match self._collection.accept(client, decode_chunk(frame)):
                 case Arrival() as arrival:
                     arrival.write()
+                    # Never refused: only an upload that was interrupted is looked at again.
                     self._collection.store(arrival, NOW)
                 case Judgement() as judgement:
                     self._tell(judgement)

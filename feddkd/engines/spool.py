@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +28,15 @@ class Block(Protocol):
     def write(self, data: Tensor) -> None:
         """Fill the block with the bytes of `data`, which it may keep. From any thread; raises StateError if the disk is full."""
 
-    def read(self) -> Tensor:
-        """The bytes, uint8. From any thread; raises StateError if they cannot be read."""
+    def read(self, memory: Tensor) -> Tensor:
+        """The bytes, uint8. From any thread.
+
+        Args:
+            memory: uint8, at least as long as the block; used where the bytes come from a file.
+
+        Raises:
+            StateError: they cannot be read.
+        """
 
     def free(self) -> None:
         """Give the place back; the block is not used any more."""
@@ -125,7 +131,7 @@ class _MemoryBlock:
     def write(self, data: Tensor) -> None:
         self._data = data.view(torch.uint8)
 
-    def read(self) -> Tensor:
+    def read(self, memory: Tensor) -> Tensor:
         assert self._data is not None
         return self._data
 
@@ -154,15 +160,15 @@ class _FileBlock:
         except OSError as error:
             raise StateError(f"cannot write contributions to a temporary file in {self._spool.where}: {error.strerror}") from error
 
-    def read(self) -> Tensor:
-        data = np.empty(self._size_bytes, dtype=np.uint8)
+    def read(self, memory: Tensor) -> Tensor:
+        data = memory[: self._size_bytes]
         try:
-            count = os.preadv(self._descriptor, [data.data], self._spool.offset_of(self._slot))
+            count = os.preadv(self._descriptor, [data.numpy().data], self._spool.offset_of(self._slot))
         except OSError as error:
             raise StateError(f"cannot read contributions from a temporary file in {self._spool.where}: {error.strerror}") from error
         if count != self._size_bytes:
             raise StateError(f"the temporary file for contributions in {self._spool.where} is truncated")
-        return torch.from_numpy(data)
+        return data
 
     def free(self) -> None:
         self._spool.give_back_slot(self._slot)

@@ -167,7 +167,7 @@ class ServerConnection:
         """Ask what runs at the server. Raises UnreachableError or RefusedError."""
         call = self._channel.unary_unary(f"/{SERVICE}/Describe", pb.DescribeRequest.SerializeToString, pb.DescribeResponse.FromString)
         request = pb.DescribeRequest(protocol_version=PROTOCOL_VERSION)
-        response = await self._answer_to(call(request, timeout=CALL_TIMEOUT_S))
+        response = await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
         return response.manifest
 
     async def join(self, client_id: str, num_examples: int, instance_id: str) -> pb.JoinResponse:
@@ -180,7 +180,7 @@ class ServerConnection:
             instance_id=instance_id,
             software_version=__version__,
         )
-        return await self._answer_to(call(request, timeout=CALL_TIMEOUT_S))
+        return await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
 
     @contextlib.asynccontextmanager
     async def participate(
@@ -210,8 +210,8 @@ class ServerConnection:
                 writer.cancel()
                 await asyncio.wait([writer])
 
-    async def _answer_to(self, call: Awaitable[_T]) -> _T:
-        """The answer to a unary call; of a server that hangs up it finds out why."""
+    async def _response_of(self, call: Awaitable[_T]) -> _T:
+        """The response to a unary call. Of a server that hangs up, find out why."""
         server = self._endpoint
         try:
             with server.errors():

@@ -53,7 +53,6 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     answer = pb.Answer(id=id_to_message(exchange), compute_s=reply.compute_s)
     if payload is not None:
         answer.payload.CopyFrom(payload.header)
-        answer.payload.content_sha256 = payload.content_sha256
     if reply.loss is not None:
         answer.loss = reply.loss
     answer.gradient_evaluations = reply.gradient_evaluations
@@ -63,6 +62,13 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
         answer.evaluation.correct = reply.evaluation.correct
         answer.evaluation.loss_sum = reply.evaluation.loss_sum
     return pb.ParticipateRequest(answer=answer).SerializeToString()
+
+
+def repeated_answer_message(message: bytes, payload: Payload) -> bytes:
+    """An answer that is sent again: it names its content, so that the server can tell whether it is the same."""
+    request = pb.ParticipateRequest.FromString(message)
+    request.answer.payload.content_sha256 = payload.content_sha256
+    return request.SerializeToString()
 
 
 LARGEST_NUMBER = 1e30

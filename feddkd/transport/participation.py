@@ -16,7 +16,7 @@ from feddkd.transport.calls import Context, refuse
 from feddkd.transport.incoming import Inbox, Incoming, read_hello
 from feddkd.transport.messages import Holding
 from feddkd.transport.sessions import Session, Sessions
-from feddkd.transport.stream import Stream
+from feddkd.transport.stream import End, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ MAX_STREAMS_BEFORE_HELLO = 1_000
 MAX_STREAMS_OF_A_CLIENT = 8
 """Streams of one client that have not ended yet. gRPC keeps the last message and the status of a
 stream whose client does not read."""
+
+_ORDINARY = (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+"""Ends of a stream that need nobody's attention: a newer stream, a lost connection."""
 
 
 class Participation:
@@ -63,11 +66,14 @@ class Participation:
             if not self._streams_of[client_id]:
                 del self._streams_of[client_id]
 
-    def supersede(self, session: Session) -> None:
-        """End the stream of a client that comes again: its old connection may be dead unnoticed."""
+    def supersede(self, session: Session, event: str) -> None:
+        """End the stream of a client that comes again: its old connection may be dead unnoticed.
+
+        Args:
+            event: what the client did, for the status.
+        """
         if (stream := session.stream) is not None:
-            reason = f"{session.client_id!r} opened a newer stream"
-            stream.finish(grpc.StatusCode.ABORTED, reason)
+            stream.finish(grpc.StatusCode.ABORTED, f"{session.client_id!r} {event}")
             self._detach(session, stream)
 
     async def _identify(self, context: Context) -> tuple[Session, Holding | None]:
@@ -118,24 +124,24 @@ class Participation:
 
     async def _serve(self, session: Session, holding: Holding | None, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
-        self.supersede(session)
+        self.supersede(session, "opened a newer stream")
         stream = Stream(asyncio.get_running_loop().time())
         self._sessions.connect(session, stream)
         self._inbox.connected(session, holding)
-        reading = self._read(session, stream, context)
-        writing = stream.write(context, self._inbox.other, self._write_stall_s)
-        tasks = [asyncio.create_task(_guard(stream, moving)) for moving in (reading, writing)]
+        reader = _start(stream, self._read(session, stream, context))
+        writer = _start(stream, stream.write(context, self._inbox.other, self._write_stall_s))
         try:
             end = await stream.ended()
         finally:
-            for task in tasks:
-                task.cancel()  # from here on the reader hands over nothing
+            reader.cancel()  # from here on it hands over nothing
             # Before any wait: gRPC may cancel this handler there, and nobody would be told.
             self._detach(session, stream)
             stream.outbox.clear()
-            await asyncio.wait(tasks)
+            stream.outbox.close()
+            await _stopped(reader, writer, stream.end)
         if end.code is not grpc.StatusCode.OK:
-            logger.info("the stream of %s ended: %s", session.client_id, end.reason)
+            level = logging.INFO if end.code in _ORDINARY else logging.WARNING
+            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason)
             await refuse(context, end.code, end.reason)
 
     def _detach(self, session: Session, stream: Stream) -> None:
@@ -152,6 +158,28 @@ class Participation:
                 self._inbox.other.up(len(message))
                 return
             await incoming.take(message)
+
+
+def _start(stream: Stream, moving: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(_guard(stream, moving))
+
+
+async def _stopped(
+    reader: asyncio.Task[None],
+    writer: asyncio.Task[None],
+    end: End | None,
+) -> None:
+    """Wait until nothing is read and written any more.
+
+    Where the status will be OK, the message under way is written first: gRPC logs an error if the
+    connection breaks while that status waits behind a message.
+    """
+    try:
+        if end is None or end.code is not grpc.StatusCode.OK:
+            writer.cancel()
+        await asyncio.wait((reader, writer))
+    finally:
+        writer.cancel()
 
 
 async def _guard(stream: Stream, moving: Coroutine[Any, Any, None]) -> None:

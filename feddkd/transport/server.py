@@ -175,11 +175,14 @@ class FederationServer:
         owner = Owner.of(request.instance_id, certificate)
         self._sessions.expire(now)
         known = self._sessions.find(request.client_id)
-        if known is not None:
-            check_owner(known, owner, now)
-            self._participation.supersede(known)
+        if known is None:
+            self._check_room(now)
         else:
-            self._check_room(certificate, now)
+            check_owner(known, owner, now)
+        if certificate is not None and (known is None or known.owner.certificate != certificate):
+            self._check_certificate(certificate)
+        if known is not None:
+            self._participation.supersede(known, "joined again")
         session, token = self._sessions.add(request.client_id, request.num_examples, owner, now)
         logger.info(
             "%s joined with %d examples (feddkd %r)",
@@ -189,14 +192,17 @@ class FederationServer:
         )
         return token
 
-    def _check_room(self, certificate: bytes | None, now: float) -> None:
+    def _check_room(self, now: float) -> None:
         """Check that one more id may be added. Raises NotAdmittedError."""
         if not self._sessions.make_room(MAX_SESSIONS, now):
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{MAX_SESSIONS} clients have joined; no more are admitted",
             )
-        if certificate and self._sessions.held_by(certificate) >= MAX_IDS_OF_A_CERTIFICATE:
+
+    def _check_certificate(self, certificate: bytes) -> None:
+        """Check that a certificate may hold one more id. Raises NotAdmittedError."""
+        if self._sessions.held_by(certificate) >= MAX_IDS_OF_A_CERTIFICATE:
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{MAX_IDS_OF_A_CERTIFICATE} clients have joined with this certificate",

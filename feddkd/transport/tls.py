@@ -14,18 +14,30 @@ import grpc
 from feddkd.errors import ConfigError
 
 
-def server_credentials(certificate: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
-    """Serve with a certificate; with `client_ca`, admit only clients whose certificate it signed. None: plaintext.
+def server_credentials(
+    certificate: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+) -> grpc.ServerCredentials | None:
+    """Serve with a certificate; None serves in plaintext.
+
+    Args:
+        client_ca: admits only clients whose certificate this CA signed.
 
     Raises:
-        ConfigError: a file cannot be read, or a part is missing.
+        ConfigError: a part is missing, a file cannot be read or is no PEM file, or the key does not
+            fit the certificate.
     """
     if certificate is None or key is None:
         if not (certificate is key is client_ca is None):
             raise ConfigError("TLS needs both --tls-cert and --tls-key")
         return None
+    pair = [(_read(key), _read(certificate))]
     roots = _read(client_ca) if client_ca is not None else None
-    return grpc.ssl_server_credentials([(_read(key), _read(certificate))], roots, require_client_auth=roots is not None)
+    _check_pair(certificate, key)
+    if client_ca is not None:
+        _check_ca("--tls-client-ca", client_ca)
+    return grpc.ssl_server_credentials(pair, roots, require_client_auth=roots is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +71,10 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
         return None
     roots = _read(ca)
     pair = (_read(key), _read(certificate)) if certificate and key else (None, None)
-    _check_pem(ca, certificate, key)
+    _check_ca("--tls-ca", ca)
+    if certificate and key:
+        _check_pair(certificate, key)
     return ClientTls(ca, certificate, key, grpc.ssl_channel_credentials(roots, *pair))
-
-
-def _check_pem(ca: Path, certificate: Path | None, key: Path | None) -> None:
-    """Let Python's own TLS read the files: gRPC would only say, at every try, that it cannot connect.
-
-    Raises:
-        ConfigError: one of them is not PEM, or the key is not the certificate's.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cafile=ca)
-    except ssl.SSLError:
-        raise ConfigError(f"--tls-ca {ca} holds no certificate in PEM format") from None
-    if certificate is None:
-        return
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {certificate}") from None
-        raise ConfigError(
-            f"--tls-cert {certificate} and --tls-key {key} are not a certificate and its key in PEM format, without a password"
-        ) from None
 
 
 def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | None:
@@ -101,6 +92,30 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
     """
     if not insecure and not _is_loopback(host):
         raise ConfigError(f"{host} is not this machine: give TLS certificates (--tls-...), or --insecure to send everything in the clear")
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Let Python's own TLS read the files: gRPC would only say that it cannot listen, or cannot connect.
+
+    Raises:
+        ConfigError: one of them is not PEM, or the key is not the certificate's.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask for one
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {certificate}") from None
+        what = "a certificate and its key in PEM format, without a password"
+        raise ConfigError(f"--tls-cert {certificate} and --tls-key {key} are not {what}") from None
+
+
+def _check_ca(option: str, ca: Path) -> None:
+    """Check that a file holds a certificate. Raises ConfigError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
+    except ssl.SSLError:
+        raise ConfigError(f"{option} {ca} holds no certificate in PEM format") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -436,6 +436,23 @@ def test_a_resend_from_the_middle_of_a_chunk_ends_the_connection() -> None:
     on_loop(scenario())
 
 
+def test_a_resend_of_a_part_of_what_is_not_computed_yet_ends_the_connection_and_not_the_computation() -> None:
+    async def scenario() -> None:
+        async with taking_part(GatedWorker(open_gate=False)) as scene:
+            stream = await scene.stream()
+            await stream.send(*broadcast(MODEL))
+            await scene.worker.has_begun()
+            await stream.send(resend_message(exchange(), 8))
+            stream = await scene.stream()
+            assert held(stream) == (1, SIZE)
+            await stream.send(resend_message(exchange(), 0))
+            scene.worker.gate.set()
+            await stream.answer()
+        assert len(scene.worker.tasks) == 1
+
+    on_loop(scenario())
+
+
 def test_a_reply_that_is_asked_for_for_ever_is_given_up() -> None:
     async def scenario() -> None:
         async with taking_part() as scene:

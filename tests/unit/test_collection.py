@@ -29,7 +29,8 @@ def test_numbers_alone_make_a_reply_where_numbers_are_expected() -> None:
 def test_the_same_reply_again_counts_once_and_another_is_refused() -> None:
     scene = Scene({"a": 1.0, "b": 1.0})
     Sender(scene, "a", CONTRIBUTIONS["a"]).send()
-    assert Sender(scene, "a", CONTRIBUTIONS["a"]).header() == Judgement(Verdict.VERDICT_DUPLICATE)
+    for again in (False, True):
+        assert Sender(scene, "a", CONTRIBUTIONS["a"]).header(again=again) == Judgement(Verdict.VERDICT_DUPLICATE)
     other = Sender(scene, "a", CONTRIBUTIONS["b"]).header()
     assert other is not None
     assert other.verdict == Verdict.VERDICT_ALREADY_EXISTS
@@ -46,16 +47,22 @@ def test_the_content_is_told_by_its_hash_not_by_its_checksums() -> None:
     assert judgement.verdict == Verdict.VERDICT_ALREADY_EXISTS
 
 
-def test_a_reply_whose_bytes_are_not_the_announced_ones_is_refused() -> None:
-    scene = Scene({"a": 1.0})
+def test_an_upload_that_goes_on_with_bytes_of_another_content_is_refused_at_its_end() -> None:
+    scene = Scene({"a": 1.0}, closing=Closing(1000.0, reconnect_grace_s=3.0))
     sender = Sender(scene, "a", CONTRIBUTIONS["a"])
+    for step in sender.steps()[:4]:
+        step()
+    scene.collection.disconnect("a", 0.0)
+    scene.collection.connect("a", 0.0, holds_broadcast=True)
+    offset = scene.collection.contributions["a"].received_bytes
     answer = sender.answer
     answer.payload.content_sha256 = bytes(32)
     assert scene.collection.reply("a", answer, 0.0) is None
-    assert sender.payload is not None
-    judgements = [judgement for frame in sender.payload.frames() if (judgement := sender.chunk(frame)) is not None]
-    assert [judgement.verdict for judgement in judgements] == [Verdict.VERDICT_INVALID_ARGUMENT]
-    assert "SHA-256" in scene.missing()["a"]
+    judgements = [step() for step in sender.steps(offset)[1:]]
+    assert set(judgements[:-1]) == {None}
+    assert judgements[-1] == Judgement(Verdict.VERDICT_INVALID_ARGUMENT, "the reply goes on with other content")
+    assert scene.missing() == {"a": "refused: the reply goes on with other content"}
+    assert scene.result() is None
 
 
 def test_a_client_outside_the_cohort_is_told_so() -> None:

@@ -1,5 +1,7 @@
 import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,52 @@ def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("in the way")
     with pytest.raises(StateError, match="cannot write"):
         state.save("teacher", TENSORS, "run/1/0")
+
+
+def test_a_directory_belongs_to_the_client_that_used_it_first(tmp_path: Path) -> None:
+    StateDir(tmp_path, "site-a").save("teacher", TENSORS, "run/1/0")
+    with pytest.raises(StateError, match=rf"^state directory {tmp_path} belongs to client 'site-a', not to 'site-b'; .*own$"):
+        StateDir(tmp_path, "site-b")
+    assert StateDir(tmp_path, "site-a").load("teacher", SCHEMA, "run/1/0") is not None
+
+
+def test_a_second_process_is_refused_whatever_its_client_and_the_first_can_go_on(tmp_path: Path) -> None:
+    state = StateDir(tmp_path, "site-a")
+    program = "import sys; from feddkd.client.state_dir import StateDir; from pathlib import Path; StateDir(Path(sys.argv[1]), sys.argv[2])"
+    for client in ("site-a", "site-b"):
+        other = subprocess.run([sys.executable, "-c", program, tmp_path, client], capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert other.stderr.splitlines()[-1] == (
+            f"feddkd.errors.StateError: another process holds the state directory {tmp_path} of client 'site-a'"
+        )
+    state.save("teacher", TENSORS, "run/1/0")
+
+
+def test_a_directory_from_before_it_said_whose_it_is_belongs_to_who_comes_next(tmp_path: Path) -> None:
+    (tmp_path / "client").write_bytes(b"\x00\xff" * 1000)  # as after a power cut
+    StateDir(tmp_path, "site-b")
+    assert (tmp_path / "client").read_text() == "site-b\n"
+
+
+def test_the_secret_survives_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    secret = StateDir(tmp_path, "a").instance_id
+    assert len(secret) == 32
+    assert StateDir(tmp_path, "a").instance_id == secret
+    assert (tmp_path / "instance").stat().st_mode & 0o777 == 0o600
+    assert StateDir(tmp_path / "other", "a").instance_id != secret
+
+
+@pytest.mark.parametrize("content", ["", "short", "x" * 32, "0" * 33])
+def test_a_secret_that_is_none_is_made_again(tmp_path: Path, content: str) -> None:
+    (tmp_path / "instance").write_text(content)
+    (tmp_path / "instance.partial").write_text("left by a crash")
+    assert StateDir(tmp_path, "a").instance_id == (tmp_path / "instance").read_text().strip() != content
+
+
+def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", disk_full)
+    with pytest.raises(StateError, match=rf"cannot write {tmp_path / 'client'}: No space left"):
+        StateDir(tmp_path, "a")

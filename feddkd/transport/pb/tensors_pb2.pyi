@@ -162,9 +162,9 @@ class PayloadHeader(_message.Message):
     transfer against accidents. 32 bytes.
     """
     content_sha256: _builtins.bytes
-    """SHA-256 of the payload's bytes: names the content. Under one exchange the same hash is the same
-    contribution sent again. Clients of feddkd set it; where it is absent, `digest` stands in for it.
-    Empty or 32 bytes.
+    """SHA-256 of the payload's bytes: names the content. Set where an answer is sent again: the server
+    compares it with the hash of the bytes that it holds, so the same content counts once and other
+    content is refused. Empty or 32 bytes.
     """
     @_builtins.property
     def schema(self) -> Global___Schema:

@@ -1,0 +1,113 @@
+"""`feddkd client` against a live server: what it says at the end, and what it refuses at the start."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from harness import RUN_ID, Server, filled, serving, small_config
+
+from feddkd import algorithms, cli
+from feddkd.client import state_dir
+from feddkd.client.state_dir import StateDir
+from feddkd.client.worker import FINAL_MODEL
+from feddkd.config import Config
+from feddkd.data.datasets import describe
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model
+from feddkd.scheduler.records import RunRecord
+from feddkd.scheduler.rounds import Scheduler
+
+Client = Callable[..., tuple[int, list[str]]]
+"""client(server, state directory, ...) -> exit code and the lines of standard error"""
+
+
+@pytest.fixture
+def client(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Client:
+    def run(server: Server, state: Path, *arguments: str, name: str = "site") -> tuple[int, list[str]]:
+        command = ["client", "--server", server.address, "--id", name, "--state", str(state), "--retry-for", "20"]
+        monkeypatch.setattr(sys, "argv", ["feddkd", *command, "--partition-index", "0", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0), capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def federation_of_one() -> Config:
+    config = small_config("algorithm.name=fedavg", "rounds=1", "partition.clients=1", "partition.labels=10", "scheduler.wait_for_clients=1")
+    info = describe(config.data)
+    shapes = {"input_shape": info.input_shape, "num_classes": info.num_classes}
+    return config.model_copy(update={"data": config.data.model_copy(update=shapes)})
+
+
+def start_run(server: Server, config: Config) -> Future[RunRecord]:
+    scheduler = Scheduler(config, algorithms.build(config), server.engine, run_id=RUN_ID)
+    return server.background(lambda: scheduler.run(initial_model(config)))
+
+
+def engine_of(config: Config) -> GrpcEngine:
+    return GrpcEngine(config, RUN_ID, initial_model(config).schema)
+
+
+def test_a_client_names_the_final_model_that_it_has(client: Client, tmp_path: Path) -> None:
+    config = federation_of_one()
+    with serving(engine=engine_of(config)) as server:
+        running = start_run(server, config)
+        code, lines = client(server, tmp_path / "state")
+        record = running.result()
+    assert code == 0
+    assert lines[-1].endswith(f"the final model is in {tmp_path / 'state' / FINAL_MODEL}.safetensors")
+    kept = StateDir(tmp_path / "state", "site").load(FINAL_MODEL, record.model.schema, RUN_ID)
+    assert kept is not None
+    assert kept.sha256() == record.model.sha256()
+
+
+def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_model(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = federation_of_one()
+    StateDir(tmp_path / "state", "site").save(FINAL_MODEL, filled(initial_model(config).schema, 1), "an older run")
+
+    def disk_full(tensors: object, path: Path, metadata: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state_dir, "save_file", disk_full)
+    with serving(engine=engine_of(config)) as server:
+        running = start_run(server, config)
+        code, lines = client(server, tmp_path / "state")
+        running.result()
+    assert code == 1
+    assert lines[-1].startswith("feddkd: ")
+    assert lines[-1].endswith("but this client did not get or could not keep the final model")
+    assert "safetensors" not in lines[-1]
+
+
+def test_a_state_directory_in_use_is_said_before_the_server_is_asked(client: Client, tmp_path: Path) -> None:
+    StateDir(tmp_path / "state", "other")
+    with serving() as server:
+        code, lines = client(server, tmp_path / "state")
+        assert server.engine.num_joined == 0
+    assert code == 1
+    expected = f"state directory {tmp_path / 'state'} belongs to client 'other', not to 'site'; each client needs a directory of its own"
+    assert lines == [f"feddkd: {expected}"]
+
+
+def test_what_a_stopped_run_left_is_not_the_final_model(client: Client, tmp_path: Path) -> None:
+    config = federation_of_one()
+    with serving(engine=engine_of(config)) as server:
+
+        def stop() -> None:
+            server.wait_for("site")
+            server.engine.finish(False, "the server stopped\x1b[2J")
+
+        stopping = server.background(stop)
+        code, lines = client(server, tmp_path / "state")
+        stopping.result()
+    assert code == 1
+    assert lines[-1] == r"feddkd: the run ended early: the server stopped\x1b[2J"
+    assert not (tmp_path / "state" / f"{FINAL_MODEL}.safetensors").exists()

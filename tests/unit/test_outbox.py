@@ -1,0 +1,191 @@
+"""What waits for one client: in order, counted once, and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feddkd.traffic import Meter
+from feddkd.transport.outbox import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, Outbox, Outgoing
+
+
+@dataclass
+class Broadcast:
+    """A work whose frames say whose they are, and how many have been produced."""
+
+    name: bytes
+    size: int
+    needed: bool = True
+    produced: int = 0
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def outgoing(self) -> Outgoing:
+        return Outgoing(self._frames(), self.meter, 1_000, lambda: self.needed)
+
+    def _frames(self) -> Iterator[bytes]:
+        for _ in range(self.size):
+            self.produced += 1
+            yield self.name
+
+
+def short(*frames: bytes) -> Outgoing:
+    return Outgoing(frames, Meter())
+
+
+def drained(outbox: Outbox) -> list[bytes]:
+    return list(iter(outbox.next_frame, None))
+
+
+def test_a_broadcast_is_produced_only_as_fast_as_it_is_written() -> None:
+    outbox, broadcast = Outbox(), Broadcast(b"w", 10)
+    outbox.put_work(broadcast.outgoing)
+    assert broadcast.produced == 0
+    for written in range(1, 4):
+        assert outbox.next_frame() == b"w"
+        assert broadcast.produced == written + 1
+
+
+def test_the_payload_counts_with_the_last_message() -> None:
+    outbox, broadcast = Outbox(), Broadcast(b"work", 3)
+    outbox.put_work(broadcast.outgoing)
+    counted = []
+    while outbox.next_frame() is not None:
+        traffic = broadcast.meter.traffic
+        counted.append((traffic.wire_bytes_down, traffic.payload_bytes_down))
+    assert counted == [(4, 0), (8, 0), (12, 1_000)]
+
+
+def test_a_broadcast_that_is_no_longer_needed_ends_and_does_not_count() -> None:
+    outbox, broadcast = Outbox(), Broadcast(b"work", 3)
+    outbox.put_work(broadcast.outgoing)
+    outbox.next_frame()
+    broadcast.needed = False
+    assert outbox.next_frame() is None
+    assert broadcast.meter.traffic.wire_bytes_down == 4
+    assert broadcast.meter.traffic.payload_bytes_down == 0
+
+
+def test_a_broadcast_that_is_never_needed_is_never_produced() -> None:
+    outbox, broadcast = Outbox(), Broadcast(b"work", 3, needed=False)
+    outbox.put_work(broadcast.outgoing)
+    assert outbox.next_frame() is None
+    assert broadcast.produced == 0
+
+
+def test_a_newer_broadcast_replaces_the_one_that_waits() -> None:
+    outbox = Outbox()
+    first, second = Broadcast(b"1", 2), Broadcast(b"2", 2)
+    outbox.put_work(first.outgoing)
+    outbox.put(short(b"r"))
+    outbox.put_work(second.outgoing)
+    assert drained(outbox) == [b"r", b"2", b"2"]
+    assert first.produced == 0
+
+
+def test_a_broadcast_under_way_is_not_kept_once_it_is_not_needed() -> None:
+    """Its client reads nothing: the next broadcast frees the payload of the last."""
+    outbox = Outbox()
+    first, second = Broadcast(b"1", 9), Broadcast(b"2", 1)
+    outgoing = first.outgoing
+    frames = outgoing.frames
+    outbox.put_work(outgoing)
+    outbox.next_frame()
+    del outgoing
+    first.needed = False
+    outbox.put_work(second.outgoing)
+    assert isinstance(frames, Iterator)
+    assert drained(outbox) == [b"2"]
+    assert first.produced == 2
+
+
+def test_short_messages_are_bounded_in_number() -> None:
+    outbox = Outbox()
+    assert all(outbox.put(short(b"r")) for _ in range(MAX_WAITING_MESSAGES))
+    assert not outbox.put(short(b"r"))
+    outbox.next_frame()
+    assert outbox.put(short(b"r"))
+    assert len(drained(outbox)) == MAX_WAITING_MESSAGES
+
+
+def test_short_messages_are_bounded_in_bytes() -> None:
+    outbox = Outbox()
+    half = bytes(MAX_WAITING_BYTES // 2)
+    assert outbox.put(short(half, half))
+    assert not outbox.put(short(b"r"))
+    assert outbox.put(short())
+    assert drained(outbox) == [half, half]
+    assert outbox.put(short(half, half))
+
+
+def test_a_broadcast_does_not_count_among_the_short_messages() -> None:
+    outbox = Outbox()
+    assert all(outbox.put(short(b"r")) for _ in range(MAX_WAITING_MESSAGES))
+    outbox.put_work(Broadcast(b"w", 100).outgoing)
+    assert len(drained(outbox)) == MAX_WAITING_MESSAGES + 100
+
+
+def test_it_is_finished_once_it_is_closed_and_everything_is_written() -> None:
+    outbox = Outbox()
+    outbox.put(short(b"1", b"2"))
+    outbox.close()
+    assert not outbox.finished
+    assert drained(outbox) == [b"1", b"2"]
+    assert outbox.finished
+
+
+def test_waiting_ends_with_a_message_and_with_the_close() -> None:
+    async def wait() -> list[bool]:
+        outbox = Outbox()
+        ends = []
+        for change in (lambda: outbox.put(short(b"1")), outbox.close):
+            waiting = asyncio.create_task(outbox.changed())
+            await asyncio.sleep(0)
+            ends.append(waiting.done())
+            change()
+            await waiting
+            outbox.next_frame()
+        return ends
+
+    assert asyncio.run(wait()) == [False, False]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("short"), st.integers(0, 3)),
+        st.tuples(st.just("work"), st.integers(0, 4)),
+        st.tuples(st.just("write"), st.integers(1, 6)),
+        st.tuples(st.just("end"), st.integers(0, 5)),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_it_writes_as_a_list_of_what_is_needed_would(steps: list[tuple[str, int]]) -> None:
+    """The model: a list of messages with their owners, in which a work has at most one place."""
+    outbox, model = Outbox(), list[tuple[bytes, Broadcast | None]]()
+    works: list[Broadcast] = []
+    begun: Broadcast | None = None
+    for step, (kind, number) in enumerate(steps):
+        name = b"%d" % step
+        if kind == "short":
+            outbox.put(short(*[name] * number))
+            model += [(name, None)] * number
+        elif kind == "work":
+            works.append(Broadcast(name, number))
+            outbox.put_work(works[-1].outgoing)
+            model = [entry for entry in model if entry[1] in (None, begun)]
+            model += [(name, works[-1])] * number
+        elif kind == "end" and works:
+            works[number % len(works)].needed = False
+        elif kind == "write":
+            for _ in range(number):
+                model = [(n, w) for n, w in model if w is None or w.needed]
+                expected = model.pop(0) if model else (None, None)
+                assert outbox.next_frame() == expected[0]
+                begun = expected[1]

@@ -1,0 +1,62 @@
+"""A run's configuration as a client knows it, and what it notices when the server names another."""
+
+from __future__ import annotations
+
+import pytest
+
+from feddkd.client.server_config import ServerConfig
+from feddkd.config import Config
+from feddkd.errors import ConfigError
+
+
+def toml(*overrides: str) -> str:
+    return Config.load(overrides=overrides).to_toml()
+
+
+def test_how_a_configuration_is_written_makes_no_difference() -> None:
+    known = ServerConfig("seed = 0\nrounds = 4")
+    assert known.difference("seed = 0\nrounds = 4") is None
+    assert known.difference("# the same\nrounds = 4 # rounds") is None
+    assert known.difference(toml("rounds=4")) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (["training.lr=0.9"], "differs in training.lr"),
+        (["algorithm.name=fedprox"], "differs in algorithm.local_objective.name, algorithm.mu, algorithm.name"),
+        (["data.root=/elsewhere"], "differs in data.root"),
+        (["scheduler.cohort=3"], "differs in scheduler.cohort"),
+        (["seed=1", "rounds=3", "training.lr=1", "dkd.lr=1", "dkd.steps=3"], "differs in dkd.lr, dkd.steps, rounds and 2 more"),
+    ],
+)
+def test_every_setting_that_differs_is_named(change: list[str], difference: str) -> None:
+    assert ServerConfig(toml()).difference(toml(*change)) == difference
+    assert ServerConfig(toml(*change)).difference(toml()) == difference
+
+
+def test_keys_and_tables_that_may_differ_are_left_out() -> None:
+    known = ServerConfig(toml(), ignored=("data.root", "scheduler"))
+    assert known.difference(toml("data.root=/x", "scheduler.cohort=3")) is None
+    assert known.difference(toml("data.root=/x", "data.holdout=0")) == "differs in data.holdout"
+
+
+def test_what_cannot_be_read_is_another_configuration() -> None:
+    known = ServerConfig(toml())
+    assert known.difference("rounds = ") is not None
+    assert "unknown key 'training.pace'" in str(known.difference("[training]\npace = 1"))
+    assert "\x1b" not in str(known.difference('[training]\n"\\u001b[2J" = 1'))
+
+
+def test_a_configuration_that_is_wrong_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"^the server's configuration is not valid TOML"):
+        _ = ServerConfig("rounds = ").config
+    with pytest.raises(ConfigError, match=r"^the server's configuration: unknown key 'pace'"):
+        _ = ServerConfig("pace = 1").config
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 3000 + "]" * 3000, "a = " + "9" * 5000, ".".join("a" * 100_000) + " = 1", "#" * 2_000_000])
+def test_what_would_take_long_to_read_is_not_read(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^the server's configuration"):
+        _ = ServerConfig(text).config
+    assert "the server's configuration" in str(ServerConfig(toml()).difference(text))
