@@ -18,7 +18,7 @@ run: $(VENV)/installed  ## run a whole federation on this machine: gRPC server, 
 test: $(VENV)/installed-dev  ## run the fast tests, in minutes (ARGS="-m slow" for the others)
 	PYTHON=$(VENV)/bin/python scripts/test $(ARGS)
 
-check: $(VENV)/installed-dev  ## check format, lint, types, the wire contract and its generated code
+check: $(VENV)/installed-dev  ## check format, lint, types, imports, the wire contract and its generated code
 	PYTHON=$(VENV)/bin/python scripts/check
 
 proto: $(VENV)/installed-dev  ## regenerate feddkd/transport/pb from protos/

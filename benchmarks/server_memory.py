@@ -59,7 +59,7 @@ class ConstantCohort:
         self._model = model
         self._kinds = kinds
 
-    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:  # noqa: ARG002
+    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         schema = self._kinds[name].answer
         assert schema is not None
         answer = Tensors.empty(schema(self._model))

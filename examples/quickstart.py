@@ -12,7 +12,6 @@ from pathlib import Path
 
 from feddkd.config import Config
 from feddkd.engines.simulation import run_federation
-from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.records import Observer, RoundRecord
 
 
@@ -28,10 +27,7 @@ def main() -> None:
     settings = ["rounds=3", "partition.clients=4", "partition.name=dirichlet", "dkd.steps=5", *sys.argv[1:]]
     config = Config.load(overrides=settings)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        ledger = Ledger(out, config)  # writes config.toml, which the client processes read, and the record of the run
-        record = run_federation(config, "grpc", out, [ledger, PrintRounds()])
-        ledger.close()
+        record = run_federation(config, "grpc", Path(folder), [PrintRounds()])
     print(f"model {record.model.sha256()[:12]}: {len(record.model)} tensors, {record.model.schema.size_bytes} bytes")
 
 

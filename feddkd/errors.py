@@ -17,7 +17,7 @@ FedDKDError
  |    |    +-- QuorumError      too few clients replied to an exchange
  |    |    +-- NotFiniteError   a reduced contribution, a model or its loss is not finite
  |    +-- PausedError           the run waited for clients until its patience ran out
- |    +-- StateError            a state directory is locked, foreign or unreadable
+ |    +-- StateError            a state directory or a record is locked, foreign, or cannot be read or written
  +-- ClientError                a client could not carry out its part of an exchange
       +-- CancelledError        the server closed the exchange before the client was done
 """
@@ -102,7 +102,7 @@ class PausedError(RunError):
 
 
 class StateError(RunError):
-    """A state directory is locked by another process, belongs to another run, or is unreadable."""
+    """A state directory or a record is locked, belongs to another run, or cannot be read or written."""
 
 
 class ClientError(FedDKDError):

@@ -20,10 +20,10 @@ class DirectoryLock:
     """Holds a directory as long as this object lives, at most until the process ends.
 
     The kernel releases the lock with its process, however that ends: a crash leaves nothing to clean
-    up. The file `lock` stays, and means nothing by itself.
+    up. The file `lock` stays, and means nothing by itself. A child made by fork shares the lock.
 
-    On a network file system the lock holds between machines only where that file system provides it.
-    Linux passes it on to an NFS server unless the mount has `nolock` or `local_lock`; with those, two
+    On a network file system the lock holds between machines only where that provides it. Linux
+    passes it on to an NFS server unless the mount has `nolock` or `local_lock`; with those, two
     machines can use one directory, and neither is told.
     """
 
@@ -54,7 +54,7 @@ class DirectoryLock:
 
     @classmethod
     def of_this_process(cls, directory: Path) -> DirectoryLock:
-        """Return the lock that this process holds on `directory`, or lock it. Raises as the constructor does."""
+        """Return this process's lock on `directory`, a new one if need be. Raises as the constructor."""
         with cls._guard:
             held = None
             with contextlib.suppress(OSError):

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from feddkd import algorithms
-from feddkd.aggregator.rule import Rule, Rows
+from feddkd.aggregator.rule import Rows, Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.agent import Agent, Farewell
 from feddkd.client.process import simulated_workers
 from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.engines.simulation import LOOPBACK, initial_model
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.engines.simulation import LOOPBACK, initial_model
 from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome, Reply, Task
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
 from feddkd.scheduler.journal import Journal

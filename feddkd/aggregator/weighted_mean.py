@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from feddkd.aggregator.integer_sum import IntegerSum
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.tensors import Segment
-
-EXACT_INTEGERS = 2**53
-"""Integers up to here are exact in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +37,18 @@ class _MeanReduction:
         raise AssertionError("a mean reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        if block.dtype == torch.int64:
-            _reduce_int64(rows, out)
+        if block.dtype.is_floating_point:
+            self._reduce_floats(rows, out)
             return
+        total = IntegerSum(block.dtype, len(out))
+        for elements, weight in rows:
+            total.add(elements, weight)
+        if block.dtype == torch.bool:
+            total.write_majority(out)
+        else:
+            total.write_mean(out)
+
+    def _reduce_floats(self, rows: Rows, out: Tensor) -> None:
         if len(self._total) < len(out):
             self._total, self._weighted = (torch.empty(len(out), dtype=torch.float64) for _ in range(2))
         total, weighted, weights = self._total[: len(out)].zero_(), self._weighted[: len(out)], 0.0
@@ -54,37 +57,4 @@ class _MeanReduction:
             # in its tail would make the bits depend on where blocks begin.
             total.add_(weighted.copy_(elements).mul_(weight))
             weights += weight
-        mean = total.div_(weights)
-        if block.dtype == torch.bool:
-            torch.ge(mean, 0.5, out=out)
-        elif block.dtype.is_floating_point:
-            out.copy_(mean)
-        else:
-            out.copy_(mean.round_())
-
-
-def _reduce_int64(rows: Rows, out: Tensor) -> None:
-    """Write the exact mean of 64-bit integers: float64 where it is exact, whole numbers of any size elsewhere."""
-    kept = [(elements.clone(), weight) for elements, weight in rows]
-    total, largest = torch.zeros(len(out), dtype=torch.float64), torch.zeros(len(out), dtype=torch.float64)
-    weights = 0.0
-    for elements, weight in kept:
-        weighted = elements.to(torch.float64).mul_(weight)
-        total.add_(weighted)
-        largest.add_(weighted.abs_())
-        weights += weight
-    out.copy_(total.div_(weights).round_())
-    inexact = (largest >= EXACT_INTEGERS).nonzero().flatten()
-    if len(inexact):
-        out[inexact] = torch.from_numpy(_whole_number_mean([(elements[inexact], weight) for elements, weight in kept]))
-
-
-def _whole_number_mean(rows: list[tuple[Tensor, float]]) -> npt.NDArray[np.int64]:
-    """The mean, rounded half to even, by Python's integers."""
-    scale = math.lcm(*(Fraction(weight).denominator for _, weight in rows))
-    weights = [int(Fraction(weight) * scale) for _, weight in rows]
-    weighted = [elements.numpy().astype(object) * weight for (elements, _), weight in zip(rows, weights, strict=True)]
-    total, divisor = np.sum(weighted, axis=0), sum(weights)
-    floor, rest = total // divisor, total % divisor
-    round_up = (2 * rest > divisor) | ((2 * rest == divisor) & (floor % 2 == 1))
-    return np.asarray(floor + round_up, dtype=np.int64)
+        out.copy_(total.div_(weights))

@@ -34,7 +34,7 @@ class FedAvgClient(ClientHalf):
             metrics={UPDATE_NORM_SQUARED: contribution.select(update.schema.trainable).norm() ** 2},
         )
 
-    def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
+    def contribution(self, update: Tensors, steps: int) -> Tensors:
         """What is uploaded after `steps` local steps: the update, or what an algorithm makes of it."""
         return update
 

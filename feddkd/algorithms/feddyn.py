@@ -48,7 +48,7 @@ class DynamicRegularizer(LocalObjective):
             parameter.grad.add_(parameter - self._global[name].to(parameter.device), alpha=self._alpha)
             parameter.grad.sub_(self._own[name].to(parameter.device))
 
-    def end(self, task: Task, steps: int) -> None:  # noqa: ARG002
+    def end(self, task: Task, steps: int) -> None:
         assert self._global is not None
         assert self._own is not None
         moved = Tensors.of_module(self.site.module).select(self._global.schema) - self._global

@@ -19,7 +19,7 @@ from feddkd.tensors import Tensors
 class FedExPClient(FedAvgClient):
     """Uploads w_k - w_t and its squared norm over the trainable parameters."""
 
-    def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
+    def contribution(self, update: Tensors, steps: int) -> Tensors:
         return update.beside(norm_squared=as_scalar(update.select(update.schema.trainable).norm() ** 2))
 
 

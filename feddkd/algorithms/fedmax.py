@@ -31,7 +31,7 @@ class MaximumEntropy(LocalObjective):
         self._beta = settings.beta
         self._features = Features(site.module)
 
-    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, activations = self._features.forward(inputs)
         return F.cross_entropy(logits, labels) + self._beta * kl_from_uniform(activations)
 

@@ -28,7 +28,7 @@ class Proximal(LocalObjective):
         self._mu = settings.mu
         self._global: dict[str, Tensor] = {}
 
-    def begin(self, task: Task) -> None:  # noqa: ARG002
+    def begin(self, task: Task) -> None:
         self._global = {name: parameter.detach().clone() for name, parameter in self.site.module.named_parameters()}
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ class ModelContrast(LocalObjective):
         away = self._previous_features[index].to(features.device)
         return cross_entropy + self._mu * contrast(features, towards, away, self._temperature)
 
-    def end(self, task: Task, steps: int) -> None:  # noqa: ARG002
+    def end(self, task: Task, steps: int) -> None:
         self._memory.keep(task.id, Tensors.of_module(self.site.module))
 
 

@@ -65,7 +65,7 @@ class SCAFFOLDClient(FedAvgClient):
 
     objective: ControlVariates
 
-    def contribution(self, update: Tensors, steps: int) -> Tensors:  # noqa: ARG002
+    def contribution(self, update: Tensors, steps: int) -> Tensors:
         return update.beside(control=self.objective.change)
 
 

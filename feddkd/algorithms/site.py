@@ -79,14 +79,14 @@ class LocalObjective:
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
 
-    def __init__(self, site: Site, settings: Table) -> None:  # noqa: ARG002
+    def __init__(self, site: Site, settings: Table) -> None:
         """`settings` is the objective's own table in the configuration."""
         self.site = site
 
     def begin(self, task: Task) -> None:
         """Local training is about to start; the module holds the broadcast model."""
 
-    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of one mini-batch at the module's weights.
 
         Args:

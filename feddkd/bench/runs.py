@@ -18,6 +18,7 @@ from typing import Any
 from feddkd.bench.budgets import Curve
 from feddkd.config import Config
 from feddkd.config.table import flatten
+from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
@@ -56,10 +57,10 @@ def is_complete(job: Job) -> bool:
     if not (job.folder / CONFIG).exists():
         return False
     try:
-        found = Config.load(job.folder / CONFIG)
+        found = resolve(Config.load(job.folder / CONFIG))
     except ConfigError as error:
         raise ConfigError(f"{job.folder} holds a record that cannot be read ({error}); delete it or choose another --out") from error
-    for key, had, wanted in differences(found, job.config):
+    for key, had, wanted in differences(found, resolve(job.config)):
         raise ConfigError(
             f"{job.folder} holds the record of another configuration: {key} = {had!r} there, {wanted!r} here; "
             "delete it or choose another --out"

@@ -57,7 +57,7 @@ class EchoWorker:
         self.model_schema = schema
         self._constant = (rank + 1) * STEP
 
-    def broadcast_schema(self, exchange: str) -> Schema:  # noqa: ARG002  # one kind of exchange only
+    def broadcast_schema(self, exchange: str) -> Schema:  # one kind of exchange only
         return self.model_schema
 
     def carry_out(self, task: Task) -> Reply:

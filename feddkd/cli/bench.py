@@ -6,16 +6,16 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from feddkd.bench.environment import environment
-from feddkd.bench.peers import Measurement, measure_in_turn
-from feddkd.bench.transport import Workload
 from feddkd.cli.options import Json, check_can_save, save_text
 from feddkd.cli.output import present, say
+
+if TYPE_CHECKING:
+    from feddkd.bench.peers import Measurement
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -42,6 +42,11 @@ def transport(
 ) -> None:
     """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing."""
     check_can_save(save)
+    # These import torch, which takes seconds: --help and a typing error should not.
+    from feddkd.bench.environment import environment
+    from feddkd.bench.peers import measure_in_turn
+    from feddkd.bench.transport import Workload
+
     results: list[Measurement] = []
     for size in megabytes or (TINY_MEGABYTES, 10.0, 100.0):
         results.extend(measure_in_turn(Workload(clients, rounds, size, tensors), repeats, flower_python))

@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, parse_address
-from feddkd.client.agent import Membership
-from feddkd.client.own_site import fetch_server_config, site_config, site_worker
-from feddkd.client.process import take_part
-from feddkd.client.state_dir import StateDir
-from feddkd.client.worker import FINAL_MODEL
 from feddkd.errors import ConfigError, RunError
-from feddkd.transport.frames import CLIENT_ID
-from feddkd.transport.tls import check_plaintext_allowed, client_tls
 
 
 def client(
@@ -46,6 +39,15 @@ def client(
     `feddkd client --server 127.0.0.1:50061 --id client-0 --state state-0 --partition-index 0`
     """
     host, _ = parse_address(server, "--server")
+    # These import torch, which takes seconds: --help and a typing error should not.
+    from feddkd.client.agent import Membership
+    from feddkd.client.own_site import fetch_server_config, site_config, site_worker
+    from feddkd.client.process import take_part
+    from feddkd.client.state_dir import StateDir
+    from feddkd.client.worker import FINAL_MODEL
+    from feddkd.transport.frames import CLIENT_ID
+    from feddkd.transport.tls import check_plaintext_allowed, client_tls
+
     if not CLIENT_ID.fullmatch(client_id):
         raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
     tls = client_tls(tls_ca, tls_cert, tls_key)

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from feddkd.bench.environment import environment
-from feddkd.bench.runs import Job, is_complete, run_jobs
-from feddkd.bench.side_by_side import Row, make_rows, read_run, results
 from feddkd.cli.options import Json, Overrides, check_can_save, save_text
-from feddkd.cli.output import WIDTH, error_console, note, present, say
-from feddkd.cli.progress import megabytes
+from feddkd.cli.output import WIDTH, present, say
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
-from feddkd.errors import FedDKDError, RunError
-
-Numbers = dict[str, Any] | None
 
 DEFAULT_SEEDS = (0, 1, 2)
-ENDED_EARLY = 0.99
-"""A row that has spent less of a budget could have gone on; message headers make up less than the rest."""
 
 
 def compare(
@@ -63,35 +51,19 @@ def compare(
     `feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist --save result.json`
     """
     check_can_save(save)
-    wanted = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
-    rows = make_rows(_load(configs or [], override or ()))
+    loaded = _load(configs or [], override or ())
+    # This imports torch, which takes seconds: --help and a typing error should not.
+    from feddkd.cli.comparison import compared, tables
+
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
     workers = jobs or os.cpu_count() or 1
-    _run_all(rows, wanted, folder, engine, workers)
-    runs = {row.label: [read_run(row, seed, folder, engine.value) for seed in wanted] for row in rows}
-    document = {
-        "command": shlex.join(["feddkd", *sys.argv[1:]]),
-        **environment(),
-        "engine": engine.value,
-        "runs_at_once": workers,
-        **results(rows, runs, target),
-    }
+    document, notes = compared(loaded, list(dict.fromkeys(seeds or DEFAULT_SEEDS)), folder, engine.value, workers, target)
     if save is not None:
         save_text(_as_text(document), save)
     if as_json:
         say(json.dumps(document))
     else:
-        _print(document, rows, folder)
-
-
-def _print(document: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
-    notes = [
-        f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model"
-        for row in rows
-        if row.source is not None
-    ]
-    notes.append(f"times are of {document['runs_at_once']} runs at once, with start-up; pictures: feddkd report {folder}/*/")
-    present(*tables(document), *map(Text, notes), width=WIDTH)
+        present(*tables(document), *map(Text, notes), width=WIDTH)
 
 
 def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:
@@ -101,102 +73,8 @@ def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Co
     return [(path.stem, Config.load(path, overrides)) for path in paths]
 
 
-def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: EngineChoice, workers: int) -> None:
-    """Run what is not complete.
-
-    Raises:
-        ConfigError: a folder below `out` holds the record of another configuration; nothing has run then.
-        RunError: runs failed; the others are complete, and will not be run again.
-    """
-    jobs = {job.folder: job for seed in seeds for row in rows if not row.is_read_from_another for job in [row.job(seed, out, engine.value)]}
-    missing = [job for job in jobs.values() if not is_complete(job)]
-    console = error_console()
-    note(console, f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once")
-    failed: list[str] = []
-    done = 0
-
-    def on_done(job: Job, error: FedDKDError | None) -> None:
-        nonlocal done
-        done += 1
-        note(console, f"  {done}/{len(missing)} {job.folder.name}{': failed' if error else ''}")
-        if error is not None:
-            failed.append(f"{job.folder.name}: {error}")
-
-    # The longest first, so that no core is left alone with it at the end.
-    run_jobs(sorted(missing, key=lambda job: -job.config.rounds), workers, on_done)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
-
-
 def _as_text(document: dict[str, Any]) -> str:
     """JSON that a person can look through: one line a run."""
     runs = ",\n".join(f"  {json.dumps(run)}" for run in document["runs"])
     rest = json.dumps({key: value for key, value in document.items() if key != "runs"}, indent=2)
     return f'{rest.removesuffix("}").rstrip()},\n  "runs": [\n{runs}\n  ]\n}}\n'
-
-
-def tables(document: dict[str, Any]) -> list[Table]:
-    """One table a budget, for 100 columns."""
-    seeds = ", ".join(map(str, document["seeds"]))
-    whole = f"seeds {seeds}: mean ± deviation" if len(document["seeds"]) > 1 else f"seed {seeds}"
-    bytes_, evaluations = document["equal_wire_bytes"], document["equal_gradient_evaluations"]
-    return [
-        _summary_table(document["summary"], f"whole runs, {whole}"),
-        _budget_table(document["equal_rounds"], f"equal rounds: {document['equal_rounds']['budget']}"),
-        _budget_table(bytes_, f"equal bytes on the wire: {megabytes(bytes_['budget'])}"),
-        _budget_table(evaluations, f"equal gradient evaluations: {evaluations['budget']:,}"),
-        _target_table(document["to_target"], f"to {document['target_accuracy']:.1%} accuracy"),
-    ]
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _summary_table(summary: dict[str, Any], title: str) -> Table:
-    table = _table(title, ("rounds", "final %", "best %", "bytes", "gradient evaluations", "time"))
-    for label, row in summary.items():
-        table.add_row(
-            label,
-            str(row["rounds"]),
-            _percent(row["final_accuracy"]),
-            _percent(row["best_accuracy"]),
-            megabytes(round(row["wire_bytes"]["mean"])),
-            f"{row['gradient_evaluations']['mean']:,.0f}",
-            f"{row['seconds']['mean']:,.1f} s",
-        )
-    return table
-
-
-def _budget_table(budget: dict[str, Any], title: str) -> Table:
-    table = _table(title, ("accuracy %", "after rounds", "spent"))
-    if any(row["share_spent"] < ENDED_EARLY for row in budget["rows"].values()):
-        table.caption, table.caption_justify = "below 100 %: ended before it had spent the budget; more rounds would tell", "left"
-    for label, row in budget["rows"].items():
-        rounds = ["n/a" if number is None else str(number) for number in row["rounds"]]
-        spent = "100 %" if row["share_spent"] >= ENDED_EARLY else f"{row['share_spent']:.0%}".replace("%", " %")
-        table.add_row(label, _percent(row["accuracy"]), ", ".join(dict.fromkeys(rounds)), spent)
-    return table
-
-
-def _target_table(to_target: dict[str, Any], title: str) -> Table:
-    table = _table(title, ("rounds", "bytes", "time"))
-    for label, row in to_target.items():
-        if row["reached"] < row["of"]:
-            table.add_row(label, *[f"n/a ({row['reached']} of {row['of']})"] * 3)
-        else:
-            table.add_row(
-                label, f"{row['rounds']['mean']:.1f}", megabytes(round(row["wire_bytes"]["mean"])), f"{row['seconds']['mean']:,.1f} s"
-            )
-    return table
-
-
-def _percent(numbers: Numbers) -> str:
-    if numbers is None:
-        return "n/a"
-    deviation = "" if numbers["deviation"] is None else f" ± {100 * numbers['deviation']:.2f}"
-    return f"{100 * numbers['mean']:.2f}{deviation}"

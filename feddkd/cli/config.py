@@ -8,7 +8,6 @@ import sys
 import typer
 from rich.syntax import Syntax
 
-from feddkd import algorithms
 from feddkd.cli.options import ConfigFile, Json, Overrides
 from feddkd.cli.output import present, say
 from feddkd.config import Config
@@ -19,7 +18,10 @@ app = typer.Typer(help="Check, show and describe configurations.", no_args_is_he
 @app.command(epilog="Example: `feddkd config check examples/mnist_one_class.toml`")
 def check(config: ConfigFile = None, override: Overrides = None) -> None:
     """Say whether a configuration is valid; exit code 2 and the wrong key if it is not."""
-    algorithms.build(Config.load(config, override or ()))
+    loaded = Config.load(config, override or ())
+    from feddkd import algorithms  # imports torch, which takes seconds
+
+    loaded.aggregation.check_exchanges(algorithms.build(loaded).exchanges)
     say(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
 
 

@@ -9,6 +9,8 @@ import typer
 
 from feddkd.errors import ConfigError
 
+METRICS_HOST = "127.0.0.1"
+
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file; without it, the embedded default.", show_default=False)
 ]

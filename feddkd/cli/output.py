@@ -9,12 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import typer
 from rich.console import Console, RenderableType
 
 from feddkd.errors import RunError
+
+LINE_LETTERS = 2000
+"""Letters of a line that holds what a client said."""
+
+MOST_LISTED = 10
+"""Clients that a line names."""
 
 WIDTH = 100
 """Columns of tables where no terminal says how wide it is."""
@@ -68,3 +74,14 @@ def _standard_output() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise typer.Exit(1) from None
         raise RunError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def megabytes(size_bytes: int) -> str:
+    """Millions of bytes."""
+    return f"{size_bytes / 1e6:.2f} MB"
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first items, and how many more there are."""
+    shown = ", ".join(items[:MOST_LISTED])
+    return shown if len(items) <= MOST_LISTED else f"{shown} and {len(items) - MOST_LISTED} more"

@@ -11,12 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.feddkd import FedDKD
+from feddkd.cli.output import LINE_LETTERS, listed, megabytes
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.text import printable
-
-LINE_LETTERS = 2000
 
 HEADER = "  round   accuracy  loss    at clients  step loss        down        up     total    time"
 
@@ -44,12 +43,13 @@ class ConsoleProgress(Observer):
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            with contextlib.suppress(OSError):  # a terminal that is gone is no reason not to begin
+                self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            with contextlib.suppress(OSError):  # a terminal that is gone
+            with contextlib.suppress(OSError):
                 self._bar.stop()
 
     def run_started(self, run_id: str, rounds: int) -> None:
@@ -68,7 +68,7 @@ class ConsoleProgress(Observer):
         for client, reason in record.clients_missing.items():
             self._print(f"  round {record.id.round} {record.id.name}{step}: {client} is missing: {reason}")
 
-    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:  # noqa: ARG002
+    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._latest = f"accuracy {evaluation.accuracy:.1%}"
         self._update(None)
 
@@ -89,6 +89,8 @@ class ConsoleProgress(Observer):
             f"{megabytes(record.traffic.wire_bytes_down):>9} {megabytes(record.traffic.wire_bytes_up):>9} "
             f"{megabytes(record.cumulative_wire_bytes):>9} {record.seconds:>6.1f}s"
         )
+        if record.clients_missing:
+            self._print(f"  round {record.round} went on without {listed(list(record.clients_missing))}")
 
     @property
     def _exchanges_a_round(self) -> int | None:
@@ -107,11 +109,6 @@ class ConsoleProgress(Observer):
     def _print(self, line: str) -> None:
         # Some lines hold what a client said.
         self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=True)
-
-
-def megabytes(size_bytes: int) -> str:
-    """Millions of bytes."""
-    return f"{size_bytes / 1e6:.2f} MB"
 
 
 def _percent(evaluation: Evaluation | None) -> str:

@@ -40,10 +40,10 @@ def report(
     missing = missing_module()
     if missing is not None:
         raise ConfigError(f"{missing} is not installed; get it with: {INSTALL}")
-    from feddkd.report.page import write_report
-
     found = list({folder.resolve(): folder for folder in folders}.values())
     runs = [RunFolder.load(folder) for folder in found]
+    from feddkd.report.page import write_report  # imports torch and matplotlib, which takes seconds
+
     page = _page(out, found)
     pictures = write_report(runs, page, title)
     say(f"report: {page} (pictures in {pictures}/)")

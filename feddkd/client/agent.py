@@ -1,8 +1,8 @@
 """Joins a server, holds the stream open, and returns a reply to each exchange.
 
-Messages are read on the event loop while the worker computes in a thread, so that a closed exchange is
-noticed at once. The exchange in hand outlives the connection: after a loss the client says what it holds,
-and neither receives nor computes it again.
+Messages are read on the event loop while the worker computes in a thread, so that a closed exchange
+is noticed at once. The exchange in hand outlives the connection: after a loss the client says what
+it holds, and neither receives nor computes it again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Membership:
     """What a client shows and expects when it joins.
 
     Attributes:
-        instance_id: a secret that is the same in every process of this client; by it the server knows a
-            restarted process. By default one that only this object has.
-        config: the configuration that the worker was built from; None takes what the server runs at first.
+        instance_id: a secret that is the same in every process of this client; by it the server
+            knows a restarted process. By default one that only this object has.
+        config: the configuration that the worker was built from; None takes what the server runs
+            at the first join.
     """
 
     instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
@@ -115,12 +116,12 @@ class Agent:
             self._let_go()
 
     async def _take_part(self, server: ServerConnection) -> Farewell:
-        """Join and follow the stream until the farewell. Raises UnreachableError when the connection breaks."""
+        """Join and follow the stream until the farewell. Raises UnreachableError if it breaks."""
         joined = await server.join(self._client_id, self._worker.num_examples, self._membership.instance_id)
         self._check_manifest(joined.manifest)
         holding = self._work.holding if self._work is not None else None
         async with server.participate(joined.session_token, holding) as stream:
-            self._stream, self._wanted_from = stream, None  # the server says anew what it still needs
+            self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():
                     self._backoff.reset()
@@ -147,7 +148,7 @@ class Agent:
         self._run_id = manifest.run_id
 
     def _handle(self, message: bytes) -> Farewell | None:
-        """Take in one message; returns the farewell, if it is that. Raises ProtocolError for a wrong one."""
+        """Take in one message; return the farewell, if it is that. Raises ProtocolError."""
         if is_chunk(message):
             self._receive(message)
             return None
@@ -165,7 +166,7 @@ class Agent:
         return None
 
     def _begin(self, message: pb.Work) -> None:
-        """Begin an exchange, or go on with the one in hand if it is the same; another one ends it."""
+        """Go on with the exchange in hand if it is the same, else begin this one instead."""
         if self._work is None or not self._work.is_same_as(message):
             self._let_go()
             self._work = Work(message, self._worker)
@@ -181,7 +182,7 @@ class Agent:
         try:
             self._work.receive(message)
         except ProtocolError:
-            self._let_go()  # damaged on the way: the next connection begins the broadcast from its start
+            self._let_go()  # damaged on the way: the next connection begins the broadcast again
             raise
         self._advance()
 
@@ -207,7 +208,7 @@ class Agent:
         self._let_go()
 
     def _advance(self) -> None:
-        """Do what comes next for the exchange in hand: compute it, or send what the server wants of its reply."""
+        """Do what comes next: compute, or send what the server wants of the reply."""
         work, stream = self._work, self._stream
         if work is None:
             return
@@ -218,11 +219,11 @@ class Agent:
             stream.send(work.reply_from(offset))
 
     async def _compute(self, work: Work, task: Task) -> None:
-        """Compute one exchange's reply; the next waits, so that no more than one of them queues for the executor."""
+        """Compute one reply. Another exchange waits until this has ended, also if it was cancelled."""
         loop = asyncio.get_running_loop()
         try:
             work.keep(await loop.run_in_executor(self._executor, work.compute, task))
-        except Exception as error:  # models and data are the user's: whatever they raise is this client's failure alone
+        except Exception as error:  # models and data are the user's, and may raise anything
             if work.cancelled.is_set():
                 logger.info("%s: %s was closed by the server", self._client_id, work.exchange)
             else:

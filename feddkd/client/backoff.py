@@ -22,7 +22,7 @@ connection: 35 s after it last heard of it. More than 40 s leave room for the de
 
 
 class Backoff:
-    """Delays that double from 0.2 s to 10 s, each shortened at random so that clients do not return in step."""
+    """Delays that double from 0.2 s to 10 s, each shortened at random: clients do not return in step."""
 
     def __init__(self, who: str, retry_for_s: float | None) -> None:
         """Args:

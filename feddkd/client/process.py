@@ -71,9 +71,14 @@ def take_part(
 
 
 def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None = None) -> dict[str, Worker]:
-    """Workers that each hold a slice of one data set, as `[partition]` deals it; all of them, or those of `indices`.
+    """Make workers that each hold a slice of one data set, as `[partition]` deals it.
 
-    They share the data and the network.
+    They share the data and, where it remembers nothing that does not travel, the network.
+
+    Args:
+        config: of the run.
+        state: the folder with a state directory for each client.
+        indices: which clients; None for all.
 
     Raises:
         ConfigError: data, partition or model are not as the configuration says.
@@ -98,14 +103,14 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
 
 
 def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -> dict[str, Membership]:
-    """How simulated clients join: known by their state directories, and into the run that their parent started.
+    """Say how simulated clients join: with the secrets of their state directories, into this run only.
 
-    Paths of the server's machine are not in its manifest, and no client reads `[scheduler]`.
+    No client reads `[scheduler]`, so it may differ.
 
     Raises:
         StateError: a state directory cannot be used.
     """
-    known = ServerConfig(config.to_toml(), ignored=("data.root", "scheduler"))
+    known = ServerConfig(config.shared().to_toml(), ignored=["scheduler"])
     return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
 
 

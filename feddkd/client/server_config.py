@@ -1,4 +1,4 @@
-"""Keeps the configuration that a server said it runs, to build a worker from and to compare at every Join."""
+"""Keeps the configuration that a server said it runs, and compares it at every Join."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ServerConfig:
 
         Args:
             text: the configuration as TOML.
-            ignored: tables and keys, as "data.root", in which another description of the run may differ.
+            ignored: tables and keys ("scheduler", "data.root") that may differ.
         """
         self.text = text
         self._ignored = frozenset(ignored)
@@ -34,12 +34,13 @@ class ServerConfig:
         return _parse(self.text)
 
     def difference(self, text: str) -> str | None:
-        """Return in what the configuration of a manifest differs from this one; None if it does not.
+        """Return in what a manifest's configuration differs from this one; None if it does not.
 
         Settings count, not how they are written.
         """
         if text != self._compared[0]:
-            self._compared = text, self._compare(text)  # every client of a process, and every Join, brings the same
+            # Kept, because all clients of a process ask about the same text at every Join.
+            self._compared = text, self._compare(text)
         return self._compared[1]
 
     def _compare(self, text: str) -> str | None:

@@ -29,20 +29,21 @@ _SECRET = re.compile(f"[0-9a-f]{{{2 * INSTANCE_BYTES}}}")
 class StateDir:
     """The state directory of one client: locked for one process, and bound to one client id.
 
-    Two processes on one directory would read each other's teacher, so the second is refused; within
-    one process the lock is shared. It ends with the process, or once no `StateDir` of this process is
-    in use; `DirectoryLock` says what holds on a network file system. A directory that was *copied* is
-    not locked: with the copy of `instance` two processes can pass for the same client, and the server
-    then ends the one that came first.
+    Two processes on one directory would read each other's teacher, so the second is refused. Within
+    one process the lock is shared; it ends with the process, or once no `StateDir` of it is in use.
+    `DirectoryLock` says what holds on a network file system.
 
-    Each name is one safetensors file, replaced in one step; no pickle.
+    A copy of a directory has a lock of its own. Since it also has the secret, two processes can pass
+    for one client; the server then ends the one that came first.
+
+    Each name of tensors is one safetensors file, replaced in one step; no pickle.
     """
 
     def __init__(self, path: Path, client_id: str) -> None:
         """Make the directory if it is not there, lock it, and write down whose it is.
 
         Raises:
-            StateError: it cannot be made or written, another process holds it, or it belongs to another client.
+            StateError: it cannot be made or written, is another client's, or another process holds it.
         """
         self.path = path
         self.client_id = client_id
@@ -62,9 +63,9 @@ class StateDir:
 
     @property
     def instance_id(self) -> str:
-        """The client's secret, 32 hexadecimal digits: by it the server knows the client again after a restart.
+        """The client's secret, 32 hexadecimal digits, by which the server knows it after a restart.
 
-        Made on first use. Raises StateError if it cannot be read or written.
+        It is made on first use. Raises StateError if it cannot be read or written.
         """
         known = self._read(INSTANCE)
         if known is not None and _SECRET.fullmatch(known):
@@ -110,7 +111,7 @@ class StateDir:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
 
     def save(self, name: str, tensors: Tensors, label: str) -> None:
-        """Write `name`; a crash leaves either the old file or the new one. Raises StateError (disk full, say)."""
+        """Write `name`; a crash leaves either the old file or the new one. Raises StateError."""
         final = self._file(name)
         partial = final.with_suffix(".partial")
         try:
@@ -122,7 +123,7 @@ class StateDir:
             raise StateError(f"cannot write {final}: {error}") from error
 
     def label(self, name: str) -> str | None:
-        """Return the label of `name`; None if it was never written. Raises StateError if it is damaged."""
+        """Return the label of `name`; None if it was never written. Raises StateError."""
         file = self._file(name)
         if not file.exists():
             return None
@@ -133,7 +134,11 @@ class StateDir:
             raise StateError(f"{file} is damaged: {error}") from error
 
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:
-        """Read `name`; None if it was never written or has another label. Raises StateError if it is damaged."""
+        """Read `name`; None if it was never written or has another label.
+
+        Raises:
+            StateError: the file is damaged, or of another model.
+        """
         file = self._file(name)
         if not file.exists():
             return None

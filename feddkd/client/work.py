@@ -1,4 +1,4 @@
-"""Holds the exchange that a client works on: its broadcast, the computation, and the reply until its receipt."""
+"""Holds the exchange that a client works on: broadcast, computation, and the reply until its receipt."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class KeptReply:
     payload: Payload | None = None
 
     def messages(self, offset: int, *, again: bool = False) -> Iterable[bytes]:
-        """The header, and the chunks from byte `offset` on. Raises ProtocolError if no chunk begins there."""
+        """Return the header and the chunks from byte `offset` on. Raises ProtocolError if none begins there."""
         if self.payload is None:
             return (self.header,)
         header = repeated_answer_message(self.header, self.payload) if again else self.header
@@ -112,10 +112,11 @@ class Work:
 
     def is_same_as(self, message: pb.Work) -> bool:
         """Whether the server asks for what is in hand already."""
-        return self._message.id == message.id and self._message.payload.digest == message.payload.digest
+        mine = self._message
+        return mine.id == message.id and mine.payload.digest == message.payload.digest
 
     def receive(self, message: bytes) -> None:
-        """Add a chunk to the broadcast; one that comes when all of it is here is dropped. Raises ProtocolError."""
+        """Add a chunk to the broadcast, or drop it if all of that is here. Raises ProtocolError."""
         if self._assembly is None or self._assembly.complete:
             return
         chunk = decode_chunk(message)
@@ -136,7 +137,7 @@ class Work:
         )
 
     def compute(self, task: Task) -> KeptReply:
-        """Compute the reply, in another thread. What the worker raises is for the caller to handle."""
+        """Compute the reply, in another thread. The caller handles what the worker raises."""
         task.check_cancelled()
         reply = self._worker.carry_out(task)
         task.check_cancelled()

@@ -55,7 +55,7 @@ class Network:
 
     @property
     def can_be_shared(self) -> bool:
-        """Whether a task loads all of its tensors: a buffer that is not persistent stays from task to task."""
+        """Whether a task loads all of its tensors; a buffer that is not persistent stays as it was."""
         state = self.module.state_dict()
         return all(name in state for name, _ in self.module.named_buffers(remove_duplicate=False))
 
@@ -79,8 +79,8 @@ class Worker:
         Args:
             examples: all of the client's own examples.
             info: shapes of the data; by default what the configuration says of them.
-            network: to compute with, shared with other workers of this process; by default a new one.
-            on_reply: stages that the algorithm's replies pass through, in this order, before they leave.
+            network: to compute with, shared with other workers of this process; by default its own.
+            on_reply: stages that the algorithm's replies pass in this order before they leave.
 
         Raises:
             ConfigError: the model, the algorithm or the data do not fit together.
@@ -115,7 +115,7 @@ class Worker:
         return self._model_schema
 
     def broadcast_schema(self, exchange: str) -> Schema:
-        """What the server may send in an exchange. Raises ClientError for one that the algorithm does not have."""
+        """What the server may send in an exchange. Raises ClientError for an unknown one."""
         kind = self._kinds.get(exchange)
         if kind is None:
             raise ClientError(f"algorithm {self.site.config.algorithm.name!r} has no exchange {exchange[:40]!r}")
@@ -139,7 +139,7 @@ class Worker:
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
 
     def has_final_model(self, run_id: str) -> bool:
-        """Whether this client keeps the model that a run ended with. Raises StateError if its file is damaged."""
+        """Whether this client has the final model of a run. Raises StateError if its file is damaged."""
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _evaluate(self, task: Task) -> Evaluation:

@@ -122,8 +122,9 @@ class SchedulerConfig(Table):
             raise ValueError(f"min_clients: {self.quorum} clients can never answer, scheduler.clients has {number}")
         if isinstance(self.cohort, int) and self.cohort < self.quorum:
             raise ValueError(f"cohort: {self.cohort} clients can never reach min_clients = {self.quorum}")
-        if isinstance(self.enough, int) and self.enough < self.quorum:
-            raise ValueError(f"enough: {self.enough} answers are fewer than min_clients = {self.quorum}")
+        enough = cohort_size(self.enough, self.cohort_size) if self.cohort_size and isinstance(self.enough, float) else self.enough
+        if isinstance(enough, int) and enough < self.quorum:
+            raise ValueError(f"enough: {enough} answers are fewer than min_clients = {self.quorum}; lower that as well")
         return self
 
 

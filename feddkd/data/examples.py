@@ -37,7 +37,7 @@ class Examples(Protocol):
         ...
 
     def subset(self, index: Tensor) -> Examples:
-        """The examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs with this object."""
+        """The examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs."""
         ...
 
     def compact(self) -> Examples:

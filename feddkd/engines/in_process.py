@@ -1,13 +1,15 @@
 """Carries out exchanges in this process: the reference, every client one after another, in client order.
 
 Payloads are encoded, checked, collected and reduced by the same code as over gRPC, and counted as the
-messages that gRPC would have moved. Only the network and the clock are missing: no client is late.
+messages that gRPC would have moved. Only the network and the clock are missing: no client is late. A client
+that is not in this process is missing, as one that never connects.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -96,12 +98,17 @@ class InProcessEngine(Engine):
         """Give back the memory and the temporary file; nobody has to be told."""
         self._spool.close()
 
+    def has(self, client: str) -> bool:
+        """Whether a client is in this process."""
+        return client in self._workers
+
     def compute(self, client: str, exchange: Exchange, payload: Tensors) -> tuple[bytes, Payload | None]:
         """Let a client compute; returns the messages of its reply, or the one that says why it failed."""
         self._task = task = Task(exchange.id, payload, exchange.evaluate, exchange.closing.deadline_s)
         try:
             self.check_aborted()
             reply = self._workers[client].carry_out(task)
+            self.check_aborted()
             contribution = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
             return answer_message(exchange.id, reply, contribution), contribution
         except Exception as error:  # noqa: BLE001  # as over gRPC: what a user's code raises is this client's failure alone
@@ -125,17 +132,19 @@ class InProcessExchange:
         self._chunk_bytes = chunk_bytes
         self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
         self._meter = Meter()
-        self._outcome: Outcome | None = None
+        self._outcome: Future[Outcome] = Future()
 
     def outcome(self) -> Outcome:
-        if self._outcome is None:
+        if not self._outcome.done():
             self._engine.check_aborted()
             try:
-                self._outcome = self._carry_out()
+                self._outcome.set_result(self._carry_out())
+            except Exception as error:  # noqa: BLE001  # for instance what a rule raises: the same when asked again
+                self._outcome.set_exception(error)
             finally:
                 self._collection.close()
                 self._engine.closed(self.exchange)
-        return self._outcome
+        return self._outcome.result()
 
     def _carry_out(self) -> Outcome:
         started = time.monotonic()
@@ -144,13 +153,19 @@ class InProcessExchange:
         broadcast = Payload(exchange.payload, self._chunk_bytes)
         work = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
         for client in exchange.clients:
+            if not self._engine.has(client):
+                self._collection.disconnect(client, NOW)
+                continue
             self._meter.down(len(work) + broadcast.frames_bytes)
             self._meter.payload_down(broadcast.size_bytes)
             # Put together for each client, as over the network: none can touch another's broadcast.
             self._take(client, *self._engine.compute(client, exchange, _received(broadcast)))
-        reduced, fault = _run(fold) if fold is not None else (None, "")
-        for _, judgement in self._collection.judgements():
-            self._tell(judgement)
+        while not self._collection.settled:  # clients that are not here
+            self._collection.expire(self._collection.next_expiry())
+        reduced, fault = self._reduce(fold) if fold is not None else (None, "")
+        for client, judgement in self._collection.judgements():
+            if self._engine.has(client):
+                self._tell(judgement)
         replies = self._collection.replies()
         if schema is not None:
             self._meter.payload_up(len(replies) * schema.size_bytes)
@@ -178,6 +193,20 @@ class InProcessExchange:
                     self._tell(judgement)
                     return
 
+    def _reduce(self, fold: Fold) -> tuple[Tensors | None, str]:
+        """Reduce all contributions; returns why that failed if it did."""
+        while not fold.finished:
+            step = fold.next_step()
+            assert step is not None, "every client has settled"
+            try:
+                step()
+            except NotFiniteError as error:
+                return None, str(error)
+            finally:
+                fold.step_done()
+            self._engine.check_aborted()
+        return fold.result, ""
+
     def _tell(self, judgement: Judgement) -> None:
         """Count what would be said to a client."""
         self._meter.down(len(receipt_message(self.exchange.id, judgement.verdict, judgement.reason)))
@@ -189,17 +218,3 @@ def _received(payload: Payload) -> Tensors:
     for frame in payload.frames():
         assembly.add(decode_chunk(frame))
     return assembly.tensors
-
-
-def _run(fold: Fold) -> tuple[Tensors | None, str]:
-    """Reduce all contributions; returns why that failed if it did."""
-    while not fold.finished:
-        step = fold.next_step()
-        assert step is not None, "every client has settled"
-        try:
-            step()
-        except NotFiniteError as error:
-            return None, str(error)
-        finally:
-            fold.step_done()
-    return fold.result, ""

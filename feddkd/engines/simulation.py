@@ -22,7 +22,8 @@ from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.errors import ConfigError
+from feddkd.engines.resolve import resolve
+from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
@@ -67,18 +68,19 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     """Run all rounds with simulated clients on this machine.
 
     Args:
-        out: an existing folder that holds `config.toml`; the clients' state directories go below it.
+        config: resolved here; where observers keep a record of it, give them and this function `resolve(config)`.
+        out: the clients' state directories and their configuration go below it, into `clients`.
 
     Raises:
         ConfigError: data, partition, model or algorithm are not as the configuration says.
-        RunError: too few clients were there or answered.
+        RunError: too few clients were there or answered, or a file cannot be written.
     """
+    config = resolve(config)
     algorithm = algorithms.build(config)
     config.aggregation.check_exchanges(algorithm.exchanges)
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)
-    config = _wait_for_all(config)
     counts = _class_counts(config)
     told = Observers.of(observers)
     told.tell(lambda observer: observer.partitioned(counts))
@@ -97,16 +99,6 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
     return dict(zip(client_ids(len(parts)), class_counts(parts, labels, classes).tolist(), strict=True))
 
 
-def _wait_for_all(config: Config) -> Config:
-    """Round 1 of a simulation begins when all of its clients are there, or it could not be reproduced."""
-    scheduler = config.scheduler
-    if scheduler.wait_for_clients is not None:
-        if scheduler.wait_for_clients > config.partition.clients:
-            raise ConfigError(f"scheduler.wait_for_clients = {scheduler.wait_for_clients}: partition.clients is {config.partition.clients}")
-        return config
-    return config.model_copy(update={"scheduler": scheduler.model_copy(update={"wait_for_clients": config.partition.clients})})
-
-
 @contextlib.contextmanager
 def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
@@ -118,7 +110,7 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
         return
     engine = GrpcEngine(config, run_id, model.schema, out)
     port = engine.start(LOOPBACK, 0)
-    processes = ClientProcesses(config, f"{LOOPBACK}:{port}", out / "config.toml", state, engine)
+    processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:
         yield engine
     finally:
@@ -127,8 +119,19 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
         processes.wait()
 
 
+def _write_config(config: Config, state: Path) -> Path:
+    """Write what client processes read into the folder of their state. Raises StateError."""
+    file = state / "config.toml"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        file.write_text(config.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise StateError(f"cannot write {file}: {error.strerror}") from error
+    return file
+
+
 class ClientProcesses:
-    """The processes that host the clients of a simulation; if all of them die, the run is aborted."""
+    """The processes that host the clients of a simulation; if too few of them are left, the run is aborted."""
 
     EXIT_TIMEOUT_S = 10.0
 
@@ -149,21 +152,25 @@ class ClientProcesses:
         ]
         self._engine = engine
         self._num_clients = len(clients)
+        self._quorum = config.scheduler.quorum
+        self._clients_of = {process.pid: len(clients[first::count]) for first, process in enumerate(self.processes)}
         self.stopping = False
         self._watchers = [threading.Thread(target=self._watch, args=(process,), daemon=True) for process in self.processes]
         for watcher in self._watchers:
             watcher.start()
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """A run can go on without some clients, but not begin without them, and not without any."""
+        """A run can go on without clients that it does not insist on, but not begin without them: they do not come back."""
         code = process.wait()
         if self.stopping:
             return
         logger.warning("client process %d ended with exit code %d", process.pid, code)
         if self._engine.num_joined < self._num_clients:
             self._engine.abort(f"a client process ended with exit code {code} before its clients had joined")
-        elif all(other.poll() is not None for other in self.processes):
-            self._engine.abort("all client processes have ended")
+            return
+        left = sum(self._clients_of[other.pid] for other in self.processes if other.poll() is None)
+        if left < self._quorum:
+            self._engine.abort(f"a client process ended with exit code {code}: {left} clients are left, {self._quorum} are needed")
 
     def wait(self) -> None:
         """Wait for the processes to end after the farewell; those that do not are terminated."""

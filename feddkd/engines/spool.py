@@ -102,7 +102,7 @@ class Spool:
         """Open a file that has no name any more."""
         try:
             descriptor, name = tempfile.mkstemp(prefix="feddkd-spool-", dir=self._folder)
-            os.unlink(name)
+            Path(name).unlink()
         except OSError as error:
             raise StateError(f"cannot make a temporary file for contributions in {self.where}: {error.strerror}") from error
         self._close = weakref.finalize(self, os.close, descriptor)

@@ -63,7 +63,7 @@ class PrometheusMetrics(Observer):
     def run_started(self, run_id: str, rounds: int) -> None:
         self._run.start(run_id, rounds)
 
-    def round_started(self, round_number: int, attempt: int, clients: int) -> None:  # noqa: ARG002
+    def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         self._run.current_round.set(round_number)
         self._run.enter("running")
 
@@ -74,14 +74,14 @@ class PrometheusMetrics(Observer):
         self._communication.add(record)
         self._learning.add(record)
 
-    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:  # noqa: ARG002
+    def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._learning.evaluated("server", evaluation)
         self._learning.raise_best(evaluation)
 
-    def round_failed(self, round_number: int, attempt: int, reason: str) -> None:  # noqa: ARG002
+    def round_failed(self, round_number: int, attempt: int, reason: str) -> None:
         self._run.rounds.labels("failed").inc()
 
-    def paused(self, reason: str) -> None:  # noqa: ARG002
+    def paused(self, reason: str) -> None:
         self._run.enter("paused")
 
     def round_done(self, record: RoundRecord) -> None:
@@ -90,10 +90,10 @@ class PrometheusMetrics(Observer):
         if record.evaluation is not None:
             self._learning.raise_best(record.evaluation)
 
-    def run_done(self, record: RunRecord) -> None:  # noqa: ARG002
+    def run_done(self, record: RunRecord) -> None:
         self._run.enter("completed")
 
-    def run_failed(self, reason: str) -> None:  # noqa: ARG002
+    def run_failed(self, reason: str) -> None:
         self._run.enter("failed")
 
 

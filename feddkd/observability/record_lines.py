@@ -46,11 +46,26 @@ def _class_accuracy(value: Any) -> Any:
     return None if isinstance(value, list) and len(value) > MOST_CLASSES else value
 
 
+def _texts(value: Any) -> Any:
+    """Stops at the first value that is no text; pydantic would list every one of a million."""
+    if isinstance(value, Mapping) and not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("every value should be a text")
+    return value
+
+
+def _counts(value: Any) -> Any:
+    if isinstance(value, Mapping) and not all(type(count) is int and count >= 0 for count in value.values()):
+        raise ValueError("every value should be a number of times")
+    return value
+
+
 Count = Annotated[int, Field(ge=0, le=10**30)]
 Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_known)]
 Seconds = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Metrics = Annotated[dict[str, float], BeforeValidator(_metrics)]
+Texts = Annotated[dict[str, str], BeforeValidator(_texts)]
+Counts = Annotated[dict[str, int], BeforeValidator(_counts)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 
 
@@ -73,6 +88,7 @@ class MeasuredLine(Line):
     wire_bytes_up: Count = 0
     seconds: Seconds
     clients_reported: Count = 0
+    clients_missing: Texts = {}
     gradient_evaluations: Count | None = None
     metrics: Metrics = {}
 
@@ -113,7 +129,9 @@ class Summary(Line):
     seed: Count | None = None
     model_sha256: Name | None = None
     run_id: Name | None = None
-    versions: dict[Name, Name] = {}
+    rounds_missed: Counts = {}
+    not_delivered: Texts = {}
+    versions: Texts = {}
     cpu_capability: Name | None = None
 
 
@@ -127,4 +145,5 @@ def problem_of(error: ValidationError) -> str:
         return f"has no {key!r}"
     if not key:
         return "is not a JSON object"
-    return f"has {key} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"has {key} = {shortened(first['input'])}: {message[0].lower()}{message[1:]}"

@@ -58,8 +58,11 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
 
 
 def settings_of(run: RunFolder) -> dict[str, Any]:
-    """Every setting of a run under its dotted key."""
-    return flatten(run.config.model_dump(mode="json"))
+    """Every setting of a run under its dotted key; a simulation's number of clients stands there once."""
+    found = flatten(run.config.model_dump(mode="json"))
+    if found.get("scheduler.clients") == found["partition.clients"]:
+        del found["scheduler.clients"]
+    return found
 
 
 def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from feddkd.errors import NotFiniteError, QuorumError
+from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
@@ -16,6 +16,9 @@ from feddkd.traffic import Traffic
 DRIFT_DIVERSITY = "drift_diversity"
 """Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
 more they cancel out. With N clients of equal weight it is N times the sum's quotient that some papers give."""
+
+MAX_DIVERSITY = 1e30
+"""A larger drift diversity says no more than that the updates cancel out, and sums of it might overflow."""
 
 MAX_MISSES = 2
 """Exchanges of a round that a client may miss before the rest of the round goes on without it."""
@@ -112,25 +115,29 @@ class RoundCohort:
         return outcome
 
     def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
-        if len(outcome.replies) >= self._min_clients:
+        replied, missing = len(outcome.replies), self._missing(outcome)
+        if replied >= self._min_clients:
             return
-        reasons = "; ".join(f"{client}: {missing.reason}" for client, missing in {**self._dropped, **outcome.missing}.items())
+        reasons = "; ".join(f"{client}: {item.reason}" for client, item in missing.items())
         raise QuorumError(
-            f"{exchange.id}: {len(outcome.replies)} of {len(self._clients)} clients answered, "
+            f"{exchange.id}: {replied} of {replied + len(missing)} clients answered, "
             f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
             connection_lost=outcome.connection_lost,
         )
 
+    def _missing(self, outcome: Outcome) -> dict[str, Missing]:
+        """Return why each client without a reply has none, those that were not asked included, in client order."""
+        return dict(sorted({**self._dropped, **outcome.missing}.items()))
+
     def _account(self, exchange: Exchange, outcome: Outcome) -> None:
         self.traffic += outcome.traffic
         self.loss = outcome.mean_loss(exchange.clients)
-        missing = dict(sorted({**self._dropped, **outcome.missing}.items()))
         self._on_exchange(
             ExchangeRecord(
                 id=exchange.id,
                 clients_selected=len(self._clients),
                 clients_reported=len(outcome.replies),
-                clients_missing={client: item.reason for client, item in missing.items()},
+                clients_missing={client: item.reason for client, item in self._missing(outcome).items()},
                 traffic=outcome.traffic,
                 seconds=outcome.seconds,
                 client_seconds=outcome.client_seconds,
@@ -163,9 +170,20 @@ class RoundCohort:
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
         metrics = outcome.mean_metrics(exchange.clients)
-        norm_squared = metrics.get(UPDATE_NORM_SQUARED)
-        if norm_squared is not None and outcome.reduced is not None:
-            mean_norm_squared = outcome.reduced.select(self._plan.model_schema.trainable).norm() ** 2
-            if mean_norm_squared > 0:
-                metrics[DRIFT_DIVERSITY] = norm_squared / mean_norm_squared
+        if UPDATE_NORM_SQUARED in metrics and outcome.reduced is not None:
+            diversity = self._drift_diversity(metrics[UPDATE_NORM_SQUARED], outcome.reduced)
+            if diversity is not None:
+                metrics[DRIFT_DIVERSITY] = diversity
         return metrics
+
+    def _drift_diversity(self, norm_squared: float, reduced: Tensors) -> float | None:
+        """Compare the norms that clients report with that of their mean; None where that says nothing.
+
+        A client may report a norm in any exchange, and any norm: nothing that it says may raise here.
+        """
+        try:
+            mean_norm_squared = reduced.select(self._plan.model_schema.trainable).norm() ** 2
+        except SchemaError:
+            return None  # an exchange of something else
+        diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
+        return diversity if diversity <= MAX_DIVERSITY else None

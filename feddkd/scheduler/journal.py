@@ -25,7 +25,7 @@ class Journal(Protocol):
 class NoJournal:
     """Remembers nothing: a crash of the server ends the run."""
 
-    def recall(self, exchange: ExchangeId) -> Outcome | None:  # noqa: ARG002
+    def recall(self, exchange: ExchangeId) -> Outcome | None:
         return None
 
     def record(self, exchange: ExchangeId, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from feddkd.aggregator.rule import Rule
 from feddkd.config import Config
-from feddkd.exchange import Closing, Exchange, ExchangeId, ExchangeKind
+from feddkd.exchange import DELIVER, Closing, Exchange, ExchangeId, ExchangeKind
 from feddkd.tensors import Schema, Tensors
 
 
@@ -40,14 +40,15 @@ class ExchangePlan:
             payload=payload,
             reply_schema=kind.reply(self.model_schema) if kind.reply else None,
             rule=self.rule,
-            closing=self._closing(len(clients)),
+            closing=self._closing(exchange.name, len(clients)),
             evaluate=evaluate,
             max_norm=self.config.aggregation.max_norm.get(exchange.name),
         )
 
-    def _closing(self, num_clients: int) -> Closing:
+    def _closing(self, name: str, num_clients: int) -> Closing:
         settings = self.config.scheduler
-        if settings.enough == "all":
+        # Enough replies make a mean, but every client is to have the final model.
+        if settings.enough == "all" or name == DELIVER:
             enough, grace_s = settings.quorum, settings.grace_after_quorum_s
         else:
             wanted = settings.enough

@@ -77,6 +77,7 @@ class Scheduler:
         self._tally = RunTally()
         self._round_tally = RoundTally()
         self._metric_names: set[str] = set()
+        self._warned_of_metrics = False
         self._known_clients: set[str] = set()
         self._large_clients: set[str] = set()
 
@@ -236,8 +237,9 @@ class Scheduler:
         for name in reply.metrics:
             if len(self._metric_names) < MAX_METRIC_NAMES:
                 self._metric_names.add(name)
-            elif name not in self._metric_names:
-                logger.warning("metric %r is left out: the clients have used %d other names", name, MAX_METRIC_NAMES)
+            elif name not in self._metric_names and not self._warned_of_metrics:
+                self._warned_of_metrics = True  # once: one client can make up names in every reply
+                logger.warning("metric %r and further names are left out: the clients have used %d others", name, MAX_METRIC_NAMES)
         known = {name: value for name, value in reply.metrics.items() if name in self._metric_names}
         return reply if len(known) == len(reply.metrics) else dataclasses.replace(reply, metrics=known)
 

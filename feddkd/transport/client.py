@@ -45,7 +45,7 @@ class Heartbeats:
 
     Attributes:
         send_after_s: seconds in which the client wrote nothing, after which it writes a heartbeat.
-        dead_after_s: seconds without any message from the server, after which the connection is dead.
+        dead_after_s: seconds without a message from the server, after which the connection is dead.
     """
 
     send_after_s: float = 10.0
@@ -66,7 +66,8 @@ class Endpoint:
             yield
         except grpc.aio.AioRpcError as error:
             raise self._error(error.code(), error.details()) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the latter for a call that has ended
+        # gRPC raises the latter for a call that has ended.
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
             raise UnreachableError(f"server {self.address}: the stream is closed ({error})") from None
 
     def _error(self, code: grpc.StatusCode, details: str | None) -> TransportError:
@@ -102,7 +103,8 @@ class ServerStream:
             RefusedError: the server ended the stream for good.
         """
         with self._server.errors():
-            while isinstance(message := await self._read(), bytes):  # anything else is gRPC's end of stream
+            # Anything but bytes is gRPC's end of stream.
+            while isinstance(message := await self._read(), bytes):
                 yield message
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise grpc.aio.AioRpcError(
@@ -113,15 +115,15 @@ class ServerStream:
                 )
 
     def send(self, messages: Iterable[bytes]) -> None:
-        """Write `messages`, each as soon as the server takes it, in place of those not yet written."""
+        """Write `messages` as the server takes them, in place of those not yet written."""
         self._outgoing = iter(messages)
         self._has_outgoing.set()
 
     async def write(self) -> None:
         """Write what `send` is given, and heartbeats in between, until the connection breaks.
 
-        One task does all the writing, so that a message is never written into the middle of another.
-        Who reads the stream learns how the connection broke.
+        One task does all the writing, so messages never mix. Who reads the stream learns how the
+        connection broke.
         """
         with contextlib.suppress(TransportError), self._server.errors():
             while True:
@@ -150,7 +152,7 @@ class ServerConnection:
     """A channel to one server."""
 
     def __init__(self, address: str, tls: ClientTls | None = None) -> None:
-        """Prepare a channel, of the running event loop, to HOST:PORT. It connects with the first call."""
+        """Prepare a channel of the running event loop; it connects with the first call."""
         self._endpoint = Endpoint(address, tls)
         if tls is None:
             self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)

@@ -128,13 +128,18 @@ def _check_number(name: str, value: float) -> None:
         raise ProtocolError(f"{name} is {value}")
 
 
+def _sendable(text: str) -> str:
+    """Escape what UTF-8 cannot carry: a file's name may hold it, and an error may name the file."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def failure_message(exchange: ExchangeId, reason: str) -> bytes:
-    failure = pb.Failure(id=id_to_message(exchange), reason=reason[:MAX_REASON_CHARACTERS])
+    failure = pb.Failure(id=id_to_message(exchange), reason=_sendable(reason)[:MAX_REASON_CHARACTERS])
     return pb.ParticipateRequest(failure=failure).SerializeToString()
 
 
 def receipt_message(exchange: ExchangeId, verdict: pb.Verdict.ValueType, reason: str = "", current: ExchangeId | None = None) -> bytes:
-    receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=reason[:MAX_REASON_CHARACTERS])
+    receipt = pb.Receipt(id=id_to_message(exchange), verdict=verdict, reason=_sendable(reason)[:MAX_REASON_CHARACTERS])
     if current is not None:
         receipt.current.CopyFrom(id_to_message(current))
     return pb.ParticipateResponse(receipt=receipt).SerializeToString()
@@ -146,7 +151,7 @@ def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
 
 
 def farewell_message(completed: bool, reason: str) -> bytes:
-    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=reason)).SerializeToString()
+    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=_sendable(reason))).SerializeToString()
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:

@@ -229,14 +229,16 @@ def check_values(elements: torch.Tensor) -> None:
     """Refuse values that no honest contribution holds.
 
     Raises:
-        SchemaError: among floating-point elements a NaN, an infinity, or values so large that their squares would
-            not fit into float32; or a bool that is neither 0 nor 1.
+        SchemaError: among floating-point elements a NaN or an infinity; a norm above LARGEST_NORM; or a bool that
+            is neither 0 nor 1.
     """
+    if len(elements) == 0:
+        return
     if elements.dtype == torch.bool:
         if elements.view(torch.uint8).max() > 1:
             raise SchemaError("a bool element is neither 0 nor 1")
         return
-    if not elements.dtype.is_floating_point or len(elements) == 0:
+    if not elements.dtype.is_floating_point:
         return
     # One pass over memory answers all: a norm is not finite if any element is not, and overflows if one is enormous.
     wide = torch.float64 if elements.dtype == torch.float64 else torch.float32

@@ -58,7 +58,7 @@ class ClientTls:
 
 
 def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
-    """Trust servers that `ca` signed; show them a certificate of our own if there is one. None: plaintext.
+    """Trust servers that `ca` signed; show them `certificate` if there is one. None: plaintext.
 
     Raises:
         ConfigError: a file cannot be read or is not what it should be, or a part is missing.

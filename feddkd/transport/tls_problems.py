@@ -23,13 +23,13 @@ _CLOSED = ("Socket closed", "Connection reset")
 
 
 def cause_of(details: str) -> str:
-    """Return what went wrong, of the text in which gRPC says where it tried to connect to and how."""
+    """Return what went wrong, out of gRPC's text about all that it tried."""
     found = _CAUSE.search(details) or _LOOKUP.search(details)
     return found["cause"] if found else details
 
 
 def certificate_problem(details: str, host: str, tls: ClientTls) -> str | None:
-    """Return why the client refused the server's certificate, as `details` of gRPC say; None if it did not."""
+    """Return why the client refused the server, as gRPC's `details` say; None if it did not."""
     if "Hostname Verification Check failed" in details:
         return f"its certificate is for another host name than {host}"
     if "WRONG_VERSION_NUMBER" in details:
@@ -47,7 +47,7 @@ def certificate_problem(details: str, host: str, tls: ClientTls) -> str | None:
 
 
 async def handshake_problem(details: str, address: str, tls: ClientTls | None) -> str | None:
-    """Return why the server hangs up on this client; None if it did not, or for a reason that may pass.
+    """Return why the server hangs up on this client; None if it does not, or if that may pass.
 
     A server that wants TLS, or another certificate, closes the connection without a word. So this
     function connects once more and looks at how far the TLS handshake gets.
@@ -88,7 +88,7 @@ def _try_handshake(address: str, tls: ClientTls | None) -> str | None:
 
 
 def _context(tls: ClientTls | None) -> ssl.SSLContext:
-    """A client that trusts every server, because it sends nothing; gRPC has checked the certificate."""
+    """A client that trusts every server, because it sends nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -32,8 +32,8 @@ from hypothesis import strategies as st
 
 from feddkd.client import backoff
 from feddkd.client.agent import Agent
-from feddkd.engines.simulation import LOOPBACK
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK
 from feddkd.errors import AddressInUseError, RefusedError, UnreachableError
 from feddkd.exchange import Reply, Task
 from feddkd.scheduler.engine import Outcome

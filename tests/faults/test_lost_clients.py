@@ -20,8 +20,8 @@ from feddkd.aggregator.weighted_mean import Reduction, WeightedMean
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.engines.simulation import initial_model
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, PausedError
 from feddkd.exchange import Reply, Task
 from feddkd.scheduler.records import RunRecord

@@ -8,8 +8,8 @@ from gated import StartClient
 from harness import RUN_ID, EngineProxy, Recorder, run_in_process, serving, small_config
 
 from feddkd import algorithms
-from feddkd.engines.simulation import initial_model
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model
 from feddkd.scheduler.engine import Engine, Exchange, Outcome
 from feddkd.scheduler.rounds import Scheduler
 

@@ -19,8 +19,8 @@ from feddkd.client.worker import Worker
 from feddkd.config import Config, FedDKDConfig
 from feddkd.config.problems import tables_by_tag
 from feddkd.data.partitions import client_ids
-from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import ClientError
 from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
 from feddkd.observability.ledger import Ledger

@@ -10,8 +10,8 @@ from gated import StartClient
 from harness import RUN_ID, Recorder, serving, small_config
 
 from feddkd import algorithms
-from feddkd.engines.simulation import initial_model
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import initial_model
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.rounds import Scheduler
 

@@ -107,7 +107,7 @@ def schedulers(draw: st.DrawFn) -> SchedulerConfig:
     cohort: Any = draw(st.just("all") | st.integers(1, number) | st.floats(1e-6, 1.0))
     asked = cohort if isinstance(cohort, int) else number
     min_clients = draw(st.integers(1, asked))
-    enough: st.SearchStrategy[Any] = st.just("all") | st.integers(min_clients, 10_000) | st.floats(1e-6, 1.0)
+    enough: st.SearchStrategy[Any] = st.sampled_from(["all", 1.0]) | st.integers(min_clients, 10_000)
     return SchedulerConfig(
         clients=clients,
         cohort=cohort,
@@ -250,7 +250,8 @@ def test_a_cohort_below_the_quorum_is_refused() -> None:
     [
         (["scheduler.clients=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer, scheduler.clients has 2"),
         (["scheduler.clients=['a']", "scheduler.wait_for_clients=2"], "wait_for_clients: 2 clients can never join"),
-        (["scheduler.clients=4", "scheduler.enough=3"], "enough: 3 answers are fewer than min_clients = 4"),
+        (["scheduler.clients=4", "scheduler.enough=3"], "enough: 3 answers are fewer than min_clients = 4; lower that as well"),
+        (["scheduler.clients=30", "scheduler.cohort=0.5", "scheduler.enough=0.3"], "enough: 5 answers are fewer than min_clients = 15"),
         (["scheduler.clients=2", "scheduler.cohort=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer"),
     ],
 )

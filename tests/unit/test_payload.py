@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from feddkd.errors import CorruptionError, ProtocolError, SchemaError
 from feddkd.tensors import DTYPES, Schema, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk
 from feddkd.transport.payload import (
+    LARGEST_NORM,
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
     MAX_TENSORS,
@@ -102,8 +104,17 @@ def test_the_digest_is_over_the_checksums_of_all_chunks(tensors: Tensors, chunk_
 
 def test_elements_travel_in_little_endian_order() -> None:
     schema = Schema([TensorSpec("i", torch.int32, (1,)), TensorSpec("h", torch.bfloat16, (1,))])
-    tensors = Tensors.copy_of(schema, {"i": torch.tensor([0x01020304], dtype=torch.int32), "h": torch.tensor([1.0], dtype=torch.bfloat16)})
-    assert [bytes(decode_chunk(frame).data) for frame in Payload(tensors, 8).frames()] == [b"\x04\x03\x02\x01", b"\x80\x3f"]
+    tensors = Tensors.copy_of(
+        schema,
+        {
+            "i": torch.tensor([0x01020304], dtype=torch.int32),
+            "h": torch.tensor([1.0], dtype=torch.bfloat16),
+        },
+    )
+    assert [bytes(decode_chunk(frame).data) for frame in Payload(tensors, 8).frames()] == [
+        b"\x04\x03\x02\x01",
+        b"\x80\x3f",
+    ]
 
 
 @given(schemas)
@@ -113,7 +124,11 @@ def test_a_schema_survives_the_wire(schema: Schema) -> None:
 
 
 def one_tensor(**changes: object) -> tensors_pb2.Schema:
-    fields: dict[str, object] = {"name": "w", "dtype": tensors_pb2.ELEMENT_TYPE_FLOAT32, "shape": [2]} | changes
+    fields: dict[str, object] = {
+        "name": "w",
+        "dtype": tensors_pb2.ELEMENT_TYPE_FLOAT32,
+        "shape": [2],
+    } | changes
     return tensors_pb2.Schema(tensors=[tensors_pb2.TensorSpec(**fields)])  # type: ignore[arg-type]
 
 
@@ -131,7 +146,10 @@ def one_tensor(**changes: object) -> tensors_pb2.Schema:
             ),
             "at most 10000",
         ),
-        (tensors_pb2.Schema(tensors=[*one_tensor().tensors, *one_tensor(shape=[3]).tensors]), "share a name"),
+        (
+            tensors_pb2.Schema(tensors=[*one_tensor().tensors, *one_tensor(shape=[3]).tensors]),
+            "share a name",
+        ),
     ],
 )
 def test_a_schema_beyond_the_limits_is_refused(message: tensors_pb2.Schema, reason: str) -> None:
@@ -166,7 +184,10 @@ def header_of(schema: Schema = SCHEMA, **changes: object) -> tensors_pb2.Payload
         (header_of(chunk_bytes=4 << 20), f"chunks of {4 << 20} bytes"),
         (header_of(digest=b""), "digest of 0 bytes"),
         (header_of(Schema(SCHEMA.specs[1:])), "'n' is missing"),
-        (header_of(Schema([*SCHEMA.specs, TensorSpec("more", torch.bool, ())])), "'more' is not expected"),
+        (
+            header_of(Schema([*SCHEMA.specs, TensorSpec("more", torch.bool, ())])),
+            "'more' is not expected",
+        ),
     ],
 )
 def test_a_header_of_anything_else_is_refused_before_memory_is_taken(
@@ -258,28 +279,209 @@ def test_a_large_payload_keeps_only_a_few_encoded_frames() -> None:
     assert next(payload.frames()) == first
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES.values() if dtype.is_floating_point])
+# An upload or a broadcast that goes on where it broke.
+
+
+@given(any_tensors, st.integers(8, 64))
+def test_frames_begin_at_any_chunk_and_nowhere_else(tensors: Tensors, chunk_bytes: int) -> None:
+    payload = Payload(tensors, chunk_bytes)
+    frames = list(payload.frames())
+    starts = [decode_chunk(frame).offset for frame in frames]
+    for index, start in enumerate(starts):
+        assert list(payload.frames(start)) == frames[index:]
+    assert list(payload.frames(payload.size_bytes)) == []
+    for offset in {*range(-1, payload.size_bytes + 2)} - {*starts, payload.size_bytes}:
+        with pytest.raises(ProtocolError, match=f"begins at byte {offset}$"):
+            payload.frames(offset)
+
+
+@pytest.mark.parametrize("offset", [-8, 8, 2**40, 2**64 - 1])
+def test_an_empty_payload_has_no_place_to_go_on_at(offset: int) -> None:
+    payload = Payload(Tensors(Schema([])), 16)
+    assert list(payload.frames(0)) == []
+    with pytest.raises(ProtocolError):
+        payload.frames(offset)
+
+
+@given(any_tensors, st.integers(8, 64), st.data())
+def test_a_transfer_that_broke_goes_on_where_it_broke(
+    tensors: Tensors,
+    chunk_bytes: int,
+    data: st.DataObject,
+) -> None:
+    payload = Payload(tensors, chunk_bytes)
+    assembly = Assembly(payload.header, tensors.schema)
+    broken_at = data.draw(st.integers(0, payload.num_frames))
+    for frame in itertools.islice(payload.frames(), broken_at):
+        assembly.add(decode_chunk(frame))
+    assert assembly.complete == (broken_at == payload.num_frames)
+    for frame in payload.frames(assembly.received_bytes):
+        assembly.add(decode_chunk(frame))
+    assert assembly.received_bytes == payload.size_bytes
+    assert assembly.complete
+    assert assembly.tensors.sha256() == tensors.sha256()
+
+
+# The content has a name.
+
+
+def named(payload: Payload, content_sha256: bytes) -> tensors_pb2.PayloadHeader:
+    header = tensors_pb2.PayloadHeader.FromString(payload.header.SerializeToString())
+    header.content_sha256 = content_sha256
+    return header
+
+
+@given(any_tensors, chunk_sizes)
+def test_the_name_of_a_content_depends_on_its_bytes_alone(
+    tensors: Tensors,
+    chunk_bytes: int,
+) -> None:
+    payload = Payload(tensors, chunk_bytes)
+    assert payload.content_sha256 == hashlib.sha256(bytes(tensors.block.tolist())).digest()
+    assert payload.content_sha256.hex() == tensors.sha256()
+    assembly = Assembly(named(payload, payload.content_sha256), tensors.schema)
+    add_all(assembly, [decode_chunk(frame) for frame in payload.frames()])
+    assert assembly.complete
+
+
+@given(any_tensors, st.integers(8, 64))
+def test_bytes_that_are_not_the_named_ones_are_refused_with_the_last_chunk(
+    tensors: Tensors,
+    chunk_bytes: int,
+) -> None:
+    payload = Payload(tensors, chunk_bytes)
+    chunks = [decode_chunk(frame) for frame in payload.frames()]
+    header = named(payload, hashlib.sha256(b"other bytes").digest())
+    if not chunks:
+        with pytest.raises(CorruptionError, match="SHA-256"):
+            Assembly(header, tensors.schema)
+        return
+    assembly = Assembly(header, tensors.schema)
+    add_all(assembly, chunks[:-1])
+    with pytest.raises(CorruptionError, match="the SHA-256 of the payload does not"):
+        assembly.add(chunks[-1])
+
+
+def test_other_bytes_with_the_same_checksums_are_refused() -> None:
+    """CRC-32C guards against accidents only: bytes with a given checksum are easily made."""
+    schema = Schema([TensorSpec("x", torch.uint8, (8,))])
+    honest = Tensors.copy_of(schema, {"x": torch.arange(8, dtype=torch.uint8)})
+    forged_bytes = same_checksum(bytes(range(8)))
+    payload = Payload(honest, 8)
+    forged = Chunk(0, crc32c(forged_bytes), memoryview(forged_bytes))
+    unnamed = Assembly(payload.header, schema)
+    unnamed.add(forged)
+    assert unnamed.complete  # the digest of the checksums does not tell
+    with pytest.raises(CorruptionError, match="SHA-256"):
+        Assembly(named(payload, payload.content_sha256), schema).add(forged)
+
+
+def same_checksum(data: bytes) -> bytes:
+    """Other bytes of the same CRC-32C: the last four make up for a change in the first four."""
+    wanted = crc32c(data)
+    changed = bytes([data[0] ^ 1]) + data[1:-4]
+    # The checksum is affine in the last four bytes: solve the 32 equations over GF(2).
+    base = crc32c(changed + bytes(4)) ^ wanted
+    tails = [(1 << bit).to_bytes(4, "little") for bit in range(32)]
+    columns = [crc32c(changed + tail) ^ base ^ wanted for tail in tails]
+    rows = [(column, 1 << bit) for bit, column in enumerate(columns)]
+    solution = 0
+    for pivot in range(32):
+        index = next((i for i, (value, _) in enumerate(rows) if value >> pivot & 1), None)
+        if index is None:
+            continue
+        value, combination = rows.pop(index)
+        rows = [(v ^ value, c ^ combination) if v >> pivot & 1 else (v, c) for v, c in rows]
+        if base >> pivot & 1:
+            base, solution = base ^ value, solution ^ combination
+    forged = changed + solution.to_bytes(4, "little")
+    assert (crc32c(forged), forged != data) == (wanted, True)
+    return forged
+
+
+@pytest.mark.parametrize("length", [1, 31, 33])
+def test_a_name_of_another_length_is_refused(length: int) -> None:
+    payload = Payload(Tensors(SCHEMA), 16)
+    with pytest.raises(SchemaError, match=f"a content hash of {length} bytes"):
+        check_header(named(payload, bytes(length)), SCHEMA)
+
+
+# Values.
+
+FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
+WIDE_FLOATS = [dtype for dtype in FLOATS if torch.finfo(dtype).max > LARGEST_NORM]
+INTEGERS = [dtype for dtype in DTYPES.values() if dtype not in (*FLOATS, torch.bool)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_refused(dtype: torch.dtype, value: float) -> None:
-    elements = torch.ones(9, dtype=dtype)
+@pytest.mark.parametrize("length", [1, 9, 100_000])
+def test_values_that_are_not_finite_are_refused(
+    dtype: torch.dtype,
+    value: float,
+    length: int,
+) -> None:
+    elements = torch.ones(length, dtype=dtype)
     check_values(elements)
-    elements[7] = value
+    elements[length * 7 // 9] = value
     with pytest.raises(SchemaError, match="NaN or infinite"):
         check_values(elements)
 
 
-def test_infinities_that_cancel_out_are_noticed_and_large_values_are_allowed() -> None:
-    with pytest.raises(SchemaError):
-        check_values(torch.tensor([float("inf"), -float("inf")]))
-    check_values(torch.full((4,), torch.finfo(torch.float64).max, dtype=torch.float64))
-    check_values(torch.full((4,), torch.finfo(torch.float32).max))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_infinities_that_cancel_out_are_noticed(dtype: torch.dtype) -> None:
+    with pytest.raises(SchemaError, match="NaN or infinite"):
+        check_values(torch.tensor([float("inf"), -float("inf")], dtype=dtype))
 
 
-def test_bools_are_0_or_1_and_integers_anything() -> None:
+@pytest.mark.parametrize("dtype", WIDE_FLOATS)
+@pytest.mark.parametrize("length", [1, 4, 100, 90_000])
+def test_elements_whose_norm_is_above_the_limit_are_refused(
+    dtype: torch.dtype,
+    length: int,
+) -> None:
+    each = LARGEST_NORM / length**0.5
+    for sign in (1, -1):
+        check_values(torch.full((length,), sign * 0.9 * each, dtype=dtype))
+        with pytest.raises(SchemaError, match=r"enormous: their norm is above 1e\+18"):
+            check_values(torch.full((length,), sign * 1.1 * each, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", WIDE_FLOATS)
+def test_the_largest_numbers_of_a_type_are_refused(dtype: torch.dtype) -> None:
+    """Their squares overflow, and yet they are finite: the reason says which it is."""
+    for sign in (1, -1):
+        with pytest.raises(SchemaError, match="enormous"):
+            check_values(torch.tensor([0.0, sign * torch.finfo(dtype).max], dtype=dtype))
+
+
+def test_the_largest_numbers_of_float16_are_ordinary() -> None:
+    check_values(torch.full((100_000,), torch.finfo(torch.float16).max, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_smallest_numbers_of_a_type_are_accepted(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    tiny = [info.tiny, -info.tiny, info.smallest_normal / 2, 0.0, -0.0]
+    check_values(torch.tensor(tiny, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_are_anything(dtype: torch.dtype) -> None:
+    info = torch.iinfo(dtype)
+    check_values(torch.tensor([info.min, 0, info.max], dtype=dtype))
+
+
+def test_bools_are_0_or_1() -> None:
     check_values(torch.tensor([True, False]))
-    check_values(torch.tensor([-128, 127], dtype=torch.int8))
-    with pytest.raises(SchemaError, match="neither 0 nor 1"):
-        check_values(torch.tensor([1, 7], dtype=torch.uint8).view(torch.bool))
+    for value in range(2, 256):
+        with pytest.raises(SchemaError, match="neither 0 nor 1"):
+            check_values(torch.tensor([1, value, 0], dtype=torch.uint8).view(torch.bool))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_no_elements_are_no_reason_to_refuse(dtype: torch.dtype) -> None:
+    check_values(torch.empty(0, dtype=dtype))
 
 
 def test_a_frame_can_be_built_again_from_what_was_decoded() -> None:

@@ -78,11 +78,11 @@ def exchange(
 
 
 def round_record(number: int, evaluation: Evaluation | None = None, seconds: float = 1.0) -> RoundRecord:
-    return RoundRecord(number, evaluation, None, Traffic(), 0, seconds, 4, 0, {})
+    return RoundRecord(number, evaluation, None, Traffic(), 0, seconds, 4, {}, 0, {})
 
 
 def run_record(other: Traffic) -> RunRecord:
-    return RunRecord(RUN_ID, 1, MODEL, None, None, Traffic(), other, 0, 1.0)
+    return RunRecord(RUN_ID, 1, MODEL, None, None, Traffic(), other, 0, 1.0, {}, {})
 
 
 @pytest.fixture

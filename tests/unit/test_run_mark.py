@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from feddkd.engines.server_state import ServerState
 from feddkd.errors import StateError
+from feddkd.scheduler.server_state import ServerState
 
 
 def test_a_run_that_did_not_finish_is_known_until_another_ends(tmp_path: Path) -> None:

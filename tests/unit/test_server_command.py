@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from feddkd.cli import server
+from feddkd.cli import serving
 from feddkd.engines.grpc import GrpcEngine
 
 
@@ -26,9 +26,9 @@ class Engine:
 
 
 def test_a_server_ends_even_where_the_exception_of_sigterm_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SECOND_CHANCE_S", 0.0)
+    monkeypatch.setattr(serving, "SECOND_CHANCE_S", 0.0)
     engine, before = Engine(), signal.getsignal(signal.SIGTERM)
-    with server.ended_by_sigterm(cast("GrpcEngine", engine)):
+    with serving.ended_by_sigterm(cast("GrpcEngine", engine)):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         assert engine.aborted.wait(60)

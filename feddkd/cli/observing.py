@@ -1,0 +1,46 @@
+"""Watches a run for the command line: the record on disk, the console, and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from feddkd.cli.output import error_console, note
+from feddkd.cli.progress import ConsoleProgress
+from feddkd.config import Config
+from feddkd.errors import FedDKDError
+from feddkd.imports import one_line
+from feddkd.observability.ledger import Ledger
+from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.scheduler.observers import Observers
+from feddkd.scheduler.records import Observer
+
+
+@contextlib.contextmanager
+def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str) -> Iterator[Observers]:
+    """The ledger in `out`, the console, and metrics if a port is given; told of any failure before it goes on."""
+    console = error_console()
+    with contextlib.ExitStack() as stack:
+        ledger = Ledger(out, config)
+        stack.callback(ledger.close)
+        found: list[Observer] = [ledger]
+        if metrics_port is not None:
+            metrics = PrometheusMetrics(config)
+            server = metrics.serve(metrics_port, metrics_host)
+            stack.callback(server.close)
+            note(console, f"metrics on http://{metrics_host}:{server.port}/metrics")
+            found.append(metrics)
+        found.append(stack.enter_context(ConsoleProgress(config, console)))
+        observers = Observers(found)
+        try:
+            yield observers
+        except BaseException as error:
+            observers.tell_failure(_reason(error))
+            raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, FedDKDError) else one_line(error)

@@ -1,0 +1,46 @@
+"""Says how a run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say
+from feddkd.cli.report import report_of_run
+from feddkd.text import printable
+
+
+def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
+    """The end of a run: its numbers, and the page with its pictures if one is wanted."""
+    if as_json:
+        say(json.dumps(summary))
+    else:
+        print_summary(summary, out)
+    if report:
+        page = report_of_run(out)
+        line = f"  {'report':<18} {page}"
+        if as_json:
+            note(error_console(), line)
+        else:
+            say(line)
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    """The numbers of a run, for a person."""
+    rows = [
+        ("bytes on the wire", f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up"),
+        ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} round{'s' if summary['rounds'] > 1 else ''}"),
+        ("model sha256", summary["model_sha256"]),
+        ("record", f"{out}/"),
+    ]
+    rounds_missed, not_delivered = summary["rounds_missed"], summary["not_delivered"]
+    if rounds_missed:
+        missed = [f"{client} in {count}" for client, count in sorted(rounds_missed.items(), key=lambda item: -item[1])]
+        rows.insert(2, ("clients missing", f"{listed(missed)} of {summary['rounds']} rounds"))
+    if not_delivered:
+        rows.append(("model not at", listed([f"{client} ({reason})" for client, reason in not_delivered.items()])))
+    if summary["final_accuracy"] is not None:
+        rows.insert(0, ("final accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})"))
+    for name, value in rows:
+        say(f"  {name:<18} {printable(value, LINE_LETTERS)}")

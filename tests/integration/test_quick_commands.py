@@ -1,0 +1,56 @@
+"""Commands that compute nothing answer at once: torch, which takes seconds to import, is not imported for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "--help": 0,
+    "--version": 0,
+    "run --help": 0,
+    "server --help": 0,
+    "client --help": 0,
+    "compare --help": 0,
+    "report --help": 0,
+    "data show --help": 0,
+    "config show --help": 0,
+    "bench transport --help": 0,
+    "runn": 2,
+    "run --roundz 3": 2,
+    "run -o roundz=3": 2,
+    "run nowhere.toml": 2,
+    "server": 2,
+    "server nowhere.toml --listen :0 --state s": 2,
+    "client --server nowhere --id a --state s": 2,
+    "compare -o roundz=3": 2,
+    "report nowhere": 1,
+    "data show -o roundz=3": 2,
+    "config check -o roundz=3": 2,
+    "config show": 0,
+    "config schema": 0,
+}
+PROGRAM = """
+import json, sys
+from feddkd.cli import main
+found = {}
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["feddkd", *command.split()]
+    try:
+        main()
+    except SystemExit as end:
+        found[command] = int(end.code or 0)
+    if "torch" in sys.modules:
+        found[command] = "imports torch"
+        break
+print(json.dumps(found))
+"""
+
+
+def test_help_and_typing_errors_do_not_import_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(list(COMMANDS))], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == COMMANDS, done.stderr

@@ -1,0 +1,98 @@
+"""What a person reads of a run on the terminal."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from feddkd.cli.output import listed
+from feddkd.cli.progress import ConsoleProgress
+from feddkd.cli.summary import print_summary
+from feddkd.config import Config
+from feddkd.exchange import ExchangeId
+from feddkd.scheduler.records import ExchangeRecord, RoundRecord
+from feddkd.traffic import Traffic
+
+EXCHANGE = ExchangeRecord(ExchangeId("run", 1, 0, "local_train", 0), 3, 2, {}, Traffic(), 1.0, 1.0, 1, None, None, {})
+ROUND = RoundRecord(1, None, None, Traffic(), 0, 1.0, 2, {}, 1, {})
+SUMMARY: dict[str, Any] = {
+    "total_wire_bytes_down": 1_000_000,
+    "total_wire_bytes_up": 0,
+    "seconds": 2.0,
+    "rounds": 10,
+    "model_sha256": "0123",
+    "final_accuracy": None,
+    "best_accuracy": None,
+    "rounds_missed": {},
+    "not_delivered": {},
+}
+
+
+@pytest.fixture
+def shown() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def progress(shown: io.StringIO) -> ConsoleProgress:
+    return ConsoleProgress(Config(), Console(file=shown, width=80))
+
+
+def test_what_a_client_says_reaches_the_terminal_escaped_and_without_markup(progress: ConsoleProgress, shown: io.StringIO) -> None:
+    progress.exchange_done(replace(EXCHANGE, clients_missing={"site-a": "\x1b[2J[red]full[/]\nroot: \u202eok"}))
+    assert shown.getvalue() == "  round 1 local_train: site-a is missing: \\x1b[2J[red]full[/]\\nroot: \\u202eok\n"
+    progress.paused("[/nothing] \x07")
+    assert shown.getvalue().splitlines()[-1] == "  paused: [/nothing] \\x07"
+
+
+def test_a_line_is_bounded(progress: ConsoleProgress, shown: io.StringIO) -> None:
+    progress.round_failed(1, 0, "x" * 10**6)
+    assert len(shown.getvalue()) == 2001
+
+
+def test_a_round_says_who_was_missing(progress: ConsoleProgress, shown: io.StringIO) -> None:
+    progress.round_done(ROUND)
+    assert shown.getvalue().count("\n") == 1
+    progress.round_done(replace(ROUND, clients_missing={"site-b": "not connected", "site-c": "disconnected"}))
+    assert shown.getvalue().splitlines()[-1] == "  round 1 went on without site-b, site-c"
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_terminal_that_is_gone_neither_stops_a_run_from_beginning_nor_from_ending() -> None:
+    entered = False
+    with ConsoleProgress(Config(), Console(file=Gone(), force_terminal=True)):
+        entered = True
+    assert entered
+
+
+def printed(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
+    print_summary(SUMMARY | changes, Path("runs/x"))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_summary_says_who_was_missing_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not any("missing" in line or "model not at" in line for line in printed(capsys))
+    lines = printed(capsys, rounds_missed={"site-b": 1, "site-c": 4}, not_delivered={"site-c": "not connected\x1b[2J"})
+    assert "  clients missing    site-c in 4, site-b in 1 of 10 rounds" in lines
+    assert "  model not at       site-c (not connected\\x1b[2J)" in lines
+
+
+def test_a_list_names_the_first_and_counts_the_rest() -> None:
+    names = [f"c{number}" for number in range(12)]
+    assert listed(names[:2]) == "c0, c1"
+    assert listed(names[:10]) == ", ".join(names[:10])
+    assert listed(names) == f"{', '.join(names[:10])} and 2 more"
