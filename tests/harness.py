@@ -240,6 +240,11 @@ class OrderSensitiveMean:
         out.copy_(total / weights)
 
 
+def reasons(outcome: Outcome) -> dict[str, str]:
+    """Why each client that did not reply did not, in client order."""
+    return {client: missing.reason for client, missing in outcome.missing.items()}
+
+
 def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
     """The weighted mean, straight from its definition."""
     schema = next(iter(contributions.values())).schema
@@ -372,6 +377,11 @@ class HandClient:
                 pass
         code: grpc.StatusCode = self._call.code()
         return code
+
+    def details(self) -> str:
+        """What the server says of the end of the stream."""
+        details: str = self._call.details()
+        return details
 
 
 def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None = None, **numbers: float) -> list[bytes]:
