@@ -57,7 +57,7 @@ class GrpcExchange:
         """
         self.exchange = exchange
         self.meter = meter
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Outcome] | None = None
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()

@@ -86,7 +86,8 @@ class InProcessEngine(Engine):
         return ClientStates(connected=len(self._workers))
 
     def abort(self, reason: str) -> None:
-        self._aborted = RunError(reason)
+        if self._aborted is None:
+            self._aborted = RunError(reason)
         if (task := self._task) is not None:
             task.cancelled.set()
 
@@ -135,8 +136,8 @@ class InProcessExchange:
         self._outcome: Future[Outcome] = Future()
 
     def outcome(self) -> Outcome:
+        self._engine.check_aborted()
         if not self._outcome.done():
-            self._engine.check_aborted()
             try:
                 self._outcome.set_result(self._carry_out())
             except Exception as error:  # noqa: BLE001  # for instance what a rule raises: the same when asked again
