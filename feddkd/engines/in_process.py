@@ -56,6 +56,7 @@ class InProcessEngine(Engine):
         self._open: dict[str, InProcessExchange] = {}
         self._task: Task | None = None
         self._aborted: RunError | None = None
+        self._finished = False
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +84,11 @@ class InProcessEngine(Engine):
         return Traffic()
 
     def states(self) -> ClientStates:
-        return ClientStates(connected=len(self._workers))
+        if self._finished:
+            return ClientStates()  # who has been let go is not lost
+        open_exchanges = dict(self._open)
+        working = sum(begun.waits_for(client) for client, begun in open_exchanges.items() if client in self._workers)
+        return ClientStates(len(self._workers) - working, working)
 
     def abort(self, reason: str) -> None:
         if self._aborted is None:
@@ -97,6 +102,7 @@ class InProcessEngine(Engine):
 
     def finish(self, completed: bool, reason: str) -> None:
         """Give back the memory and the temporary file; nobody has to be told."""
+        self._finished = True
         self._spool.close()
 
     def has(self, client: str) -> bool:
@@ -134,6 +140,10 @@ class InProcessExchange:
         self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
         self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
+
+    def waits_for(self, client: str) -> bool:
+        """Whether the client still has a reply to send. From any thread."""
+        return self._collection.waits_for(client)
 
     def outcome(self) -> Outcome:
         self._engine.check_aborted()
