@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from feddkd.config import Config
-from feddkd.engines.collection import Judgement
+from feddkd.engines.collection import Judgement, max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.spool import Spool
 from feddkd.errors import RunError
@@ -132,7 +131,8 @@ class GrpcEngine(Engine):
         if busy := [client for client in exchange.clients if client in self._of_client]:
             raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
         sessions = {client: self._server.session(client) for client in exchange.clients}
-        limits = {client: self._max_evaluated(session.num_examples) for client, session in sessions.items() if session is not None}
+        holdout = self._config.data.holdout
+        limits = {client: max_evaluated(session.num_examples, holdout) for client, session in sessions.items() if session is not None}
         begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
         self._open.add(begun)
         self._of_client.update(dict.fromkeys(exchange.clients, begun))
@@ -179,11 +179,6 @@ class GrpcEngine(Engine):
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()
-
-    def _max_evaluated(self, num_examples: int) -> int:
-        """Most examples that a client can have held out, by what it says that it trains on."""
-        holdout = self._config.data.holdout
-        return math.ceil(num_examples * max(1.0, holdout / (1 - holdout))) + 1
 
     def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
         """Send a receipt, and keep it for a client that is away and will ask."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from feddkd.client.work import KeptReply, TaskRunner, Work
-from feddkd.engines.collection import Arrival, Collection, Judgement
+from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool
 from feddkd.errors import NotFiniteError, RunError
@@ -41,6 +41,8 @@ class InProcessEngine(Engine):
         chunk_bytes: int,
         staging_bytes: int = 16 << 20,
         spool_folder: Path | None = None,
+        *,
+        holdout: float = 0.0,
     ) -> None:
         """Take in the clients.
 
@@ -49,10 +51,12 @@ class InProcessEngine(Engine):
             chunk_bytes: of tensor data in one message.
             staging_bytes: memory for contributions that wait to be reduced; more goes to a temporary file.
             spool_folder: where that file goes.
+            holdout: `data.holdout`; bounds what a client can say that it has evaluated.
         """
         self._workers = dict(sorted(workers.items()))
         self._chunk_bytes = chunk_bytes
         self._spool = Spool(staging_bytes, chunk_bytes, spool_folder)
+        self._holdout = holdout
         self._open: dict[str, InProcessExchange] = {}
         self._work: Work | None = None
         self._aborted: RunError | None = None
@@ -76,7 +80,9 @@ class InProcessEngine(Engine):
         self.check_aborted()
         if busy := [client for client in exchange.clients if client in self._open]:
             raise ValueError(f"{busy[0]} takes part in {self._open[busy[0]].exchange.id}, which is open")
-        begun = InProcessExchange(self, exchange, self._chunk_bytes, self._spool)
+        limits = {client: max_evaluated(worker.num_examples, self._holdout) for client, worker in self._workers.items()}
+        collection = Collection(exchange, self._spool, chunk_bytes=self._chunk_bytes, now=NOW, max_evaluated=limits)
+        begun = InProcessExchange(self, collection, self._chunk_bytes)
         self._open.update(dict.fromkeys(exchange.clients, begun))
         return begun
 
@@ -133,11 +139,11 @@ class InProcessEngine(Engine):
 class InProcessExchange:
     """An exchange that is carried out when its outcome is asked for."""
 
-    def __init__(self, engine: InProcessEngine, exchange: Exchange, chunk_bytes: int, spool: Spool) -> None:
-        self.exchange = exchange
+    def __init__(self, engine: InProcessEngine, collection: Collection, chunk_bytes: int) -> None:
+        self.exchange = collection.exchange
         self._engine = engine
         self._chunk_bytes = chunk_bytes
-        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
+        self._collection = collection
         self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
 
