@@ -20,6 +20,7 @@ from feddkd.engines.contribution import Contribution, Progress
 from feddkd.engines.spool import Block, Spool
 from feddkd.errors import ProtocolError
 from feddkd.exchange import Cause, Exchange, Missing, Reply
+from feddkd.text import printable
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import MAX_COUNT, MAX_REASON_CHARACTERS, Verdict, numbers_of
 from feddkd.transport.pb import federation_pb2 as pb
@@ -164,7 +165,7 @@ class Collection:
         contribution = self._waiting.get(client_id)
         if contribution is not None:
             contribution.notified = True
-            self._lose(contribution, Missing(Cause.FAILED, reason[:MAX_REASON_CHARACTERS]))
+            self._lose(contribution, Missing(Cause.FAILED, printable(reason, MAX_REASON_CHARACTERS)))
 
     def connect(self, client_id: str, now: float, *, holds_broadcast: bool) -> None:
         """Take in that a client is connected; one that does not hold the broadcast starts over."""
@@ -298,7 +299,7 @@ class Collection:
 
     def _refuse(self, contribution: Contribution, error: ProtocolError) -> Judgement:
         contribution.notified = True
-        self._lose(contribution, Missing(Cause.REFUSED, f"refused: {error}"[:MAX_REASON_CHARACTERS]))
+        self._lose(contribution, Missing(Cause.REFUSED, printable(f"refused: {error}", MAX_REASON_CHARACTERS)))
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
