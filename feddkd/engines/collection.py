@@ -102,6 +102,7 @@ class Collection:
         self._enough_since: float | None = None
         self._waiting = dict(self.contributions)
         self._in_use = False
+        self._closed = False
         self._unused: list[Block] = []
 
     # What clients do.
@@ -150,7 +151,7 @@ class Collection:
         """
         contribution = arrival.contribution
         contribution.writing -= 1
-        if contribution.progress is not Progress.ARRIVING or contribution.upload != arrival.upload:
+        if self._closed or contribution.progress is not Progress.ARRIVING or contribution.upload != arrival.upload:
             arrival.block.free()
             return None
         try:
@@ -257,7 +258,8 @@ class Collection:
         self._discard(unused)
 
     def close(self) -> None:
-        """Free all blocks: the outcome is known."""
+        """Free all blocks, those included that are being written: the exchange has ended."""
+        self._closed = True
         for item in self.contributions.values():
             self._discard(item.take_blocks())
 
@@ -272,14 +274,15 @@ class Collection:
         """Start an upload, or go on with one that was interrupted. Raises ProtocolError."""
         schema = self.exchange.reply_schema
         if answer.HasField("payload") != (schema is not None):
-            raise ProtocolError("the reply holds no tensors" if schema else "the reply holds tensors where numbers are expected")
+            wrong = "tensors where numbers are expected" if schema is None else "no tensors"
+            raise ProtocolError(f"the reply holds {wrong}")
         if schema is not None and answer.payload.chunk_bytes != self._chunk_bytes:
             raise ProtocolError(f"chunks of {answer.payload.chunk_bytes} bytes where the server's have {self._chunk_bytes}")
         numbers = numbers_of(answer, self._max_evaluated.get(contribution.client_id, MAX_COUNT))
         if contribution.has_begun:
             contribution.resume(answer.payload, now)
             return
-        contribution.begin(numbers, answer.payload if schema else None, schema, now)
+        contribution.begin(numbers, answer.payload if schema is not None else None, schema, now)
         self._note(contribution, now)
 
     def _judge_again(self, contribution: Contribution, answer: pb.Answer) -> Judgement:
