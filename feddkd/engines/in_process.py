@@ -18,7 +18,7 @@ from feddkd.client.work import KeptReply, TaskRunner, Work
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool
-from feddkd.errors import NotFiniteError, RunError
+from feddkd.errors import RunError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
@@ -213,18 +213,16 @@ class InProcessExchange:
                     return
 
     def _reduce(self, fold: Fold) -> tuple[Tensors | None, str]:
-        """Reduce all contributions; returns why that failed if it did."""
+        """Reduce all contributions; also return why they reduce to nothing of use, if they do."""
         while not fold.finished:
             step = fold.next_step()
             assert step is not None, "every client has settled"
             try:
                 step()
-            except NotFiniteError as error:
-                return None, str(error)
             finally:
                 fold.step_done()
             self._engine.check_aborted()
-        return fold.result, ""
+        return fold.result, fold.fault
 
     def _tell(self, judgement: Judgement) -> None:
         """Count what would be said to a client."""
