@@ -441,7 +441,8 @@ def run_in_process(
 ) -> RunRecord:
     """A whole federation on the reference engine."""
     workers = workers or simulated_workers(config, out / "clients")
-    with InProcessEngine(workers, config.transport.chunk_bytes, config.transport.staging_bytes) as engine:
+    transport = config.transport
+    with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
             config,
             algorithms.find(config.algorithm.name)(config),

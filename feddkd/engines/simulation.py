@@ -105,7 +105,7 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
     if name == "in-process":
         transport = config.transport
         workers = simulated_workers(config, state)
-        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out) as local:
+        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
             yield local
         return
     engine = GrpcEngine(config, run_id, model.schema, out)

@@ -128,10 +128,15 @@ def test_a_reply_that_begins_before_the_last_one_is_complete_is_refused() -> Non
     assert "before the last one was complete" in judgement.reason
 
 
-def test_an_empty_payload_is_complete_with_its_header() -> None:
-    scene = Scene({"a": 1.0}, schema=NOTHING)
-    assert Sender(scene, "a", Tensors(NOTHING)).send() == []
+@pytest.mark.parametrize("schema", [NOTHING, Schema([])], ids=["a tensor without elements", "no tensors"])
+def test_an_empty_payload_is_complete_with_its_header(schema: Schema) -> None:
+    scene = Scene({"a": 1.0, "b": 1.0}, schema=schema)
+    assert Sender(scene, "a", Tensors(schema)).send() == []
+    assert Sender(scene, "a", Tensors(schema)).header() == Judgement(Verdict.VERDICT_DUPLICATE)
+    refused = Judgement(Verdict.VERDICT_INVALID_ARGUMENT, "the reply holds no tensors")
+    assert Sender(scene, "b", None).send() == [refused]
     assert scene.collection.settled
+    assert list(scene.collection.replies()) == ["a"]
 
 
 def test_a_client_that_holds_nothing_out_cannot_claim_an_evaluation_of_millions() -> None:
@@ -276,6 +281,22 @@ def test_a_chunk_that_is_written_after_its_upload_began_again_is_dropped() -> No
     scene.collection.store(late, 0.0)
     assert scene.collection.contributions["a"].blocks == []
     assert scene.spool.used_bytes == 0
+
+
+@pytest.mark.parametrize("budget_bytes", [0, 1 << 20])
+def test_a_chunk_that_is_written_after_its_exchange_has_ended_is_dropped(budget_bytes: int) -> None:
+    scene = Scene({"a": 1.0}, budget_bytes=budget_bytes)
+    sender = Sender(scene, "a", CONTRIBUTIONS["a"])
+    sender.header()
+    assert sender.payload is not None
+    late = scene.collection.accept("a", decode_chunk(next(iter(sender.payload.frames()))))
+    assert isinstance(late, Arrival)
+    scene.collection.close()  # an error ended it
+    late.write()
+    assert scene.collection.store(late, 0.0) is None
+    assert scene.spool.used_bytes == 0
+    scene.spool.reserve(CHUNK)
+    assert scene.spool.file_bytes <= CHUNK  # its place is free again
 
 
 def test_an_exchange_closes_soon_after_enough_replies() -> None:
