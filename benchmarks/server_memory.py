@@ -54,7 +54,7 @@ class ConstantCohort:
     """Answers every exchange at once with tensors of constants."""
 
     weights, share = (1.0, 1.0), 1.0
-    loss = 0.02  # above the previous model's: the steps start over from that
+    loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model = model

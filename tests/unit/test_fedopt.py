@@ -44,6 +44,7 @@ class ThreeThenOne:
     """A cohort whose mean update of one weight is 3, and then 1."""
 
     weights, share = (1.0,), 1.0
+    loss: float | None = 0.5
 
     def __init__(self) -> None:
         self.values = iter([3.0, 1.0])

@@ -30,7 +30,7 @@ class ConstantCohort:
     """Answers with constants. The previous global model has the lower loss if steps can start over from it."""
 
     weights, share = (1.0, 1.0), 1.0
-    loss = 0.02  # above the previous model's: the steps start over from that
+    loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model, self._kinds = model, kinds

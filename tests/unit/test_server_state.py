@@ -39,6 +39,7 @@ class Answers:
     """Answers that depend on what was asked alone, as those of clients and of a journal do."""
 
     weights, share = (1.0, 2.0, 3.0), 0.4
+    loss: float | None = 0.5
 
     def __init__(self, server: Algorithm, number: int) -> None:
         self.kinds = server.exchanges(server.config)
