@@ -13,9 +13,9 @@ from feddkd.config import Config
 from feddkd.errors import RunError
 from feddkd.exchange import Cause, Evaluation, Exchange, ExchangeKind, Missing, Outcome, Reply
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
-from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
-from feddkd.scheduler.rounds import CohortLayer, Evaluator, Scheduler
+from feddkd.scheduler.rounds import CohortLayer, Evaluator, Extensions, Scheduler
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
@@ -216,8 +216,7 @@ class Setup:
             run_id=RUN_ID,
             observers=[self.recorder],
             evaluator=evaluator,
-            journal=journal,
-            layers=layers,
+            extensions=Extensions(journal=journal or NoJournal(), layers=layers),
         )
 
     def run(self) -> float:

@@ -11,7 +11,7 @@ from feddkd.cli.report import report_of_run
 from feddkd.text import printable
 
 
-def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
+def finish_with_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
     """The end of a run: its numbers, and the page with its pictures if one is wanted."""
     if as_json:
         say(json.dumps(summary))

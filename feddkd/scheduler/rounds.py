@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -41,6 +42,21 @@ LARGE_SHARE = 0.5
 """A client with more than this share of the weight decides every mean."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What stands around the rounds of a run; by default nothing.
+
+    Attributes:
+        rule: reduces contributions.
+        layers: stand around each round's cohort, the first outermost.
+        journal: remembers the outcomes of exchanges.
+    """
+
+    rule: Rule = field(default_factory=WeightedMean)
+    layers: Sequence[CohortLayer] = ()
+    journal: Journal = field(default_factory=NoJournal)
+
+
 class Scheduler:
     """Runs an algorithm on an engine."""
 
@@ -53,25 +69,19 @@ class Scheduler:
         run_id: str,
         observers: Observers | Iterable[Observer] = (),
         evaluator: Evaluator | None = None,
-        journal: Journal | None = None,
-        rule: Rule | None = None,
-        layers: Sequence[CohortLayer] = (),
+        extensions: Extensions | None = None,
     ) -> None:
-        """Prepare a run.
-
-        Args:
-            rule: reduces contributions; by default the weighted mean.
-            layers: stand around each round's cohort, the first outermost.
-        """
+        """Prepare a run; nothing happens before `run`."""
+        extensions = extensions or Extensions()
         self._config = config
         self._algorithm = algorithm
         self._engine = engine
         self._run_id = run_id
         self._observers = Observers.of(observers)
         self._evaluator = evaluator
-        self._journal = journal or NoJournal()
-        self._rule = rule or WeightedMean()
-        self._layers = layers
+        self._journal = extensions.journal
+        self._rule = extensions.rule
+        self._layers = extensions.layers
         self._finished: FinishedRound | None = None
         self._tally = RunTally()
         self._round_tally = RoundTally()
