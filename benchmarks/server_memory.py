@@ -64,8 +64,10 @@ class ConstantCohort:
         schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors.empty(schema(self._model))
-        for tensor in answer.values():
-            tensor.fill_(1e-3 if tensor.is_floating_point() else 1)
+        for name, tensor in answer.items():
+            # The lower previous_loss makes FedDKD's steps start over from the previous model.
+            number = 0.5 if name.startswith("previous_loss") else 1
+            tensor.fill_(1e-3 if tensor.ndim else number)
         return answer
 
 

@@ -27,7 +27,7 @@ WITH_BUFFERS = Schema(
 
 
 class ConstantCohort:
-    """Answers with constants. The previous global model has the lower loss if steps can start over from it."""
+    """Answers with constants, of which `previous_loss` is the lowest: steps that may start over do."""
 
     weights, share = (1.0, 1.0), 1.0
     loss: float | None = 0.02  # above the previous model's: the steps start over from that
@@ -39,8 +39,8 @@ class ConstantCohort:
         schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors(schema(self._model))
-        for tensor in answer.values():
-            tensor.fill_(0.01)
+        for name, tensor in answer.items():
+            tensor.fill_(0.005 if name.startswith("previous_loss") else 0.01)
         return answer
 
 
