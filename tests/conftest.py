@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from gated import ClientProcess, Moment
 from hypothesis import settings
+from live import Scene, errors_in, live_scene
+from watching import Clock
+
+from feddkd.engines.grpc_exchange import GrpcExchange
 
 TESTS = Path(__file__).parent
 
@@ -35,3 +39,20 @@ def start_client(tmp_path: Path) -> Iterator[Callable[..., ClientProcess]]:
     yield start
     for process in processes:
         process.close()
+
+
+@pytest.fixture
+def scene(caplog: pytest.LogCaptureFixture) -> Iterator[Scene]:
+    """A live server with an honest client; afterwards both must still be well."""
+    with live_scene() as scene:
+        yield scene
+        scene.check_alive()
+    assert errors_in(caplog) == []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that exchanges over gRPC go by."""
+    clock = Clock()
+    monkeypatch.setattr(GrpcExchange, "_now", staticmethod(lambda: clock.now))
+    return clock

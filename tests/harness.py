@@ -240,6 +240,11 @@ class OrderSensitiveMean:
         out.copy_(total / weights)
 
 
+def reasons(outcome: Outcome) -> dict[str, str]:
+    """Why each client that did not reply did not, in client order."""
+    return {client: missing.reason for client, missing in outcome.missing.items()}
+
+
 def mean_of(contributions: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
     """The weighted mean, straight from its definition."""
     schema = next(iter(contributions.values())).schema
@@ -373,6 +378,11 @@ class HandClient:
         code: grpc.StatusCode = self._call.code()
         return code
 
+    def details(self) -> str:
+        """What the server says of the end of the stream."""
+        details: str = self._call.details()
+        return details
+
 
 def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None = None, **numbers: float) -> list[bytes]:
     """An honest answer: the header, then its chunks."""
@@ -431,7 +441,8 @@ def run_in_process(
 ) -> RunRecord:
     """A whole federation on the reference engine."""
     workers = workers or simulated_workers(config, out / "clients")
-    with InProcessEngine(workers, config.transport.chunk_bytes, config.transport.staging_bytes) as engine:
+    transport = config.transport
+    with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
             config,
             algorithms.find(config.algorithm.name)(config),

@@ -73,7 +73,7 @@ def server(
         check_plaintext_allowed(host, insecure)
     run_id = new_run_id()
     algorithm = algorithms.build(resolved)
-    resolved.aggregation.check_exchanges(algorithm.exchanges)
+    resolved.aggregation.check_exchanges(algorithm.exchanges(resolved))
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:

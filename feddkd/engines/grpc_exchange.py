@@ -12,7 +12,7 @@ from itertools import chain
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool
-from feddkd.errors import NotFiniteError, ProtocolError, StateError
+from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
@@ -57,7 +57,7 @@ class GrpcExchange:
         """
         self.exchange = exchange
         self.meter = meter
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Outcome] | None = None
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
@@ -201,11 +201,9 @@ class GrpcExchange:
                 continue
             try:
                 await asyncio.get_running_loop().run_in_executor(self._executor, step)
-            except NotFiniteError as error:
-                return Reduced(None, str(error))
             finally:
                 fold.step_done()
-        return Reduced(fold.result if fold is not None else None)
+        return Reduced(fold.result, fold.fault) if fold is not None else Reduced(None)
 
     async def _wait(self) -> None:
         """Return when something has happened, or when a client has had its time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
@@ -118,7 +117,7 @@ class Scheduler:
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """One round, tried again from its beginning while it fails."""
         started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
-        state = copy.deepcopy(self._algorithm.state_dict())
+        state = self._algorithm.state_dict()
         for attempt in itertools.count():
             cohort, available = self._select(model, number, attempt)
             try:
@@ -126,7 +125,7 @@ class Scheduler:
                 evaluation = self._evaluate(number, new_model)
                 break
             except RoundError as error:
-                self._algorithm.load_state_dict(copy.deepcopy(state))
+                self._algorithm.load_state_dict(state)
                 self._round_tally.start_again()
                 self._round_failed(number, attempt, error)
             finally:
@@ -195,7 +194,8 @@ class Scheduler:
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        plan = ExchangePlan(self._config, self._algorithm.exchanges, model.schema, self._rule)
+        kinds = self._algorithm.exchanges(self._config)
+        plan = ExchangePlan(self._config, kinds, model.schema, self._rule)
         cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
         return cohort, available
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,18 +11,31 @@ from pathlib import Path
 import pytest
 import torch
 from gated import Moment, StartClient
-from harness import RUN_ID, FakeWorker, Recorder, Server, answering, exchange_of, filled, mean_of, run_in_process, serving, small_config
-from torch import Tensor
+from harness import (
+    RUN_ID,
+    FakeWorker,
+    Recorder,
+    Server,
+    answering,
+    exchange_of,
+    filled,
+    mean_of,
+    reasons,
+    run_in_process,
+    serving,
+    small_config,
+    until,
+)
+from watching import Clock, WatchedEngine, WatchedMean
 
 from feddkd import algorithms
-from feddkd.aggregator.weighted_mean import Reduction, WeightedMean
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, PausedError
-from feddkd.exchange import Reply, Task
+from feddkd.exchange import Closing, Reply, Task
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 
@@ -66,7 +78,7 @@ def test_a_client_killed_in_local_training_is_left_out_of_the_round(tmp_path: Pa
         record = result.result()
     first = run.recorder.of("local_train")
     assert (first.clients_selected, first.clients_reported) == (3, 2)
-    assert first.clients_missing == {"client-1": "disconnected"}
+    assert first.clients_missing == {"client-1": "not connected"}
     assert run.recorder.of("dkd_step").clients_selected == 2
     assert run.recorder.of("local_train", 2).clients_selected == 2
     assert [finished.clients_reported for finished in run.recorder.rounds] == [2, 2]
@@ -84,7 +96,7 @@ def test_a_client_killed_in_a_dkd_step_is_missing_from_that_step_alone_on_record
         victim.kill()
         result.result()
     assert run.recorder.of("dkd_step", step=0).clients_missing == {}
-    assert run.recorder.of("dkd_step", step=1).clients_missing == {"client-1": "disconnected"}
+    assert run.recorder.of("dkd_step", step=1).clients_missing == {"client-1": "not connected"}
     assert run.recorder.of("local_train", 2).clients_selected == 2
 
 
@@ -101,12 +113,13 @@ def test_a_client_that_comes_back_within_a_round_needs_its_teacher(state: str, t
         victim.kill()
         run.server.wait_for("client-0", "client-2")
         if state == "lost":
-            shutil.rmtree(tmp_path / "clients" / "client-1")
+            for teacher in (tmp_path / "clients" / "client-1").glob("*.safetensors"):
+                teacher.unlink()
         start_client(run.server.address, [1])
         run.server.wait_for(*NAMES)
         other.release(held)
         result.result()
-    assert run.recorder.of("dkd_step", step=0).clients_missing == {"client-1": "disconnected"}
+    assert run.recorder.of("dkd_step", step=0).clients_missing == {"client-1": "not connected"}
     for step in (1, 2):
         missing = run.recorder.of("dkd_step", step=step).clients_missing
         if state == "kept":
@@ -144,7 +157,7 @@ def test_a_run_below_its_quorum_pauses_and_gives_up_when_nobody_comes(tmp_path: 
         with pytest.raises(PausedError) as stopped:
             result.result()
     assert run.recorder.failures == [
-        (1, 0, "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: disconnected)"),
+        (1, 0, "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: not connected)"),
     ]
     assert run.recorder.pauses == ["round 1 needs 3 clients, 2 are connected"]
     assert str(stopped.value) == "round 1 needs 3 clients, 2 are connected; nobody else came within scheduler.pause_timeout_s = 0"
@@ -208,7 +221,9 @@ def test_clients_that_are_there_but_cannot_answer_end_the_run_after_the_retries(
 
 
 def test_a_stopped_client_is_left_out_at_the_deadline_and_takes_part_again_when_it_goes_on(
-    tmp_path: Path, start_client: StartClient
+    tmp_path: Path,
+    start_client: StartClient,
+    clock: Clock,
 ) -> None:
     config = small_config("algorithm.name=fedavg", "partition.name=iid", "partition.clients=3")
     (tmp_path / "config.toml").write_text(config.to_toml())
@@ -220,67 +235,62 @@ def test_a_stopped_client_is_left_out_at_the_deadline_and_takes_part_again_when_
             server.agent(client, answering(update))
         server.wait_for(*NAMES)
         os.kill(stopped.pid, signal.SIGSTOP)
-        without = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, deadline_s=3))
+        closing = Closing(600.0)
+        result = server.begin(exchange_of(NAMES, model, reply_schema=model.schema, closing=closing))
+        until(lambda: server.engine.states().working == 1)
+        clock.advance(server.engine, 600.0)
+        without = result.result()
         os.kill(stopped.pid, signal.SIGCONT)
-        again = server.engine.carry_out(exchange_of(NAMES, model, answer_schema=model.schema, round_number=2))
-    assert without.missing == {"client-1": "no answer within 3 s"}
-    assert without.mean is not None
-    assert without.mean.sha256() == mean_of(updates, dict.fromkeys(updates, 1.0)).sha256()
-    assert list(again.reports) == NAMES
+        again = exchange_of(NAMES, model, reply_schema=model.schema, round_number=2)
+        replied = server.engine.carry_out(again).replies
+    assert reasons(without) == {"client-1": "no reply within 600 s"}
+    assert without.reduced is not None
+    weights = dict.fromkeys(updates, 1.0)
+    assert without.reduced.sha256() == mean_of(updates, weights).sha256()
+    assert list(replied) == NAMES
 
 
-class Milestones:
-    """A reduction that says when it has used the first contribution, and waits for a word before it goes on."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.go_on = threading.Event()
-
-    def rule(self, dtype: torch.dtype, numel: int) -> Reduction:
-        return _Watched(dtype, numel, self)
-
-
-class _Watched(WeightedMean):
-    def __init__(self, dtype: torch.dtype, numel: int, milestones: Milestones) -> None:
-        super().__init__(dtype, numel)
-        self._milestones = milestones
-
-    def add(self, elements: Tensor, weight: float) -> None:
-        super().add(elements, weight)
-        self._milestones.begun.set()
-        self._milestones.go_on.wait(100)
-
-
-def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_others(tmp_path: Path, start_client: StartClient) -> None:
-    milestones = Milestones()
-    overrides = (
+def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_others(
+    tmp_path: Path,
+    start_client: StartClient,
+) -> None:
+    rule = WatchedMean.held()  # until then nobody can upload more than the staging memory
+    config = small_config(
         'model.name="gated:wide_mlp"',
         "algorithm.name=fedavg",
         "partition.name=iid",
         "partition.clients=3",
         "rounds=1",
-        "transport.chunk_bytes=4096",
+        "transport.chunk_bytes=16384",
         "transport.staging_bytes=1048576",
     )
-    config = small_config(*overrides)
     (tmp_path / "config.toml").write_text(config.to_toml())
     recorder = Recorder()
     model = initial_model(config)
-    with serving(engine=GrpcEngine(config, RUN_ID, model.schema, milestones.rule)) as server:
+    engine = WatchedEngine(config, RUN_ID, model.schema)
+    with serving(engine=engine) as server:
         processes = [start_client(server.address, [client]) for client in range(3)]
         server.wait_for(*NAMES)
-        scheduler = Scheduler(config, algorithms.find("fedavg")(config), server.engine, run_id=RUN_ID, observers=[recorder])
+        scheduler = Scheduler(
+            config,
+            algorithms.find("fedavg")(config),
+            engine,
+            run_id=RUN_ID,
+            observers=[recorder],
+            rule=rule,
+        )
         result = server.background(lambda: scheduler.run(model))
-        milestones.begun.wait()
+        rule.begun.wait()
         processes[1].kill()
         server.wait_for("client-0", "client-2")
-        milestones.go_on.set()
+        rule.go_on.set()
         record = result.result()
     first = recorder.of("local_train")
-    assert first.clients_missing == {"client-1": "disconnected in the middle of its answer"}
+    assert first.clients_missing == {"client-1": "not connected"}
     assert first.traffic.payload_bytes_up == 2 * model.schema.size_bytes
-    # The others had to send what was used already once more.
-    assert first.traffic.wire_bytes_up > 2 * model.schema.size_bytes + config.transport.staging_bytes
+    chunks = len(model.schema.chunks(config.transport.chunk_bytes))
+    assert (engine.chunks["client-0"], engine.chunks["client-2"]) == (chunks, chunks)
+    assert 0 < engine.chunks["client-1"] < chunks
     reference = run_without("client-1", config, tmp_path / "reference")
     assert record.model.sha256() == reference.model.sha256()
 

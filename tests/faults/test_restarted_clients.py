@@ -10,7 +10,8 @@ from harness import RUN_ID, EngineProxy, Recorder, run_in_process, serving, smal
 from feddkd import algorithms
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
-from feddkd.scheduler.engine import Engine, Exchange, Outcome
+from feddkd.exchange import Exchange, Outcome
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.rounds import Scheduler
 
 NAMES = ["client-0", "client-1", "client-2"]
