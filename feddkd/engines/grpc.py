@@ -213,7 +213,7 @@ class GrpcEngine(Engine):
 
     def meter_of(self, session: Session) -> Meter:
         begun = self._of_client.get(session.client_id)
-        return begun.meter if begun is not None else self.other
+        return begun.meter if begun is not None and begun.is_sending(session.client_id) else self.other
 
     async def received(self, session: Session, chunk: Chunk) -> None:
         begun = self._of_client.get(session.client_id)
