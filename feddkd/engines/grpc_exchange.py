@@ -102,6 +102,12 @@ class GrpcExchange:
         )
         session.send_work(outgoing)
 
+    def reconnected(self, session: Session) -> None:
+        """A client that is not waited for is back: it may not have heard that it is left out."""
+        judgement = self._collection.remind(session.client_id)
+        if judgement is not None:
+            self.tell(session, judgement)
+
     def _held_bytes(self, holding: Holding | None) -> int:
         """How much of the broadcast a client has from before its connection broke."""
         if holding is None or holding.exchange != self.exchange.id or holding.digest != self._payload.header.digest:
