@@ -113,7 +113,7 @@ class Collection:
         if contribution is None:
             return Judgement(Verdict.VERDICT_FAILED_PRECONDITION, "this client is not in the exchange's cohort")
         if contribution.missing is not None:
-            return Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, contribution.missing.reason)
+            return _left_out(contribution.missing)
         try:
             if contribution.progress is Progress.COMPLETE:
                 return self._judge_again(contribution, answer)
@@ -213,7 +213,15 @@ class Collection:
             if item.missing is None:
                 yield client, Judgement(Verdict.VERDICT_OK)
             elif not item.notified:
-                yield client, Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, item.missing.reason)
+                yield client, _left_out(item.missing)
+
+    def remind(self, client_id: str) -> Judgement | None:
+        """What a client that is not waited for is told when it is back; None if its reply is here, and may count."""
+        contribution = self.contributions[client_id]
+        if contribution.missing is None:
+            return None
+        contribution.notified = True
+        return _left_out(contribution.missing)
 
     # Time.
 
@@ -310,3 +318,7 @@ class Collection:
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))
         self.revision += 1
+
+
+def _left_out(missing: Missing) -> Judgement:
+    return Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, missing.reason)

@@ -194,6 +194,8 @@ class GrpcEngine(Engine):
         begun = self._of_client.get(session.client_id)
         if begun is not None and begun.waits_for(session.client_id):
             begun.connected(session, holding)
+        elif begun is not None and holding is not None and holding.exchange == begun.exchange.id:
+            begun.reconnected(session)
         elif holding is not None:
             self._reply_to_closed(session, holding.exchange)
 
@@ -213,7 +215,7 @@ class GrpcEngine(Engine):
 
     def meter_of(self, session: Session) -> Meter:
         begun = self._of_client.get(session.client_id)
-        return begun.meter if begun is not None else self.other
+        return begun.meter if begun is not None and begun.is_sending(session.client_id) else self.other
 
     async def received(self, session: Session, chunk: Chunk) -> None:
         begun = self._of_client.get(session.client_id)
