@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, Exchange, Outcome, Reply
@@ -125,21 +126,21 @@ class Scheduler:
         return record
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
-        """One round, tried again from its beginning while it fails."""
+        """Take the global model of one round to that of the next, and note what it cost."""
         started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
-        state = self._algorithm.state_dict()
-        for attempt in itertools.count():
-            cohort, available = self._select(model, number, attempt)
-            try:
-                new_model = self._algorithm.run_round(self._with_layers(cohort), model)
-                evaluation = self._evaluate(number, new_model)
-                break
-            except RoundError as error:
-                self._algorithm.load_state_dict(state)
-                self._round_tally.start_again()
-                self._round_failed(number, attempt, error)
-            finally:
-                traffic += cohort.traffic
+        with Snapshot(self._algorithm.state_dict()) as start:
+            for attempt in itertools.count():
+                cohort, available = self._select(model, number, attempt)
+                try:
+                    new_model = self._algorithm.run_round(self._with_layers(cohort), model)
+                    evaluation = self._evaluate(number, new_model)
+                    break
+                except RoundError as error:
+                    self._algorithm.load_state_dict(start.state())
+                    self._round_tally.start_again()
+                    self._round_failed(number, attempt, error)
+                finally:
+                    traffic += cohort.traffic
         self._tell(lambda observer: observer.round_finished(number, new_model))
         if evaluation is not None:
             self._tell(lambda observer: observer.round_evaluated(number, evaluation))
