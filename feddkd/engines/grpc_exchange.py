@@ -62,7 +62,7 @@ class GrpcExchange:
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
         self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated)
-        self._payload = Payload(exchange.payload, chunk_bytes)
+        self._payload = Payload(exchange.payload, chunk_bytes, shared=True)
         deadline_s = exchange.closing.deadline_s
         self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
         self._sending: set[str] = set()

@@ -88,7 +88,13 @@ def check_header(header: pb.PayloadHeader, expected: Schema) -> None:
 class Payload:
     """Tensors ready to be sent, to one receiver or to many."""
 
-    def __init__(self, tensors: Tensors, chunk_bytes: int) -> None:
+    def __init__(self, tensors: Tensors, chunk_bytes: int, *, shared: bool = False) -> None:
+        """Checksum the chunks.
+
+        Args:
+            shared: keep a few encoded chunks for other receivers that are about to need the same ones.
+        """
+        self._shared = shared
         self.tensors = tensors
         self.chunk_bytes = chunk_bytes
         self._data = tensors.block.numpy().data
@@ -148,6 +154,8 @@ class Payload:
         if frame is None:
             segment = self._segments[index]
             frame = encode_chunk(Chunk(segment.start, self._checksums[index], self._data[segment.start : segment.stop]))
+            if not self._shared:
+                return frame
             self._recent_frames[index] = frame
             if len(self._recent_frames) > SHARED_FRAMES:
                 del self._recent_frames[next(iter(self._recent_frames))]

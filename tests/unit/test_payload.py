@@ -261,7 +261,7 @@ def test_chunks_out_of_order_or_repeated_are_refused(tensors: Tensors, chunk_byt
 @given(st.lists(st.binary(max_size=60), max_size=6))
 def test_arbitrary_frames_never_make_a_payload(frames: list[bytes]) -> None:
     tensors = with_random_bytes(SCHEMA, 3)
-    assembly = Assembly(Payload(tensors, 16).header, SCHEMA)
+    assembly = Assembly(Payload(tensors, 16).header, SCHEMA, shared=True)
     for frame in frames:
         with pytest.raises(ProtocolError):
             assembly.add(decode_chunk(frame))
@@ -269,7 +269,7 @@ def test_arbitrary_frames_never_make_a_payload(frames: list[bytes]) -> None:
 
 
 def test_a_large_payload_keeps_only_a_few_encoded_frames() -> None:
-    payload = Payload(Tensors(Schema([TensorSpec("w", torch.float32, (100_000,))])), 1000)
+    payload = Payload(Tensors(Schema([TensorSpec("w", torch.float32, (100_000,))])), 1000, shared=True)
     first = next(payload.frames())
     frames = payload.frames()
     assert next(frames) is first  # shared by receivers at the same place
