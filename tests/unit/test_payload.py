@@ -261,7 +261,7 @@ def test_chunks_out_of_order_or_repeated_are_refused(tensors: Tensors, chunk_byt
 @given(st.lists(st.binary(max_size=60), max_size=6))
 def test_arbitrary_frames_never_make_a_payload(frames: list[bytes]) -> None:
     tensors = with_random_bytes(SCHEMA, 3)
-    assembly = Assembly(Payload(tensors, 16).header, SCHEMA, shared=True)
+    assembly = Assembly(Payload(tensors, 16).header, SCHEMA)
     for frame in frames:
         with pytest.raises(ProtocolError):
             assembly.add(decode_chunk(frame))
