@@ -110,7 +110,7 @@ def run_cell(cell: Cell, limits: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(cell: Cell, overrides: Sequence[str], seed: int) -> dict[str, Any]:
-    """One run: its accuracy, or why there is none, and the shares of contributions that were left out."""
+    """One run: its accuracy, or why there is none, and what was left out."""
     config = Config.load(overrides=[*overrides, f"seed={seed}"])
     left_out = LeftOut()
     with tempfile.TemporaryDirectory() as folder:
