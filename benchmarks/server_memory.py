@@ -2,10 +2,11 @@
 
 python benchmarks/server_memory.py [--mib 64] [--steps 4]
 
-Each row is a process of its own. It runs one round to warm up, reads its resident memory between two rounds (the
-global model and what the algorithm carries to the next round), and then the peak of a second round. The clients are
-not there: every exchange returns constants in a new block of memory. As in a run, a snapshot of the algorithm's
-state is kept in case the round has to start again. Linux only.
+Each row is a separate process. It runs one round to warm up, reads its resident memory between two
+rounds (the global model and what the algorithm carries to the next round), and then the peak of a
+second round. The clients are simulated: every exchange returns constants in a new block of memory.
+As in a run, a snapshot of the algorithm's state is kept in case the round has to start again. Linux
+only.
 """
 
 from __future__ import annotations
@@ -52,24 +53,26 @@ CASES: dict[str, list[str]] = {
 class ConstantCohort:
     """Answers every exchange at once with tensors of constants."""
 
-    share = 1.0
-    loss = 1.0
+    weights, share = (1.0, 1.0), 1.0
+    loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model = model
         self._kinds = kinds
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        schema = self._kinds[name].answer
+        schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors.empty(schema(self._model))
-        for tensor in answer.values():
-            tensor.fill_(1e-3 if tensor.is_floating_point() else 1)
+        for name, tensor in answer.items():
+            # The lower previous_loss makes FedDKD's steps start over from the previous model.
+            number = 0.5 if name.startswith("previous_loss") else 1
+            tensor.fill_(1e-3 if tensor.ndim else number)
         return answer
 
 
 def network(size_bytes: int, with_buffers: bool) -> Schema:
-    """A model of equal float32 layers; buffers stand between them, as statistics of BatchNorm do."""
+    """A model of equal float32 layers, with or without buffers between them."""
     specs = []
     for layer in range(LAYERS):
         specs.append(TensorSpec(f"{layer}.weight", torch.float32, (size_bytes // (4 * LAYERS),)))
@@ -79,7 +82,7 @@ def network(size_bytes: int, with_buffers: bool) -> Schema:
 
 
 def run_round(algorithm: Algorithm, model: Tensors) -> Tensors:
-    cohort = ConstantCohort(model.schema, algorithm.exchanges)
+    cohort = ConstantCohort(model.schema, algorithm.exchanges(algorithm.config))
     with Snapshot(algorithm.state_dict()):
         return algorithm.run_round(cohort, model)
 
@@ -100,31 +103,42 @@ def measure(mib: int, with_buffers: bool, overrides: list[str]) -> dict[str, flo
     algorithm = algorithms.build(config)
     model = run_round(algorithm, Tensors(network(mib * MIB, with_buffers)))
     rest = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     model = run_round(algorithm, model)
     peak = status("VmHWM")
-    return {"rest": (rest - empty) / model.schema.size_bytes, "peak": (peak - rest) / model.schema.size_bytes}
+    unit = model.schema.size_bytes
+    return {"rest": (rest - empty) / unit, "peak": (peak - rest) / unit}
+
+
+def run_case(arguments: list[str]) -> dict[str, float]:
+    """Measure in a new process, whose freed blocks go back to the operating system at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    row: dict[str, float] = json.loads(done.stdout)
+    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--mib", type=int, default=64, help="size of the model")
     parser.add_argument("--steps", type=int, default=4, help="DKD steps of a round")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--buffers", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
-        print(json.dumps(measure(options.mib, options.buffers, [f"dkd.steps={options.steps}", *CASES[options.case]])))
+        overrides = [f"dkd.steps={options.steps}", *CASES[options.case]]
+        print(json.dumps(measure(options.mib, options.buffers, overrides)))
         return
-    table = Table("algorithm", "buffers", "at rest", "peak above rest", title=f"models of {options.mib} MiB")
+    title = f"models of {options.mib} MiB"
+    table = Table("algorithm", "buffers", "at rest", "peak above rest", title=title)
+    sizes = ["--mib", str(options.mib), "--steps", str(options.steps)]
     for case in CASES:
-        for buffers in ([], ["--buffers"]):
-            command = [sys.executable, __file__, "--mib", str(options.mib), "--steps", str(options.steps), "--case", case]
-            # Every block comes from the operating system and goes back to it, so that the resident size is what lives.
-            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-            done = subprocess.run([*command, *buffers], env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout)
-            table.add_row(case, "yes" if buffers else "no", f"{found['rest']:.1f}", f"{found['peak']:.1f}")
+        for buffers in (False, True):
+            row = run_case([*sizes, "--case", case, *["--buffers"] * buffers])
+            numbers = f"{row['rest']:.1f}", f"{row['peak']:.1f}"
+            table.add_row(case, "yes" if buffers else "no", *numbers)
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""An algorithm of one's own in one file: FedAvg whose server takes steps with a learning rate and momentum (FedAvgM).
+"""A custom algorithm in one file: FedAvg with a learning rate and momentum at the server (FedAvgM).
 
 cd examples && feddkd run -o algorithm.name=my_algorithm:FedAvgM -o algorithm.server_lr=0.7 -o partition.name=iid -o rounds=3
 
@@ -8,12 +8,13 @@ arXiv 1909.06335.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import Field
+from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort, own_settings
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, Table
@@ -22,13 +23,13 @@ from feddkd.tensors import Tensors
 
 
 class FedAvgMSettings(Table):
-    """Its own keys in [algorithm], checked before anything runs."""
+    """The keys of [algorithm] that this algorithm adds, checked before anything runs."""
 
     server_lr: float = Field(0.5, gt=0)
 
 
-class FedAvgMClient(ClientHalf):
-    """What a site does: one method for each exchange, with the exchange's name."""
+class FedAvgMClient(ClientSide):
+    """Runs at a site: one method for each exchange, with the exchange's name."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -40,21 +41,24 @@ class FedAvgMClient(ClientHalf):
         return Reply(
             contribution=update,
             loss=training.loss,
-            gradient_evaluations=training.gradient_evaluations,  # what comparisons at equal work go by
+            gradient_evaluations=training.gradient_evaluations,  # for comparisons at equal work
             metrics={"local_steps": training.steps},
         )
 
 
 class FedAvgM(Algorithm):
-    """w <- w - lr m with m <- 0.9 m + (w - average): the clients' mean update is taken for a gradient."""
+    """w <- w - lr m with m <- 0.9 m + (w - average): the negative mean update is the gradient."""
 
-    exchanges = {"local_train": ExchangeKind()}
-    client_half = FedAvgMClient
+    client_side = FedAvgMClient
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = own_settings(config, FedAvgMSettings)
         self.server_optimizer = ServerOptimizer("momentum", settings.server_lr, keep_state=True)
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"local_train": ExchangeKind()}  # the model goes down, an update comes back
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         average = model + cohort.exchange("local_train", model)
@@ -63,8 +67,8 @@ class FedAvgM(Algorithm):
         # Buffers (BatchNorm statistics, counters) are averaged; parameters are stepped from where they were.
         return self.server_optimizer.step(average.replace(model.select(parameters)), gradient)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.server_optimizer.load_state_dict(state)

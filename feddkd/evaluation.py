@@ -1,4 +1,4 @@
-"""Run a model on examples without training it: in eval mode, batch by batch, stopped when nobody needs the result."""
+"""Run a model on examples without training it: in eval mode, batch by batch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def never_stop() -> None:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode and give every submodule its own training flag back afterwards.
+    """Put a module in eval mode and restore the training flag of every submodule afterwards.
 
-    Flag by flag, because `module.train(...)` would also wake up submodules that the user keeps frozen.
+    `module.train(...)` would set the flags of submodules that the user keeps in eval mode, too.
     """
     flags = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
@@ -38,11 +38,16 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, examples: Examples, device: torch.device, check: Check = never_stop) -> Evaluation:
+def evaluate(
+    module: nn.Module,
+    examples: Examples,
+    device: torch.device,
+    check: Check = never_stop,
+) -> Evaluation:
     """Measure accuracy and cross-entropy of a model as it stands, in eval mode.
 
     Args:
-        module: maps inputs to logits [B, C], on `device`; its training flags are as before afterwards.
+        module: maps inputs to logits [B, C], on `device`; its training flags are restored.
         examples: all of them are used.
         device: where to compute.
         check: called before every batch; what it raises ends the evaluation.
@@ -52,7 +57,8 @@ def evaluate(module: nn.Module, examples: Examples, device: torch.device, check:
     """
     correct, loss_sum = torch.zeros(len(examples), dtype=torch.bool), 0.0
     with eval_mode(module):
-        for index, inputs, labels in examples.batches(torch.arange(len(examples)), EVALUATION_BATCH_SIZE):
+        order = torch.arange(len(examples))
+        for index, inputs, labels in examples.batches(order, EVALUATION_BATCH_SIZE):
             check()
             logits = module(inputs.to(device))
             target = labels.to(device)
@@ -60,4 +66,10 @@ def evaluate(module: nn.Module, examples: Examples, device: torch.device, check:
             loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
     by_class = torch.bincount(examples.labels)
     correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
-    return Evaluation(len(examples), int(correct.sum()), loss_sum, tuple(by_class.tolist()), tuple(correct_by_class.tolist()))
+    return Evaluation(
+        examples=len(examples),
+        correct=int(correct.sum()),
+        loss_sum=loss_sum,
+        examples_by_class=tuple(by_class.tolist()),
+        correct_by_class=tuple(correct_by_class.tolist()),
+    )

@@ -1,8 +1,8 @@
-"""Named tensors in one contiguous buffer: the currency of the whole system.
+"""Keep named tensors in one contiguous block of bytes.
 
 A model, an update and a gradient are all `Tensors`: a `Schema` (names, dtypes, shapes) and one
 block of bytes that holds every element in little-endian order. The block is what travels on the
-wire, what is reduced and what is hashed, so no layer ever converts between representations.
+wire, what is reduced and what is hashed. No layer converts between representations.
 
 The schema orders tensors by dtype, the widest first, so that every tensor is aligned and the
 elements of one dtype form one `Segment`: arithmetic works on a few long vectors, whatever the
@@ -47,7 +47,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.ite
 _DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 _SERIAL_ELEMENTS = (1 << 15) - 1
-"""Torch sums at most this many elements in one thread, in an order of its own that never changes."""
+"""Torch sums up to this many elements in one thread, so always in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Schema:
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Schema:
-        """The schema of a module's parameters and persistent buffers; tied tensors appear once, under their first name."""
+        """Describe a module's parameters and persistent buffers; tied tensors appear once."""
         trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         storages = set[tuple[object, ...]]()
         specs = []
@@ -142,11 +142,11 @@ class Schema:
 
     @cached_property
     def trainable(self) -> Schema:
-        """The schema of a gradient: the floating-point tensors that take one."""
+        """The schema of a gradient: the trainable floating-point tensors."""
         return Schema(spec for spec in self.specs if spec.trainable and spec.dtype.is_floating_point)
 
     def beside(self, extras: Mapping[str, Schema]) -> Schema:
-        """These tensors under their own names, and those of each of `extras` under "extra/name"."""
+        """Return these tensors by their names, and those of each of `extras` as "extra/name"."""
         prefixed = (
             dataclasses.replace(spec, name=f"{extra}/{spec.name}", trainable=False)
             for extra, schema in extras.items()
@@ -161,11 +161,11 @@ class Schema:
             SchemaError: they differ; the message names the first tensor that does.
         """
         for name, expected in self.by_name.items():
-            found = other.by_name.get(name)
-            if found is None:
+            actual = other.by_name.get(name)
+            if actual is None:
                 raise SchemaError(f"tensor {name!r} is missing")
-            if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-                raise SchemaError(f"tensor {found} where {expected} is expected")
+            if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+                raise SchemaError(f"tensor {actual} where {expected} is expected")
         unexpected = next((name for name in other.by_name if name not in self.by_name), None)
         if unexpected is not None:
             raise SchemaError(f"tensor {unexpected!r} is not expected")
@@ -209,7 +209,7 @@ class Tensors(Mapping[str, Tensor]):
 
     @classmethod
     def empty(cls, schema: Schema) -> Self:
-        """Uninitialised tensors, for a caller that fills every byte."""
+        """Allocate uninitialised tensors for a caller that fills every byte."""
         return cls(schema, torch.empty(schema.size_bytes, dtype=torch.uint8))
 
     @classmethod
@@ -231,12 +231,12 @@ class Tensors(Mapping[str, Tensor]):
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Self:
-        """A copy of a module's parameters and persistent buffers."""
+        """Copy a module's parameters and persistent buffers."""
         return cls.copy_of(Schema.of_module(module), module.state_dict())
 
     @torch.no_grad()
     def load_into(self, module: nn.Module) -> None:
-        """Copy the tensors into a module's parameters and buffers of the same names; what lies beside them stays out."""
+        """Copy the tensors into a module's tensors of the same names; skip all others."""
         state = module.state_dict()
         for name, tensor in self.items():
             if name in state:
@@ -259,24 +259,28 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._views)
 
     def elements(self, segment: Segment) -> Tensor:
-        """The elements of one segment or chunk as a flat tensor that shares this block's memory."""
+        """Return the elements of one segment or chunk as a flat view of this block."""
         return self.block[segment.start : segment.stop].view(segment.dtype)
 
     def select(self, schema: Schema) -> Tensors:
-        """A copy of the tensors that `schema` names."""
+        """Copy the tensors that `schema` names."""
         return Tensors.copy_of(schema, self)
 
     def beside(self, **extras: Tensors) -> Tensors:
-        """A copy with more vectors beside these tensors, as `Schema.beside` lays them out."""
+        """Copy these tensors and put more vectors beside them, as `Schema.beside` lays them out."""
         joined = {f"{extra}/{name}": tensor for extra, tensors in extras.items() for name, tensor in tensors.items()}
         return Tensors.copy_of(self.schema.beside({extra: tensors.schema for extra, tensors in extras.items()}), {**self, **joined})
 
     def part(self, name: str, schema: Schema) -> Tensors:
-        """A copy of what `beside` laid beside these tensors as `name`, with the schema it had."""
+        """Copy the vector that `beside` put beside these tensors as `name`, with its own schema."""
         return Tensors.copy_of(schema, {spec: self[f"{name}/{spec}"] for spec in schema.by_name})
 
     def replace(self, other: Mapping[str, Tensor]) -> Tensors:
-        """A copy in which the tensors that `other` names come from there. Raises SchemaError if one does not fit."""
+        """Copy these tensors, with those that `other` names taken from there.
+
+        Raises:
+            SchemaError: one does not fit.
+        """
         unexpected = next((name for name in other if name not in self.schema.by_name), None)
         if unexpected is not None:
             raise SchemaError(f"tensor {unexpected!r} is not expected")
@@ -289,7 +293,7 @@ class Tensors(Mapping[str, Tensor]):
         return self._combine(other, torch.sub)
 
     def scaled(self, factor: float) -> Tensors:
-        """All elements times `factor`; every tensor must be of a floating-point dtype."""
+        """Multiply all elements by `factor`; every tensor must have a floating-point dtype."""
         out = Tensors.empty(self.schema)
         for segment in self.schema.segments:
             torch.mul(self.elements(segment), factor, out=out.elements(segment))
@@ -306,7 +310,8 @@ class Tensors(Mapping[str, Tensor]):
     def norm(self) -> float:
         """Compute the Euclidean norm over all floating-point elements, in float64.
 
-        The result is the same for every number of torch's threads; it is infinite where a sum of squares overflows.
+        The result is the same for every number of torch's threads. It is infinite where the sum of
+        squares is above 1e308, so that the square of a finite norm is finite.
         """
         pieces = (
             piece
@@ -315,9 +320,10 @@ class Tensors(Mapping[str, Tensor]):
             for piece in torch.split(self.elements(segment), _SERIAL_ELEMENTS)
         )
         try:
-            return math.sqrt(math.fsum(piece.double().square().sum().item() for piece in pieces))
+            squares = math.fsum(piece.double().square().sum().item() for piece in pieces)
         except OverflowError:  # fsum's answer to finite numbers whose sum is not
             return math.inf
+        return math.inf if squares > 1e308 else math.sqrt(squares)
 
     def is_finite(self) -> bool:
         """Whether no floating-point element is NaN or infinite."""
@@ -328,7 +334,7 @@ class Tensors(Mapping[str, Tensor]):
         )
 
     def sha256(self) -> str:
-        """Hex digest of all bytes in schema order: equal models have equal digests, bit for bit."""
+        """Hash all bytes in schema order; returns hexadecimal digits."""
         return hashlib.sha256(self.block.numpy().data).hexdigest()
 
     def __repr__(self) -> str:

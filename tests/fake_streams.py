@@ -117,6 +117,7 @@ class Connection:
         self._reads = asyncio.Event()
         self._reads.set()
         self._reads_one = False
+        self._metadata_sent = False
         self._pem = certificate
         self.written: list[bytes] = []
         self.status: tuple[grpc.StatusCode, str] | None = None
@@ -161,6 +162,7 @@ class Connection:
         return await self._messages.get()
 
     async def write(self, message: bytes) -> None:
+        assert self._metadata_sent, "gRPC cannot end a call whose first write is cut off"
         await self._reads.wait()
         self.written.append(message)
         if self._reads_one:
@@ -168,7 +170,7 @@ class Connection:
             self._reads.clear()
 
     async def send_initial_metadata(self, metadata: object) -> None:
-        pass
+        self._metadata_sent = True
 
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         assert self.status is None, "a call ends once"

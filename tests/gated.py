@@ -70,7 +70,7 @@ class GatedClient(FedDKDClient):
 
 
 class GatedFedDKD(FedDKD):
-    client_half = GatedClient
+    client_side = GatedClient
 
 
 class ClientProcess:

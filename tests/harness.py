@@ -31,9 +31,9 @@ from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import LOOPBACK, initial_model
 from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome, Reply, Task
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
-from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
-from feddkd.scheduler.rounds import CohortLayer, Scheduler
+from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import SERVICE, decode_chunk, is_chunk
@@ -284,9 +284,7 @@ def run_in_threads(
             around(server.engine),
             run_id=run_id,
             observers=observers,
-            journal=journal,
-            rule=rule,
-            layers=layers,
+            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal()),
         )
         return scheduler.run(model)
 
@@ -441,15 +439,14 @@ def run_in_process(
 ) -> RunRecord:
     """A whole federation on the reference engine."""
     workers = workers or simulated_workers(config, out / "clients")
-    with InProcessEngine(workers, config.transport.chunk_bytes, config.transport.staging_bytes) as engine:
+    transport = config.transport
+    with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
             config,
             algorithms.find(config.algorithm.name)(config),
             around(engine),
             run_id=run_id,
             observers=observers,
-            journal=journal,
-            rule=rule,
-            layers=layers,
+            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal()),
         )
         return scheduler.run(initial_model(config))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from harness import RUN_ID, Recorder
+from torch import Tensor
 
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.config import Config
 from feddkd.errors import RunError
 from feddkd.exchange import Cause, Evaluation, Exchange, ExchangeKind, Missing, Outcome, Reply
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
-from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
-from feddkd.scheduler.rounds import CohortLayer, Evaluator, Scheduler
+from feddkd.scheduler.rounds import CohortLayer, Evaluator, Extensions, Scheduler
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
@@ -31,14 +31,17 @@ def number(value: float) -> Tensors:
 class Counting(Algorithm):
     """Adds what comes back in two exchanges, and counts its rounds in its state."""
 
-    exchanges = {"first": ExchangeKind(), "second": ExchangeKind()}
-    client_half = ClientHalf
+    client_side = ClientSide
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.rounds = 0
         self.states_at_start: list[int] = []
         self.models_at_start: list[float] = []
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"first": ExchangeKind(), "second": ExchangeKind()}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         self.states_at_start.append(self.rounds)
@@ -47,11 +50,11 @@ class Counting(Algorithm):
         model = model + cohort.exchange("first", model)
         return model + cohort.exchange("second", model)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rounds": self.rounds}
+    def state_dict(self) -> Mapping[str, Tensor]:
+        return {"rounds": torch.tensor(self.rounds)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rounds = state["rounds"]
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rounds = int(state["rounds"])
 
 
 class Done:
@@ -213,8 +216,7 @@ class Setup:
             run_id=RUN_ID,
             observers=[self.recorder],
             evaluator=evaluator,
-            journal=journal,
-            layers=layers,
+            extensions=Extensions(journal=journal or NoJournal(), layers=layers),
         )
 
     def run(self) -> float:

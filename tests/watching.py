@@ -113,7 +113,7 @@ class Clock:
         self.now += seconds
 
         async def wake() -> None:
-            for begun in list(engine._open.values()):
+            for begun in list(engine._open):
                 begun._changed.set()
 
         engine._server.call(wake()).result()

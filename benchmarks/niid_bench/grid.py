@@ -162,13 +162,13 @@ class Runner:
             _say(f"finished with another {key}, which --again would replace: {', '.join(map(str, cells[:3]))}{more}")
 
     def _job(self, cell: Cell, config: Config, again: bool) -> Job:
-        """The run of a cell, which starts anew over a record of older settings."""
+        """The run of a cell, which replaces a record of older settings."""
         job = Job(config, self._results.records / cell.folder)
         try:
             is_complete(job)
         except ConfigError:
             again = True
-        return replace(job, anew=again)
+        return replace(job, overwrite=again)
 
     def _run_jobs(self, jobs: dict[Cell, Job]) -> int:
         cell_of = {job.folder: cell for cell, job in jobs.items()}

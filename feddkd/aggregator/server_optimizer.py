@@ -1,4 +1,4 @@
-"""How the server turns the mean gradient of a DKD step into the next student.
+"""Turn the mean gradient of a DKD step into the next student.
 
 Server-side optimizers in federated learning: Hsu, Qi, Brown 2019, arXiv 1909.06335 (momentum); Reddi et al.,
 Adaptive Federated Optimization, ICLR 2021, arXiv 2003.00295 (Adagrad, Adam, Yogi). FedDKD's own server
@@ -27,10 +27,11 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class ServerOptimizer:
-    """Steps the student against the mean gradient of its cohort, with the moments of one round or of the whole run.
+    """Steps a student against the mean gradient of its cohort.
 
-    The configuration's default is Adam, with the usual betas (0.9, 0.999) and eps 1e-8: its step moves no weight by much
-    more than lr, however large the gradient. docs/ablation.md has what the others do.
+    The configuration's default is Adam, with the usual betas (0.9, 0.999) and eps 1e-8: a step
+    changes no weight by much more than lr, however large the gradient. docs/ablation.md compares
+    the others.
 
     Args:
         name: sgd, momentum (0.9), nesterov (0.9), adam, yogi or adagrad.
@@ -49,7 +50,7 @@ class ServerOptimizer:
         self._build = partial(_OPTIMIZERS[name], lr=lr)
         self._keep_state = keep_state
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
-        self._state_is_shared = False  # somebody else holds the moments: copy them before a step writes into them
+        self._state_is_shared = False  # the caller may hold the moments: copy them before a step
         self._schema: Schema | None = None  # what the moments belong to
 
     def start_round(self) -> None:
@@ -58,17 +59,18 @@ class ServerOptimizer:
             self.load_state_dict({})
 
     def step(self, student: Tensors, gradient: Tensors) -> Tensors:
-        """One step against the gradient.
+        """Take one step against the gradient.
 
-        All tensors of one dtype are one long vector here, so the cost does not depend on their number.
-        float16 and bfloat16 are stepped in float32, moments included: the square of a gradient of 1e-4 is zero in float16.
+        All tensors of one dtype are one long vector here, so the cost does not depend on their
+        number. float16 and bfloat16 are stepped in float32, moments included: the square of 1e-4 is
+        zero in float16.
 
         Args:
             student: the model that the gradient was taken at; not modified.
-            gradient: the tensors to change, by name; not modified.
+            gradient: of the tensors to change; not modified.
 
         Returns:
-            A new model; tensors that `gradient` does not name are the student's.
+            A new model; tensors that `gradient` does not have are the student's.
 
         Raises:
             SchemaError: the student lacks a tensor of the gradient or has it with another dtype or shape, or
@@ -85,7 +87,7 @@ class ServerOptimizer:
         return weights if weights.schema == student.schema else student.replace(weights)
 
     def _step_vector(self, name: str, weights: Tensor, gradient: Tensor) -> Tensor:
-        """The vector `weights` after one step; `name` tells whose moments to use."""
+        """Return `weights` after one step with the moments `name`; may change `weights`."""
         dtype = torch.promote_types(weights.dtype, torch.float32)
         parameter = nn.Parameter(weights.to(dtype))
         parameter.grad = gradient.to(dtype)
@@ -98,26 +100,30 @@ class ServerOptimizer:
         return parameter.detach()
 
     def _take_over_state(self) -> None:
-        """Copy moments that `state_dict` or `load_state_dict` shares, since steps change them in place."""
+        """Copy the moments if the caller has them, too: steps change them in place."""
         if self._state_is_shared:
             for state in self._state.values():
                 for key, value in state.items():
-                    state[key] = value.clone()  # one at a time: each original can go before the next copy
+                    state[key] = value.clone()
             self._state_is_shared = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the moments that the next round continues from, as flat tensors named "dtype.moment".
+        """Return the moments to continue from, as flat tensors named "dtype.moment".
 
-        They are not copied, and later steps do not change them. There are none where each round starts without. Loaded
-        again, they let a round that failed run again with exactly the same result.
+        They are not copied, and later steps do not change them. There are none where each round
+        starts without. Loaded again, they let a round that failed run again with exactly the same
+        result.
         """
         if not self._keep_state:
             return {}
         self._state_is_shared = True
-        return {f"{name}.{key}": value for name, state in self._state.items() for key, value in state.items()}
+        moments = dict[str, Tensor]()
+        for name, state in self._state.items():
+            moments |= {f"{name}.{key}": value for key, value in state.items()}
+        return moments
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` returned with the same optimizer name; the tensors are not changed."""
+        """Continue from what `state_dict` returned; the tensors are not changed."""
         self._state = {}
         self._state_is_shared = True
         self._schema = None

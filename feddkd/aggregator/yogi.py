@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Yogi(torch.optim.Optimizer):
-    """Adam with a second moment that moves by an amount set by the gradient alone.
+    """Adam whose second moment changes by an amount that depends on the gradient alone.
 
     Step t, with gradient g:
 
@@ -27,8 +27,9 @@ class Yogi(torch.optim.Optimizer):
     rate jumps; here v falls no faster than (1 - b2) g² a step.
 
     Bias: m and v start at zero and are corrected as in Adam, so the first step is Adam's. The pseudo-code of both
-    papers leaves the correction out, and Reddi et al. start v at a small positive value; over the few steps of a
-    round whose state starts afresh, those choices, and not the gradients, would decide the step size.
+    papers leaves the correction out, and Reddi et al. start v at a small positive value. Over the
+    few steps of a round that starts without state, those choices would decide the step size, not
+    the gradients.
 
     Args:
         params: parameters or parameter groups; sparse gradients are not supported.
@@ -86,7 +87,7 @@ def _update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], lr: f
     state["step"] += 1
     step = state["step"].item()
     rate, correction = -lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
-    # A piece at a time: what is computed on the way takes no memory to speak of.
+    # A piece at a time: temporaries then take little memory.
     vectors = (tensor.view(-1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"]))
     pieces = (torch.split(vector, _PIECE_ELEMENTS) for vector in (*vectors, gradient.reshape(-1)))
     for weights, mean, second_moment, g in zip(*pieces, strict=True):

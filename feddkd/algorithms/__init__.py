@@ -1,4 +1,4 @@
-"""One file for each paper, server half and client half side by side; `build` makes the configured one.
+"""Find and build algorithms: one file for each paper holds its server side and its client side.
 
 An algorithm whose whole idea is a local loss is FedAvg with a `LocalObjective`, and any algorithm that leaves the
 local loss alone can train with it: `algorithm.local_objective`.
@@ -53,56 +53,58 @@ OBJECTIVES: dict[str, type[LocalObjective]] = {
     "fedmax": MaximumEntropy,
     "moon": ModelContrast,
 }
-"""What clients can be told to minimise, by its name in the configuration, `algorithm.local_objective`."""
+"""Local objectives by their name in the configuration, `algorithm.local_objective`."""
 
 
 def find(name: str) -> type[Algorithm]:
-    """The algorithm class of a built-in name or of an import path `package.module:Class`.
+    """Find an algorithm class by its built-in name or by an import path `package.module:Class`.
 
     Raises:
         ConfigError: there is none.
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
-    found = load_object(name, "algorithm.name")
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+    algorithm = load_object(name, "algorithm.name")
+    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
         raise ConfigError(f"algorithm.name = {name!r}: not a subclass of feddkd.algorithms.base.Algorithm")
-    return found
+    return algorithm
 
 
 def build(config: Config) -> Algorithm:
-    """The server half of the configured algorithm, once all that it names is found and all its settings are checked.
+    """Build the server side of the configured algorithm.
 
     Raises:
-        ConfigError: something is not there, or a setting is wrong; those that only clients read are checked as well.
+        ConfigError: something that it names is not there, or a setting is wrong, also one that only
+            clients read.
     """
     objective_factory(config)
     return find(config.algorithm.name)(config)
 
 
 def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
-    """Choose what sites minimise in local training: their algorithm's own objective, or the one that they are told to use.
+    """Choose what sites minimise in local training: the algorithm's or the configured objective.
 
     Returns:
-        Builds the objective of a site; raises ConfigError if the site's network cannot train with these settings.
+        Builds the objective of a site; raises ConfigError if the site's network cannot train with
+        these settings.
 
     Raises:
-        ConfigError: `algorithm.local_objective` names something that is not there, or the algorithm's own objective cannot
-            be had with these settings.
+        ConfigError: `algorithm.local_objective` names something that is not there, or the algorithm
+            has an objective that does not go with these settings.
     """
-    own = find(config.algorithm.name).local_objective
-    if own is not None:
-        if getattr(config.algorithm, "local_objective", CrossEntropyConfig()) != CrossEntropyConfig():
-            raise ConfigError(f"algorithm.local_objective: {config.algorithm.name} has an objective of its own")
-        return _builder(own, own_settings(config, own.table))
     settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
+    fixed = find(config.algorithm.name).local_objective
+    if fixed is not None:
+        if settings != CrossEntropyConfig():
+            name = config.algorithm.name
+            raise ConfigError(f"algorithm.local_objective: {name} has an objective of its own")
+        return _builder(fixed, own_settings(config, fixed.table))
     objective = OBJECTIVES.get(settings.name)
     if objective is None:
         objective = load_object(settings.name, "algorithm.local_objective.name")
         if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
-            raise ConfigError(
-                f"algorithm.local_objective.name = {settings.name!r}: not a subclass of feddkd.algorithms.site.LocalObjective"
-            )
+            key = f"algorithm.local_objective.name = {settings.name!r}"
+            raise ConfigError(f"{key}: not a subclass of feddkd.algorithms.site.LocalObjective")
     return _builder(objective, settings)
 
 

@@ -1,4 +1,4 @@
-"""What a network makes of its inputs just before it classifies them."""
+"""Read a network's features: the inputs of its last linear layer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from feddkd.evaluation import Check, eval_mode, never_stop
 
 
 class Features:
-    """The input of a module's last linear layer. Watches the module while it asks, and keeps no batch alive afterwards."""
+    """Reads the input of a module's last linear layer, by a hook during a forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Raises ConfigError if `module` has no linear layer."""
+        """Find the last linear layer. Raises ConfigError if `module` has none."""
         linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ConfigError(f"model {type(module).__name__} has no linear layer, so there are no features before its classifier")
@@ -22,15 +22,25 @@ class Features:
         self._classifier = linear[-1]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and features [B, D] of one batch."""
-        found: list[Tensor] = []
-        with self._classifier.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0].flatten(1))):
+        """Compute logits [B, C] and features [B, D] of one batch."""
+        features: list[Tensor] = []
+
+        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            features.append(arguments[0].flatten(1))
+
+        with self._classifier.register_forward_pre_hook(keep):
             logits: Tensor = self._module(inputs)
-        return logits, found[-1]
+        return logits, features[-1]
 
     @torch.no_grad()
-    def of_all(self, examples: Examples, device: torch.device, batch_size: int = 512, check: Check = never_stop) -> Tensor:
-        """Compute the features of all examples at the module's weights, in eval mode; [n, D] on the CPU.
+    def of_all(
+        self,
+        examples: Examples,
+        device: torch.device,
+        batch_size: int = 512,
+        check: Check = never_stop,
+    ) -> Tensor:
+        """Compute the features of all examples in eval mode; [n, D] on the CPU.
 
         `check` is called before every batch; what it raises ends the computation.
         """

@@ -6,16 +6,18 @@ Decentralized Data. AISTATS 2017, arXiv 1602.05629.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from feddkd.algorithms.base import Algorithm, ClientHalf, Cohort
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
+from feddkd.config import Config
 from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, Reply, Task
 from feddkd.tensors import Tensors
 
 
-class FedAvgClient(ClientHalf):
+class FedAvgClient(ClientSide):
     """w_k = SGD(w_t, D_k, E epochs); uploads w_k - w_t."""
 
     def __init__(self, site: Site) -> None:
@@ -30,20 +32,27 @@ class FedAvgClient(ClientHalf):
             contribution=contribution,
             loss=training.loss,
             gradient_evaluations=training.gradient_evaluations,
-            # Of what is averaged, so that the norm of the mean is comparable to it whatever `contribution` makes of the update.
-            metrics={UPDATE_NORM_SQUARED: contribution.select(update.schema.trainable).norm() ** 2},
+            metrics=self.metrics(contribution),
         )
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:
-        """What is uploaded after `steps` local steps: the update, or what an algorithm makes of it."""
+        """Make what is uploaded after `steps` local steps; here the update itself."""
         return update
+
+    def metrics(self, contribution: Tensors) -> dict[str, float]:
+        """Compute numbers for the record: the squared norm of what is averaged."""
+        averaged = contribution.select(self.site.model_schema.trainable)
+        return {UPDATE_NORM_SQUARED: averaged.norm() ** 2}
 
 
 class FedAvg(Algorithm):
     """w_{t+1} = w_t + sum_k p_k (w_k - w_t)."""
 
-    exchanges = {"local_train": ExchangeKind()}
-    client_half: ClassVar[type[ClientHalf]] = FedAvgClient
+    client_side: ClassVar[type[ClientSide]] = FedAvgClient
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"local_train": ExchangeKind()}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         return model + cohort.exchange("local_train", model)

@@ -6,7 +6,7 @@ arXiv 1909.06335, 2019.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -35,8 +35,8 @@ class FedAvgM(FedAvg):
         direction = mean + momentum.scaled(beta) if self._settings.nesterov else momentum
         return (model + update).replace(model.select(trainable) + direction.scaled(self._settings.server_lr))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._momentum)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._momentum = dict(state)

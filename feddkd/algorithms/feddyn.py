@@ -7,7 +7,7 @@ ICLR 2021, arXiv 2111.04263.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,35 +31,35 @@ class DynamicRegularizer(LocalObjective):
         self._alpha = settings.alpha
         self._memory = RoundMemory(site.store, "feddyn-gradient")
         self._global: Tensors | None = None
-        self._own: Tensors | None = None
+        self._linear_term: Tensors | None = None
 
     def begin(self, task: Task) -> None:
         schema = self.site.model_schema.trainable
         self._global = task.payload.select(schema)
-        self._own = self._memory.recall(task.id, schema) or Tensors(schema)
+        self._linear_term = self._memory.recall(task.id, schema) or Tensors(schema)
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """The gradient of both terms is alpha (w - w_t) - h_k."""
+        """Add the gradient of both terms, alpha (w - w_t) - h_k."""
         assert self._global is not None
-        assert self._own is not None
+        assert self._linear_term is not None
         for name, parameter in parameters.items():
             assert parameter.grad is not None
             parameter.grad.add_(parameter - self._global[name].to(parameter.device), alpha=self._alpha)
-            parameter.grad.sub_(self._own[name].to(parameter.device))
+            parameter.grad.sub_(self._linear_term[name].to(parameter.device))
 
     def end(self, task: Task, steps: int) -> None:
         assert self._global is not None
-        assert self._own is not None
+        assert self._linear_term is not None
         moved = Tensors.of_module(self.site.module).select(self._global.schema) - self._global
-        self._memory.keep(task.id, self._own - moved.scaled(self._alpha))
+        self._memory.keep(task.id, self._linear_term - moved.scaled(self._alpha))
 
 
 class FedDyn(FedAvg):
     """h <- h - alpha s sum_k p_k (w_k - w_t); w_{t+1} = sum_k p_k w_k - h / alpha, s the cohort's share of all clients.
 
     The paper's (1/N) sum over the cohort is s times the cohort's mean. Buffers follow the mean update. h lacks
-    the change of a client that learned from a round which did not count it (`RoundMemory`).
+    the change of a client whose reply did not count in its round (`RoundMemory`).
     """
 
     local_objective: ClassVar[type[LocalObjective] | None] = DynamicRegularizer
@@ -77,8 +77,8 @@ class FedDyn(FedAvg):
         average = model + update
         return average.replace(average.select(trainable) - h.scaled(1 / self._alpha))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._h)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._h = dict(state)

@@ -37,7 +37,7 @@ class MaximumEntropy(LocalObjective):
 
 
 def kl_from_uniform(activations: Tensor) -> Tensor:
-    """Mean over the batch [B, D] of KL( uniform || softmax(activations) ) = -log D - mean_d log softmax(a)_d."""
+    """Compute KL( uniform || softmax(a) ) = -log D - mean_d log softmax(a)_d, mean over [B, D]."""
     return -math.log(activations.shape[1]) - F.log_softmax(activations, dim=1).mean()
 
 

@@ -1,4 +1,4 @@
-"""FedNova: updates averaged per local step, so that clients that take more of them do not pull harder.
+"""FedNova: updates averaged per local step, so clients that take more steps do not weigh more.
 
 Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated
 Optimization. NeurIPS 2020, arXiv 2007.07481.
@@ -6,11 +6,18 @@ Optimization. NeurIPS 2020, arXiv 2007.07481.
 
 from __future__ import annotations
 
-from feddkd.algorithms.base import Algorithm, Cohort
+import math
+from collections.abc import Mapping
+
+from feddkd.algorithms.base import Algorithm, Cohort, within
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import effective_steps
+from feddkd.config import Config
 from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
 from feddkd.tensors import Tensors
+
+MOST_EXAMPLES = 1_000_000
+"""The examples of the largest client, where weights do not say how many it has."""
 
 
 class FedNovaClient(FedAvgClient):
@@ -23,14 +30,30 @@ class FedNovaClient(FedAvgClient):
 
 
 class FedNova(Algorithm):
-    """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k."""
+    """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k.
 
-    exchanges = {"local_train": ExchangeKind(reply=model_and(effective_steps=scalar))}
-    client_half = FedNovaClient
+    Clients report the lengths a_k, and the server cannot check them. Their mean is limited to what
+    the client with the most examples takes, and is at least one step. With uniform weights the
+    server does not know how many examples that is; `MOST_EXAMPLES` stands in.
+    """
+
+    client_side = FedNovaClient
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        return {"local_train": ExchangeKind(reply=model_and(effective_steps=scalar))}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         mean = cohort.exchange("local_train", model)
         trainable = model.schema.trainable
-        length = read_scalar(mean, "effective_steps")
+        reported = read_scalar(mean, "effective_steps")
+        length = within("effective_steps", reported, 1.0, self._longest(cohort))
         step = mean.select(trainable).scaled(length)
         return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
+
+    def _longest(self, cohort: Cohort) -> float:
+        """Compute the effective steps of the client with the most examples."""
+        training, known = self.config.training, self.config.scheduler.weights == "examples"
+        examples = max(cohort.weights) if known else MOST_EXAMPLES
+        steps = training.epochs * math.ceil(examples / training.batch_size)
+        return (1 + 1e-9) * effective_steps(steps, training.momentum)  # a mean may be rounded up

@@ -1,4 +1,4 @@
-"""FedNTD: local training that does not forget what the global model says of the classes that are not true.
+"""FedNTD: local training that keeps the global model's logits of the classes that are not true.
 
 Lee, Jeong, Shin, Bae, Yun: Preservation of the Global Knowledge by Not-True Distillation in Federated Learning.
 NeurIPS 2022, arXiv 2106.03097.
@@ -35,7 +35,8 @@ class NotTrueDistillation(LocalObjective):
 
     def begin(self, task: Task) -> None:
         site = self.site
-        self._global_logits = teacher_logits(site.module, site.examples, site.device, check=task.check_cancelled)
+        check = task.check_cancelled
+        self._global_logits = teacher_logits(site.module, site.examples, site.device, check=check)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.module(inputs)

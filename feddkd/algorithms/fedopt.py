@@ -7,7 +7,8 @@ arXiv 2003.00295.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class _FedOpt(FedAvg):
 
     @abstractmethod
     def second_moment(self, v: Tensor, squared_update: Tensor) -> Tensor:
-        """The new v from the old one and D², element by element."""
+        """Compute the new v from the old one and D², element by element."""
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         update = cohort.exchange("local_train", model)
@@ -51,10 +52,10 @@ class _FedOpt(FedAvg):
         self._state[name] = {"m": m, "v": v}
         return settings.server_lr * m / (v.sqrt() + settings.tau)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return {f"{moment}/{name}": value for name, state in self._state.items() for moment, value in state.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._state = {}
         for path, value in state.items():
             moment, _, name = path.partition("/")

@@ -33,7 +33,7 @@ class Proximal(LocalObjective):
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """The gradient of the proximal term is mu (w - w_t)."""
+        """Add the gradient of the proximal term, mu (w - w_t)."""
         for name, parameter in parameters.items():
             assert parameter.grad is not None
             parameter.grad.add_(parameter - self._global[name], alpha=self._mu)

@@ -1,29 +1,30 @@
-"""Local training: SGD on one client's own data, as every algorithm here begins its round.
+"""Train on one client's own data by SGD: the first exchange of every algorithm here.
 
-What it minimises is a `LocalObjective`; the plain one is the cross-entropy.
+What is minimised is a `LocalObjective`; by default it is the cross-entropy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.config import TrainingConfig
 from feddkd.data.examples import Batch
 from feddkd.errors import ClientError, ConfigError
 from feddkd.exchange import Task
 
 
 class LocalTraining(NamedTuple):
-    """What local training came to.
+    """The result of local training, besides the local model.
 
     Attributes:
         loss: mean over the examples that the last epoch trained on.
         steps: of the optimizer, at least one.
-        gradient_evaluations: examples that those steps' gradients were taken of, each as often as it was.
+        gradient_evaluations: examples in all mini-batches of all epochs.
     """
 
     loss: float
@@ -32,35 +33,28 @@ class LocalTraining(NamedTuple):
 
 
 def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTraining:
-    """Run `training.epochs` epochs of mini-batch SGD from the broadcast model, which ends up in the site's module changed.
+    """Run `training.epochs` epochs of SGD from the broadcast model, in the site's module.
 
     The order of the examples depends on the seed, the round and the client alone. The optimizer
-    starts afresh every round, as in FedAvg (McMahan et al., AISTATS 2017). A batch of one example is left
-    out where the network cannot train on it (`takes_one_example`).
+    starts without momentum in every round, as in FedAvg (McMahan et al., AISTATS 2017). A batch of
+    one example is left out if the network cannot train on it (`takes_one_example`).
 
     Raises:
         CancelledError: the server closed the exchange.
-        ClientError: there was no batch to train on, so the local model would be the broadcast one.
+        ClientError: there was no batch to train on; the local model would be the broadcast one.
     """
     task.payload.load_into(site.module)
     objective.begin(task)
-    training = site.config.training
     generator = site.generator(task.id)
     parameters = {name: parameter for name, parameter in site.module.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.SGD(
-        parameters.values(),
-        lr=training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        fused=True,  # one pass over memory
-    )
+    optimizer = _sgd(parameters.values(), site.config.training)
     site.module.train()
     epoch_loss = torch.zeros((), device=site.device)
     steps = epoch_examples = gradient_evaluations = 0
-    # Dropout and the like draw from the global generator; give it this task's stream and put it back afterwards.
-    with torch.random.fork_rng(devices=_accelerators(site)):
+    # Dropout and the like draw from the global generator: seed it for this task, restore it later.
+    with torch.random.fork_rng(devices=_accelerators(site.device)):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for _ in range(training.epochs):
+        for _ in range(site.config.training.epochs):
             epoch_loss.zero_()
             epoch_examples = 0
             order = torch.randperm(len(site.examples), generator=generator)
@@ -82,6 +76,16 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     return LocalTraining(float(epoch_loss) / epoch_examples, steps, gradient_evaluations)
 
 
+def _sgd(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        parameters,
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        fused=True,  # one pass over memory
+    )
+
+
 def check_batch_size(site: Site) -> None:
     """Check that the site's network can train on batches of `training.batch_size`.
 
@@ -91,36 +95,37 @@ def check_batch_size(site: Site) -> None:
     if site.config.training.batch_size > 1 or len(site.examples) == 0:
         return
     site.module.train()
-    with torch.random.fork_rng(devices=[]):  # reading an example may draw random numbers to augment it
+    with torch.random.fork_rng(devices=[]):  # a data set may augment the example at random
         inputs, _ = site.examples.gather(torch.tensor([0]))
     if not takes_one_example(site.module, inputs.to(site.device)):
         raise ConfigError(
-            f"training.batch_size = 1: model {site.config.model.name!r} (its BatchNorm) cannot train on one example at a time; "
-            "use at least 2"
+            f"training.batch_size = 1: model {site.config.model.name!r} (its BatchNorm) "
+            "cannot train on one example at a time; use at least 2"
         )
 
 
 def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
-    """Find out whether `module`, in train mode, accepts `inputs`, a batch of one example.
+    """Try whether `module`, in train mode, accepts `inputs`, a batch of one example.
 
-    BatchNorm1d refuses it, having a single value of each channel; BatchNorm2d accepts an image of more than one pixel.
-    Buffers and the random state are as before afterwards.
+    BatchNorm1d refuses a single value of each channel; BatchNorm2d accepts an image of more than
+    one pixel. Buffers and the random state are restored afterwards.
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+        with torch.no_grad(), torch.random.fork_rng(devices=_accelerators(inputs.device)):
             module(inputs)
     except ValueError:
         return False
     finally:
         with torch.no_grad():
             for name, buffer in module.named_buffers():
-                buffer.copy_(before[name])
+                if name in before:
+                    buffer.copy_(before[name])
     return True
 
 
 def _batches(site: Site, order: Tensor) -> Iterator[Batch]:
-    """The mini-batches of one epoch on the site's device, without one of a single example that the network refuses."""
+    """Yield the mini-batches of one epoch, without a single example that the network refuses."""
     accepts_one: bool | None = None
     for index, inputs, labels in site.examples.batches(order, site.config.training.batch_size):
         on_device = inputs.to(site.device)
@@ -132,22 +137,22 @@ def _batches(site: Site, order: Tensor) -> Iterator[Batch]:
         yield index, on_device, labels.to(site.device)
 
 
-def _accelerators(site: Site) -> list[torch.device]:
-    """Devices besides the CPU whose random state training changes."""
-    return [site.device] if site.device.type == "cuda" else []
+def _accelerators(device: torch.device) -> list[torch.device]:
+    """List the devices besides the CPU whose random state computing on `device` changes."""
+    return [device] if device.type == "cuda" else []
 
 
 def _nothing_trained(site: Site) -> str:
     if len(site.examples) == 0:
         return "no step of local training was possible: there are no examples"
-    return (
-        "no step of local training was possible: the network (its BatchNorm) cannot train on one example at a time; "
-        f"examples = {len(site.examples)}, training.batch_size = {site.config.training.batch_size}"
-    )
+    examples, batch_size = len(site.examples), site.config.training.batch_size
+    reason = "the network (its BatchNorm) cannot train on one example at a time"
+    counts = f"examples = {examples}, training.batch_size = {batch_size}"
+    return f"no step of local training was possible: {reason}; {counts}"
 
 
 def effective_steps(steps: int, momentum: float) -> float:
-    """How far so many steps of SGD with momentum go, in steps of plain SGD at the same learning rate and gradient.
+    """Convert steps of SGD with momentum into the steps of plain SGD that go equally far.
 
     sum_{s<=K} (1 - rho^s) / (1 - rho) = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho), with momentum rho and K steps
     (Wang et al., FedNova, arXiv 2007.07481, a_i for momentum SGD). It is K without momentum.

@@ -1,4 +1,4 @@
-"""What a client carries from round to round: a control variate, its last local model."""
+"""Keep what a client carries from round to round: a control variate, its last local model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ SLOTS = ("even", "odd")
 
 
 class RoundMemory:
-    """Keeps one named set of tensors in the client's state directory, so that it survives a restart.
+    """Keeps one named set of tensors in the client's state directory, where it survives a restart.
 
-    A round that too few clients answered is run again, and must then begin from what the client knew before its first
-    attempt. So the last two rounds are kept, each in a slot of its own, and an attempt overwrites only its own round's.
-    What a client has learned stays where the server does not count it: of an answer that came too late, and of an attempt
-    that failed and was repeated without this client. A sum over all clients that the server keeps then lacks that change.
+    A round that failed is run again, and must begin from the tensors before its first attempt. So
+    the last two rounds are kept, in two slots, and an attempt overwrites only the slot of its own
+    round.
+
+    The tensors of a round stay even if the server did not count the reply: it came too late, or the
+    attempt failed and was repeated without this client. A sum over all clients at the server then
+    lacks this client's change.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -23,16 +26,16 @@ class RoundMemory:
         self._name = name
 
     def recall(self, exchange: ExchangeId, schema: Schema) -> Tensors | None:
-        """What was kept in the latest round of this run before that of `exchange`; None if there is nothing.
+        """Load the tensors of this run's latest round before that of `exchange`, or None.
 
         Raises:
-            StateError: it is damaged or of another model.
+            StateError: they are damaged or of another model.
         """
         slot = self._slot_before(exchange)
         return None if slot is None else self._store.load(slot, schema, self._store.label(slot) or "")
 
     def keep(self, exchange: ExchangeId, tensors: Tensors) -> None:
-        """Keep `tensors` as this round's, safe from a crash of the process when this returns."""
+        """Store `tensors` as this round's; they survive a crash once this returns."""
         before = self._slot_before(exchange)
         slot = next(slot for slot in self._slots if slot != before)
         self._store.save(slot, tensors, label=f"{exchange.run_id}/{exchange.round}")

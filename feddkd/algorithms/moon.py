@@ -2,8 +2,8 @@
 
 Li, He, Song: Model-Contrastive Federated Learning. CVPR 2021, arXiv 2103.16257.
 
-The paper adds a projection head before the classifier; here the features are the inputs of the last linear layer,
-so that the network is the one that all other algorithms train.
+The paper adds a projection head before the classifier. Here the features are the inputs of the last
+linear layer, so all algorithms train the same network.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class ModelContrast(LocalObjective):
         self._previous_features: Tensor | None = None
 
     def begin(self, task: Task) -> None:
-        site = self.site
-        self._global_features = self._features.of_all(site.examples, site.device, check=task.check_cancelled)
+        site, check = self.site, task.check_cancelled
+        self._global_features = self._features.of_all(site.examples, site.device, check=check)
         previous = self._memory.recall(task.id, site.model_schema)
         self._previous_features = None
         if previous is not None:
             previous.load_into(site.module)
-            self._previous_features = self._features.of_all(site.examples, site.device, check=task.check_cancelled)
+            self._previous_features = self._features.of_all(site.examples, site.device, check=check)
             task.payload.load_into(site.module)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class ModelContrast(LocalObjective):
 
 
 def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:
-    """The contrastive loss of features [B, D] with one positive and one negative each: a mean over the batch."""
+    """Compute the mean contrastive loss of features [B, D] with a positive and a negative each."""
     similarities = torch.stack([F.cosine_similarity(features, towards), F.cosine_similarity(features, away)], dim=1)
     return -F.log_softmax(similarities / temperature, dim=1)[:, 0].mean()
 

@@ -3,14 +3,15 @@
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled Averaging for Federated Learning.
 ICML 2020, arXiv 1910.06378.
 
-With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho) plain ones (`effective_steps`), and
-(w_t - w_k) / (K lr) would overestimate the mean gradient 1 / (1 - rho) times: the variates then explode. So K' stands in for K.
+With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)
+plain ones (`effective_steps`). With K, (w_t - w_k) / (K lr) would overestimate the mean gradient
+1 / (1 - rho) times and the variates would diverge, so K' is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +34,14 @@ class ControlVariates(LocalObjective):
     def __init__(self, site: Site, settings: SCAFFOLDConfig) -> None:
         super().__init__(site, settings)
         self._memory = RoundMemory(site.store, "scaffold-control")
-        self._own: Tensors | None = None
+        self._variate: Tensors | None = None
         self._correction: Tensors | None = None
         self.change = Tensors(site.model_schema.trainable)
 
     def begin(self, task: Task) -> None:
         schema = self.site.model_schema.trainable
-        self._own = self._memory.recall(task.id, schema) or Tensors(schema)
-        self._correction = task.payload.part("control", schema) - self._own
+        self._variate = self._memory.recall(task.id, schema) or Tensors(schema)
+        self._correction = task.payload.part("control", schema) - self._variate
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -50,14 +51,15 @@ class ControlVariates(LocalObjective):
             parameter.grad.add_(self._correction[name].to(parameter.device))
 
     def end(self, task: Task, steps: int) -> None:
-        """Keep c_k+, before the answer leaves, and remember c_k+ - c_k for it."""
-        assert self._own is not None
+        """Store c_k+ before the reply is sent, and set `change` to c_k+ - c_k for the reply."""
+        assert self._variate is not None
         assert self._correction is not None
         schema, training = self.site.model_schema.trainable, self.site.config.training
         way_back = task.payload.select(schema) - Tensors.of_module(self.site.module).select(schema)
-        mean_gradient = way_back.scaled(1 / (effective_steps(steps, training.momentum) * training.lr))
-        self.change = mean_gradient - self._correction - self._own
-        self._memory.keep(task.id, self._own + self.change)
+        length = effective_steps(steps, training.momentum)
+        mean_gradient = way_back.scaled(1 / (length * training.lr))
+        self.change = mean_gradient - self._correction - self._variate
+        self._memory.keep(task.id, self._variate + self.change)
 
 
 class SCAFFOLDClient(FedAvgClient):
@@ -74,22 +76,21 @@ class SCAFFOLD(Algorithm):
 
     With the weights p_k in both sums, c stays sum_k p_k c_k over all clients, which is the gradient of the
     weighted objective; with `scheduler.weights = "uniform"` it is the paper's 1/N. The paper's |S|/N is s.
-    c lacks the change of a client that learned from a round which did not count it (`RoundMemory`).
+    c lacks the change of a client whose reply did not count in its round (`RoundMemory`).
     """
 
-    exchanges = {
-        "local_train": ExchangeKind(
-            broadcast=model_and(control=trainable_parameters),
-            reply=model_and(control=trainable_parameters),
-        )
-    }
-    client_half = SCAFFOLDClient
+    client_side = SCAFFOLDClient
     local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._server_lr = own_settings(config, SCAFFOLDConfig).server_lr
         self._control: dict[str, Tensor] = {}
+
+    @classmethod
+    def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
+        with_control = model_and(control=trainable_parameters)
+        return {"local_train": ExchangeKind(broadcast=with_control, reply=with_control)}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         trainable = model.schema.trainable
@@ -99,8 +100,8 @@ class SCAFFOLD(Algorithm):
         step = mean.select(trainable).scaled(self._server_lr)
         return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._control)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._control = dict(state)

@@ -1,4 +1,4 @@
-"""What the client side of an algorithm works with: the site's data and model, a place to keep tensors, a local objective."""
+"""Define what the client side of an algorithm works with: data, model, store, local objective."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ class Store(Protocol):
     """Keeps named tensors at a site across restarts of its process."""
 
     def save(self, name: str, tensors: Tensors, label: str) -> None:
-        """Keep `tensors` under `name`, in place of what was there; safe from a crash of the process when this returns.
+        """Store `tensors` under `name`, in place of what was there.
 
-        `label` says which round or run they belong to.
+        They survive a crash once this returns. `label` says which round or run they belong to.
         """
 
     def label(self, name: str) -> str | None:
-        """The label of what was last kept under `name`, or None if nothing was. Raises StateError if it is damaged."""
+        """Read the label of what is stored under `name`; None if nothing is.
+
+        Raises:
+            StateError: it is damaged.
+        """
 
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:
-        """What was last kept under `name`, or None if nothing was or if it bears another label.
+        """Load what is stored under `name`; None if nothing is, or if it has another label.
 
         Raises:
             StateError: it is damaged or has another schema.
@@ -39,13 +43,13 @@ class Store(Protocol):
 
 @dataclass(slots=True)
 class Site:
-    """One client's surroundings.
+    """One client's data, network and store.
 
     Attributes:
         examples: what it trains on.
         held_out: what it evaluates on; may be empty.
-        module: the network, on `device`; its weights are whatever was loaded last.
-        new_objective: builds what local training minimises, as the configuration says.
+        module: the network, on `device`, with the weights that were loaded last.
+        new_objective: builds the configured local objective.
     """
 
     client_id: str
@@ -62,7 +66,7 @@ class Site:
         return Schema.of_module(self.module)
 
     def generator(self, exchange: ExchangeId) -> torch.Generator:
-        """Randomness of this client in this exchange: the same on every engine, in any process, at any retry."""
+        """Make this client's generator for an exchange: the same on every engine, at any retry."""
         key = f"{self.config.seed}/{exchange.round}/{exchange.name}/{exchange.step}/{self.client_id}"
         digest = hashlib.sha256(key.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -71,33 +75,34 @@ class Site:
 class LocalObjective:
     """What a client minimises in local training: the cross-entropy of the true labels.
 
-    Subclasses add to the loss, or to its gradient where that is all the addition amounts to.
+    Subclasses add to the loss, or directly to its gradient.
 
     Attributes:
-        table: what its settings are read with; without meaning for an objective that the configuration names by its import path.
+        table: the class of its settings; not used for an objective that the configuration names by
+            its import path.
     """
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
 
     def __init__(self, site: Site, settings: Table) -> None:
-        """`settings` is the objective's own table in the configuration."""
+        """Build the objective of one site; `settings` is its table in the configuration."""
         self.site = site
 
     def begin(self, task: Task) -> None:
-        """Local training is about to start; the module holds the broadcast model."""
+        """Prepare for local training; the module holds the broadcast model."""
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one mini-batch at the module's weights.
+        """Compute the mean loss of one mini-batch at the module's weights.
 
         Args:
-            index: int64 [B] on the CPU, which of the site's examples these are.
+            index: int64 [B] on the CPU, positions among the site's examples.
             inputs: float32 [B, ...] on the site's device.
             labels: int64 [B] on the site's device.
         """
         return F.cross_entropy(self.site.module(inputs), labels)
 
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Change `.grad` in place, of the parameters that have one, after the loss's gradient and before the step."""
+        """Change the `.grad` of `parameters` in place, before each step; all of them have one."""
 
     def end(self, task: Task, steps: int) -> None:
-        """Local training took `steps` steps, at least one; the module holds the local model."""
+        """Finish local training of `steps` > 0 steps; the module holds the local model."""

@@ -1,4 +1,4 @@
-"""What an algorithm carried into a round, kept for the case that the round has to start again."""
+"""Keep what an algorithm carried into a round, in case the round has to start again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ _PIECE_BYTES = 1 << 20
 
 
 class Snapshot:
-    """A copy of an algorithm's state: in memory if it is small, else in a temporary file without a name.
+    """A copy of an algorithm's state: in memory if it is small, else in an unnamed temporary file.
 
-    The moments of a server optimizer are up to two models, and only a round that fails needs them again.
+    The moments of a server optimizer are up to two models, and only a failed round needs the copy.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], memory_bytes: int = 16 << 20, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        memory_bytes: int = 16 << 20,
+        folder: Path | None = None,
+    ) -> None:
         """Copy `state` as it is now.
 
         Args:
@@ -34,9 +39,10 @@ class Snapshot:
         Raises:
             StateError: the file cannot be written.
         """
-        self._schema = Schema(TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in state.items())
-        directory = None if folder is None else str(folder)
-        self._file = tempfile.SpooledTemporaryFile(memory_bytes, dir=directory)  # noqa: SIM115  # `close` closes it
+        specs = (TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in state.items())
+        self._schema = Schema(specs)
+        directory = tempfile.gettempdir() if folder is None else str(folder)
+        self._file = tempfile.SpooledTemporaryFile(memory_bytes, dir=directory)  # noqa: SIM115
         try:
             for spec in self._schema.specs:
                 flat = state[spec.name].detach().contiguous().view(-1).view(torch.uint8)
@@ -44,21 +50,27 @@ class Snapshot:
                     self._file.write(piece.numpy().data)
         except OSError as error:
             self._file.close()
-            raise StateError(f"cannot keep the algorithm's state in {folder or tempfile.gettempdir()}: {error.strerror}") from error
+            reason = f"cannot keep the algorithm's state in {directory}: {error.strerror}"
+            raise StateError(reason) from error
 
     def state(self) -> dict[str, Tensor]:
-        """Read the copy back: equal tensors, bit for bit, that nobody else holds."""
+        """Read the copy back into new tensors, equal bit for bit."""
         tensors = Tensors.empty(self._schema)
         self._file.seek(0)
         self._file.readinto(tensors.block.numpy().data)
         return dict(tensors)
 
     def close(self) -> None:
-        """Give up the copy."""
+        """Discard the copy."""
         self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

@@ -30,17 +30,17 @@ class Job:
     """One run: what runs, and the folder that holds its record.
 
     Attributes:
-        anew: whether a record that the folder holds already is deleted, whatever it is of.
+        overwrite: whether a record that the folder holds already is deleted, whatever it is of.
     """
 
     config: Config
     folder: Path
     engine: EngineName = "in-process"
-    anew: bool = False
+    overwrite: bool = False
 
     @property
     def log(self) -> Path:
-        """What the process of the run prints; beside the folder, which a run that starts anew deletes."""
+        """What the process of the run prints; beside the folder, which a run that starts over deletes."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
@@ -149,7 +149,7 @@ def _run_job(job: Job, processes: _Processes) -> FedDKDError | None:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError(f"{job.folder} is being written by another process") from None
-            if job.anew or not is_complete(job):
+            if job.overwrite or not is_complete(job):
                 log.truncate(0)
                 _start_anew(job, processes, log)
     except OSError as error:

@@ -46,7 +46,7 @@ class Row:
         return self.config.rounds
 
     @property
-    def is_read_from_another(self) -> bool:
+    def reads_another_run(self) -> bool:
         return self.source is not None
 
     def job(self, seed: int, out: Path, engine: EngineName) -> Job:
@@ -139,7 +139,7 @@ def read_run(row: Row, seed: int, out: Path, engine: EngineName) -> Run:
     if folder.summary is None or len(folder.rounds) != folder.config.rounds:
         raise StateError(f"{folder.path} holds {len(folder.rounds)} of {folder.config.rounds} rounds; delete it to run it again")
     curve = read_curve(folder).first(row.rounds, delivery_bytes(folder))
-    return Run(seed, curve, None if row.is_read_from_another else folder.summary.model_sha256)
+    return Run(seed, curve, None if row.reads_another_run else folder.summary.model_sha256)
 
 
 Runs = Mapping[str, Sequence[Run]]
@@ -148,7 +148,7 @@ Runs = Mapping[str, Sequence[Run]]
 
 def results(rows: Sequence[Row], runs: Runs, target: float) -> dict[str, Any]:
     """Everything the comparison says, ready for JSON: numbers that do not exist are None."""
-    longest = [row for row in rows if not row.is_read_from_another]
+    longest = [row for row in rows if not row.reads_another_run]
     longer = {row.source.label for row in rows if row.source is not None}
     return {
         "seeds": [run.seed for run in runs[rows[0].label]],

@@ -59,7 +59,7 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
         ConfigError: a folder below `out` holds the record of another configuration; nothing has run then.
         RunError: runs failed; the others are complete, and will not be run again.
     """
-    jobs = {job.folder: job for seed in seeds for row in rows if not row.is_read_from_another for job in [row.job(seed, out, engine)]}
+    jobs = {job.folder: job for seed in seeds for row in rows if not row.reads_another_run for job in [row.job(seed, out, engine)]}
     missing = [job for job in jobs.values() if not is_complete(job)]
     console = error_console()
     note(console, f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once")

@@ -35,8 +35,8 @@ def show(
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.partition_table import summary_of, table_of, title_of
     from feddkd.data.datasets import describe, load_train
-    from feddkd.data.heatmap import save_heatmap
     from feddkd.data.partitions import class_counts, partition
+    from feddkd.report.heatmap import save_heatmap
 
     num_classes = describe(settings.data).num_classes
     labels = load_train(settings.data, settings.seed).labels

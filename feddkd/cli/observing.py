@@ -19,7 +19,10 @@ from feddkd.scheduler.records import Observer
 
 @contextlib.contextmanager
 def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str) -> Iterator[Observers]:
-    """The ledger in `out`, the console, and metrics if a port is given; told of any failure before it goes on."""
+    """The ledger in `out`, the console, and metrics if a port is given.
+
+    They hear of any failure before it goes on.
+    """
     console = error_console()
     with contextlib.ExitStack() as stack:
         ledger = Ledger(out, config)

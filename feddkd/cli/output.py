@@ -1,4 +1,4 @@
-"""Prints for a person and for a program: results on standard output, everything else on standard error.
+"""Prints results on standard output, and everything else on standard error.
 
 A pipe that is closed, or a full disk behind a redirection, must not end a run that goes on, nor a
 command with a traceback.

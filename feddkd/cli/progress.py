@@ -98,7 +98,7 @@ class ConsoleProgress(Observer):
         algorithm = ALGORITHMS.get(self._config.algorithm.name)
         if algorithm is None:
             return None
-        return 1 + self._config.dkd.steps if issubclass(algorithm, FedDKD) else len(algorithm.exchanges)
+        return 1 + self._config.dkd.steps if issubclass(algorithm, FedDKD) else len(algorithm.exchanges(self._config))
 
     def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
         if self._bar is not None and self._task is not None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, WithReport
-from feddkd.cli.summary import say_summary
+from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config
 
 
@@ -59,7 +59,7 @@ def run(
     folder = out or default_out(resolved)
     with observe(resolved, folder, metrics_port, METRICS_HOST) as observers:
         record = run_federation(resolved, engine.value, folder, observers)
-    say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+    finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
 def default_out(config: Config) -> Path:

@@ -22,8 +22,8 @@ from feddkd.cli.options import (
     parse_address,
 )
 from feddkd.cli.output import error_console, note
-from feddkd.cli.summary import say_summary
-from feddkd.config import Config
+from feddkd.cli.summary import finish_with_summary
+from feddkd.config import Config, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,10 @@ def server(
     credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
+    _warn_of_small_rounds(resolved.scheduler)
     run_id = new_run_id()
     algorithm = algorithms.build(resolved)
-    resolved.aggregation.check_exchanges(algorithm.exchanges)
+    resolved.aggregation.check_exchanges(algorithm.exchanges(resolved))
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:
@@ -92,4 +93,15 @@ def server(
             # The farewell first: clients must not wait for a server whose disk is full.
             engine.finish(completed=False, reason="the server stopped")
             server_state.mark(run_id, "completed" if completed else "failed")
-    say_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+    finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+
+
+def _warn_of_small_rounds(scheduler: SchedulerConfig) -> None:
+    """Say that the run insists on no client, where the configuration neither names clients nor asks for that."""
+    if scheduler.num_clients is None and scheduler.min_clients is None:
+        logger.warning(
+            "round 1 begins with %d client%s, and a round goes on with a single one: "
+            "set scheduler.clients (names or a number) to insist on all, or scheduler.min_clients",
+            scheduler.starting_clients,
+            "s" if scheduler.starting_clients > 1 else "",
+        )

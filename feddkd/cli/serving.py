@@ -1,4 +1,4 @@
-"""What `feddkd server` needs beside the engine: how SIGTERM ends it, and the shape of the data in its configuration."""
+"""Prepares what `feddkd server` serves, and lets SIGTERM end it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from feddkd.cli.report import report_of_run
 from feddkd.text import printable
 
 
-def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
+def finish_with_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
     """The end of a run: its numbers, and the page with its pictures if one is wanted."""
     if as_json:
         say(json.dumps(summary))
@@ -29,8 +29,14 @@ def say_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bo
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """The numbers of a run, for a person."""
     rows = [
-        ("bytes on the wire", f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up"),
-        ("time", f"{summary['seconds']:.1f} s for {summary['rounds']} round{'s' if summary['rounds'] > 1 else ''}"),
+        (
+            "bytes on the wire",
+            f"{megabytes(summary['total_wire_bytes_down'])} down, {megabytes(summary['total_wire_bytes_up'])} up",
+        ),
+        (
+            "time",
+            f"{summary['seconds']:.1f} s for {summary['rounds']} round{'s' if summary['rounds'] > 1 else ''}",
+        ),
         ("model sha256", summary["model_sha256"]),
         ("record", f"{out}/"),
     ]
@@ -39,8 +45,19 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         missed = [f"{client} in {count}" for client, count in sorted(rounds_missed.items(), key=lambda item: -item[1])]
         rows.insert(2, ("clients missing", f"{listed(missed)} of {summary['rounds']} rounds"))
     if not_delivered:
-        rows.append(("model not at", listed([f"{client} ({reason})" for client, reason in not_delivered.items()])))
+        rows.append(
+            (
+                "model not at",
+                listed([f"{client} ({reason})" for client, reason in not_delivered.items()]),
+            )
+        )
     if summary["final_accuracy"] is not None:
-        rows.insert(0, ("final accuracy", f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})"))
+        rows.insert(
+            0,
+            (
+                "final accuracy",
+                f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})",
+            ),
+        )
     for name, value in rows:
         say(f"  {name:<18} {printable(value, LINE_LETTERS)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from feddkd.client.backoff import Backoff
 from feddkd.client.server_config import ServerConfig
-from feddkd.client.work import TaskRunner, Work
+from feddkd.client.work import KeptReply, TaskRunner, Work
 from feddkd.errors import ProtocolError, RefusedError, UnreachableError
 from feddkd.exchange import Task
 from feddkd.text import printable
@@ -222,16 +222,26 @@ class Agent:
         """Compute one reply. Another exchange waits until this has ended, also if it was cancelled."""
         loop = asyncio.get_running_loop()
         try:
-            work.keep(await loop.run_in_executor(self._executor, work.compute, task))
+            reply = await loop.run_in_executor(self._executor, self._reply_to, work, task)
+        finally:
+            self._computing = None
+        if reply is not None:
+            work.keep(reply)
+        self._advance()
+
+    def _reply_to(self, work: Work, task: Task) -> KeptReply | None:
+        """Compute in the executor's thread; return None if the reply is no longer wanted.
+
+        Nothing is raised: some exceptions, StopIteration for one, do not pass through a future.
+        """
+        try:
+            return work.compute(task)
         except Exception as error:  # models and data are the user's, and may raise anything
             if work.cancelled.is_set():
                 logger.info("%s: %s was closed by the server", self._client_id, work.exchange)
-            else:
-                logger.exception("%s: %s failed", self._client_id, work.exchange)
-                work.fail(f"{type(error).__name__}: {error}")
-        finally:
-            self._computing = None
-        self._advance()
+                return None
+            logger.exception("%s: %s failed", self._client_id, work.exchange)
+            return work.failure(error)
 
     def _let_go(self) -> None:
         """Stop working on the exchange in hand, and stop sending its reply."""

@@ -105,12 +105,10 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
 def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -> dict[str, Membership]:
     """Say how simulated clients join: with the secrets of their state directories, into this run only.
 
-    No client reads `[scheduler]`, so it may differ.
-
     Raises:
         StateError: a state directory cannot be used.
     """
-    known = ServerConfig(config.shared().to_toml(), ignored=["scheduler"])
+    known = ServerConfig(config.shared().to_toml())
     return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
 
 

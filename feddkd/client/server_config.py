@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,15 +17,9 @@ KEYS_SHOWN = 3
 class ServerConfig:
     """A run's configuration, as a client knows it."""
 
-    def __init__(self, text: str, ignored: Collection[str] = ()) -> None:
-        """Keep it; nothing is parsed yet.
-
-        Args:
-            text: the configuration as TOML.
-            ignored: tables and keys ("scheduler", "data.root") that may differ.
-        """
+    def __init__(self, text: str) -> None:
+        """Keep `text`, which is TOML; nothing is parsed yet."""
         self.text = text
-        self._ignored = frozenset(ignored)
         self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property
@@ -45,7 +39,7 @@ class ServerConfig:
 
     def _compare(self, text: str) -> str | None:
         try:
-            ours, theirs = self._settings(self.config), self._settings(_parse(text))
+            ours, theirs = _settings(self.config), _settings(_parse(text))
         except ConfigError as error:
             return printable(str(error))
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
@@ -54,10 +48,10 @@ class ServerConfig:
         rest = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
         return f"differs in {printable(', '.join(keys[:KEYS_SHOWN]))}{rest}"
 
-    def _settings(self, config: Config) -> dict[str, Any]:
-        """All settings by their full names, but those that may differ."""
-        settings = dict(_flat(config.model_dump(mode="json", exclude_none=True)))
-        return {key: value for key, value in settings.items() if key not in self._ignored and key.partition(".")[0] not in self._ignored}
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All settings by their full names."""
+    return dict(_flat(config.model_dump(mode="json", exclude_none=True)))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

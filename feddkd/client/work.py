@@ -146,6 +146,10 @@ class Work:
             payload = Payload(reply.contribution, self._message.payload.chunk_bytes)
         return KeptReply(answer_message(self.exchange, reply, payload), payload)
 
+    def failure(self, error: Exception) -> KeptReply:
+        """Make the reply that says what the worker raised."""
+        return KeptReply(failure_message(self.exchange, _reason_of(error)))
+
     def keep(self, reply: KeptReply) -> None:
         """Keep the reply until the server has acknowledged it."""
         self._reply = reply
@@ -177,3 +181,13 @@ class Work:
         """Let go of it: a computation stops at its next batch, and its reply goes nowhere."""
         self.cancelled.set()
         self._assembly = None
+
+
+def _reason_of(error: Exception) -> str:
+    """The type of an error and what it says, if it says anything: its class may be the user's."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001
+        return name
+    return f"{name}: {text}" if text else name

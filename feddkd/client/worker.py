@@ -101,8 +101,8 @@ class Worker:
             store,
             objective,
         )
-        self._half = algorithm.client_half(self.site)
-        self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges, DELIVER: DELIVER_KIND}
+        self._client_side = algorithm.client_side(self.site)
+        self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
 
     @property
@@ -151,7 +151,7 @@ class Worker:
 
     def _reply(self, task: Task) -> Reply:
         """Let the algorithm compute, and pass its reply through the stages."""
-        reply = answer(self._half, task)
+        reply = answer(self._client_side, task)
         for stage in self._on_reply:
             reply = stage(task, reply)
         return reply

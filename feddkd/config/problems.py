@@ -35,9 +35,9 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
         message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])
     elif first["type"] == "value_error" and key.rpartition(".")[2] not in table.model_fields:
-        message = f"{key}.{_wish(first)}"  # of a whole table: what is wrong begins with the key
+        message = f"{key}.{_expectation(first)}"  # of a whole table: what is wrong begins with the key
     else:
-        message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_wish, mine)))}"
+        message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_expectation, mine)))}"
     others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)
     return message + (f" (and {len(paths) - 1} more: {', '.join(others)})" if others else "")
 
@@ -73,7 +73,7 @@ def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
     return ".".join(names), table
 
 
-def _wish(problem: Any) -> str:
+def _expectation(problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         for pattern, wish in _PATTERNS.items():
             if problem["ctx"]["pattern"].startswith(pattern):

@@ -1,4 +1,4 @@
-"""The tables `[scheduler]` and `[aggregation]`: who takes part, how long the server waits, what a client may contribute."""
+"""Defines the tables `[scheduler]` and `[aggregation]`: who takes part, and what is accepted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class SchedulerConfig(Table):
         "round 1 waits for all of them, and min_clients defaults to all of them",
     )
     cohort: Literal["all"] | StrictInt | float = Field(
-        "all", union_mode="left_to_right", description='clients a round: "all", a number (8), or a fraction (0.1)'
+        "all",
+        union_mode="left_to_right",
+        description='clients a round: "all", a number (8), or a fraction (0.1)',
     )
     min_clients: int | None = Field(
         None,
@@ -50,8 +52,9 @@ class SchedulerConfig(Table):
         None,
         ge=0,
         le=SECONDS_MAX,
-        description='seconds that an exchange stays open for more answers once `enough` (or, where that is "all", min_clients) '
-        "have come; default: until the deadline (0 where `enough` is set)",
+        description="seconds that an exchange stays open for more answers once `enough` "
+        '(or, where that is "all", min_clients) have come; '
+        "default: until the deadline (0 where `enough` is set)",
     )
     weights: Literal["examples", "uniform"] = Field("examples", description="weigh clients by their example counts, or all alike")
     max_examples: int = Field(
@@ -60,9 +63,17 @@ class SchedulerConfig(Table):
         le=2**53,
         description="most examples a client may claim; more are refused when it joins",
     )
-    deadline_s: float = Field(7200.0, gt=0, le=SECONDS_MAX, description="seconds an exchange waits for a client's answer to arrive")
+    deadline_s: float = Field(
+        7200.0,
+        gt=0,
+        le=SECONDS_MAX,
+        description="seconds an exchange waits for a client's answer to arrive",
+    )
     stall_timeout_s: float = Field(
-        60.0, gt=0, le=SECONDS_MAX, description="seconds without a chunk after which an upload under way is given up"
+        60.0,
+        gt=0,
+        le=SECONDS_MAX,
+        description="seconds without a chunk after which an upload under way is given up",
     )
     reconnect_grace_s: float = Field(
         15.0,
@@ -70,12 +81,22 @@ class SchedulerConfig(Table):
         le=SECONDS_MAX,
         description="seconds a client that lost its connection has to come back into an exchange",
     )
-    retries: int = Field(2, ge=0, le=COUNT_MAX, description="times a round below quorum is tried again before the run pauses")
-    pause_timeout_s: float = Field(86400.0, ge=0, le=SECONDS_MAX, description="seconds a paused run waits for clients before it fails")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=COUNT_MAX,
+        description="times a round below quorum is tried again before the run pauses",
+    )
+    pause_timeout_s: float = Field(
+        86400.0,
+        ge=0,
+        le=SECONDS_MAX,
+        description="seconds a paused run waits for clients before it fails",
+    )
 
     @property
     def num_clients(self) -> int | None:
-        """Number of clients that make up the federation, or None where the configuration does not say."""
+        """Number of clients that make up the federation, or None where it is not said."""
         return len(self.clients) if isinstance(self.clients, list) else self.clients
 
     @property
@@ -87,7 +108,7 @@ class SchedulerConfig(Table):
 
     @property
     def cohort_size(self) -> int | None:
-        """Clients that a round asks when all of `clients` are connected, or None without `clients`."""
+        """Clients that a round asks when all are connected, or None without `clients`."""
         if self.num_clients is None:
             return None
         return cohort_size(self.cohort, self.num_clients)
@@ -99,11 +120,15 @@ class SchedulerConfig(Table):
 
     @model_validator(mode="after")
     def _shares_are_sensible(self) -> Self:
-        for name, value, noun in (("cohort", self.cohort, "client"), ("enough", self.enough, "answer")):
+        for name, value, noun in (
+            ("cohort", self.cohort, "client"),
+            ("enough", self.enough, "answer"),
+        ):
             if isinstance(value, float) and not 0 < value <= 1:
                 raise ValueError(f"{name}: a fraction lies in (0, 1], not {value}")
             if isinstance(value, int) and not 1 <= value <= COUNT_MAX:
-                raise ValueError(f"{name}: at least 1 {noun} is needed, not {value}" if value < 1 else f"{name}: {value} is too large")
+                problem = f"at least 1 {noun} is needed, not {value}" if value < 1 else f"{value} is too large"
+                raise ValueError(f"{name}: {problem}")
         return self
 
     @model_validator(mode="after")
@@ -117,12 +142,15 @@ class SchedulerConfig(Table):
     def _numbers_can_be_reached(self) -> Self:
         number = self.num_clients
         if number is not None and (self.wait_for_clients or 0) > number:
-            raise ValueError(f"wait_for_clients: {self.wait_for_clients} clients can never join, scheduler.clients has {number}")
+            waiting = self.wait_for_clients
+            raise ValueError(f"wait_for_clients: {waiting} clients can never join, scheduler.clients has {number}")
         if number is not None and self.quorum > number:
             raise ValueError(f"min_clients: {self.quorum} clients can never answer, scheduler.clients has {number}")
         if isinstance(self.cohort, int) and self.cohort < self.quorum:
             raise ValueError(f"cohort: {self.cohort} clients can never reach min_clients = {self.quorum}")
-        enough = cohort_size(self.enough, self.cohort_size) if self.cohort_size and isinstance(self.enough, float) else self.enough
+        enough = self.enough
+        if isinstance(enough, float) and self.cohort_size is not None:
+            enough = cohort_size(enough, max(self.cohort_size, self.quorum))
         if isinstance(enough, int) and enough < self.quorum:
             raise ValueError(f"enough: {enough} answers are fewer than min_clients = {self.quorum}; lower that as well")
         return self
@@ -132,8 +160,10 @@ def cohort_size(cohort: str | int | float, available: int) -> int:
     """Clients that a round asks out of those available: all, a number, or a fraction, rounded up."""
     if isinstance(cohort, int):
         return min(cohort, available)
-    # A product such as 0.1 * 30 is a little more than 3: rounding keeps it from being rounded up to 4.
-    return math.ceil(round(cohort * available, 9)) if isinstance(cohort, float) else available
+    if isinstance(cohort, float):
+        # A product such as 0.1 * 30 is a little more than 3, and must not become 4.
+        return math.ceil(round(cohort * available, 9))
+    return available
 
 
 class AggregationConfig(Table):
@@ -154,4 +184,5 @@ class AggregationConfig(Table):
         names = sorted(known)
         for name in self.max_norm:
             if name not in names:
-                raise ConfigError(f"aggregation.max_norm.{name}: this algorithm has no such exchange; it has {', '.join(names)}")
+                key = f"aggregation.max_norm.{name}"
+                raise ConfigError(f"{key}: this algorithm has no such exchange; it has {', '.join(names)}")

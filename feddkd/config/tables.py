@@ -19,19 +19,47 @@ ELEMENTS_MAX = 1 << 28
 class DataConfig(Table):
     """Which examples there are."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "emnist", "cifar10", "cifar100", "svhn", "image_folder"] | ImportPath = Field(
-        "digits", description="a built-in data set, or package.module:function for your own"
-    )
+    name: (
+        Literal[
+            "digits",
+            "mnist",
+            "fashion_mnist",
+            "emnist",
+            "cifar10",
+            "cifar100",
+            "svhn",
+            "image_folder",
+        ]
+        | ImportPath
+    ) = Field("digits", description="a built-in data set, or package.module:function for your own")
     root: Path | None = Field(None, strict=False, description="folder that holds the data set's files (digits needs none)")
-    subset: int | None = Field(None, ge=1, le=COUNT_MAX, description="use only this many training examples, the first of a seeded shuffle")
+    subset: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="use only this many training examples, the first of a seeded shuffle",
+    )
     holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client keeps for evaluation")
     test_set: bool = Field(True, description="the server evaluates every round on the data set's test split")
     input_shape: (
-        Annotated[tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...], Field(max_length=8, fail_fast=True, strict=False)]
+        Annotated[
+            tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...],
+            Field(max_length=8, fail_fast=True, strict=False),
+        ]
         | None
     ) = Field(None, description="shape of one example; needed for image_folder and your own data")
-    num_classes: int | None = Field(None, ge=2, le=CLASSES_MAX, description="number of classes; needed for image_folder and your own data")
-    workers: int = Field(0, ge=0, le=PROCESSES_MAX, description="loader processes for data that are streamed from disk (image_folder)")
+    num_classes: int | None = Field(
+        None,
+        ge=2,
+        le=CLASSES_MAX,
+        description="number of classes; needed for image_folder and your own data",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=PROCESSES_MAX,
+        description="loader processes for data that are streamed from disk (image_folder)",
+    )
 
     @field_validator("root")
     @classmethod
@@ -55,9 +83,19 @@ class PartitionConfig(Table):
         "labels_per_client", description="the rule that deals the training examples to the clients"
     )
     clients: int = Field(10, ge=1, le=CLIENTS_MAX, description="number of clients")
-    labels: int = Field(1, ge=1, le=COUNT_MAX, description="labels_per_client: classes a client holds; shards: shards a client gets")
+    labels: int = Field(
+        1,
+        ge=1,
+        le=COUNT_MAX,
+        description="labels_per_client: classes a client holds; shards: shards a client gets",
+    )
     alpha: float = Field(0.5, gt=0, description="concentration of both Dirichlet rules: smaller is more skewed")
-    min_size: int = Field(10, ge=1, le=COUNT_MAX, description="dirichlet rules draw again until every client has this many examples")
+    min_size: int = Field(
+        10,
+        ge=1,
+        le=COUNT_MAX,
+        description="dirichlet rules draw again until every client has this many examples",
+    )
 
 
 class ModelConfig(Table):
@@ -87,18 +125,33 @@ class DKDConfig(Table):
     )
     lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
     optimizer_state: Literal["reset", "keep"] = Field("keep", description="whether the server optimizer starts afresh every round")
-    batch_size: int = Field(64, ge=0, le=COUNT_MAX, description="examples a client draws for each step; 0 takes all it has")
+    batch_size: int = Field(
+        64,
+        ge=0,
+        le=COUNT_MAX,
+        description="examples a client draws for each step; 0 takes all it has",
+    )
     temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
         "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
-    hard_label_weight: float = Field(0.5, ge=0, le=1, description="share of the true labels' cross-entropy in the loss; 0 is the paper's")
+    hard_label_weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the true labels' cross-entropy in the loss; 0 is the paper's",
+    )
     correct_teacher: bool = Field(False, description="follow the true label where the teacher's most likely class is another")
     not_true: bool = Field(False, description="leave each example's true class out of the divergence")
     start: Literal["better", "average", "previous"] = Field(
-        "better", description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss"
+        "better",
+        description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss",
     )
-    clip_norm: float | None = Field(None, gt=0, description="longest mean gradient that the server steps with; longer ones are shortened")
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="longest mean gradient that the server steps with; longer ones are shortened",
+    )
     tail: float = Field(
         0.5,
         ge=0,
@@ -116,7 +169,12 @@ class DKDConfig(Table):
 class TransportConfig(Table):
     """How tensors cross the network."""
 
-    chunk_bytes: int = Field(1 << 20, ge=1 << 10, le=(4 << 20) - (1 << 12), description="bytes of tensor data in one message")
+    chunk_bytes: int = Field(
+        1 << 20,
+        ge=1 << 10,
+        le=(4 << 20) - (1 << 12),
+        description="bytes of tensor data in one message",
+    )
     staging_bytes: int = Field(
         16 << 20,
         ge=1 << 20,
@@ -136,5 +194,8 @@ class RuntimeConfig(Table):
         description="CPU threads a client computes with; results are the same bits only for the same number",
     )
     client_processes: int | None = Field(
-        None, ge=1, le=PROCESSES_MAX, description="processes that host the clients of feddkd run; default: one a core"
+        None,
+        ge=1,
+        le=PROCESSES_MAX,
+        description="processes that host the clients of feddkd run; default: one a core",
     )

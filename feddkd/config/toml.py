@@ -1,4 +1,4 @@
-"""Reads TOML that may come from anybody: in bounded time and memory, with one line for what is wrong.
+"""Reads TOML from any source in bounded time and memory.
 
 Python's parser is recursive, converts numbers of any length, and takes quadratic time for a long
 dotted key. So a scan looks at the text first: it knows strings, comments and brackets, and counts.
@@ -56,7 +56,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, is no TOML, or exceeds a limit; one line that names the file.
+        ConfigError: it cannot be read, is no TOML, or exceeds a limit; the message names it.
     """
     try:
         with path.open("rb") as file:
@@ -67,7 +67,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         if len(content) <= MAX_SIZE:
             raise ConfigError(f"{path} is not valid TOML: {error}") from None
-        text = content.decode("utf-8", errors="replace")  # cut in the middle of a character, and too long
+        text = content.decode("utf-8", errors="replace")  # too long, and cut anywhere
     return parse_toml(text, str(path), max_size=MAX_SIZE)
 
 
@@ -94,7 +94,7 @@ def parse_toml(text: str, source: str, *, max_size: int = MAX_SIZE) -> dict[str,
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Parse the value of an override: TOML, or else the text itself, so that a bare word is a string.
+    """Parse the value of an override: TOML, or else the text itself: a bare word is a string.
 
     Raises:
         ConfigError: it exceeds a limit; one line that begins with `source`.

@@ -1,4 +1,4 @@
-"""Decentralized knowledge distillation: the steps that follow local training in FedDKD (arXiv 2205.00706).
+"""Distil all clients' models into one, without data on the server: FedDKD (arXiv 2205.00706).
 
 After local training client k keeps its weights w_k, frozen, as its *teacher*; the server holds the
 *student* v, which starts at the parameter average. A DKD step moves v towards the teachers in the
@@ -9,7 +9,7 @@ space of the functions that they compute, not of their parameters, with no data 
 
 Repeated, this minimises Σ_k p_k E_{D_k} KL(f_{w_k} || f_v): its minimum is the *neural network map
 average* of the teachers. `divergences` holds the KL above and its alternatives, `teacher` the
-teacher's logits, computed once a round, and `gradient` what a client answers to one step.
+teacher's logits, computed once a round, and `gradient` a client's reply to one step.
 """
 
 from feddkd.dkd.divergences import DIVERGENCES, Divergence, kl, without_true_class

@@ -1,4 +1,4 @@
-"""How far a student's predictions are from its teacher's.
+"""Measure how far a student's predictions are from its teacher's.
 
 All divergences take teacher logits [B, C], student logits [B, C] of the same floating-point dtype
 and device, and a temperature T > 0; they return the mean over the batch as a scalar that is
@@ -25,42 +25,42 @@ Divergence = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher || student), the divergence of FedDKD (arXiv 2205.00706).
+    """Compute T² KL(teacher || student), the divergence of FedDKD (arXiv 2205.00706).
 
-    The student is punished where it denies what the teacher holds possible. Its gradient with respect
-    to the student's logits z is T (softmax(z/T) - softmax(z_teacher/T)) / B.
+    It is large where the student gives little probability to what the teacher finds likely. Its
+    gradient with respect to the student's logits z is T (softmax(z/T) - softmax(z_teacher/T)) / B.
     """
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
     return temperature**2 * _kl(log_p, log_q)
 
 
 def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(student || teacher): the student is punished where it claims what the teacher excludes."""
+    """Compute T² KL(student || teacher): large where only the student finds a class likely."""
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
     return temperature**2 * _kl(log_q, log_p)
 
 
 def js(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """T² times the Jensen-Shannon divergence: symmetric, and at most T² log 2 (Lin 1991)."""
+    """Compute T² times the Jensen-Shannon divergence: symmetric, at most T² log 2 (Lin 1991)."""
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
     log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
     return temperature**2 * (_kl(log_p, log_mean) + _kl(log_q, log_mean)) / 2
 
 
 def mse_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:  # noqa: ARG001
-    """Squared difference of the logits, averaged over batch and classes (Ba and Caruana 2014, arXiv 1312.6184).
+    """Average the squared difference of the logits (Ba and Caruana 2014, arXiv 1312.6184).
 
-    The temperature does not enter: T² mean((z_teacher/T - z/T)²) is the same number for every T.
+    The temperature has no effect: T² mean((z_teacher/T - z/T)²) is the same number for every T.
     """
     return F.mse_loss(student_logits, teacher_logits)
 
 
 DIVERGENCES: dict[str, Divergence] = {"kl": kl, "reverse_kl": reverse_kl, "js": js, "mse_logits": mse_logits}
-"""The divergences by the name they have in the configuration, `dkd.divergence`."""
+"""Divergences by their name in the configuration, `dkd.divergence`."""
 
 
 def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits [B, C] with each row's true class, `labels` int64 [B], left out: [B, C - 1]."""
+    """Remove each row's true class, `labels` int64 [B], from logits [B, C]; returns [B, C - 1]."""
     rows, classes = logits.shape
     not_true = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels.unsqueeze(1), value=False)
     return logits[not_true].view(rows, classes - 1)
@@ -71,5 +71,5 @@ def _log_probabilities(teacher_logits: Tensor, student_logits: Tensor, temperatu
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Mean over the batch of KL(p || q); exact for log-probabilities whose exponential underflows to 0."""
+    """Compute the batch mean of KL(p || q); exact also where the exponential underflows to 0."""
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -1,4 +1,4 @@
-"""What a client answers to a DKD step: the gradient of its distillation loss at the student's weights."""
+"""Compute a client's reply to a DKD step: the gradient of its distillation loss."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Distillation:
         not_true: leave each example's true class out of the divergence, on both sides (as FedNTD does in its local loss).
         hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
             FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.
-        correct_teacher: take w = 1 for the examples whose most likely class is not the true one to the teacher: it is followed
-            where it is right (Meng et al., Conditional Teacher-Student Learning, ICASSP 2019, arXiv 1904.12399).
+        correct_teacher: take w = 1 for the examples that the teacher misclassifies (Meng et al.,
+            Conditional Teacher-Student Learning, ICASSP 2019, arXiv 1904.12399).
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -51,7 +51,7 @@ class Distillation:
         return self.hard_label_weight < 1
 
     def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-        """The mean loss of a batch.
+        """Compute the mean loss of a batch, a scalar.
 
         Args:
             student_logits: [B, C], any floating-point dtype; the loss is computed in float32 at least.
@@ -76,7 +76,7 @@ class Distillation:
         return loss + share_right * self._distilled(student_logits[right], teacher[right], labels[right])
 
     def _distilled(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of examples whose teacher is followed; 0 of none."""
+        """Compute the mean loss of examples that follow their teacher; 0 for an empty batch."""
         if len(labels) == 0:
             return student_logits.sum()
         teacher, student, weight = teacher_logits, student_logits, self.hard_label_weight
@@ -87,7 +87,7 @@ class Distillation:
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """0 of no examples, where the library's mean is NaN."""
+    """Compute the mean cross-entropy; 0 for an empty batch, for which cross_entropy returns NaN."""
     return F.cross_entropy(logits, labels) if len(labels) else logits.sum()
 
 
@@ -101,18 +101,18 @@ def distillation_gradient(
     batch_size: int = 512,
     check: Check = never_stop,
 ) -> tuple[Tensors, float]:
-    """Compute the gradient of the mean distillation loss at the module's current weights: g_k in arXiv 2205.00706.
+    """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 
-    The student runs in eval mode: a gradient must be a function of the weights alone, and neither dropout
-    nor BatchNorm statistics that drift with every step of every client would leave it one. The examples are
-    taken in pieces whose gradients are summed by their sizes, so memory is that of one piece however many
-    there are. `.grad` is neither read nor written.
+    The student runs in eval mode, so the gradient depends on the weights alone: not on dropout, nor
+    on BatchNorm statistics of the batch. The examples are taken in pieces, whose gradients are
+    summed with their sizes as weights; memory is that of one piece. `.grad` is neither read nor
+    written.
 
     Args:
         module: the student, on `device`; weights, buffers and training flags are as before afterwards.
         examples: the client's training examples, n of them.
         teacher: float32 [n, C] from `teacher_logits`; None only if `distillation.hard_label_weight` is 1.
-        order: int64 [m], the examples of this step; one that occurs twice counts twice.
+        order: int64 [m], positions of this step's examples; one that occurs twice counts twice.
         distillation: the loss.
         device: where to compute.
         batch_size: examples in one piece.
@@ -141,7 +141,7 @@ def distillation_gradient(
             soft_labels = None if teacher is None else teacher[index].to(device)
             loss = distillation.loss(module(x.to(device)), soft_labels, y.to(device))
             mean_loss += share * loss.item()
-            if loss.requires_grad:  # not so where everything that the loss depends on is frozen
+            if loss.requires_grad:  # False if all parameters that the loss depends on are frozen
                 for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
                     total.add_(gradient, alpha=share)
     return Tensors.copy_of(schema, dict(zip(schema.by_name, totals, strict=True))), mean_loss

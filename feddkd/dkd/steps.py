@@ -1,8 +1,6 @@
-"""What the server does about the steps of a round besides taking them: clip, notice the end, average."""
+"""Control the steps of a round: clip gradients, stop early, average the last students."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -10,10 +8,10 @@ from feddkd.tensors import Tensors
 
 
 class TailMean:
-    """The mean of the last students of a round, in place of the very last one.
+    """The mean of the last students of a round (Polyak and Juditsky 1992; arXiv 1803.05407).
 
-    At a constant learning rate the steps end by circling a minimum; the mean of the circle is nearer to it than its last
-    point, and costs no byte (Polyak and Juditsky 1992; Izmailov et al., arXiv 1803.05407).
+    At a constant learning rate the last steps oscillate around a minimum; their mean is nearer to
+    it than the last one.
     """
 
     def __init__(self, first_step: int) -> None:
@@ -22,7 +20,7 @@ class TailMean:
         self._count = 0
 
     def add(self, step: int, student: Tensors) -> None:
-        """Take in the student after `step`, if that is late enough."""
+        """Add the student after `step`; it counts from the first step of the tail on."""
         if step < self._first_step:
             return
         self._count += 1
@@ -32,7 +30,7 @@ class TailMean:
             _move_towards(self._mean, student, 1 / self._count)
 
     def of(self, last: Tensors) -> Tensors:
-        """Return the last student with its trainable parameters averaged; unchanged if there is nothing to average."""
+        """Return the last student with averaged parameters; unchanged if no student was added."""
         return last if self._mean is None else last.replace(self._mean)
 
 
@@ -40,7 +38,7 @@ _PIECE_ELEMENTS = 1 << 18
 
 
 def _move_towards(mean: Tensors, target: Tensors, share: float) -> None:
-    """Add share (target - mean) to `mean` in place, a piece at a time: the difference never takes a model's memory."""
+    """Add share (target - mean) to `mean` in place, a piece at a time to save memory."""
     for name, tensor in mean.items():
         olds = torch.split(tensor.view(-1), _PIECE_ELEMENTS)
         news = torch.split(target[name].view(-1), _PIECE_ELEMENTS)
@@ -49,21 +47,21 @@ def _move_towards(mean: Tensors, target: Tensors, share: float) -> None:
 
 
 def clipped(gradient: Tensors, clip_norm: float | None) -> Tensors:
-    """The gradient, shortened to `clip_norm` if it is longer."""
+    """Scale the gradient down to the norm `clip_norm` if it is longer; None leaves it as it is."""
     norm = gradient.norm() if clip_norm is not None else 0.0
     return gradient if clip_norm is None or norm <= clip_norm else gradient.scaled(clip_norm / norm)
 
 
 class Plateau:
-    """Notices when the mean loss of the last `patience` steps is no longer 1 % below that of as many before; never with 0."""
+    """Early stopping: the mean loss of `patience` steps no longer falls by 1 %; with 0 never."""
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._losses: list[float] = []
 
-    def reached(self, loss: float | None) -> bool:
-        """Take in the loss of one more step."""
-        self._losses.append(math.inf if loss is None else loss)
+    def reached(self, loss: float) -> bool:
+        """Add the loss of one more step; returns whether to stop."""
+        self._losses.append(loss)
         if self._patience == 0 or len(self._losses) < 2 * self._patience:
             return False
         last, before = sum(self._losses[-self._patience :]), sum(self._losses[-2 * self._patience : -self._patience])

@@ -1,4 +1,4 @@
-"""The teacher of a round: what a client's own, locally trained model says about the client's examples."""
+"""Compute the logits of a round's teacher: a client's own, locally trained model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from feddkd.evaluation import Check, eval_mode, never_stop
 
 
 @torch.no_grad()
-def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, batch_size: int = 512, check: Check = never_stop) -> Tensor:
+def teacher_logits(
+    module: nn.Module,
+    examples: Examples,
+    device: torch.device,
+    batch_size: int = 512,
+    check: Check = never_stop,
+) -> Tensor:
     """Compute the logits of a teacher on all examples, once a round, for all its DKD steps.
 
-    Caching them is exact, not an approximation: the teacher is frozen until the next round, it runs in
-    eval mode (no dropout, fixed BatchNorm statistics), and the examples are not augmented, so the same
-    example has the same logits in every step. It spares each DKD step the teacher's forward pass.
+    Caching them is exact, not an approximation: the teacher is frozen until the next round, it runs
+    in eval mode (no dropout, fixed BatchNorm statistics), and the examples are not augmented. So
+    the same example has the same logits in every step, and no DKD step needs the teacher's forward
+    pass.
 
     Args:
         module: the teacher, on `device`; its parameters, buffers and training flags are as before afterwards.
@@ -42,9 +49,9 @@ def teacher_logits(module: nn.Module, examples: Examples, device: torch.device, 
 
 
 def mean_entropy(logits: Tensor) -> float:
-    """Mean entropy in nats of the predictions softmax(logits) [n, C]: 0 for a teacher that is certain of everything.
+    """Compute the mean entropy in nats of the predictions softmax(logits) [n, C].
 
-    Where it is near 0, soft labels say no more than hard ones.
+    It is 0 for a teacher that is certain of every example; its soft labels then equal hard ones.
     """
     # entr is 0 at a probability of 0, where -p log p is NaN.
     return float(torch.special.entr(F.softmax(logits, dim=1)).sum(1).mean())

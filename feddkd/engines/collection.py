@@ -20,6 +20,7 @@ from feddkd.engines.contribution import Contribution, Progress
 from feddkd.engines.spool import Block, Spool
 from feddkd.errors import ProtocolError
 from feddkd.exchange import Cause, Exchange, Missing, Reply
+from feddkd.text import printable
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import MAX_COUNT, MAX_REASON_CHARACTERS, Verdict, numbers_of
 from feddkd.transport.pb import federation_pb2 as pb
@@ -53,6 +54,16 @@ class Arrival:
     def write(self) -> None:
         """Fill the block. From any thread; one client's arrivals in order. Raises StateError."""
         self.block.write(self.elements)
+
+
+def max_evaluated(num_examples: int, holdout: float) -> int:
+    """Return the most examples that a client can have held out, by how many it says that it trains on.
+
+    Args:
+        num_examples: what is left of its examples for training; their share was rounded to a whole number.
+        holdout: `data.holdout`, the share of its examples that a client holds out.
+    """
+    return math.ceil((num_examples + 0.5) * max(1.0, holdout / (1 - holdout)) + 0.5)
 
 
 class Collection:
@@ -91,6 +102,7 @@ class Collection:
         self._enough_since: float | None = None
         self._waiting = dict(self.contributions)
         self._in_use = False
+        self._closed = False
         self._unused: list[Block] = []
 
     # What clients do.
@@ -101,7 +113,7 @@ class Collection:
         if contribution is None:
             return Judgement(Verdict.VERDICT_FAILED_PRECONDITION, "this client is not in the exchange's cohort")
         if contribution.missing is not None:
-            return Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, contribution.missing.reason)
+            return _left_out(contribution.missing)
         try:
             if contribution.progress is Progress.COMPLETE:
                 return self._judge_again(contribution, answer)
@@ -139,7 +151,7 @@ class Collection:
         """
         contribution = arrival.contribution
         contribution.writing -= 1
-        if contribution.progress is not Progress.ARRIVING or contribution.upload != arrival.upload:
+        if self._closed or contribution.progress is not Progress.ARRIVING or contribution.upload != arrival.upload:
             arrival.block.free()
             return None
         try:
@@ -154,7 +166,7 @@ class Collection:
         contribution = self._waiting.get(client_id)
         if contribution is not None:
             contribution.notified = True
-            self._lose(contribution, Missing(Cause.FAILED, reason[:MAX_REASON_CHARACTERS]))
+            self._lose(contribution, Missing(Cause.FAILED, printable(reason, MAX_REASON_CHARACTERS)))
 
     def connect(self, client_id: str, now: float, *, holds_broadcast: bool) -> None:
         """Take in that a client is connected; one that does not hold the broadcast starts over."""
@@ -201,7 +213,15 @@ class Collection:
             if item.missing is None:
                 yield client, Judgement(Verdict.VERDICT_OK)
             elif not item.notified:
-                yield client, Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, item.missing.reason)
+                yield client, _left_out(item.missing)
+
+    def remind(self, client_id: str) -> Judgement | None:
+        """What a client that is not waited for is told when it is back; None if its reply is here, and may count."""
+        contribution = self.contributions[client_id]
+        if contribution.missing is None:
+            return None
+        contribution.notified = True
+        return _left_out(contribution.missing)
 
     # Time.
 
@@ -246,7 +266,8 @@ class Collection:
         self._discard(unused)
 
     def close(self) -> None:
-        """Free all blocks: the outcome is known."""
+        """Free all blocks, those included that are being written: the exchange has ended."""
+        self._closed = True
         for item in self.contributions.values():
             self._discard(item.take_blocks())
 
@@ -261,14 +282,15 @@ class Collection:
         """Start an upload, or go on with one that was interrupted. Raises ProtocolError."""
         schema = self.exchange.reply_schema
         if answer.HasField("payload") != (schema is not None):
-            raise ProtocolError("the reply holds no tensors" if schema else "the reply holds tensors where numbers are expected")
+            wrong = "tensors where numbers are expected" if schema is None else "no tensors"
+            raise ProtocolError(f"the reply holds {wrong}")
         if schema is not None and answer.payload.chunk_bytes != self._chunk_bytes:
             raise ProtocolError(f"chunks of {answer.payload.chunk_bytes} bytes where the server's have {self._chunk_bytes}")
         numbers = numbers_of(answer, self._max_evaluated.get(contribution.client_id, MAX_COUNT))
         if contribution.has_begun:
             contribution.resume(answer.payload, now)
             return
-        contribution.begin(numbers, answer.payload if schema else None, schema, now)
+        contribution.begin(numbers, answer.payload if schema is not None else None, schema, now)
         self._note(contribution, now)
 
     def _judge_again(self, contribution: Contribution, answer: pb.Answer) -> Judgement:
@@ -288,7 +310,7 @@ class Collection:
 
     def _refuse(self, contribution: Contribution, error: ProtocolError) -> Judgement:
         contribution.notified = True
-        self._lose(contribution, Missing(Cause.REFUSED, f"refused: {error}"[:MAX_REASON_CHARACTERS]))
+        self._lose(contribution, Missing(Cause.REFUSED, printable(f"refused: {error}", MAX_REASON_CHARACTERS)))
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
@@ -296,3 +318,7 @@ class Collection:
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))
         self.revision += 1
+
+
+def _left_out(missing: Missing) -> Judgement:
+    return Judgement(Verdict.VERDICT_DEADLINE_EXCEEDED, missing.reason)

@@ -10,7 +10,7 @@ from torch import Tensor
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.engines.collection import Collection
 from feddkd.engines.contribution import Contribution
-from feddkd.errors import NotFiniteError, SchemaError
+from feddkd.errors import SchemaError
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.transport.payload import check_values
 
@@ -24,6 +24,10 @@ class Fold:
     A block is reduced as soon as every client that may still reply has delivered it, so that uploads and
     reduction overlap. When a client is given up after blocks of it were used, the reduction starts over: the
     other clients' blocks are still in the spool. A rule of several passes waits for all contributions.
+
+    Attributes:
+        fault: why the contributions reduce to nothing of use, if they do. Final once `finished` is true: a
+            client that is given up before that may have been the reason.
     """
 
     def __init__(self, collection: Collection, schema: Schema, chunk_bytes: int) -> None:
@@ -42,6 +46,7 @@ class Fold:
         self._next = 0
         self._first_behind = 0
         self._out: Tensors | None = None
+        self.fault = ""
 
     @property
     def finished(self) -> bool:
@@ -49,12 +54,12 @@ class Fold:
         if not self._collection.settled:
             return False
         self._follow_revision()
-        return not self._members or self._passes_left == 0 or not self._blocks
+        return not self._members or self._passes_left == 0 or not self._blocks or bool(self.fault)
 
     @property
     def result(self) -> Tensors | None:
-        """What the contributions were reduced to; None if there are none."""
-        if not self._members:
+        """What the contributions were reduced to; None if there are none, or at a `fault`."""
+        if not self._members or self.fault:
             return None
         return self._out if self._out is not None else Tensors.empty(self._schema)
 
@@ -64,7 +69,7 @@ class Fold:
         It may run in any thread. `step_done` has to follow it before anything else is asked here.
         """
         self._follow_revision()
-        if not self._members or self._next >= len(self._blocks) or not self._is_ready():
+        if not self._members or self.fault or self._next >= len(self._blocks) or not self._is_ready():
             return None
         block = self._blocks[self._next]
         rows = self._rows(block)
@@ -76,12 +81,21 @@ class Fold:
         out = self._out.elements(block)
         names = [member.client_id for member in self._members]
         again = self._rows(block)
-        return lambda: _reduce(self._reduction, block, rows, out, lambda: _largest(names, again))
+        return lambda: self._reduce(block, rows, out, lambda: _largest(names, again))
 
     def _rows(self, block: Segment) -> Rows:
         """The next block of every member, each read when it is asked for, over the one before it."""
         sources = [(member.blocks[self._next], member.weight) for member in self._members]
         return ((source.read(self._memory).view(block.dtype), weight) for source, weight in sources)
+
+    def _reduce(self, block: Segment, rows: Rows, out: Tensor, largest: Callable[[], str]) -> None:
+        """Reduce one block; if the result is of no use, note that with the largest contributions."""
+        with torch.no_grad():
+            self._reduction.reduce(block, rows, out)
+        try:
+            check_values(out)
+        except SchemaError as error:
+            self.fault = f"the reduced contributions are of no use: {error}; largest: {largest()}"
 
     def step_done(self) -> None:
         """Take in that the last step has run."""
@@ -108,16 +122,6 @@ class Fold:
                 return False
             self._first_behind += 1
         return True
-
-
-def _reduce(reduction: Reduction, block: Segment, rows: Rows, out: Tensor, largest: Callable[[], str]) -> None:
-    """Reduce one block. Raises NotFiniteError, with the largest contributions, if the result is of no use."""
-    with torch.no_grad():
-        reduction.reduce(block, rows, out)
-    try:
-        check_values(out)
-    except SchemaError as error:
-        raise NotFiniteError(f"the reduced contributions are of no use: {error}; largest: {largest()}") from None
 
 
 def _largest(names: list[str], rows: Rows) -> str:

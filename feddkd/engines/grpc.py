@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +10,10 @@ from pathlib import Path
 import grpc
 
 from feddkd.config import Config
-from feddkd.engines.collection import Judgement
+from feddkd.engines.collection import Judgement, max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.spool import Spool
-from feddkd.errors import FedDKDError, RunError
+from feddkd.errors import RunError
 from feddkd.exchange import Exchange, ExchangeId, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
@@ -48,7 +47,7 @@ class GrpcEngine(Engine):
         manifest = pb.Manifest(run_id=run_id, config_toml=config.shared().to_toml(), model=schema_to_message(model_schema))
         self.other = Meter()
         self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
-        self._open: dict[ExchangeId, GrpcExchange] = {}
+        self._open: set[GrpcExchange] = set()
         self._of_client: dict[str, GrpcExchange] = {}
         self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
         self._joined = asyncio.Event()
@@ -74,7 +73,7 @@ class GrpcEngine(Engine):
 
     def begin(self, exchange: Exchange) -> PendingOutcome:
         self.check_aborted()
-        return PendingOutcome(self._server.call(self._begin(exchange)).result())
+        return PendingOutcome(self, self._server.call(self._begin(exchange)).result())
 
     def states(self) -> ClientStates:
         if self._finished:
@@ -96,9 +95,10 @@ class GrpcEngine(Engine):
             raise self._aborted
 
     def abort(self, reason: str) -> None:
-        self._aborted = RunError(reason)
+        if self._aborted is None:
+            self._aborted = RunError(reason)
         if not self._finished:
-            self._server.call(self._abort(self._aborted))
+            self._server.call(self._abort())
 
     def finish(self, completed: bool, reason: str) -> None:
         if self._finished:
@@ -127,12 +127,14 @@ class GrpcEngine(Engine):
         return True
 
     async def _begin(self, exchange: Exchange) -> Future[Outcome]:
+        self.check_aborted()  # an abort may have reached the loop first
         if busy := [client for client in exchange.clients if client in self._of_client]:
             raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
         sessions = {client: self._server.session(client) for client in exchange.clients}
-        limits = {client: self._max_evaluated(session.num_examples) for client, session in sessions.items() if session is not None}
+        holdout = self._config.data.holdout
+        limits = {client: max_evaluated(session.num_examples, holdout) for client, session in sessions.items() if session is not None}
         begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
-        self._open[exchange.id] = begun
+        self._open.add(begun)
         self._of_client.update(dict.fromkeys(exchange.clients, begun))
         for client, session in sessions.items():
             if session is None or session.stream is None:
@@ -140,34 +142,36 @@ class GrpcEngine(Engine):
             else:
                 begun.connected(session, None)
         outcome: Future[Outcome] = Future()
-        running = asyncio.create_task(self._complete(begun, outcome))
-        begun.task = running
+        begun.task = asyncio.create_task(self._complete(begun))
+        # Not the task itself: one that is cancelled before it has started does nothing.
+        begun.task.add_done_callback(lambda task: self._end(begun, task, outcome))
         return outcome
 
-    async def _complete(self, begun: GrpcExchange, outcome: Future[Outcome]) -> None:
-        """Wait for an exchange's outcome, tell its clients, and hand it to the thread that waits for it."""
-        try:
-            result = await begun.run()
-            for client, judgement in begun.judgements():
-                self._tell(client, begun, judgement)
-            outcome.set_result(begun.close(result))
-        except FedDKDError as error:
-            outcome.set_exception(error)
-        except asyncio.CancelledError:
-            outcome.set_exception(self._aborted or RunError("the server stopped"))
-        except Exception as error:  # noqa: BLE001  # for instance what a rule raises: it belongs to the thread that waits
-            outcome.set_exception(error)
-        finally:
-            begun.release()
-            del self._open[begun.exchange.id]
-            for client in begun.exchange.clients:
-                del self._of_client[client]
+    async def _complete(self, begun: GrpcExchange) -> Outcome:
+        """Wait for an exchange's outcome, and tell its clients."""
+        reduced = await begun.run()
+        for client, judgement in begun.judgements():
+            self._tell(client, begun, judgement)
+        return begun.close(reduced)
 
-    async def _abort(self, error: RunError) -> None:
+    def _end(self, begun: GrpcExchange, task: asyncio.Task[Outcome], outcome: Future[Outcome]) -> None:
+        """Let an exchange go, however it ended, and hand its outcome to the thread that waits for it."""
+        begun.release()
+        self._open.discard(begun)
+        for client in begun.exchange.clients:
+            del self._of_client[client]
+        if task.cancelled():
+            outcome.set_exception(self._aborted or RunError("the server stopped"))
+        elif (error := task.exception()) is not None:  # for instance what a rule raises
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
+
+    async def _abort(self) -> None:
         self._joined.set()
-        for begun in list(self._open.values()):
+        for begun in self._open:
             if begun.task is not None:
-                begun.task.cancel(str(error))
+                begun.task.cancel()
 
     async def _finish(self, completed: bool, reason: str) -> None:
         message = farewell_message(completed, reason)
@@ -175,11 +179,6 @@ class GrpcEngine(Engine):
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()
-
-    def _max_evaluated(self, num_examples: int) -> int:
-        """Most examples that a client can have held out, by what it says that it trains on."""
-        holdout = self._config.data.holdout
-        return math.ceil(num_examples * max(1.0, holdout / (1 - holdout))) + 1
 
     def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
         """Send a receipt, and keep it for a client that is away and will ask."""
@@ -195,6 +194,8 @@ class GrpcEngine(Engine):
         begun = self._of_client.get(session.client_id)
         if begun is not None and begun.waits_for(session.client_id):
             begun.connected(session, holding)
+        elif begun is not None and holding is not None and holding.exchange == begun.exchange.id:
+            begun.reconnected(session)
         elif holding is not None:
             self._reply_to_closed(session, holding.exchange)
 
@@ -214,7 +215,7 @@ class GrpcEngine(Engine):
 
     def meter_of(self, session: Session) -> Meter:
         begun = self._of_client.get(session.client_id)
-        return begun.meter if begun is not None else self.other
+        return begun.meter if begun is not None and begun.is_sending(session.client_id) else self.other
 
     async def received(self, session: Session, chunk: Chunk) -> None:
         begun = self._of_client.get(session.client_id)
@@ -244,10 +245,12 @@ class GrpcEngine(Engine):
 class PendingOutcome:
     """An exchange that is open on the server's loop."""
 
-    def __init__(self, future: Future[Outcome]) -> None:
+    def __init__(self, engine: GrpcEngine, future: Future[Outcome]) -> None:
+        self._engine = engine
         self._future = future
 
     def outcome(self) -> Outcome:
+        self._engine.check_aborted()
         return self._future.result()
 
 

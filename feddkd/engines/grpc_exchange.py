@@ -12,7 +12,7 @@ from itertools import chain
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool
-from feddkd.errors import NotFiniteError, ProtocolError, StateError
+from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
@@ -57,7 +57,7 @@ class GrpcExchange:
         """
         self.exchange = exchange
         self.meter = meter
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Outcome] | None = None
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
@@ -65,7 +65,7 @@ class GrpcExchange:
         self._payload = Payload(exchange.payload, chunk_bytes)
         deadline_s = exchange.closing.deadline_s
         self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
-        self._uploading: set[str] = set()
+        self._sending: set[str] = set()
         self._changed = asyncio.Event()
         self._error: StateError | None = None
 
@@ -77,13 +77,17 @@ class GrpcExchange:
         """Whether the client still has a reply to send, or the rest of it. From any thread."""
         return self._collection.waits_for(client)
 
+    def is_sending(self, client: str) -> bool:
+        """Whether the chunks that come from a client belong to its reply here, not to an earlier exchange."""
+        return client in self._sending
+
     # What happens to clients.
 
     def connected(self, session: Session, holding: Holding | None) -> None:
         """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
         client = session.client_id
         held_bytes = self._held_bytes(holding)
-        self._uploading.discard(client)
+        self._sending.discard(client)
         self._collection.connect(client, self._now(), holds_broadcast=held_bytes == self._payload.size_bytes)
         contribution = self._collection.contributions[client]
         if contribution.has_begun:
@@ -97,6 +101,12 @@ class GrpcExchange:
             still_needed=lambda: self.waits_for(client),
         )
         session.send_work(outgoing)
+
+    def reconnected(self, session: Session) -> None:
+        """A client that is not waited for is back: it may not have heard that it is left out."""
+        judgement = self._collection.remind(session.client_id)
+        if judgement is not None:
+            self.tell(session, judgement)
 
     def _held_bytes(self, holding: Holding | None) -> int:
         """How much of the broadcast a client has from before its connection broke."""
@@ -113,7 +123,7 @@ class GrpcExchange:
 
     def disconnected(self, client: str) -> None:
         """A client's connection is lost, or was not there to begin with."""
-        self._uploading.discard(client)
+        self._sending.discard(client)
         self._collection.disconnect(client, self._now())
         self._changed.set()
 
@@ -124,13 +134,13 @@ class GrpcExchange:
         except StateError as error:
             self._fail(error)
             return
-        self._uploading.add(session.client_id)
+        self._sending.add(session.client_id)
         self._settle(session, judgement)
 
     async def received(self, session: Session, chunk: Chunk) -> None:
         """Check and keep a chunk; not returning holds the client back."""
-        if session.client_id not in self._uploading:
-            return  # the rest of a reply that was refused, or of one to an earlier exchange
+        if not self.is_sending(session.client_id):
+            return
         try:
             accepted = self._collection.accept(session.client_id, chunk)
         except StateError as error:
@@ -161,9 +171,8 @@ class GrpcExchange:
             self._fail(error)
 
     def _settle(self, session: Session, judgement: Judgement | None) -> None:
-        """Tell a client what it has to know at once; from then on nothing more of its reply is read."""
+        """Tell a client what it has to know at once, if anything."""
         if judgement is not None:
-            self._uploading.discard(session.client_id)
             self.tell(session, judgement)
         self._changed.set()
 
@@ -201,11 +210,9 @@ class GrpcExchange:
                 continue
             try:
                 await asyncio.get_running_loop().run_in_executor(self._executor, step)
-            except NotFiniteError as error:
-                return Reduced(None, str(error))
             finally:
                 fold.step_done()
-        return Reduced(fold.result if fold is not None else None)
+        return Reduced(fold.result, fold.fault) if fold is not None else Reduced(None)
 
     async def _wait(self) -> None:
         """Return when something has happened, or when a client has had its time."""

@@ -1,31 +1,31 @@
 """Carries out exchanges in this process: the reference, every client one after another, in client order.
 
-Payloads are encoded, checked, collected and reduced by the same code as over gRPC, and counted as the
-messages that gRPC would have moved. Only the network and the clock are missing: no client is late. A client
+Payloads are encoded, checked, computed on, collected and reduced by the same code as over gRPC, and counted
+as the messages that gRPC would have moved. Only the network and the clock are missing: no client is late. A client
 that is not in this process is missing, as one that never connects.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from feddkd.client.work import TaskRunner
-from feddkd.engines.collection import Arrival, Collection, Judgement
+from feddkd.client.work import KeptReply, TaskRunner, Work
+from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.spool import Spool
-from feddkd.errors import NotFiniteError, RunError
-from feddkd.exchange import Exchange, Outcome, Task
+from feddkd.errors import RunError
+from feddkd.exchange import Exchange, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter, Traffic
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import answer_message, failure_message, receipt_message, work_message
-from feddkd.transport.payload import Assembly, Payload
+from feddkd.transport.messages import receipt_message, work_message
+from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
 NOW = 0.0
@@ -41,6 +41,8 @@ class InProcessEngine(Engine):
         chunk_bytes: int,
         staging_bytes: int = 16 << 20,
         spool_folder: Path | None = None,
+        *,
+        holdout: float = 0.0,
     ) -> None:
         """Take in the clients.
 
@@ -49,13 +51,16 @@ class InProcessEngine(Engine):
             chunk_bytes: of tensor data in one message.
             staging_bytes: memory for contributions that wait to be reduced; more goes to a temporary file.
             spool_folder: where that file goes.
+            holdout: `data.holdout`; bounds what a client can say that it has evaluated.
         """
         self._workers = dict(sorted(workers.items()))
         self._chunk_bytes = chunk_bytes
         self._spool = Spool(staging_bytes, chunk_bytes, spool_folder)
+        self._holdout = holdout
         self._open: dict[str, InProcessExchange] = {}
-        self._task: Task | None = None
+        self._work: Work | None = None
         self._aborted: RunError | None = None
+        self._finished = False
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +80,9 @@ class InProcessEngine(Engine):
         self.check_aborted()
         if busy := [client for client in exchange.clients if client in self._open]:
             raise ValueError(f"{busy[0]} takes part in {self._open[busy[0]].exchange.id}, which is open")
-        begun = InProcessExchange(self, exchange, self._chunk_bytes, self._spool)
+        limits = {client: max_evaluated(worker.num_examples, self._holdout) for client, worker in self._workers.items()}
+        collection = Collection(exchange, self._spool, chunk_bytes=self._chunk_bytes, now=NOW, max_evaluated=limits)
+        begun = InProcessExchange(self, collection, self._chunk_bytes)
         self._open.update(dict.fromkeys(exchange.clients, begun))
         return begun
 
@@ -83,12 +90,17 @@ class InProcessEngine(Engine):
         return Traffic()
 
     def states(self) -> ClientStates:
-        return ClientStates(connected=len(self._workers))
+        if self._finished:
+            return ClientStates()  # who has been let go is not lost
+        open_exchanges = dict(self._open)
+        working = sum(begun.waits_for(client) for client, begun in open_exchanges.items() if client in self._workers)
+        return ClientStates(len(self._workers) - working, working)
 
     def abort(self, reason: str) -> None:
-        self._aborted = RunError(reason)
-        if (task := self._task) is not None:
-            task.cancelled.set()
+        if self._aborted is None:
+            self._aborted = RunError(reason)
+        if (work := self._work) is not None:
+            work.cancelled.set()
 
     def check_aborted(self) -> None:
         if self._aborted is not None:
@@ -96,26 +108,27 @@ class InProcessEngine(Engine):
 
     def finish(self, completed: bool, reason: str) -> None:
         """Give back the memory and the temporary file; nobody has to be told."""
+        self._finished = True
         self._spool.close()
 
     def has(self, client: str) -> bool:
         """Whether a client is in this process."""
         return client in self._workers
 
-    def compute(self, client: str, exchange: Exchange, payload: Tensors) -> tuple[bytes, Payload | None]:
-        """Let a client compute; returns the messages of its reply, or the one that says why it failed."""
-        self._task = task = Task(exchange.id, payload, exchange.evaluate, exchange.closing.deadline_s)
+    def reply_of(self, client: str, message: pb.Work, chunks: Iterable[bytes]) -> Iterable[bytes]:
+        """Let a client take in a broadcast and compute; return the messages of its reply. Raises RunError."""
+        self._work = work = Work(message, self._workers[client])
         try:
             self.check_aborted()
-            reply = self._workers[client].carry_out(task)
+            # Put together for each client, as over the network: none can touch another's broadcast.
+            for chunk in chunks:
+                work.receive(chunk)
+            if work.can_be_computed:
+                work.keep(_reply_to(work))
             self.check_aborted()
-            contribution = Payload(reply.contribution, self._chunk_bytes) if reply.contribution is not None else None
-            return answer_message(exchange.id, reply, contribution), contribution
-        except Exception as error:  # noqa: BLE001  # as over gRPC: what a user's code raises is this client's failure alone
-            self.check_aborted()
-            return failure_message(exchange.id, f"{type(error).__name__}: {error}"), None
+            return work.reply_from(0)
         finally:
-            self._task = None
+            self._work = None
 
     def closed(self, exchange: Exchange) -> None:
         """Take in that an exchange has its outcome."""
@@ -126,17 +139,21 @@ class InProcessEngine(Engine):
 class InProcessExchange:
     """An exchange that is carried out when its outcome is asked for."""
 
-    def __init__(self, engine: InProcessEngine, exchange: Exchange, chunk_bytes: int, spool: Spool) -> None:
-        self.exchange = exchange
+    def __init__(self, engine: InProcessEngine, collection: Collection, chunk_bytes: int) -> None:
+        self.exchange = collection.exchange
         self._engine = engine
         self._chunk_bytes = chunk_bytes
-        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=NOW)
+        self._collection = collection
         self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
 
+    def waits_for(self, client: str) -> bool:
+        """Whether the client still has a reply to send. From any thread."""
+        return self._collection.waits_for(client)
+
     def outcome(self) -> Outcome:
+        self._engine.check_aborted()
         if not self._outcome.done():
-            self._engine.check_aborted()
             try:
                 self._outcome.set_result(self._carry_out())
             except Exception as error:  # noqa: BLE001  # for instance what a rule raises: the same when asked again
@@ -151,15 +168,15 @@ class InProcessExchange:
         exchange, schema = self.exchange, self.exchange.reply_schema
         fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
         broadcast = Payload(exchange.payload, self._chunk_bytes)
-        work = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
+        message = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
+        work = pb.ParticipateResponse.FromString(message).work
         for client in exchange.clients:
             if not self._engine.has(client):
                 self._collection.disconnect(client, NOW)
                 continue
-            self._meter.down(len(work) + broadcast.frames_bytes)
+            self._meter.down(len(message) + broadcast.frames_bytes)
             self._meter.payload_down(broadcast.size_bytes)
-            # Put together for each client, as over the network: none can touch another's broadcast.
-            self._take(client, *self._engine.compute(client, exchange, _received(broadcast)))
+            self._take(client, self._engine.reply_of(client, work, broadcast.frames()))
         while not self._collection.settled:  # clients that are not here
             self._collection.expire(self._collection.next_expiry())
         reduced, fault = self._reduce(fold) if fold is not None else (None, "")
@@ -172,17 +189,19 @@ class InProcessExchange:
         seconds = time.monotonic() - started
         return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault)
 
-    def _take(self, client: str, message: bytes, payload: Payload | None) -> None:
+    def _take(self, client: str, messages: Iterable[bytes]) -> None:
         """Collect a client's messages."""
-        self._meter.up(len(message))
-        request = pb.ParticipateRequest.FromString(message)
+        frames = iter(messages)
+        header = next(frames)
+        self._meter.up(len(header))
+        request = pb.ParticipateRequest.FromString(header)
         if request.HasField("failure"):
             self._collection.fail(client, request.failure.reason)
             return
         if (judgement := self._collection.reply(client, request.answer, NOW)) is not None:
             self._tell(judgement)
             return
-        for frame in payload.frames() if payload is not None else ():
+        for frame in frames:
             self._meter.up(len(frame))
             match self._collection.accept(client, decode_chunk(frame)):
                 case Arrival() as arrival:
@@ -194,27 +213,26 @@ class InProcessExchange:
                     return
 
     def _reduce(self, fold: Fold) -> tuple[Tensors | None, str]:
-        """Reduce all contributions; returns why that failed if it did."""
+        """Reduce all contributions; also return why they reduce to nothing of use, if they do."""
         while not fold.finished:
             step = fold.next_step()
             assert step is not None, "every client has settled"
             try:
                 step()
-            except NotFiniteError as error:
-                return None, str(error)
             finally:
                 fold.step_done()
             self._engine.check_aborted()
-        return fold.result, ""
+        return fold.result, fold.fault
 
     def _tell(self, judgement: Judgement) -> None:
         """Count what would be said to a client."""
         self._meter.down(len(receipt_message(self.exchange.id, judgement.verdict, judgement.reason)))
 
 
-def _received(payload: Payload) -> Tensors:
-    """Encode and decode a payload, message by message."""
-    assembly = Assembly(payload.header, payload.tensors.schema)
-    for frame in payload.frames():
-        assembly.add(decode_chunk(frame))
-    return assembly.tensors
+def _reply_to(work: Work) -> KeptReply:
+    """Compute a client's reply, or the one that says what it raised."""
+    task = work.start()
+    try:
+        return work.compute(task)
+    except Exception as error:  # noqa: BLE001  # what a user's code raises is this client's failure alone
+        return work.failure(error)

@@ -1,4 +1,4 @@
-"""The configuration that a simulation runs with: decided once, before anything of the run exists."""
+"""Decides the configuration that a simulation runs with, before anything of the run exists."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def resolve(config: Config) -> Config:
     returned configuration. To resolve it again changes nothing.
 
     Raises:
-        ConfigError: `scheduler.clients` names other clients, or a number of clients cannot be reached.
+        ConfigError: `scheduler.clients` are others, or a number of clients cannot be reached.
     """
     number, given = config.partition.clients, config.scheduler.clients
     if isinstance(given, list) and sorted(given) != client_ids(number):
-        raise ConfigError(f"scheduler.clients: those of a simulation are called {' to '.join(dict.fromkeys(_ends(number)))}")
+        names = client_ids(number)
+        raise ConfigError(f"scheduler.clients: those of a simulation are called {names[0]} to {names[-1]}")
     if isinstance(given, int) and given != number:
         raise ConfigError(f"scheduler.clients = {given}: partition.clients is {number}")
     if given is not None:
@@ -28,8 +29,3 @@ def resolve(config: Config) -> Config:
     tree = config.model_dump(exclude_none=True)
     tree["scheduler"]["clients"] = number
     return Config.parse(tree)
-
-
-def _ends(number: int) -> tuple[str, str]:
-    names = client_ids(number)
-    return names[0], names[-1]

@@ -77,7 +77,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     """
     config = resolve(config)
     algorithm = algorithms.build(config)
-    config.aggregation.check_exchanges(algorithm.exchanges)
+    config.aggregation.check_exchanges(algorithm.exchanges(config))
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)
@@ -105,7 +105,7 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
     if name == "in-process":
         transport = config.transport
         workers = simulated_workers(config, state)
-        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out) as local:
+        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
             yield local
         return
     engine = GrpcEngine(config, run_id, model.schema, out)

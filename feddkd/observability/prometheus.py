@@ -39,7 +39,7 @@ class PrometheusMetrics(Observer):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        exchanges = (*algorithms.find(config.algorithm.name).exchanges, DELIVER)
+        exchanges = (*algorithms.find(config.algorithm.name).exchanges(config), DELIVER)
         self._run = RunMetrics(self.registry, config)
         self._communication = CommunicationMetrics(self.registry, exchanges)
         self._learning = LearningMetrics(self.registry, config)

@@ -25,21 +25,25 @@ MOST_CLASSES = 10_000
 """Per-class accuracies of more classes are left out."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a value is a number that can be drawn; not a number is not."""
+    return _is_number(value) and abs(value) <= LARGEST
+
+
 def _known(value: Any) -> Any:
-    """A number that is not finite, or too large to be drawn, as one that was not recorded."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if is_number and not abs(value) <= LARGEST else value
+    """A number that is not finite, or too large to be drawn, counts as not recorded."""
+    return None if _is_number(value) and not _is_known(value) else value
 
 
 def _metrics(value: Any) -> Any:
     """Only the metrics that can be drawn; clients choose their names and values."""
     if not isinstance(value, Mapping):
         return value if value is not None else {}
-    return {
-        name: float(number)
-        for name, number in value.items()
-        if len(name) <= LONGEST_NAME and isinstance(number, int | float) and not isinstance(number, bool) and _known(number) is not None
-    }
+    return {name: float(number) for name, number in value.items() if len(name) <= LONGEST_NAME and _is_known(number)}
 
 
 def _class_accuracy(value: Any) -> Any:
@@ -54,7 +58,7 @@ def _texts(value: Any) -> Any:
 
 
 def _counts(value: Any) -> Any:
-    if isinstance(value, Mapping) and not all(type(count) is int and count >= 0 for count in value.values()):
+    if isinstance(value, Mapping) and not all(type(item) is int and item >= 0 for item in value.values()):
         raise ValueError("every value should be a number of times")
     return value
 

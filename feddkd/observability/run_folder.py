@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,7 @@ class RunFolder:
         rounds: the lines of `rounds.jsonl`.
         exchanges: the lines of `exchanges.jsonl`.
         summary: the object of `summary.json`, or None while the run is not complete.
-        partition: examples of each class at each simulated client, or None where the server does not know.
+        partition: examples of each class at each simulated client, or None without a simulation.
     """
 
     path: Path
@@ -63,7 +65,7 @@ class RunFolder:
         """Read a folder that `feddkd run` or `feddkd server` wrote.
 
         Raises:
-            StateError: it holds no run, or a file in it is damaged; the message names the file and the line.
+            StateError: it holds no run, or a file in it is damaged; the message names file and line.
         """
         return cls(
             path=path,
@@ -82,11 +84,15 @@ class RunFolder:
 
 def _config(file: Path) -> Config:
     if not file.exists():
-        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: No such file or directory")
+        raise _no_record(file, os.strerror(errno.ENOENT))
     try:
         return Config.parse(load_toml(file), source=str(file))
     except ConfigError as error:
         raise StateError(str(error)) from None
+
+
+def _no_record(file: Path, reason: str | None) -> StateError:
+    return StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: {reason}")
 
 
 def _lines(file: Path, kind: type[AnyLine]) -> list[AnyLine]:
@@ -115,7 +121,7 @@ def _complete_lines(file: Path) -> Iterator[bytes]:
                     return
                 yield line
     except OSError as error:
-        raise StateError(f"{file.parent} does not hold the record of a run: cannot read {file.name}: {error.strerror}") from error
+        raise _no_record(file, error.strerror) from error
 
 
 def _summary(file: Path) -> Summary | None:
@@ -141,7 +147,8 @@ def _partition(file: Path) -> dict[str, list[int]] | None:
         raise StateError(f"{file} is not a JSON object")
     for client, counts in clients.items():
         if not isinstance(counts, list) or not all(map(_is_count, counts)):
-            raise StateError(f"{file}: {printable(client, 80)} does not have a list of numbers of examples")
+            name = printable(client, 80)
+            raise StateError(f"{file}: {name} does not have a list of numbers of examples")
     return clients
 
 

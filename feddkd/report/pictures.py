@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from feddkd.data.heatmap import draw_heatmap, draw_partition
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series, units
 from feddkd.report.groups import Group
+from feddkd.report.heatmap import draw_heatmap, draw_partition
 from feddkd.report.series import ByRound, Curve
 from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure
 

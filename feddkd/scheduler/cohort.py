@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
-from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome
+from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.tensors import Tensors
@@ -83,6 +83,11 @@ class RoundCohort:
         self.clients_reported = 0
         self.clients_missing: dict[str, str] = {}
         self.loss: float | None = None
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Weights of the clients in this round, in client order."""
+        return tuple(self._clients.values())
 
     @property
     def share(self) -> float:
@@ -170,6 +175,8 @@ class RoundCohort:
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
         metrics = outcome.mean_metrics(exchange.clients)
+        if outcome.reduced is not None and f"{UPDATE_NORM_SQUARED}/value" in outcome.reduced:
+            metrics[UPDATE_NORM_SQUARED] = read_scalar(outcome.reduced, UPDATE_NORM_SQUARED)
         if UPDATE_NORM_SQUARED in metrics and outcome.reduced is not None:
             diversity = self._drift_diversity(metrics[UPDATE_NORM_SQUARED], outcome.reduced)
             if diversity is not None:

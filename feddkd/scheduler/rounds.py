@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -42,6 +42,21 @@ LARGE_SHARE = 0.5
 """A client with more than this share of the weight decides every mean."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What stands around the rounds of a run; by default nothing.
+
+    Attributes:
+        rule: reduces contributions.
+        layers: stand around each round's cohort, the first outermost.
+        journal: remembers the outcomes of exchanges.
+    """
+
+    rule: Rule = field(default_factory=WeightedMean)
+    layers: Sequence[CohortLayer] = ()
+    journal: Journal = field(default_factory=NoJournal)
+
+
 class Scheduler:
     """Runs an algorithm on an engine."""
 
@@ -54,25 +69,19 @@ class Scheduler:
         run_id: str,
         observers: Observers | Iterable[Observer] = (),
         evaluator: Evaluator | None = None,
-        journal: Journal | None = None,
-        rule: Rule | None = None,
-        layers: Sequence[CohortLayer] = (),
+        extensions: Extensions | None = None,
     ) -> None:
-        """Prepare a run.
-
-        Args:
-            rule: reduces contributions; by default the weighted mean.
-            layers: stand around each round's cohort, the first outermost.
-        """
+        """Prepare a run; nothing happens before `run`."""
+        extensions = extensions or Extensions()
         self._config = config
         self._algorithm = algorithm
         self._engine = engine
         self._run_id = run_id
         self._observers = Observers.of(observers)
         self._evaluator = evaluator
-        self._journal = journal or NoJournal()
-        self._rule = rule or WeightedMean()
-        self._layers = layers
+        self._journal = extensions.journal
+        self._rule = extensions.rule
+        self._layers = extensions.layers
         self._finished: FinishedRound | None = None
         self._tally = RunTally()
         self._round_tally = RoundTally()
@@ -118,7 +127,7 @@ class Scheduler:
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """One round, tried again from its beginning while it fails."""
         started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
-        state = copy.deepcopy(self._algorithm.state_dict())
+        state = self._algorithm.state_dict()
         for attempt in itertools.count():
             cohort, available = self._select(model, number, attempt)
             try:
@@ -126,7 +135,7 @@ class Scheduler:
                 evaluation = self._evaluate(number, new_model)
                 break
             except RoundError as error:
-                self._algorithm.load_state_dict(copy.deepcopy(state))
+                self._algorithm.load_state_dict(state)
                 self._round_tally.start_again()
                 self._round_failed(number, attempt, error)
             finally:
@@ -195,7 +204,8 @@ class Scheduler:
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
-        plan = ExchangePlan(self._config, self._algorithm.exchanges, model.schema, self._rule)
+        kinds = self._algorithm.exchanges(self._config)
+        plan = ExchangePlan(self._config, kinds, model.schema, self._rule)
         cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
         return cohort, available
 

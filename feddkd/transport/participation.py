@@ -102,7 +102,7 @@ class Participation:
                 self._before_hello[wait] = None
                 try:
                     message = await context.read()
-                    # Alone: gRPC cannot end a call whose first write is stuck with these in it.
+                    # By itself: gRPC cannot end a call whose first write, with this, is cut off.
                     await context.send_initial_metadata(())
                 finally:
                     self._before_hello.pop(wait, None)
@@ -110,6 +110,8 @@ class Participation:
             full = f"sooner while {MAX_STREAMS_BEFORE_HELLO} streams wait for theirs"
             reason = f"no message within {HELLO_TIMEOUT_S:g} s of opening the stream ({full})"
             await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+        except grpc.aio.BaseError:  # the client is gone; nobody is left to be told
+            raise asyncio.CancelledError from None
         if isinstance(message, bytes):
             self._inbox.other.up(len(message))
         return message

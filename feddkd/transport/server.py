@@ -70,7 +70,7 @@ class FederationServer:
             self._sessions,
             inbox,
             # An answer holds a schema like the model's, perhaps with more vectors, and its numbers.
-            max_message_bytes=(64 << 10) + 16 * manifest.model.ByteSize(),
+            max_message_bytes=(256 << 10) + 16 * manifest.model.ByteSize(),
             write_stall_s=write_stall_s,
         )
         self._streams: set[asyncio.Task[Any]] = set()

@@ -37,7 +37,7 @@ from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, PausedError
 from feddkd.exchange import Closing, Reply, Task
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.rounds import Extensions, Scheduler
 
 GATED = 'algorithm.name="gated:GatedFedDKD"'
 NAMES = ["client-0", "client-1", "client-2"]
@@ -277,7 +277,7 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
             engine,
             run_id=RUN_ID,
             observers=[recorder],
-            rule=rule,
+            extensions=Extensions(rule=rule),
         )
         result = server.background(lambda: scheduler.run(model))
         rule.begun.wait()

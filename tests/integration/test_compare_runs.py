@@ -174,7 +174,7 @@ def test_a_job_that_starts_anew_deletes_what_is_there_but_not_what_another_proce
     folder.mkdir()
     (folder / "config.toml").write_text(Config(rounds=3).to_toml())
     (folder / "summary.json").write_text("{}")
-    job, errors = Job(Config(), folder, anew=True), []
+    job, errors = Job(Config(), folder, overwrite=True), []
 
     def run(self: Any, command: list[str], **options: Any) -> int:
         assert not (folder / "summary.json").exists()

@@ -22,12 +22,14 @@ from feddkd.data.partitions import client_ids
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import ClientError
-from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
+from feddkd.exchange import DELIVER, Cause, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.observability.ledger import Ledger
-from feddkd.scheduler.engine import Engine, Exchange, Outcome
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.tensors import Schema, Tensors
+from feddkd.traffic import Meter
+from feddkd.transport.messages import id_from_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Session
 
@@ -215,7 +217,7 @@ def test_a_run_that_is_replayed_from_its_journal_goes_on_where_it_stopped(run: R
 
 
 class ForgetfulEngine(EngineProxy):
-    """Loses all answers of one exchange after the clients have computed them."""
+    """Loses all replies to one exchange after the clients have computed them."""
 
     def __init__(self, engine: Engine, lost: ExchangeId) -> None:
         super().__init__(engine)
@@ -225,7 +227,8 @@ class ForgetfulEngine(EngineProxy):
         outcome = super().carry_out(exchange)
         if exchange.id != self.lost:
             return outcome
-        return Outcome(None, {}, dict.fromkeys(outcome.reports, "lost on the way"), outcome.traffic, outcome.seconds)
+        lost = Missing(Cause.DISCONNECTED, "lost on the way")
+        return Outcome(None, {}, dict.fromkeys(outcome.replies, lost), outcome.traffic, outcome.seconds)
 
 
 @on_both_engines
@@ -243,26 +246,26 @@ def test_a_round_that_is_tried_again_gives_the_bits_of_a_clean_run(run: RunIt, l
 
 
 class Turns:
-    """Lets clients answer each exchange in a given order, whatever order they finish in."""
+    """Lets clients reply to each exchange in a given order, whatever order they finish in."""
 
     def __init__(self, order: Sequence[str]) -> None:
         self.order = order
-        self.answered: dict[ExchangeId, list[str]] = {}
+        self.replied: dict[ExchangeId, list[str]] = {}
         self.changed = threading.Condition()
 
     def wait(self, client: str, exchange: ExchangeId) -> None:
         before = set(self.order[: self.order.index(client)])
         with self.changed:
-            self.changed.wait_for(lambda: before <= set(self.answered.get(exchange, ())))
+            self.changed.wait_for(lambda: before <= set(self.replied.get(exchange, ())))
 
     def passed(self, client: str, exchange: ExchangeId) -> None:
         with self.changed:
-            self.answered.setdefault(exchange, []).append(client)
+            self.replied.setdefault(exchange, []).append(client)
             self.changed.notify_all()
 
 
 class TurnTakingWorker(Worker):
-    """Computes at once, and answers when it is its turn."""
+    """Computes at once, and replies when it is its turn."""
 
     def __init__(self, worker: Worker, turns: Turns) -> None:
         self._worker = worker
@@ -286,14 +289,14 @@ class TurnTakingWorker(Worker):
 
 
 class WatchingEngine(GrpcEngine):
-    """Tells whose answer has arrived."""
+    """Tells whose reply has arrived."""
 
     turns: Turns
 
-    def answered(self, session: Session, answer: pb.Answer, size_bytes: int) -> None:
-        super().answered(session, answer, size_bytes)
-        exchange = answer.id
-        self.turns.passed(session.client_id, ExchangeId(exchange.run_id, exchange.round, exchange.attempt, exchange.name, exchange.step))
+    def replied(self, session: Session, answer: pb.Answer) -> Meter:
+        meter = super().replied(session, answer)
+        self.turns.passed(session.client_id, id_from_message(answer.id))
+        return meter
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -302,16 +305,16 @@ def test_the_order_of_arrival_does_not_change_the_bits(tmp_path_factory: pytest.
     config = small_config("rounds=1", "dkd.steps=1", "partition.name=quantity_dirichlet", "scheduler.min_clients=4")
     out = tmp_path_factory.mktemp("order")
     turns = Turns(order)
-    engine = WatchingEngine(config, RUN_ID, initial_model(config).schema, OrderSensitiveMean)
+    engine = WatchingEngine(config, RUN_ID, initial_model(config).schema)
     engine.turns = turns
     workers = {client: TurnTakingWorker(worker, turns) for client, worker in simulated_workers(config, out / "grpc").items()}
-    record = run_in_threads(config, out, engine=engine, workers=workers)
-    assert list(turns.answered.values()) == [order] * 3
-    assert record.model.sha256() == run_in_process(config, out, rule=OrderSensitiveMean).model.sha256()
+    record = run_in_threads(config, out, engine=engine, workers=workers, rule=OrderSensitiveMean())
+    assert list(turns.replied.values()) == [order] * 3
+    assert record.model.sha256() == run_in_process(config, out, rule=OrderSensitiveMean()).model.sha256()
 
 
 class FailingWorker(Worker):
-    """A worker whose every answer goes wrong in one way."""
+    """A worker whose every reply goes wrong in one way."""
 
     def __init__(self, worker: Worker, fail: Callable[[Reply], Reply]) -> None:
         self._worker = worker

@@ -54,6 +54,17 @@ def test_a_client_that_does_not_read_loses_its_stream_and_harms_nobody() -> None
             assert sum(len(good.receive()) for _ in range(16)) == 16 << 20
 
 
+def test_a_client_that_reads_again_learns_why_its_stream_ended() -> None:
+    """Its first message was under way when a newer stream replaced this one."""
+    inbox = Pusher()
+    with serving(inbox) as address, HandClient(address) as old, HandClient(address) as new:
+        old.connect()
+        until(lambda: "hand connected" in inbox.events)
+        new.connect()
+        until(lambda: inbox.events.count("hand connected") == 2)
+        assert old.status() is grpc.StatusCode.ABORTED
+
+
 def test_a_client_that_leaves_while_it_is_written_to_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

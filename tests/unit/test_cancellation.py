@@ -82,7 +82,7 @@ def test_a_closed_exchange_stops_before_the_next_batch(tmp_path: Path, algorithm
     worker.carry_out(task_for(worker, "local_train", 1))
     for stop_at in range(1, passes + 1):
         number = 1 if exchange != "local_train" else 1 + stop_at  # a teacher is of this round, a memory of the one before
-        worker._half._cached_logits = None  # type: ignore[attr-defined]  # of FedDKD's teacher
+        worker._client_side._cached_logits = None  # type: ignore[attr-defined]  # of FedDKD's teacher
         task = task_for(worker, exchange, number, evaluated)
         with Passes(worker.site.module, stop_at, task.cancelled.set) as passed:
             if stop_at < passes:

@@ -423,6 +423,15 @@ def test_the_share_is_of_those_selected_and_then_of_those_who_replied() -> None:
     assert cohort.share == pytest.approx(4 / 12)
 
 
+def test_the_weights_are_of_those_selected_and_then_of_those_who_answered() -> None:
+    cohort = cohort_of(Scripted({("train", 0): {"a": SILENT}, ("step", 0): {"c": FAILED}}), CLIENTS)
+    assert list(cohort.weights) == [2.0, 3.0, 1.0]
+    cohort.exchange("train", MODEL)
+    assert list(cohort.weights) == [3.0, 1.0]
+    cohort.exchange("step", MODEL)
+    assert list(cohort.weights) == [3.0, 1.0]
+
+
 def test_the_loss_is_that_of_the_latest_exchange() -> None:
     engine = Scripted({("train", 0): {"c": SILENT}, ("step", 0): {"bb": FAILED}})
     cohort = cohort_of(engine, CLIENTS)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from collecting import CHUNK, CONTRIBUTIONS, LARGE, Scene, Sender
+from crc32c import crc32c
 from harness import SCHEMA, filled
 
 from feddkd.engines.collection import Arrival, Judgement
@@ -37,14 +38,44 @@ def test_the_same_reply_again_counts_once_and_another_is_refused() -> None:
     assert list(scene.collection.replies()) == ["a"]
 
 
-def test_the_content_is_told_by_its_hash_not_by_its_checksums() -> None:
-    scene = Scene({"a": 1.0})
-    Sender(scene, "a", CONTRIBUTIONS["a"]).send()
-    forged = Sender(scene, "a", CONTRIBUTIONS["a"]).answer
-    forged.payload.content_sha256 = bytes(32)
-    judgement = scene.collection.reply("a", forged, 0.0)
-    assert judgement is not None
-    assert judgement.verdict == Verdict.VERDICT_ALREADY_EXISTS
+def test_other_content_with_the_same_checksums_is_other_content() -> None:
+    """CRC-32C guards against accidents only: bytes with a given checksum are easily made."""
+    schema = Schema([TensorSpec("x", torch.uint8, (8,))])
+    honest, forged = (
+        Tensors.copy_of(schema, {"x": torch.tensor(list(data), dtype=torch.uint8)})
+        for data in (bytes(range(8)), same_checksum(bytes(range(8))))
+    )
+    scene = Scene({"a": 1.0}, schema=schema)
+    assert Sender(scene, "a", honest).send() == []
+    verdicts = []
+    for contribution in (honest, forged):
+        judgement = Sender(scene, "a", contribution).header(again=True)
+        assert judgement is not None
+        verdicts.append(judgement.verdict)
+    assert verdicts == [Verdict.VERDICT_DUPLICATE, Verdict.VERDICT_ALREADY_EXISTS]
+
+
+def same_checksum(data: bytes) -> bytes:
+    """Other bytes of the same CRC-32C: the last four make up for a change in the first four."""
+    wanted = crc32c(data)
+    changed = bytes([data[0] ^ 1]) + data[1:-4]
+    # The checksum is affine in the last four bytes: solve the 32 equations over GF(2).
+    base = crc32c(changed + bytes(4)) ^ wanted
+    tails = [(1 << bit).to_bytes(4, "little") for bit in range(32)]
+    columns = [crc32c(changed + tail) ^ base ^ wanted for tail in tails]
+    rows = [(column, 1 << bit) for bit, column in enumerate(columns)]
+    solution = 0
+    for pivot in range(32):
+        index = next((i for i, (value, _) in enumerate(rows) if value >> pivot & 1), None)
+        if index is None:
+            continue
+        value, combination = rows.pop(index)
+        rows = [(v ^ value, c ^ combination) if v >> pivot & 1 else (v, c) for v, c in rows]
+        if base >> pivot & 1:
+            base, solution = base ^ value, solution ^ combination
+    forged = changed + solution.to_bytes(4, "little")
+    assert (crc32c(forged), forged != data) == (wanted, True)
+    return forged
 
 
 def test_an_upload_that_goes_on_with_bytes_of_another_content_is_refused_at_its_end() -> None:
@@ -97,10 +128,15 @@ def test_a_reply_that_begins_before_the_last_one_is_complete_is_refused() -> Non
     assert "before the last one was complete" in judgement.reason
 
 
-def test_an_empty_payload_is_complete_with_its_header() -> None:
-    scene = Scene({"a": 1.0}, schema=NOTHING)
-    assert Sender(scene, "a", Tensors(NOTHING)).send() == []
+@pytest.mark.parametrize("schema", [NOTHING, Schema([])], ids=["a tensor without elements", "no tensors"])
+def test_an_empty_payload_is_complete_with_its_header(schema: Schema) -> None:
+    scene = Scene({"a": 1.0, "b": 1.0}, schema=schema)
+    assert Sender(scene, "a", Tensors(schema)).send() == []
+    assert Sender(scene, "a", Tensors(schema)).header() == Judgement(Verdict.VERDICT_DUPLICATE)
+    refused = Judgement(Verdict.VERDICT_INVALID_ARGUMENT, "the reply holds no tensors")
+    assert Sender(scene, "b", None).send() == [refused]
     assert scene.collection.settled
+    assert list(scene.collection.replies()) == ["a"]
 
 
 def test_a_client_that_holds_nothing_out_cannot_claim_an_evaluation_of_millions() -> None:
@@ -245,6 +281,22 @@ def test_a_chunk_that_is_written_after_its_upload_began_again_is_dropped() -> No
     scene.collection.store(late, 0.0)
     assert scene.collection.contributions["a"].blocks == []
     assert scene.spool.used_bytes == 0
+
+
+@pytest.mark.parametrize("budget_bytes", [0, 1 << 20])
+def test_a_chunk_that_is_written_after_its_exchange_has_ended_is_dropped(budget_bytes: int) -> None:
+    scene = Scene({"a": 1.0}, budget_bytes=budget_bytes)
+    sender = Sender(scene, "a", CONTRIBUTIONS["a"])
+    sender.header()
+    assert sender.payload is not None
+    late = scene.collection.accept("a", decode_chunk(next(iter(sender.payload.frames()))))
+    assert isinstance(late, Arrival)
+    scene.collection.close()  # an error ended it
+    late.write()
+    assert scene.collection.store(late, 0.0) is None
+    assert scene.spool.used_bytes == 0
+    scene.spool.reserve(CHUNK)
+    assert scene.spool.file_bytes <= CHUNK  # its place is free again
 
 
 def test_an_exchange_closes_soon_after_enough_replies() -> None:

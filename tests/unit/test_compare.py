@@ -90,8 +90,8 @@ def test_fedavg_is_read_from_its_longer_run(tmp_path: Path) -> None:
 def test_fedavg_with_other_settings_is_a_run_of_its_own(tmp_path: Path) -> None:
     given = [("a", config()), ("b", config("algorithm.name=fedavg")), ("c", config("algorithm.name=fedavg", "training.lr=0.1"))]
     rows = {row.label: row for row in make_rows(given)}
-    assert rows["b"].is_read_from_another
-    assert not rows["c"].is_read_from_another
+    assert rows["b"].reads_another_run
+    assert not rows["c"].reads_another_run
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,8 @@ def test_numbers_of_clients_that_cannot_be_reached_are_refused(overrides: list[s
         (["scheduler.clients=30", "scheduler.cohort=0.1"], 3, 30),
         (["scheduler.clients=31", "scheduler.cohort=0.1"], 4, 31),
         (["scheduler.clients=5", "scheduler.min_clients=2"], 2, 5),
+        # At least min_clients are asked, so a share of those asked can be enough.
+        (["scheduler.clients=10", "scheduler.cohort=0.1", "scheduler.min_clients=4", "scheduler.enough=1.0"], 4, 10),
         (["scheduler.clients=5", "scheduler.min_clients=2", "scheduler.wait_for_clients=3"], 2, 3),
     ],
 )

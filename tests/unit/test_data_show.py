@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from feddkd.cli.data import app
-from feddkd.data.heatmap import save_heatmap
 from feddkd.errors import ConfigError, PartitionError
+from feddkd.report.heatmap import save_heatmap
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

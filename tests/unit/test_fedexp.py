@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from by_hand import THREE, Data, Federation, Vector, assert_follows, data, gradient, mean, sgd, shares
+from harness import RUN_ID
+
+from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeId, Task
+from feddkd.scheduler.cohort import DRIFT_DIVERSITY
+from feddkd.tensors import Tensors
 
 LR = 0.25
 
@@ -35,6 +40,17 @@ def test_rounds_are_those_of_the_paper(tmp_path: Path, clients: list[Data], epsi
 
     assert_follows(federation, one_round)
     assert (max(rates) > 1) == (epsilon < 1)
+
+
+def test_the_norm_travels_once_and_is_on_record(tmp_path: Path) -> None:
+    exp, avg = Federation(tmp_path / "exp", {"name": "fedexp"}, rounds=1), Federation(tmp_path / "avg", {"name": "fedavg"}, rounds=1)
+    exp.run(), avg.run()
+    found, expected = exp.follower.exchanges[0].metrics, avg.follower.exchanges[0].metrics
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert set(found) == {UPDATE_NORM_SQUARED, DRIFT_DIVERSITY}
+    worker = exp.workers["client-0"]
+    reply = worker.carry_out(Task(ExchangeId(RUN_ID, 2, 0, "local_train", 0), Tensors.of_module(worker.site.module)))
+    assert reply.metrics == {}
 
 
 def test_where_clients_agree_the_rate_is_one_and_the_model_halfway_to_fedavgs(tmp_path: Path) -> None:

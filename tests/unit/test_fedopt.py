@@ -43,7 +43,8 @@ def test_steps_are_those_of_the_paper_from_v0_equal_to_tau_squared(tmp_path: Pat
 class ThreeThenOne:
     """A cohort whose mean update of one weight is 3, and then 1."""
 
-    share, loss = 1.0, None
+    weights, share = (1.0,), 1.0
+    loss: float | None = 0.5
 
     def __init__(self) -> None:
         self.values = iter([3.0, 1.0])

@@ -1,6 +1,7 @@
 """The reduction of contributions as they arrive: the same bits in any order, with any memory, whoever is lost."""
 
 import random
+import re
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -14,9 +15,8 @@ from torch import Tensor
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.engines.collection import Judgement
-from feddkd.errors import NotFiniteError
 from feddkd.exchange import Closing
-from feddkd.tensors import Segment
+from feddkd.tensors import Segment, Tensors
 
 
 @settings(max_examples=30)
@@ -202,8 +202,26 @@ def test_a_reduction_that_is_not_finite_says_whose_contributions_were_largest() 
     large["h"].fill_(60_000)
     Sender(scene, "a", CONTRIBUTIONS["a"]).send()
     Sender(scene, "b", large).send()
-    with pytest.raises(NotFiniteError, match=r"NaN or infinite; largest: b \(norm 1\.\d+e\+06\), a"):
-        scene.result()
+    assert scene.result() is None
+    assert scene.fold is not None
+    assert re.search(r"NaN or infinite; largest: b \(norm 1\.\d+e\+06\), a", scene.fold.fault)
+
+
+def test_a_fault_is_final_only_when_nobody_can_be_given_up_any_more() -> None:
+    scene = Scene({"a": 1.0, "b": 1.0, "c": 1.0}, rule=Overflowing())
+    assert scene.fold is not None
+    large = filled(LARGE, 5)
+    large["h"].fill_(60_000)
+    *most, _ = Sender(scene, "b", large).steps()
+    for step in [*Sender(scene, "a", Tensors(LARGE)).steps(), *Sender(scene, "c", Tensors(LARGE)).steps(), *most]:
+        step()
+    scene.reduce()
+    assert "largest: b" in scene.fold.fault
+    assert not scene.fold.finished  # "b" is not here whole
+    scene.collection.fail("b", "lost")
+    result = scene.result()
+    assert result is not None
+    assert scene.fold.fault == ""
 
 
 def test_nobody_replying_gives_nothing_and_says_why() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.client.agent import TaskRunner
+from feddkd.client.work import TaskRunner
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ClientError, RunError, StateError
 from feddkd.exchange import (
@@ -554,6 +554,18 @@ def test_an_abort_ends_a_computation_under_way_and_the_exchange(
         with pytest.raises(RunError, match=STOPPED):
             waiting.result()
     assert computed == []
+
+
+def test_an_abort_ends_an_exchange_of_numbers_alone() -> None:
+    blocking = Blocking(lambda _: Reply())
+    engine = engine_of({"a": blocking})
+    with ThreadPoolExecutor(1) as pool:
+        delivery = exchange_of(["a"], PAYLOAD, reply_schema=None)
+        waiting = pool.submit(engine.carry_out, delivery)
+        blocking.started.wait()
+        engine.abort("told to stop")
+        with pytest.raises(RunError, match=STOPPED):
+            waiting.result()
 
 
 BLOCKS = SCHEMA.chunks(CHUNK)

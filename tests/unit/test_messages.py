@@ -31,6 +31,7 @@ from feddkd.transport.messages import (
     id_to_message,
     numbers_of,
     receipt_message,
+    repeated_answer_message,
     resend_message,
     work_message,
 )
@@ -88,11 +89,14 @@ def test_work_says_what_follows_and_until_when() -> None:
     assert (work.evaluate, work.deadline_s) == (True, 2.5)
 
 
-def test_an_answer_announces_its_payload_and_names_its_content() -> None:
-    header = from_client(answer_message(EXCHANGE, Reply(), PAYLOAD)).answer.payload
-    assert header.content_sha256 == PAYLOAD.content_sha256
-    header.content_sha256 = b""
-    assert header == PAYLOAD.header
+def test_an_answer_announces_its_payload_and_names_its_content_when_it_is_sent_again() -> None:
+    message = answer_message(EXCHANGE, Reply(loss=0.5), PAYLOAD)
+    answer = from_client(message).answer
+    assert answer.payload == PAYLOAD.header
+    again = from_client(repeated_answer_message(message, PAYLOAD)).answer
+    assert again.payload.content_sha256 == PAYLOAD.content_sha256
+    again.payload.content_sha256 = b""
+    assert again == answer
     assert not from_client(answer_message(EXCHANGE, Reply(), None)).answer.HasField("payload")
 
 

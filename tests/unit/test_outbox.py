@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -31,6 +33,14 @@ class Broadcast:
         for _ in range(self.size):
             self.produced += 1
             yield self.name
+
+
+class Payload:
+    """Something large that frames are made of."""
+
+    def frames(self) -> Iterator[bytes]:
+        for _ in range(9):
+            yield b"1" if self else b""
 
 
 def short(*frames: bytes) -> Outgoing:
@@ -89,18 +99,18 @@ def test_a_newer_broadcast_replaces_the_one_that_waits() -> None:
 
 def test_a_broadcast_under_way_is_not_kept_once_it_is_not_needed() -> None:
     """Its client reads nothing: the next broadcast frees the payload of the last."""
-    outbox = Outbox()
-    first, second = Broadcast(b"1", 9), Broadcast(b"2", 1)
-    outgoing = first.outgoing
-    frames = outgoing.frames
-    outbox.put_work(outgoing)
-    outbox.next_frame()
-    del outgoing
-    first.needed = False
-    outbox.put_work(second.outgoing)
-    assert isinstance(frames, Iterator)
+    outbox, needed = Outbox(), [True]
+    payload = Payload()
+    freed = weakref.ref(payload)
+    outbox.put_work(Outgoing(payload.frames(), Meter(), 1_000, lambda: needed[0]))
+    del payload
+    assert outbox.next_frame() == b"1"
+    needed[0] = False
+    assert freed() is not None
+    outbox.put_work(Broadcast(b"2", 1).outgoing)
+    gc.collect()
+    assert freed() is None
     assert drained(outbox) == [b"2"]
-    assert first.produced == 2
 
 
 def test_short_messages_are_bounded_in_number() -> None:

@@ -339,64 +339,6 @@ def test_the_name_of_a_content_depends_on_its_bytes_alone(
     payload = Payload(tensors, chunk_bytes)
     assert payload.content_sha256 == hashlib.sha256(bytes(tensors.block.tolist())).digest()
     assert payload.content_sha256.hex() == tensors.sha256()
-    assembly = Assembly(named(payload, payload.content_sha256), tensors.schema)
-    add_all(assembly, [decode_chunk(frame) for frame in payload.frames()])
-    assert assembly.complete
-
-
-@given(any_tensors, st.integers(8, 64))
-def test_bytes_that_are_not_the_named_ones_are_refused_with_the_last_chunk(
-    tensors: Tensors,
-    chunk_bytes: int,
-) -> None:
-    payload = Payload(tensors, chunk_bytes)
-    chunks = [decode_chunk(frame) for frame in payload.frames()]
-    header = named(payload, hashlib.sha256(b"other bytes").digest())
-    if not chunks:
-        with pytest.raises(CorruptionError, match="SHA-256"):
-            Assembly(header, tensors.schema)
-        return
-    assembly = Assembly(header, tensors.schema)
-    add_all(assembly, chunks[:-1])
-    with pytest.raises(CorruptionError, match="the SHA-256 of the payload does not"):
-        assembly.add(chunks[-1])
-
-
-def test_other_bytes_with_the_same_checksums_are_refused() -> None:
-    """CRC-32C guards against accidents only: bytes with a given checksum are easily made."""
-    schema = Schema([TensorSpec("x", torch.uint8, (8,))])
-    honest = Tensors.copy_of(schema, {"x": torch.arange(8, dtype=torch.uint8)})
-    forged_bytes = same_checksum(bytes(range(8)))
-    payload = Payload(honest, 8)
-    forged = Chunk(0, crc32c(forged_bytes), memoryview(forged_bytes))
-    unnamed = Assembly(payload.header, schema)
-    unnamed.add(forged)
-    assert unnamed.complete  # the digest of the checksums does not tell
-    with pytest.raises(CorruptionError, match="SHA-256"):
-        Assembly(named(payload, payload.content_sha256), schema).add(forged)
-
-
-def same_checksum(data: bytes) -> bytes:
-    """Other bytes of the same CRC-32C: the last four make up for a change in the first four."""
-    wanted = crc32c(data)
-    changed = bytes([data[0] ^ 1]) + data[1:-4]
-    # The checksum is affine in the last four bytes: solve the 32 equations over GF(2).
-    base = crc32c(changed + bytes(4)) ^ wanted
-    tails = [(1 << bit).to_bytes(4, "little") for bit in range(32)]
-    columns = [crc32c(changed + tail) ^ base ^ wanted for tail in tails]
-    rows = [(column, 1 << bit) for bit, column in enumerate(columns)]
-    solution = 0
-    for pivot in range(32):
-        index = next((i for i, (value, _) in enumerate(rows) if value >> pivot & 1), None)
-        if index is None:
-            continue
-        value, combination = rows.pop(index)
-        rows = [(v ^ value, c ^ combination) if v >> pivot & 1 else (v, c) for v, c in rows]
-        if base >> pivot & 1:
-            base, solution = base ^ value, solution ^ combination
-    forged = changed + solution.to_bytes(4, "little")
-    assert (crc32c(forged), forged != data) == (wanted, True)
-    return forged
 
 
 @pytest.mark.parametrize("length", [1, 31, 33])

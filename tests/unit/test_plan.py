@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 from harness import RUN_ID, SCHEMA, OrderSensitiveMean, filled
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -135,6 +135,7 @@ def test_an_exchange_may_close_after_enough_replies(
 
 
 @given(st.integers(1, 1000), st.integers(1, 100))
+@example(100, 7)  # 0.07 * 100 is more than 7 in float64
 def test_a_share_is_of_the_clients_asked_rounded_up(clients: int, percent: int) -> None:
     closing = closing_of(f"scheduler.enough={percent / 100}", clients=clients)
     assert closing.enough == -(-percent * clients // 100)

@@ -113,18 +113,26 @@ MOMENTS = [
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_abort_at_any_moment_ends_the_run_at_once(moment: str) -> None:
     engine = ScriptedEngine(THREE)
-    setup = Setup(engine, evaluator=lambda *_: Evaluation(10, 5, 5.0))
-    begun_before: list[int] = []
+    begun: list[str] = []  # after the abort
+
+    def evaluator(*_: object) -> Evaluation:
+        if engine.aborted:
+            begun.append("evaluation")
+        return Evaluation(10, 5, 5.0)
+
+    setup = Setup(engine, evaluator=evaluator)
+    exchanges_before: list[int] = []
 
     def stop(event: str) -> None:
         if event == moment:
             engine.abort("told to stop")
-            begun_before.append(len(engine.exchanges))
+            exchanges_before.append(len(engine.exchanges))
 
     setup.recorder.on_event = stop
     with pytest.raises(RunError, match=TOLD):
         setup.run()
-    assert begun_before == [len(engine.exchanges)]
+    assert begun == []
+    assert exchanges_before == [len(engine.exchanges)]
     assert setup.recorder.failures == []
     assert setup.recorder.pauses == []
     assert setup.recorder.run is None

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -376,6 +376,10 @@ class Around:
         self._cohort = cohort
         self._down = down
         self._up = up
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return self._cohort.weights
 
     @property
     def share(self) -> float:

@@ -35,12 +35,6 @@ def test_every_setting_that_differs_is_named(change: list[str], difference: str)
     assert ServerConfig(toml(*change)).difference(toml()) == difference
 
 
-def test_keys_and_tables_that_may_differ_are_left_out() -> None:
-    known = ServerConfig(toml(), ignored=("data.root", "scheduler"))
-    assert known.difference(toml("data.root=/x", "scheduler.cohort=3")) is None
-    assert known.difference(toml("data.root=/x", "data.holdout=0")) == "differs in data.holdout"
-
-
 def test_what_cannot_be_read_is_another_configuration() -> None:
     known = ServerConfig(toml())
     assert known.difference("rounds = ") is not None

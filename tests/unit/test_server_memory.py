@@ -27,19 +27,20 @@ WITH_BUFFERS = Schema(
 
 
 class ConstantCohort:
-    """Answers with constants. The previous global model has the lower loss if steps can start over from it."""
+    """Answers with constants, of which `previous_loss` is the lowest: steps that may start over do."""
 
-    share, loss = 1.0, 1.0
+    weights, share = (1.0, 1.0), 1.0
+    loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model, self._kinds = model, kinds
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        schema = self._kinds[name].answer
+        schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors(schema(self._model))
-        for tensor in answer.values():
-            tensor.fill_(0.01)
+        for name, tensor in answer.items():
+            tensor.fill_(0.005 if name.startswith("previous_loss") else 0.01)
         return answer
 
 
@@ -92,7 +93,7 @@ def test_the_peak_counts_what_lives_at_a_time() -> None:
 )
 def test_a_round_holds_at_most_five_models_above_those_that_outlive_it(schema: Schema, settings: dict[str, Any]) -> None:
     server = FedDKD(Config.parse({"dkd": {"steps": 5, **settings}}))
-    cohort = ConstantCohort(schema, server.exchanges)
+    cohort = ConstantCohort(schema, server.exchanges(server.config))
 
     def next_round(model: Tensors) -> Tensors:
         with Snapshot(server.state_dict()):

@@ -1,14 +1,16 @@
-"""Server halves are replayable: all that outlives a round is in their state, and the rest of a round follows from the answers."""
+"""Server sides are replayable: all that outlives a round is in their state, and the rest of a round follows from the answers."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from harness import SCHEMA, filled
+from torch import Tensor
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.base import Algorithm
@@ -36,27 +38,24 @@ def server_of(name: str) -> Algorithm:
 class Answers:
     """Answers that depend on what was asked alone, as those of clients and of a journal do."""
 
-    share = 0.4
+    weights, share = (1.0, 2.0, 3.0), 0.4
+    loss: float | None = 0.5
 
     def __init__(self, server: Algorithm, number: int) -> None:
-        self.kinds = server.exchanges
+        self.kinds = server.exchanges(server.config)
         self.number = number
         self.asked: list[tuple[str, int, str]] = []
         self.answered: list[Tensors] = []
 
-    @property
-    def loss(self) -> float | None:
-        return float(len(self.asked) + self.number)
-
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         self.asked.append((name, step, payload.sha256()))
         assert payload.schema == self.kinds[name].broadcast(SCHEMA)
-        answer = self.kinds[name].answer
+        answer = self.kinds[name].reply
         assert answer is not None
         digest = hashlib.sha256(f"{self.number}{self.asked[-1]}".encode()).digest()
         found = filled(answer(SCHEMA), int.from_bytes(digest[:4], "little"))
         for tensor_name, tensor in found.items():
-            if tensor_name.partition("/")[0] in ("norm_squared", "effective_steps", "previous_loss"):
+            if tensor_name.partition("/")[0] in ("update_norm_squared", "effective_steps", "previous_loss", "loss"):
                 tensor.abs_()
         self.answered.append(found)
         return found
@@ -116,5 +115,5 @@ def test_buffers_follow_the_mean_update_in_their_own_dtype(name: str) -> None:
         model = following
 
 
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -229,6 +229,23 @@ def test_clients_that_are_long_away_make_room_when_the_table_is_full(
     run(fill())
 
 
+def test_an_id_that_is_bound_to_a_certificate_makes_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fill() -> None:
+        server = Server()
+        away, _ = server.open(hello_message(await server.join("site", certificate=PEM)))
+        await settle()
+        away.half_close()
+        await clock().pass_time(100 * ID_HOLD_S)
+        with pytest.raises(NotJoinedError, match="1 clients have joined"):
+            await server.join("new")
+        await server.close()
+
+    monkeypatch.setattr("feddkd.transport.server.MAX_SESSIONS", 1)
+    run(fill())
+
+
 def test_a_client_whose_session_made_room_joins_again() -> None:
     async def come_late() -> None:
         server = Server()

@@ -1,4 +1,5 @@
 import math
+import sys
 from collections import Counter
 
 import pytest
@@ -304,6 +305,11 @@ def test_a_norm_whose_squares_overflow_is_infinite() -> None:
     assert tensors.norm() == math.inf
     tensors["w"].fill_(1e200)
     assert tensors.norm() == math.inf
+    tensors["w"].zero_()
+    tensors["w"][0] = math.sqrt(sys.float_info.max)
+    assert tensors.norm() == math.inf  # its square would raise OverflowError
+    tensors["w"][0] = 9e153
+    assert tensors.norm() ** 2 == pytest.approx(8.1e307)
     tensors["w"][3] = math.nan
     assert math.isnan(tensors.norm())
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import schemas, with_ordinary_values, with_random_bytes
 from threads import with_every_number_of_threads
@@ -64,6 +64,7 @@ def test_a_rule_is_a_value_and_reads_contributions_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@settings(max_examples=50)
 @given(by=some_weights)
 def test_floats_are_averaged_as_in_float64(dtype: torch.dtype, by: list[float]) -> None:
     def part(seed: int) -> Tensor:
@@ -87,6 +88,7 @@ def test_rounding_does_not_grow_with_the_number_of_clients() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@settings(max_examples=50)
 @given(st.lists(any_weight, min_size=1, max_size=4), st.data())
 def test_what_may_be_contributed_has_a_finite_mean(
     dtype: torch.dtype,
@@ -128,6 +130,7 @@ def test_integers_round_half_to_even_and_stay_integers(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_integers_of_any_size_are_the_rounded_exact_mean(
     dtype: torch.dtype,
@@ -207,6 +210,7 @@ def test_the_bits_do_not_depend_on_the_block_size(
 whole_numbers = Schema(TensorSpec(str(dtype), dtype, (57,)) for dtype in (*INTEGERS, torch.bool))
 
 
+@settings(max_examples=50)
 @given(st.lists(any_weight, min_size=1, max_size=5), st.integers(8, 100))
 def test_nor_do_those_of_integers_at_the_ends_of_their_range(
     by: list[float],
@@ -219,7 +223,7 @@ def test_nor_do_those_of_integers_at_the_ends_of_their_range(
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_bits_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
-    schema = Schema([TensorSpec("x", dtype, (100_003,))])  # torch shares out 32,768 and more
+    schema = Schema([TensorSpec("x", dtype, (40_009,))])  # torch shares out 32,768 and more
     contributions = [with_ordinary_values(schema, seed) for seed in range(3)]
     by = [3.0, 0.1 if dtype.is_floating_point else 7.0, 2.0**53]
     digests = with_every_number_of_threads(lambda: in_blocks(contributions, by, 1 << 20).sha256())
@@ -248,7 +252,7 @@ def test_a_row_is_left_alone_and_may_be_reused_when_the_next_is_asked_for(
     assert torch.equal(reduce_rows(dtype, 4, rows()), mean(parts, [3.0, 1.0]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8, torch.bool])
 def test_memory_does_not_grow_with_the_number_of_clients(dtype: torch.dtype) -> None:
     length, live = 4099, list[int]()
 

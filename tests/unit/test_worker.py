@@ -176,7 +176,7 @@ def test_simulated_clients_know_their_run_apart_from_what_the_server_keeps_to_it
     (membership,) = simulated_memberships(config, tmp_path, ["client-0"]).values()
     assert membership.config is not None
     assert membership.instance_id == StateDir(tmp_path / "client-0", "client-0").instance_id
-    told = Config.load(overrides=["data.name=mnist", "training.lr=0.1", "scheduler.wait_for_clients=3"])
+    told = Config.load(overrides=["data.name=mnist", "training.lr=0.1"])
     assert membership.config.difference(told.to_toml()) is None
     other = Config.load(overrides=["data.name=mnist", "training.lr=0.2", "data.holdout=0.3"])
     assert membership.config.difference(other.to_toml()) == "differs in data.holdout, training.lr"

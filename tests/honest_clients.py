@@ -1,0 +1,67 @@
+"""Honest simulated clients in a process of their own, which compute when they are told to.
+
+    python honest_clients.py CONFIG ADDRESS STATE
+
+For each exchange that begins, it prints the exchange as JSON, and computes once it reads a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from feddkd.client.process import simulated_workers, take_part
+from feddkd.client.worker import Worker
+from feddkd.config import Config
+from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.tensors import Schema
+
+
+class Gate:
+    """Holds the first client of each exchange; the others compute after it, in the same thread."""
+
+    def __init__(self) -> None:
+        self._last: ExchangeId | None = None
+
+    def enter(self, exchange: ExchangeId) -> None:
+        if exchange != self._last:
+            self._last = exchange
+            print(json.dumps(dataclasses.asdict(exchange)), flush=True)
+            sys.stdin.readline()
+
+
+class GatedWorker(Worker):
+    """An honest client."""
+
+    def __init__(self, worker: Worker, gate: Gate) -> None:
+        self._worker = worker
+        self._gate = gate
+
+    @property
+    def num_examples(self) -> int:
+        return self._worker.num_examples
+
+    @property
+    def model_schema(self) -> Schema:
+        return self._worker.model_schema
+
+    def broadcast_schema(self, exchange: str) -> Schema:
+        return self._worker.broadcast_schema(exchange)
+
+    def carry_out(self, task: Task) -> Reply:
+        self._gate.enter(task.id)
+        return self._worker.carry_out(task)
+
+
+def main() -> int:
+    config, address, state = sys.argv[1:]
+    gate = Gate()
+    workers = simulated_workers(Config.load(Path(config)), Path(state))
+    gated = {client: GatedWorker(worker, gate) for client, worker in workers.items()}
+    return 0 if take_part(address, gated, retry_for_s=60).completed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
