@@ -72,7 +72,7 @@ from feddkd.exchange import (
 )
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
-from feddkd.scheduler.rounds import CohortLayer, Scheduler
+from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
 from feddkd.transport.payload import Payload
 
@@ -1056,7 +1056,7 @@ def whole_run(
     model = initial_model(WHOLE_RUN)
     with engine.running(workers, config=WHOLE_RUN, model=model.schema) as running:
         algorithm = algorithms.find(WHOLE_RUN.algorithm.name)(WHOLE_RUN)
-        return Scheduler(WHOLE_RUN, algorithm, running, run_id=RUN_ID, layers=layers).run(model)
+        return Scheduler(WHOLE_RUN, algorithm, running, run_id=RUN_ID, extensions=Extensions(layers=layers)).run(model)
 
 
 @pytest.fixture(scope="module")
@@ -1072,6 +1072,10 @@ class CohortAround:
     def __init__(self, inner: Cohort, change: Callable[[Tensors], Tensors]) -> None:
         self._inner = inner
         self._change = change
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return self._inner.weights
 
     @property
     def share(self) -> float:
@@ -1139,7 +1143,7 @@ def test_a_stage_that_raises_is_its_clients_failure(
     workers = workers_with([], tmp_path)
     workers["client-1"] = workers_with([refuse], tmp_path / "other")["client-1"]
     model = initial_model(WHOLE_RUN)
-    kind = algorithms.find(WHOLE_RUN.algorithm.name).exchanges["local_train"]
+    kind = algorithms.find(WHOLE_RUN.algorithm.name).exchanges(WHOLE_RUN)["local_train"]
     assert kind.reply is not None
     exchange = exchange_of(list(workers), model, reply_schema=kind.reply(model.schema))
     with engine.running(workers, config=WHOLE_RUN, model=model.schema) as running:
