@@ -25,15 +25,17 @@ from harness import (
 from watching import WatchedEngine, WatchedMean
 
 from feddkd import algorithms
+from feddkd.aggregator.rule import Rule
+from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.errors import RunError
-from feddkd.exchange import DELIVER, Closing, Evaluation, Exchange, Reply, Task
+from feddkd.exchange import DELIVER, Closing, Evaluation, Reply, Task
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.tensors import Tensors
 
 REASON = "the server was stopped"
@@ -97,11 +99,23 @@ def engine_with(name: str, workers: Mapping[str, FakeWorker]) -> Iterator[Engine
         yield server.engine
 
 
-def scheduler_on(engine: Engine, recorder: Recorder | None = None, **how: Any) -> Scheduler:
+def scheduler_on(
+    engine: Engine,
+    recorder: Recorder | None = None,
+    *,
+    evaluator: Evaluator | None = None,
+    rule: Rule = WeightedMean(),  # noqa: B008
+) -> Scheduler:
     config = config_with()
-    algorithm = algorithms.build(config)
-    observers = [recorder or Recorder()]
-    return Scheduler(config, algorithm, engine, run_id=RUN_ID, observers=observers, **how)
+    return Scheduler(
+        config,
+        algorithms.build(config),
+        engine,
+        run_id=RUN_ID,
+        observers=[recorder or Recorder()],
+        evaluator=evaluator,
+        extensions=Extensions(rule=rule),
+    )
 
 
 def assert_aborted(run: Callable[[], object]) -> None:
@@ -320,86 +334,11 @@ def test_an_abort_does_not_wait_for_the_grace_of_a_lost_client() -> None:
         hand.connect()
         server.wait_for("hand")
         closing = Closing(1000.0, reconnect_grace_s=1000.0)
-        result = server.begin(hand_alone(closing))
+        schema = model().schema
+        exchange = exchange_of(["hand"], model(), reply_schema=schema, closing=closing)
+        result = server.begin(exchange)
         hand.work()
         hand.hang_up()
         engine.losses.acquire()
         engine.abort(REASON)
         assert_aborted(result.result)
-
-
-def test_an_abort_does_not_wait_for_an_upload() -> None:
-    engine = WatchedEngine(config_with("transport.chunk_bytes=1024"), RUN_ID, model().schema)
-    with serving(engine=engine) as server, HandClient(server.address) as hand:
-        hand.connect()
-        server.wait_for("hand")
-        result = server.begin(hand_alone(Closing(1000.0, stall_timeout_s=1000.0)))
-        work, _ = hand.work()
-        hand.send(*answer_frames(work, filled(model().schema, 1))[:-1])
-        engine.wait_for_chunks(hand=len(model().schema.chunks(1024)) - 1)
-        engine.abort(REASON)
-        assert_aborted(result.result)
-        engine.finish(completed=False, reason=REASON)
-        assert hand.response().farewell.reason == REASON
-
-
-def hand_alone(closing: Closing) -> Exchange:
-    return exchange_of(["hand"], model(), reply_schema=model().schema, closing=closing)
-
-
-# At the moment when an exchange begins
-
-
-def blocked(engine: GrpcEngine) -> threading.Event:
-    """Keep the engine's loop busy until the event is set."""
-    go_on, reached = threading.Event(), threading.Event()
-
-    async def block() -> None:
-        reached.set()
-        go_on.wait()
-
-    engine._server.call(block())
-    reached.wait()
-    return go_on
-
-
-def test_an_abort_right_after_an_exchange_was_asked_for_ends_it() -> None:
-    with serving(config_with(), model().schema) as server, HandClient(server.address) as hand:
-        hand.connect()
-        server.wait_for("hand")
-        go_on, asked = blocked(server.engine), threading.Event()
-        call = server.engine._server.call
-
-        def called(coroutine: Any) -> Any:
-            future = call(coroutine)
-            asked.set()
-            return future
-
-        server.engine._server.call = called  # type: ignore[method-assign]
-        result = server.begin(hand_alone(Closing(1000.0)))
-        asked.wait()
-        server.engine.abort(REASON)
-        go_on.set()
-        assert_aborted(result.result)
-
-
-class AbortedInBetween(GrpcEngine):
-    """Is aborted after an exchange was allowed and before it begins."""
-
-    armed = False
-
-    def check_aborted(self) -> None:
-        super().check_aborted()
-        if self.armed:
-            self.armed = False
-            self.abort(REASON)
-            self._server.call(asyncio.sleep(0)).result()  # the loop has seen it
-
-
-def test_an_exchange_does_not_begin_after_an_abort() -> None:
-    engine = AbortedInBetween(config_with(), RUN_ID, model().schema)
-    with serving(engine=engine) as server, HandClient(server.address) as hand:
-        hand.connect()
-        server.wait_for("hand")
-        engine.armed = True
-        assert_aborted(lambda: engine.carry_out(hand_alone(Closing(1000.0))))

@@ -45,7 +45,7 @@ def test_a_message_beyond_four_mebibytes_ends_the_stream(scene: Scene) -> None:
 
 def test_a_message_far_longer_than_any_honest_one_ends_the_stream(scene: Scene) -> None:
     """Even though it is an answer: nothing of it is parsed."""
-    schema = tensors_pb2.Schema(tensors=[tensors_pb2.TensorSpec(name=f"t{i}") for i in range(10_000)])
+    schema = tensors_pb2.Schema(tensors=[tensors_pb2.TensorSpec(name=f"t{i}") for i in range(100_000)])
     answer = pb.Answer(payload=tensors_pb2.PayloadHeader(schema=schema))
     message = pb.ParticipateRequest(answer=answer).SerializeToString()
     with scene.hand().connect() as hand:

@@ -15,6 +15,7 @@ from feddkd.transport.frames import Chunk, decode_chunk, encode_chunk
 from feddkd.transport.messages import Verdict, failure_message, id_from_message, id_to_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.pb import tensors_pb2
 
 
 def rewritten(work: pb.Work, change: Callable[[pb.Answer], object], contribution: Tensors = OURS) -> list[bytes]:
@@ -60,6 +61,11 @@ def set_sizes(answer: pb.Answer, *shape: int) -> None:
     weight.shape[:] = shape
 
 
+def add_tensors(answer: pb.Answer, count: int) -> None:
+    added = (tensors_pb2.TensorSpec(name=f"t{i}", dtype=tensors_pb2.ELEMENT_TYPE_BOOL) for i in range(count))
+    answer.payload.schema.tensors.extend(added)
+
+
 def set_evaluation(answer: pb.Answer, examples: int, correct: int) -> None:
     answer.evaluation.examples = examples
     answer.evaluation.correct = correct
@@ -89,6 +95,10 @@ BAD_ANSWERS: dict[str, tuple[Callable[[pb.Work], list[bytes]], str]] = {
     "unknown_element_type": (
         lambda work: rewritten(work, lambda answer: setattr(answer.payload.schema.tensors[0], "dtype", 99)),
         "unknown element type 99",
+    ),
+    "too_many_tensors": (
+        lambda work: rewritten(work, lambda answer: add_tensors(answer, 10_000)),
+        "at most 10000 are allowed",
     ),
     "two_of_one_name": (
         lambda work: rewritten(work, lambda answer: answer.payload.schema.tensors.append(answer.payload.schema.tensors[3])),
@@ -232,7 +242,7 @@ def test_a_failure_is_recorded_with_a_reason_of_limited_length(scene: Scene) -> 
         work, _ = hand.work()
         failure = pb.Failure(id=work.id, reason="x" * 1000)
         hand.send(pb.ParticipateRequest(failure=failure).SerializeToString())
-        assert reasons(outcome.result()) == {"hand": "x" * 200}
+        assert reasons(outcome.result()) == {"hand": "x" * 197 + "..."}
 
 
 # Identity: each contribution counts once
