@@ -292,11 +292,18 @@ def run_in_threads(
 class HandClient:
     """A client that puts together every message by hand, right or wrong."""
 
-    def __init__(self, address: str, client_id: str = "hand") -> None:
+    def __init__(
+        self,
+        address: str,
+        client_id: str = "hand",
+        options: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """Args:
+        options: of the gRPC channel.
+        """
         self.client_id = client_id
-        self._channel = grpc.insecure_channel(
-            address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
-        )
+        own = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        self._channel = grpc.insecure_channel(address, options=[*own, *options])
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._call: Any = None  # what stream_stream returns has no name
         self.schema = Schema([])

@@ -79,7 +79,7 @@ class SchedulerConfig(Table):
         15.0,
         ge=0,
         le=SECONDS_MAX,
-        description="seconds a client that lost its connection has to come back into an exchange",
+        description="seconds a client that lost its connection has to come back, within an exchange or between two",
     )
     retries: int = Field(
         2,

@@ -114,12 +114,13 @@ class GrpcEngine(Engine):
     # On the loop.
 
     async def _clients(self) -> dict[str, int]:
-        return {session.client_id: session.num_examples for session in self._server.connected()}
+        present = self._server.present(self._config.scheduler.reconnect_grace_s)
+        return {session.client_id: session.num_examples for session in present}
 
     async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
-                while len(await self._clients()) < count:
+                while len(self._server.connected()) < count:
                     self.check_aborted()
                     self._joined.clear()
                     await self._joined.wait()

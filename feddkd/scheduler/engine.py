@@ -47,11 +47,14 @@ class Engine(ABC):
 
     @abstractmethod
     def clients(self) -> Mapping[str, int]:
-        """Return the example counts of the clients that can take part now, by id, in client order."""
+        """Return the example counts of the clients that can take part now, by id, in client order.
+
+        One whose connection broke a moment ago can: an exchange gives it time to come back.
+        """
 
     @abstractmethod
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
-        """Block until `count` clients can take part; False if `timeout_s` passes first (None: no timeout)."""
+        """Block until `count` clients are connected; False if `timeout_s` passes first (None: no timeout)."""
 
     @abstractmethod
     def begin(self, exchange: Exchange) -> OpenExchange:

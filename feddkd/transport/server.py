@@ -123,6 +123,13 @@ class FederationServer:
         """Return the sessions that have a stream in client order. From any thread."""
         return self._sessions.connected()
 
+    def present(self, grace_s: float) -> list[Session]:
+        """Return the sessions that have a stream, or lost it less than `grace_s` seconds ago.
+
+        In client order. On the loop only.
+        """
+        return self._sessions.present(self._loop.time() - grace_s)
+
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))

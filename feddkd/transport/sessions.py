@@ -54,6 +54,7 @@ class Session:
     Attributes:
         token: SHA-256 of the token that opens the stream.
         heard_at: when the client was heard last, on the loop's clock, if it has no stream.
+        lost_at: when its last stream ended, on the loop's clock, if it has none.
         has_connected: the client, under this owner, has opened a stream before.
     """
 
@@ -62,6 +63,7 @@ class Session:
     owner: Owner = NOBODY
     token: bytes = b""
     heard_at: float = 0.0
+    lost_at: float = 0.0
     has_connected: bool = False
     stream: Stream | None = None
 
@@ -99,6 +101,7 @@ class Sessions:
         # Oldest first:
         self._never_connected: OrderedDict[str, Session] = OrderedDict()
         self._away: OrderedDict[str, Session] = OrderedDict()
+        self._lost: OrderedDict[str, Session] = OrderedDict()
         self._of_certificate: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
@@ -119,6 +122,18 @@ class Sessions:
         """Return the sessions with a stream in client order. From any thread."""
         return _in_client_order(list(self._connected.values()))
 
+    def present(self, since: float) -> list[Session]:
+        """Return the sessions that have a stream, or lost it after `since`, in client order.
+
+        Looks at no other session. On the loop only.
+        """
+        present = list(self._connected.values())
+        for session in reversed(self._lost.values()):
+            if session.lost_at <= since:
+                break
+            present.append(session)
+        return _in_client_order(present)
+
     def held_by(self, certificate: bytes) -> int:
         """Return how many ids are bound to a certificate."""
         return self._of_certificate[certificate]
@@ -132,7 +147,7 @@ class Sessions:
     ) -> tuple[Session, str]:
         """Add a session, in place of the one of this id. Returns it and its token."""
         token = secrets.token_hex(16)
-        session = Session(client_id, num_examples, owner, _sha256(token), heard_at=now)
+        session = Session(client_id, num_examples, owner, _sha256(token), now, now)
         if (previous := self._by_id.get(client_id)) is not None:
             session.has_connected = previous.has_connected and previous.owner.is_also(owner)
             self._remove(previous)
@@ -146,6 +161,7 @@ class Sessions:
         """The client has opened a stream."""
         self._never_connected.pop(session.client_id, None)
         self._away.pop(session.client_id, None)
+        self._lost.pop(session.client_id, None)
         self._connected[session.client_id] = session
         session.stream = stream
         session.has_connected = True
@@ -153,6 +169,7 @@ class Sessions:
     def disconnect(self, session: Session, now: float) -> None:
         """The client's stream is gone."""
         session.heard_at = now - session.silent_s(now)
+        session.lost_at = now
         session.stream = None
         del self._connected[session.client_id]
         self._park(session)
@@ -177,13 +194,15 @@ class Sessions:
         """Note a session without a stream as the newest of its kind."""
         if not session.has_connected:
             self._never_connected[session.client_id] = session
-        elif session.owner.certificate is None:
+            return
+        self._lost[session.client_id] = session
+        if session.owner.certificate is None:
             self._away[session.client_id] = session
 
     def _remove(self, session: Session) -> None:
         del self._by_id[session.client_id]
         del self._by_token[session.token]
-        for place in (self._connected, self._never_connected, self._away):
+        for place in (self._connected, self._never_connected, self._away, self._lost):
             place.pop(session.client_id, None)
         if (certificate := session.owner.certificate) is not None:
             self._of_certificate[certificate] -= 1

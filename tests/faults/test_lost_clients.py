@@ -26,7 +26,7 @@ from harness import (
     small_config,
     until,
 )
-from watching import Clock, WatchedEngine, WatchedMean
+from watching import Clock, WatchedEngine
 
 from feddkd import algorithms
 from feddkd.client.process import simulated_workers
@@ -37,7 +37,7 @@ from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, PausedError
 from feddkd.exchange import Closing, Reply, Task
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.rounds import Extensions, Scheduler
+from feddkd.scheduler.rounds import Scheduler
 
 GATED = 'algorithm.name="gated:GatedFedDKD"'
 NAMES = ["client-0", "client-1", "client-2"]
@@ -254,7 +254,6 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
     tmp_path: Path,
     start_client: StartClient,
 ) -> None:
-    rule = WatchedMean.held()  # until then nobody can upload more than the staging memory
     config = small_config(
         'model.name="gated:wide_mlp"',
         "algorithm.name=fedavg",
@@ -277,14 +276,15 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
             engine,
             run_id=RUN_ID,
             observers=[recorder],
-            extensions=Extensions(rule=rule),
         )
-        result = server.background(lambda: scheduler.run(model))
-        rule.begun.wait()
-        processes[1].kill()
-        server.wait_for("client-0", "client-2")
-        rule.go_on.set()
-        record = result.result()
+
+        def kill(client: str) -> None:
+            """Kill client-1 while most of its upload is still before it: a window is 2 MiB."""
+            if client == "client-1" and engine.chunks[client] == 1:
+                processes[1].kill()
+
+        engine.on_chunk = kill
+        record = scheduler.run(model)
     first = recorder.of("local_train")
     assert first.clients_missing == {"client-1": "not connected"}
     assert first.traffic.payload_bytes_up == 2 * model.schema.size_bytes

@@ -99,6 +99,17 @@ class Table(RuleBasedStateMachine):
         assert self.sessions.connected() == expected
 
     @invariant()
+    def the_present_are_connected_or_were_a_moment_ago(self) -> None:
+        for grace_s in (0.0, 5.0, 20.0):
+            since = self.now - grace_s
+            expected = [
+                session
+                for session in self.sessions.all()
+                if session.stream is not None or (session.has_connected and session.lost_at > since)
+            ]
+            assert self.sessions.present(since) == expected
+
+    @invariant()
     def a_forgotten_session_opens_nothing(self) -> None:
         for client, (session, token) in self.tokens.items():
             if self.sessions.find(client) is not session:

@@ -1,0 +1,157 @@
+"""A TCP connection between clients and a server that a test can cut, at a byte of its choice."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Literal, Self
+
+from feddkd.engines.simulation import LOOPBACK
+
+Direction = Literal["up", "down"]
+"""Up is towards the server."""
+
+_READ_BYTES = 1 << 16
+
+
+class _Connection:
+    """One client's connection: from it to the cable, and from there to the server."""
+
+    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+        self.ends: dict[Direction, tuple[socket.socket, socket.socket]] = {
+            "up": (near, far),
+            "down": (far, near),
+        }
+        self._pumps = len(self.ends)
+
+    def end(self) -> None:
+        for end in self.ends["up"]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def leave(self) -> None:
+        """One of the two directions is not read any more."""
+        self._pumps -= 1
+        if not self._pumps:
+            for end in self.ends["up"]:
+                end.close()
+
+
+class Cable:
+    """Passes bytes on between each client that connects to `address` and a server.
+
+    Attributes:
+        address: where clients connect, instead of to the server.
+        cuts: how often a connection was cut at a byte.
+    """
+
+    def __init__(self, server: str) -> None:
+        """Begin to listen.
+
+        Args:
+            server: HOST:PORT of the server.
+        """
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.address = f"{LOOPBACK}:{self._listener.getsockname()[1]}"
+        self.cuts = 0
+        self._lock = threading.Lock()
+        self._plugged_in = True
+        self._open: set[_Connection] = set()
+        self._left: dict[Direction, int | None] = {"up": None, "down": None}
+        self._every: dict[Direction, int | None] = {"up": None, "down": None}
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unplug()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+
+    def cut(self) -> None:
+        """Break every connection; new ones may follow at once."""
+        with self._lock:
+            self._cut()
+
+    def unplug(self) -> None:
+        """Break every connection, and let no new one through until `plug_in`."""
+        with self._lock:
+            self._plugged_in = False
+            self._cut()
+
+    def plug_in(self) -> None:
+        """Let new connections through again."""
+        with self._lock:
+            self._plugged_in = True
+
+    def cut_at(self, direction: Direction, byte: int, *, again: bool = False) -> None:
+        """Break every connection once so many bytes more have crossed.
+
+        Args:
+            direction: which bytes count.
+            byte: 0 cuts before the next one.
+            again: cut each time that so many bytes have crossed, not only once.
+        """
+        with self._lock:
+            self._left[direction] = byte
+            self._every[direction] = byte if again else None
+
+    def _cut(self) -> None:
+        """Break every connection. Both ends see its end, after all that has crossed."""
+        for connection in self._open:
+            connection.end()
+        self._open.clear()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                if not self._plugged_in:
+                    near.close()
+                    continue
+                try:
+                    far = socket.create_connection(self._server)
+                except OSError:  # the server is gone
+                    near.close()
+                    continue
+                connection = _Connection(near, far)
+                self._open.add(connection)
+            for direction in connection.ends:
+                way = (connection, direction)
+                threading.Thread(target=self._pump, args=way, daemon=True).start()
+
+    def _pump(self, connection: _Connection, direction: Direction) -> None:
+        """Pass bytes on until either end is closed."""
+        source, target = connection.ends[direction]
+        with contextlib.suppress(OSError):
+            while data := source.recv(_READ_BYTES):
+                allowed = self._allowed(direction, len(data))
+                target.sendall(data[:allowed])
+                if allowed < len(data):
+                    self.cut()
+                    break
+        with self._lock:
+            connection.end()
+            self._open.discard(connection)
+            connection.leave()
+
+    def _allowed(self, direction: Direction, count: int) -> int:
+        """How many of the next bytes may pass; fewer than `count` if the cut is among them."""
+        with self._lock:
+            left = self._left[direction]
+            if left is None or count <= left:
+                self._left[direction] = None if left is None else left - count
+                return count
+            self._left[direction] = self._every[direction]
+            self.cuts += 1
+            return left
