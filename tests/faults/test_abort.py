@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import pytest
+from either_engine import ENGINES, Zeros, engine_with, scheduler_on
 from harness import (
     RUN_ID,
     FakeWorker,
@@ -24,42 +24,66 @@ from harness import (
 )
 from watching import WatchedEngine, WatchedMean
 
-from feddkd import algorithms
-from feddkd.aggregator.rule import Rule
-from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Closing, Evaluation, Reply, Task
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
+from feddkd.scheduler.rounds import Evaluator, Extensions
 from feddkd.tensors import Tensors
 
 REASON = "the server was stopped"
-ENGINES = ["in-process", "grpc"]
 NAMES = ["a", "b"]
-
-
-def config_with(*overrides: str) -> Config:
-    return small_config(
-        "algorithm.name=fedavg",
-        "scheduler.min_clients=2",
-        "scheduler.pause_timeout_s=1000",
-        *overrides,
-    )
+CONFIG = small_config(
+    "algorithm.name=fedavg",
+    "scheduler.min_clients=2",
+    "scheduler.pause_timeout_s=1000",
+)
 
 
 @cache
-def model() -> Tensors:
-    return initial_model(config_with())
+def zeros() -> Zeros:
+    return Zeros(CONFIG)
 
 
-def reply_to(task: Task) -> Reply:
-    """What an honest client returns."""
-    return Reply() if task.id.name == DELIVER else Reply(filled(model().schema, 1))
+def run(
+    engine: Engine,
+    recorder: Recorder | None = None,
+    *,
+    evaluator: Evaluator | None = None,
+    extensions: Extensions | None = None,
+) -> RunRecord:
+    """A run of the connected clients."""
+    scheduler = scheduler_on(
+        engine,
+        CONFIG,
+        [recorder or Recorder()],
+        evaluator=evaluator,
+        extensions=extensions,
+    )
+    return scheduler.run(initial_model(CONFIG))
+
+
+def in_background(work: Callable[[], RunRecord]) -> Future[RunRecord]:
+    """Run in a thread; what it raises is in the future."""
+    future: Future[RunRecord] = Future()
+
+    def go() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # it belongs to the test
+            future.set_exception(error)
+
+    threading.Thread(target=go, daemon=True).start()
+    return future
+
+
+def assert_aborted(work: Callable[[], object]) -> None:
+    with pytest.raises(RunError) as stopped:
+        work()
+    assert type(stopped.value) is RunError
+    assert str(stopped.value) == REASON
 
 
 class Clients:
@@ -71,10 +95,10 @@ class Clients:
 
     def __init__(self, respond: Callable[[str, Task], Reply] | None = None) -> None:
         self.tasks: list[Task] = []
-        self._then = respond or (lambda _, task: reply_to(task))
+        self._then = respond or (lambda _, task: zeros().reply(task))
 
     def workers(self) -> dict[str, FakeWorker]:
-        return {name: FakeWorker(self._responding(name), model().schema) for name in NAMES}
+        return {name: FakeWorker(self._responding(name), zeros().schema) for name in NAMES}
 
     def _responding(self, name: str) -> Callable[[Task], Reply]:
         def respond(task: Task) -> Reply:
@@ -82,47 +106,6 @@ class Clients:
             return self._then(name, task)
 
         return respond
-
-
-@contextmanager
-def engine_with(name: str, workers: Mapping[str, FakeWorker]) -> Iterator[Engine]:
-    """Either engine, with these clients connected."""
-    config = config_with()
-    if name == "in-process":
-        with InProcessEngine(workers, config.transport.chunk_bytes) as engine:
-            yield engine
-        return
-    with serving(config, model().schema) as server:
-        for client, worker in workers.items():
-            server.agent(client, worker)
-        server.wait_for(*workers)
-        yield server.engine
-
-
-def scheduler_on(
-    engine: Engine,
-    recorder: Recorder | None = None,
-    *,
-    evaluator: Evaluator | None = None,
-    rule: Rule = WeightedMean(),  # noqa: B008
-) -> Scheduler:
-    config = config_with()
-    return Scheduler(
-        config,
-        algorithms.build(config),
-        engine,
-        run_id=RUN_ID,
-        observers=[recorder or Recorder()],
-        evaluator=evaluator,
-        extensions=Extensions(rule=rule),
-    )
-
-
-def assert_aborted(run: Callable[[], object]) -> None:
-    with pytest.raises(RunError) as stopped:
-        run()
-    assert type(stopped.value) is RunError
-    assert str(stopped.value) == REASON
 
 
 class Calling(Recorder):
@@ -164,7 +147,7 @@ def test_an_abort_between_two_steps_of_a_run_ends_it_before_the_next(
     event: str,
 ) -> None:
     clients, recorder = Clients(), Calling(event)
-    with engine_with(engine_name, clients.workers()) as engine:
+    with engine_with(engine_name, CONFIG, clients.workers()) as engine:
         asked: list[int] = []
 
         def abort() -> None:
@@ -172,9 +155,7 @@ def test_an_abort_between_two_steps_of_a_run_ends_it_before_the_next(
             asked.append(len(clients.tasks))
 
         recorder.then = abort
-        evaluator = lambda *_: Evaluation(10, 5, 1.0)  # noqa: E731
-        scheduler = scheduler_on(engine, recorder, evaluator=evaluator)
-        assert_aborted(lambda: scheduler.run(model()))
+        assert_aborted(lambda: run(engine, recorder, evaluator=lambda *_: Evaluation(10, 5, 1.0)))
         assert asked == [len(clients.tasks)]
     assert recorder.failures == []
     assert recorder.run is None
@@ -188,9 +169,9 @@ def test_an_abort_of_a_run_whose_round_failed_is_the_reason_that_it_gives(
         raise RuntimeError("no data")
 
     clients, recorder = Clients(fail), Calling("round_failed")
-    with engine_with(engine_name, clients.workers()) as engine:
+    with engine_with(engine_name, CONFIG, clients.workers()) as engine:
         recorder.then = lambda: engine.abort(REASON)
-        assert_aborted(lambda: scheduler_on(engine, recorder).run(model()))
+        assert_aborted(lambda: run(engine, recorder))
     assert recorder.come
 
 
@@ -208,11 +189,11 @@ def test_an_abort_while_a_client_computes_ends_the_run_though_the_client_replies
     def respond(name: str, task: Task) -> Reply:
         if (name, task.id.name) == (client, exchange):
             engine.abort(REASON)
-        return reply_to(task)
+        return zeros().reply(task)
 
     clients, recorder = Clients(respond), Recorder()
-    with engine_with(engine_name, clients.workers()) as engine:
-        assert_aborted(lambda: scheduler_on(engine, recorder).run(model()))
+    with engine_with(engine_name, CONFIG, clients.workers()) as engine:
+        assert_aborted(lambda: run(engine, recorder))
     assert recorder.failures == []
     assert recorder.run is None
     assert {task.id.attempt for task in clients.tasks} == {0}
@@ -229,24 +210,24 @@ def test_an_abort_does_not_wait_for_a_client_that_computes(engine_name: str) -> 
         raise AssertionError
 
     clients = Clients(respond)
-    with engine_with(engine_name, clients.workers()) as engine:
-        run = in_background(lambda: scheduler_on(engine).run(model()))
+    with engine_with(engine_name, CONFIG, clients.workers()) as engine:
+        result = in_background(lambda: run(engine))
         begun.wait()
         engine.abort(REASON)
-        assert_aborted(run.result)
+        assert_aborted(result.result)
 
 
 @pytest.mark.parametrize("engine_name", ENGINES)
 def test_an_abort_in_a_reduction_ends_the_run(engine_name: str) -> None:
     rule, recorder = WatchedMean.held(), Recorder()
-    with engine_with(engine_name, Clients().workers()) as engine:
-        run = in_background(lambda: scheduler_on(engine, recorder, rule=rule).run(model()))
+    with engine_with(engine_name, CONFIG, Clients().workers()) as engine:
+        result = in_background(lambda: run(engine, recorder, extensions=Extensions(rule=rule)))
         rule.begun.wait()
         engine.abort(REASON)
         if engine_name == "grpc":
-            assert_aborted(run.result)  # while the reduction is still under way
+            assert_aborted(result.result)  # while the reduction is still under way
         rule.go_on.set()
-        assert_aborted(run.result)
+        assert_aborted(result.result)
     assert recorder.exchanges == []
 
 
@@ -261,23 +242,9 @@ def test_an_abort_in_an_evaluation_ends_the_run(engine_name: str, looks: bool) -
         return Evaluation(10, 5, 1.0)
 
     clients = Clients()
-    with engine_with(engine_name, clients.workers()) as engine:
-        assert_aborted(lambda: scheduler_on(engine, evaluator=evaluate).run(model()))
+    with engine_with(engine_name, CONFIG, clients.workers()) as engine:
+        assert_aborted(lambda: run(engine, evaluator=evaluate))
     assert len(clients.tasks) == len(NAMES)
-
-
-def in_background(run: Callable[[], RunRecord]) -> Future[RunRecord]:
-    """Run in a thread; what it raises is in the future."""
-    future: Future[RunRecord] = Future()
-
-    def go() -> None:
-        try:
-            future.set_result(run())
-        except BaseException as error:  # noqa: BLE001  # it belongs to the test
-            future.set_exception(error)
-
-    threading.Thread(target=go, daemon=True).start()
-    return future
 
 
 # While the server waits for clients
@@ -297,14 +264,14 @@ class AbortedWhileWaiting(GrpcEngine):
 
 
 def test_an_abort_ends_the_wait_for_the_first_clients() -> None:
-    engine = AbortedWhileWaiting(config_with(), RUN_ID, model().schema)
+    engine = AbortedWhileWaiting(CONFIG, RUN_ID, zeros().schema)
     with serving(engine=engine):
-        assert_aborted(lambda: scheduler_on(engine).run(model()))
+        assert_aborted(lambda: run(engine))
     assert engine.waits == 0
 
 
 def test_an_abort_ends_a_pause() -> None:
-    engine = AbortedWhileWaiting(config_with(), RUN_ID, model().schema)
+    engine = AbortedWhileWaiting(CONFIG, RUN_ID, zeros().schema)
     engine.waits = 2
     recorder = Calling("round_finished")
     with serving(engine=engine) as server, HandClient(server.address, "b") as leaving:
@@ -317,10 +284,10 @@ def test_an_abort_ends_a_pause() -> None:
             server.wait_for("a")
 
         recorder.then = leave
-        run = in_background(lambda: scheduler_on(engine, recorder).run(model()))
+        result = in_background(lambda: run(engine, recorder))
         work, _ = leaving.work()
-        leaving.send(*answer_frames(work, filled(model().schema, 2)))
-        assert_aborted(run.result)
+        leaving.send(*answer_frames(work, filled(zeros().schema, 2)))
+        assert_aborted(result.result)
     assert recorder.pauses == ["round 2 needs 2 clients, 1 are connected"]
     assert engine.waits == 0
 
@@ -329,13 +296,13 @@ def test_an_abort_ends_a_pause() -> None:
 
 
 def test_an_abort_does_not_wait_for_the_grace_of_a_lost_client() -> None:
-    engine = WatchedEngine(config_with(), RUN_ID, model().schema)
+    engine = WatchedEngine(CONFIG, RUN_ID, zeros().schema)
     with serving(engine=engine) as server, HandClient(server.address) as hand:
         hand.connect()
         server.wait_for("hand")
         closing = Closing(1000.0, reconnect_grace_s=1000.0)
-        schema = model().schema
-        exchange = exchange_of(["hand"], model(), reply_schema=schema, closing=closing)
+        schema = zeros().schema
+        exchange = exchange_of(["hand"], Tensors(schema), reply_schema=schema, closing=closing)
         result = server.begin(exchange)
         hand.work()
         hand.hang_up()
