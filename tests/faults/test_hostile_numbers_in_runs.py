@@ -92,12 +92,18 @@ def no_constant(name: str) -> NoReturn:
     raise AssertionError(f"{name} is no JSON")
 
 
+class StrictMetrics(PrometheusMetrics):
+    """Ends the run with what it raises, which would otherwise only be logged."""
+
+    essential = True
+
+
 class Observed:
     """A run with all that watches one, and its record read again."""
 
     def __init__(self, folder: Path) -> None:
         self.recorder = Recorder()
-        self.metrics = PrometheusMetrics(CONFIG)
+        self.metrics = StrictMetrics(CONFIG)
         self.ledger = Ledger(folder, CONFIG)
         self._folder = folder
 
@@ -105,7 +111,6 @@ class Observed:
         """Run with three clients, of which some change their replies."""
         zeros = Zeros(CONFIG)
         workers = {name: zeros.worker(change if name in hostile else lambda _, reply: reply, examples=50) for name in ("a", "b", "c")}
-        self.metrics.essential = True  # or what it raises would only be logged
         run_on(engine, CONFIG, workers, [self.ledger, self.metrics, self.recorder])
         self.ledger.close()
 

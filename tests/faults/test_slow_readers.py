@@ -29,6 +29,7 @@ from feddkd.exchange import DELIVER, Closing, ExchangeId, Reply, Task
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.messages import failure_message
+from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.stream import MESSAGE_BURST
 
 LARGE = Schema([TensorSpec("w", torch.float32, (1 << 18,))])
@@ -93,7 +94,7 @@ def test_a_client_that_reads_again_takes_part_again() -> None:
         model = filled(LARGE, EXCHANGES)
         last = exchange_of(["deaf"], model, reply_schema=LARGE, round_number=EXCHANGES)
         result = server.begin(last)
-        seen = []
+        seen: list[pb.Work] = []
         while not seen or seen[-1].id.round < EXCHANGES:
             response = deaf.response()
             if response.HasField("work"):
