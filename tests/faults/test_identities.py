@@ -32,6 +32,7 @@ from feddkd.exchange import Closing, Outcome
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.transport import server as transport_server
 from feddkd.transport import sessions, stream
+from feddkd.transport.messages import CLIENT_HEARTBEAT
 
 LASTING = Closing(1000.0, reconnect_grace_s=1000.0, stall_timeout_s=1000.0)
 STATES = ["idle", "computing", "uploading"]
@@ -111,14 +112,18 @@ def test_a_frozen_process_is_noticed_by_its_silence(
 ) -> None:
     engine = WatchedEngine(small_config(), RUN_ID, MODEL.schema)
     with serving(engine=engine) as server, HandClient(server.address) as hand:
-        monkeypatch.setattr(stream, "SILENCE_LIMIT_S", 0.2)
         hand.connect()
+        server.wait_for("hand")
         result = begin(server, "hand", closing=Closing(1000.0, stall_timeout_s=1000.0))
         work, _ = hand.work()
+        monkeypatch.setattr(stream, "SILENCE_LIMIT_S", 0.05)  # after its next message
         if state == "uploading":
             hand.send(*answer_frames(work, OURS)[:-1])
+        else:
+            hand.send(CLIENT_HEARTBEAT)
         outcome = result.result()
         assert hand.status() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "no message of the client" in hand.details()
     assert reasons(outcome) == {"hand": "not connected"}
 
 
