@@ -315,8 +315,20 @@ class HandClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.hang_up()
 
-    def join(self, examples: int = 1, version: int = 1, instance: str = "hand") -> pb.JoinResponse:
-        request = pb.JoinRequest(protocol_version=version, client_id=self.client_id, num_examples=examples, instance_id=instance)
+    def join(
+        self,
+        examples: int = 1,
+        version: int = 1,
+        instance: str = "hand",
+        software: str = "",
+    ) -> pb.JoinResponse:
+        request = pb.JoinRequest(
+            protocol_version=version,
+            client_id=self.client_id,
+            num_examples=examples,
+            instance_id=instance,
+            software_version=software,
+        )
         call = self._channel.unary_unary(f"/{SERVICE}/Join", pb.JoinRequest.SerializeToString, pb.JoinResponse.FromString)
         response: pb.JoinResponse = call(request, timeout=60)
         self.schema = schema_from_message(response.manifest.model)

@@ -148,15 +148,20 @@ def test_an_abort_between_two_steps_of_a_run_ends_it_before_the_next(
 ) -> None:
     clients, recorder = Clients(), Calling(event)
     with engine_with(engine_name, CONFIG, clients.workers()) as engine:
-        asked: list[int] = []
+        evaluated: list[Tensors] = []
+        done: list[tuple[int, int]] = []
+
+        def evaluate(model: Tensors, _: Callable[[], None]) -> Evaluation:
+            evaluated.append(model)
+            return Evaluation(10, 5, 1.0)
 
         def abort() -> None:
             engine.abort(REASON)
-            asked.append(len(clients.tasks))
+            done.append((len(clients.tasks), len(evaluated)))
 
         recorder.then = abort
-        assert_aborted(lambda: run(engine, recorder, evaluator=lambda *_: Evaluation(10, 5, 1.0)))
-        assert asked == [len(clients.tasks)]
+        assert_aborted(lambda: run(engine, recorder, evaluator=evaluate))
+        assert done == [(len(clients.tasks), len(evaluated))]
     assert recorder.failures == []
     assert recorder.run is None
 

@@ -92,8 +92,8 @@ def no_constant(name: str) -> NoReturn:
     raise AssertionError(f"{name} is no JSON")
 
 
-class EssentialMetrics(PrometheusMetrics):
-    """Ends the run with what it raises, which otherwise would only be logged."""
+class StrictMetrics(PrometheusMetrics):
+    """Ends the run with what it raises, which would otherwise only be logged."""
 
     essential = True
 
@@ -103,7 +103,7 @@ class Observed:
 
     def __init__(self, folder: Path) -> None:
         self.recorder = Recorder()
-        self.metrics = EssentialMetrics(CONFIG)
+        self.metrics = StrictMetrics(CONFIG)
         self.ledger = Ledger(folder, CONFIG)
         self._folder = folder
 
