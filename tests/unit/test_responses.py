@@ -102,7 +102,7 @@ def test_unread_responses_of_a_connection_are_bounded(request_: bytes, waited_s:
             assert calls.server.server.sessions() == []
             assert (await calls.call(request_, "b")).written
             await calls.close_connections()
-            assert (await calls.call(request_)).written
+            assert (await calls.call(DESCRIBE)).written
 
     run(flood())
 
@@ -110,9 +110,7 @@ def test_unread_responses_of_a_connection_are_bounded(request_: bytes, waited_s:
 def test_a_response_that_is_read_makes_room() -> None:
     async def read() -> None:
         async with calling() as calls:
-            unread = [
-                await calls.call(DESCRIBE, reads=False) for _ in range(MAX_UNREAD_OF_A_CONNECTION)
-            ]
+            unread = [await calls.call(DESCRIBE, reads=False) for _ in range(MAX_UNREAD_OF_A_CONNECTION)]
             assert (await calls.call(JOIN)).code() is EXHAUSTED
             unread[0].read_again()
             await settle()
