@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
 
 LARGE_BYTES = 4 << 20
 """Above the size of a chunk: chunks come and go too often to be worth a system call each."""
+
+FREE_BYTES = 32 << 20
+"""Free memory that the heap may keep: room for the chunks that are under way."""
 
 
 def return_large_blocks() -> None:
@@ -24,3 +27,4 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(M_TRIM_THRESHOLD, FREE_BYTES)
