@@ -85,6 +85,11 @@ class LeftOut(Observer):
         return round(sum(self.contributions[name] for name in clients) / max(1, sent), 4)
 
 
+def start_worker() -> None:
+    """Prepare a process that runs cells: without this each refused reply is a line."""
+    logging.getLogger("feddkd").setLevel(logging.ERROR)
+
+
 def run_cell(cell: Cell, limits: Sequence[str]) -> dict[str, Any]:
     """Run a cell with every seed.
 
@@ -95,7 +100,6 @@ def run_cell(cell: Cell, limits: Sequence[str]) -> dict[str, Any]:
         What the result file says of the cell, lists in the order of `SEEDS`.
     """
     torch.set_num_threads(1)
-    logging.getLogger("feddkd").setLevel(logging.ERROR)  # or each refused reply is a line
     started = time.monotonic()
     runs = [_run(cell, (*cell.overrides, *limits), seed) for seed in SEEDS]
     return {

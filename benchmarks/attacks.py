@@ -31,6 +31,7 @@ from attack_cells import (
     largest,
     mean_accuracy,
     run_cell,
+    start_worker,
 )
 from attackers import ATTACKS
 from niid_bench.markdown import MISSING, table
@@ -113,7 +114,7 @@ def measure(measured: Measured, jobs: int) -> None:
     for limited in (False, True) if have_limits() else (False,):
         cells = [cell for cell in all_cells() if cell.limited == limited]
         missing = [cell for cell in cells if measured.of(cell) is None]
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), start_worker) as pool:
             runs = [pool.submit(run_cell, cell, _limits(measured, cell)) for cell in missing]
             for number, run in enumerate(as_completed(runs), start=1):
                 result = run.result()

@@ -10,6 +10,7 @@ FedDKDError
  |    |    +-- IdTakenError     another process takes part under this client's id
  |    +-- RefusedError          the server turned this client away for good
  |    +-- ProtocolError         the peer broke the wire contract
+ |         +-- DivergedError    a client's loss is not that of a useful model
  |         +-- SchemaError      tensor names, dtypes, shapes or sizes are not the expected ones
  |         +-- CorruptionError  a checksum, an offset or a length does not match
  +-- RunError                   a run could not go on                                  (exit code 1)
@@ -65,6 +66,10 @@ class ProtocolError(TransportError):
     """The peer broke the wire contract."""
 
 
+class DivergedError(ProtocolError):
+    """A client's loss, or the norm of its update, is not that of a useful model."""
+
+
 class SchemaError(ProtocolError):
     """Tensor names, dtypes, shapes or sizes are not the expected ones."""
 
@@ -82,11 +87,13 @@ class RoundError(RunError):
 
     Attributes:
         connection_lost: a client did not reply because it was not connected, so another attempt may do better.
+        silent: clients that are connected kept silent until the deadline, so another attempt may take as long again.
     """
 
-    def __init__(self, message: str, *, connection_lost: bool = False) -> None:
+    def __init__(self, message: str, *, connection_lost: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.connection_lost = connection_lost
+        self.silent = silent
 
 
 class QuorumError(RoundError):

@@ -237,6 +237,7 @@ class Cause(StrEnum):
     SILENT = "silent"
     FAILED = "failed"
     REFUSED = "refused"
+    DIVERGED = "diverged"
     CLOSED = "closed"
     NOT_ASKED = "not asked"
 

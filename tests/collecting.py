@@ -59,11 +59,12 @@ class Scene:
         max_norm: float | None = None,
         budget_bytes: int = 1 << 20,
         max_evaluated: Mapping[str, int] | None = None,
+        evaluate: bool = True,
     ) -> None:
         self.now = 0.0
         self.spool = Spool(budget_bytes, CHUNK)
         payload = Tensors(schema or Schema([]))
-        exchange = Exchange(EXCHANGE, weights, payload, schema, rule, closing, max_norm=max_norm)
+        exchange = Exchange(EXCHANGE, weights, payload, schema, rule, closing, evaluate=evaluate, max_norm=max_norm)
         self.collection = Collection(exchange, self.spool, chunk_bytes=CHUNK, now=0.0, max_evaluated=max_evaluated)
         self.fold = Fold(self.collection, schema, CHUNK) if schema is not None else None
 

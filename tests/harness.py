@@ -214,11 +214,12 @@ def exchange_of(
     closing: Closing = Closing(60.0),  # noqa: B008
     rule: Rule = WeightedMean(),  # noqa: B008
     max_norm: float | None = None,
+    evaluate: bool = False,
 ) -> Exchange:
     """An exchange of any kind; its clients all weigh the same unless the weights are given."""
     weights = clients if isinstance(clients, Mapping) else dict.fromkeys(sorted(clients), 1.0)
     exchange = ExchangeId(RUN_ID, round_number, 0, name, 0)
-    return Exchange(exchange, weights, payload, reply_schema, rule, closing, max_norm=max_norm)
+    return Exchange(exchange, weights, payload, reply_schema, rule, closing, evaluate, max_norm)
 
 
 class OrderSensitiveMean:

@@ -13,12 +13,14 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from torch import Tensor
 
 from feddkd.engines.contribution import Contribution, Progress
+from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block, Spool
-from feddkd.errors import ProtocolError
+from feddkd.errors import DivergedError, ProtocolError
 from feddkd.exchange import Cause, Exchange, Missing, Reply
 from feddkd.text import printable
 from feddkd.transport.frames import Chunk
@@ -34,6 +36,15 @@ class Judgement:
 
     verdict: pb.Verdict.ValueType
     reason: str = ""
+
+
+class _Limit(IntEnum):
+    """What a client is given up by; where two come at the same time, the first of these."""
+
+    ENOUGH = 0
+    GRACE = 1
+    STALL = 2
+    DEADLINE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +104,17 @@ class Collection:
             max_evaluated: most examples that each client can have held out; by default any number.
         """
         self.exchange = exchange
-        self.contributions = {client: Contribution(client, weight, exchange.max_norm) for client, weight in exchange.clients.items()}
+        norm_limit = None
+        if exchange.max_norm is not None and exchange.reply_schema is not None:
+            norm_limit = NormLimit.of(exchange.max_norm, exchange.reply_schema)
+        self.contributions = {client: Contribution(client, weight, norm_limit) for client, weight in exchange.clients.items()}
         self.revision = 0
         self._spool = spool
         self._chunk_bytes = chunk_bytes
         self._max_evaluated = max_evaluated or {}
         self._deadline = now + exchange.closing.deadline_s
         self._enough_since: float | None = None
+        self._num_replied = 0
         self._waiting = dict(self.contributions)
         self._in_use = False
         self._closed = False
@@ -190,6 +205,15 @@ class Collection:
         """Whether the client still has a reply to send, or the rest of it."""
         return client_id in self._waiting
 
+    def is_arriving(self, client_id: str) -> bool:
+        """Whether the next chunk of a client belongs to its contribution."""
+        return self.contributions[client_id].progress is Progress.ARRIVING
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether so many have replied that the exchange may close early."""
+        return self._enough_since is not None
+
     @property
     def settled(self) -> bool:
         """Whether nothing more is expected of any client."""
@@ -232,26 +256,36 @@ class Collection:
     def expire(self, now: float) -> None:
         """Give up the clients that have had their time."""
         for item in list(self._waiting.values()):
-            when, missing = self._expiry(item)
+            when, limit = self._expiry(item)
             if when <= now:
-                self._lose(item, missing)
+                self._lose(item, self._missing_after(limit))
 
-    def _expiry(self, item: Contribution) -> tuple[float, Missing]:
-        """When a client is given up as things stand, and why."""
+    def _expiry(self, item: Contribution) -> tuple[float, _Limit]:
+        """When a client is given up as things stand, and by which limit."""
         closing = self.exchange.closing
         arriving = item.progress is Progress.ARRIVING
         # What is arriving when the deadline passes has as long again.
-        limit = self._deadline + (closing.deadline_s if arriving else 0.0)
-        expiries = [(limit, Missing(Cause.SILENT, f"no reply within {closing.deadline_s:g} s"))]
+        expiry = self._deadline + (closing.deadline_s if arriving else 0.0), _Limit.DEADLINE
         if item.away_since is not None:
-            expiries.append((item.away_since + closing.reconnect_grace_s, Missing(Cause.DISCONNECTED, "not connected")))
+            expiry = min(expiry, (item.away_since + closing.reconnect_grace_s, _Limit.GRACE))
         elif arriving:
-            stalled = Missing(Cause.SILENT, f"its reply stalled for {closing.stall_timeout_s:g} s")
-            expiries.append((item.last_arrival + closing.stall_timeout_s, stalled))
+            expiry = min(expiry, (item.last_arrival + closing.stall_timeout_s, _Limit.STALL))
         if self._enough_since is not None and closing.grace_after_enough_s is not None:
-            closed = Missing(Cause.CLOSED, f"the exchange closed after {closing.enough} replies")
-            expiries.append((self._enough_since + closing.grace_after_enough_s, closed))
-        return min(expiries, key=lambda expiry: expiry[0])
+            expiry = min(expiry, (self._enough_since + closing.grace_after_enough_s, _Limit.ENOUGH))
+        return expiry
+
+    def _missing_after(self, limit: _Limit) -> Missing:
+        """Why a client is left out that is given up by a limit."""
+        closing = self.exchange.closing
+        match limit:
+            case _Limit.DEADLINE:
+                return Missing(Cause.SILENT, f"no reply within {closing.deadline_s:g} s")
+            case _Limit.STALL:
+                return Missing(Cause.SILENT, f"its reply stalled for {closing.stall_timeout_s:g} s")
+            case _Limit.GRACE:
+                return Missing(Cause.DISCONNECTED, "not connected")
+            case _Limit.ENOUGH:
+                return Missing(Cause.CLOSED, f"the exchange closed after {closing.enough} replies")
 
     # The blocks, while a reduction reads them.
 
@@ -286,6 +320,8 @@ class Collection:
             raise ProtocolError(f"the reply holds {wrong}")
         if schema is not None and answer.payload.chunk_bytes != self._chunk_bytes:
             raise ProtocolError(f"chunks of {answer.payload.chunk_bytes} bytes where the server's have {self._chunk_bytes}")
+        if answer.HasField("evaluation") and not self.exchange.evaluate:
+            raise ProtocolError("the reply holds an evaluation that was not asked for")
         numbers = numbers_of(answer, self._max_evaluated.get(contribution.client_id, MAX_COUNT))
         if contribution.has_begun:
             contribution.resume(answer.payload, now)
@@ -304,13 +340,14 @@ class Collection:
         if contribution.progress is not Progress.COMPLETE:
             return
         del self._waiting[contribution.client_id]
-        replied = len(self.contributions) - len(self._waiting) - len(self.missing())
-        if self._enough_since is None and replied >= self.exchange.closing.enough:
+        self._num_replied += 1
+        if self._enough_since is None and self._num_replied >= self.exchange.closing.enough:
             self._enough_since = now
 
     def _refuse(self, contribution: Contribution, error: ProtocolError) -> Judgement:
         contribution.notified = True
-        self._lose(contribution, Missing(Cause.REFUSED, printable(f"refused: {error}", MAX_REASON_CHARACTERS)))
+        cause = Cause.DIVERGED if isinstance(error, DivergedError) else Cause.REFUSED
+        self._lose(contribution, Missing(cause, printable(f"refused: {error}", MAX_REASON_CHARACTERS)))
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:

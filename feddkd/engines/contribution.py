@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block
 from feddkd.errors import ProtocolError
 from feddkd.exchange import Missing, Reply
@@ -42,7 +43,7 @@ class Contribution:
         writing: chunks on their way into blocks.
     """
 
-    def __init__(self, client_id: str, weight: float, max_norm: float | None = None) -> None:
+    def __init__(self, client_id: str, weight: float, norm_limit: NormLimit | None = None) -> None:
         self.client_id = client_id
         self.weight = weight
         self.numbers = Reply()
@@ -53,7 +54,7 @@ class Contribution:
         self.blocks: list[Block] = []
         self.upload = 0
         self.writing = 0
-        self._max_norm = max_norm
+        self._norm_limit = norm_limit
         self._progress = Progress.AWAITED
         self._interrupted = False
         self._header: tensors_pb2.PayloadHeader | None = None
@@ -127,16 +128,16 @@ class Contribution:
 
         Raises:
             ProtocolError: it is damaged, out of order, holds values that no honest client sends, or makes the
-                contribution longer than `max_norm`.
+                contribution longer than is allowed.
         """
         assert self._sequence is not None
         segment = self._sequence.accept(chunk)
         elements = torch.from_numpy(np.frombuffer(chunk.data, dtype=np.uint8).copy()).view(segment.dtype)
         check_values(elements)
-        if self._max_norm is not None and elements.dtype.is_floating_point:
-            self._square_sum += float(torch.linalg.vector_norm(elements, dtype=torch.float64)) ** 2
-            if self._square_sum > self._max_norm**2:
-                raise ProtocolError(f"its norm is above aggregation.max_norm = {self._max_norm:g}")
+        if self._norm_limit is not None:
+            self._square_sum += self._norm_limit.square_sum(segment, elements)
+            if self._square_sum > self._norm_limit.largest**2:
+                raise ProtocolError(f"its norm is above aggregation.max_norm = {self._norm_limit.largest:g}")
         return elements
 
     def add(self, block: Block, now: float) -> None:

@@ -63,6 +63,11 @@ class Fold:
             return None
         return self._out if self._out is not None else Tensors.empty(self._schema)
 
+    @property
+    def may_advance(self) -> bool:
+        """Whether there may be a next step: cheap, and never False where there is one."""
+        return self._collection.revision != self._revision or self._is_ready()
+
     def next_step(self) -> Callable[[], None] | None:
         """The next piece of work that can be done now, or None.
 

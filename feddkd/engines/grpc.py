@@ -12,6 +12,7 @@ import grpc
 from feddkd.config import Config
 from feddkd.engines.collection import Judgement, max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
+from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import Spool
 from feddkd.errors import RunError
 from feddkd.exchange import Exchange, ExchangeId, Outcome
@@ -61,6 +62,7 @@ class GrpcEngine(Engine):
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen, and return the port. Raises AddressInUseError."""
+        return_large_blocks()
         return self._server.start(host, port, credentials)
 
     def clients(self) -> Mapping[str, int]:

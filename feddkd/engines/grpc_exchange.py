@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -66,6 +66,8 @@ class GrpcExchange:
         deadline_s = exchange.closing.deadline_s
         self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
         self._sending: set[str] = set()
+        schema = exchange.reply_schema
+        self._fold = Fold(self._collection, schema, chunk_bytes) if schema is not None else None
         self._changed = asyncio.Event()
         self._error: StateError | None = None
 
@@ -79,7 +81,7 @@ class GrpcExchange:
 
     def is_sending(self, client: str) -> bool:
         """Whether the chunks that come from a client belong to its reply here, not to an earlier exchange."""
-        return client in self._sending
+        return client in self._sending and self._collection.is_arriving(client)
 
     # What happens to clients.
 
@@ -174,7 +176,9 @@ class GrpcExchange:
         """Tell a client what it has to know at once, if anything."""
         if judgement is not None:
             self.tell(session, judgement)
-        self._changed.set()
+        # Not at every message: what is then looked at grows with the number of clients.
+        if self._collection.settled or self._collection.has_enough or self._fold is None or self._fold.may_advance:
+            self._changed.set()
 
     def failed(self, client: str, reason: str) -> None:
         """A client says that it cannot do its part."""
@@ -198,8 +202,7 @@ class GrpcExchange:
         Raises:
             StateError: contributions cannot be kept.
         """
-        schema = self.exchange.reply_schema
-        fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
+        fold = self._fold
         while not (self._collection.settled and (fold is None or fold.finished)):
             self._changed.clear()
             if self._error is not None:
@@ -208,11 +211,19 @@ class GrpcExchange:
             if fold is None or step is None:
                 await self._wait()
                 continue
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._executor, step)
-            finally:
-                fold.step_done()
+            await self._run_step(fold, step)
         return Reduced(fold.result, fold.fault) if fold is not None else Reduced(None)
+
+    async def _run_step(self, fold: Fold, step: Callable[[], None]) -> None:
+        """Reduce a block in the executor; an abort leaves it running, and its blocks alone until it has run."""
+        running = asyncio.get_running_loop().run_in_executor(self._executor, step)
+        try:
+            await asyncio.shield(running)
+        finally:
+            if running.done():
+                fold.step_done()
+            else:
+                running.add_done_callback(lambda _: fold.step_done())
 
     async def _wait(self) -> None:
         """Return when something has happened, or when a client has had its time."""

@@ -47,7 +47,7 @@ class RoundCohort:
     Attributes:
         traffic: summed over the exchanges so far.
         clients_reported: clients that replied to the first exchange.
-        clients_missing: why each of the others did not.
+        clients_missing: why each of the others did not, and what the first exchange was that another one missed.
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
     """
 
@@ -116,6 +116,7 @@ class RoundCohort:
         self._account(exchange, outcome)
         if outcome.fault:
             raise NotFiniteError(f"{identity}: {outcome.fault}")
+        self._check_diverged(exchange, outcome)
         self._check_quorum(exchange, outcome)
         return outcome
 
@@ -128,7 +129,15 @@ class RoundCohort:
             f"{exchange.id}: {replied} of {replied + len(missing)} clients answered, "
             f"{self._min_clients} are needed" + (f" ({reasons})" if reasons else ""),
             connection_lost=outcome.connection_lost,
+            silent=any(item.cause is Cause.SILENT for item in outcome.missing.values()),
         )
+
+    def _check_diverged(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Blame the model, not the clients, where most of them say that it is of no use."""
+        diverged = [client for client, item in outcome.missing.items() if item.cause is Cause.DIVERGED]
+        if 2 * len(diverged) > len(exchange.clients):
+            reasons = "; ".join(f"{client}: {outcome.missing[client].reason}" for client in diverged)
+            raise NotFiniteError(f"{exchange.id}: the model is of no use to most clients ({reasons})")
 
     def _missing(self, outcome: Outcome) -> dict[str, Missing]:
         """Return why each client without a reply has none, those that were not asked included, in client order."""
@@ -168,6 +177,7 @@ class RoundCohort:
         """Drop the clients that need not be waited for again."""
         for client, missing in outcome.missing.items():
             self._misses[client] = self._misses.get(client, 0) + 1
+            self.clients_missing.setdefault(client, f"{exchange.id.name}[{exchange.id.step}]: {missing.reason}")
             if missing.cause is Cause.SILENT or self._misses[client] >= MAX_MISSES:
                 last = f"{exchange.id.name}[{exchange.id.step}]"
                 self._dropped[client] = Missing(Cause.NOT_ASKED, f"not asked after it missed {last}: {missing.reason}")

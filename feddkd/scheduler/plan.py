@@ -47,7 +47,8 @@ class ExchangePlan:
 
     def _closing(self, name: str, num_clients: int) -> Closing:
         settings = self.config.scheduler
-        # Enough replies make a mean, but every client is to have the final model.
+        # Enough replies make a mean, but every client is to have the final model: only a grace that is asked for
+        # ends the delivery before its deadline.
         if settings.enough == "all" or name == DELIVER:
             enough, grace_s = settings.quorum, settings.grace_after_quorum_s
         else:

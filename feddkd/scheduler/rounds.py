@@ -39,6 +39,9 @@ CohortLayer = Callable[[Cohort], Cohort]
 MAX_METRIC_NAMES = 128
 """Names of metrics that the clients of a run may use in all."""
 
+LARGEST_LOSS = 1e4
+"""Cross-entropy on the test set, in nats, beyond which a model is ruined: no training leads back from it."""
+
 LARGE_SHARE = 0.5
 """A client with more than this share of the weight decides every mean."""
 
@@ -128,6 +131,7 @@ class Scheduler:
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """Take the global model of one round to that of the next, and note what it cost."""
         started, traffic, self._round_tally = time.monotonic(), Traffic(), RoundTally()
+        failing_since: float | None = None
         with Snapshot(self._algorithm.state_dict()) as start:
             for attempt in itertools.count():
                 cohort, available = self._select(model, number, attempt)
@@ -138,7 +142,8 @@ class Scheduler:
                 except RoundError as error:
                     self._algorithm.load_state_dict(start.state())
                     self._round_tally.start_again()
-                    self._round_failed(number, attempt, error)
+                    failing_since = failing_since or time.monotonic()
+                    self._round_failed(number, attempt, error, failing_since)
                 finally:
                     traffic += cohort.traffic
         self._tell(lambda observer: observer.round_finished(number, new_model))
@@ -164,11 +169,11 @@ class Scheduler:
         if self._evaluator is None:
             return None
         evaluation = self._evaluator(model, self._engine.check_aborted)
-        if not math.isfinite(evaluation.loss):
-            raise NotFiniteError(f"round {number}: the new model's loss on the test set is {evaluation.loss}")
+        if not evaluation.loss <= LARGEST_LOSS:  # also where it is NaN
+            raise NotFiniteError(f"round {number}: the new model's loss on the test set is {evaluation.loss:.4g}")
         return evaluation
 
-    def _round_failed(self, number: int, attempt: int, error: RoundError) -> None:
+    def _round_failed(self, number: int, attempt: int, error: RoundError, failing_since: float) -> None:
         """Let the round be tried again, after a pause if it has been tried often enough.
 
         Raises:
@@ -176,12 +181,16 @@ class Scheduler:
         """
         config = self._config.scheduler
         self._tell(lambda observer: observer.round_failed(number, attempt, str(error)))
+        connected = len(self._engine.clients())
+        if error.silent and not error.connection_lost:
+            raise PausedError(f"{error}; another attempt would wait as long again")
         if (attempt + 1) % (config.retries + 1) != 0:
             return
-        connected = len(self._engine.clients())
         if connected >= config.quorum and not error.connection_lost:
             self._tell(lambda observer: observer.paused(str(error)))
             raise PausedError(f"{error}; {connected} clients are connected, so waiting for more would not help")
+        if time.monotonic() - failing_since > config.pause_timeout_s:
+            raise PausedError(f"{error}; the round has failed for longer than scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
         self._pause(str(error))
 
     def _deliver(self, model: Tensors) -> dict[str, str]:

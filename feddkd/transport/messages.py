@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from feddkd.errors import ProtocolError
-from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Reply
+from feddkd.errors import DivergedError, ProtocolError
+from feddkd.exchange import MAX_METRICS, UPDATE_NORM_SQUARED, Evaluation, ExchangeId, Reply
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -89,7 +89,7 @@ def numbers_of(answer: pb.Answer, max_evaluated: int = MAX_COUNT) -> Reply:
     """
     loss = answer.loss if answer.HasField("loss") else None
     if loss is not None:
-        _check_number("the loss", loss)
+        _check_learning("the loss", loss)
     _check_number("compute_s", answer.compute_s)
     if answer.compute_s < 0:
         raise ProtocolError(f"compute_s is {answer.compute_s}")
@@ -109,7 +109,9 @@ def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int) -> Evaluation
         raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
     if counts.examples > max_evaluated:
         raise ProtocolError(f"an evaluation of {counts.examples} examples, where this client can hold out {max_evaluated} at most")
-    _check_number("the evaluation's loss", counts.loss_sum)
+    _check_learning("the evaluation's loss", counts.loss_sum)
+    if counts.loss_sum < 0:
+        raise ProtocolError(f"the evaluation's loss is {counts.loss_sum}")
     return Evaluation(counts.examples, counts.correct, counts.loss_sum)
 
 
@@ -119,8 +121,15 @@ def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     for name, value in metrics.items():
         if not 0 < len(name) <= MAX_METRIC_NAME_CHARACTERS or not name.isprintable():
             raise ProtocolError(f"a metric's name is not 1 to {MAX_METRIC_NAME_CHARACTERS} printable characters")
-        _check_number(f"metric {name!r}", value)
+        check = _check_learning if name == UPDATE_NORM_SQUARED else _check_number
+        check(f"metric {name!r}", value)
     return dict(sorted(metrics.items()))
+
+
+def _check_learning(name: str, value: float) -> None:
+    """Check a number that is out of range where the model that was broadcast is of no use. Raises DivergedError."""
+    if not abs(value) <= LARGEST_NUMBER:
+        raise DivergedError(f"{name} is {value}")
 
 
 def _check_number(name: str, value: float) -> None:

@@ -172,7 +172,7 @@ def test_a_state_directory_serves_one_server(command, tmp_path: Path) -> None:  
 
 
 def test_a_terminated_server_ends_in_order(tmp_path: Path) -> None:
-    (tmp_path / "f.toml").write_text("rounds = 1")
+    (tmp_path / "f.toml").write_text("rounds = 1\nscheduler.clients = 1")
     command = [sys.executable, "-m", "feddkd", "server", "f.toml", "--listen", "127.0.0.1:0", "--state", "state"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server, contextlib.ExitStack() as stack:
         stack.callback(server.kill)  # or a failure would wait for it

@@ -162,7 +162,7 @@ def test_who_misses_one_later_exchange_is_asked_again(missing: Missing) -> None:
     for name, step in [("train", 0), ("step", 0), ("step", 1)]:
         cohort.exchange(name, MODEL, step)
     assert engine.asked() == [["a", "bb", "c"]] * 3
-    assert cohort.clients_missing == {}  # it says who missed the first exchange
+    assert cohort.clients_missing == {"c": f"step[0]: {missing.reason}"}
 
 
 # A client that is not waited for.
@@ -467,3 +467,22 @@ def test_a_remembered_outcome_decides_who_is_in_the_round() -> None:
 def test_an_exchange_that_the_algorithm_does_not_declare_cannot_be_asked_for() -> None:
     with pytest.raises(KeyError, match="unheard_of"):
         cohort_of(Scripted(), CLIENTS).exchange("unheard_of", Tensors(SCHEMA))
+
+
+@pytest.mark.parametrize(("diverged", "fails"), [(1, False), (2, True), (3, True)])
+def test_where_most_clients_say_that_the_model_is_of_no_use_the_round_fails(diverged: int, fails: bool) -> None:
+    names = sorted(CLIENTS)[:diverged]
+    ruined = dict.fromkeys(names, Missing(Cause.DIVERGED, "refused: the loss is nan"))
+    cohort = cohort_of(Scripted({("train", 0): ruined}), CLIENTS, min_clients=0)
+    if fails:
+        with pytest.raises(NotFiniteError, match="of no use to most clients"):
+            cohort.report("train", MODEL)
+    else:
+        assert len(cohort.report("train", MODEL).replies) == 2
+
+
+def test_a_quorum_that_a_silent_client_broke_says_so() -> None:
+    for missing, silent in ((SILENT, True), (FAILED, False)):
+        with pytest.raises(QuorumError) as failed:
+            cohort_of(Scripted({("train", 0): {"a": missing}}), CLIENTS, min_clients=3).exchange("train", MODEL)
+        assert failed.value.silent is silent

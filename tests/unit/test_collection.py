@@ -367,3 +367,30 @@ def test_everything_is_freed_when_an_exchange_closes() -> None:
     again = [scene.spool.reserve(CHUNK) for _ in range(before // CHUNK)]
     assert scene.spool.file_bytes == before  # all slots were free
     assert len(again) > 0
+
+
+def test_an_evaluation_that_was_not_asked_for_is_refused() -> None:
+    scene = Scene({"a": 1.0}, schema=None, evaluate=False)
+    (judgement,) = Sender(scene, "a", None, Reply(evaluation=Evaluation(10, 7, 3.0))).send()
+    assert judgement.verdict == Verdict.VERDICT_INVALID_ARGUMENT
+    assert "was not asked for" in judgement.reason
+
+
+def test_numbers_beside_the_model_do_not_count_in_its_norm() -> None:
+    model = Schema([TensorSpec("w", torch.float32, (600,)), TensorSpec("v", torch.float64, (300,))])
+    schema = model.beside({"steps": Schema([TensorSpec("value", torch.float64, ())])})
+    contribution = Tensors(schema)
+    contribution["w"].fill_(1.0)
+    contribution["v"].fill_(2.0)
+    contribution["steps/value"].fill_(1e6)
+    norm = math.sqrt(600 + 4 * 300)
+    assert Sender(Scene({"a": 1.0}, schema=schema, max_norm=norm * (1 + 1e-12)), "a", contribution).send() == []
+    judgements = Sender(Scene({"a": 1.0}, schema=schema, max_norm=norm * (1 - 1e-9)), "a", contribution).send()
+    assert "aggregation.max_norm" in judgements[0].reason
+
+
+def test_a_loss_that_no_useful_model_has_is_told_from_other_bad_numbers() -> None:
+    scene = Scene({"a": 1.0, "b": 1.0}, schema=None)
+    Sender(scene, "a", None, Reply(loss=math.nan)).send()
+    Sender(scene, "b", None, Reply(metrics={"x": math.nan})).send()
+    assert [missing.cause for missing in scene.collection.missing().values()] == [Cause.DIVERGED, Cause.REFUSED]

@@ -43,7 +43,7 @@ names = st.text(max_size=MAX_ID_CHARACTERS)
 exchanges = st.builds(ExchangeId, names, counts, counts, names, counts)
 finite = st.floats(-LARGEST_NUMBER, LARGEST_NUMBER)
 evaluations = st.tuples(st.integers(1, MAX_COUNT), st.integers(0, MAX_COUNT), finite).map(
-    lambda each: Evaluation(each[0], min(each[:2]), each[2])
+    lambda each: Evaluation(each[0], min(each[:2]), abs(each[2]))
 )
 metric_names = st.text(
     st.characters(exclude_categories=["C", "Z"]) | st.just(" "),
@@ -138,9 +138,14 @@ def test_an_evaluations_loss_beyond_the_limit_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("value", LIMITS)
 def test_numbers_at_their_limits_are_accepted(value: float) -> None:
-    evaluation = pb.Evaluation(examples=2, correct=1, loss_sum=value)
+    evaluation = pb.Evaluation(examples=2, correct=1, loss_sum=abs(value))
     found = numbers_of(pb.Answer(loss=value, metrics={"x": value}, evaluation=evaluation))
-    assert found == Reply(loss=value, metrics={"x": value}, evaluation=Evaluation(2, 1, value))
+    assert found == Reply(loss=value, metrics={"x": value}, evaluation=Evaluation(2, 1, abs(value)))
+
+
+def test_an_evaluation_has_no_negative_loss() -> None:
+    with pytest.raises(ProtocolError, match=r"the evaluation's loss is -0\.5"):
+        numbers_of(pb.Answer(evaluation=pb.Evaluation(examples=2, correct=1, loss_sum=-0.5)))
 
 
 def test_a_duration_at_its_limits_is_accepted() -> None:
@@ -211,7 +216,7 @@ def only_accepted(answers: list[pb.Answer]) -> list[Reply]:
 
 AT_THE_LIMIT = pb.Answer(
     loss=LARGEST_NUMBER,
-    evaluation=pb.Evaluation(examples=MAX_COUNT, correct=MAX_COUNT, loss_sum=-LARGEST_NUMBER),
+    evaluation=pb.Evaluation(examples=MAX_COUNT, correct=MAX_COUNT, loss_sum=LARGEST_NUMBER),
     compute_s=LARGEST_NUMBER,
     gradient_evaluations=MAX_COUNT,
     metrics={"x": -LARGEST_NUMBER, "y": 5e-324},
@@ -246,7 +251,7 @@ def test_every_number_within_its_limits_is_accepted(
     work: int,
     examples: int,
 ) -> None:
-    evaluation = pb.Evaluation(examples=examples, correct=examples, loss_sum=value)
+    evaluation = pb.Evaluation(examples=examples, correct=examples, loss_sum=abs(value))
     answer = pb.Answer(
         loss=value,
         evaluation=evaluation,
@@ -256,7 +261,7 @@ def test_every_number_within_its_limits_is_accepted(
     )
     expected = Reply(
         loss=value,
-        evaluation=Evaluation(examples, examples, value),
+        evaluation=Evaluation(examples, examples, abs(value)),
         compute_s=seconds,
         gradient_evaluations=work,
         metrics={"x": value},

@@ -8,7 +8,7 @@ import pytest
 from scripted import THREE, ScriptedEngine, Setup, number
 
 from feddkd.errors import PausedError, RunError
-from feddkd.exchange import DELIVER, Evaluation, Exchange, Outcome
+from feddkd.exchange import DELIVER, Cause, Evaluation, Exchange, Outcome
 from feddkd.tensors import Tensors
 
 # What is not finite.
@@ -188,3 +188,29 @@ def test_an_abort_ends_a_wait_for_clients(paused: bool) -> None:
         setup.run()
     assert engine.exchanges == []
     assert len(setup.recorder.pauses) == paused
+
+
+def test_a_client_that_falls_silent_costs_the_round_one_deadline_not_one_for_each_retry() -> None:
+    engine = ScriptedEngine(THREE, {(1, attempt, "second"): {"b"} for attempt in range(5)}, cause=Cause.SILENT)
+    setup = Setup(engine, "scheduler.min_clients=3", "scheduler.retries=4")
+    with pytest.raises(PausedError, match="another attempt would wait as long again"):
+        setup.run()
+    assert len(setup.recorder.failures) == 1
+
+
+def test_a_client_that_comes_and_goes_does_not_hold_a_round_for_ever() -> None:
+    lost = {(1, attempt, "first"): {"b"} for attempt in range(1000)}
+    engine = ScriptedEngine(THREE, lost, cause=Cause.DISCONNECTED)
+    setup = Setup(engine, "scheduler.min_clients=3", "scheduler.retries=0", "scheduler.pause_timeout_s=0")
+    with pytest.raises(PausedError, match=r"longer than scheduler\.pause_timeout_s = 0"):
+        setup.run()
+
+
+def test_a_ruined_model_is_not_accepted_though_its_loss_is_finite() -> None:
+    def evaluate(model: Tensors, check: Callable[[], None]) -> Evaluation:
+        return Evaluation(10, 1, 10 * 2e4)
+
+    setup = Setup(ScriptedEngine(THREE), evaluator=evaluate)
+    with pytest.raises(PausedError, match="loss on the test set is 2e"):
+        setup.run()
+    assert setup.recorder.rounds == []

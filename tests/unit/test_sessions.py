@@ -166,6 +166,7 @@ def steps_of(action: Callable[[], object]) -> int:
     return steps
 
 
+@pytest.mark.no_cover  # it counts steps by the same hooks
 def test_a_join_and_a_hello_cost_the_same_with_many_sessions() -> None:
     def costs(count: int) -> list[int]:
         sessions, tokens = filled(count)

@@ -1,0 +1,26 @@
+"""Lets memory of large tensors go back to the system as soon as it is free."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+M_MMAP_THRESHOLD = -3
+"""From glibc's malloc.h."""
+
+LARGE_BYTES = 4 << 20
+"""Above the size of a chunk: chunks come and go too often to be worth a system call each."""
+
+
+def return_large_blocks() -> None:
+    """Let malloc map blocks of 4 MiB and more one by one, and unmap them when they are freed.
+
+    glibc raises this limit by itself with the first large block that is freed. Models then share the heap with
+    small blocks that live longer, and a server grows by a model with each exchange. Does nothing where malloc
+    has no such setting, or where the environment sets it already.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
