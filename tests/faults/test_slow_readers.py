@@ -68,6 +68,7 @@ def test_broadcasts_that_a_client_does_not_read_do_not_pile_up() -> None:
             )
             assert list(outcome.replies) == ["good"]
             del model, outcome
+            server.engine.clients()  # so the server's loop has done with the exchange
             gc.collect()
             alive.append(sum(each() is not None for each in models))
         server.wait_for("deaf", "good")  # it still has its stream
