@@ -80,11 +80,14 @@ class FakeInbox:
         self.holdings: list[Holding | None] = []
         self.room = asyncio.Event()
         self.room.set()
+        self.connect_error: Exception | None = None
         self.error: Exception | None = None
 
     def connected(self, session: Session, holding: Holding | None) -> None:
         self.events.append(f"{session.client_id} connected")
         self.holdings.append(holding)
+        if self.connect_error is not None:
+            raise self.connect_error
 
     def disconnected(self, session: Session) -> None:
         self.events.append(f"{session.client_id} disconnected")
@@ -112,13 +115,19 @@ class FakeInbox:
 class Connection:
     """One call as its handler sees it: the client's messages, and what the client has read."""
 
-    def __init__(self, *messages: bytes, certificate: bytes | None = None) -> None:
+    def __init__(
+        self,
+        *messages: bytes,
+        certificate: bytes | None = None,
+        peer: str = "ipv4:127.0.0.1:50000",
+    ) -> None:
         self._messages: asyncio.Queue[object] = asyncio.Queue()
         self._reads = asyncio.Event()
         self._reads.set()
         self._reads_one = False
         self._metadata_sent = False
         self._pem = certificate
+        self._peer = peer
         self.written: list[bytes] = []
         self.status: tuple[grpc.StatusCode, str] | None = None
         self.bring(*messages)
@@ -175,8 +184,12 @@ class Connection:
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         assert self.status is None, "a call ends once"
         self.status = code, details
-        await self._reads.wait()  # the status waits behind the message that is not read
+        if self._metadata_sent:
+            await self._reads.wait()  # the status waits behind the message that is not read
         raise grpc.aio.AbortError
+
+    def peer(self) -> str:
+        return self._peer
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
         return {} if self._pem is None else {"x509_pem_cert": [self._pem]}
@@ -214,10 +227,11 @@ class Server:
     async def join_with(self, request: bytes, certificate: bytes | None = None) -> str:
         call = Connection(certificate=certificate)
         try:
-            response = await self.server._join(request, cast("Context", call))
+            await self.server._join(request, cast("Context", call))
         except grpc.aio.AbortError:
             assert call.status is not None
             raise NotJoinedError(*call.status) from None
+        (response,) = call.written
         return pb.JoinResponse.FromString(response).session_token
 
     def open(self, *messages: bytes) -> tuple[Connection, asyncio.Task[None]]:

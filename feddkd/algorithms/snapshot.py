@@ -6,15 +6,23 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from feddkd.errors import StateError
-from feddkd.tensors import Schema, Tensors, TensorSpec
 
 _PIECE_BYTES = 1 << 20
+
+
+class _Kept(NamedTuple):
+    """What is needed to read a tensor back from its bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    device: torch.device
 
 
 class Snapshot:
@@ -32,21 +40,20 @@ class Snapshot:
         """Copy `state` as it is now.
 
         Args:
-            state: what `Algorithm.state_dict` returned.
+            state: what `Algorithm.state_dict` returned: dense tensors of any dtype, on any device.
             memory_bytes: size up to which the copy stays in memory.
             folder: where the file lies; by default where temporary files do.
 
         Raises:
             StateError: the file cannot be written.
         """
-        specs = (TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in state.items())
-        self._schema = Schema(specs)
+        self._kept = [_Kept(name, value.dtype, value.shape, value.device) for name, value in state.items()]
         directory = tempfile.gettempdir() if folder is None else str(folder)
         self._file = tempfile.SpooledTemporaryFile(memory_bytes, dir=directory)  # noqa: SIM115
         try:
-            for spec in self._schema.specs:
-                flat = state[spec.name].detach().contiguous().view(-1).view(torch.uint8)
-                for piece in torch.split(flat, _PIECE_BYTES):
+            for value in state.values():
+                plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+                for piece in torch.split(_bytes_of(plain), _PIECE_BYTES):
                     self._file.write(piece.numpy().data)
         except OSError as error:
             self._file.close()
@@ -54,11 +61,15 @@ class Snapshot:
             raise StateError(reason) from error
 
     def state(self) -> dict[str, Tensor]:
-        """Read the copy back into new tensors, equal bit for bit."""
-        tensors = Tensors.empty(self._schema)
+        """Read the copy back into new tensors, equal bit for bit and on the same devices."""
         self._file.seek(0)
-        self._file.readinto(tensors.block.numpy().data)
-        return dict(tensors)
+        return {kept.name: self._read(kept) for kept in self._kept}
+
+    def _read(self, kept: _Kept) -> Tensor:
+        """Read the tensor whose bytes come next."""
+        value = torch.empty(kept.shape, dtype=kept.dtype)
+        self._file.readinto(_bytes_of(value).numpy().data)
+        return value.to(kept.device)
 
     def close(self) -> None:
         """Discard the copy."""
@@ -74,3 +85,9 @@ class Snapshot:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _bytes_of(value: Tensor) -> Tensor:
+    """View a contiguous tensor as uint8 [bytes]."""
+    # Not view(-1): it keeps the stride of a single element, which may be 2, and view(dtype) refuses it.
+    return value.as_strided((value.numel(),), (1,)).view(torch.uint8)

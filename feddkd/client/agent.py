@@ -124,8 +124,8 @@ class Agent:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():
-                    self._backoff.reset()
                     farewell = self._handle(message)
+                    self._backoff.reset()  # only now: a message that is refused is no success
                     if farewell is not None:
                         return farewell
             except ProtocolError as error:

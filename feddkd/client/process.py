@@ -108,7 +108,7 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
     Raises:
         StateError: a state directory cannot be used.
     """
-    known = ServerConfig(config.shared().to_toml())
+    known = ServerConfig(config.shared_toml())
     return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
 
 

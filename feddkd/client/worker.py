@@ -28,6 +28,10 @@ FINAL_MODEL = "model"
 """The name under which a client keeps the model that it is given at the end of a run."""
 
 
+_STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
+"""Whose modules remember nothing outside their parameters and buffers."""
+
+
 class ReplyStage(Protocol):
     """Changes a client's reply before it leaves: the place for clipping, noise, masks and codecs.
 
@@ -55,9 +59,25 @@ class Network:
 
     @property
     def can_be_shared(self) -> bool:
-        """Whether a task loads all of its tensors; a buffer that is not persistent stays as it was."""
+        """Whether a task loads everything that training can change.
+
+        A buffer that is not persistent stays as it was. So may a Python attribute of a user's module,
+        and what a hook or a replaced `forward` remembers. Such a network is not shared.
+        """
         state = self.module.state_dict()
-        return all(name in state for name, _ in self.module.named_buffers(remove_duplicate=False))
+        buffers = self.module.named_buffers(remove_duplicate=False)
+        if any(name not in state for name, _ in buffers):
+            return False
+        return all(_is_stateless(module) for module in self.module.modules())
+
+
+def _is_stateless(module: nn.Module) -> bool:
+    """Whether nothing but library code runs in a module's forward and backward pass."""
+    package = type(module).__module__
+    if not any(package == known or package.startswith(f"{known}.") for known in _STATELESS_PACKAGES):
+        return False
+    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+    return "forward" not in vars(module) and not any(hooks)
 
 
 class Worker:

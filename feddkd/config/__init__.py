@@ -119,9 +119,13 @@ class Config(Table):
         except ValidationError as error:
             raise ConfigError(f"{source}: {describe(error, cls)}") from None
 
-    def shared(self) -> Self:
-        """The configuration that clients are told: without the paths of this machine."""
-        return self.model_copy(update={"data": self.data.model_copy(update={"root": None})})
+    def shared_toml(self) -> str:
+        """The configuration that clients are told, as TOML: without what belongs to this machine.
+
+        That is the folder of its data and how its processes use it (`[runtime]`).
+        """
+        excluded: Any = {"data": {"root"}, "runtime": True}
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:
         """The resolved configuration as TOML that `load` reads back to an equal one."""

@@ -133,9 +133,9 @@ class SchedulerConfig(Table):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        if isinstance(self.clients, list) and len(set(self.clients)) < len(self.clients):
-            twice = next(name for index, name in enumerate(self.clients) if name in self.clients[:index])
-            raise ValueError(f"clients: {twice!r} stands there twice")
+        repeated = first_repeated(self.clients) if isinstance(self.clients, list) else None
+        if repeated is not None:
+            raise ValueError(f"clients: {repeated!r} stands there twice")
         return self
 
     @model_validator(mode="after")
@@ -154,6 +154,16 @@ class SchedulerConfig(Table):
         if isinstance(enough, int) and enough < self.quorum:
             raise ValueError(f"enough: {enough} answers are fewer than min_clients = {self.quorum}; lower that as well")
         return self
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that equals an earlier one, or None if all differ; in linear time."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def cohort_size(cohort: str | int | float, available: int) -> int:

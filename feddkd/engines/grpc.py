@@ -45,7 +45,7 @@ class GrpcEngine(Engine):
             spool_folder: where contributions go that do not fit into `transport.staging_bytes`.
         """
         self._config = config
-        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared().to_toml(), model=schema_to_message(model_schema))
+        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared_toml(), model=schema_to_message(model_schema))
         self.other = Meter()
         self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
         self._open: set[GrpcExchange] = set()

@@ -129,11 +129,22 @@ class Participation:
         self.supersede(session, "opened a newer stream")
         stream = Stream(asyncio.get_running_loop().time())
         self._sessions.connect(session, stream)
-        self._inbox.connected(session, holding)
+        try:
+            self._inbox.connected(session, holding)
+            end = await self._move(session, stream, context)
+        finally:
+            self._detach(session, stream)
+        if end.code is not grpc.StatusCode.OK:
+            level = logging.INFO if end.code in _ORDINARY else logging.WARNING
+            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason)
+            await refuse(context, end.code, end.reason)
+
+    async def _move(self, session: Session, stream: Stream, context: Context) -> End:
+        """Read and write until the stream ends, and return how it ended."""
         reader = _start(stream, self._read(session, stream, context))
         writer = _start(stream, stream.write(context, self._inbox.other, self._write_stall_s))
         try:
-            end = await stream.ended()
+            return await stream.ended()
         finally:
             reader.cancel()  # from here on it hands over nothing
             # Before any wait: gRPC may cancel this handler there, and nobody would be told.
@@ -141,10 +152,6 @@ class Participation:
             stream.outbox.clear()
             stream.outbox.close()
             await _stopped(reader, writer, stream.end)
-        if end.code is not grpc.StatusCode.OK:
-            level = logging.INFO if end.code in _ORDINARY else logging.WARNING
-            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason)
-            await refuse(context, end.code, end.reason)
 
     def _detach(self, session: Session, stream: Stream) -> None:
         """Take the stream away from its session, once."""

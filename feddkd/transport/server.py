@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from feddkd.transport.admission import (
     check_version,
     parse_request,
 )
-from feddkd.transport.calls import Context, refuse
+from feddkd.transport.calls import Context, Responses, refuse
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
@@ -65,6 +65,7 @@ class FederationServer:
         self._admission = admission
         self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
         self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
+        self._responses = Responses(len(self._joined))
         self._sessions = Sessions()
         self._participation = Participation(
             self._sessions,
@@ -144,37 +145,54 @@ class FederationServer:
         return bound
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        """Handlers of raw bytes: chunks are framed without copies, and sizes checked first."""
+        """Handlers of raw bytes: chunks are framed without copies, and sizes checked first.
+
+        On the wire a stream of one response is a unary response. As a stream its handler learns
+        whether the client reads it.
+        """
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Describe": grpc.unary_unary_rpc_method_handler(self._describe, None, None),
-                "Join": grpc.unary_unary_rpc_method_handler(self._join, None, None),
+                "Describe": grpc.unary_stream_rpc_method_handler(self._describe, None, None),
+                "Join": grpc.unary_stream_rpc_method_handler(self._join, None, None),
                 "Participate": grpc.stream_stream_rpc_method_handler(self._participate, None, None),
             },
         )
 
-    async def _describe(self, message: bytes, context: Context) -> bytes:
+    async def _describe(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
+        await self._respond(context, lambda: self._description(message))
+
+    async def _join(self, message: bytes, context: Context) -> None:
+        self._inbox.other.up(len(message))
+        certificate = certificate_hash(context.auth_context())
+        await self._respond(context, lambda: self._joining(message, certificate))
+
+    async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
+        """Write a response and count it, or end the call with the status of a refusal."""
+
+        def counted() -> bytes:
+            response = make()
+            self._inbox.other.down(len(response))
+            return response
+
         try:
-            check_version(parse_request(message, pb.DescribeRequest).protocol_version)
+            await self._responses.write(context, counted)
         except NotAdmittedError as error:
             await refuse(context, error.code, str(error))
-        self._inbox.other.down(len(self._described))
+
+    def _description(self, message: bytes) -> bytes:
+        """Return the response to Describe. Raises NotAdmittedError."""
+        check_version(parse_request(message, pb.DescribeRequest).protocol_version)
         return self._described
 
-    async def _join(self, message: bytes, context: Context) -> bytes:
-        self._inbox.other.up(len(message))
-        try:
-            request = parse_request(message, pb.JoinRequest)
-            self._admission.check(request)
-            token = self._admit(request, certificate_hash(context.auth_context()))
-        except NotAdmittedError as error:
-            await refuse(context, error.code, str(error))
+    def _joining(self, message: bytes, certificate: bytes | None) -> bytes:
+        """Admit a client, and return the response to Join. Raises NotAdmittedError."""
+        request = parse_request(message, pb.JoinRequest)
+        self._admission.check(request)
+        token = self._admit(request, certificate)
         # Two parts of one message: the manifest need not be serialized for each client.
-        response = self._joined + pb.JoinResponse(session_token=token).SerializeToString()
-        self._inbox.other.down(len(response))
-        return response
+        return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
 
     def _admit(self, request: pb.JoinRequest, certificate: bytes | None) -> str:
         """Make a session, and return its token. Raises NotAdmittedError."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,7 +24,7 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MAX_SENDS_WITHOUT_PROGRESS
 from feddkd.config import Config
-from feddkd.errors import RefusedError
+from feddkd.errors import RefusedError, UnreachableError
 from feddkd.exchange import Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.messages import SERVER_HEARTBEAT, Verdict, farewell_message, receipt_message, resend_message
@@ -102,10 +104,12 @@ async def taking_part(
     server: HandServer | None = None,
     membership: Membership | None = None,
     executor: ThreadPoolExecutor | None = None,
+    retry_for_s: float | None = None,
 ) -> AsyncIterator[Scene]:
     worker, pool = worker or GatedWorker(), executor or ThreadPoolExecutor(1)
     async with (server or HandServer()).serving() as server:
-        running = asyncio.create_task(Agent(server.address, "site", worker, pool, membership=membership).run())
+        agent = Agent(server.address, "site", worker, pool, retry_for_s=retry_for_s, membership=membership)
+        running = asyncio.create_task(agent.run())
         try:
             yield Scene(server, worker, pool, running)
         finally:
@@ -373,6 +377,38 @@ def test_a_server_that_sends_from_the_start_what_is_here_already_finds_its_way()
             await stream.answer()
 
     on_loop(scenario())
+
+
+NONSENSE = b"\xff\xff\xff"
+TRIES = 8
+
+
+async def refused_streams(monkeypatch: pytest.MonkeyPatch, before: list[bytes]) -> Farewell:
+    """Let the server send `before` and then nonsense on each stream, 10 s apart, to a client with 25 s of patience.
+
+    The server says farewell to a client that is still there after 8 streams.
+    """
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(backoff, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    async with taking_part(retry_for_s=25.0) as scene:
+        for _ in range(TRIES):
+            following = asyncio.create_task(scene.stream())
+            await asyncio.wait([following, scene.running], return_when=asyncio.FIRST_COMPLETED)
+            if scene.running.done():
+                following.cancel()
+                return scene.running.result()
+            await following.result().send(*before, NONSENSE)
+        await (await scene.stream()).send(BYE)
+        return await scene.running
+
+
+def test_a_server_that_only_sends_nonsense_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreachableError, match=r"\(gave up after 25 s\)$"):
+        on_loop(refused_streams(monkeypatch, []))
+
+
+def test_a_server_that_made_sense_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_loop(refused_streams(monkeypatch, [SERVER_HEARTBEAT])).completed
 
 
 def raising(task: Task) -> Reply:

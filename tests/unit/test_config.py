@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from feddkd import algorithms
@@ -31,6 +31,7 @@ from feddkd.config import (
 )
 from feddkd.config.algorithm import CrossEntropyConfig, FedNTDConfig, MOONConfig
 from feddkd.config.problems import tables_by_tag
+from feddkd.config.scheduler import first_repeated
 from feddkd.errors import ConfigError
 
 
@@ -501,3 +502,35 @@ OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom
 )
 def test_what_is_wrong_with_an_algorithm_is_said_in_one_line(overrides: list[str], message: str) -> None:
     assert problem(*overrides) == f"configuration: {message}"
+
+
+def test_clients_are_told_nothing_of_the_servers_machine() -> None:
+    machine = ["data.root=/here", "runtime.device=cuda:1", "runtime.threads=3", "runtime.client_processes=2"]
+    told = Config.load(overrides=[*machine, "training.lr=0.5"]).shared_toml()
+    assert "runtime" not in tomllib.loads(told)
+    assert Config.parse(tomllib.loads(told)) == Config.load(overrides=["training.lr=0.5"])
+
+
+class Compared(str):
+    """A name that counts how often it is compared."""
+
+    comparisons = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Compared.comparisons += 1
+        return str.__eq__(self, other)
+
+
+def test_the_repeated_name_is_found_with_few_comparisons() -> None:
+    names = [Compared(f"site-{index}") for index in range(1000)]
+    assert first_repeated(names) is None
+    assert first_repeated([*names, Compared("site-7"), Compared("site-3")]) == "site-7"
+    assert Compared.comparisons < 2 * len(names)
+
+
+def test_a_large_federation_is_checked_for_repeated_names() -> None:
+    names = [f"site-{index}" for index in range(50_000)]
+    assert SchedulerConfig(clients=names).num_clients == 50_000
+    with pytest.raises(ValidationError, match=r"clients: 'site-49999' stands there twice"):
+        SchedulerConfig(clients=[*names, "site-49999"])

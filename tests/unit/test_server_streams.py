@@ -553,3 +553,21 @@ def test_a_join_tells_the_old_stream_why_it_ends() -> None:
             assert old.status == (grpc.StatusCode.ABORTED, "'site' joined again")
 
     run(come_again())
+
+
+def test_an_inbox_that_fails_to_take_a_client_loses_it_once() -> None:
+    async def fail() -> None:
+        async with serving() as server:
+            token = await server.join()
+            server.inbox.connect_error = RuntimeError("no room")
+            _, stream = server.open(hello_message(token))
+            await asyncio.wait((stream,))
+            assert isinstance(stream.exception(), RuntimeError)
+            assert server.inbox.events == ["site connected", "site disconnected"]
+            assert server.session().stream is None
+            server.inbox.connect_error = None
+            server.open(hello_message(token))
+            await settle()
+            assert server.inbox.events[2:] == ["site connected"]
+
+    run(fail())

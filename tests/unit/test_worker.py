@@ -10,15 +10,21 @@ import torch
 from harness import RUN_ID, small_config
 from torch import Tensor, nn
 
+from feddkd import algorithms
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL, Network, ReplyStage, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
-from feddkd.engines.simulation import initial_model
-from feddkd.errors import ClientError
+from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.engines.in_process import InProcessEngine
+from feddkd.engines.resolve import resolve
+from feddkd.engines.simulation import initial_model, run_federation
+from feddkd.errors import ClientError, DataError
 from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
+from feddkd.models.registry import BUILT_IN
+from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
 
 INFO = DataInfo((1, 8, 8), 10)
@@ -91,6 +97,79 @@ def test_a_network_that_remembers_what_does_not_travel_is_not_shared(tmp_path: P
     workers = simulated_workers(config, tmp_path)
     assert len({id(worker.site.module) for worker in workers.values()}) == 4
     assert Network(small_config(), INFO).can_be_shared
+
+
+class Drifting(nn.Module):
+    """Keeps a running mean in a plain attribute, which no state_dict and no list of buffers shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(())
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean() + 0.1
+        logits: Tensor = self.linear(x.flatten(1) + self.mean)
+        return logits
+
+
+def drifting(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(Drifting())
+
+
+def hooked(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Library modules alone, and a hook that counts."""
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), list[int]()
+
+    def scale(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        seen.extend([1] * module.training)
+        return logits * (1 + 0.01 * len(seen))
+
+    model.register_forward_hook(scale)
+    return model
+
+
+def replaced(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Library modules alone, one of which has a forward of the user's."""
+    linear, seen = nn.Linear(64, 10), list[int]()
+
+    def forward(x: Tensor) -> Tensor:
+        seen.extend([1] * linear.training)
+        return nn.functional.linear(x, linear.weight, linear.bias) * (1 + 0.01 * len(seen))
+
+    vars(linear)["forward"] = forward
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def trained_in_groups(config: Config, folder: Path, groups: list[list[int]]) -> str:
+    """Run all rounds with clients built in groups, as the processes of a simulation do; the model's hash."""
+    workers: dict[str, Worker] = {}
+    for index, group in enumerate(groups):
+        workers |= simulated_workers(config, folder / str(index), group)
+    with InProcessEngine(workers, config.transport.chunk_bytes, holdout=config.data.holdout) as engine:
+        scheduler = Scheduler(config, algorithms.build(config), engine, run_id=RUN_ID)
+        return scheduler.run(initial_model(config)).model.sha256()
+
+
+@pytest.mark.parametrize("model", ["drifting", "hooked", "replaced"])
+def test_how_clients_are_grouped_does_not_change_the_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = resolve(small_config("algorithm.name=fedavg", f'model.name="test_worker:{model}"'))
+    in_process = run_federation(config, "in-process", tmp_path / "run").model.sha256()
+    assert trained_in_groups(config, tmp_path / "one", [[0, 1, 2, 3]]) == in_process
+    assert trained_in_groups(config, tmp_path / "two", [[0, 2], [1, 3]]) == in_process
+    assert trained_in_groups(config, tmp_path / "four", [[0], [1], [2], [3]]) == in_process
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_clients_share_every_built_in_network(name: str) -> None:
+    if name == "resnet18_gn":
+        try:
+            import_torchvision()
+        except DataError:
+            pytest.skip("torchvision is not installed")
+    assert Network(small_config(f"model.name={name}"), DataInfo((3, 32, 32), 10)).can_be_shared
 
 
 def worker_with(folder: Path, *stages: ReplyStage, config: Config | None = None) -> Worker:
@@ -172,7 +251,7 @@ def test_workers_of_one_network_compute_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_simulated_clients_know_their_run_apart_from_what_the_server_keeps_to_itself(tmp_path: Path) -> None:
-    config = Config.load(overrides=["data.name=mnist", "data.root=/here", "training.lr=0.1"])
+    config = Config.load(overrides=["data.name=mnist", "data.root=/here", "runtime.threads=3", "training.lr=0.1"])
     (membership,) = simulated_memberships(config, tmp_path, ["client-0"]).values()
     assert membership.config is not None
     assert membership.instance_id == StateDir(tmp_path / "client-0", "client-0").instance_id
