@@ -39,7 +39,7 @@ SMALL_WINDOW = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe"
 FIRST = Closing(1000.0, enough=1, grace_after_enough_s=0.0)
 """Closes with the first reply."""
 
-EXCHANGES = 8
+EXCHANGES = 5
 
 
 def deaf_client(address: str) -> HandClient:
