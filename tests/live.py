@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,12 @@ class Scene:
         self.server = server
         self.round = 0
 
-    def begin(self, *clients: str, reply_schema: Schema | None = SCHEMA) -> Future[Outcome]:
+    def begin(
+        self,
+        *clients: str,
+        reply_schema: Schema | None = SCHEMA,
+        evaluate: bool = False,
+    ) -> Future[Outcome]:
         """Carry out an exchange in the background."""
         self.round += 1
         exchange = exchange_of(
@@ -37,7 +43,7 @@ class Scene:
             round_number=self.round,
             reply_schema=reply_schema,
         )
-        return self.server.begin(exchange)
+        return self.server.begin(dataclasses.replace(exchange, evaluate=evaluate))
 
     def hand(self, client_id: str = "hand") -> HandClient:
         """A client whose messages are put together by hand."""

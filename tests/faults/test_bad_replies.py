@@ -156,7 +156,7 @@ def test_a_bad_answer_is_refused_with_a_reason_and_the_others_are_counted(
 ) -> None:
     with scene.hand().connect() as hand:
         scene.server.wait_for("hand", "honest")
-        outcome = scene.begin("hand", "honest")
+        outcome = scene.begin("hand", "honest", evaluate=True)
         work, _ = hand.work()
         hand.send(*answer(work))
         receipt = hand.receipt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -74,11 +75,13 @@ def test_the_words_of_a_failure_end_a_run_like_any_others(
     def fail(_: Task, reply: Reply) -> Reply:
         raise CameraError(words)
 
-    zeros, recorder, ledger = Zeros(CONFIG), Recorder(), Ledger(tmp_path, CONFIG)
+    zeros, recorder = Zeros(CONFIG), Recorder()
     workers = {"good": zeros.worker(), "bad": zeros.worker(fail)}
-    with pytest.raises(PausedError, match="waiting for more would not help") as stopped:
+    with (
+        contextlib.closing(Ledger(tmp_path, CONFIG)) as ledger,
+        pytest.raises(PausedError, match="waiting for more would not help") as stopped,
+    ):
         run_on(engine, CONFIG, workers, [recorder, ledger])
-    ledger.close()
     assert_printable(str(stopped.value))
     (failure,) = recorder.failures
     assert_printable(failure[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -57,6 +58,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "evaluated": evaluation(2**64 - 1, 2**64 - 1, 1.0),
     "evaluated loss": evaluation(1, 1, HUGE),
     "nan evaluated loss": evaluation(1, 1, math.nan),
+    "negative evaluated loss": evaluation(1, 1, -1.0),
     "more than all correct": evaluation(1, 2, 1.0),
 }
 """What no honest client sends."""
@@ -72,7 +74,6 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "seconds": {"compute_s": LARGEST_NUMBER},
     "gradients": {"gradient_evaluations": MAX_COUNT},
     "evaluated loss": evaluation(1, 0, LARGEST_NUMBER),
-    "negative evaluated loss": evaluation(1, 0, -LARGEST_NUMBER),
 }
 """The largest numbers that are let in."""
 
@@ -83,6 +84,8 @@ def with_numbers(numbers: dict[str, Any], exchange: str | None) -> Callable[[Tas
     def change(task: Task, reply: Reply) -> Reply:
         if exchange not in (None, task.id.name):
             return reply
+        if "evaluation" in numbers and not task.evaluate and exchange is None:
+            return reply  # nobody asked
         return dataclasses.replace(reply, **numbers)
 
     return change
@@ -104,15 +107,14 @@ class Observed:
     def __init__(self, folder: Path) -> None:
         self.recorder = Recorder()
         self.metrics = StrictMetrics(CONFIG)
-        self.ledger = Ledger(folder, CONFIG)
         self._folder = folder
 
     def run(self, engine: str, change: Callable[[Task, Reply], Reply], *hostile: str) -> None:
         """Run with three clients, of which some change their replies."""
         zeros = Zeros(CONFIG)
         workers = {name: zeros.worker(change if name in hostile else lambda _, reply: reply, examples=50) for name in ("a", "b", "c")}
-        run_on(engine, CONFIG, workers, [self.ledger, self.metrics, self.recorder])
-        self.ledger.close()
+        with contextlib.closing(Ledger(self._folder, CONFIG)) as ledger:
+            run_on(engine, CONFIG, workers, [ledger, self.metrics, self.recorder])
 
     def check_record(self) -> None:
         """All of it is JSON, and the metrics can be scraped."""

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from either_engine import scheduler_on
 from harness import (
     RUN_ID,
     HandClient,
+    Recorder,
     Server,
     answer_frames,
     answering,
@@ -24,12 +26,11 @@ from harness import (
 from live import HONEST, MODEL, OURS, Scene, status_of
 from watching import WatchedEngine
 
-from feddkd import algorithms
 from feddkd.client.process import simulated_workers
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing, Outcome
-from feddkd.scheduler.rounds import Scheduler
+from feddkd.scheduler.records import ExchangeRecord
 from feddkd.transport import server as transport_server
 from feddkd.transport import sessions, stream
 from feddkd.transport.messages import CLIENT_HEARTBEAT
@@ -230,34 +231,48 @@ def test_clients_that_took_part_keep_their_ids_while_names_are_made_up(
         assert_counts(scene, again)
 
 
+class Flood(Recorder):
+    """Joins under made-up names, beside a run that does not overtake it.
+
+    Attributes:
+        joined: how many names there are so far.
+    """
+
+    NAMES = 1000
+    EXCHANGES = 6
+    """By then all names have joined."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self.joined = 0
+        self._thread = threading.Thread(target=self._join_all, args=[address])
+        self._thread.start()
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        super().exchange_done(record)
+        share = min(len(self.exchanges), self.EXCHANGES) / self.EXCHANGES
+        until(lambda: self.joined >= share * self.NAMES)
+
+    def _join_all(self, address: str) -> None:
+        with HandClient(address) as hand:
+            for number in range(self.NAMES):
+                join_as(hand, f"made-up-{number}")
+                self.joined += 1
+
+
 def test_an_honest_run_is_not_disturbed_by_a_thousand_made_up_names(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sessions, "CONNECT_TIMEOUT_S", 1e9)  # all of them stay
     config = small_config("scheduler.wait_for_clients=4", "scheduler.min_clients=4")
-    model = initial_model(config)
-    engine = GrpcEngine(config, RUN_ID, model.schema)
-    joined = 0
-
-    def flood(address: str) -> None:
-        nonlocal joined
-        with HandClient(address) as hand:
-            for number in range(1000):
-                join_as(hand, f"made-up-{number}")
-                joined += 1
-
+    engine = GrpcEngine(config, RUN_ID, initial_model(config).schema)
     with serving(engine=engine) as server:
-        flooding = threading.Thread(target=flood, args=[server.address])
-        flooding.start()
-        until(lambda: joined >= 100)
+        flood = Flood(server.address)
         workers = simulated_workers(config, tmp_path / "clients")
         for client, worker in workers.items():
             server.agent(client, worker)
-        scheduler = Scheduler(config, algorithms.build(config), engine, run_id=RUN_ID)
-        record = scheduler.run(model)
-        flooding.join()
-        assert engine.num_joined == 1000 + len(workers)
-    assert joined == 1000
+        record = scheduler_on(engine, config, [flood]).run(initial_model(config))
+        assert engine.num_joined == Flood.NAMES + len(workers)
     assert record.rounds_missed == {}
     assert record.model.sha256() == run_in_process(config, tmp_path / "reference").model.sha256()
