@@ -71,7 +71,7 @@ def run_on(
 
 
 class Zeros:
-    """What a client replies whose contributions are all zeros, in every exchange of the algorithm."""
+    """What a client replies whose contributions are all zeros, in every exchange."""
 
     def __init__(self, config: Config) -> None:
         self.schema = initial_model(config).schema

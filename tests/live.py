@@ -51,7 +51,7 @@ class Scene:
 
     @contextmanager
     def slow(self) -> Iterator[Callable[[], None]]:
-        """Another honest client, "slow", that replies once told to: until then an exchange stays open."""
+        """Another honest client, "slow", that replies, and so lets an exchange end, when told to."""
         release = threading.Event()
 
         def respond(_: Task) -> Reply:

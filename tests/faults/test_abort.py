@@ -1,4 +1,4 @@
-"""An abort ends a run at once, at every point of it and on both engines; it is no reason to try again."""
+"""An abort ends a run at once, at every point of it, on both engines, without another try."""
 
 from __future__ import annotations
 

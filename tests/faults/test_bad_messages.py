@@ -1,4 +1,4 @@
-"""Bytes that are no messages of the protocol: they end the stream, and the server and everyone else go on."""
+"""Bytes that are no messages of the protocol end a stream; everyone else goes on."""
 
 import socket
 from collections.abc import Iterator
@@ -45,7 +45,8 @@ def test_a_message_beyond_four_mebibytes_ends_the_stream(scene: Scene) -> None:
 
 def test_a_message_far_longer_than_any_honest_one_ends_the_stream(scene: Scene) -> None:
     """Even though it is an answer: nothing of it is parsed."""
-    schema = tensors_pb2.Schema(tensors=[tensors_pb2.TensorSpec(name=f"t{i}") for i in range(100_000)])
+    tensors = (tensors_pb2.TensorSpec(name=f"t{i}") for i in range(100_000))
+    schema = tensors_pb2.Schema(tensors=tensors)
     answer = pb.Answer(payload=tensors_pb2.PayloadHeader(schema=schema))
     message = pb.ParticipateRequest(answer=answer).SerializeToString()
     with scene.hand().connect() as hand:

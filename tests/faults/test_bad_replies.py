@@ -1,4 +1,4 @@
-"""Replies that a broken or hostile client can send: refused by name, and everyone else is counted."""
+"""Replies of broken and hostile clients: refused with a reason, and everyone else is counted."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -6,7 +6,16 @@ from collections.abc import Callable
 import psutil
 import pytest
 import torch
-from harness import SCHEMA, HandClient, answer_frames, exchange_of, mean_of, reasons, small_config, until
+from harness import (
+    SCHEMA,
+    HandClient,
+    answer_frames,
+    exchange_of,
+    mean_of,
+    reasons,
+    small_config,
+    until,
+)
 from live import HONEST, MODEL, OURS, Scene
 
 from feddkd.exchange import Outcome
@@ -62,8 +71,8 @@ def set_sizes(answer: pb.Answer, *shape: int) -> None:
 
 
 def add_tensors(answer: pb.Answer, count: int) -> None:
-    added = (tensors_pb2.TensorSpec(name=f"t{i}", dtype=tensors_pb2.ELEMENT_TYPE_BOOL) for i in range(count))
-    answer.payload.schema.tensors.extend(added)
+    for index in range(count):
+        answer.payload.schema.tensors.add(name=f"t{index}", dtype=tensors_pb2.ELEMENT_TYPE_BOOL)
 
 
 def set_evaluation(answer: pb.Answer, examples: int, correct: int) -> None:
@@ -85,8 +94,14 @@ BAD_ANSWERS: dict[str, tuple[Callable[[pb.Work], list[bytes]], str]] = {
         "layer.weight: float32[5, 4] where layer.weight: float32[4, 5]",
     ),
     "missing_tensor": (lambda work: with_schema(work, *REST), "'layer.weight' is missing"),
-    "extra_tensor": (lambda work: with_schema(work, *ALL, TensorSpec("more", torch.int8, (1,))), "'more' is not expected"),
-    "extra_empty_tensor": (lambda work: with_schema(work, *ALL, TensorSpec("more", torch.int8, (0,))), "'more' is not expected"),
+    "extra_tensor": (
+        lambda work: with_schema(work, *ALL, TensorSpec("more", torch.int8, (1,))),
+        "'more' is not expected",
+    ),
+    "extra_empty_tensor": (
+        lambda work: with_schema(work, *ALL, TensorSpec("more", torch.int8, (0,))),
+        "'more' is not expected",
+    ),
     "other_order": (lambda work: with_schema(work, *reversed(ALL)), "another order"),
     "no_element_type": (
         lambda work: rewritten(work, lambda answer: answer.payload.schema.tensors[0].ClearField("dtype")),
@@ -101,19 +116,28 @@ BAD_ANSWERS: dict[str, tuple[Callable[[pb.Work], list[bytes]], str]] = {
         "at most 10000 are allowed",
     ),
     "two_of_one_name": (
-        lambda work: rewritten(work, lambda answer: answer.payload.schema.tensors.append(answer.payload.schema.tensors[3])),
+        lambda work: rewritten(
+            work,
+            lambda answer: answer.payload.schema.tensors.append(answer.payload.schema.tensors[3]),
+        ),
         "share a name",
     ),
     "long_name": (
         lambda work: rewritten(work, lambda answer: setattr(answer.payload.schema.tensors[0], "name", "x" * 257)),
         "longer than 256 bytes",
     ),
-    "many_dimensions": (lambda work: rewritten(work, lambda answer: set_sizes(answer, *[1] * 9)), "9 dimensions"),
+    "many_dimensions": (
+        lambda work: rewritten(work, lambda answer: set_sizes(answer, *[1] * 9)),
+        "9 dimensions",
+    ),
     "huge_size": (
         lambda work: rewritten(work, lambda answer: setattr(answer.payload, "size_bytes", 2**40)),
         f"{2**40} bytes declared where the schema has {SCHEMA.size_bytes}",
     ),
-    "huge_shape": (lambda work: rewritten(work, lambda answer: set_sizes(answer, 2**40)), f"layer.weight: float32[{2**40}]"),
+    "huge_shape": (
+        lambda work: rewritten(work, lambda answer: set_sizes(answer, 2**40)),
+        f"layer.weight: float32[{2**40}]",
+    ),
     "overflowing_shape": (
         lambda work: rewritten(work, lambda answer: set_sizes(answer, 2**40, 2**40)),
         f"layer.weight: float32[{2**40}, {2**40}]",
@@ -122,31 +146,85 @@ BAD_ANSWERS: dict[str, tuple[Callable[[pb.Work], list[bytes]], str]] = {
         lambda work: rewritten(work, lambda answer: set_sizes(answer, 2**62 + 5, 4)),
         f"layer.weight: float32[{2**62 + 5}, 4]",
     ),
-    "no_chunk_bytes": (lambda work: rewritten(work, lambda answer: setattr(answer.payload, "chunk_bytes", 0)), "chunks of 0 bytes"),
-    "other_chunk_bytes": (lambda work: answer_frames(work, OURS, chunk_bytes=16), "chunks of 16 bytes where"),
-    "short_digest": (lambda work: rewritten(work, lambda answer: setattr(answer.payload, "digest", bytes(31))), "digest of 31 bytes"),
-    "other_digest": (lambda work: rewritten(work, lambda answer: setattr(answer.payload, "digest", bytes(32))), "digest of the payload"),
-    "flipped_bit": (lambda work: damaged(work, lambda chunk: chunk._replace(data=flipped(chunk.data))), "checksum"),
-    "other_checksum": (lambda work: damaged(work, lambda chunk: chunk._replace(crc32c=chunk.crc32c ^ 1)), "checksum"),
-    "other_offset": (lambda work: damaged(work, lambda chunk: chunk._replace(offset=chunk.offset + 4)), "where byte 0 comes next"),
-    "offset_of_64_bits": (lambda work: damaged(work, lambda chunk: chunk._replace(offset=2**64 - 1)), "where byte 0 comes next"),
+    "no_chunk_bytes": (
+        lambda work: rewritten(work, lambda answer: setattr(answer.payload, "chunk_bytes", 0)),
+        "chunks of 0 bytes",
+    ),
+    "other_chunk_bytes": (
+        lambda work: answer_frames(work, OURS, chunk_bytes=16),
+        "chunks of 16 bytes where",
+    ),
+    "short_digest": (
+        lambda work: rewritten(work, lambda answer: setattr(answer.payload, "digest", bytes(31))),
+        "digest of 31 bytes",
+    ),
+    "other_digest": (
+        lambda work: rewritten(work, lambda answer: setattr(answer.payload, "digest", bytes(32))),
+        "digest of the payload",
+    ),
+    "flipped_bit": (
+        lambda work: damaged(work, lambda chunk: chunk._replace(data=flipped(chunk.data))),
+        "checksum",
+    ),
+    "other_checksum": (
+        lambda work: damaged(work, lambda chunk: chunk._replace(crc32c=chunk.crc32c ^ 1)),
+        "checksum",
+    ),
+    "other_offset": (
+        lambda work: damaged(work, lambda chunk: chunk._replace(offset=chunk.offset + 4)),
+        "where byte 0 comes next",
+    ),
+    "offset_of_64_bits": (
+        lambda work: damaged(work, lambda chunk: chunk._replace(offset=2**64 - 1)),
+        "where byte 0 comes next",
+    ),
     "long_chunk": (
         lambda work: damaged(work, lambda chunk: chunk._replace(data=memoryview(bytes(chunk.data) + b"\0"))),
         "a chunk of 9 bytes at byte 0 where 8 are due",
     ),
-    "short_chunk": (lambda work: damaged(work, lambda chunk: chunk._replace(data=chunk.data[:-1])), "a chunk of 7 bytes"),
-    "empty_chunk": (lambda work: damaged(work, lambda _: Chunk(0, 0, memoryview(b""))), "a chunk of 0 bytes"),
-    "chunk_left_out": (lambda work: [frame for i, frame in enumerate(answer_frames(work, OURS)) if i != 1], "a chunk at byte 8 where"),
-    "chunk_twice": (lambda work: [frame for frame in answer_frames(work, OURS) for _ in range(2)][1:], "byte 0 where byte 8 comes next"),
-    "nan": (lambda work: answer_frames(work, filled_with("layer.bias", float("nan"))), "NaN or infinite"),
-    "infinity": (lambda work: answer_frames(work, filled_with("layer.weight", -float("inf"))), "NaN or infinite"),
+    "short_chunk": (
+        lambda work: damaged(work, lambda chunk: chunk._replace(data=chunk.data[:-1])),
+        "a chunk of 7 bytes",
+    ),
+    "empty_chunk": (
+        lambda work: damaged(work, lambda _: Chunk(0, 0, memoryview(b""))),
+        "a chunk of 0 bytes",
+    ),
+    "chunk_left_out": (
+        lambda work: [frame for i, frame in enumerate(answer_frames(work, OURS)) if i != 1],
+        "a chunk at byte 8 where",
+    ),
+    "chunk_twice": (
+        lambda work: [frame for frame in answer_frames(work, OURS) for _ in range(2)][1:],
+        "byte 0 where byte 8 comes next",
+    ),
+    "nan": (
+        lambda work: answer_frames(work, filled_with("layer.bias", float("nan"))),
+        "NaN or infinite",
+    ),
+    "infinity": (
+        lambda work: answer_frames(work, filled_with("layer.weight", -float("inf"))),
+        "NaN or infinite",
+    ),
     "bool_of_7": (lambda work: answer_frames(work, filled_with("mask", 7)), "neither 0 nor 1"),
     "nan_loss": (lambda work: answer_frames(work, OURS, loss=float("nan")), "the loss is nan"),
     "infinite_loss": (lambda work: answer_frames(work, OURS, loss=float("inf")), "the loss is inf"),
-    "nobody_evaluated": (lambda work: rewritten(work, lambda answer: set_evaluation(answer, 0, 0)), "0 correct among 0"),
-    "more_than_all_correct": (lambda work: rewritten(work, lambda answer: set_evaluation(answer, 3, 4)), "4 correct among 3"),
-    "no_tensors": (lambda work: rewritten(work, lambda answer: answer.ClearField("payload"))[:1], "holds no tensors"),
-    "answer_within_an_answer": (lambda work: answer_frames(work, OURS)[:1] * 2, "a reply began before the last one was complete"),
+    "nobody_evaluated": (
+        lambda work: rewritten(work, lambda answer: set_evaluation(answer, 0, 0)),
+        "0 correct among 0",
+    ),
+    "more_than_all_correct": (
+        lambda work: rewritten(work, lambda answer: set_evaluation(answer, 3, 4)),
+        "4 correct among 3",
+    ),
+    "no_tensors": (
+        lambda work: rewritten(work, lambda answer: answer.ClearField("payload"))[:1],
+        "holds no tensors",
+    ),
+    "answer_within_an_answer": (
+        lambda work: answer_frames(work, OURS)[:1] * 2,
+        "a reply began before the last one was complete",
+    ),
 }
 
 
@@ -175,7 +253,10 @@ def test_a_bad_answer_is_refused_with_a_reason_and_the_others_are_counted(
         assert again.result().missing == {}
 
 
-@pytest.mark.parametrize("name", ["huge_size", "huge_shape", "overflowing_shape", "shape_that_overflows_to_the_right_size"])
+@pytest.mark.parametrize(
+    "name",
+    ["huge_size", "huge_shape", "overflowing_shape", "shape_that_overflows_to_the_right_size"],
+)
 def test_what_a_client_claims_takes_no_memory(scene: Scene, name: str) -> None:
     process = psutil.Process()
     with scene.hand().connect() as hand:

@@ -72,7 +72,7 @@ class Interrupted(EngineProxy):
 
 
 class LosesAfter(Recorder):
-    """Breaks the connection when the model of a round is there: before the next clients are chosen."""
+    """Breaks the connection after a round, before the next clients are chosen."""
 
     def __init__(self, round_number: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Connections that break for an instant, at every moment of an exchange: nothing is computed or sent twice."""
+"""Connections that break at any moment of an exchange: nothing is computed or sent twice."""
 
 from __future__ import annotations
 
@@ -142,7 +142,11 @@ def broadcast_bytes(first_byte: int = 0) -> int:
 RECEIPT_BYTES = len(receipt_message(exchange().id, Verdict.VERDICT_OK))
 
 
-def at_chunk_of_broadcast(scene: Scene, count: int, then: Callable[[], object]) -> Callable[..., None]:
+def at_chunk_of_broadcast(
+    scene: Scene,
+    count: int,
+    then: Callable[[], object],
+) -> Callable[..., None]:
     """A `Work.receive` that calls `then` once the site has received so many chunks."""
     receive, received = Work.receive, 0
 

@@ -1,4 +1,4 @@
-"""What a client says of itself decides nothing, and reaches log, record and messages as one printable line."""
+"""What a client says decides nothing, and reaches log and record as one printable line."""
 
 from __future__ import annotations
 

@@ -38,7 +38,11 @@ def test_another_protocol_version_may_neither_ask_nor_join(scene: Scene, version
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert f"version {version}, this server 1" in details
     with grpc.insecure_channel(scene.server.address) as channel:
-        ask = channel.unary_unary(f"/{SERVICE}/Describe", pb.DescribeRequest.SerializeToString, pb.DescribeResponse.FromString)
+        ask = channel.unary_unary(
+            f"/{SERVICE}/Describe",
+            pb.DescribeRequest.SerializeToString,
+            pb.DescribeResponse.FromString,
+        )
         assert status_of(lambda: ask(pb.DescribeRequest(protocol_version=version)))[0] is grpc.StatusCode.FAILED_PRECONDITION
         assert ask(pb.DescribeRequest(protocol_version=1)).manifest.run_id == RUN_ID
 
@@ -83,7 +87,10 @@ def test_a_newer_stream_of_the_same_client_ends_the_older_one(scene: Scene) -> N
         assert outcome.result().missing == {}
 
 
-@pytest.mark.parametrize("first", [b"", b"garbage", pb.ParticipateRequest(hello=pb.Hello(session_token="é")).SerializeToString()])
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"garbage", pb.ParticipateRequest(hello=pb.Hello(session_token="é")).SerializeToString()],
+)
 def test_a_stream_without_a_session_is_refused(scene: Scene, first: bytes) -> None:
     with scene.hand() as hand:
         assert hand.open_with(first).status() is grpc.StatusCode.UNAUTHENTICATED

@@ -59,8 +59,19 @@ class Run:
 
 
 @contextmanager
-def federation(tmp_path: Path, *overrides: str, recorder: Recorder | None = None, engine: type[GrpcEngine] = GrpcEngine) -> Iterator[Run]:
-    config = small_config(GATED, "partition.name=iid", "partition.clients=3", "scheduler.wait_for_clients=3", *overrides)
+def federation(
+    tmp_path: Path,
+    *overrides: str,
+    recorder: Recorder | None = None,
+    engine: type[GrpcEngine] = GrpcEngine,
+) -> Iterator[Run]:
+    config = small_config(
+        GATED,
+        "partition.name=iid",
+        "partition.clients=3",
+        "scheduler.wait_for_clients=3",
+        *overrides,
+    )
     (tmp_path / "config.toml").write_text(config.to_toml())
     schema = initial_model(config).schema
     with serving(engine=engine(config, RUN_ID, schema)) as server:
@@ -102,7 +113,10 @@ def test_a_client_killed_in_a_dkd_step_is_missing_from_that_step_alone_on_record
 
 @pytest.mark.parametrize("state", ["kept", "lost"])
 def test_a_client_that_comes_back_within_a_round_needs_its_teacher(state: str, tmp_path: Path, start_client: StartClient) -> None:
-    distilling, held = Moment("client-1", "dkd_step", step=0), Moment("client-2", "dkd_step", step=0)
+    distilling, held = (
+        Moment("client-1", "dkd_step", step=0),
+        Moment("client-2", "dkd_step", step=0),
+    )
     with federation(tmp_path, "dkd.steps=3") as run:
         start_client(run.server.address, [0])
         other = start_client(run.server.address, [2], [held])
@@ -157,7 +171,11 @@ def test_a_run_below_its_quorum_pauses_and_gives_up_when_nobody_comes(tmp_path: 
         with pytest.raises(PausedError) as stopped:
             result.result()
     assert run.recorder.failures == [
-        (1, 0, "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: not connected)"),
+        (
+            1,
+            0,
+            "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: not connected)",
+        ),
     ]
     assert run.recorder.pauses == ["round 1 needs 3 clients, 2 are connected"]
     assert str(stopped.value) == "round 1 needs 3 clients, 2 are connected; nobody else came within scheduler.pause_timeout_s = 0"

@@ -35,7 +35,11 @@ class RestartingEngine(EngineProxy):
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "moon"])
 def test_a_client_that_restarts_between_rounds_goes_on_as_if_it_had_not(algorithm: str, tmp_path: Path, start_client: StartClient) -> None:
     config = small_config(
-        f"algorithm.name={algorithm}", "rounds=3", "partition.clients=3", "partition.labels=4", "scheduler.wait_for_clients=3"
+        f"algorithm.name={algorithm}",
+        "rounds=3",
+        "partition.clients=3",
+        "partition.labels=4",
+        "scheduler.wait_for_clients=3",
     )
     expected = run_in_process(config, tmp_path / "reference").model.sha256()
     (tmp_path / "config.toml").write_text(config.to_toml())

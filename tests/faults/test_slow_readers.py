@@ -1,4 +1,4 @@
-"""A client that holds its stream open and does not read: what waits for it is bounded, and nobody else waits."""
+"""Clients that do not read their stream: what waits for one is bounded, and nobody else waits."""
 
 from __future__ import annotations
 

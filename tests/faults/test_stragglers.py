@@ -1,4 +1,4 @@
-"""Clients that are slow, silent or late: how long the others wait for them, on a clock that the test moves."""
+"""How long an exchange waits for slow, silent and late clients, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ class Federation:
         """Let clients take part.
 
         Args:
-            behaviour: whether a client replies to a task; otherwise it is silent until it is told that
-                nobody waits. It may raise.
+            behaviour: whether a client replies to a task; otherwise it is silent until it is
+                told that nobody waits. It may raise.
         """
         for name in ("a", "b", "c"):
             self._server.agent(name, FakeWorker(self._responding(name, behaviour), self._schema))
