@@ -51,7 +51,7 @@ def counting_to(value: int) -> Change:
 
 
 class Attacked:
-    """A run of one honest client, and one that has nearly all of the weight and lies."""
+    """A run of some honest clients, and one that has nearly all of the weight and lies."""
 
     def __init__(self, algorithm: str, *overrides: str) -> None:
         self.recorder = Recorder()
@@ -63,8 +63,9 @@ class Attacked:
             *overrides,
         )
 
-    def run(self, engine: str, folder: Path, lie: Change) -> RunRecord:
-        workers: dict[str, TaskRunner] = dict(simulated_workers(self.config, folder, [0]))
+    def run(self, engine: str, folder: Path, lie: Change, honest: int = 1) -> RunRecord:
+        indices = range(honest)
+        workers: dict[str, TaskRunner] = dict(simulated_workers(self.config, folder, indices))
         workers["liar"] = Zeros(self.config).worker(lie, examples=100_000)
         evaluator = make_evaluator(self.config)
         return run_on(engine, self.config, workers, [self.recorder], evaluator=evaluator)
@@ -120,6 +121,18 @@ def test_without_a_test_set_the_quorum_keeps_a_liar_from_going_on_alone(
         attacked.run(engine, tmp_path, filled_with(1e16))
     assert "client-0: refused: " in str(stopped.value)
     assert "2 are needed" in str(stopped.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_without_a_test_set_the_clients_say_that_the_model_is_useless(
+    engine: str,
+    algorithm: str,
+    tmp_path: Path,
+) -> None:
+    attacked = Attacked(algorithm, WITHOUT_TEST_SET)
+    with pytest.raises(PausedError, match="the model is of no use to most clients"):
+        attacked.run(engine, tmp_path, filled_with(1e16), honest=2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
