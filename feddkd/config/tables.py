@@ -176,7 +176,7 @@ class TransportConfig(Table):
         description="bytes of tensor data in one message",
     )
     staging_bytes: int = Field(
-        16 << 20,
+        64 << 20,
         ge=1 << 20,
         le=1 << 50,
         description="memory for contributions that wait to be reduced, over all clients; what does not fit goes to a temporary file",

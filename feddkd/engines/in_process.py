@@ -39,7 +39,7 @@ class InProcessEngine(Engine):
         self,
         workers: Mapping[str, TaskRunner],
         chunk_bytes: int,
-        staging_bytes: int = 16 << 20,
+        staging_bytes: int = 64 << 20,
         spool_folder: Path | None = None,
         *,
         holdout: float = 0.0,
