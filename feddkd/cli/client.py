@@ -41,7 +41,7 @@ def client(
     host, _ = parse_address(server, "--server")
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.client.agent import Membership
-    from feddkd.client.own_site import fetch_server_config, site_config, site_worker
+    from feddkd.client.own_site import fetch_server_config, site_config, site_tables, site_worker
     from feddkd.client.process import take_part
     from feddkd.client.state_dir import StateDir
     from feddkd.client.worker import FINAL_MODEL
@@ -53,9 +53,10 @@ def client(
     tls = client_tls(tls_ca, tls_cert, tls_key)
     if tls is None:
         check_plaintext_allowed(host, insecure)
+    own = site_tables(config, override or ())
     state_dir = StateDir(state, client_id)
     described = fetch_server_config(server, tls, retry_for)
-    worker = site_worker(site_config(described.config, config, override or ()), state_dir, partition_index)
+    worker = site_worker(site_config(described.config, own), state_dir, partition_index)
     typer.echo(f"{client_id}: {worker.num_examples} examples to train on, {len(worker.site.held_out)} held out", err=True)
     membership = Membership(state_dir.instance_id, described)
     farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})

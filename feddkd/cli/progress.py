@@ -63,7 +63,7 @@ class ConsoleProgress(Observer):
     def exchange_done(self, record: ExchangeRecord) -> None:
         if record.loss is not None and record.id.name not in ("local_train", DELIVER):
             self._step_losses.setdefault(record.id.round, []).append(record.loss)
-        step = f"[{record.id.step + 1}]" if record.id.name != "local_train" else ""
+        step = f"[{record.id.step}]" if record.id.name != "local_train" else ""
         self._update(f"round {record.id.round}/{self._rounds}: {record.id.name}{step}", advance=1)
         for client, reason in record.clients_missing.items():
             self._print(f"  round {record.id.round} {record.id.name}{step}: {client} is missing: {reason}")

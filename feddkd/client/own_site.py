@@ -43,21 +43,34 @@ def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float 
     return asyncio.run(ask())
 
 
-def site_config(server: Config, file: Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The server's configuration with the site's own data and hardware.
+def site_tables(file: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What the site's own configuration says, checked before the server is asked for anything.
 
     Args:
-        file: the site's configuration; its `[runtime]` counts, and its `[data]`. If that names the data, only what belongs to
-            the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else what it does not say.
+        file: the site's configuration; None says nothing.
         overrides: `table.key=value`, on top of it.
 
     Raises:
-        ConfigError: the site's configuration is wrong.
+        ConfigError: the file cannot be read, is not TOML, or a key or a value is wrong, even one that does not count here.
+    """
+    own = read_tables(file, overrides)
+    Config.parse(own, source=str(file) if file else "configuration")
+    return own
+
+
+def site_config(server: Config, own: Mapping[str, Any]) -> Config:
+    """The server's configuration with the site's own data and hardware.
+
+    Args:
+        own: the site's tables, from `site_tables`; its `[runtime]` counts, and its `[data]`. If that names the data, only what
+            belongs to the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else what it does not
+            say.
+
+    Raises:
+        ConfigError: together with the server's, the site's configuration is wrong.
         RefusedError: the server names code by import path that the site's own configuration does not name:
             a server never decides which code a site runs.
     """
-    own = read_tables(file, overrides)
-    Config.parse(own, source=str(file) if file else "configuration")  # keys that do not count must be right all the same
     own_data, data = own.get("data", {}), server.data.model_dump(exclude_none=True)
     if "name" in own_data:
         data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from feddkd.client.own_site import site_config
+from feddkd.client.own_site import site_config, site_tables
 from feddkd.config import Config
 from feddkd.errors import ConfigError, RefusedError
 
@@ -16,6 +17,10 @@ def served(**tables: object) -> Config:
     return Config.parse({"seed": 7, "data": data, "runtime": {"threads": 8}} | tables)
 
 
+def resolve(server: Config, file: Path | None, overrides: Iterable[str] = ()) -> Config:
+    return site_config(server, site_tables(file, overrides))
+
+
 def written(folder: Path, text: str) -> Path:
     file = folder / "site.toml"
     file.write_text(text)
@@ -23,14 +28,14 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_without_a_file_the_data_are_the_servers_and_the_hardware_is_not() -> None:
-    resolved = site_config(served(), None)
+    resolved = resolve(served(), None)
     assert resolved.data == served().data
     assert resolved.seed == 7
     assert resolved.runtime.threads == Config().runtime.threads
 
 
 def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
-    resolved = site_config(served(), written(tmp_path, '[data]\nroot = "/site/mnist"\n'))
+    resolved = resolve(served(), written(tmp_path, '[data]\nroot = "/site/mnist"\n'))
     assert resolved.data.name == "mnist"
     assert resolved.data.root == Path("/site/mnist")
     assert resolved.data.holdout == 0.3
@@ -48,51 +53,51 @@ def test_a_site_with_other_data_takes_of_the_servers_only_what_belongs_to_the_ta
     }
     file = written(tmp_path, '[data]\nname = "fashion_mnist"\n')
     expected = {"name": "fashion_mnist", "holdout": 0.3, "input_shape": (1, 28, 28), "num_classes": 10}
-    assert site_config(served(data=data), file).data == Config.parse({"data": expected}).data
+    assert resolve(served(data=data), file).data == Config.parse({"data": expected}).data
 
 
 def test_an_override_goes_before_everything(tmp_path: Path) -> None:
     file = written(tmp_path, '[data]\nroot = "/site/mnist"\n')
-    assert site_config(served(), file, ["data.root=/elsewhere"]).data.root == Path("/elsewhere")
+    assert resolve(served(), file, ["data.root=/elsewhere"]).data.root == Path("/elsewhere")
 
 
 def test_training_is_the_servers_business(tmp_path: Path) -> None:
     file = written(tmp_path, "[training]\nepochs = 99\n")
-    assert site_config(served(), file).training == served().training
+    assert resolve(served(), file).training == served().training
 
 
 @pytest.mark.parametrize("table", ["data", "model", "algorithm"])
 def test_code_runs_only_if_the_site_names_it_too(tmp_path: Path, table: str) -> None:
     server = served(**{table: {**(served().model_dump(exclude_none=True)[table]), "name": "evil.module:function"}})
     with pytest.raises(RefusedError, match=rf"{table}\.name = 'evil\.module:function'"):
-        site_config(server, None)
+        resolve(server, None)
     file = written(tmp_path, f'[{table}]\nname = "evil.module:function"\n')
-    assert getattr(site_config(server, file), table).name == "evil.module:function"
+    assert getattr(resolve(server, file), table).name == "evil.module:function"
 
 
 @pytest.mark.parametrize("local_objective", ["evil.module:Loss", {"name": "evil.module:Loss", "depth": 2}])
 def test_a_local_loss_of_the_servers_runs_only_if_the_site_names_it_too(tmp_path: Path, local_objective: object) -> None:
     server = served(algorithm={"name": "fedavg", "local_objective": local_objective})
     with pytest.raises(RefusedError, match=r"algorithm\.local_objective\.name = 'evil\.module:Loss'"):
-        site_config(server, None)
+        resolve(server, None)
     with pytest.raises(RefusedError, match="evil"):
-        site_config(server, written(tmp_path, '[algorithm]\nlocal_objective = "good.module:Loss"\n'))
+        resolve(server, written(tmp_path, '[algorithm]\nlocal_objective = "good.module:Loss"\n'))
     for text in ('local_objective = "evil.module:Loss"', 'local_objective = { name = "evil.module:Loss" }'):
-        assert site_config(server, written(tmp_path, f"[algorithm]\n{text}\n")).algorithm == server.algorithm
+        assert resolve(server, written(tmp_path, f"[algorithm]\n{text}\n")).algorithm == server.algorithm
 
 
 def test_an_algorithm_that_is_allowed_does_not_allow_the_local_loss_that_comes_with_it(tmp_path: Path) -> None:
     server = served(algorithm={"name": "good.module:Algorithm", "local_objective": "evil.module:Loss"})
     with pytest.raises(RefusedError, match="evil"):
-        site_config(server, written(tmp_path, '[algorithm]\nname = "good.module:Algorithm"\n'))
+        resolve(server, written(tmp_path, '[algorithm]\nname = "good.module:Algorithm"\n'))
 
 
 @pytest.mark.parametrize("name", ["fedprox", "moon", "scaffold", "fedadam"])
 def test_settings_of_an_algorithm_are_the_servers_business(tmp_path: Path, name: str) -> None:
     server = served(algorithm={"name": name})
-    assert site_config(server, written(tmp_path, '[algorithm]\nname = "fedprox"\nmu = 3\n')).algorithm == server.algorithm
+    assert resolve(server, written(tmp_path, '[algorithm]\nname = "fedprox"\nmu = 3\n')).algorithm == server.algorithm
 
 
 def test_a_wrong_key_at_the_site_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"site\.toml: unknown key 'data\.rot'"):
-        site_config(served(), written(tmp_path, '[data]\nrot = "/x"\n'))
+        resolve(served(), written(tmp_path, '[data]\nrot = "/x"\n'))
