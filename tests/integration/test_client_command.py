@@ -97,6 +97,17 @@ def test_a_state_directory_in_use_is_said_before_the_server_is_asked(client: Cli
     assert lines == [f"feddkd: {expected}"]
 
 
+def test_a_wrong_key_in_the_sites_file_is_said_before_the_server_is_asked(client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text('[data]\nnam = "x"\n')
+    with serving() as server:
+        code, lines = client(server, tmp_path / "state", str(file))
+        assert server.engine.other_traffic().wire_bytes_up == 0
+    assert code == 2
+    assert lines == [f"feddkd: {file}: unknown key 'data.nam' (did you mean 'name'?)"]
+    assert not (tmp_path / "state").exists()
+
+
 def test_what_a_stopped_run_left_is_not_the_final_model(client: Client, tmp_path: Path) -> None:
     config = federation_of_one()
     with serving(engine=engine_of(config)) as server:
