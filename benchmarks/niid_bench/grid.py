@@ -74,8 +74,11 @@ def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     return next(keys, None)
 
 
-RESULT_KEYS = ("cohort", "enough", "weights")
-"""Keys of [scheduler] that change a result; the others say how long a server waits, and a finished cell waited for all."""
+RESULT_KEYS = {"scheduler": ("cohort", "enough", "weights"), "transport": ("chunk_bytes",)}
+"""Of these tables, the keys that change a result or its bytes.
+
+The others say how long a server waits, and a finished cell waited for all; or where contributions wait to be reduced.
+"""
 
 NEW_KEYS = {"scheduler.enough": "all"}
 """Keys that older results lack, and the behavior that these had."""
@@ -86,7 +89,7 @@ TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teach
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """By dotted key, without what has no effect: defaults of [dkd] may change without changing FedAvg or the control."""
     name = tree["algorithm"]["name"]
-    tree = {**tree, "scheduler": {key: value for key, value in tree["scheduler"].items() if key in RESULT_KEYS}}
+    tree = {**tree, **{table: {key: tree[table][key] for key in keys if key in tree[table]} for table, keys in RESULT_KEYS.items()}}
     if name == "fedavg_sgd":
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
     idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)

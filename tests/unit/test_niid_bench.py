@@ -444,5 +444,23 @@ def test_every_baseline_runs_at_the_best_point_of_its_whole_grid(name: str) -> N
     assert found[point_used(name)] == max(found[point] for point in points)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "matters"),
+    [
+        ("transport.staging_bytes", 1 << 20, False),
+        ("transport.chunk_bytes", 1 << 19, True),
+        ("scheduler.deadline_s", 7.0, False),
+        ("scheduler.weights", "uniform", True),
+    ],
+)
+def test_a_cell_is_outdated_by_a_setting_that_changes_its_result(key: str, value: object, matters: bool) -> None:
+    config = configuration("feddkd")
+    line = {"config": config.model_dump(mode="json", exclude_none=True, exclude={"data": {"root"}, "runtime": {"client_processes"}})}
+    table, name = key.split(".")
+    assert line["config"][table][name] != value
+    line["config"][table][name] = value
+    assert grid.outdated_key(line, config) == (key if matters else None)
+
+
 def test_the_committed_page_is_what_the_results_say() -> None:
     assert tables.main(["--check"]) == 0
