@@ -21,6 +21,7 @@ from typing import TypeVar
 import collecting
 import pytest
 import torch
+from blocking import Blocking, fail, give_up, reply_all_the_same
 from engine_table import (
     ENGINES,
     REFERENCE,
@@ -766,11 +767,11 @@ def test_a_reduction_that_is_not_finite_is_a_fault_that_names_the_largest(
 
 @on_every_engine
 def test_an_error_of_a_rule_reaches_the_caller(engine: EngineUnderTest) -> None:
-    def fail(_: Tensor) -> None:
+    def break_off(_: Tensor) -> None:
         raise ZeroDivisionError("a rule with a bug")
 
     with engine.running(HONEST) as running:
-        begun = running.begin(replace(exchange_of(WEIGHTS, PAYLOAD), rule=Broken(fail)))
+        begun = running.begin(replace(exchange_of(WEIGHTS, PAYLOAD), rule=Broken(break_off)))
         for _ in range(2):  # again the same when asked again
             with pytest.raises(ZeroDivisionError, match=r"^a rule with a bug$"):
                 begun.outcome()
@@ -850,35 +851,6 @@ def test_after_an_abort_nothing_more_is_done(
         with pytest.raises(RunError, match=STOPPED):
             question(running)
         check_finished(running)
-
-
-class Blocking(FakeWorker):
-    """Computes until its task is cancelled, and then does what `after` does."""
-
-    def __init__(self, after: Callable[[Task], Reply]) -> None:
-        super().__init__(self._block)
-        self.started = threading.Event()
-        self.ended = threading.Event()
-        self._after = after
-
-    def _block(self, task: Task) -> Reply:
-        self.started.set()
-        task.cancelled.wait()
-        self.ended.set()
-        return self._after(task)
-
-
-def give_up(task: Task) -> Reply:
-    task.check_cancelled()
-    raise AssertionError
-
-
-def reply_all_the_same(_: Task) -> Reply:
-    return Reply(PARTS["a"])
-
-
-def fail(_: Task) -> Reply:
-    raise ValueError("something else")
 
 
 @contextmanager

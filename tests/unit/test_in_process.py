@@ -3,7 +3,6 @@
 import math
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blocking import Blocking, fail, give_up, reply_all_the_same
 from harness import (
     SCHEMA,
     FakeWorker,
@@ -505,33 +505,6 @@ def test_an_abort_ends_every_open_exchange() -> None:
         for _ in range(2):
             with pytest.raises(RunError, match=STOPPED):
                 each.outcome()
-
-
-class Blocking(FakeWorker):
-    """Computes until its task is cancelled."""
-
-    def __init__(self, after: Callable[[Task], Reply]) -> None:
-        super().__init__(self.block)
-        self.started = threading.Event()
-        self._after = after
-
-    def block(self, task: Task) -> Reply:
-        self.started.set()
-        task.cancelled.wait()
-        return self._after(task)
-
-
-def give_up(task: Task) -> Reply:
-    task.check_cancelled()
-    raise AssertionError
-
-
-def reply_all_the_same(_: Task) -> Reply:
-    return Reply(PARTS["a"])
-
-
-def fail(_: Task) -> Reply:
-    raise ValueError("something else")
 
 
 @pytest.mark.parametrize("after", [give_up, reply_all_the_same, fail])
