@@ -59,8 +59,14 @@ class ConstantCohort:
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:
         self._model = model
         self._kinds = kinds
+        self.sent = Tensors(model)
+
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        self.sent = model
+        return model
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        self.sent = payload
         schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors.empty(schema(self._model))

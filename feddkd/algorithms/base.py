@@ -34,6 +34,8 @@ class Cohort(Protocol):
             that were selected.
         share: the sum of `weights` as a share of all clients' weight; in (0, 1].
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
+        sent: what the clients received in the latest exchange: its payload, or what a codec left of it.
+            Replies are computed at it, so the server goes on from it. After `adopt`, its result.
     """
 
     @property
@@ -44,6 +46,20 @@ class Cohort(Protocol):
 
     @property
     def loss(self) -> float | None: ...
+
+    @property
+    def sent(self) -> Tensors: ...
+
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        """Replace a model by the one that clients will hold once it is sent.
+
+        With a codec, the step from what clients hold to `model` is encoded at once, and the server
+        goes on from what the code says. Without one, this is `model`.
+
+        Args:
+            name: the exchange whose codec is used.
+            in_mean: the model belongs to a mean that the round may end with; see `RunningMean`.
+        """
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let every client run its method `name`, and return the mean reply.

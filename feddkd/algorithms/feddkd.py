@@ -162,6 +162,7 @@ class FedDKD(Algorithm):
                 student = with_parameters_of(model, student)  # the previous global model
                 continue
             student = self.server_optimizer.step(student, gradient)
+            student = cohort.adopt(self.step_exchange, student, in_mean=tail.includes(step))
             tail.add(step, student)
             if plateau.reached(loss):
                 break

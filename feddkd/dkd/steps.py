@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from feddkd.compression.running_mean import RunningMean
 from feddkd.tensors import Tensors
 
 
@@ -16,34 +15,20 @@ class TailMean:
 
     def __init__(self, first_step: int) -> None:
         self._first_step = first_step
-        self._mean: Tensors | None = None
-        self._count = 0
+        self._mean = RunningMean()
+
+    def includes(self, step: int) -> bool:
+        """Tell whether the student after `step` counts."""
+        return step >= self._first_step
 
     def add(self, step: int, student: Tensors) -> None:
         """Add the student after `step`; it counts from the first step of the tail on."""
-        if step < self._first_step:
-            return
-        self._count += 1
-        if self._mean is None:
-            self._mean = student.select(student.schema.trainable)
-        else:
-            _move_towards(self._mean, student, 1 / self._count)
+        if self.includes(step):
+            self._mean.add(student)
 
     def of(self, last: Tensors) -> Tensors:
         """Return the last student with averaged parameters; unchanged if no student was added."""
-        return last if self._mean is None else last.replace(self._mean)
-
-
-_PIECE_ELEMENTS = 1 << 18
-
-
-def _move_towards(mean: Tensors, target: Tensors, share: float) -> None:
-    """Add share (target - mean) to `mean` in place, a piece at a time to save memory."""
-    for name, tensor in mean.items():
-        olds = torch.split(tensor.view(-1), _PIECE_ELEMENTS)
-        news = torch.split(target[name].view(-1), _PIECE_ELEMENTS)
-        for old, new in zip(olds, news, strict=True):
-            old.add_((new - old).mul_(share))
+        return self._mean.of(last)
 
 
 def clipped(gradient: Tensors, clip_norm: float | None) -> Tensors:

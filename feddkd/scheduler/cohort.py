@@ -49,7 +49,10 @@ class RoundCohort:
         clients_reported: clients that replied to the first exchange.
         clients_missing: why each of the others did not, and what the first exchange was that another one missed.
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
+        sent: what the clients received in the latest exchange.
     """
+
+    sent: Tensors
 
     def __init__(
         self,
@@ -94,6 +97,11 @@ class RoundCohort:
         """Weight of this cohort as a share of all clients' weight."""
         return math.fsum(self._clients.values()) / self._total_weight
 
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        """Replace a model by the one that clients will hold once it is sent."""
+        self.sent = model
+        return model
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let the clients compute, and return their contributions, reduced.
 
@@ -112,6 +120,7 @@ class RoundCohort:
         asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
         exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
+        self.sent = exchange.payload
         outcome = self._carry_out(exchange)
         self._account(exchange, outcome)
         if outcome.fault:

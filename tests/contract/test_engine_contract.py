@@ -1058,6 +1058,13 @@ class CohortAround:
     def loss(self) -> float | None:
         return self._inner.loss
 
+    @property
+    def sent(self) -> Tensors:
+        return self._inner.sent
+
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        return self._inner.adopt(name, model, in_mean=in_mean)
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         return self._change(self._inner.exchange(name, payload, step))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
+from uncoded import UncodedCohort
 
 from feddkd.algorithms.base import Algorithm
 from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
@@ -40,7 +41,7 @@ def test_steps_are_those_of_the_paper_from_v0_equal_to_tau_squared(tmp_path: Pat
     assert_follows(federation, one_round)
 
 
-class ThreeThenOne:
+class ThreeThenOne(UncodedCohort):
     """A cohort whose mean update of one weight is 3, and then 1."""
 
     weights, share = (1.0,), 1.0
@@ -50,6 +51,7 @@ class ThreeThenOne:
         self.values = iter([3.0, 1.0])
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        self.sent = payload
         return Tensors.copy_of(ONE, {"value": torch.tensor(next(self.values), dtype=torch.float64)})
 
 

@@ -389,6 +389,13 @@ class Around:
     def loss(self) -> float | None:
         return self._cohort.loss
 
+    @property
+    def sent(self) -> Tensors:
+        return self._cohort.sent
+
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        return self._cohort.adopt(name, model, in_mean=in_mean)
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         reduced = self._cohort.exchange(name, number(self._down(float(payload["w"]))), step)
         return number(self._up(float(reduced["w"])))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+from uncoded import UncodedCohort
 
 from feddkd.algorithms.feddkd import FedDKD
 from feddkd.algorithms.snapshot import Snapshot
@@ -26,7 +27,7 @@ WITH_BUFFERS = Schema(
 )
 
 
-class ConstantCohort:
+class ConstantCohort(UncodedCohort):
     """Answers with constants, of which `previous_loss` is the lowest: steps that may start over do."""
 
     weights, share = (1.0, 1.0), 1.0
@@ -36,6 +37,7 @@ class ConstantCohort:
         self._model, self._kinds = model, kinds
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        self.sent = payload
         schema = self._kinds[name].reply
         assert schema is not None
         answer = Tensors(schema(self._model))

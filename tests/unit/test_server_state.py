@@ -11,6 +11,7 @@ import pytest
 import torch
 from harness import SCHEMA, filled
 from torch import Tensor
+from uncoded import UncodedCohort
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.base import Algorithm
@@ -35,7 +36,7 @@ def server_of(name: str) -> Algorithm:
     return ALGORITHMS[config.algorithm.name](config)
 
 
-class Answers:
+class Answers(UncodedCohort):
     """Answers that depend on what was asked alone, as those of clients and of a journal do."""
 
     weights, share = (1.0, 2.0, 3.0), 0.4
@@ -48,6 +49,7 @@ class Answers:
         self.answered: list[Tensors] = []
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        self.sent = payload
         self.asked.append((name, step, payload.sha256()))
         assert payload.schema == self.kinds[name].broadcast(SCHEMA)
         answer = self.kinds[name].reply

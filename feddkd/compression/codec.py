@@ -1,0 +1,57 @@
+"""Define what a codec is: it turns the elements of one chunk into a number of bytes known beforehand, and back."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Codec(Protocol):
+    """Encodes float32 vectors into bytes.
+
+    A codec has no state: equal elements and equal seeds give equal bytes. `decode` computes with
+    operations whose result does not depend on the machine, so that every receiver of a code has the
+    same bits.
+
+    Attributes:
+        name: as in the configuration, for instance "eden2".
+        error_feedback: whether a sender adds what earlier codes left out to the next vector.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def error_feedback(self) -> bool: ...
+
+    def size_bytes(self, num_elements: int) -> int:
+        """Compute the size of the code of so many elements."""
+
+    def encode(self, elements: Tensor, seed: int) -> Tensor:
+        """Encode a vector.
+
+        Args:
+            elements: float32 [n] on any device, n >= 1; all finite.
+            seed: 0 <= seed < 2**63; draws signs, positions and rounding.
+
+        Returns:
+            uint8 [size_bytes(n)] on the device of `elements`.
+        """
+
+    def decode(self, code: Tensor, num_elements: int, seed: int) -> Tensor:
+        """Decode a vector.
+
+        Args:
+            code: uint8 [size_bytes(num_elements)] on any device.
+            seed: what the vector was encoded with.
+
+        Returns:
+            float32 [num_elements] on the device of `code`; all finite.
+
+        Raises:
+            SchemaError: no encoder makes such a code: a scale that is not finite, a position out of range.
+        """
+
+    def check(self, code: Tensor, num_elements: int) -> None:
+        """Look for what no encoder makes, at less cost than `decode`. Raises SchemaError like it."""
