@@ -1,10 +1,23 @@
-"""Bytes that crossed the network, as seen from the client: up is towards the server."""
+"""Bytes that crossed the network, as seen from the client: up is towards the server.
+
+Beside them stand the names under which an exchange's metrics say what its codecs did.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
+
+Direction = Literal["down", "up"]
+
+DIRECTIONS: tuple[Direction, ...] = ("down", "up")
+
+CODEC_SECONDS: dict[Direction, str] = {"down": "codec_s_down", "up": "codec_s_up"}
+"""Metric of an exchange: seconds that its codec took, of the server (down) and of the mean client (up)."""
+
+CODEC_ERROR: dict[Direction, str] = {"down": "codec_error_down", "up": "codec_error_up"}
+"""Metric of an exchange: norm of what its codec changed over the norm of what it encoded."""
 
 
 @dataclass(slots=True)
@@ -16,18 +29,23 @@ class Traffic:
         payload_bytes_up: encoded tensors of the contributions that were reduced, each counted once.
         wire_bytes_down: serialized gRPC messages written to clients, retries included.
         wire_bytes_up: serialized gRPC messages read from clients, retries included.
+        dense_bytes_down: what the tensors of `payload_bytes_down` take without a codec.
+        dense_bytes_up: what the tensors of `payload_bytes_up` take without a codec.
+        snapshot_bytes_down: the part of `payload_bytes_down` that was a whole model, for clients that did not
+            hold the one before it, where the others receive a step alone.
     """
 
     payload_bytes_down: int = 0
     payload_bytes_up: int = 0
     wire_bytes_down: int = 0
     wire_bytes_up: int = 0
+    dense_bytes_down: int = 0
+    dense_bytes_up: int = 0
+    snapshot_bytes_down: int = 0
 
     def __iadd__(self, other: Traffic) -> Self:
-        self.payload_bytes_down += other.payload_bytes_down
-        self.payload_bytes_up += other.payload_bytes_up
-        self.wire_bytes_down += other.wire_bytes_down
-        self.wire_bytes_up += other.wire_bytes_up
+        for field in dataclasses.fields(Traffic):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
 
     @property
@@ -66,13 +84,27 @@ class Meter:
         """Count a message that was read from a client."""
         self._open_traffic.wire_bytes_up += message_bytes
 
-    def payload_down(self, payload_bytes: int) -> None:
-        """Count a broadcast whose last message is about to be written to a client."""
-        self._open_traffic.payload_bytes_down += payload_bytes
+    def payload_down(self, payload_bytes: int, *, dense_bytes: int | None = None, snapshot: bool = False) -> None:
+        """Count a broadcast whose last message is about to be written to a client.
 
-    def payload_up(self, payload_bytes: int) -> None:
-        """Count a contribution that was reduced."""
-        self._open_traffic.payload_bytes_up += payload_bytes
+        Args:
+            dense_bytes: what its tensors take without a codec; None where there is no codec.
+            snapshot: whether this client gets a whole model because it lacks the one before it.
+        """
+        traffic = self._open_traffic
+        traffic.payload_bytes_down += payload_bytes
+        traffic.dense_bytes_down += payload_bytes if dense_bytes is None else dense_bytes
+        traffic.snapshot_bytes_down += payload_bytes if snapshot else 0
+
+    def payload_up(self, payload_bytes: int, *, dense_bytes: int | None = None) -> None:
+        """Count contributions that were reduced.
+
+        Args:
+            dense_bytes: what their tensors take without a codec; None where there is no codec.
+        """
+        traffic = self._open_traffic
+        traffic.payload_bytes_up += payload_bytes
+        traffic.dense_bytes_up += payload_bytes if dense_bytes is None else dense_bytes
 
     def close(self) -> Traffic:
         """Return the final counts; what comes later counts elsewhere."""

@@ -126,7 +126,8 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
     """The content of `summary.json`.
 
     `total_wire_bytes_*` cover everything that crossed the network; the part that belongs to no exchange
-    (joining, late answers, farewells) is in `other_wire_bytes_*` as well.
+    (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the
+    exchanges by their name.
     """
     return {
         "algorithm": config.algorithm.name,
@@ -137,6 +138,8 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
         "other_wire_bytes_up": record.other_traffic.wire_bytes_up,
         "other_wire_bytes_down": record.other_traffic.wire_bytes_down,
+        **_tensor_bytes(record.traffic),
+        "exchanges": {name: _byte_counts(traffic) for name, traffic in record.exchange_traffic.items()},
         "gradient_evaluations": record.gradient_evaluations,
         "seconds": round(record.seconds, 3),
         "rounds_missed": dict(record.rounds_missed),
@@ -151,10 +154,19 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
 
 def _byte_counts(traffic: Traffic) -> dict[str, int]:
     return {
-        "payload_bytes_down": traffic.payload_bytes_down,
-        "payload_bytes_up": traffic.payload_bytes_up,
+        **_tensor_bytes(traffic),
         "wire_bytes_down": traffic.wire_bytes_down,
         "wire_bytes_up": traffic.wire_bytes_up,
+    }
+
+
+def _tensor_bytes(traffic: Traffic) -> dict[str, int]:
+    return {
+        "payload_bytes_down": traffic.payload_bytes_down,
+        "payload_bytes_up": traffic.payload_bytes_up,
+        "dense_bytes_down": traffic.dense_bytes_down,
+        "dense_bytes_up": traffic.dense_bytes_up,
+        "snapshot_bytes_down": traffic.snapshot_bytes_down,
     }
 
 

@@ -18,13 +18,12 @@ from feddkd.observability.versions import installed_versions
 from feddkd.scheduler.cohort import DRIFT_DIVERSITY
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord
-from feddkd.traffic import Traffic
+from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS, DIRECTIONS, Traffic
 
 OTHER = "other"
 """The `exchange` label of bytes that belong to no exchange: joining, late answers, farewells."""
 
 RUN_STATES = ("waiting", "running", "paused", "completed", "failed")
-DIRECTIONS = ("down", "up")
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 UNKNOWN = math.nan
 """A gauge without a value yet: unlike 0 it is no loss and no accuracy."""
@@ -81,12 +80,7 @@ class CommunicationMetrics:
         self._clients = _Clients()
         registry.register(self._wire_bytes)
         registry.register(self._clients)
-        self._payload_bytes = Counter(
-            "feddkd_payload_bytes_total",
-            "Bytes of encoded tensors that reached clients whole (down) or were reduced (up).",
-            ["direction", "exchange"],
-            registry=registry,
-        )
+        self._tensors = _TensorMetrics(registry, exchanges)
         self._duration = Histogram(
             "feddkd_exchange_duration_seconds",
             "Seconds from the broadcast of an exchange to its reduced result.",
@@ -109,15 +103,12 @@ class CommunicationMetrics:
         for exchange in exchanges:
             self._duration.labels(exchange)
             self._gradient_evaluations.labels(exchange)
-            for direction in DIRECTIONS:
-                self._payload_bytes.labels(direction, exchange)
             for result in ("accepted", "missing"):
                 self._contributions.labels(exchange, result)
 
     def add(self, record: ExchangeRecord) -> None:
         exchange = record.id.name
-        self._payload_bytes.labels("down", exchange).inc(record.traffic.payload_bytes_down)
-        self._payload_bytes.labels("up", exchange).inc(record.traffic.payload_bytes_up)
+        self._tensors.add(record)
         self._wire_bytes.add(exchange, record.traffic)
         self._duration.labels(exchange).observe(record.seconds)
         self._gradient_evaluations.labels(exchange).inc(record.gradient_evaluations)
@@ -128,6 +119,60 @@ class CommunicationMetrics:
         """Ask the engine, at every scrape, for what changes while no observer is told."""
         self._wire_bytes.other_traffic = engine.other_traffic
         self._clients.states = engine.states
+
+
+class _TensorMetrics:
+    """The tensors that the exchanges moved, and what their codecs did to them."""
+
+    def __init__(self, registry: CollectorRegistry, exchanges: Sequence[str]) -> None:
+        labels = ["direction", "exchange"]
+        self._payload_bytes = Counter(
+            "feddkd_payload_bytes_total",
+            "Bytes of encoded tensors that reached clients whole (down) or were reduced (up).",
+            labels,
+            registry=registry,
+        )
+        self._dense_bytes = Counter(
+            "feddkd_dense_bytes_total", "Bytes that the same tensors take without a codec.", labels, registry=registry
+        )
+        self._snapshot_bytes = Counter(
+            "feddkd_snapshot_bytes_total",
+            "The part of the payload bytes down that was a whole model, for clients that lacked the one before it.",
+            labels,
+            registry=registry,
+        )
+        self._codec_seconds = Counter(
+            "feddkd_codec_seconds_total",
+            "Seconds that the mean client's codec took (up), and the server's (down).",
+            labels,
+            registry=registry,
+        )
+        self._codec_error = Gauge(
+            "feddkd_codec_error_ratio",
+            "Norm of what the codec changed over the norm of what it encoded, in the last exchange; NaN before the first.",
+            labels,
+            registry=registry,
+        )
+        for exchange in exchanges:
+            self._snapshot_bytes.labels("down", exchange)
+            for direction in DIRECTIONS:
+                for counter in (self._payload_bytes, self._dense_bytes, self._codec_seconds):
+                    counter.labels(direction, exchange)
+                self._codec_error.labels(direction, exchange).set(UNKNOWN)
+
+    def add(self, record: ExchangeRecord) -> None:
+        exchange, traffic = record.id.name, record.traffic
+        self._payload_bytes.labels("down", exchange).inc(traffic.payload_bytes_down)
+        self._payload_bytes.labels("up", exchange).inc(traffic.payload_bytes_up)
+        self._dense_bytes.labels("down", exchange).inc(traffic.dense_bytes_down)
+        self._dense_bytes.labels("up", exchange).inc(traffic.dense_bytes_up)
+        self._snapshot_bytes.labels("down", exchange).inc(traffic.snapshot_bytes_down)
+        for direction in DIRECTIONS:
+            # A client's clock is its own: no less than nothing, and no more than the exchange took.
+            seconds = record.metrics.get(CODEC_SECONDS[direction], 0.0)
+            self._codec_seconds.labels(direction, exchange).inc(min(max(seconds, 0.0), record.seconds))
+            if CODEC_ERROR[direction] in record.metrics:
+                self._codec_error.labels(direction, exchange).set(record.metrics[CODEC_ERROR[direction]])
 
 
 class _WireBytes(Collector):

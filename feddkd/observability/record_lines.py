@@ -7,7 +7,7 @@ stops with one line. Sizes are in bytes, times in seconds; down and up are seen 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -63,6 +63,21 @@ def _counts(value: Any) -> Any:
     return value
 
 
+def _counts_by_name(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for counts in value.values():
+            if not isinstance(counts, Mapping):
+                raise ValueError("every value should be an object of numbers of bytes")
+            if not all(type(item) is int and item >= 0 for item in counts.values()):
+                raise ValueError("every number of bytes should be an integer from 0 on")
+    return value
+
+
+def _payload_bytes(direction: str) -> Callable[[dict[str, Any]], int]:
+    """The encoded size, which the dense one equals where no codec is at work; older records say no more."""
+    return lambda found: found.get(f"payload_bytes_{direction}", 0)
+
+
 Count = Annotated[int, Field(ge=0, le=10**30)]
 Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_known)]
 Seconds = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
@@ -70,6 +85,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Metrics = Annotated[dict[str, float], BeforeValidator(_metrics)]
 Texts = Annotated[dict[str, str], BeforeValidator(_texts)]
 Counts = Annotated[dict[str, int], BeforeValidator(_counts)]
+CountsByName = Annotated[dict[str, dict[str, int]], BeforeValidator(_counts_by_name)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 
 
@@ -79,15 +95,23 @@ class Line(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-class MeasuredLine(Line):
+class TensorBytes(Line):
+    """The tensors of an exchange, of a round or of a run: as they were sent, and as they would be without a codec."""
+
+    payload_bytes_down: Count = 0
+    payload_bytes_up: Count = 0
+    dense_bytes_down: Count = Field(default_factory=_payload_bytes("down"))
+    dense_bytes_up: Count = Field(default_factory=_payload_bytes("up"))
+    snapshot_bytes_down: Count = 0
+
+
+class MeasuredLine(TensorBytes):
     """What exchanges and rounds have in common."""
 
     round: Annotated[int, Field(ge=0, le=2**31 - 1)]
     loss: Number = None
     client_accuracy: Share | None = None
     client_loss: Number = None
-    payload_bytes_down: Count = 0
-    payload_bytes_up: Count = 0
     wire_bytes_down: Count = 0
     wire_bytes_up: Count = 0
     seconds: Seconds
@@ -117,7 +141,7 @@ class RoundLine(MeasuredLine):
     class_accuracy: Annotated[list[Share | None] | None, BeforeValidator(_class_accuracy)] = None
 
 
-class Summary(Line):
+class Summary(TensorBytes):
     """The object of `summary.json`."""
 
     algorithm: str | None = None
@@ -128,6 +152,7 @@ class Summary(Line):
     total_wire_bytes_down: Count = 0
     other_wire_bytes_up: Count = 0
     other_wire_bytes_down: Count = 0
+    exchanges: CountsByName = {}
     gradient_evaluations: Count | None = None
     seconds: Seconds | None = None
     seed: Count | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from feddkd.exchange import Evaluation, ExchangeId
@@ -74,6 +74,7 @@ class RunRecord:
         gradient_evaluations: summed over all exchanges.
         rounds_missed: rounds that went on without a client, by its id; clients that missed none are not there.
         not_delivered: why each client that took part did not get the final model.
+        exchange_traffic: `traffic` by the name of the exchange, in order of first appearance.
     """
 
     run_id: str
@@ -87,6 +88,7 @@ class RunRecord:
     seconds: float
     rounds_missed: Mapping[str, int]
     not_delivered: Mapping[str, str]
+    exchange_traffic: Mapping[str, Traffic] = field(default_factory=dict)
 
 
 class Observer:

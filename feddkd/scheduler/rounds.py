@@ -124,6 +124,7 @@ class Scheduler:
             seconds=time.monotonic() - started,
             rounds_missed=dict(sorted(self._tally.rounds_missed.items())),
             not_delivered=not_delivered,
+            exchange_traffic=self._tally.exchange_traffic,
         )
         self._tell(lambda observer: observer.run_done(record))
         return record

@@ -51,6 +51,7 @@ class RunTally:
     """What adds up over a run."""
 
     traffic: Traffic = field(default_factory=Traffic)
+    exchange_traffic: dict[str, Traffic] = field(default_factory=dict)
     gradient_evaluations: int = 0
     cumulative_wire_bytes: int = 0
     last_evaluation: Evaluation | None = None
@@ -59,6 +60,8 @@ class RunTally:
 
     def add_exchange(self, record: ExchangeRecord) -> None:
         self.traffic += record.traffic
+        of_its_kind = self.exchange_traffic.setdefault(record.id.name, Traffic())
+        of_its_kind += record.traffic
         self.gradient_evaluations += record.gradient_evaluations
 
     def add_round(self, finished: FinishedRound, evaluation: Evaluation | None) -> None:

@@ -274,6 +274,8 @@ def test_a_reply_is_counted_as_the_messages_that_move_it() -> None:
         payload_bytes_up=SCHEMA.size_bytes,
         wire_bytes_down=broadcast_bytes() + receipt_bytes(Verdict.VERDICT_OK),
         wire_bytes_up=header_bytes(reply) + frames,
+        dense_bytes_down=SCHEMA.size_bytes,
+        dense_bytes_up=SCHEMA.size_bytes,
     )
 
 
@@ -283,6 +285,7 @@ def test_a_failure_is_counted_and_not_acknowledged() -> None:
         payload_bytes_up=0,
         wire_bytes_down=broadcast_bytes(),
         wire_bytes_up=len(failure_message(ID, "ClientError: no data")),
+        dense_bytes_down=SCHEMA.size_bytes,
     )
 
 
@@ -296,6 +299,7 @@ def test_a_reply_refused_at_its_header_costs_the_header_and_a_receipt(reply: Rep
         payload_bytes_up=0,
         wire_bytes_down=broadcast_bytes() + refusal,
         wire_bytes_up=header_bytes(reply),
+        dense_bytes_down=SCHEMA.size_bytes,
     )
 
 

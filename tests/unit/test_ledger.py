@@ -27,12 +27,14 @@ BYTES = ("payload_bytes_down", "payload_bytes_up", "wire_bytes_down", "wire_byte
 EXCHANGE_KEYS = {"round", "exchange", "step", "clients_selected", "clients_reported", *BYTES, "seconds", "loss"}
 ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "seconds", "clients_reported"}
 # What came after it.
-EXCHANGE_EXTRAS = {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
+TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
+EXCHANGE_EXTRAS = TENSOR_EXTRAS | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
     *("rounds_missed", "not_delivered"),
+    *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS),
 }
-ROUND_EXTRAS = {"gradient_evaluations", "class_accuracy", "metrics", "clients_missing"}
+ROUND_EXTRAS = TENSOR_EXTRAS | {"gradient_evaluations", "class_accuracy", "metrics", "clients_missing"}
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
@@ -45,7 +47,7 @@ EXCHANGE = ExchangeRecord(
     clients_selected=3,
     clients_reported=2,
     clients_missing={"client-1": "disconnected"},
-    traffic=Traffic(10, 20, 30, 40),
+    traffic=Traffic(10, 20, 30, 40, 100, 200, 5),
     seconds=0.25,
     client_seconds=0.5,
     gradient_evaluations=700,
@@ -57,7 +59,7 @@ ROUND = RoundRecord(
     round=1,
     evaluation=Evaluation(10, 7, 5.0, (4, 6, 0), (1, 6, 0)),
     client_evaluation=Evaluation(8, 6, 4.0),
-    traffic=Traffic(10, 20, 30, 40),
+    traffic=Traffic(10, 20, 30, 40, 100, 200, 5),
     cumulative_wire_bytes=70,
     seconds=1.25,
     clients_reported=2,
@@ -114,6 +116,9 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "clients_missing": {"client-1": "disconnected"},
             "payload_bytes_down": 10,
             "payload_bytes_up": 20,
+            "dense_bytes_down": 100,
+            "dense_bytes_up": 200,
+            "snapshot_bytes_down": 5,
             "wire_bytes_down": 30,
             "wire_bytes_up": 40,
             "seconds": 0.25,
@@ -138,6 +143,9 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "client_loss": 0.5,
             "payload_bytes_down": 10,
             "payload_bytes_up": 20,
+            "dense_bytes_down": 100,
+            "dense_bytes_up": 200,
+            "snapshot_bytes_down": 5,
             "wire_bytes_down": 30,
             "wire_bytes_up": 40,
             "cumulative_wire_bytes": 70,
@@ -345,12 +353,30 @@ def test_rounds_sum_their_exchanges_and_the_summary_sums_the_rounds(run: Run) ->
         own = [exchange for exchange in run.exchanges if exchange["round"] == line["round"]]
         for key in BYTES:
             assert line[key] == sum(exchange[key] for exchange in own) > 0
+        for key in TENSOR_EXTRAS:
+            assert line[key] == sum(exchange[key] for exchange in own)
         assert line["seconds"] >= sum(exchange["seconds"] for exchange in own if exchange["exchange"] != "deliver") - 1e-4
         cumulative += line["wire_bytes_down"] + line["wire_bytes_up"]
         assert line["cumulative_wire_bytes"] == cumulative
     for direction in ("up", "down"):
         inside = sum(line[f"wire_bytes_{direction}"] for line in run.rounds)
         assert run.summary[f"total_wire_bytes_{direction}"] == inside + run.summary[f"other_wire_bytes_{direction}"]
+    for key in {"payload_bytes_down", "payload_bytes_up"} | TENSOR_EXTRAS:
+        assert run.summary[key] == sum(line[key] for line in run.rounds)
+
+
+def test_the_summary_has_the_bytes_of_each_kind_of_exchange(run: Run) -> None:
+    assert list(run.summary["exchanges"]) == ["local_train", "dkd_step", "deliver"]
+    for name, counts in run.summary["exchanges"].items():
+        own = [line for line in run.exchanges if line["exchange"] == name]
+        assert counts == {key: sum(line[key] for line in own) for key in (*BYTES, *TENSOR_EXTRAS)}
+
+
+def test_without_a_codec_the_dense_bytes_are_those_of_the_payload(run: Run) -> None:
+    for line in (*run.exchanges, *run.rounds, run.summary):
+        assert line["dense_bytes_down"] == line["payload_bytes_down"]
+        assert line["dense_bytes_up"] == line["payload_bytes_up"]
+        assert line["snapshot_bytes_down"] == 0
 
 
 def test_payload_bytes_are_those_of_the_tensors(run: Run) -> None:

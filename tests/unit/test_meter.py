@@ -20,7 +20,8 @@ def total(counted: list[Event]) -> Traffic:
     def of(kind: str) -> int:
         return sum(size for name, size in counted if name == kind)
 
-    return Traffic(of("payload_down"), of("payload_up"), of("down"), of("up"))
+    down, up = of("payload_down"), of("payload_up")
+    return Traffic(down, up, of("down"), of("up"), dense_bytes_down=down, dense_bytes_up=up)
 
 
 def test_each_direction_counts_by_itself() -> None:
@@ -29,8 +30,35 @@ def test_each_direction_counts_by_itself() -> None:
     meter.up(20)
     meter.payload_down(300)
     meter.payload_up(4000)
-    assert meter.traffic == Traffic(300, 4000, 1, 20)
+    assert meter.traffic == Traffic(300, 4000, 1, 20, dense_bytes_down=300, dense_bytes_up=4000)
     assert meter.traffic.wire_bytes == 21  # payloads are a part of the messages
+
+
+def test_encoded_tensors_count_beside_what_they_take_without_a_codec() -> None:
+    meter = Meter()
+    meter.payload_down(10, dense_bytes=320)
+    meter.payload_down(20)
+    meter.payload_up(3, dense_bytes=96)
+    meter.payload_up(0, dense_bytes=7)
+    assert meter.traffic == Traffic(30, 3, dense_bytes_down=340, dense_bytes_up=103)
+
+
+def test_a_snapshot_is_a_part_of_the_payload() -> None:
+    meter = Meter()
+    meter.payload_down(10, dense_bytes=320)
+    meter.payload_down(160, dense_bytes=320, snapshot=True)
+    meter.payload_down(320, snapshot=True)
+    assert meter.traffic == Traffic(payload_bytes_down=490, dense_bytes_down=960, snapshot_bytes_down=480)
+
+
+def test_encoded_tensors_that_come_late_count_whole_on_the_next_meter() -> None:
+    other = Meter()
+    meter = Meter(other)
+    assert meter.close() == Traffic()
+    meter.payload_down(160, dense_bytes=320, snapshot=True)
+    meter.payload_up(3, dense_bytes=96)
+    assert meter.traffic == Traffic()
+    assert other.traffic == Traffic(160, 3, 0, 0, dense_bytes_down=320, dense_bytes_up=96, snapshot_bytes_down=160)
 
 
 @given(events, events)
@@ -104,7 +132,7 @@ def test_counts_that_were_given_out_do_not_change() -> None:
     assert meter.traffic == Traffic(0, 0, 9, 0)
 
 
-@given(st.lists(st.builds(Traffic, sizes, sizes, sizes, sizes), max_size=5))
+@given(st.lists(st.builds(Traffic, *[sizes] * 7), max_size=5))
 def test_traffic_adds_up_field_by_field(parts: list[Traffic]) -> None:
     summed = Traffic()
     for part in parts:
@@ -114,4 +142,7 @@ def test_traffic_adds_up_field_by_field(parts: list[Traffic]) -> None:
         sum(part.payload_bytes_up for part in parts),
         sum(part.wire_bytes_down for part in parts),
         sum(part.wire_bytes_up for part in parts),
+        sum(part.dense_bytes_down for part in parts),
+        sum(part.dense_bytes_up for part in parts),
+        sum(part.snapshot_bytes_down for part in parts),
     )

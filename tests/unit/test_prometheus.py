@@ -131,7 +131,9 @@ def test_known_counters_are_there_at_zero_before_anything_happens(metrics: Prome
     assert set(counters.values()) == {0.0}
     names = [name for name, _ in counters]
     kinds = ("local_train", "dkd_step", "deliver")
-    assert names.count("feddkd_payload_bytes_total") == 2 * len(kinds)
+    for name in ("payload_bytes", "dense_bytes", "codec_seconds"):
+        assert names.count(f"feddkd_{name}_total") == 2 * len(kinds)
+    assert names.count("feddkd_snapshot_bytes_total") == len(kinds)
     assert names.count("feddkd_wire_bytes_total") == 2 * (len(kinds) + 1)
     assert names.count("feddkd_contributions_total") == 2 * len(kinds)
     assert names.count("feddkd_exchange_duration_seconds_count") == len(kinds)
@@ -171,6 +173,36 @@ def test_bytes_contributions_and_durations_are_what_was_fed(metrics: PrometheusM
     for bound, count in (("0.25", 0), ("0.5", 1), ("5.0", 1), ("10.0", 2), ("+Inf", 2)):
         assert value(metrics, "feddkd_exchange_duration_seconds_bucket", exchange="local_train", le=bound) == count
     assert value(metrics, "feddkd_exchange_duration_seconds_bucket", exchange="dkd_step", le="0.005") == 1
+
+
+def test_encoded_bytes_count_beside_dense_ones_and_snapshots_apart(metrics: PrometheusMetrics) -> None:
+    counted = Traffic(1000, 800, 1010, 905, dense_bytes_down=4000, dense_bytes_up=6400, snapshot_bytes_down=300)
+    metrics.exchange_done(exchange(traffic=counted))
+    metrics.exchange_done(exchange(traffic=counted))
+    metrics.exchange_done(exchange("dkd_step", traffic=Traffic(50, 40, 51, 42, 60, 80)))
+    for kind, down, up, snapshot in (("local_train", 8000, 12800, 600), ("dkd_step", 60, 80, 0), ("deliver", 0, 0, 0)):
+        assert value(metrics, "feddkd_dense_bytes_total", direction="down", exchange=kind) == down
+        assert value(metrics, "feddkd_dense_bytes_total", direction="up", exchange=kind) == up
+        assert value(metrics, "feddkd_snapshot_bytes_total", direction="down", exchange=kind) == snapshot
+
+
+def test_a_codecs_seconds_add_up_and_its_error_is_the_last_one(metrics: PrometheusMetrics) -> None:
+    errors = [value(metrics, "feddkd_codec_error_ratio", direction=way, exchange="dkd_step") for way in ("down", "up")]
+    assert all(map(math.isnan, errors))
+    for error in (0.25, 0.5):
+        codec = {"codec_s_down": 0.125, "codec_s_up": 0.25, "codec_error_down": error, "codec_error_up": error / 2}
+        metrics.exchange_done(exchange("dkd_step", seconds=1.0, metrics=codec))
+    assert value(metrics, "feddkd_codec_seconds_total", direction="down", exchange="dkd_step") == 0.25
+    assert value(metrics, "feddkd_codec_seconds_total", direction="up", exchange="dkd_step") == 0.5
+    assert value(metrics, "feddkd_codec_error_ratio", direction="down", exchange="dkd_step") == 0.5
+    assert value(metrics, "feddkd_codec_error_ratio", direction="up", exchange="dkd_step") == 0.25
+    assert math.isnan(value(metrics, "feddkd_codec_error_ratio", direction="up", exchange="local_train"))
+
+
+@pytest.mark.parametrize(("claimed", "counted"), [(-5.0, 0.0), (1e90, 2.0), (0.5, 0.5)])
+def test_a_client_cannot_claim_more_codec_time_than_the_exchange_took(claimed: float, counted: float, metrics: PrometheusMetrics) -> None:
+    metrics.exchange_done(exchange(seconds=2.0, metrics={"codec_s_up": claimed}))
+    assert value(metrics, "feddkd_codec_seconds_total", direction="up", exchange="local_train") == counted
 
 
 def test_the_clients_work_is_counted_by_exchange(metrics: PrometheusMetrics) -> None:
@@ -309,9 +341,15 @@ def test_names_follow_the_rules_of_prometheus(metrics: PrometheusMetrics) -> Non
         assert re.fullmatch(r"feddkd_[a-z]+(_[a-z]+)*", family.name)
         assert not re.search(r"_(ms|millis\w*|minutes?|hours?|kb|mb|kib|mib|kilo\w*|mega\w*|bits?|percent|pct)(_|$)", family.name)
         # Quantities with a unit carry it at the end of the name, in the plural, in base units.
-        for quantity, unit in (("duration", "_seconds"), ("time", "_seconds"), ("bytes", "_bytes"), ("accuracy", "_ratio")):
+        for quantity, unit in (
+            ("duration", "_seconds"),
+            ("error", "_ratio"),
+            ("time", "_seconds"),
+            ("bytes", "_bytes"),
+            ("accuracy", "_ratio"),
+        ):
             assert quantity not in family.name or family.name.endswith(unit)
-        assert (family.type == "histogram") == family.name.endswith("_seconds")
+        assert family.type != "histogram" or family.name.endswith("_seconds")
         for sample in family.samples:
             assert (family.type == "counter") == sample.name.endswith("_total")
             labels = set(sample.labels)
@@ -411,7 +449,7 @@ def test_the_queries_in_the_documentation_use_metrics_that_exist(metrics: Promet
     feed_everything(metrics)
     queries = re.findall(r"```promql\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     used = {name for query in queries for name in re.findall(r"\bfeddkd_\w+", query)}
-    assert len(queries) == 3
+    assert len(queries) == 4
     assert used <= {name for name, _ in samples_of(metrics)}
     for state in re.findall(r'state=~"([^"]+)"', "".join(queries))[0].split("|"):
         assert state in states(metrics)

@@ -73,6 +73,14 @@ def test_what_is_no_object_is_named(file: str, content: bytes, record: Path) -> 
         ("summary.json", "versions", ["torch"], "has versions = ['torch']: input should be an object"),
         ("summary.json", "versions", {"torch": 2}, "has versions = {'torch': 2}: every value should be a text"),
         ("summary.json", "rounds_missed", {"a": "2"}, "has rounds_missed = {'a': '2'}: every value should be a number of times"),
+        ("summary.json", "exchanges", {"a": 3}, "has exchanges = {'a': 3}: every value should be an object of numbers of bytes"),
+        (
+            "summary.json",
+            "exchanges",
+            {"a": {"b": -1}},
+            "has exchanges = {'a': {'b': -1}}: every number of bytes should be an integer from 0 on",
+        ),
+        ("exchanges.jsonl", "dense_bytes_up", -1, "has dense_bytes_up = -1: input should be greater than or equal to 0"),
         ("rounds.jsonl", "clients_missing", {"a": None}, "has clients_missing = {'a': None}: every value should be a text"),
         ("summary.json", "seconds", "long", "has seconds = 'long': input should be a valid number"),
         ("summary.json", "model_sha256", 7, "has model_sha256 = 7: input should be a valid string"),
@@ -103,6 +111,19 @@ def test_a_number_that_cannot_be_drawn_counts_as_not_recorded(number: float) -> 
     )
     assert (line.loss, line.client_seconds) == (None, None)
     assert line.metrics == {"fine": 2.0}
+
+
+def test_a_record_without_dense_bytes_was_sent_without_a_codec(record: Path) -> None:
+    run = RunFolder.load(record)
+    for line in run.exchanges:
+        assert (line.dense_bytes_down, line.dense_bytes_up) == (line.payload_bytes_down, line.payload_bytes_up) == (1000, 900)
+        assert line.snapshot_bytes_down == 0
+
+
+def test_dense_bytes_are_those_that_the_record_has() -> None:
+    fields = {"round": 1, "exchange": "x", "seconds": 1, "wire_bytes_down": 9, "wire_bytes_up": 9, "payload_bytes_down": 5}
+    line = ExchangeLine.model_validate_json(json.dumps(fields | {"dense_bytes_down": 160, "dense_bytes_up": 7, "snapshot_bytes_down": 4}))
+    assert (line.dense_bytes_down, line.dense_bytes_up, line.snapshot_bytes_down) == (160, 7, 4)
 
 
 anything = st.recursive(
