@@ -15,6 +15,9 @@ from enum import StrEnum
 import torch
 
 from feddkd.aggregator.rule import Rule
+from feddkd.compression.broadcaster import Broadcast
+from feddkd.compression.codec import Codec
+from feddkd.compression.encoding import UNCODED, Coding, derive_seed
 from feddkd.errors import CancelledError
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -212,12 +215,15 @@ class Exchange:
 
     Attributes:
         clients: who takes part, in client order, with the weight of each contribution.
-        payload: what is broadcast.
+        payload: what is broadcast: what clients compute at.
         reply_schema: what a client may contribute, or None where a reply is only numbers.
         rule: reduces the contributions.
         closing: when it stops waiting.
         evaluate: clients evaluate the broadcast model on what they hold out, and say so in their reply.
         max_norm: largest Euclidean norm of one contribution; larger ones are refused. None for any.
+        reply_codec: encodes contributions; None sends them as they are.
+        seed: of the run; contributions are encoded with seeds that are derived from it.
+        broadcast: the encoded forms of the payload; None sends it as it is.
     """
 
     id: ExchangeId
@@ -228,6 +234,16 @@ class Exchange:
     closing: Closing
     evaluate: bool = False
     max_norm: float | None = None
+    reply_codec: Codec | None = None
+    seed: int = 0
+    broadcast: Broadcast | None = None
+
+    def reply_coding(self, client: str) -> Coding:
+        """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""
+        if self.reply_codec is None:
+            return UNCODED
+        key = (self.seed, self.id.round, self.id.attempt, self.id.name, self.id.step, client)
+        return Coding(self.reply_codec, derive_seed(*key))
 
 
 class Cause(StrEnum):
@@ -269,6 +285,7 @@ class Outcome:
         missing: why each of the others did not, in client order.
         traffic: bytes that crossed the network for it.
         seconds: from the broadcast until it was reduced.
+        decode_s: seconds that the server spent on decoding contributions.
         fault: why there is no reduction although clients replied; empty if there is one.
     """
 
@@ -278,6 +295,7 @@ class Outcome:
     traffic: Traffic
     seconds: float
     fault: str = ""
+    decode_s: float = 0.0
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Weighted mean of the clients' losses, or None if no client reported one."""

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, Self
@@ -56,12 +56,19 @@ class TensorSpec:
 
     Attributes:
         trainable: whether it is a parameter that takes gradients (buffers and frozen parameters do not).
+        extra: whether it travels beside a model, see `Schema.beside`.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     trainable: bool = True
+    extra: bool = False
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a codec may change its elements a little. Buffers are exact: a variance below zero ruins a model."""
+        return self.trainable and self.dtype.is_floating_point
 
     @property
     def numel(self) -> int:
@@ -82,6 +89,16 @@ class Segment:
     dtype: torch.dtype
     start: int
     stop: int
+
+    @property
+    def numel(self) -> int:
+        return (self.stop - self.start) // self.dtype.itemsize
+
+    def cut(self, size_bytes: int) -> Iterator[Segment]:
+        """Cut it into pieces of at most `size_bytes`, all but the last of one size: a multiple of every item size."""
+        step = max(8, size_bytes - size_bytes % 8)
+        for start in range(self.start, self.stop, step):
+            yield Segment(self.dtype, start, min(start + step, self.stop))
 
 
 class Schema:
@@ -123,32 +140,34 @@ class Schema:
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """One segment for each dtype that has elements, in layout order."""
-        segments: list[Segment] = []
-        for dtype, group in itertools.groupby(zip(self.specs, self.offsets, strict=False), key=lambda pair: pair[0].dtype):
+        return tuple(segment for segment, _ in self._runs(lambda spec: spec.dtype))
+
+    @cached_property
+    def coded_segments(self) -> tuple[tuple[Segment, bool], ...]:
+        """Segments whose tensors share a dtype and are all `lossy` or all exact, each with whether it is lossy."""
+        return tuple(self._runs(lambda spec: (spec.dtype, spec.lossy)))
+
+    def _runs(self, key: Callable[[TensorSpec], object]) -> Iterator[tuple[Segment, bool]]:
+        """Join neighbours of one key; runs without elements are left out."""
+        for _, group in itertools.groupby(zip(self.specs, self.offsets, strict=False), key=lambda pair: key(pair[0])):
             members = list(group)
-            start, stop = members[0][1], members[-1][1] + members[-1][0].size_bytes
-            if stop > start:
-                segments.append(Segment(dtype, start, stop))
-        return tuple(segments)
+            (first, start), (last, offset) = members[0], members[-1]
+            if offset + last.size_bytes > start:
+                yield Segment(first.dtype, start, offset + last.size_bytes), first.lossy
 
     def chunks(self, chunk_bytes: int) -> tuple[Segment, ...]:
         """Cut the layout into pieces of at most `chunk_bytes`, none of which mixes dtypes."""
-        step = max(8, chunk_bytes - chunk_bytes % 8)  # a multiple of every item size
-        return tuple(
-            Segment(segment.dtype, start, min(start + step, segment.stop))
-            for segment in self.segments
-            for start in range(segment.start, segment.stop, step)
-        )
+        return tuple(piece for segment in self.segments for piece in segment.cut(chunk_bytes))
 
     @cached_property
     def trainable(self) -> Schema:
         """The schema of a gradient: the trainable floating-point tensors."""
-        return Schema(spec for spec in self.specs if spec.trainable and spec.dtype.is_floating_point)
+        return Schema(spec for spec in self.specs if spec.lossy and not spec.extra)
 
     def beside(self, extras: Mapping[str, Schema]) -> Schema:
         """Return these tensors by their names, and those of each of `extras` as "extra/name"."""
         prefixed = (
-            dataclasses.replace(spec, name=f"{extra}/{spec.name}", trainable=False)
+            dataclasses.replace(spec, name=f"{extra}/{spec.name}", extra=True)
             for extra, schema in extras.items()
             for spec in schema.specs
         )

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from feddkd.client.backoff import Backoff
+from feddkd.client.held import Held
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.work import KeptReply, TaskRunner, Work
 from feddkd.errors import ProtocolError, RefusedError, UnreachableError
@@ -21,7 +22,7 @@ from feddkd.exchange import Task
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
 from feddkd.transport.frames import is_chunk
-from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, failure_message, id_from_message
+from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, failure_message, id_from_message, lacking_message
 from feddkd.transport.payload import schema_from_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.tls import ClientTls
@@ -95,6 +96,7 @@ class Agent:
         self._run_id = ""
         self._stream: ServerStream | None = None
         self._work: Work | None = None
+        self._held = Held()
         self._wanted_from: int | None = None
         self._computing: asyncio.Task[None] | None = None
 
@@ -169,7 +171,7 @@ class Agent:
         """Go on with the exchange in hand if it is the same, else begin this one instead."""
         if self._work is None or not self._work.is_same_as(message):
             self._let_go()
-            self._work = Work(message, self._worker)
+            self._work = Work(message, self._worker, self._held)
             if self._work.refusal is not None:
                 logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)
         self._wanted_from = 0
@@ -211,6 +213,10 @@ class Agent:
         """Do what comes next: compute, or send what the server wants of the reply."""
         work, stream = self._work, self._stream
         if work is None:
+            return
+        if work.is_lacking and stream is not None:
+            self._let_go()
+            stream.send([lacking_message(work.exchange)])
             return
         if work.can_be_computed and self._computing is None:
             self._computing = asyncio.create_task(self._compute(work, work.start()))

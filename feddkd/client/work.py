@@ -8,13 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from feddkd.client.held import Held
+from feddkd.client.incoming_broadcast import IncomingBroadcast
+from feddkd.client.reply_encoder import ReplyEncoder, reply_coding
 from feddkd.errors import FedDKDError
 from feddkd.exchange import Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
 from feddkd.transport.frames import decode_chunk
 from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message, repeated_answer_message
-from feddkd.transport.payload import Assembly, Payload
+from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
 MAX_SENDS_WITHOUT_PROGRESS = 20
@@ -71,8 +74,11 @@ class Work:
         refusal: why the broadcast is not what this client can take, if it is not; one line.
     """
 
-    def __init__(self, message: pb.Work, worker: TaskRunner) -> None:
+    def __init__(self, message: pb.Work, worker: TaskRunner, held: Held | None = None) -> None:
         """Prepare to receive the broadcast that `message` announces.
+
+        Args:
+            held: what the client keeps between exchanges; by default nothing.
 
         Raises:
             ProtocolError: the exchange has no proper id.
@@ -81,29 +87,38 @@ class Work:
         self.cancelled = threading.Event()
         self._message = message
         self._worker = worker
-        self._assembly: Assembly | None = None
-        self._received_bytes = 0
+        self._held = held or Held()
+        self._broadcast: IncomingBroadcast | None = None
         self._reply: KeptReply | None = None
         self._sent_from = -1
         self._sends_without_progress = 0
         self.refusal: str | None = None
         try:
-            self._assembly = Assembly(message.payload, worker.broadcast_schema(self.exchange.name))
+            expected = worker.broadcast_schema(self.exchange.name)
+            self._reply_coding = reply_coding(message)
+            self._broadcast = IncomingBroadcast(message, expected, self._held)
         except FedDKDError as error:
             self.refusal = printable(str(error))
             self.fail(self.refusal)
 
     @property
-    def holding(self) -> Holding:
+    def holding(self) -> Holding | None:
         """What the server need not send again."""
+        if self.is_lacking:
+            return None
         header = self._message.payload
-        size_bytes = self._received_bytes if self._assembly is not None else header.size_bytes
+        size_bytes = self._broadcast.received_bytes if self._broadcast is not None else header.size_bytes
         return Holding(self.exchange, header.digest, size_bytes)
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether the broadcast has to be sent whole: this client does not hold what it is to be added to."""
+        return self._broadcast is not None and self._broadcast.lacking
 
     @property
     def can_be_computed(self) -> bool:
         """Whether the broadcast is here, and the computation has not begun."""
-        return self._assembly is not None and self._assembly.complete
+        return self._broadcast is not None and self._broadcast.complete
 
     @property
     def has_reply(self) -> bool:
@@ -117,16 +132,13 @@ class Work:
 
     def receive(self, message: bytes) -> None:
         """Add a chunk to the broadcast, or drop it if all of that is here. Raises ProtocolError."""
-        if self._assembly is None or self._assembly.complete:
-            return
-        chunk = decode_chunk(message)
-        self._assembly.add(chunk)
-        self._received_bytes += len(chunk.data)
+        if self._broadcast is not None and not self._broadcast.complete:
+            self._broadcast.add(decode_chunk(message))
 
     def start(self) -> Task:
         """Hand the broadcast over to the computation, which begins now."""
-        assert self._assembly is not None
-        payload, self._assembly = self._assembly.tensors, None
+        assert self._broadcast is not None
+        payload, self._broadcast = self._broadcast.take(), None
         deadline_s = self._message.deadline_s
         return Task(
             self.exchange,
@@ -141,9 +153,11 @@ class Work:
         task.check_cancelled()
         reply = self._worker.carry_out(task)
         task.check_cancelled()
-        payload = None
-        if reply.contribution is not None:
-            payload = Payload(reply.contribution, self._message.payload.chunk_bytes)
+        if reply.contribution is None:
+            return KeptReply(answer_message(self.exchange, reply, None))
+        encoder = ReplyEncoder(self._message.payload.chunk_bytes, self._reply_coding, self._held)
+        reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution)
+        payload = Payload.of(encoded)
         return KeptReply(answer_message(self.exchange, reply, payload), payload)
 
     def failure(self, error: Exception) -> KeptReply:
@@ -156,7 +170,7 @@ class Work:
 
     def fail(self, reason: str) -> None:
         """Reply that the client cannot do this work."""
-        self._assembly = None
+        self._broadcast = None
         self.keep(KeptReply(failure_message(self.exchange, reason)))
 
     def reply_from(self, offset: int) -> Iterable[bytes]:
@@ -180,7 +194,7 @@ class Work:
     def cancel(self) -> None:
         """Let go of it: a computation stops at its next batch, and its reply goes nowhere."""
         self.cancelled.set()
-        self._assembly = None
+        self._broadcast = None
 
 
 def _reason_of(error: Exception) -> str:

@@ -58,13 +58,13 @@ class Arrival:
 
     contribution: Contribution
     upload: int
-    elements: Tensor
+    data: Tensor
     block: Block
     quick: bool
 
     def write(self) -> None:
         """Fill the block. From any thread; one client's arrivals in order. Raises StateError."""
-        self.block.write(self.elements)
+        self.block.write(self.data)
 
 
 def max_evaluated(num_examples: int, holdout: float) -> int:
@@ -107,7 +107,9 @@ class Collection:
         norm_limit = None
         if exchange.max_norm is not None and exchange.reply_schema is not None:
             norm_limit = NormLimit.of(exchange.max_norm, exchange.reply_schema)
-        self.contributions = {client: Contribution(client, weight, norm_limit) for client, weight in exchange.clients.items()}
+        self.contributions = {
+            client: Contribution(client, weight, norm_limit, exchange.reply_coding(client)) for client, weight in exchange.clients.items()
+        }
         self.revision = 0
         self._spool = spool
         self._chunk_bytes = chunk_bytes
@@ -151,11 +153,11 @@ class Collection:
         if contribution.progress is not Progress.ARRIVING:
             return None
         try:
-            elements = contribution.accept(chunk)
+            data = contribution.accept(chunk)
         except ProtocolError as error:
             return self._refuse(contribution, error)
-        block = self._spool.reserve(elements.numel() * elements.element_size())
-        arrival = Arrival(contribution, contribution.upload, elements, block, quick=block.in_memory and not contribution.writing)
+        block = self._spool.reserve(len(data))
+        arrival = Arrival(contribution, contribution.upload, data, block, quick=block.in_memory and not contribution.writing)
         contribution.writing += 1
         return arrival
 

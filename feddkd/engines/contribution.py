@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 from enum import Enum
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from feddkd.compression.encoding import UNCODED, Coding, Piece
 from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block
 from feddkd.errors import ProtocolError
 from feddkd.exchange import Missing, Reply
-from feddkd.tensors import Schema
+from feddkd.tensors import Schema, Segment
 from feddkd.transport.frames import Chunk
-from feddkd.transport.payload import ChunkSequence, check_values
+from feddkd.transport.payload import ChunkSequence, bytes_of, check_values
 from feddkd.transport.pb import tensors_pb2
+
+
+_WIDE = (torch.float32, torch.float64)
+"""What a checked code decodes to fits into these; a narrower type may overflow."""
 
 
 class Progress(Enum):
@@ -33,6 +37,7 @@ class Contribution:
 
     Attributes:
         weight: of the contribution in the reduction.
+        coding: how it is encoded.
         numbers: what came in the reply's header.
         missing: why there is no reply, once there will be none.
         notified: the client was told that it is left out, or said so itself.
@@ -43,9 +48,10 @@ class Contribution:
         writing: chunks on their way into blocks.
     """
 
-    def __init__(self, client_id: str, weight: float, norm_limit: NormLimit | None = None) -> None:
+    def __init__(self, client_id: str, weight: float, norm_limit: NormLimit | None = None, coding: Coding = UNCODED) -> None:
         self.client_id = client_id
         self.weight = weight
+        self.coding = coding
         self.numbers = Reply()
         self.missing: Missing | None = None
         self.notified = False
@@ -88,7 +94,8 @@ class Contribution:
         """SHA-256 of the bytes that have arrived."""
         assert self._header is not None
         if self._content is None:
-            content, memory = hashlib.sha256(), torch.empty(self._header.chunk_bytes, dtype=torch.uint8)
+            largest = max((piece.size_bytes for piece in self.pieces), default=0)
+            content, memory = hashlib.sha256(), torch.empty(largest, dtype=torch.uint8)
             for block in self.blocks:
                 content.update(block.read(memory).numpy().data)
             self._content = content.digest()
@@ -97,7 +104,7 @@ class Contribution:
     def begin(self, numbers: Reply, header: tensors_pb2.PayloadHeader | None, schema: Schema | None, now: float) -> None:
         """Take in a reply's header. Raises SchemaError if it announces anything but `schema`."""
         if header is not None and schema is not None:
-            self._sequence = ChunkSequence(header, schema)
+            self._sequence = ChunkSequence(header, schema, self.coding)
             self._header = header
         self.numbers = numbers
         self.upload += 1
@@ -123,22 +130,34 @@ class Contribution:
         self.away_since = now
         self._interrupted = self._progress is Progress.ARRIVING
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What the blocks hold, once the reply has begun."""
+        return self._sequence.pieces if self._sequence is not None else ()
+
     def accept(self, chunk: Chunk) -> Tensor:
-        """Check the next chunk; returns its elements, as a copy.
+        """Check the next chunk; returns its bytes, uint8, as a copy.
 
         Raises:
             ProtocolError: it is damaged, out of order, holds values that no honest client sends, or makes the
                 contribution longer than is allowed.
         """
         assert self._sequence is not None
-        segment = self._sequence.accept(chunk)
-        elements = torch.from_numpy(np.frombuffer(chunk.data, dtype=np.uint8).copy()).view(segment.dtype)
-        check_values(elements)
-        if self._norm_limit is not None:
-            self._square_sum += self._norm_limit.square_sum(segment, elements)
-            if self._square_sum > self._norm_limit.largest**2:
-                raise ProtocolError(f"its norm is above aggregation.max_norm = {self._norm_limit.largest:g}")
-        return elements
+        piece, data = self._sequence.accept(chunk), bytes_of(chunk)
+        if piece.codec is not None:
+            piece.codec.check(data, piece.segment.numel)
+        if piece.codec is None or self._norm_limit is not None or piece.segment.dtype not in _WIDE:
+            elements = piece.decode(data)
+            check_values(elements)
+            self._check_norm(piece.segment, elements)
+        return data
+
+    def _check_norm(self, segment: Segment, elements: Tensor) -> None:
+        if self._norm_limit is None:
+            return
+        self._square_sum += self._norm_limit.square_sum(segment, elements)
+        if self._square_sum > self._norm_limit.largest**2:
+            raise ProtocolError(f"its norm is above aggregation.max_norm = {self._norm_limit.largest:g}")
 
     def add(self, block: Block, now: float) -> None:
         """Append a block that was accepted and written.
@@ -178,5 +197,5 @@ class Contribution:
         return self.take_blocks()
 
     def _update_progress(self) -> None:
-        complete = self._sequence is None or len(self.blocks) == len(self._sequence.segments)
+        complete = self._sequence is None or len(self.blocks) == len(self._sequence.pieces)
         self._progress = Progress.COMPLETE if complete else Progress.ARRIVING

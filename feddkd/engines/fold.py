@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from feddkd.aggregator.rule import Reduction, Rows
+from feddkd.compression.encoding import Coding, Encoding, Piece
 from feddkd.engines.collection import Collection
 from feddkd.engines.contribution import Contribution
+from feddkd.engines.spool import Block
 from feddkd.errors import SchemaError
 from feddkd.tensors import Schema, Segment, Tensors
 from feddkd.transport.payload import check_values
@@ -26,6 +29,9 @@ class Fold:
     other clients' blocks are still in the spool. A rule of several passes waits for all contributions.
 
     Attributes:
+        code_bytes: of one contribution as it is sent.
+        dense_bytes: of one without a codec.
+        decode_s: seconds spent on decoding contributions so far.
         fault: why the contributions reduce to nothing of use, if they do. Final once `finished` is true: a
             client that is given up before that may have been the reason.
     """
@@ -33,9 +39,13 @@ class Fold:
     def __init__(self, collection: Collection, schema: Schema, chunk_bytes: int) -> None:
         self._collection = collection
         self._schema = schema
-        self._blocks = schema.chunks(chunk_bytes)
+        # The same layout for every client but for the seeds: its pieces say what is reduced together.
+        layout = Encoding(schema, chunk_bytes, Coding(collection.exchange.reply_codec))
+        self._blocks = [piece.segment for piece in layout.pieces]
         self._rule = collection.exchange.rule
-        self._memory = torch.empty(max((block.stop - block.start for block in self._blocks), default=0), dtype=torch.uint8)
+        self._memory = torch.empty(max((piece.size_bytes for piece in layout.pieces), default=0), dtype=torch.uint8)
+        self.code_bytes, self.dense_bytes = layout.size_bytes, schema.size_bytes
+        self.decode_s = 0.0
         self._start()
 
     def _start(self) -> None:
@@ -77,7 +87,7 @@ class Fold:
         if not self._members or self.fault or self._next >= len(self._blocks) or not self._is_ready():
             return None
         block = self._blocks[self._next]
-        rows = self._rows(block)
+        rows = self._rows()
         self._collection.hold_blocks()
         if self._passes_left > 1:
             return lambda: self._reduction.survey(block, rows)
@@ -85,13 +95,22 @@ class Fold:
             self._out = Tensors.empty(self._schema)
         out = self._out.elements(block)
         names = [member.client_id for member in self._members]
-        again = self._rows(block)
+        again = self._rows()
         return lambda: self._reduce(block, rows, out, lambda: _largest(names, again))
 
-    def _rows(self, block: Segment) -> Rows:
+    def _rows(self) -> Rows:
         """The next block of every member, each read when it is asked for, over the one before it."""
-        sources = [(member.blocks[self._next], member.weight) for member in self._members]
-        return ((source.read(self._memory).view(block.dtype), weight) for source, weight in sources)
+        sources = [(member.pieces[self._next], member.blocks[self._next], member.weight) for member in self._members]
+        return ((self._decode(piece, source), weight) for piece, source, weight in sources)
+
+    def _decode(self, piece: Piece, source: Block) -> Tensor:
+        code = source.read(self._memory)
+        if piece.codec is None:
+            return piece.decode(code)
+        started = time.perf_counter()
+        elements = piece.decode(code)
+        self.decode_s += time.perf_counter() - started
+        return elements
 
     def _reduce(self, block: Segment, rows: Rows, out: Tensor, largest: Callable[[], str]) -> None:
         """Reduce one block; if the result is of no use, note that with the largest contributions."""

@@ -13,7 +13,7 @@ from feddkd.config import Config
 from feddkd.engines.collection import Judgement, max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.memory import return_large_blocks
-from feddkd.engines.spool import Spool
+from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
 from feddkd.exchange import Exchange, ExchangeId, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
@@ -53,7 +53,7 @@ class GrpcEngine(Engine):
         self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
-        self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes, spool_folder)
+        self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
         # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._finished = False
@@ -232,6 +232,13 @@ class GrpcEngine(Engine):
             self._reply_to_closed(session, exchange)
             return self.other
         begun.failed(session.client_id, failure.reason)
+        return begun.meter
+
+    def lacking(self, session: Session, lacking: pb.Lacking) -> Meter:
+        begun = self._of_client.get(session.client_id)
+        if begun is None or begun.exchange.id != id_from_message(lacking.id):
+            return self.other
+        begun.lacking(session)
         return begun.meter
 
     def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:

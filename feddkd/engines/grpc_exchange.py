@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
 
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
+from feddkd.engines.forms import Forms
 from feddkd.engines.spool import Spool
 from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import Holding, receipt_message, resend_message, work_message
+from feddkd.transport.messages import Holding, receipt_message, resend_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Outgoing, Session
@@ -62,9 +63,7 @@ class GrpcExchange:
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
         self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated)
-        self._payload = Payload(exchange.payload, chunk_bytes, shared=True)
-        deadline_s = exchange.closing.deadline_s
-        self._work = work_message(exchange.id, self._payload, evaluate=exchange.evaluate, deadline_s=deadline_s)
+        self._forms = Forms(exchange, chunk_bytes, shared=True)
         self._sending: set[str] = set()
         schema = exchange.reply_schema
         self._fold = Fold(self._collection, schema, chunk_bytes) if schema is not None else None
@@ -88,21 +87,31 @@ class GrpcExchange:
     def connected(self, session: Session, holding: Holding | None) -> None:
         """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
         client = session.client_id
-        held_bytes = self._held_bytes(holding)
+        payload = self._forms.payload(client)
+        held_bytes = self._held_bytes(payload, holding)
         self._sending.discard(client)
-        self._collection.connect(client, self._now(), holds_broadcast=held_bytes == self._payload.size_bytes)
+        self._collection.connect(client, self._now(), holds_broadcast=held_bytes == payload.size_bytes)
         contribution = self._collection.contributions[client]
         if contribution.has_begun:
             message = resend_message(self.exchange.id, contribution.received_bytes)
             session.send(Outgoing((message,), self.meter))
             return
+        is_new = held_bytes < payload.size_bytes or holding is None
         outgoing = Outgoing(
-            self._broadcast(held_bytes),
+            chain((self._forms.message(client),), payload.frames(held_bytes)),
             self.meter,
-            payload_bytes=self._payload.size_bytes if held_bytes < self._payload.size_bytes else 0,
+            payload_bytes=payload.size_bytes if is_new else 0,
+            dense_bytes=self.exchange.payload.schema.size_bytes if is_new else 0,
+            snapshot=self._forms.is_snapshot(client),
             still_needed=lambda: self.waits_for(client),
         )
         session.send_work(outgoing)
+
+    def lacking(self, session: Session) -> None:
+        """A client cannot use the step: send it the whole model, once."""
+        client = session.client_id
+        if self.waits_for(client) and not self._collection.contributions[client].has_begun and self._forms.lacks(client):
+            self.connected(session, None)
 
     def reconnected(self, session: Session) -> None:
         """A client that is not waited for is back: it may not have heard that it is left out."""
@@ -110,18 +119,15 @@ class GrpcExchange:
         if judgement is not None:
             self.tell(session, judgement)
 
-    def _held_bytes(self, holding: Holding | None) -> int:
+    def _held_bytes(self, payload: Payload, holding: Holding | None) -> int:
         """How much of the broadcast a client has from before its connection broke."""
-        if holding is None or holding.exchange != self.exchange.id or holding.digest != self._payload.header.digest:
+        if holding is None or holding.exchange != self.exchange.id or holding.digest != payload.header.digest:
             return 0
         try:
-            self._payload.frames(holding.size_bytes)
+            payload.frames(holding.size_bytes)
         except ProtocolError:
             return 0
         return holding.size_bytes
-
-    def _broadcast(self, offset: int) -> Iterable[bytes]:
-        return chain((self._work,), self._payload.frames(offset))
 
     def disconnected(self, client: str) -> None:
         """A client's connection is lost, or was not there to begin with."""
@@ -241,8 +247,8 @@ class GrpcExchange:
     def close(self, reduced: Reduced) -> Outcome:
         """Put the outcome together; messages that cross from now on belong to no exchange."""
         replies = self._collection.replies()
-        if self.exchange.reply_schema is not None:
-            self.meter.payload_up(len(replies) * self.exchange.reply_schema.size_bytes)
+        if self._fold is not None:
+            self.meter.payload_up(len(replies) * self._fold.code_bytes, dense_bytes=len(replies) * self._fold.dense_bytes)
         return Outcome(
             reduced=reduced.tensors,
             replies=replies,
@@ -250,6 +256,7 @@ class GrpcExchange:
             traffic=self.meter.close(),
             seconds=self._now() - self._started,
             fault=reduced.fault,
+            decode_s=self._fold.decode_s if self._fold is not None else 0.0,
         )
 
     def release(self) -> None:

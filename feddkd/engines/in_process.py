@@ -14,18 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from feddkd.client.held import Held
 from feddkd.client.work import KeptReply, TaskRunner, Work
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
-from feddkd.engines.spool import Spool
+from feddkd.engines.forms import Forms
+from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter, Traffic
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import receipt_message, work_message
-from feddkd.transport.payload import Payload
+from feddkd.transport.messages import lacking_message, receipt_message
 from feddkd.transport.pb import federation_pb2 as pb
 
 NOW = 0.0
@@ -55,9 +56,10 @@ class InProcessEngine(Engine):
         """
         self._workers = dict(sorted(workers.items()))
         self._chunk_bytes = chunk_bytes
-        self._spool = Spool(staging_bytes, chunk_bytes, spool_folder)
+        self._spool = Spool(staging_bytes, chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
         self._holdout = holdout
         self._open: dict[str, InProcessExchange] = {}
+        self._held: dict[str, Held] = {}
         self._work: Work | None = None
         self._aborted: RunError | None = None
         self._finished = False
@@ -115,14 +117,19 @@ class InProcessEngine(Engine):
         """Whether a client is in this process."""
         return client in self._workers
 
-    def reply_of(self, client: str, message: pb.Work, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        """Let a client take in a broadcast and compute; return the messages of its reply. Raises RunError."""
-        self._work = work = Work(message, self._workers[client])
+    def reply_of(self, client: str, message: pb.Work, chunks: Iterable[bytes]) -> Iterable[bytes] | None:
+        """Let a client take in a broadcast and compute; return the messages of its reply. Raises RunError.
+
+        None where it lacks the model that the broadcast is to be added to.
+        """
+        self._work = work = Work(message, self._workers[client], self._held.setdefault(client, Held()))
         try:
             self.check_aborted()
             # Put together for each client, as over the network: none can touch another's broadcast.
             for chunk in chunks:
                 work.receive(chunk)
+            if work.is_lacking:
+                return None
             if work.can_be_computed:
                 work.keep(_reply_to(work))
             self.check_aborted()
@@ -167,16 +174,12 @@ class InProcessExchange:
         started = time.monotonic()
         exchange, schema = self.exchange, self.exchange.reply_schema
         fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
-        broadcast = Payload(exchange.payload, self._chunk_bytes)
-        message = work_message(exchange.id, broadcast, evaluate=exchange.evaluate, deadline_s=exchange.closing.deadline_s)
-        work = pb.ParticipateResponse.FromString(message).work
+        forms = Forms(exchange, self._chunk_bytes)
         for client in exchange.clients:
             if not self._engine.has(client):
                 self._collection.disconnect(client, NOW)
                 continue
-            self._meter.down(len(message) + broadcast.frames_bytes)
-            self._meter.payload_down(broadcast.size_bytes)
-            self._take(client, self._engine.reply_of(client, work, broadcast.frames()))
+            self._take(client, self._sent(client, forms))
         while not self._collection.settled:  # clients that are not here
             self._collection.expire(self._collection.next_expiry())
         reduced, fault = self._reduce(fold) if fold is not None else (None, "")
@@ -184,10 +187,26 @@ class InProcessExchange:
             if self._engine.has(client):
                 self._tell(judgement)
         replies = self._collection.replies()
-        if schema is not None:
-            self._meter.payload_up(len(replies) * schema.size_bytes)
+        decode_s = 0.0
+        if fold is not None:
+            self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)
+            decode_s = fold.decode_s
         seconds = time.monotonic() - started
-        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault)
+        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s)
+
+    def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
+        """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""
+        message, payload = forms.message(client), forms.payload(client)
+        self._meter.down(len(message) + payload.frames_bytes)
+        self._meter.payload_down(
+            payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=forms.is_snapshot(client)
+        )
+        messages = self._engine.reply_of(client, pb.ParticipateResponse.FromString(message).work, payload.frames())
+        if messages is not None:
+            return messages
+        self._meter.up(len(lacking_message(self.exchange.id)))
+        assert forms.lacks(client), "a whole model builds on nothing"
+        return self._sent(client, forms)
 
     def _take(self, client: str, messages: Iterable[bytes]) -> None:
         """Collect a client's messages."""

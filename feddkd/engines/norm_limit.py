@@ -28,7 +28,7 @@ class NormLimit:
     def of(cls, largest: float, schema: Schema) -> Self:
         ranges: list[tuple[int, int]] = []
         for spec, start in zip(schema.specs, schema.offsets, strict=False):
-            if not (spec.trainable and spec.dtype.is_floating_point and spec.size_bytes):
+            if spec.extra or not spec.lossy or not spec.size_bytes:
                 continue
             begins = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
             ranges.append((begins, start + spec.size_bytes))

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from feddkd.errors import StateError
 
+CODE_MARGIN_BYTES = 64
+"""How much longer than its elements the code of a chunk can be: a scale, or a short chunk that is padded."""
+
 
 class Block(Protocol):
     """A place for some bytes; written once, read as often as needed.
@@ -68,6 +71,8 @@ class Spool:
 
     def reserve(self, size_bytes: int) -> Block:
         """Find a place for `size_bytes` bytes. From one thread only. Raises StateError if there can be no file."""
+        if size_bytes > self._slot_bytes:
+            raise ValueError(f"a block of {size_bytes} bytes where slots have {self._slot_bytes}")
         if self._used_bytes + size_bytes <= self._budget_bytes:
             self._used_bytes += size_bytes
             return _MemoryBlock(self, size_bytes)

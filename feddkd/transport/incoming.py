@@ -48,6 +48,9 @@ class Inbox(Protocol):
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         """The client cannot do the work. Returns the meter that counts this message."""
 
+    def lacking(self, session: Session, lacking: pb.Lacking) -> Meter:
+        """The client does not hold what a step leads from. Returns the meter that counts this message."""
+
 
 class Incoming:
     """Hands the messages of one stream to the inbox."""
@@ -115,10 +118,13 @@ class Incoming:
             case "failure":
                 id_from_message(request.failure.id)
                 return self._inbox.failed(self._session, request.failure)
+            case "lacking":
+                id_from_message(request.lacking.id)
+                return self._inbox.lacking(self._session, request.lacking)
             case "heartbeat":
                 return self._inbox.other
             case kind:
-                allowed = "an answer, a chunk, a failure or a heartbeat"
+                allowed = "an answer, a chunk, a failure, a heartbeat or word of what is lacking"
                 raise ProtocolError(f"a {kind or 'empty'} message where {allowed} may come")
 
     def _refuse(self, reason: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from feddkd.compression.broadcaster import Broadcast
+from feddkd.compression.encoding import UNCODED, Coding
 from feddkd.errors import DivergedError, ProtocolError
 from feddkd.exchange import MAX_METRICS, UPDATE_NORM_SQUARED, Evaluation, ExchangeId, Reply
 from feddkd.transport.payload import Payload
@@ -42,10 +44,47 @@ def id_from_message(message: pb.ExchangeId) -> ExchangeId:
     return ExchangeId(message.run_id, message.round, message.attempt, message.name, message.step)
 
 
-def work_message(exchange: ExchangeId, payload: Payload, *, evaluate: bool, deadline_s: float) -> bytes:
+def work_message(
+    exchange: ExchangeId,
+    payload: Payload,
+    *,
+    evaluate: bool,
+    deadline_s: float,
+    replica: pb.Replica | None = None,
+    reply_coding: Coding = UNCODED,
+) -> bytes:
     """What the server pushes before the payload's chunks."""
-    work = pb.Work(id=id_to_message(exchange), payload=payload.header, evaluate=evaluate, deadline_s=deadline_s)
+    work = pb.Work(
+        id=id_to_message(exchange),
+        payload=payload.header,
+        evaluate=evaluate,
+        deadline_s=deadline_s,
+        replica=replica,
+        answer_codec=reply_coding.name,
+        answer_seed=reply_coding.seed,
+    )
     return pb.ParticipateResponse(work=work).SerializeToString()
+
+
+def replica_message(broadcast: Broadcast, *, whole: bool) -> pb.Replica:
+    """How a broadcast becomes the model that clients hold.
+
+    Args:
+        whole: for a client that receives the model, not the step.
+    """
+    if whole:
+        return pb.Replica(content_sha256=broadcast.content, in_mean=broadcast.in_mean and not broadcast.take_mean)
+    return pb.Replica(
+        base_sha256=broadcast.base,
+        content_sha256=broadcast.content,
+        in_mean=broadcast.in_mean,
+        take_mean=broadcast.take_mean,
+    )
+
+
+def lacking_message(exchange: ExchangeId) -> bytes:
+    """Ask for a broadcast as a whole model."""
+    return pb.ParticipateRequest(lacking=pb.Lacking(id=id_to_message(exchange))).SerializeToString()
 
 
 def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) -> bytes:

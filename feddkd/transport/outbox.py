@@ -27,12 +27,16 @@ class Outgoing:
         frames: the messages; produced only as fast as the client takes them.
         meter: counts each message: of a broadcast before it is written, short ones when they are sent.
         payload_bytes: counted by the meter when the last message is handed to gRPC.
+        dense_bytes: as `Meter.payload_down` counts it.
+        snapshot: likewise.
         still_needed: asked before each message; once it returns False the rest is dropped.
     """
 
     frames: Iterable[bytes]
     meter: Meter
     payload_bytes: int = 0
+    dense_bytes: int | None = None
+    snapshot: bool = False
     still_needed: Callable[[], bool] = always
 
 
@@ -146,7 +150,8 @@ class _Writing:
         self._started = True
         self._next = next(self._frames, None)
         if self._next is None:
-            self.outgoing.meter.payload_down(self.outgoing.payload_bytes)
+            written = self.outgoing
+            written.meter.payload_down(written.payload_bytes, dense_bytes=written.dense_bytes, snapshot=written.snapshot)
         self.outgoing.meter.down(len(frame))
         return frame
 

@@ -10,13 +10,15 @@ import bisect
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from crc32c import crc32c
 
+from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, Piece
 from feddkd.errors import CorruptionError, ProtocolError, SchemaError
-from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
+from feddkd.tensors import DTYPES, Schema, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, chunk_message_bytes, encode_chunk
 from feddkd.transport.pb import tensors_pb2 as pb
 
@@ -35,7 +37,12 @@ _DTYPE_OF = {element_type: dtype for dtype, element_type in _ELEMENT_TYPES.items
 def schema_to_message(schema: Schema) -> pb.Schema:
     return pb.Schema(
         tensors=[
-            pb.TensorSpec(name=spec.name, dtype=_ELEMENT_TYPES[spec.dtype], shape=spec.shape, trainable=spec.trainable)
+            pb.TensorSpec(
+                name=spec.name,
+                dtype=_ELEMENT_TYPES[spec.dtype],
+                shape=spec.shape,
+                trainable=spec.trainable and not spec.extra,
+            )
             for spec in schema.specs
         ]
     )
@@ -61,59 +68,91 @@ def schema_from_message(message: pb.Schema) -> Schema:
     return Schema(specs)
 
 
-def check_header(header: pb.PayloadHeader, expected: Schema) -> None:
+def check_header(header: pb.PayloadHeader, expected: Schema, coding: Coding = UNCODED) -> Encoding:
     """Compare what a peer announces with what it may send; takes no memory for it.
 
+    Args:
+        header: as it came.
+        expected: the tensors that may follow.
+        coding: how they have to be encoded.
+
+    Returns:
+        The layout of what follows.
+
     Raises:
-        SchemaError: names, dtypes, shapes, order or the declared size differ from `expected`.
+        SchemaError: names, dtypes, shapes, order, the codec or the declared size differ from what is expected.
     """
-    if header.size_bytes != expected.size_bytes:
-        detail = f"{header.size_bytes} bytes declared where the schema has {expected.size_bytes}"
-    else:
-        detail = ""
-    if len(header.schema.tensors) != len(expected) and detail:
-        detail += f", {len(header.schema.tensors)} tensors where it has {len(expected)}"
-    announced = schema_from_message(header.schema)
-    expected.check_same(announced)
-    if detail:
-        raise SchemaError(detail)
     if not 8 <= header.chunk_bytes < 4 << 20:
         raise SchemaError(f"chunks of {header.chunk_bytes} bytes; between 8 bytes and 4 MiB are allowed")
+    if (header.codec, header.seed) != (coding.name, coding.seed):
+        raise SchemaError(f"codec {header.codec[:40]!r} with seed {header.seed} where {coding.name!r} with seed {coding.seed} is expected")
+    encoding = Encoding(expected, header.chunk_bytes, coding)
+    detail = ""
+    if header.size_bytes != encoding.size_bytes:
+        detail = f"{header.size_bytes} bytes declared where the schema has {encoding.size_bytes}"
+    # An encoded payload need not list its tensors: both ends know them, and the list can be longer than the code.
+    if coding.codec is None or header.schema.tensors:
+        if len(header.schema.tensors) != len(expected) and detail:
+            detail += f", {len(header.schema.tensors)} tensors where it has {len(expected)}"
+        expected.check_same(schema_from_message(header.schema))
+    if detail:
+        raise SchemaError(detail)
     if len(header.digest) != hashlib.sha256().digest_size:
         raise SchemaError(f"a digest of {len(header.digest)} bytes where 32 are expected")
     if len(header.content_sha256) not in (0, hashlib.sha256().digest_size):
         raise SchemaError(f"a content hash of {len(header.content_sha256)} bytes where 32 are expected")
+    return encoding
 
 
 class Payload:
     """Tensors ready to be sent, to one receiver or to many."""
 
     def __init__(self, tensors: Tensors, chunk_bytes: int, *, shared: bool = False) -> None:
-        """Checksum the chunks.
+        """Prepare tensors to be sent as they are; `Payload.of` takes encoded ones."""
+        self._prepare(Encoding(tensors.schema, chunk_bytes).encode(tensors), shared=shared, listed=True)
+
+    @classmethod
+    def of(cls, encoded: Encoded, *, shared: bool = False, listed: bool = False) -> Self:
+        """Prepare encoded tensors.
 
         Args:
-            shared: keep a few encoded chunks for other receivers that are about to need the same ones.
+            encoded: what is to be sent.
+            shared: keep a few chunks for other receivers that are about to need the same ones.
+            listed: list the tensors in the header, for a receiver that does not know which ones follow.
         """
+        payload = cls.__new__(cls)
+        payload._prepare(encoded, shared=shared, listed=listed or encoded.encoding.coding.codec is None)
+        return payload
+
+    def _prepare(self, encoded: Encoded, *, shared: bool, listed: bool) -> None:
+        """Checksum the chunks."""
+        self.encoding = encoded.encoding
         self._shared = shared
-        self.tensors = tensors
-        self.chunk_bytes = chunk_bytes
-        self._data = tensors.block.numpy().data
-        self._segments = tensors.schema.chunks(chunk_bytes)
-        self._checksums = [crc32c(self._data[segment.start : segment.stop]) for segment in self._segments]
+        self._listed = listed
+        self._data = encoded.block.numpy().data
+        self._pieces = encoded.encoding.pieces
+        self._checksums = [crc32c(self._data[piece.start : piece.stop]) for piece in self._pieces]
         self._recent_frames: dict[int, bytes] = {}
 
     @property
     def size_bytes(self) -> int:
-        return self.tensors.schema.size_bytes
+        return self.encoding.size_bytes
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the tensors take without a codec."""
+        return self.encoding.schema.size_bytes
 
     @cached_property
     def header(self) -> pb.PayloadHeader:
         digest = hashlib.sha256(b"".join(checksum.to_bytes(4, "little") for checksum in self._checksums))
         return pb.PayloadHeader(
-            schema=schema_to_message(self.tensors.schema),
+            schema=schema_to_message(self.encoding.schema) if self._listed else None,
             size_bytes=self.size_bytes,
-            chunk_bytes=self.chunk_bytes,
+            chunk_bytes=self.encoding.chunk_bytes,
             digest=digest.digest(),
+            codec=self.encoding.coding.name,
+            seed=self.encoding.coding.seed,
         )
 
     @cached_property
@@ -123,7 +162,7 @@ class Payload:
 
     @property
     def num_frames(self) -> int:
-        return len(self._segments)
+        return len(self._pieces)
 
     def frames(self, offset: int = 0) -> Iterator[bytes]:
         """The stream messages that carry the bytes from the chunk that begins at byte `offset` on, in order.
@@ -131,11 +170,11 @@ class Payload:
         Raises:
             ProtocolError: no chunk begins there, nor does the payload end there.
         """
-        return map(self._frame, range(self._index_of(offset), len(self._segments)))
+        return map(self._frame, range(self._index_of(offset), len(self._pieces)))
 
     def _index_of(self, offset: int) -> int:
-        index = bisect.bisect_left(self._segments, offset, key=lambda segment: segment.start)
-        start = self._segments[index].start if index < len(self._segments) else self.size_bytes
+        index = bisect.bisect_left(self._pieces, offset, key=lambda piece: piece.start)
+        start = self._pieces[index].start if index < len(self._pieces) else self.size_bytes
         if start != offset:
             raise ProtocolError(f"no chunk of this payload begins at byte {offset}")
         return index
@@ -144,16 +183,16 @@ class Payload:
     def frames_bytes(self) -> int:
         """Size of all messages of `frames` together, in bytes, without building them."""
         return sum(
-            chunk_message_bytes(segment.start, checksum, segment.stop - segment.start)
-            for segment, checksum in zip(self._segments, self._checksums, strict=True)
+            chunk_message_bytes(piece.start, checksum, piece.size_bytes)
+            for piece, checksum in zip(self._pieces, self._checksums, strict=True)
         )
 
     def _frame(self, index: int) -> bytes:
         """One encoded chunk, shared with the other receivers that are at about the same place."""
         frame = self._recent_frames.get(index)
         if frame is None:
-            segment = self._segments[index]
-            frame = encode_chunk(Chunk(segment.start, self._checksums[index], self._data[segment.start : segment.stop]))
+            piece = self._pieces[index]
+            frame = encode_chunk(Chunk(piece.start, self._checksums[index], self._data[piece.start : piece.stop]))
             if not self._shared:
                 return frame
             self._recent_frames[index] = frame
@@ -163,12 +202,16 @@ class Payload:
 
 
 class ChunkSequence:
-    """Checks the chunks of one payload as they arrive: order, boundaries, checksums, and the digest at the end."""
+    """Checks the chunks of one payload as they arrive: order, boundaries, checksums, and the digest at the end.
 
-    def __init__(self, header: pb.PayloadHeader, expected: Schema) -> None:
-        """Raises SchemaError if the header does not announce exactly `expected`."""
-        check_header(header, expected)
-        self.segments = expected.chunks(header.chunk_bytes)
+    Attributes:
+        pieces: what is to come, in order.
+    """
+
+    def __init__(self, header: pb.PayloadHeader, expected: Schema, coding: Coding = UNCODED) -> None:
+        """Raises SchemaError if the header does not announce exactly `expected`, encoded as `coding` says."""
+        self.encoding = check_header(header, expected, coding)
+        self.pieces = self.encoding.pieces
         self._expected_digest = header.digest
         self._digest = hashlib.sha256()
         self._next = 0
@@ -176,9 +219,9 @@ class ChunkSequence:
 
     @property
     def complete(self) -> bool:
-        return self._next == len(self.segments)
+        return self._next == len(self.pieces)
 
-    def accept(self, chunk: Chunk) -> Segment:
+    def accept(self, chunk: Chunk) -> Piece:
         """Check the next chunk and return where its bytes belong.
 
         Raises:
@@ -186,25 +229,25 @@ class ChunkSequence:
         """
         if self.complete:
             raise CorruptionError(f"a chunk at byte {chunk.offset} after the payload was complete")
-        segment = self.segments[self._next]
-        if chunk.offset != segment.start:
-            raise CorruptionError(f"a chunk at byte {chunk.offset} where byte {segment.start} comes next")
-        if len(chunk.data) != segment.stop - segment.start:
-            raise CorruptionError(f"a chunk of {len(chunk.data)} bytes at byte {chunk.offset} where {segment.stop - segment.start} are due")
+        piece = self.pieces[self._next]
+        if chunk.offset != piece.start:
+            raise CorruptionError(f"a chunk at byte {chunk.offset} where byte {piece.start} comes next")
+        if len(chunk.data) != piece.size_bytes:
+            raise CorruptionError(f"a chunk of {len(chunk.data)} bytes at byte {chunk.offset} where {piece.size_bytes} are due")
         if crc32c(chunk.data) != chunk.crc32c:
             raise CorruptionError(f"the checksum of the chunk at byte {chunk.offset} does not match its data")
         self._digest.update(chunk.crc32c.to_bytes(4, "little"))
         self._next += 1
         self._check_digest()
-        return segment
+        return piece
 
     @property
     def received_bytes(self) -> int:
         """How many bytes have been accepted: where the next chunk begins."""
-        return self.segments[self._next - 1].stop if self._next else 0
+        return self.pieces[self._next - 1].stop if self._next else 0
 
     def _check_digest(self) -> None:
-        if self._next < len(self.segments):
+        if self._next < len(self.pieces):
             return
         if self._digest.digest() != self._expected_digest:
             raise CorruptionError("the digest of the payload does not match its chunks")
@@ -213,10 +256,9 @@ class ChunkSequence:
 class Assembly:
     """Puts a payload back together in memory that is taken once its header has been checked."""
 
-    def __init__(self, header: pb.PayloadHeader, expected: Schema) -> None:
-        self._sequence = ChunkSequence(header, expected)
+    def __init__(self, header: pb.PayloadHeader, expected: Schema, coding: Coding = UNCODED) -> None:
+        self._sequence = ChunkSequence(header, expected, coding)
         self.tensors = Tensors.empty(expected)
-        self._data = self.tensors.block.numpy()
 
     @property
     def complete(self) -> bool:
@@ -228,9 +270,19 @@ class Assembly:
         return self._sequence.received_bytes
 
     def add(self, chunk: Chunk) -> None:
-        """Raises CorruptionError if the chunk is not the next one or is damaged."""
-        segment = self._sequence.accept(chunk)
-        self._data[segment.start : segment.stop] = np.frombuffer(chunk.data, dtype=np.uint8)
+        """Raises CorruptionError if the chunk is not the next one or is damaged, SchemaError if no encoder makes it."""
+        piece = self._sequence.accept(chunk)
+        segment = piece.segment
+        if piece.codec is None:
+            data = self.tensors.block.numpy()
+            data[segment.start : segment.stop] = np.frombuffer(chunk.data, dtype=np.uint8)
+        else:
+            self.tensors.elements(segment).copy_(piece.decode(bytes_of(chunk)))
+
+
+def bytes_of(chunk: Chunk) -> torch.Tensor:
+    """Copy a chunk's data; uint8, aligned for every dtype."""
+    return torch.from_numpy(np.frombuffer(chunk.data, dtype=np.uint8).copy())
 
 
 def check_values(elements: torch.Tensor) -> None:

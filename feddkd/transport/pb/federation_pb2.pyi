@@ -229,6 +229,7 @@ class ParticipateRequest(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message."""
@@ -249,6 +250,10 @@ class ParticipateRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """The client's process still runs."""
 
+    @_builtins.property
+    def lacking(self) -> Global___Lacking:
+        """The client does not hold the model that a broadcast is to be added to."""
+
     def __init__(
         self,
         *,
@@ -257,12 +262,13 @@ class ParticipateRequest(_message.Message):
         answer: Global___Answer | None = ...,
         failure: Global___Failure | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        lacking: Global___Lacking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure", "heartbeat", "lacking"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -452,10 +458,17 @@ class Work(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    ANSWER_CODEC_FIELD_NUMBER: _builtins.int
+    ANSWER_SEED_FIELD_NUMBER: _builtins.int
     evaluate: _builtins.bool
     """Evaluate the broadcast model on held-out examples first, and say the result in the Answer."""
     deadline_s: _builtins.float
     """Seconds from this message within which the answer should begin."""
+    answer_codec: _builtins.str
+    """How the answer's payload has to be encoded; as `codec` and `seed` of its header."""
+    answer_seed: _builtins.int
+    """Its seed."""
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -464,6 +477,10 @@ class Work(_message.Message):
     def payload(self) -> _tensors_pb2.PayloadHeader:
         """The broadcast that follows in chunks."""
 
+    @_builtins.property
+    def replica(self) -> Global___Replica:
+        """Set where the client is to keep what it receives, because later broadcasts build on it."""
+
     def __init__(
         self,
         *,
@@ -471,14 +488,79 @@ class Work(_message.Message):
         payload: _tensors_pb2.PayloadHeader | None = ...,
         evaluate: _builtins.bool = ...,
         deadline_s: _builtins.float = ...,
+        replica: Global___Replica | None = ...,
+        answer_codec: _builtins.str = ...,
+        answer_seed: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "evaluate", b"evaluate", "id", b"id", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_codec", b"answer_codec", "answer_seed", b"answer_seed", "deadline_s", b"deadline_s", "evaluate", b"evaluate", "id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Work: _TypeAlias = Work  # noqa: Y015
+
+@_typing.final
+class Replica(_message.Message):
+    """How a broadcast becomes the model that the server and its clients hold alike. Where the payload is a
+    step, its encoded tensors are added to those that the client holds, and its other tensors replace them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    CONTENT_SHA256_FIELD_NUMBER: _builtins.int
+    IN_MEAN_FIELD_NUMBER: _builtins.int
+    TAKE_MEAN_FIELD_NUMBER: _builtins.int
+    base_sha256: _builtins.bytes
+    """The first 16 bytes of the SHA-256 of the model that the step is to be added to; empty: the payload is
+    a whole model.
+    """
+    content_sha256: _builtins.bytes
+    """The same of the model that the client then holds; it is what the exchange broadcasts."""
+    in_mean: _builtins.bool
+    """The model counts in a running mean, which begins after the last model that does not."""
+    take_mean: _builtins.bool
+    """After the step, the running mean of the trainable parameters takes their place, and is begun again."""
+    def __init__(
+        self,
+        *,
+        base_sha256: _builtins.bytes = ...,
+        content_sha256: _builtins.bytes = ...,
+        in_mean: _builtins.bool = ...,
+        take_mean: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "content_sha256", b"content_sha256", "in_mean", b"in_mean", "take_mean", b"take_mean"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class Lacking(_message.Message):
+    """Asks for a broadcast as a whole model: the client does not hold the one that it was to be added to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def id(self) -> Global___ExchangeId:
+        """Which exchange."""
+
+    def __init__(
+        self,
+        *,
+        id: Global___ExchangeId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lacking: _TypeAlias = Lacking  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):

@@ -150,10 +150,12 @@ class PayloadHeader(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """Bytes of tensor data in all chunks together, as the schema implies."""
+    """Bytes in all chunks together, as the schema and the codec imply."""
     chunk_bytes: _builtins.int
-    """The most tensor data one chunk carries, in bytes. Rounded down to a multiple of 8 it is the step at
+    """The most tensor data one chunk stands for, in bytes before they are encoded. Rounded down to a multiple of 8 it is the step at
     which chunks are cut, from the start of each run of one element type; they never mix types. So both
     ends know every boundary.
     """
@@ -166,9 +168,19 @@ class PayloadHeader(_message.Message):
     compares it with the hash of the bytes that it holds, so the same content counts once and other
     content is refused. Empty or 32 bytes.
     """
+    codec: _builtins.str
+    """How trainable tensors of floating-point types are encoded, for instance "eden2"; the others are sent as
+    they are. Chunks do not mix the two. Empty: all are sent as they are.
+    """
+    seed: _builtins.int
+    """What the codec draws random numbers from: chunk i of the payload has the seed
+    (seed + i * 0x9E3779B97F4A7C15) mod 2^63.
+    """
     @_builtins.property
     def schema(self) -> Global___Schema:
-        """Names, types and shapes, in the order in which the bytes follow."""
+        """Names, types and shapes, in the order in which the bytes follow. Left out where a codec is named and
+        all tensors of the exchange follow.
+        """
 
     def __init__(
         self,
@@ -178,10 +190,12 @@ class PayloadHeader(_message.Message):
         chunk_bytes: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         content_sha256: _builtins.bytes = ...,
+        codec: _builtins.str = ...,
+        seed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "content_sha256", b"content_sha256", "digest", b"digest", "schema", b"schema", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "codec", b"codec", "content_sha256", b"content_sha256", "digest", b"digest", "schema", b"schema", "seed", b"seed", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,11 +211,11 @@ class Chunk(_message.Message):
     CRC32C_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """Position of the first byte within the payload, in bytes."""
+    """Position of the first byte within the payload, in bytes as they are sent."""
     crc32c: _builtins.int
     """CRC-32C (Castagnoli) of data."""
     data: _builtins.bytes
-    """Little-endian tensor elements; never more than 4 MiB less 4 KiB."""
+    """Little-endian tensor elements, or their code; never more than 4 MiB less 4 KiB."""
     def __init__(
         self,
         *,

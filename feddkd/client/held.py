@@ -1,0 +1,33 @@
+"""What a client keeps between exchanges so that fewer bytes travel: models that steps lead from, and what codecs left out."""
+
+from __future__ import annotations
+
+from feddkd.compression.replica import Replica
+from feddkd.tensors import Schema, Tensors
+
+
+class Held:
+    """Models and leftovers of one client, in memory: a client that is started again receives a whole model.
+
+    Attributes:
+        replicas: what was received last, by its schema.
+    """
+
+    def __init__(self) -> None:
+        self.replicas: dict[Schema, Replica] = {}
+        self._leftovers: dict[str, Tensors] = {}
+
+    def with_leftover(self, exchange: str, contribution: Tensors) -> Tensors:
+        """Add to a contribution what the codec left out of the last one to an exchange of that name."""
+        leftover = self._leftovers.get(exchange)
+        if leftover is None or leftover.schema != contribution.schema:
+            return contribution
+        return contribution.replace({name: contribution[name] + leftover[name] for name in _lossy(contribution)})
+
+    def keep_leftover(self, exchange: str, contribution: Tensors, decoded: Tensors) -> None:
+        """Keep what is left of `contribution` where the server has `decoded`."""
+        self._leftovers[exchange] = contribution - decoded
+
+
+def _lossy(tensors: Tensors) -> list[str]:
+    return [spec.name for spec in tensors.schema.specs if spec.lossy]

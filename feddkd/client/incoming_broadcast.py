@@ -1,0 +1,108 @@
+"""Puts a broadcast together at a client: a whole model, or a step that is added to the one it holds."""
+
+from __future__ import annotations
+
+from feddkd.compression.codecs import find
+from feddkd.compression.encoding import UNCODED, Coding
+from feddkd.compression.replica import Replica
+from feddkd.client.held import Held
+from feddkd.errors import CorruptionError, SchemaError
+from feddkd.tensors import Schema, Tensors
+from feddkd.transport.frames import Chunk
+from feddkd.transport.payload import Assembly, schema_from_message
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.pb import tensors_pb2
+
+
+class IncomingBroadcast:
+    """One broadcast on its way in.
+
+    Attributes:
+        lacking: it cannot be used, because the client does not hold what the step is to be added to.
+        received_bytes: how much of the payload has arrived.
+    """
+
+    def __init__(self, message: pb.Work, expected: Schema, held: Held) -> None:
+        """Check what the server announces.
+
+        Raises:
+            SchemaError: it is not what this exchange broadcasts.
+            ConfigError: its codec is not known here.
+        """
+        self._expected = expected
+        self._held = held
+        self._replica = message.replica if message.HasField("replica") else None
+        self.received_bytes = 0
+        self.lacking = False
+        if self._is_step:
+            replica = held.replicas.get(expected)
+            self.lacking = replica is None or replica.version != message.replica.base_sha256
+        coding = coding_of(message.payload.codec, message.payload.seed)
+        schema = self._step_schema(message.payload) if self._is_step else expected
+        self._assembly = None if self.lacking else Assembly(message.payload, schema, coding)
+        self._tensors: Tensors | None = None
+        if self._assembly is not None and self._assembly.complete:
+            self._finish(self._assembly.tensors)
+
+    @property
+    def _is_step(self) -> bool:
+        return self._replica is not None and bool(self._replica.base_sha256)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the broadcast is here."""
+        return self._tensors is not None
+
+    def take(self) -> Tensors:
+        """Hand over what was broadcast."""
+        assert self._tensors is not None
+        return self._tensors
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the next chunk. Raises ProtocolError if it is not that, or is damaged."""
+        if self._assembly is None or self._assembly.complete:
+            return
+        self._assembly.add(chunk)
+        self.received_bytes += len(chunk.data)
+        if self._assembly.complete:
+            self._finish(self._assembly.tensors)
+
+    def _step_schema(self, header: tensors_pb2.PayloadHeader) -> Schema:
+        """What a step moves: what the header lists; without a list, all that a codec may change."""
+        if header.codec and not header.schema.tensors:
+            return Schema(spec for spec in self._expected.specs if spec.lossy)
+        return _as_expected(schema_from_message(header.schema), self._expected)
+
+    def _finish(self, received: Tensors) -> None:
+        self._assembly = None
+        if self._replica is None:
+            self._tensors = received
+            return
+        if self._is_step:
+            replica = self._held.replicas[self._expected]
+            if len(received):
+                replica.advance(received, in_mean=self._replica.in_mean)
+            if self._replica.take_mean:
+                replica.take_mean()
+        else:
+            replica = self._held.replicas[self._expected] = Replica(received, in_mean=self._replica.in_mean)
+        if replica.version == self._replica.content_sha256:
+            self._tensors = replica.model
+        elif self._is_step:  # for instance where the model was written to: a whole one puts that right
+            del self._held.replicas[self._expected]
+            self.lacking = True
+        else:
+            raise CorruptionError("the broadcast is not the model that the server names")
+
+
+def coding_of(codec: str, seed: int) -> Coding:
+    """Read how the server encodes a payload. Raises ConfigError for a codec that is not known here."""
+    return Coding(find(codec, unbiased=False), seed) if codec else UNCODED
+
+
+def _as_expected(listed: Schema, expected: Schema) -> Schema:
+    """Return the tensors of `expected` that are listed. Raises SchemaError for others."""
+    unknown = next((name for name in listed.by_name if name not in expected.by_name), None)
+    if unknown is not None:
+        raise SchemaError(f"tensor {unknown!r} is not expected")
+    return Schema(expected.by_name[name] for name in listed.by_name)

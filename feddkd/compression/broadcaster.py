@@ -1,0 +1,201 @@
+"""Decide how a model reaches each client: as an encoded step from what it holds, or whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from feddkd.compression.codec import Codec
+from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, derive_seed, relative_error
+from feddkd.compression.replica import Replica
+from feddkd.tensors import Schema, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class CodecCost:
+    """What the codec of a broadcast cost.
+
+    Attributes:
+        seconds: spent on it at the server.
+        error: ||what is sent - what was to be sent|| over the norm of the step that was to be taken.
+    """
+
+    seconds: float = 0.0
+    error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Broadcast:
+    """The forms in which a payload travels. Its receivers keep it, because later broadcasts build on it.
+
+    Attributes:
+        content: version of the payload.
+        whole: for clients that hold nothing that a step leads from.
+        step: for those of `holders`; None if there are none.
+        base: version of the model that the step is added to.
+        holders: clients that replied when that model was sent.
+        in_mean: as in `Replica.advance`.
+        take_mean: after the step comes `Replica.take_mean`.
+        cost: of the codec.
+    """
+
+    content: bytes
+    whole: Encoded
+    step: Encoded | None = None
+    base: bytes = b""
+    holders: frozenset[str] = frozenset()
+    in_mean: bool = False
+    take_mean: bool = False
+    cost: CodecCost = CodecCost()
+
+
+@dataclass(slots=True)
+class _Held:
+    """What clients hold of one kind of payload, and what they have not been sent yet.
+
+    Attributes:
+        base: version of the model that `holders` hold.
+        step: leads from there to the replica's model.
+    """
+
+    replica: Replica
+    base: bytes
+    holders: frozenset[str] = frozenset()
+    step: Encoded | None = None
+    in_mean: bool = False
+    take_mean: bool = False
+    cost: CodecCost = CodecCost()
+
+
+class Broadcaster:
+    """The server's half of the replicas: encodes steps, and knows who holds what.
+
+    Equal sequences of calls give equal codes.
+    """
+
+    def __init__(self, chunk_bytes: int, seed: int, snapshot: Codec | None = None) -> None:
+        """Begin with clients that hold nothing.
+
+        Args:
+            chunk_bytes: most bytes of elements in one chunk.
+            seed: of the run.
+            snapshot: encodes whole models; None sends them as they are.
+        """
+        self._chunk_bytes = chunk_bytes
+        self._seed = seed
+        self._snapshot = snapshot
+        self._held: dict[Schema, _Held] = {}
+        self._num_codes = 0
+
+    def forget(self) -> None:
+        """Take it that no client holds anything: the next broadcast is whole."""
+        self._held.clear()
+
+    def adopt(self, codec: Codec, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        """Replace a model by the one that clients will hold once the encoded step to it has arrived.
+
+        The next broadcast of the result sends that step. A second model that is adopted before then
+        is sent whole, unless it is the mean of the models in the running mean.
+        """
+        held = self._held.get(model.schema)
+        if held is None or _same(model, held.replica.model):
+            return model
+        if _same(model, held.replica.mean):
+            held.replica.take_mean()
+            held.take_mean = True
+            return held.replica.model
+        if held.step is not None or held.take_mean:
+            held.holders = frozenset()  # they would need two steps at once
+        self._take_step(held, codec, model, in_mean=in_mean)
+        return held.replica.model
+
+    def broadcast(self, codec: Codec, payload: Tensors, clients: Iterable[str], *, exact: bool = False) -> tuple[Tensors, Broadcast]:
+        """Decide how `payload` is sent to `clients`.
+
+        Args:
+            exact: clients have to receive every bit of it.
+
+        Returns:
+            What they will hold: `payload`, or what codecs leave of it; and how it gets there.
+        """
+        asked = frozenset(clients)
+        held = self._held.get(payload.schema)
+        if held is not None and exact and not _same(payload, held.replica.model):
+            held = None
+        if held is not None:
+            self.adopt(codec, payload)
+            if held.step is None:
+                held.step = self._nothing()
+        snapshot = self._snapshot if not exact else None
+        if held is None or self._whole_is_smaller(held, asked, snapshot):
+            in_mean = held is not None and held.in_mean and not held.take_mean
+            return self._send_whole(payload, snapshot, in_mean=in_mean)
+        holders = held.holders & asked
+        whole = Encoding(payload.schema, self._chunk_bytes).encode(held.replica.model)
+        version = held.replica.version
+        sent = Broadcast(version, whole, held.step, held.base, holders, held.in_mean, held.take_mean, held.cost)
+        return held.replica.model, sent
+
+    def received(self, broadcast: Broadcast, payload: Tensors, clients: Collection[str]) -> None:
+        """Take in who has received a broadcast; the others hold nothing of use any more."""
+        held = self._held[payload.schema]
+        held.base, held.holders = broadcast.content, frozenset(clients)
+        held.step, held.in_mean, held.take_mean, held.cost = None, False, False, CodecCost()
+
+    def _take_step(self, held: _Held, codec: Codec, model: Tensors, *, in_mean: bool) -> None:
+        started = time.perf_counter()
+        wanted = _difference(model, held.replica.model)
+        encoded = Encoding(wanted.schema, self._chunk_bytes, self._coding(codec)).encode(wanted)
+        decoded = encoded.decode()
+        held.replica.advance(decoded, in_mean=in_mean)
+        held.step, held.in_mean, held.take_mean = encoded, in_mean, False
+        held.cost = CodecCost(time.perf_counter() - started, relative_error(wanted, decoded))
+
+    def _send_whole(self, payload: Tensors, codec: Codec | None, *, in_mean: bool) -> tuple[Tensors, Broadcast]:
+        started = time.perf_counter()
+        coding = self._coding(codec) if codec is not None else UNCODED
+        whole = Encoding(payload.schema, self._chunk_bytes, coding).encode(payload)
+        sent = whole.decode()
+        replica = Replica(sent, in_mean=in_mean)
+        cost = CodecCost(time.perf_counter() - started, relative_error(payload, sent)) if codec is not None else CodecCost()
+        self._held[payload.schema] = _Held(replica, replica.version)
+        return sent, Broadcast(replica.version, whole, in_mean=in_mean, cost=cost)
+
+    def _whole_is_smaller(self, held: _Held, asked: frozenset[str], snapshot: Codec | None) -> bool:
+        """Compare sending the step to those who can use it and the model to the others with a snapshot for all."""
+        assert held.step is not None
+        holders = len(held.holders & asked)
+        if not holders:
+            return True
+        model = held.replica.model.schema
+        whole_bytes = model.size_bytes
+        coding = Coding(snapshot) if snapshot is not None else UNCODED
+        snapshot_bytes = Encoding(model, self._chunk_bytes, coding).size_bytes
+        return len(asked) * snapshot_bytes < holders * held.step.size_bytes + (len(asked) - holders) * whole_bytes
+
+    def _coding(self, codec: Codec) -> Coding:
+        self._num_codes += 1
+        return Coding(codec, derive_seed(self._seed, "broadcast", self._num_codes))
+
+    def _nothing(self) -> Encoded:
+        return Encoding(Schema([]), self._chunk_bytes).encode(Tensors(Schema([])))
+
+
+def _same(first: Tensors, second: Tensors) -> bool:
+    return first is second or torch.equal(first.block, second.block)
+
+
+def _difference(model: Tensors, held: Tensors) -> Tensors:
+    """Return the tensors in which two models differ: differences of those that are lossy, the others as in `model`."""
+    changed = [spec for spec in model.schema.specs if not torch.equal(_bits(model[spec.name]), _bits(held[spec.name]))]
+    return Tensors.copy_of(
+        Schema(changed),
+        {spec.name: model[spec.name] - held[spec.name] if spec.lossy else model[spec.name] for spec in changed},
+    )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

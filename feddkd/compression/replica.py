@@ -1,0 +1,77 @@
+"""Keep a model that the server and its clients hold alike, although only its steps are sent, and encoded.
+
+The server encodes the step that it wants to take, adds what the code says to its own model, and sends the
+code. So its model is exactly what clients hold: no error is left that somebody would have to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import Tensor
+
+from feddkd.compression.running_mean import RunningMean
+from feddkd.errors import SchemaError
+from feddkd.tensors import Tensors
+
+VERSION_BYTES = 16
+
+
+def version_of(model: Tensors) -> bytes:
+    """Name a model by its content: the first 16 bytes of its SHA-256."""
+    return hashlib.sha256(model.block.numpy().data).digest()[:VERSION_BYTES]
+
+
+class Replica:
+    """A model, and the mean of the last ones, as both ends keep them.
+
+    Attributes:
+        model: what is held now.
+        version: of `model`.
+    """
+
+    def __init__(self, model: Tensors, *, in_mean: bool = False) -> None:
+        """Begin with a whole model.
+
+        Args:
+            in_mean: it counts in the running mean.
+        """
+        self._mean = RunningMean()
+        self._hold(model, in_mean=in_mean)
+
+    def advance(self, step: Tensors, *, in_mean: bool = False) -> None:
+        """Take a step.
+
+        Args:
+            step: some or all tensors of the model; those that are `lossy` are added to the model's, the others
+                replace them.
+            in_mean: the model after it counts in the running mean, which begins after the last one that does not.
+
+        Raises:
+            SchemaError: a tensor is not one of the model's.
+        """
+        for name, spec in step.schema.by_name.items():
+            mine = self.model.schema.by_name.get(name)
+            if mine is None or (mine.dtype, mine.shape) != (spec.dtype, spec.shape):
+                raise SchemaError(f"tensor {spec} is none of the model's")
+        model = self.model.replace({name: self._after(name, step) for name in step})
+        self._hold(model, in_mean=in_mean)
+
+    def _after(self, name: str, step: Tensors) -> Tensor:
+        return self.model[name] + step[name] if self.model.schema.by_name[name].lossy else step[name]
+
+    def take_mean(self) -> None:
+        """Put the running mean in the place of the trainable parameters, and begin it again."""
+        self._hold(self.mean, in_mean=False)
+
+    @property
+    def mean(self) -> Tensors:
+        """The model with the running mean of the trainable parameters; the model itself if that is empty."""
+        return self._mean.of(self.model)
+
+    def _hold(self, model: Tensors, *, in_mean: bool) -> None:
+        self.model, self.version = model, version_of(model)
+        if in_mean:
+            self._mean.add(model)
+        else:
+            self._mean = RunningMean()
