@@ -167,9 +167,7 @@ class Schema:
     def beside(self, extras: Mapping[str, Schema]) -> Schema:
         """Return these tensors by their names, and those of each of `extras` as "extra/name"."""
         prefixed = (
-            dataclasses.replace(spec, name=f"{extra}/{spec.name}", extra=True)
-            for extra, schema in extras.items()
-            for spec in schema.specs
+            dataclasses.replace(spec, name=f"{extra}/{spec.name}", extra=True) for extra, schema in extras.items() for spec in schema.specs
         )
         return Schema([*self.specs, *prefixed])
 

@@ -102,6 +102,9 @@ class FakeInbox:
         self.events.append(f"{session.client_id} sent {len(chunk.data)} bytes")
         await self.room.wait()
 
+    def lacking(self, session: Session, lacking: pb.Lacking) -> Meter:
+        return self.other
+
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         return self._note(f"{session.client_id} failed: {failure.reason}")
 

@@ -21,7 +21,7 @@ def check(config: ConfigFile = None, override: Overrides = None) -> None:
     loaded = Config.load(config, override or ())
     from feddkd import algorithms  # imports torch, which takes seconds
 
-    loaded.aggregation.check_exchanges(algorithms.build(loaded).exchanges(loaded))
+    loaded.check_exchanges(algorithms.build(loaded).exchanges(loaded))
     say(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
 
 

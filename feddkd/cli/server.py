@@ -74,7 +74,7 @@ def server(
     _warn_of_small_rounds(resolved.scheduler)
     run_id = new_run_id()
     algorithm = algorithms.build(resolved)
-    resolved.aggregation.check_exchanges(algorithm.exchanges(resolved))
+    resolved.check_exchanges(algorithm.exchanges(resolved))
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from feddkd.client.held import Held
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import UNCODED, Coding
 from feddkd.compression.replica import Replica
-from feddkd.client.held import Held
 from feddkd.errors import CorruptionError, SchemaError
 from feddkd.tensors import Schema, Tensors
 from feddkd.transport.frames import Chunk
@@ -60,12 +60,13 @@ class IncomingBroadcast:
 
     def add(self, chunk: Chunk) -> None:
         """Add the next chunk. Raises ProtocolError if it is not that, or is damaged."""
-        if self._assembly is None or self._assembly.complete:
+        assembly = self._assembly
+        if assembly is None:
             return
-        self._assembly.add(chunk)
+        assembly.add(chunk)
         self.received_bytes += len(chunk.data)
-        if self._assembly.complete:
-            self._finish(self._assembly.tensors)
+        if assembly.complete:
+            self._finish(assembly.tensors)
 
     def _step_schema(self, header: tensors_pb2.PayloadHeader) -> Schema:
         """What a step moves: what the header lists; without a list, all that a codec may change."""

@@ -8,13 +8,13 @@ import time
 import torch
 
 from feddkd.client.held import Held
-from feddkd.client.incoming_broadcast import coding_of
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, relative_error
 from feddkd.exchange import MAX_METRICS, Reply
 from feddkd.tensors import Tensors
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 from feddkd.transport.pb import federation_pb2 as pb
+
 
 def reply_coding(message: pb.Work) -> Coding:
     """Read how the reply has to be encoded. Raises ConfigError for a codec that is not known here."""

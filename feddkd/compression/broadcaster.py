@@ -112,10 +112,11 @@ class Broadcaster:
         self._take_step(held, codec, model, in_mean=in_mean)
         return held.replica.model
 
-    def broadcast(self, codec: Codec, payload: Tensors, clients: Iterable[str], *, exact: bool = False) -> tuple[Tensors, Broadcast]:
+    def broadcast(self, codec: Codec | None, payload: Tensors, clients: Iterable[str], *, exact: bool = False) -> tuple[Tensors, Broadcast]:
         """Decide how `payload` is sent to `clients`.
 
         Args:
+            codec: encodes steps; None sends no steps but those that were adopted.
             exact: clients have to receive every bit of it.
 
         Returns:
@@ -123,10 +124,12 @@ class Broadcaster:
         """
         asked = frozenset(clients)
         held = self._held.get(payload.schema)
+        exact = exact or codec is None
         if held is not None and exact and not _same(payload, held.replica.model):
             held = None
         if held is not None:
-            self.adopt(codec, payload)
+            if codec is not None:
+                self.adopt(codec, payload)
             if held.step is None:
                 held.step = self._nothing()
         snapshot = self._snapshot if not exact else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
-from pydantic import Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from feddkd.config.algorithm import (
     AlgorithmConfig,
@@ -32,6 +32,7 @@ from feddkd.config.algorithm import (
     MOONConfig,
     SCAFFOLDConfig,
 )
+from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
 from feddkd.config.table import COUNT_MAX, ImportPath, Table
@@ -50,6 +51,7 @@ from feddkd.errors import ConfigError
 __all__ = [
     "AggregationConfig",
     "AlgorithmConfig",
+    "CommunicationConfig",
     "Config",
     "CrossEntropyConfig",
     "CustomAlgorithmConfig",
@@ -77,6 +79,7 @@ __all__ = [
     "Table",
     "TrainingConfig",
     "TransportConfig",
+    "proposals",
     "read_tables",
 ]
 
@@ -95,8 +98,20 @@ class Config(Table):
     dkd: DKDConfig = DKDConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    communication: CommunicationConfig = CommunicationConfig()
     transport: TransportConfig = TransportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_proposals(cls, tree: Any) -> Any:
+        return with_proposals(tree) if isinstance(tree, Mapping) else tree
+
+    def check_exchanges(self, known: Iterable[str]) -> None:
+        """Check that tables which name exchanges name those of the algorithm. Raises ConfigError."""
+        names = list(known)
+        self.aggregation.check_exchanges(names)
+        self.communication.check_exchanges(names)
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Iterable[str] = ()) -> Self:

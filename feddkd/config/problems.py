@@ -16,6 +16,7 @@ MOST_KEYS = 10
 
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
+    "^(fp32|": "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01)",
     "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
 }
 """What a string should look like, by the beginning of the pattern that it does not match."""
@@ -61,7 +62,7 @@ def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
     for part in parts:
         names.append(_shortened_key(str(part)))
         field = table.model_fields.get(str(part))
-        annotation = field.annotation if field else None
+        annotation = field.annotation if field else getattr(table, "extra_table", None)
         tagged = tables_by_tag(annotation)
         inner = tagged.get(str(next(parts, ""))) if tagged else annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

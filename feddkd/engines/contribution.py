@@ -18,7 +18,6 @@ from feddkd.transport.frames import Chunk
 from feddkd.transport.payload import ChunkSequence, bytes_of, check_values
 from feddkd.transport.pb import tensors_pb2
 
-
 _WIDE = (torch.float32, torch.float64)
 """What a checked code decodes to fits into these; a narrower type may overflow."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feddkd.compression.encoding import Encoded, Encoding
+from feddkd.compression.encoding import Encoding
 from feddkd.exchange import Exchange
 from feddkd.transport.messages import replica_message, work_message
 from feddkd.transport.payload import Payload
@@ -12,7 +12,7 @@ class Forms:
     """The payload of an exchange as it is sent: whole, or as a step from what a client holds."""
 
     def __init__(self, exchange: Exchange, chunk_bytes: int, *, shared: bool = False) -> None:
-        """Prepare what is needed at once.
+        """Prepare nothing yet.
 
         Args:
             shared: keep a few chunks for clients that are about to need the same ones.
@@ -20,19 +20,9 @@ class Forms:
         self._exchange = exchange
         self._shared = shared
         self._lacking: set[str] = set()
-        broadcast = exchange.broadcast
-        if broadcast is None:
-            whole = Encoding(exchange.payload.schema, chunk_bytes).encode(exchange.payload)
-        else:
-            whole = broadcast.whole
-        self._whole_form = whole
+        self._chunk_bytes = chunk_bytes
         self._whole: Payload | None = None
-        self._step = self._payload_of(broadcast.step) if broadcast is not None and broadcast.step is not None else None
-
-    def _payload_of(self, encoded: Encoded) -> Payload:
-        expected = self._exchange.payload.schema
-        names = [spec.name for spec in expected.specs if spec.lossy] if encoded is not self._whole_form else list(expected.by_name)
-        return Payload.of(encoded, shared=self._shared, listed=list(encoded.encoding.schema.by_name) != names)
+        self._step: Payload | None = None
 
     def is_step(self, client: str) -> bool:
         """Whether a client receives a step."""
@@ -54,11 +44,24 @@ class Forms:
     def payload(self, client: str) -> Payload:
         """What a client is sent."""
         if self.is_step(client):
-            assert self._step is not None
+            self._step = self._step or self._step_payload()
             return self._step
-        if self._whole is None:
-            self._whole = self._payload_of(self._whole_form)
+        self._whole = self._whole or self._whole_payload()
         return self._whole
+
+    def _step_payload(self) -> Payload:
+        broadcast = self._exchange.broadcast
+        assert broadcast is not None
+        assert broadcast.step is not None
+        moved = [spec.name for spec in broadcast.step.encoding.schema.specs]
+        lossy = [spec.name for spec in self._exchange.payload.schema.specs if spec.lossy]
+        return Payload.of(broadcast.step, shared=self._shared, listed=moved != lossy)
+
+    def _whole_payload(self) -> Payload:
+        exchange = self._exchange
+        if exchange.broadcast is not None:
+            return Payload.of(exchange.broadcast.whole, shared=self._shared)
+        return Payload.of(Encoding(exchange.payload.schema, self._chunk_bytes).encode(exchange.payload), shared=self._shared)
 
     def message(self, client: str) -> bytes:
         """What precedes it."""

@@ -77,7 +77,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     """
     config = resolve(config)
     algorithm = algorithms.build(config)
-    config.aggregation.check_exchanges(algorithm.exchanges(config))
+    config.check_exchanges(algorithm.exchanges(config))
     run_id = new_run_id()
     model = initial_model(config)
     evaluator = make_evaluator(config)

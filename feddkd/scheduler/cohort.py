@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from feddkd.compression.broadcaster import CodecCost
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.tensors import Tensors
-from feddkd.traffic import Traffic
+from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS, Traffic
 
 DRIFT_DIVERSITY = "drift_diversity"
 """Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
@@ -98,9 +99,11 @@ class RoundCohort:
         return math.fsum(self._clients.values()) / self._total_weight
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        """Replace a model by the one that clients will hold once it is sent."""
-        self.sent = model
-        return model
+        """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
+        if not model.is_finite():
+            raise NotFiniteError(f"{self._attempt.exchange(name, 0)}: the model to be sent is not finite")
+        self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
+        return self.sent
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let the clients compute, and return their contributions, reduced.
@@ -122,6 +125,7 @@ class RoundCohort:
         exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
         self.sent = exchange.payload
         outcome = self._carry_out(exchange)
+        self._plan.downlink.received(exchange, outcome.replies)
         self._account(exchange, outcome)
         if outcome.fault:
             raise NotFiniteError(f"{identity}: {outcome.fault}")
@@ -193,7 +197,7 @@ class RoundCohort:
 
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
-        metrics = outcome.mean_metrics(exchange.clients)
+        metrics = outcome.mean_metrics(exchange.clients) | _codec_metrics(exchange, outcome)
         if outcome.reduced is not None and f"{UPDATE_NORM_SQUARED}/value" in outcome.reduced:
             metrics[UPDATE_NORM_SQUARED] = read_scalar(outcome.reduced, UPDATE_NORM_SQUARED)
         if UPDATE_NORM_SQUARED in metrics and outcome.reduced is not None:
@@ -213,3 +217,11 @@ class RoundCohort:
             return None  # an exchange of something else
         diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
         return diversity if diversity <= MAX_DIVERSITY else None
+
+
+def _codec_metrics(exchange: Exchange, outcome: Outcome) -> dict[str, float]:
+    """What codecs cost the server."""
+    if exchange.broadcast is None and exchange.reply_codec is None:
+        return {}
+    cost = exchange.broadcast.cost if exchange.broadcast is not None else CodecCost()
+    return {CODEC_SECONDS["down"]: cost.seconds + outcome.decode_s, CODEC_ERROR["down"]: cost.error}

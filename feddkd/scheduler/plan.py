@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from feddkd.aggregator.rule import Rule
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Closing, Exchange, ExchangeId, ExchangeKind
+from feddkd.scheduler.downlink import Downlink, named_codec
 from feddkd.tensors import Schema, Tensors
 
 
@@ -20,12 +21,14 @@ class ExchangePlan:
         kinds: what travels, by the exchange's name.
         model_schema: of the global model.
         rule: reduces the contributions.
+        downlink: encodes what is broadcast.
     """
 
     config: Config
     kinds: Mapping[str, ExchangeKind]
     model_schema: Schema
     rule: Rule
+    downlink: Downlink
 
     def describe(self, exchange: ExchangeId, clients: Mapping[str, float], payload: Tensors, *, evaluate: bool) -> Exchange:
         """Say everything that can change the outcome of an exchange.
@@ -34,15 +37,20 @@ class ExchangePlan:
             clients: the weight of each client's contribution, by id, in client order.
         """
         kind = self.kinds[exchange.name]
+        received, broadcast = self.downlink.broadcast(exchange, payload, clients)
+        up = self.config.communication.codec_up(exchange.name)
         return Exchange(
             id=exchange,
             clients=clients,
-            payload=payload,
+            payload=received,
             reply_schema=kind.reply(self.model_schema) if kind.reply else None,
             rule=self.rule,
             closing=self._closing(exchange.name, len(clients)),
             evaluate=evaluate,
             max_norm=self.config.aggregation.max_norm.get(exchange.name),
+            reply_codec=named_codec(up, unbiased=True) if kind.reply else None,
+            seed=self.config.seed,
+            broadcast=broadcast,
         )
 
     def _closing(self, name: str, num_clients: int) -> Closing:

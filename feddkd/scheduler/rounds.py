@@ -18,6 +18,7 @@ from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, Exchange, Outcome, Reply
 from feddkd.scheduler.cohort import Attempt, RoundCohort
+from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.observers import Observers
@@ -85,6 +86,7 @@ class Scheduler:
         self._evaluator = evaluator
         self._journal = extensions.journal
         self._rule = extensions.rule
+        self._downlink = Downlink(config)
         self._layers = extensions.layers
         self._finished: FinishedRound | None = None
         self._tally = RunTally()
@@ -142,6 +144,7 @@ class Scheduler:
                     break
                 except RoundError as error:
                     self._algorithm.load_state_dict(start.state())
+                    self._downlink.forget()
                     self._round_tally.start_again()
                     failing_since = failing_since or time.monotonic()
                     self._round_failed(number, attempt, error, failing_since)
@@ -199,7 +202,7 @@ class Scheduler:
         clients = self._engine.clients()
         absent = self._absent(clients)
         attempt = Attempt(self._run_id, self._config.rounds, 0)
-        plan = ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule)
+        plan = ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink)
         cohort = self._cohort(attempt, clients, clients, plan, min_clients=0)
         outcome = cohort.report(DELIVER, model)
         return absent | {client: missing.reason for client, missing in outcome.missing.items()}
@@ -216,7 +219,7 @@ class Scheduler:
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
         kinds = self._algorithm.exchanges(self._config)
-        plan = ExchangePlan(self._config, kinds, model.schema, self._rule)
+        plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink)
         cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
         return cohort, available
 

@@ -27,17 +27,17 @@ class Outgoing:
         frames: the messages; produced only as fast as the client takes them.
         meter: counts each message: of a broadcast before it is written, short ones when they are sent.
         payload_bytes: counted by the meter when the last message is handed to gRPC.
+        still_needed: asked before each message; once it returns False the rest is dropped.
         dense_bytes: as `Meter.payload_down` counts it.
         snapshot: likewise.
-        still_needed: asked before each message; once it returns False the rest is dropped.
     """
 
     frames: Iterable[bytes]
     meter: Meter
     payload_bytes: int = 0
+    still_needed: Callable[[], bool] = always
     dense_bytes: int | None = None
     snapshot: bool = False
-    still_needed: Callable[[], bool] = always
 
 
 class Outbox:

@@ -21,6 +21,7 @@ from feddkd.exchange import (
     trainable_parameters,
 )
 from feddkd.scheduler.cohort import DRIFT_DIVERSITY, Attempt, RoundCohort
+from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.tally import RoundTally
@@ -113,7 +114,7 @@ def cohort_of(
     return RoundCohort(
         Attempt(RUN_ID, 3, 1),
         clients,
-        ExchangePlan(CONFIG, KINDS, schema, WeightedMean()),
+        ExchangePlan(CONFIG, KINDS, schema, WeightedMean(), Downlink(CONFIG)),
         carry_out,
         on_exchange,
         total_weight=math.fsum(clients.values()) if total_weight is None else total_weight,

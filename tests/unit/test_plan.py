@@ -19,6 +19,7 @@ from feddkd.exchange import (
     ExchangeKind,
     trainable_parameters,
 )
+from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.plan import ExchangePlan
 
 KINDS = {
@@ -37,7 +38,7 @@ def exchange_of(
     clients: Mapping[str, float] = FIVE,
     evaluate: bool = False,
 ) -> Exchange:
-    plan = ExchangePlan(Config.load(overrides=overrides), KINDS, SCHEMA, WeightedMean())
+    plan = ExchangePlan(Config.load(overrides=overrides), KINDS, SCHEMA, WeightedMean(), Downlink(Config.load(overrides=overrides)))
     return plan.describe(ExchangeId(RUN_ID, 1, 0, name, 2), clients, PAYLOAD, evaluate=evaluate)
 
 

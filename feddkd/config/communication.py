@@ -1,0 +1,135 @@
+"""The table `[communication]`: how tensors are encoded, by exchange and direction, and presets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from feddkd.config.table import Table
+from feddkd.errors import ConfigError
+
+PLAIN: Literal["fp32"] = "fp32"
+"""The name of no codec: elements travel as they are, whatever their dtype."""
+
+CodecName = Annotated[str, StringConstraints(pattern=r"^(fp32|fp16|bf16|int8|int4|eden[1-4]|(topk|randk):0?\.\d{1,6})$")]
+"""`topk:0.01` sends one element in a hundred."""
+
+
+class ExchangeCodecs(Table):
+    """`[communication.NAME]`: the codecs of one exchange, where they are not those of `[communication]`."""
+
+    up: CodecName | None = Field(None, description="codec of what clients send in this exchange")
+    down: CodecName | None = Field(None, description="codec of what the server broadcasts in this exchange")
+
+
+class CommunicationConfig(Table):
+    """How tensors are encoded; a table `[communication.dkd_step]` sets `up` and `down` for one exchange."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ExchangeCodecs] = Field(init=False)
+    extra_table: ClassVar[type[BaseModel]] = ExchangeCodecs
+
+    preset: Literal["none", "lossless", "balanced", "frugal"] = Field(
+        "none",
+        description="proposes codecs and, for FedDKD and its control, `[dkd]` settings that fit them; keys that are given stay",
+    )
+    up: CodecName = Field(
+        PLAIN, description="codec of what clients send: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4, topk:SHARE, randk:SHARE"
+    )
+    down: CodecName = Field(
+        PLAIN, description="codec of the steps that the server broadcasts: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4"
+    )
+    snapshot: Literal["fp32", "bf16", "int8"] = Field(
+        PLAIN, description="codec of whole models, for clients that do not hold the one before; needs a codec in `down`"
+    )
+
+    @model_validator(mode="after")
+    def _codecs_make_sense(self) -> Self:
+        for key, codec in self._downs():
+            if codec.startswith(("topk", "randk")):
+                raise ValueError(f"{key} = {codec!r}: what it leaves out would be lost, since only clients keep what a codec left out")
+        if self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._downs()):
+            raise ValueError(f"snapshot = {self.snapshot!r}: no exchange sends steps, so there is nothing beside them; set `down`")
+        return self
+
+    def _downs(self) -> list[tuple[str, str]]:
+        own = [(f"{name}.down", codecs.down) for name, codecs in self.exchanges.items() if codecs.down is not None]
+        return [("down", self.down), *own]
+
+    @property
+    def exchanges(self) -> Mapping[str, ExchangeCodecs]:
+        """The tables of single exchanges, by name."""
+        return self.__pydantic_extra__
+
+    def codec_up(self, exchange: str) -> str:
+        """Name the codec of what clients send."""
+        own = self.exchanges.get(exchange)
+        return own.up if own is not None and own.up is not None else self.up
+
+    def codec_down(self, exchange: str) -> str:
+        """Name the codec of what the server broadcasts."""
+        own = self.exchanges.get(exchange)
+        return own.down if own is not None and own.down is not None else self.down
+
+    def check_exchanges(self, known: Iterable[str]) -> None:
+        """Check that every table is named after an exchange of the algorithm.
+
+        Raises:
+            ConfigError: naming the first one that is not.
+        """
+        names = sorted(known)
+        for name in self.exchanges:
+            if name not in names:
+                raise ConfigError(f"communication.{name}: this algorithm has no such exchange; it has {', '.join(names)}")
+
+
+_FEW_STEPS = {"start": "previous", "steps": 10, "batch_size": 256, "lr": 0.015, "beta2": 0.99}
+"""A batch costs nothing on the wire, so few steps with large ones."""
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "none": {},
+    "lossless": {"dkd": {"start": "previous"}},
+    "balanced": {"communication": {"up": "eden2", "down": "eden4", "snapshot": "bf16"}, "dkd": _FEW_STEPS},
+    "frugal": {"communication": {"up": "eden1", "down": "eden2", "snapshot": "bf16"}, "dkd": _FEW_STEPS},
+}
+"""What each preset proposes, by table. `[dkd]` is proposed to the algorithms that have its steps."""
+
+_ALGORITHMS_WITH_STEPS = ("feddkd", "fedavg_sgd")
+
+
+def proposals(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the preset of a configuration adds to it, by table.
+
+    Args:
+        tree: tables as they are given; a key that is there is left alone.
+    """
+    preset = _given(tree.get("communication")).get("preset", "none")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return {}  # validation says what is wrong
+    algorithm = _given(tree.get("algorithm")).get("name", "feddkd")
+    found: dict[str, dict[str, Any]] = {}
+    for table, values in PRESETS[preset].items():
+        if table == "dkd" and algorithm not in _ALGORITHMS_WITH_STEPS:
+            continue
+        given = _given(tree.get(table))
+        added = {key: value for key, value in values.items() if key not in given}
+        if added:
+            found[table] = added
+    return found
+
+
+def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's tables with what its preset adds."""
+    filled = dict(tree)
+    for table, added in proposals(tree).items():
+        filled[table] = {**_given(tree.get(table)), **added}
+    return filled
+
+
+def _given(table: Any) -> dict[str, Any]:
+    """The keys of a table that were given; it may have been validated before."""
+    if isinstance(table, BaseModel):
+        return {key: getattr(table, key) for key in table.model_fields_set}
+    return dict(table) if isinstance(table, Mapping) else {}

@@ -1,0 +1,57 @@
+"""How the server's models reach the clients of a run, with the codecs that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from feddkd.compression.broadcaster import Broadcast, Broadcaster
+from feddkd.compression.codec import Codec
+from feddkd.compression.codecs import find
+from feddkd.config import Config
+from feddkd.config.communication import PLAIN
+from feddkd.exchange import DELIVER, Exchange, ExchangeId
+from feddkd.tensors import Tensors
+
+
+class Downlink:
+    """Encodes broadcasts, and remembers what clients hold, over all rounds of a run."""
+
+    def __init__(self, config: Config) -> None:
+        """Begin with clients that hold nothing. Raises ConfigError for an unknown codec."""
+        self._communication = config.communication
+        snapshot = named_codec(config.communication.snapshot, unbiased=False)
+        self._broadcaster = Broadcaster(config.transport.chunk_bytes, config.seed, snapshot)
+
+    def _codec(self, exchange: str) -> Codec | None:
+        return named_codec(self._communication.codec_down(exchange), unbiased=False)
+
+    @property
+    def _sends_steps(self) -> bool:
+        communication = self._communication
+        names = (communication.down, *(own.down for own in communication.exchanges.values()))
+        return any(name not in (None, PLAIN) for name in names)
+
+    def forget(self) -> None:
+        """Take it that no client holds anything."""
+        self._broadcaster.forget()
+
+    def adopt(self, exchange: str, model: Tensors, *, in_mean: bool) -> Tensors:
+        """Replace a model by the one that clients will hold once it is sent."""
+        codec = self._codec(exchange)
+        return model if codec is None else self._broadcaster.adopt(codec, model, in_mean=in_mean)
+
+    def broadcast(self, exchange: ExchangeId, payload: Tensors, clients: Mapping[str, float]) -> tuple[Tensors, Broadcast | None]:
+        """Decide how a payload is sent; also returns what clients will hold of it."""
+        if not self._sends_steps:
+            return payload, None
+        return self._broadcaster.broadcast(self._codec(exchange.name), payload, clients, exact=exchange.name == DELIVER)
+
+    def received(self, exchange: Exchange, clients: Collection[str]) -> None:
+        """Take in which clients have received the payload of an exchange."""
+        if exchange.broadcast is not None:
+            self._broadcaster.received(exchange.broadcast, exchange.payload, clients)
+
+
+def named_codec(name: str, *, unbiased: bool) -> Codec | None:
+    """Find the codec that a configuration names; None for none. Raises ConfigError."""
+    return None if name == PLAIN else find(name, unbiased=unbiased)
