@@ -65,6 +65,9 @@ class ConstantCohort:
         self.sent = model
         return model
 
+    def note(self, name: str, value: float) -> None:
+        """There is no record."""
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         self.sent = payload
         schema = self._kinds[name].reply

@@ -61,11 +61,13 @@ class FedAvgM(Algorithm):
         return {"local_train": ExchangeKind()}  # the model goes down, an update comes back
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
-        average = model + cohort.exchange("local_train", model)
+        update = cohort.exchange("local_train", model)
+        received = cohort.sent  # the model as the clients have it, which the update starts at
+        average = received + update
         parameters = model.schema.trainable
-        gradient = (model - average).select(parameters)
+        gradient = (received - average).select(parameters)
         # Buffers (BatchNorm statistics, counters) are averaged; parameters are stepped from where they were.
-        return self.server_optimizer.step(average.replace(model.select(parameters)), gradient)
+        return self.server_optimizer.step(average.replace(received.select(parameters)), gradient)
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()

@@ -26,7 +26,7 @@ from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.models.registry import build_model
-from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.scheduler.selection import select_cohort
 from feddkd.tensors import Tensors
@@ -151,12 +151,16 @@ class Follower(Observer):
     essential: ClassVar[bool] = True
     models: list[Vector] = field(default_factory=list)
     exchanges: list[ExchangeRecord] = field(default_factory=list)
+    rounds: list[RoundRecord] = field(default_factory=list)
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         self.models.append(vector(model))
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self.exchanges.append(record)
+
+    def round_done(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
 
 
 class Federation:

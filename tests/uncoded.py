@@ -13,3 +13,6 @@ class UncodedCohort:
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         self.sent = model
         return model
+
+    def note(self, name: str, value: float) -> None:
+        """There is no record."""

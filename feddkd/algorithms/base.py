@@ -61,6 +61,9 @@ class Cohort(Protocol):
             in_mean: the model belongs to a mean that the round may end with; see `RunningMean`.
         """
 
+    def note(self, name: str, value: float) -> None:
+        """Add a number to the record of the round, among its metrics."""
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let every client run its method `name`, and return the mean reply.
 

@@ -55,4 +55,5 @@ class FedAvg(Algorithm):
         return {"local_train": ExchangeKind()}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
-        return model + cohort.exchange("local_train", model)
+        update = cohort.exchange("local_train", model)
+        return cohort.sent + update

@@ -29,11 +29,12 @@ class FedAvgM(FedAvg):
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         update, trainable = cohort.exchange("local_train", model), model.schema.trainable
+        received = cohort.sent
         mean, beta = update.select(trainable), self._settings.server_momentum
         momentum = mean + Tensors.copy_of(trainable, self._momentum).scaled(beta) if self._momentum else mean
         self._momentum = dict(momentum)
         direction = mean + momentum.scaled(beta) if self._settings.nesterov else momentum
-        return (model + update).replace(model.select(trainable) + direction.scaled(self._settings.server_lr))
+        return (received + update).replace(received.select(trainable) + direction.scaled(self._settings.server_lr))
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._momentum)

@@ -16,20 +16,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
+from feddkd.algorithms.distiller import Distiller, distillation_of
 from feddkd.algorithms.fedavg import FedAvgClient
+from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, DKDConfig
-from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
 from feddkd.dkd.steps import Plateau, TailMean, clipped
-from feddkd.errors import ClientError
 from feddkd.exchange import (
+    ExchangeId,
     ExchangeKind,
     Reply,
     Task,
@@ -38,12 +38,18 @@ from feddkd.exchange import (
     read_scalar,
     scalar,
     trainable_parameters,
+    whole_model,
 )
-from feddkd.tensors import Tensors
+from feddkd.tensors import Schema, Tensors
 
-TEACHER = "teacher"
 TEACHER_ENTROPY = "teacher_entropy"
 """Metric of a round's first step: the mean entropy of the teachers' predictions."""
+
+FIRST_STEP_LOSS = "first_step_loss"
+"""The loss of a round's first step, where its gradient is the reply to local training."""
+
+STARTED_OVER = "started_over"
+"""Metric of a round that chooses its start: 1 where the average was thrown away, else 0."""
 
 
 class FedDKDClient(FedAvgClient):
@@ -53,84 +59,98 @@ class FedDKDClient(FedAvgClient):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.distillation = distillation_of(site.config.dkd)
-        self._cached_logits: tuple[str, Tensor] | None = None
+        self.distiller = Distiller(site, distillation_of(site.config.dkd))
 
     def local_train(self, task: Task) -> Reply:
-        """Reply with the update and, beside it, the loss at w_t: 0 where the server does not choose a start."""
+        """Train the teacher, and reply as `dkd.start` asks: with the update, or with the first gradient.
+
+        Beside the update that `better` chooses from travels the loss at w_t.
+        """
+        dkd = self.site.config.dkd
+        if dkd.start == "previous":
+            return self._first_step(task)
         reply = super().local_train(task)
-        if self.distillation.needs_teacher:
+        if dkd.steps > 0:
             # Stored before the reply is sent: a client that crashes later still has its teacher.
-            self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._teacher_label(task))
-        loss, examples = 0.0, 0
-        if chooses_start(self.site.config.dkd):
-            # On the examples of the first step, whose loss the server compares it with.
-            first_step = dataclasses.replace(task.id, name=self.step_exchange, step=0)
-            _, loss, examples = self._gradient(dataclasses.replace(task, id=first_step))
+            self.distiller.store_teacher(task)
+        if not chooses_start(dkd):
+            return reply
+        self.distiller.cache_teacher(task)
+        # On the examples of the first step, whose loss the server compares it with.
+        at_start = self.distiller.gradient(task, draw=self._first_draw(task))
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,
-            contribution=reply.contribution.beside(previous_loss=as_scalar(loss)),
-            gradient_evaluations=reply.gradient_evaluations + examples,
+            contribution=reply.contribution.beside(previous_loss=as_scalar(at_start.loss)),
+            gradient_evaluations=reply.gradient_evaluations + at_start.examples,
         )
 
     def dkd_step(self, task: Task) -> Reply:
-        gradient, loss, examples = self._gradient(task)
-        measured = task.id.step == 0 and self.distillation.needs_teacher
-        metrics = {TEACHER_ENTROPY: mean_entropy(self._teacher_logits(task))} if measured else {}
+        gradient, loss, examples = self.distiller.gradient(task)
+        measured = task.id.step == 0 and self.distiller.distillation.needs_teacher
+        metrics = {TEACHER_ENTROPY: self.distiller.teacher_entropy(task)} if measured else {}
         return Reply(gradient, loss, gradient_evaluations=examples, metrics=metrics)
 
-    def _gradient(self, task: Task) -> tuple[Tensors, float, int]:
-        """Compute gradient and loss at the broadcast model on this step's examples; count these."""
-        site = self.site
-        teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
-        task.payload.load_into(site.module)
-        order = self._draw_batch(task)
-        gradient, loss = distillation_gradient(
-            site.module,
-            site.examples,
-            teacher,
-            order,
-            self.distillation,
-            site.device,
-            check=task.check_cancelled,
+    def _first_step(self, task: Task) -> Reply:
+        """Train, and reply with the gradient at w_t and the update of the buffers."""
+        loss, evaluations, update = self._train_teacher(task)
+        first = self.distiller.gradient(task, draw=self._first_draw(task))
+        metrics = {FIRST_STEP_LOSS: first.loss}
+        if self.distiller.distillation.needs_teacher:
+            metrics[TEACHER_ENTROPY] = self.distiller.teacher_entropy(task)
+        return Reply(
+            contribution=update.replace(first.gradient).beside(**{FIRST_STEP_LOSS: as_scalar(first.loss)}),
+            loss=loss,
+            gradient_evaluations=evaluations + first.examples,
+            metrics=metrics,
         )
-        return gradient, loss, len(order)
 
-    def _draw_batch(self, task: Task) -> Tensor:
-        """Draw `dkd.batch_size` examples without replacement, or take all; int64 [B]."""
-        total, batch_size = len(self.site.examples), self.site.config.dkd.batch_size
-        if batch_size == 0 or batch_size >= total:
-            return torch.arange(total)
-        return torch.randperm(total, generator=self.site.generator(task.id))[:batch_size]
+    def _train_teacher(self, task: Task) -> tuple[float | None, int, Tensors]:
+        """Train, unless nothing of it would be used: no teacher, and no buffer that training changes.
 
-    def _teacher_logits(self, task: Task) -> Tensor:
-        """Compute the teacher's logits on all local examples, once a round; float32 [n, C]."""
-        site, label = self.site, self._teacher_label(task)
-        if self._cached_logits is None or self._cached_logits[0] != label:
-            teacher = site.store.load(TEACHER, site.model_schema, label=label)
-            if teacher is None:
-                raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
-            teacher.load_into(site.module)
-            check = task.check_cancelled
-            logits = teacher_logits(site.module, site.examples, site.device, check=check)
-            self._cached_logits = label, logits
-        return self._cached_logits[1]
+        Returns:
+            The training loss, the gradients that it took, and the update.
+        """
+        module, schema = self.site.module, self.site.model_schema
+        if not self.distiller.distillation.needs_teacher and not any(True for _ in module.buffers()):
+            return None, 0, Tensors(schema)
+        training = train_locally(self.site, task, self.objective)
+        update = Tensors.of_module(module) - task.payload
+        if self.site.config.dkd.steps > 1:
+            self.distiller.store_teacher(task)
+        self.distiller.cache_teacher(task)
+        return training.loss, training.gradient_evaluations, update
 
-    @staticmethod
-    def _teacher_label(task: Task) -> str:
-        return f"{task.id.run_id}/{task.id.round}/{task.id.attempt}"
+    def _first_draw(self, task: Task) -> ExchangeId:
+        """Name the exchange whose examples the first step is on."""
+        return dataclasses.replace(task.id, name=self.step_exchange, step=0)
+
+
+class _Measured(NamedTuple):
+    """A student as the clients have it, with the mean gradient and loss there; infinite where none came."""
+
+    student: Tensors
+    gradient: Tensors
+    loss: float
 
 
 class FedDKD(Algorithm):
     """v_0 = w_t + sum_k p_k (w_k - w_t); v_j = ServerOptimizer(v_{j-1}, sum_k p_k g_k); w_{t+1} = v_J.
 
-    With `dkd.start = "better"`, v_0 = w_t where that has the lower loss. With one class a client,
-    the average of local models can be worse than the model they started from, and the steps would
-    first have to repair it. Clients measure the loss of w_t, which they have, after local training;
-    the average's loss comes with the first step's gradient. Each is the mean over the clients that
-    replied, so losing a client in between can change the choice. w_t is measured with its own
-    buffers; the steps start over with the buffers of the average, which are statistics of the data.
+    `dkd.start` says what v_0 is:
+
+    - "average" is the paper's form, as above: J + 1 exchanges.
+    - "better": v_0 = w_t where that has the lower loss. With one class a client, the average of
+      local models can be worse than the model they started from, and the steps would first have to
+      repair it. Clients measure the loss of w_t, which they have, after local training; the
+      average's loss comes with the first step's gradient. Each is the mean over the clients that
+      replied, so losing a client in between can change the choice. w_t is measured with its own
+      buffers; the steps start over with the buffers of the average, which are statistics of the
+      data. The metric `started_over` says which rounds did.
+    - "previous": v_0 = w_t always. Local training trains the teacher alone, and its reply is g of
+      the first step, taken at w_t, beside the update of the buffers: J exchanges, and no local
+      model travels.
+
     With `dkd.tail` > 0, w_{t+1} is the mean of the last students instead of v_J (`TailMean`).
     """
 
@@ -144,22 +164,25 @@ class FedDKD(Algorithm):
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
-        return {
-            "local_train": ExchangeKind(reply=model_and(previous_loss=scalar)),
-            cls.step_exchange: ExchangeKind(reply=trainable_parameters),
-        }
+        if config.dkd.start == "previous":
+            local_train = ExchangeKind(reply=model_and(**{FIRST_STEP_LOSS: scalar}))
+        else:
+            local_train = ExchangeKind(reply=model_and(previous_loss=scalar) if chooses_start(config.dkd) else whole_model)
+        return {"local_train": local_train, cls.step_exchange: ExchangeKind(reply=trainable_parameters)}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
         self.server_optimizer.start_round()
-        student, previous_loss = self._start(model, cohort.exchange("local_train", model))
         tail = TailMean(first_step=dkd.steps - round(dkd.tail * dkd.steps))
         plateau = Plateau(dkd.patience)
+        student, previous_loss = model, math.inf
+        if dkd.start != "previous":
+            student, model, previous_loss = self._average(cohort, model)
         for step in range(dkd.steps):
-            gradient = clipped(cohort.exchange(self.step_exchange, student, step=step), dkd.clip_norm)
-            loss = math.inf if cohort.loss is None else cohort.loss
-            if step == 0 and previous_loss < loss:
-                student = with_parameters_of(model, student)  # the previous global model
+            student, gradient, loss = self._measure(cohort, student, step)
+            gradient = clipped(gradient, dkd.clip_norm)
+            if step == 0 and self._starts_over(cohort, previous_loss, loss):
+                student = with_parameters_of(model, student)
                 continue
             student = self.server_optimizer.step(student, gradient)
             student = cohort.adopt(self.step_exchange, student, in_mean=tail.includes(step))
@@ -168,31 +191,40 @@ class FedDKD(Algorithm):
                 break
         return tail.of(student)
 
-    def _start(self, model: Tensors, answer: Tensors) -> tuple[Tensors, float]:
-        """Form the first student.
+    def _average(self, cohort: Cohort, model: Tensors) -> tuple[Tensors, Tensors, float]:
+        """Let the clients train, and average their models.
 
         Returns:
-            The student, and the loss of `model`: infinite if the steps shall not start over from
-            it.
+            The average, the model as the clients received it, and the loss of that: infinite if the
+            steps shall not start over from it.
         """
-        average = model + answer.select(model.schema)
-        if chooses_start(self.config.dkd):
-            loss = read_scalar(answer, "previous_loss")
-            return average, loss if loss >= 0 else math.inf  # a negative one is not true
-        if self.config.dkd.start == "previous":
-            return with_parameters_of(model, average), math.inf
-        return average, math.inf
+        reply = cohort.exchange("local_train", model)
+        received = cohort.sent
+        average = received + reply.select(received.schema)
+        loss = read_scalar(reply, "previous_loss") if chooses_start(self.config.dkd) else math.inf
+        return average, received, loss if loss >= 0 else math.inf  # a negative one is not true
+
+    def _measure(self, cohort: Cohort, student: Tensors, step: int) -> _Measured:
+        """Ask for the gradient at a student; the first may be the reply to local training."""
+        if step > 0 or self.config.dkd.start != "previous":
+            gradient = cohort.exchange(self.step_exchange, student, step=step)
+            return _Measured(cohort.sent, gradient, math.inf if cohort.loss is None else cohort.loss)
+        reply = cohort.exchange("local_train", student)
+        gradient = reply.select(trainable_parameters(student.schema))
+        return _Measured(with_moved_buffers(cohort.sent, reply), gradient, read_scalar(reply, FIRST_STEP_LOSS))
+
+    def _starts_over(self, cohort: Cohort, previous_loss: float, loss: float) -> bool:
+        """Decide whether the steps go on from the previous model; the round's record says so."""
+        if not chooses_start(self.config.dkd):
+            return False
+        cohort.note(STARTED_OVER, float(previous_loss < loss))
+        return previous_loss < loss
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return self.server_optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.server_optimizer.load_state_dict(state)
-
-
-def distillation_of(dkd: DKDConfig) -> Distillation:
-    """Read the loss of a DKD step from `[dkd]`."""
-    return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
 
 
 def chooses_start(dkd: DKDConfig) -> bool:
@@ -203,3 +235,10 @@ def chooses_start(dkd: DKDConfig) -> bool:
 def with_parameters_of(model: Tensors, average: Tensors) -> Tensors:
     """Combine the trainable parameters of `model` with the buffers of `average`."""
     return average.replace(model.select(model.schema.trainable))
+
+
+def with_moved_buffers(model: Tensors, update: Tensors) -> Tensors:
+    """Add an update to everything in `model` but its trainable parameters."""
+    trainable = model.schema.trainable
+    buffers = Schema(spec for spec in model.schema.specs if spec.name not in trainable.by_name)
+    return model.replace(model.select(buffers) + update.select(buffers)) if len(buffers) else model

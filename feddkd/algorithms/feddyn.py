@@ -74,7 +74,7 @@ class FedDyn(FedAvg):
         h = Tensors.copy_of(trainable, self._h) if self._h else Tensors(trainable)
         h = h - update.select(trainable).scaled(self._alpha * cohort.share)
         self._h = dict(h)
-        average = model + update
+        average = cohort.sent + update
         return average.replace(average.select(trainable) - h.scaled(1 / self._alpha))
 
     def state_dict(self) -> Mapping[str, Tensor]:

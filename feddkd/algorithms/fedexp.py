@@ -63,15 +63,16 @@ class FedExP(Algorithm):
         trainable = model.schema.trainable
         iterate = model.replace(self._iterate)
         mean = cohort.exchange("local_train", iterate)
+        received = cohort.sent
         update = mean.select(trainable)
         norm_squared = read_scalar(mean, UPDATE_NORM_SQUARED)
         server_lr = max(1.0, norm_squared / (2 * (update.norm() ** 2 + self._epsilon)))
         limit = MAX_RATE_PER_CLIENT * len(cohort.weights)
         server_lr = within("FedExP's learning rate", server_lr, 1.0, limit)
-        following = iterate.select(trainable) + update.scaled(server_lr)
+        following = received.select(trainable) + update.scaled(server_lr)
         self._iterate = dict(following)
-        halfway = iterate.select(trainable).scaled(0.5) + following.scaled(0.5)
-        return (iterate + mean.select(model.schema)).replace(halfway)
+        halfway = received.select(trainable).scaled(0.5) + following.scaled(0.5)
+        return (received + mean.select(model.schema)).replace(halfway)
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._iterate)

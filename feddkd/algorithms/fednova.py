@@ -45,11 +45,12 @@ class FedNova(Algorithm):
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         mean = cohort.exchange("local_train", model)
+        received = cohort.sent
         trainable = model.schema.trainable
         reported = read_scalar(mean, "effective_steps")
         length = within("effective_steps", reported, 1.0, self._longest(cohort))
         step = mean.select(trainable).scaled(length)
-        return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
+        return (received + mean.select(model.schema)).replace(received.select(trainable) + step)
 
     def _longest(self, cohort: Cohort) -> float:
         """Compute the effective steps of the client with the most examples."""

@@ -38,10 +38,11 @@ class _FedOpt(FedAvg):
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         update = cohort.exchange("local_train", model)
+        received = cohort.sent
         moved = {}
         for name in model.schema.trainable.by_name:
-            moved[name] = model[name] + self._step(name, update[name])
-        return (model + update).replace(moved)
+            moved[name] = received[name] + self._step(name, update[name])
+        return (received + update).replace(moved)
 
     def _step(self, name: str, update: Tensor) -> Tensor:
         settings = self._settings

@@ -96,9 +96,11 @@ class SCAFFOLD(Algorithm):
         trainable = model.schema.trainable
         control = Tensors.copy_of(trainable, self._control) if self._control else Tensors(trainable)
         mean = cohort.exchange("local_train", model.beside(control=control))
+        received = cohort.sent.select(model.schema)
+        control = cohort.sent.part("control", trainable)
         self._control = dict(control + mean.part("control", trainable).scaled(cohort.share))
         step = mean.select(trainable).scaled(self._server_lr)
-        return (model + mean.select(model.schema)).replace(model.select(trainable) + step)
+        return (received + mean.select(model.schema)).replace(received.select(trainable) + step)
 
     def state_dict(self) -> Mapping[str, Tensor]:
         return dict(self._control)

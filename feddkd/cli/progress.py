@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from feddkd.algorithms import ALGORITHMS
-from feddkd.algorithms.feddkd import FedDKD
+from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
 from feddkd.cli.output import LINE_LETTERS, listed, megabytes
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation
@@ -61,8 +61,10 @@ class ConsoleProgress(Observer):
         self._update(f"round {round_number}/{self._rounds}{again}: {clients} clients", total=self._exchanges_a_round, completed=0)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        if record.loss is not None and record.id.name not in ("local_train", DELIVER):
-            self._step_losses.setdefault(record.id.round, []).append(record.loss)
+        # The reply to local training may be the first step's, whose loss is a metric beside that of the training.
+        loss = record.metrics.get(FIRST_STEP_LOSS) if record.id.name == "local_train" else record.loss
+        if loss is not None and record.id.name != DELIVER:
+            self._step_losses.setdefault(record.id.round, []).append(loss)
         step = f"[{record.id.step}]" if record.id.name != "local_train" else ""
         self._update(f"round {record.id.round}/{self._rounds}: {record.id.name}{step}", advance=1)
         for client, reason in record.clients_missing.items():
@@ -98,7 +100,9 @@ class ConsoleProgress(Observer):
         algorithm = ALGORITHMS.get(self._config.algorithm.name)
         if algorithm is None:
             return None
-        return 1 + self._config.dkd.steps if issubclass(algorithm, FedDKD) else len(algorithm.exchanges(self._config))
+        if not issubclass(algorithm, FedDKD):
+            return len(algorithm.exchanges(self._config))
+        return self._config.dkd.steps + (self._config.dkd.start != "previous")
 
     def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
         if self._bar is not None and self._task is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say
 from feddkd.cli.report import report_of_run
 from feddkd.text import printable
+from feddkd.traffic import DIRECTIONS
 
 
 def finish_with_summary(summary: dict[str, Any], out: Path, *, report: bool, as_json: bool) -> None:
@@ -44,6 +45,7 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     if rounds_missed:
         missed = [f"{client} in {count}" for client, count in sorted(rounds_missed.items(), key=lambda item: -item[1])]
         rows.insert(2, ("clients missing", f"{listed(missed)} of {summary['rounds']} rounds"))
+    rows[1:1] = _encoded_rows(summary)
     if not_delivered:
         rows.append(
             (
@@ -61,3 +63,24 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         )
     for name, value in rows:
         say(f"  {name:<18} {printable(value, LINE_LETTERS)}")
+
+
+def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line for each exchange that had a codec, and one for the snapshots; none where everything was sent as it is."""
+    rows: list[tuple[str, str]] = []
+    for exchange, counts in summary["exchanges"].items():
+        parts = [
+            f"{direction} {_against(counts[f'payload_bytes_{direction}'], counts[f'dense_bytes_{direction}'])}"
+            for direction in DIRECTIONS
+            if counts[f"payload_bytes_{direction}"] != counts[f"dense_bytes_{direction}"]
+        ]
+        if parts:
+            rows.append((" " if rows else "encoded", f"{exchange}: {', '.join(parts)}"))
+    if summary["snapshot_bytes_down"]:
+        rows.append(("whole models down", f"{megabytes(summary['snapshot_bytes_down'])} to clients that lacked the one before"))
+    return rows
+
+
+def _against(encoded_bytes: int, dense_bytes: int) -> str:
+    ratio = f" ({dense_bytes / encoded_bytes:.1f} x fewer)" if encoded_bytes else ""
+    return f"{megabytes(encoded_bytes)} for {megabytes(dense_bytes)}{ratio}"

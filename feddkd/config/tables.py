@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table
 
@@ -145,7 +145,8 @@ class DKDConfig(Table):
     not_true: bool = Field(False, description="leave each example's true class out of the divergence")
     start: Literal["better", "average", "previous"] = Field(
         "better",
-        description="where the steps start: the new parameter average, the previous global model, or whichever has the lower loss",
+        description="where the steps start: at the new parameter average (the paper's form), at the previous global model "
+        "(local models do not travel, and a round is `steps` exchanges), or at whichever of the two has the lower loss",
     )
     clip_norm: float | None = Field(
         None,
@@ -164,6 +165,12 @@ class DKDConfig(Table):
         le=COUNT_MAX,
         description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never",
     )
+
+    @model_validator(mode="after")
+    def _a_round_moves_the_model(self) -> Self:
+        if self.start == "previous" and self.steps == 0:
+            raise ValueError('steps = 0: with start = "previous" no local model is averaged, so a round takes at least one step')
+        return self
 
 
 class TransportConfig(Table):

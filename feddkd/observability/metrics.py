@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from feddkd import __version__
-from feddkd.algorithms.feddkd import TEACHER_ENTROPY
+from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, TEACHER_ENTROPY
 from feddkd.config import Config
 from feddkd.exchange import Evaluation
 from feddkd.observability.versions import installed_versions
@@ -257,6 +257,9 @@ class LearningMetrics:
         for name, reported in self._reported.items():
             if name in record.metrics:
                 reported.set(record.metrics[name])
+        if FIRST_STEP_LOSS in record.metrics:
+            self._dkd_loss.set(record.metrics[FIRST_STEP_LOSS])
+            self._dkd_loss_initial.set(record.metrics[FIRST_STEP_LOSS])
         if record.loss is None:
             return
         if record.id.name == "local_train":

@@ -35,6 +35,14 @@ METRICS = {
         "Mean entropy of the teachers' predictions. Near 0 a teacher says no more than a hard label.",
         axis_top=0.01,
     ),
+    "started_over": Metric(
+        "Averages thrown away",
+        "1: thrown away",
+        "1 where the previous model had the lower loss and FedDKD's steps started over from it, 0 where they kept the average.",
+    ),
+    "first_step_loss": Metric(
+        "Loss that came with local training", "loss", "The loss of the steps at the model that the clients received, after local training."
+    ),
     "update_norm_squared": Metric(
         "Length of the updates", "squared norm of an update", "Squared length of a client's update after local training, in the mean."
     ),

@@ -79,11 +79,12 @@ def step_losses(run: RunFolder) -> tuple[ByRound, ByRound]:
     attempts: dict[int, int] = {}
     losses: dict[int, list[float]] = {}
     for line in run.exchanges:
-        if line.exchange in (LOCAL_TRAIN, DELIVER) or line.loss is None:
+        loss = line.metrics.get("first_step_loss") if line.exchange == LOCAL_TRAIN else line.loss
+        if line.exchange == DELIVER or loss is None:
             continue
         if attempts.get(line.round) != line.attempt:  # the last attempt at a round is the one that counts
             attempts[line.round], losses[line.round] = line.attempt, []
-        losses[line.round].append(line.loss)
+        losses[line.round].append(loss)
     return {number: found[0] for number, found in losses.items()}, {number: found[-1] for number, found in losses.items() if found[1:]}
 
 

@@ -51,6 +51,7 @@ class RoundCohort:
         clients_missing: why each of the others did not, and what the first exchange was that another one missed.
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
         sent: what the clients received in the latest exchange.
+        notes: numbers of the algorithm's server side for the record of the round, by name.
     """
 
     sent: Tensors
@@ -87,6 +88,7 @@ class RoundCohort:
         self.clients_reported = 0
         self.clients_missing: dict[str, str] = {}
         self.loss: float | None = None
+        self.notes: dict[str, float] = {}
 
     @property
     def weights(self) -> Sequence[float]:
@@ -104,6 +106,10 @@ class RoundCohort:
             raise NotFiniteError(f"{self._attempt.exchange(name, 0)}: the model to be sent is not finite")
         self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
         return self.sent
+
+    def note(self, name: str, value: float) -> None:
+        """Add a number to the record of the round."""
+        self.notes[name] = value
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         """Broadcast `payload`, let the clients compute, and return their contributions, reduced.

@@ -49,7 +49,8 @@ class RoundRecord:
         clients_reported: clients that replied to the round's first exchange.
         clients_missing: why each client that was selected, or belongs to the federation and was away, did not.
         gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
-        metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded.
+        metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded, and what the
+            algorithm's server side noted.
     """
 
     round: int

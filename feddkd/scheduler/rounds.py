@@ -161,7 +161,7 @@ class Scheduler:
             cohort.clients_reported,
             self._absent(available) | cohort.clients_missing,
             self._round_tally.gradient_evaluations,
-            self._round_tally.metrics,
+            self._round_tally.metrics | cohort.notes,
         )
         return new_model
 

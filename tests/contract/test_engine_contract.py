@@ -1065,6 +1065,9 @@ class CohortAround:
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         return self._inner.adopt(name, model, in_mean=in_mean)
 
+    def note(self, name: str, value: float) -> None:
+        self._inner.note(name, value)
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         return self._change(self._inner.exchange(name, payload, step))
 

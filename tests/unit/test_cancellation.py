@@ -13,6 +13,7 @@ from harness import RUN_ID
 from torch import nn
 
 from feddkd.algorithms.features import Features
+from feddkd.algorithms.feddkd import FedDKDClient
 from feddkd.client.worker import Worker
 from feddkd.data.examples import MemoryExamples
 from feddkd.dkd import Distillation, distillation_gradient, teacher_logits
@@ -82,7 +83,8 @@ def test_a_closed_exchange_stops_before_the_next_batch(tmp_path: Path, algorithm
     worker.carry_out(task_for(worker, "local_train", 1))
     for stop_at in range(1, passes + 1):
         number = 1 if exchange != "local_train" else 1 + stop_at  # a teacher is of this round, a memory of the one before
-        worker._client_side._cached_logits = None  # type: ignore[attr-defined]  # of FedDKD's teacher
+        if isinstance(worker._client_side, FedDKDClient):
+            worker._client_side.distiller._cached_logits = None
         task = task_for(worker, exchange, number, evaluated)
         with Passes(worker.site.module, stop_at, task.cancelled.set) as passed:
             if stop_at < passes:

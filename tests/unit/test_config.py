@@ -143,7 +143,7 @@ configs = st.builds(
     algorithm=algorithm_tables,
     dkd=st.builds(
         DKDConfig,
-        steps=st.integers(0, 100),
+        steps=st.integers(1, 100),
         optimizer=st.sampled_from(["sgd", "yogi"]),
         lr=positive,
         temperature=positive,

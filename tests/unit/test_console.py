@@ -20,6 +20,14 @@ from feddkd.traffic import Traffic
 
 EXCHANGE = ExchangeRecord(ExchangeId("run", 1, 0, "local_train", 0), 3, 2, {}, Traffic(), 1.0, 1.0, 1, None, None, {})
 ROUND = RoundRecord(1, None, None, Traffic(), 0, 1.0, 2, {}, 1, {})
+
+
+def counts(down: int, up: int) -> dict[str, int]:
+    """The bytes of an exchange that had no codec."""
+    payload = {"payload_bytes_down": down, "payload_bytes_up": up}
+    return payload | {"dense_bytes_down": down, "dense_bytes_up": up, "snapshot_bytes_down": 0}
+
+
 SUMMARY: dict[str, Any] = {
     "total_wire_bytes_down": 1_000_000,
     "total_wire_bytes_up": 0,
@@ -30,6 +38,8 @@ SUMMARY: dict[str, Any] = {
     "best_accuracy": None,
     "rounds_missed": {},
     "not_delivered": {},
+    "snapshot_bytes_down": 0,
+    "exchanges": {"local_train": counts(400_000, 0), "dkd_step": counts(600_000, 300_000)},
 }
 
 
@@ -89,6 +99,20 @@ def test_the_summary_says_who_was_missing_where(capsys: pytest.CaptureFixture[st
     lines = printed(capsys, rounds_missed={"site-b": 1, "site-c": 4}, not_delivered={"site-c": "not connected\x1b[2J"})
     assert "  clients missing    site-c in 4, site-b in 1 of 10 rounds" in lines
     assert "  model not at       site-c (not connected\\x1b[2J)" in lines
+
+
+def test_the_summary_says_what_codecs_saved_and_nothing_where_there_was_none(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = printed(capsys)
+    assert not any("encoded" in line or "whole models" in line for line in plain)
+    exchanges = {name: dict(counts) for name, counts in SUMMARY["exchanges"].items()}
+    exchanges["local_train"] |= {"dense_bytes_down": 1_600_000}
+    exchanges["dkd_step"] |= {"dense_bytes_down": 9_600_000, "dense_bytes_up": 9_600_000}
+    lines = printed(capsys, exchanges=exchanges, snapshot_bytes_down=250_000)
+    assert [line for line in lines if line not in plain] == [
+        "  encoded            local_train: down 0.40 MB for 1.60 MB (4.0 x fewer)",
+        "                     dkd_step: down 0.60 MB for 9.60 MB (16.0 x fewer), up 0.30 MB for 9.60 MB (32.0 x fewer)",
+        "  whole models down  0.25 MB to clients that lacked the one before",
+    ]
 
 
 def test_a_list_names_the_first_and_counts_the_rest() -> None:

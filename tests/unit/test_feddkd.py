@@ -78,6 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mixed": {"hard_label_weight": 0.3},
     "previous": {"start": "previous"},
+    "previous_to_a_plateau": {"start": "previous", "patience": 1, "tail": 0.5, "hard_label_weight": 0.3},
     "better": {"start": "better"},
     "clipped": {"clip_norm": 0.02},
     "tail": {"tail": 0.5},
@@ -94,8 +95,9 @@ def test_rounds_are_those_of_the_algorithm(tmp_path: Path, name: str, settings: 
     federation = Federation(tmp_path, {"name": name}, dkd=dkd)
     hand = ByHand(name == "fedavg_sgd", **settings)
     assert_follows(federation, hand.one_round, rtol=1e-5)  # the teachers' logits are kept in float32
-    steps = [record for record in federation.follower.exchanges if record.id.name in ("dkd_step", "sgd_step")]
-    assert [sum(record.id.round == number for record in steps) for number in (1, 2, 3)] == hand.steps
+    done = [record for record in federation.follower.exchanges if record.id.name != "deliver"]
+    taken = [count + (hand.start != "previous") for count in hand.steps]  # else local training is the first step
+    assert [sum(record.id.round == number for record in done) for number in (1, 2, 3)] == taken
 
 
 def test_better_chooses_the_previous_model_where_the_average_is_worse(tmp_path: Path) -> None:
@@ -107,6 +109,38 @@ def test_better_chooses_the_previous_model_where_the_average_is_worse(tmp_path: 
         average = mean([sgd(federation.initial, lambda at, own=own: gradient(at, own), 3, lr) for own in THREE], THREE)  # type: ignore[misc]
         start = average if expected == "average" else federation.initial
         np.testing.assert_allclose(federation.models[0], start, atol=1e-9)
+
+
+def test_the_record_says_which_rounds_threw_the_average_away(tmp_path: Path) -> None:
+    dkd = {"steps": 2, "optimizer": "sgd", "lr": 1e-3, "batch_size": 0, "hard_label_weight": 1}
+    started_over = {}
+    for start, lr in (("better", 0.25), ("better", 40.0), ("average", 40.0), ("previous", 40.0)):
+        federation = Federation(tmp_path / f"{start}-{lr}", {"name": "feddkd"}, dkd={**dkd, "start": start}, training={"lr": lr}, rounds=1)
+        federation.run()
+        (record,) = federation.follower.rounds
+        started_over[start, lr] = record.metrics.get("started_over")
+    assert list(started_over.values()) == [0, 1, None, None]
+
+
+@pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd"])
+def test_a_round_from_the_previous_model_uploads_one_gradient_a_step(tmp_path: Path, name: str) -> None:
+    dkd = {"steps": 2, "batch_size": 5, "patience": 0, "start": "previous"}
+    federation = Federation(tmp_path, {"name": name}, dkd=dkd, rounds=1)
+    federation.run()
+    training, step, _ = federation.follower.exchanges
+    assert [training.id.name, step.id.name] == ["local_train", "dkd_step" if name == "feddkd" else "sgd_step"]
+    assert training.traffic.payload_bytes_up == step.traffic.payload_bytes_up + 3 * 8  # the loss that the gradient is of
+    # Three epochs of 4, 7 and 9 examples for the teachers, which the control does not need; batches of 4, 5 and 5.
+    assert training.gradient_evaluations == 14 + (3 * 20 if name == "feddkd" else 0)
+    assert step.gradient_evaluations == 14
+    assert ("teacher_entropy" in training.metrics) == (name == "feddkd")
+
+
+def test_a_teacher_that_no_later_exchange_needs_is_not_stored(tmp_path: Path) -> None:
+    for start, steps, stored in (("previous", 1, False), ("previous", 2, True), ("average", 0, False), ("average", 1, True)):
+        folder = tmp_path / f"{start}-{steps}"
+        Federation(folder, {"name": "feddkd"}, dkd={"steps": steps, "start": start}, rounds=1).run()
+        assert bool(list(folder.rglob("teacher.safetensors"))) == stored
 
 
 def test_work_is_counted(tmp_path: Path) -> None:

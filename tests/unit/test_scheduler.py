@@ -396,6 +396,9 @@ class Around:
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         return self._cohort.adopt(name, model, in_mean=in_mean)
 
+    def note(self, name: str, value: float) -> None:
+        self._cohort.note(name, value)
+
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         reduced = self._cohort.exchange(name, number(self._down(float(payload["w"]))), step)
         return number(self._up(float(reduced["w"])))

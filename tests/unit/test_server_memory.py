@@ -95,11 +95,11 @@ def test_the_peak_counts_what_lives_at_a_time() -> None:
 )
 def test_a_round_holds_at_most_five_models_above_those_that_outlive_it(schema: Schema, settings: dict[str, Any]) -> None:
     server = FedDKD(Config.parse({"dkd": {"steps": 5, **settings}}))
-    cohort = ConstantCohort(schema, server.exchanges(server.config))
+    kinds = server.exchanges(server.config)
 
     def next_round(model: Tensors) -> Tensors:
         with Snapshot(server.state_dict()):
-            return server.run_round(cohort, model)
+            return server.run_round(ConstantCohort(schema, kinds), model)
 
     models = peak_bytes(lambda: next_round(Tensors(schema)), next_round) / schema.size_bytes
     assert 3 < models < 5.1
