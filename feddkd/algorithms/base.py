@@ -85,9 +85,12 @@ class Algorithm(ABC):
     Attributes:
         client_side: the class that answers its exchanges at a client.
         local_objective: what its clients minimise; None leaves the choice to the configuration.
+        broadcasts_model: the first exchange of a round broadcasts the model that the round before it
+            returned; a codec then encodes the step to it before it is evaluated.
     """
 
     client_side: ClassVar[type[ClientSide]]
+    broadcasts_model: ClassVar[bool] = True
     local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:

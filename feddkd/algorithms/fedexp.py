@@ -49,6 +49,7 @@ class FedExP(Algorithm):
     """
 
     client_side = FedExPClient
+    broadcasts_model = False
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -139,7 +139,8 @@ class Scheduler:
             for attempt in itertools.count():
                 cohort, available = self._select(model, number, attempt)
                 try:
-                    new_model = self._algorithm.run_round(self._with_layers(cohort), model)
+                    around = self._with_layers(cohort)
+                    new_model = self._adopt(around, self._algorithm.run_round(around, model))
                     evaluation = self._evaluate(number, new_model)
                     break
                 except RoundError as error:
@@ -164,6 +165,13 @@ class Scheduler:
             self._round_tally.metrics | cohort.notes,
         )
         return new_model
+
+    def _adopt(self, cohort: Cohort, model: Tensors) -> Tensors:
+        """Replace a round's model by what clients will hold of it, so that no other one is evaluated and kept."""
+        if not self._algorithm.broadcasts_model:
+            return model
+        first = next(iter(self._algorithm.exchanges(self._config)))
+        return cohort.adopt(first, model)
 
     def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
         """Evaluate a round's model. Raises NotFiniteError if it is of no use to anybody."""
