@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from feddkd.compression.cast import BFloat16, Half
 from feddkd.compression.codec import Codec
+from feddkd.compression.eden import Eden
 from feddkd.compression.integer import Integer
 from feddkd.errors import ConfigError
 
@@ -14,6 +16,7 @@ _CODECS: dict[str, Callable[[bool], Codec]] = {
     "bf16": lambda _: BFloat16(),
     "int8": lambda unbiased: Integer("int8", bits=8, block=1024, stochastic=unbiased),
     "int4": lambda unbiased: Integer("int4", bits=4, block=256, stochastic=unbiased),
+    **{f"eden{bits}": partial(Eden, bits) for bits in range(1, 5)},
 }
 
 

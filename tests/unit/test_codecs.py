@@ -19,7 +19,7 @@ from feddkd.errors import ConfigError, SchemaError
 from feddkd.transport import payload
 
 # The largest share of the squared norm that an error takes, for whatever vector.
-WORST_ERROR = {"fp16": 1e-6, "bf16": 2e-5, "int8": 0.02, "int4": 6.0}
+WORST_ERROR = {"fp16": 1e-6, "bf16": 2e-5, "int8": 0.02, "int4": 6.0, "eden1": 1.5, "eden2": 0.6, "eden3": 0.3, "eden4": 0.1}
 NAMES = list(WORST_ERROR)
 CODECS = [find(name, unbiased=unbiased) for name in NAMES for unbiased in (True, False)]
 
@@ -44,7 +44,7 @@ def test_the_limit_on_norms_is_the_transports() -> None:
 
 
 def test_an_unknown_codec_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r'"int9".*fp16.*int4'):
+    with pytest.raises(ConfigError, match=r'"int9".*fp16.*int4.*eden1.*eden4'):
         find("int9", unbiased=True)
 
 
