@@ -54,6 +54,8 @@ class ConsoleProgress(Observer):
 
     def run_started(self, run_id: str, rounds: int) -> None:
         self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
+        for line in self._config.preset_lines():
+            self._print(f"  {line}")
         self._print(HEADER)
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:

@@ -35,7 +35,7 @@ from feddkd.config.algorithm import (
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
-from feddkd.config.table import COUNT_MAX, ImportPath, Table
+from feddkd.config.table import COUNT_MAX, ImportPath, Table, flatten
 from feddkd.config.tables import (
     DataConfig,
     DKDConfig,
@@ -106,6 +106,16 @@ class Config(Table):
     @classmethod
     def _take_proposals(cls, tree: Any) -> Any:
         return with_proposals(tree) if isinstance(tree, Mapping) else tree
+
+    def preset_lines(self) -> list[str]:
+        """Say in two lines at most what the preset sets, and what was given instead."""
+        name = self.communication.preset
+        proposed = flatten(proposals(name, self.algorithm.name))
+        actual = flatten(self.model_dump(mode="json", include={"communication", "dkd"}))
+        taken = [f"{key} = {value}" for key, value in proposed.items() if actual[key] == value]
+        given = [f"{key} = {actual[key]} (not {value})" for key, value in proposed.items() if actual[key] != value]
+        lines = [f"preset {name}: {', '.join(taken)}"] if taken else []
+        return lines + ([f"given instead: {', '.join(given)}"] if given else [])
 
     def check_exchanges(self, known: Iterable[str]) -> None:
         """Check that tables which name exchanges name those of the algorithm. Raises ConfigError."""

@@ -99,33 +99,23 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 _ALGORITHMS_WITH_STEPS = ("feddkd", "fedavg_sgd")
 
 
-def proposals(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what the preset of a configuration adds to it, by table.
+def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a configuration what its preset proposes.
 
     Args:
         tree: tables as they are given; a key that is there is left alone.
     """
-    preset = _given(tree.get("communication")).get("preset", "none")
-    if not isinstance(preset, str) or preset not in PRESETS:
-        return {}  # validation says what is wrong
-    algorithm = _given(tree.get("algorithm")).get("name", "feddkd")
-    found: dict[str, dict[str, Any]] = {}
-    for table, values in PRESETS[preset].items():
-        if table == "dkd" and algorithm not in _ALGORITHMS_WITH_STEPS:
-            continue
-        given = _given(tree.get(table))
-        added = {key: value for key, value in values.items() if key not in given}
-        if added:
-            found[table] = added
-    return found
-
-
-def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tables with what its preset adds."""
     filled = dict(tree)
-    for table, added in proposals(tree).items():
-        filled[table] = {**_given(tree.get(table)), **added}
+    preset, algorithm = _given(tree.get("communication")).get("preset"), _given(tree.get("algorithm")).get("name", "feddkd")
+    if isinstance(preset, str) and preset in PRESETS:  # else validation says what is wrong
+        for table, values in proposals(preset, str(algorithm)).items():
+            filled[table] = {**values, **_given(tree.get(table))}
     return filled
+
+
+def proposals(preset: str, algorithm: str) -> dict[str, Mapping[str, Any]]:
+    """Return what a preset proposes to an algorithm, by table: `[dkd]` only where it has such steps."""
+    return {table: values for table, values in PRESETS[preset].items() if table != "dkd" or algorithm in _ALGORITHMS_WITH_STEPS}
 
 
 def _given(table: Any) -> dict[str, Any]:
