@@ -41,6 +41,6 @@ def check_scales(scales: Tensor, smallest: float) -> None:
         raise SchemaError(f"a code has a scale that is negative or below {smallest:g}")
 
 
-def norm_of_scales(scales: Tensor, factor: float) -> float:
-    """Compute the norm of factor x scales in float64: NaN or infinite if one of the scales is."""
-    return factor * float(torch.linalg.vector_norm(scales, dtype=torch.float64))
+def wide_norm(numbers: Tensor, factor: float = 1.0) -> float:
+    """Compute factor x norm in float64: NaN or infinite if one of the numbers is."""
+    return factor * float(torch.linalg.vector_norm(numbers, dtype=torch.float64))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from feddkd.compression.bits import pack, read_as, unpack
-from feddkd.compression.checks import check_code_norm, check_own_norm, check_scales, check_size, norm_of_scales
+from feddkd.compression.checks import check_code_norm, check_own_norm, check_scales, check_size, wide_norm
 from feddkd.compression.hadamard import Rotation
 
 _BLOCK = 4096
@@ -125,7 +125,7 @@ class Eden:
 
     def _norm(self, scales: Tensor) -> float:
         """Compute the largest norm that a code with these scales decodes to."""
-        return norm_of_scales(scales, _BLOCK**1.5 * _CENTROIDS[self.bits][-1] * _GRID)
+        return wide_norm(scales, _BLOCK**1.5 * _CENTROIDS[self.bits][-1] * _GRID)
 
     def _centroids(self, device: torch.device) -> Tensor:
         """Return all centroids, ascending: float32 [2**bits]."""

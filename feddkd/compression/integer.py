@@ -16,7 +16,7 @@ from feddkd.compression.checks import (
     check_own_norm,
     check_scales,
     check_size,
-    norm_of_scales,
+    wide_norm,
 )
 from feddkd.compression.draws import draw_noise, generator_of
 
@@ -103,7 +103,7 @@ class Integer:
 
     def _norm(self, scales: Tensor) -> float:
         """Compute the largest norm that a code with these scales decodes to."""
-        return norm_of_scales(scales, 2.0 ** (self.bits - 1) * math.sqrt(self.block))
+        return wide_norm(scales, 2.0 ** (self.bits - 1) * math.sqrt(self.block))
 
     def _scales(self, tile: Tensor) -> Tensor:
         scales = tile.abs().amax(1).div_(2.0 ** (self.bits - 1) - 1)

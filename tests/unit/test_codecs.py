@@ -20,6 +20,7 @@ from feddkd.transport import payload
 
 # The largest share of the squared norm that an error takes, for whatever vector.
 WORST_ERROR = {"fp16": 1e-6, "bf16": 2e-5, "int8": 0.02, "int4": 6.0, "eden1": 1.5, "eden2": 0.6, "eden3": 0.3, "eden4": 0.1}
+WORST_ERROR |= {"topk:0.01": 1.0, "topk:0.25": 1.0, "randk:0.01": 1.0, "randk:0.25": 1.0}
 NAMES = list(WORST_ERROR)
 CODECS = [find(name, unbiased=unbiased) for name in NAMES for unbiased in (True, False)]
 
@@ -44,8 +45,23 @@ def test_the_limit_on_norms_is_the_transports() -> None:
 
 
 def test_an_unknown_codec_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r'"int9".*fp16.*int4.*eden1.*eden4'):
+    with pytest.raises(ConfigError, match=r'"int9".*fp16.*int4.*eden1.*eden4.*topk:SHARE'):
         find("int9", unbiased=True)
+
+
+@pytest.mark.parametrize("share", ["", "0", "-0.1", "0.2501", "nan", "inf", "much", "1e-400"])
+@pytest.mark.parametrize("kind", ["topk", "randk"])
+def test_a_share_that_is_out_of_range_is_refused(kind: str, share: str) -> None:
+    with pytest.raises(ConfigError, match=f'"{kind}:{share}".*up to 0.25'):
+        find(f"{kind}:{share}", unbiased=True)
+
+
+def test_a_codec_bears_the_name_it_was_found_by() -> None:
+    assert [codec.name for codec in CODECS[::2]] == NAMES
+
+
+def test_what_leaves_elements_out_asks_for_error_feedback() -> None:
+    assert [name for name in NAMES if find(name, unbiased=True).error_feedback] == [n for n in NAMES if "k:" in n]
 
 
 @every_codec
