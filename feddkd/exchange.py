@@ -17,7 +17,7 @@ import torch
 from feddkd.aggregator.rule import Rule
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codec import Codec
-from feddkd.compression.encoding import UNCODED, Coding, derive_seed
+from feddkd.compression.encoding import Coding, derive_seed
 from feddkd.errors import CancelledError
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -224,6 +224,7 @@ class Exchange:
         reply_codec: encodes contributions; None sends them as they are.
         seed: of the run; contributions are encoded with seeds that are derived from it.
         broadcast: the encoded forms of the payload; None sends it as it is.
+        zstd: whether chunks are compressed without loss, both ways.
     """
 
     id: ExchangeId
@@ -237,13 +238,14 @@ class Exchange:
     reply_codec: Codec | None = None
     seed: int = 0
     broadcast: Broadcast | None = None
+    zstd: bool = False
 
     def reply_coding(self, client: str) -> Coding:
         """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""
         if self.reply_codec is None:
-            return UNCODED
+            return Coding(zstd=self.zstd)
         key = (self.seed, self.id.round, self.id.attempt, self.id.name, self.id.step, client)
-        return Coding(self.reply_codec, derive_seed(*key))
+        return Coding(self.reply_codec, derive_seed(*key), self.zstd)
 
 
 class Cause(StrEnum):

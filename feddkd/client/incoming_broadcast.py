@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from feddkd.client.held import Held
+from feddkd.compression import lossless
 from feddkd.compression.codecs import find
-from feddkd.compression.encoding import UNCODED, Coding
+from feddkd.compression.encoding import Coding
 from feddkd.compression.replica import Replica
-from feddkd.errors import CorruptionError, SchemaError
+from feddkd.errors import ConfigError, CorruptionError, SchemaError
 from feddkd.tensors import Schema, Tensors
 from feddkd.transport.frames import Chunk
 from feddkd.transport.payload import Assembly, schema_from_message
@@ -37,7 +38,7 @@ class IncomingBroadcast:
         if self._is_step:
             replica = held.replicas.get(expected)
             self.lacking = replica is None or replica.version != message.replica.base_sha256
-        coding = coding_of(message.payload.codec, message.payload.seed)
+        coding = coding_of(message.payload)
         schema = self._step_schema(message.payload) if self._is_step else expected
         self._assembly = None if self.lacking else Assembly(message.payload, schema, coding)
         self._tensors: Tensors | None = None
@@ -64,7 +65,7 @@ class IncomingBroadcast:
         if assembly is None:
             return
         assembly.add(chunk)
-        self.received_bytes += len(chunk.data)
+        self.received_bytes = assembly.received_bytes
         if assembly.complete:
             self._finish(assembly.tensors)
 
@@ -96,9 +97,17 @@ class IncomingBroadcast:
             raise CorruptionError("the broadcast is not the model that the server names")
 
 
-def coding_of(codec: str, seed: int) -> Coding:
-    """Read how the server encodes a payload. Raises ConfigError for a codec that is not known here."""
-    return Coding(find(codec, unbiased=False), seed) if codec else UNCODED
+def coding_of(header: tensors_pb2.PayloadHeader) -> Coding:
+    """Read how the server encodes a payload. Raises ConfigError for what cannot be decoded here."""
+    check_zstd(header.zstd)
+    codec = find(header.codec, unbiased=False) if header.codec else None
+    return Coding(codec, header.seed, header.zstd)
+
+
+def check_zstd(wanted: bool) -> None:
+    """Check that zstandard is there where it is wanted. Raises ConfigError."""
+    if wanted and not lossless.available():
+        raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
 
 
 def _as_expected(listed: Schema, expected: Schema) -> Schema:

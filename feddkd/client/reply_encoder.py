@@ -8,8 +8,9 @@ import time
 import torch
 
 from feddkd.client.held import Held
+from feddkd.client.incoming_broadcast import check_zstd
 from feddkd.compression.codecs import find
-from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, relative_error
+from feddkd.compression.encoding import Coding, Encoded, Encoding, relative_error
 from feddkd.exchange import MAX_METRICS, Reply
 from feddkd.tensors import Tensors
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
@@ -18,7 +19,9 @@ from feddkd.transport.pb import federation_pb2 as pb
 
 def reply_coding(message: pb.Work) -> Coding:
     """Read how the reply has to be encoded. Raises ConfigError for a codec that is not known here."""
-    return Coding(find(message.answer_codec, unbiased=True), message.answer_seed) if message.answer_codec else UNCODED
+    check_zstd(message.answer_zstd)
+    codec = find(message.answer_codec, unbiased=True) if message.answer_codec else None
+    return Coding(codec, message.answer_seed, message.answer_zstd)
 
 
 class ReplyEncoder:

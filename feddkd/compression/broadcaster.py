@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from feddkd.compression.codec import Codec
-from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, derive_seed, relative_error
+from feddkd.compression.encoding import Coding, Encoded, Encoding, derive_seed, relative_error
 from feddkd.compression.replica import Replica
 from feddkd.tensors import Schema, Tensors
 
@@ -76,17 +76,19 @@ class Broadcaster:
     Equal sequences of calls give equal codes.
     """
 
-    def __init__(self, chunk_bytes: int, seed: int, snapshot: Codec | None = None) -> None:
+    def __init__(self, chunk_bytes: int, seed: int, snapshot: Codec | None = None, *, zstd: bool = False) -> None:
         """Begin with clients that hold nothing.
 
         Args:
             chunk_bytes: most bytes of elements in one chunk.
             seed: of the run.
             snapshot: encodes whole models; None sends them as they are.
+            zstd: compress all chunks without loss.
         """
         self._chunk_bytes = chunk_bytes
         self._seed = seed
         self._snapshot = snapshot
+        self._uncoded = Coding(zstd=zstd)
         self._held: dict[Schema, _Held] = {}
         self._num_codes = 0
 
@@ -137,7 +139,7 @@ class Broadcaster:
             in_mean = held is not None and held.in_mean and not held.take_mean
             return self._send_whole(payload, snapshot, in_mean=in_mean)
         holders = held.holders & asked
-        whole = Encoding(payload.schema, self._chunk_bytes).encode(held.replica.model)
+        whole = Encoding(payload.schema, self._chunk_bytes, self._uncoded).encode(held.replica.model)
         version = held.replica.version
         sent = Broadcast(version, whole, held.step, held.base, holders, held.in_mean, held.take_mean, held.cost)
         return held.replica.model, sent
@@ -159,7 +161,7 @@ class Broadcaster:
 
     def _send_whole(self, payload: Tensors, codec: Codec | None, *, in_mean: bool) -> tuple[Tensors, Broadcast]:
         started = time.perf_counter()
-        coding = self._coding(codec) if codec is not None else UNCODED
+        coding = self._coding(codec) if codec is not None else self._uncoded
         whole = Encoding(payload.schema, self._chunk_bytes, coding).encode(payload)
         sent = whole.decode()
         replica = Replica(sent, in_mean=in_mean)
@@ -175,16 +177,16 @@ class Broadcaster:
             return True
         model = held.replica.model.schema
         whole_bytes = model.size_bytes
-        coding = Coding(snapshot) if snapshot is not None else UNCODED
+        coding = Coding(snapshot)
         snapshot_bytes = Encoding(model, self._chunk_bytes, coding).size_bytes
         return len(asked) * snapshot_bytes < holders * held.step.size_bytes + (len(asked) - holders) * whole_bytes
 
     def _coding(self, codec: Codec) -> Coding:
         self._num_codes += 1
-        return Coding(codec, derive_seed(self._seed, "broadcast", self._num_codes))
+        return Coding(codec, derive_seed(self._seed, "broadcast", self._num_codes), self._uncoded.zstd)
 
     def _nothing(self) -> Encoded:
-        return Encoding(Schema([]), self._chunk_bytes).encode(Tensors(Schema([])))
+        return Encoding(Schema([]), self._chunk_bytes, self._uncoded).encode(Tensors(Schema([])))
 
 
 def _same(first: Tensors, second: Tensors) -> bool:

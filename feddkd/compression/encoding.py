@@ -22,10 +22,12 @@ class Coding:
     Attributes:
         codec: encodes tensors that are `lossy`; None sends all as they are.
         seed: of this payload; 0 <= seed < 2**63.
+        zstd: compress the bytes of each chunk without loss, where that pays.
     """
 
     codec: Codec | None = None
     seed: int = 0
+    zstd: bool = False
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from feddkd.errors import ProtocolError
 from feddkd.exchange import Missing, Reply
 from feddkd.tensors import Schema, Segment
 from feddkd.transport.frames import Chunk
-from feddkd.transport.payload import ChunkSequence, bytes_of, check_values
+from feddkd.transport.payload import ChunkSequence, check_values, copied
 from feddkd.transport.pb import tensors_pb2
 
 _WIDE = (torch.float32, torch.float64)
@@ -142,7 +142,8 @@ class Contribution:
                 contribution longer than is allowed.
         """
         assert self._sequence is not None
-        piece, data = self._sequence.accept(chunk), bytes_of(chunk)
+        piece, sent = self._sequence.accept(chunk)
+        data = copied(sent)
         if piece.codec is not None:
             piece.codec.check(data, piece.segment.numel)
         if piece.codec is None or self._norm_limit is not None or piece.segment.dtype not in _WIDE:

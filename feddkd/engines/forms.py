@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feddkd.compression.encoding import Encoding
+from feddkd.compression.encoding import Coding, Encoding
 from feddkd.exchange import Exchange
 from feddkd.transport.messages import replica_message, work_message
 from feddkd.transport.payload import Payload
@@ -61,7 +61,8 @@ class Forms:
         exchange = self._exchange
         if exchange.broadcast is not None:
             return Payload.of(exchange.broadcast.whole, shared=self._shared)
-        return Payload.of(Encoding(exchange.payload.schema, self._chunk_bytes).encode(exchange.payload), shared=self._shared)
+        encoding = Encoding(exchange.payload.schema, self._chunk_bytes, Coding(zstd=exchange.zstd))
+        return Payload.of(encoding.encode(exchange.payload), shared=self._shared)
 
     def message(self, client: str) -> bytes:
         """What precedes it."""

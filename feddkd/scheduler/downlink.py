@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from feddkd.compression import lossless
 from feddkd.compression.broadcaster import Broadcast, Broadcaster
 from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.config import Config
 from feddkd.config.communication import PLAIN
+from feddkd.errors import ConfigError
 from feddkd.exchange import DELIVER, Exchange, ExchangeId
 from feddkd.tensors import Tensors
 
@@ -17,10 +19,12 @@ class Downlink:
     """Encodes broadcasts, and remembers what clients hold, over all rounds of a run."""
 
     def __init__(self, config: Config) -> None:
-        """Begin with clients that hold nothing. Raises ConfigError for an unknown codec."""
+        """Begin with clients that hold nothing. Raises ConfigError for a codec that is not known or not installed."""
+        if config.communication.zstd and not lossless.available():
+            raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
         self._communication = config.communication
         snapshot = named_codec(config.communication.snapshot, unbiased=False)
-        self._broadcaster = Broadcaster(config.transport.chunk_bytes, config.seed, snapshot)
+        self._broadcaster = Broadcaster(config.transport.chunk_bytes, config.seed, snapshot, zstd=config.communication.zstd)
 
     def _codec(self, exchange: str) -> Codec | None:
         return named_codec(self._communication.codec_down(exchange), unbiased=False)

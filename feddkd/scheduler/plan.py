@@ -51,6 +51,7 @@ class ExchangePlan:
             reply_codec=named_codec(up, unbiased=True) if kind.reply else None,
             seed=self.config.seed,
             broadcast=broadcast,
+            zstd=self.config.communication.zstd,
         )
 
     def _closing(self, name: str, num_clients: int) -> Closing:

@@ -62,6 +62,7 @@ def work_message(
         replica=replica,
         answer_codec=reply_coding.name,
         answer_seed=reply_coding.seed,
+        answer_zstd=reply_coding.zstd,
     )
     return pb.ParticipateResponse(work=work).SerializeToString()
 

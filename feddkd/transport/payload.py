@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
+from feddkd.compression import lossless
 from feddkd.compression.encoding import UNCODED, Coding, Encoded, Encoding, Piece
 from feddkd.errors import CorruptionError, ProtocolError, SchemaError
 from feddkd.tensors import DTYPES, Schema, Tensors, TensorSpec
@@ -84,6 +85,8 @@ def check_header(header: pb.PayloadHeader, expected: Schema, coding: Coding = UN
     """
     if not 8 <= header.chunk_bytes < 4 << 20:
         raise SchemaError(f"chunks of {header.chunk_bytes} bytes; between 8 bytes and 4 MiB are allowed")
+    if header.zstd != coding.zstd:
+        raise SchemaError(f"zstandard is {'not ' * coding.zstd}used where it is {'not ' * (not coding.zstd)}expected")
     if (header.codec, header.seed) != (coding.name, coding.seed):
         raise SchemaError(f"codec {header.codec[:40]!r} with seed {header.seed} where {coding.name!r} with seed {coding.seed} is expected")
     encoding = Encoding(expected, header.chunk_bytes, coding)
@@ -132,7 +135,13 @@ class Payload:
         self._data = encoded.block.numpy().data
         self._pieces = encoded.encoding.pieces
         self._checksums = [crc32c(self._data[piece.start : piece.stop]) for piece in self._pieces]
+        self._packed = self._pack() if encoded.encoding.coding.zstd else {}
         self._recent_frames: dict[int, bytes] = {}
+
+    def _pack(self) -> dict[int, bytes]:
+        """Compress the chunks that get smaller."""
+        packed = ((index, lossless.compress(self._data[piece.start : piece.stop])) for index, piece in enumerate(self._pieces))
+        return {index: data for index, data in packed if data is not None}
 
     @property
     def size_bytes(self) -> int:
@@ -153,6 +162,7 @@ class Payload:
             digest=digest.digest(),
             codec=self.encoding.coding.name,
             seed=self.encoding.coding.seed,
+            zstd=self.encoding.coding.zstd,
         )
 
     @cached_property
@@ -183,8 +193,8 @@ class Payload:
     def frames_bytes(self) -> int:
         """Size of all messages of `frames` together, in bytes, without building them."""
         return sum(
-            chunk_message_bytes(piece.start, checksum, piece.size_bytes)
-            for piece, checksum in zip(self._pieces, self._checksums, strict=True)
+            chunk_message_bytes(piece.start, checksum, len(self._packed.get(index, b"")) or piece.size_bytes)
+            for index, (piece, checksum) in enumerate(zip(self._pieces, self._checksums, strict=True))
         )
 
     def _frame(self, index: int) -> bytes:
@@ -192,7 +202,8 @@ class Payload:
         frame = self._recent_frames.get(index)
         if frame is None:
             piece = self._pieces[index]
-            frame = encode_chunk(Chunk(piece.start, self._checksums[index], self._data[piece.start : piece.stop]))
+            data = memoryview(self._packed[index]) if index in self._packed else self._data[piece.start : piece.stop]
+            frame = encode_chunk(Chunk(piece.start, self._checksums[index], data))
             if not self._shared:
                 return frame
             self._recent_frames[index] = frame
@@ -221,8 +232,8 @@ class ChunkSequence:
     def complete(self) -> bool:
         return self._next == len(self.pieces)
 
-    def accept(self, chunk: Chunk) -> Piece:
-        """Check the next chunk and return where its bytes belong.
+    def accept(self, chunk: Chunk) -> tuple[Piece, memoryview]:
+        """Check the next chunk and return where its bytes belong, and the bytes.
 
         Raises:
             CorruptionError: the chunk is not the next one, has another length, or its checksum does not match.
@@ -232,14 +243,17 @@ class ChunkSequence:
         piece = self.pieces[self._next]
         if chunk.offset != piece.start:
             raise CorruptionError(f"a chunk at byte {chunk.offset} where byte {piece.start} comes next")
-        if len(chunk.data) != piece.size_bytes:
-            raise CorruptionError(f"a chunk of {len(chunk.data)} bytes at byte {chunk.offset} where {piece.size_bytes} are due")
-        if crc32c(chunk.data) != chunk.crc32c:
+        data = chunk.data
+        if self.encoding.coding.zstd and len(data) < piece.size_bytes:
+            data = memoryview(lossless.decompress(data, piece.size_bytes))
+        if len(data) != piece.size_bytes:
+            raise CorruptionError(f"a chunk of {len(data)} bytes at byte {chunk.offset} where {piece.size_bytes} are due")
+        if crc32c(data) != chunk.crc32c:
             raise CorruptionError(f"the checksum of the chunk at byte {chunk.offset} does not match its data")
         self._digest.update(chunk.crc32c.to_bytes(4, "little"))
         self._next += 1
         self._check_digest()
-        return piece
+        return piece, data
 
     @property
     def received_bytes(self) -> int:
@@ -271,18 +285,17 @@ class Assembly:
 
     def add(self, chunk: Chunk) -> None:
         """Raises CorruptionError if the chunk is not the next one or is damaged, SchemaError if no encoder makes it."""
-        piece = self._sequence.accept(chunk)
+        piece, data = self._sequence.accept(chunk)
         segment = piece.segment
         if piece.codec is None:
-            data = self.tensors.block.numpy()
-            data[segment.start : segment.stop] = np.frombuffer(chunk.data, dtype=np.uint8)
+            self.tensors.block.numpy()[segment.start : segment.stop] = np.frombuffer(data, dtype=np.uint8)
         else:
-            self.tensors.elements(segment).copy_(piece.decode(bytes_of(chunk)))
+            self.tensors.elements(segment).copy_(piece.decode(copied(data)))
 
 
-def bytes_of(chunk: Chunk) -> torch.Tensor:
-    """Copy a chunk's data; uint8, aligned for every dtype."""
-    return torch.from_numpy(np.frombuffer(chunk.data, dtype=np.uint8).copy())
+def copied(data: memoryview) -> torch.Tensor:
+    """Copy bytes; uint8, aligned for every dtype."""
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
 
 
 def check_values(elements: torch.Tensor) -> None:

@@ -461,6 +461,7 @@ class Work(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     ANSWER_CODEC_FIELD_NUMBER: _builtins.int
     ANSWER_SEED_FIELD_NUMBER: _builtins.int
+    ANSWER_ZSTD_FIELD_NUMBER: _builtins.int
     evaluate: _builtins.bool
     """Evaluate the broadcast model on held-out examples first, and say the result in the Answer."""
     deadline_s: _builtins.float
@@ -469,6 +470,8 @@ class Work(_message.Message):
     """How the answer's payload has to be encoded; as `codec` and `seed` of its header."""
     answer_seed: _builtins.int
     """Its seed."""
+    answer_zstd: _builtins.bool
+    """Whether its chunks are compressed; as `zstd` of its header."""
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -491,10 +494,11 @@ class Work(_message.Message):
         replica: Global___Replica | None = ...,
         answer_codec: _builtins.str = ...,
         answer_seed: _builtins.int = ...,
+        answer_zstd: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_codec", b"answer_codec", "answer_seed", b"answer_seed", "deadline_s", b"deadline_s", "evaluate", b"evaluate", "id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_codec", b"answer_codec", "answer_seed", b"answer_seed", "answer_zstd", b"answer_zstd", "deadline_s", b"deadline_s", "evaluate", b"evaluate", "id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

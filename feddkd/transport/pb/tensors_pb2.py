@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64\x64kd/v1/tensors.proto\x12\tfeddkd.v1\"c\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.feddkd.v1.ElementType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x11\n\ttrainable\x18\x04 \x01(\x08\"0\n\x06Schema\x12&\n\x07tensors\x18\x01 \x03(\x0b\x32\x15.feddkd.v1.TensorSpec\"\xa0\x01\n\rPayloadHeader\x12!\n\x06schema\x18\x01 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ontent_sha256\x18\x05 \x01(\x0c\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x06\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\xa2\x02\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x01\x12\x16\n\x12\x45LEMENT_TYPE_INT64\x10\x02\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x03\x12\x16\n\x12\x45LEMENT_TYPE_INT32\x10\x04\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x05\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x06\x12\x16\n\x12\x45LEMENT_TYPE_INT16\x10\x07\x12\x15\n\x11\x45LEMENT_TYPE_INT8\x10\x08\x12\x16\n\x12\x45LEMENT_TYPE_UINT8\x10\t\x12\x15\n\x11\x45LEMENT_TYPE_BOOL\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64\x64kd/v1/tensors.proto\x12\tfeddkd.v1\"c\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.feddkd.v1.ElementType\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x11\n\ttrainable\x18\x04 \x01(\x08\"0\n\x06Schema\x12&\n\x07tensors\x18\x01 \x03(\x0b\x32\x15.feddkd.v1.TensorSpec\"\xae\x01\n\rPayloadHeader\x12!\n\x06schema\x18\x01 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x16\n\x0e\x63ontent_sha256\x18\x05 \x01(\x0c\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x06\x12\x0c\n\x04zstd\x18\x08 \x01(\x08\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\xa2\x02\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x01\x12\x16\n\x12\x45LEMENT_TYPE_INT64\x10\x02\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x03\x12\x16\n\x12\x45LEMENT_TYPE_INT32\x10\x04\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x05\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x06\x12\x16\n\x12\x45LEMENT_TYPE_INT16\x10\x07\x12\x15\n\x11\x45LEMENT_TYPE_INT8\x10\x08\x12\x16\n\x12\x45LEMENT_TYPE_UINT8\x10\t\x12\x15\n\x11\x45LEMENT_TYPE_BOOL\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'feddkd.transport.pb.tensors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ELEMENTTYPE']._serialized_start=408
-  _globals['_ELEMENTTYPE']._serialized_end=698
+  _globals['_ELEMENTTYPE']._serialized_start=422
+  _globals['_ELEMENTTYPE']._serialized_end=712
   _globals['_TENSORSPEC']._serialized_start=38
   _globals['_TENSORSPEC']._serialized_end=137
   _globals['_SCHEMA']._serialized_start=139
   _globals['_SCHEMA']._serialized_end=187
   _globals['_PAYLOADHEADER']._serialized_start=190
-  _globals['_PAYLOADHEADER']._serialized_end=350
-  _globals['_CHUNK']._serialized_start=352
-  _globals['_CHUNK']._serialized_end=405
+  _globals['_PAYLOADHEADER']._serialized_end=364
+  _globals['_CHUNK']._serialized_start=366
+  _globals['_CHUNK']._serialized_end=419
 # @@protoc_insertion_point(module_scope)

@@ -152,6 +152,7 @@ class PayloadHeader(_message.Message):
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    ZSTD_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Bytes in all chunks together, as the schema and the codec imply."""
     chunk_bytes: _builtins.int
@@ -176,6 +177,10 @@ class PayloadHeader(_message.Message):
     """What the codec draws random numbers from: chunk i of the payload has the seed
     (seed + i * 0x9E3779B97F4A7C15) mod 2^63.
     """
+    zstd: _builtins.bool
+    """A chunk whose data is shorter than its bytes are is a Zstandard frame of them that states their number.
+    `offset`, `crc32c` and `digest` are of the bytes before they were compressed.
+    """
     @_builtins.property
     def schema(self) -> Global___Schema:
         """Names, types and shapes, in the order in which the bytes follow. Left out where a codec is named and
@@ -192,10 +197,11 @@ class PayloadHeader(_message.Message):
         content_sha256: _builtins.bytes = ...,
         codec: _builtins.str = ...,
         seed: _builtins.int = ...,
+        zstd: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "codec", b"codec", "content_sha256", b"content_sha256", "digest", b"digest", "schema", b"schema", "seed", b"seed", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "codec", b"codec", "content_sha256", b"content_sha256", "digest", b"digest", "schema", b"schema", "seed", b"seed", "size_bytes", b"size_bytes", "zstd", b"zstd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
