@@ -101,10 +101,9 @@ class RoundCohort:
         return math.fsum(self._clients.values()) / self._total_weight
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
-        if not model.is_finite():
-            raise NotFiniteError(f"{self._attempt.exchange(name, 0)}: the model to be sent is not finite")
-        self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
+        """Replace a model by the one that clients will hold once it is sent."""
+        # One that is not finite is refused when it is to be sent or evaluated, which says what it is.
+        self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean) if model.is_finite() else model
         return self.sent
 
     def note(self, name: str, value: float) -> None:

@@ -9,6 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.compression.broadcaster import Broadcast
+from feddkd.compression.codecs import find
+from feddkd.compression.encoding import Encoding
 from feddkd.config import Config
 from feddkd.exchange import (
     DELIVER,
@@ -192,6 +195,10 @@ def test_exchanges_differ_in_every_field_but_the_payload() -> None:
         "closing": replace(exchange.closing, deadline_s=1.0),
         "evaluate": True,
         "max_norm": 1.0,
+        "reply_codec": find("eden1", unbiased=True),
+        "seed": 1,
+        "broadcast": Broadcast(b"version", Encoding(SCHEMA, 1 << 20).encode(Tensors(SCHEMA))),
+        "zstd": True,
     }
     assert {field.name for field in fields(Exchange)} == {"payload", *others}
     for name, value in others.items():
