@@ -24,6 +24,7 @@ from feddkd.exchange import (
 )
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.plan import ExchangePlan
+from feddkd.tensors import Tensors
 
 KINDS = {
     "local_train": ExchangeKind(),
