@@ -58,7 +58,8 @@ class CommunicationConfig(Table):
         for key, codec in self._codecs("down"):
             if codec.startswith(_SPARSE):
                 raise ValueError(f"{key} = {codec!r}: what it leaves out would be lost, since only clients keep what a codec left out")
-        if self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):
+        # A preset proposes a snapshot also where `down` is given: then there are none.
+        if self.preset == "none" and self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):
             raise ValueError(f"snapshot = {self.snapshot!r}: no exchange sends steps, so there is nothing beside them; set `down`")
         return self
 
