@@ -39,7 +39,7 @@ MIXED = Schema(
 class Alternate:
     """Keeps every second element as it is, beginning with the first or the second by the seed."""
 
-    name: str = "topk:0.5"
+    name: str = "topk:0.25"
     error_feedback: bool = True
 
     def size_bytes(self, num_elements: int) -> int:
