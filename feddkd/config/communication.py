@@ -16,6 +16,11 @@ PLAIN: Literal["fp32"] = "fp32"
 CodecName = Annotated[str, StringConstraints(pattern=r"^(fp32|fp16|bf16|int8|int4|eden[1-4]|(topk|randk):0?\.\d{1,6})$")]
 """`topk:0.01` sends one element in a hundred."""
 
+LARGEST_SHARE = 0.25
+"""Of the elements that topk and randk keep."""
+
+_SPARSE = ("topk", "randk")
+
 
 class ExchangeCodecs(Table):
     """`[communication.NAME]`: the codecs of one exchange, where they are not those of `[communication]`."""
@@ -49,16 +54,21 @@ class CommunicationConfig(Table):
 
     @model_validator(mode="after")
     def _codecs_make_sense(self) -> Self:
-        for key, codec in self._downs():
-            if codec.startswith(("topk", "randk")):
+        for key, codec in self._codecs("up"):
+            if codec.startswith(_SPARSE) and not 0 < float(codec.partition(":")[2]) <= LARGEST_SHARE:
+                raise ValueError(f"{key} = {codec!r}: the share has to be above 0 and at most {LARGEST_SHARE}")
+        for key, codec in self._codecs("down"):
+            if codec.startswith(_SPARSE):
                 raise ValueError(f"{key} = {codec!r}: what it leaves out would be lost, since only clients keep what a codec left out")
-        if self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._downs()):
+        # A preset proposes a snapshot also where `down` is given: then there are none.
+        if self.preset == "none" and self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):
             raise ValueError(f"snapshot = {self.snapshot!r}: no exchange sends steps, so there is nothing beside them; set `down`")
         return self
 
-    def _downs(self) -> list[tuple[str, str]]:
-        own = [(f"{name}.down", codecs.down) for name, codecs in self.exchanges.items() if codecs.down is not None]
-        return [("down", self.down), *own]
+    def _codecs(self, direction: Literal["up", "down"]) -> list[tuple[str, str]]:
+        """List all codecs of one direction, each with its key."""
+        own = [(f"{name}.{direction}", getattr(codecs, direction)) for name, codecs in self.exchanges.items()]
+        return [(direction, getattr(self, direction)), *((key, codec) for key, codec in own if codec is not None)]
 
     @property
     def exchanges(self) -> Mapping[str, ExchangeCodecs]:
