@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from feddkd.bench.budgets import spread
+from feddkd.observability.budgets import spread
 from niid_bench.ablate import VARIANTS
 from niid_bench.cells import PARTITIONS, Cell, Settings, configure
 from niid_bench.grid import outdated_key

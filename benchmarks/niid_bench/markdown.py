@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from feddkd.bench.budgets import Spread
+from feddkd.observability.budgets import Spread
 from niid_bench.cells import DEFAULT_SEEDS
 
 MISSING = "-"

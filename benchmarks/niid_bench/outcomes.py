@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feddkd.bench.budgets import Cost, Curve, Spread, cost_to_target, reading_within, spread
 from feddkd.bench.side_by_side import HEADER_TOLERANCE
 from feddkd.errors import ConfigError
+from feddkd.observability.budgets import Cost, Curve, Spread, cost_to_target, reading_within, spread
 from niid_bench.cells import ALGORITHMS, PARTITIONS, Cell, Settings, configure
 from niid_bench.grid import outdated_key
 

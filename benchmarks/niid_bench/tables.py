@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
 
-from feddkd.bench.budgets import Spread
+from feddkd.observability.budgets import Spread
 from niid_bench.ablate import LONGER_RESULT as LONGER_ABLATION
 from niid_bench.ablate import RESULT as ABLATION
 from niid_bench.ablation_table import ablation_table

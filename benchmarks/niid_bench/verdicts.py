@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from feddkd.bench.budgets import Spread, spread
 from feddkd.bench.side_by_side import HEADER_TOLERANCE
+from feddkd.observability.budgets import Spread, spread
 from niid_bench.cells import ALGORITHMS
 from niid_bench.markdown import MISSING, table
 from niid_bench.outcomes import CONTROL, DKD, LONGER, CostOf, Outcomes, accuracy_within

@@ -63,7 +63,7 @@ def measure_in_turn(workload: Workload, repeats: int, flower_python: Path | None
     for _ in range(repeats):
         ours.append(_run([sys.executable, "-m", "feddkd.bench.transport", "server", *_options(workload)]))
         if flower_python is not None:
-            peer = [str(flower_python), str(FLOWER_PEER), "server", *_options(workload), "--port", str(_free_port())]
+            peer = [str(flower_python), str(FLOWER_PEER), "server", *_options(workload), "--port", str(free_port())]
             theirs.append(_run(peer))
     yield _summarize("feddkd", workload, ours)
     if theirs:
@@ -92,8 +92,8 @@ def _options(workload: Workload) -> list[str]:
     ]
 
 
-def _free_port() -> int:
-    """Flower cannot say which port it got for port 0."""
+def free_port() -> int:
+    """Find a port for a program that cannot say which one it got for port 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

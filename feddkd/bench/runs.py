@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feddkd.bench.budgets import Curve
 from feddkd.config import Config
 from feddkd.config.table import flatten
 from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
+from feddkd.observability.budgets import Curve
 from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder
 
 

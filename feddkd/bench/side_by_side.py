@@ -15,11 +15,11 @@ from typing import Any
 from feddkd import algorithms
 from feddkd.algorithms.fedavg_sgd import FedAvgSGD
 from feddkd.algorithms.feddkd import FedDKD
-from feddkd.bench.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.config import Config, FedAvgConfig
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
+from feddkd.observability.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
 from feddkd.observability.run_folder import RunFolder
 
 SHARED_TABLES = ("data.", "partition.", "model.")

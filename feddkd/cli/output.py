@@ -10,11 +10,17 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from feddkd.errors import RunError
+
+if TYPE_CHECKING:
+    from feddkd.report.tables import Table as ReportTable
 
 LINE_LETTERS = 2000
 """Letters of a line that holds what a client said."""
@@ -74,6 +80,16 @@ def _standard_output() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise typer.Exit(1) from None
         raise RunError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def as_terminal_table(table: ReportTable, title: str) -> Table:
+    """A table of the report, for the terminal; the cells that stand out are bold."""
+    shown = Table(title=title, title_justify="left", caption=table.caption, caption_justify="left")
+    for column, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if column else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        shown.add_row(*(Text(cell, style="bold" if (number, column) in table.strong else "") for column, cell in enumerate(row)))
+    return shown
 
 
 def megabytes(size_bytes: int) -> str:

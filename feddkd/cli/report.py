@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from feddkd.cli.output import say
+from feddkd.cli.output import WIDTH, as_terminal_table, present, say
 from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
 
@@ -26,26 +26,48 @@ def report(
     folders: Folders,
     out: Out = None,
     title: Annotated[str | None, typer.Option("--title", metavar="T", help="Title of the page.", show_default=False)] = None,
+    uplink: Annotated[
+        str | None, typer.Option("--uplink", metavar="RATE", help="From a client, e.g. `10Mbit`.", show_default=False)
+    ] = None,
+    downlink: Annotated[
+        str | None, typer.Option("--downlink", metavar="RATE", help="To a client, e.g. `50Mbit`.", show_default=False)
+    ] = None,
+    rtt: Annotated[str | None, typer.Option("--rtt", metavar="TIME", help="Round-trip time, e.g. `40ms`.", show_default=False)] = None,
 ) -> None:
     """Draw what runs left behind: one HTML page that needs no network, and every picture as a PNG beside it.
 
     For one run the page is DIR/report.html, for several report.html here. Runs that differ in the seed alone
     are drawn as their mean and range. Needs the extra `plot`.
 
+    With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
+
     Examples:
     `feddkd report runs/feddkd-20260101-120000`
 
     `feddkd report runs/fedavg-* runs/feddkd-* --out comparison.html --title "Digits, one class a client"`
+
+    `feddkd report runs/* --uplink 10Mbit --downlink 50Mbit --rtt 40ms`
     """
     missing = missing_module()
     if missing is not None:
         raise ConfigError(f"{missing} is not installed; get it with: {INSTALL}")
+    if len([given for given in (uplink, downlink, rtt) if given is not None]) in (1, 2):
+        raise ConfigError("--uplink, --downlink and --rtt go together")
     found = list({folder.resolve(): folder for folder in folders}.values())
     runs = [RunFolder.load(folder) for folder in found]
-    from feddkd.report.page import write_report  # imports torch and matplotlib, which takes seconds
+    # These import torch and matplotlib, which takes seconds.
+    from feddkd.observability.wall_time import Link
+    from feddkd.report.groups import group_runs
+    from feddkd.report.page import write_report
+    from feddkd.report.time_table import time_table
 
+    link = None
+    if uplink is not None and downlink is not None and rtt is not None:
+        link = Link.parse(uplink, downlink, rtt)
     page = _page(out, found)
-    pictures = write_report(runs, page, title)
+    pictures = write_report(runs, page, title, link)
+    if link is not None:
+        present(as_terminal_table(time_table(group_runs(runs), link), "time over the network"), width=WIDTH)
     say(f"report: {page} (pictures in {pictures}/)")
 
 

@@ -51,6 +51,7 @@ class RunFolder:
         exchanges: the lines of `exchanges.jsonl`.
         summary: the object of `summary.json`, or None while the run is not complete.
         partition: examples of each class at each simulated client, or None without a simulation.
+        model_bytes: of the global model's tensors, without a codec; None without `model.safetensors`.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class RunFolder:
     exchanges: list[ExchangeLine]
     summary: Summary | None
     partition: dict[str, list[int]] | None
+    model_bytes: int | None = None
 
     @classmethod
     def load(cls, path: Path) -> RunFolder:
@@ -74,6 +76,7 @@ class RunFolder:
             exchanges=_lines(path / EXCHANGES, ExchangeLine),
             summary=_summary(path / SUMMARY),
             partition=_partition(path / PARTITION),
+            model_bytes=_tensor_bytes(path / MODEL),
         )
 
     @property
@@ -154,6 +157,19 @@ def _partition(file: Path) -> dict[str, list[int]] | None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_EXAMPLES
+
+
+def _tensor_bytes(file: Path) -> int | None:
+    """Bytes of the tensors in a safetensors file: what follows its header, whose length its first 8 bytes say."""
+    try:
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            tensor_bytes = os.fstat(stream.fileno()).st_size - 8 - header_bytes
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    return tensor_bytes if tensor_bytes > 0 else None
 
 
 def _content(file: Path) -> bytes | None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from feddkd import __version__
 from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
+from feddkd.observability.wall_time import Link
 from feddkd.report import tables
 from feddkd.report.groups import Group, group_runs
 from feddkd.report.sections import Drawing, Section, sections_of
@@ -46,12 +47,16 @@ class PageSection:
     title: str
     pictures: list[Picture] = field(default_factory=list)
     folded: list[Picture] = field(default_factory=list)
+    table: tables.Table | None = None
     absent: list[str] = field(default_factory=list)
     left_out: int = 0
 
 
-def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None) -> Path:
+def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None, link: Link | None = None) -> Path:
     """Write the page, and its pictures as PNG files into a folder of the same name beside it.
+
+    Args:
+        link: a network over which the runs' time is estimated; None for no such section.
 
     Returns:
         The folder of the PNG files.
@@ -64,7 +69,7 @@ def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style():
-            sections = [_rendered(section, folder) for section in sections_of(groups)]
+            sections = [_rendered(section, folder) for section in sections_of(groups, link)]
         page.write_text(_html(groups, sections, title), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write the report to {error.filename or page}: {error.strerror}") from error
@@ -92,7 +97,7 @@ def _html(groups: Sequence[Group], sections: Sequence[PageSection], title: str |
 
 def _rendered(section: Section, folder: Path) -> PageSection:
     pictures = [_save(drawing, folder) for drawing in section.drawings]
-    return PageSection(section.title, pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:], section.absent, section.left_out)
+    return PageSection(section.title, pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:], section.table, section.absent, section.left_out)
 
 
 def _save(drawing: Drawing, folder: Path) -> Picture:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from feddkd.observability.run_folder import RunFolder
+from feddkd.observability.wall_time import Link, seconds_by_round
 from feddkd.report import series, units
+from feddkd.report.axes import log_axis
 from feddkd.report.groups import Group
 from feddkd.report.heatmap import draw_heatmap, draw_partition
 from feddkd.report.series import ByRound, Curve
 from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure
 
 HEIGHT_INCHES = 2.7
+
+TIME_TICKS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000, 1_080_000, 3_600_000)
 
 MARKED_ROUNDS = 25
 """Up to this many rounds every one gets a marker."""
@@ -53,27 +58,77 @@ def accuracy_by_round(groups: Sequence[Group], key: str) -> Figure | None:
 
 def accuracy_by_bytes(groups: Sequence[Group], key: str) -> Figure | None:
     """Accuracy of the global model by the bytes that had crossed the wire when it was reached."""
-    shown = _shown(groups, series.round_values(key))
+    return _accuracy_by_cost(groups, key, BYTES)
+
+
+def accuracy_by_time(groups: Sequence[Group], key: str, link: Link) -> Figure | None:
+    """Accuracy of the global model by the time that had passed over a network when it was reached, as estimated."""
+
+    def seconds(run: RunFolder) -> ByRound:
+        return seconds_by_round(run, link)
+
+    return _accuracy_by_cost(groups, key, Cost("time over the network, as estimated", seconds, units.time_unit, TIME_TICKS_S))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a horizontal axis shows.
+
+    Attributes:
+        of: what a run had spent after each round.
+        unit: divisor and name of the unit for numbers of a size.
+        ticks: of a logarithmic axis; none for powers of ten and what lies between.
+    """
+
+    label: str
+    of: Callable[[RunFolder], ByRound]
+    unit: Callable[[float], tuple[float, str]]
+    ticks: Sequence[float] = ()
+
+    def write(self, value: float) -> str:
+        """A number at a tick of a logarithmic axis."""
+        divisor, unit = self.unit(value * 1.0001)  # a tick at 1e6 may lie a bit below it
+        return f"{value / divisor:.3g} {unit}"
+
+
+BYTES = Cost("bytes on the wire so far", series.round_values("cumulative_wire_bytes"), units.byte_unit)
+
+
+def _accuracy_by_cost(groups: Sequence[Group], key: str, cost: Cost) -> Figure | None:
+    shown, costs = [], []
+    for index, group, curve in _shown(groups, series.round_values(key)):
+        spent = series.over_runs(group.runs, cost.of)
+        at_round = dict(zip(spent.rounds, spent.mean, strict=True))
+        if all(number in at_round for number in curve.rounds):
+            shown.append((index, group, curve))
+            costs.append([at_round[number] for number in curve.rounds])
     if not shown:
         return None
-    costs = [_mean_bytes(group, curve.rounds) for _, group, curve in shown]
     figure, axes = new_figure(HEIGHT_INCHES)
-    handles = [_draw(axes, cost, curve, index) for cost, (index, _, curve) in zip(costs, shown, strict=True)]
+    handles = [_draw(axes, spent, curve, index) for spent, (index, _, curve) in zip(costs, shown, strict=True)]
     _accuracy_axis(axes, [curve for _, _, curve in shown])
-    axes.set_xlabel("bytes on the wire so far")
-    ends = [cost[-1] for cost in costs]
-    if min(map(min, costs)) > 0 and max(ends) > LOG_FROM_RATIO * min(ends):
-        _log_axis(axes, "x")
-        axes.xaxis.set_major_formatter(formatter(_short_size))
-    else:
-        divisor, unit = units.byte_unit(max(ends))
-        axes.set_xlim(0, 1.05 * max(ends) or 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(formatter(lambda value: f"{value / divisor:g}"))
-        axes.set_xlabel(f"bytes on the wire so far ({unit})")
+    _cost_axis(axes, cost, costs)
     if len(groups) > 1:
         legend_below(figure, handles, [group.label for _, group, _ in shown])
     return figure
+
+
+def _cost_axis(axes: Axes, cost: Cost, costs: Sequence[Sequence[float]]) -> None:
+    """Logarithmic where some spend far more than others."""
+    ends = [spent[-1] for spent in costs]
+    if min(map(min, costs)) > 0 and max(ends) > LOG_FROM_RATIO * min(ends):
+        axes.set_xlabel(cost.label)
+        log_axis(axes, "x")
+        if cost.ticks:
+            axes.xaxis.set_major_locator(FixedLocator(cost.ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(formatter(cost.write))
+        return
+    divisor, unit = cost.unit(max(ends))
+    axes.set_xlabel(f"{cost.label} ({unit})")
+    axes.set_xlim(0, 1.05 * max(ends) or 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(formatter(lambda value: f"{value / divisor:g}"))
 
 
 def step_loss(groups: Sequence[Group]) -> Figure | None:
@@ -158,13 +213,6 @@ def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> l
     return [(index, group, curve) for index, (group, curve) in enumerate(zip(groups, curves, strict=True)) if curve.rounds]
 
 
-def _mean_bytes(group: Group, rounds: Sequence[int]) -> list[float]:
-    """What had crossed the wire after each of these rounds, in the mean over the group's runs."""
-    cost = series.over_runs(group.runs, series.round_values("cumulative_wire_bytes"))
-    at_round = dict(zip(cost.rounds, cost.mean, strict=True))
-    return [at_round[number] for number in rounds]
-
-
 def _draw(axes: Axes, x: Sequence[float], curve: Curve, index: int) -> Line2D:
     """A group's mean, with a band from the lowest to the highest run."""
     (line,) = axes.plot(x, curve.mean, **line_style(index, marked=len(curve.rounds) <= MARKED_ROUNDS))
@@ -196,27 +244,8 @@ def _accuracy_axis(axes: Axes, curves: Sequence[Curve]) -> None:
 def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:
     """Logarithmic for positive values of different sizes; else from 0 on, if nothing is below it, to `top` or farther."""
     if min(values) > 0.01 * top and max(values) > LOG_FROM_SPREAD * min(values):
-        _log_axis(axes, "y")
+        log_axis(axes, "y")
         axes.yaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
     elif min(values) >= 0:
         height = max(1.08 * axes.dataLim.y1, top) or 1.0  # bands included
         axes.set_ylim(-0.02 * height if min(values) < 0.01 * height else 0, height)  # a marker at 0 is drawn whole
-
-
-def _log_axis(axes: Axes, which: str) -> None:
-    """A logarithmic axis with enough names on it even if it covers little more than one power of ten."""
-    if which == "x":
-        axes.set_xscale("log")
-    else:
-        axes.set_yscale("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = sorted(axis.get_view_interval())
-    # Compared by products: the quotient of two representable numbers may not be one.
-    subs = (1.0,) if high > 300 * low else (1.0, 3.0) if high > 40 * low else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _short_size(size_bytes: float) -> str:
-    divisor, unit = units.byte_unit(size_bytes * 1.0001)  # a tick at 1e6 may lie a bit below it
-    return f"{size_bytes / divisor:.3g} {unit}"

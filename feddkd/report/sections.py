@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from feddkd.report import bars, pictures, series
+from feddkd.observability.wall_time import Link
+from feddkd.report import bars, frontier_picture, pictures, series
+from feddkd.report.codecs import codec_table
+from feddkd.report.frontier import Frontier, are_comparable, fedavg_round_bytes, tracks_of
+from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Group
+from feddkd.report.tables import Table
+from feddkd.report.time_table import time_table
+from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,9 @@ METRICS = {
 MOST_METRICS = 40
 """Clients name their metrics; each one drawn takes a quarter of a second."""
 
+CODEC_METRICS = (*CODEC_SECONDS.values(), *CODEC_ERROR.values())
+"""They have a table of their own."""
+
 EXPECTED_METRICS = ("drift_diversity", "teacher_entropy")
 """Where one of these is missing the page says so."""
 
@@ -70,12 +80,14 @@ class Section:
     """Pictures that belong together.
 
     Attributes:
+        table: below the pictures, with a line on what it says.
         absent: titles of the pictures whose numbers were not recorded.
         left_out: recorded metrics that are not drawn, because there are too many.
     """
 
     title: str
     drawings: list[Drawing] = field(default_factory=list)
+    table: Table | None = None
     absent: list[str] = field(default_factory=list)
     left_out: int = 0
 
@@ -88,15 +100,21 @@ class Section:
             self.drawings.append(Drawing(_unique(name, [d.name for d in self.drawings]), title, caption, f"{title}: {labels}", figure))
 
 
-def sections_of(groups: Sequence[Group]) -> list[Section]:
-    """All sections of a report, empty ones included."""
+def sections_of(groups: Sequence[Group], link: Link | None = None) -> list[Section]:
+    """All sections of a report, empty ones included.
+
+    Args:
+        link: a network over which the runs' time is estimated.
+    """
     classes, partitions = _classes(groups), _partitions(groups)
     if len(classes.drawings) <= 1 and len(partitions.drawings) <= 1:
         # One picture each: side by side.
-        last = [Section("Classes", classes.drawings + partitions.drawings, classes.absent + partitions.absent)]
+        last = [Section("Classes", classes.drawings + partitions.drawings, absent=classes.absent + partitions.absent)]
     else:
         last = [classes, partitions]
-    return [_accuracy(groups), _cost(groups), _steps(groups), *last]
+    frontier = _frontier(groups)
+    bought = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
+    return [_accuracy(groups), *bought, _cost(groups), _steps(groups), *last]
 
 
 def _accuracy(groups: Sequence[Group]) -> Section:
@@ -109,6 +127,33 @@ def _accuracy(groups: Sequence[Group]) -> Section:
     section.add("accuracy_by_round", "Accuracy by round", f"After each round, {where}.{spread}", by_round, groups)
     caption = "The same accuracy over what it cost: all clients, both directions."
     section.add("accuracy_by_bytes", "Accuracy by bytes on the wire", caption, pictures.accuracy_by_bytes(groups, key), groups)
+    return section
+
+
+def _frontier(groups: Sequence[Group]) -> Section | None:
+    """What accuracy costs, for several configurations of one problem; None for others."""
+    if len(groups) == 1 or not are_comparable(group.runs[0].config for group in groups):
+        return None
+    found = tracks_of(groups, accuracy_key(groups))
+    tracks = [track for track in found if track is not None]
+    if len(tracks) < 2:
+        return None
+    frontier = Frontier.of(tracks, fedavg_round_bytes(run for group in groups for run in group.runs))
+    section = Section("Accuracy for its bytes", table=frontier_table(frontier))
+    caption = (
+        "A colour is a method here. Bold: the best that any of its settings, and so its best codec, had reached for the bytes. "
+        "The band is the best of all, and the strip at the bottom says whose it is."
+    )
+    section.add("frontier", "Frontier: accuracy by bytes on the wire", caption, frontier_picture.draw(frontier), groups)
+    return section
+
+
+def _time(groups: Sequence[Group], link: Link) -> Section:
+    """What accuracy costs in time over a given network."""
+    section = Section("Time over a network", table=time_table(groups, link))
+    figure = pictures.accuracy_by_time(groups, accuracy_key(groups), link)
+    caption = f"As estimated from the records, for lines of {link}."
+    section.add("accuracy_by_time", "Accuracy by time over the network", caption, figure, groups)
     return section
 
 
@@ -125,6 +170,7 @@ def _cost(groups: Sequence[Group]) -> Section:
     section.add("bytes_by_exchange", "Bytes by exchange", caption, bars.bytes_by_exchange(groups), groups)
     caption = f"From broadcast to reduced result, all rounds together.{per_run} Start-up is in none of them."
     section.add("time_by_phase", "Time by phase", caption, bars.time_by_phase(groups), groups)
+    section.table = codec_table(groups)
     return section
 
 
@@ -135,7 +181,7 @@ def _steps(groups: Sequence[Group]) -> Section:
         "The first is the average of the local models; where the previous model has the lower loss, FedDKD's steps start over from it."
     )
     section.add("step_loss", "Loss at the first and at the last step", caption, pictures.step_loss(groups), groups)
-    recorded = series.metric_names(run for group in groups for run in group.runs)
+    recorded = [name for name in series.metric_names(run for group in groups for run in group.runs) if name not in CODEC_METRICS]
     names = list(dict.fromkeys((*EXPECTED_METRICS, *recorded)))
     section.left_out = max(len(names) - MOST_METRICS, 0)
     for name in names[:MOST_METRICS]:

@@ -18,11 +18,19 @@ SHORT_HASH = 12
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text below a header; `groups` says to which group each row belongs, for its colour."""
+    """Rows of text below a header.
+
+    Attributes:
+        groups: to which group each row belongs, for its colour.
+        strong: row and column of the cells that stand out.
+        caption: what the page says of it.
+    """
 
     header: list[str]
     rows: list[list[str]]
     groups: list[int]
+    strong: frozenset[tuple[int, int]] = frozenset()
+    caption: str = ""
 
 
 def title(groups: Sequence[Group]) -> str:

@@ -32,6 +32,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
+def level(share: float) -> str:
+    """A round share, without the digits that it does not have."""
+    return f"{100 * share:.4g}%"
+
+
 def count(number: float) -> str:
     """A number of things, or a mean of such numbers, with thousands apart."""
     return f"{number:,.0f}"

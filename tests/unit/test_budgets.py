@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddkd.bench.budgets import Curve, common_budget, cost_to_target, reading_within, round_of_target, spread
+from feddkd.observability.budgets import Curve, common_budget, cost_to_target, reading_within, round_of_target, spread
 
 accuracies = st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=20)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from report_records import write_record
 
-from feddkd.bench.budgets import Curve
 from feddkd.bench.runs import Job, is_complete
 from feddkd.bench.side_by_side import Run, make_rows, read_run, results
 from feddkd.config import Config
 from feddkd.errors import ConfigError, StateError
+from feddkd.observability.budgets import Curve
 
 
 def config(*overrides: str) -> Config:
