@@ -16,7 +16,7 @@ from feddkd.compression.hadamard import Rotation
 
 _BLOCK = 4096
 _LEAST_BLOCK = 64
-_TILE_ELEMENTS = 1 << 16  # stays in the cache between the operations on it
+_TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
 # The positive Lloyd-Max centroids of the standard normal distribution (Max, IRE Transactions on Information
 # Theory, 1960) by bits, in units of 2**-10. Sums and differences of such numbers are multiples of 2**-10, rounded or
@@ -100,10 +100,9 @@ class Eden:
             codes = unpack(self._octets(octets, blocks).t().contiguous(), self.bits)
             tile = rotation.backward(_look_up(centroids, codes))
             target = elements[blocks.start : blocks.stop]
-            if len(target) == tile.numel():
-                torch.mul(tile, scales[blocks.numbers, None], out=target.view(-1, blocks.size))
-            else:
-                torch.mul(tile[0, : len(target)], scales[blocks.numbers], out=target)
+            if len(target) < tile.numel():
+                tile = tile[:, : len(target)]
+            target.view(tile.shape).copy_(tile).mul_(scales[blocks.numbers, None])
         return elements
 
     def check(self, code: Tensor, num_elements: int) -> None:

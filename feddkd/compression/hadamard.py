@@ -26,10 +26,11 @@ def transform(columns: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
     height = len(columns)
     distance = 1
     while distance < height:
-        pairs = columns.view(height // (2 * distance), 2, -1)
-        results = spare.view_as(pairs)
-        torch.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
-        torch.sub(pairs[:, 0], pairs[:, 1], out=results[:, 1])
+        shape = height // (2 * distance), 2, -1
+        first, second = columns.view(shape).unbind(1)
+        total, difference = spare.view(shape).unbind(1)
+        torch.add(first, second, out=total)
+        torch.sub(first, second, out=difference)
         columns, spare = spare, columns
         distance *= 2
     return columns, spare

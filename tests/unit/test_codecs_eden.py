@@ -168,6 +168,27 @@ def test_a_scale_that_no_encoder_makes_is_refused(scale: float, block: int) -> N
             read()
 
 
+# What OpenFL 1.9 (openfl/pipelines/eden_pipeline.py, `Eden(nbits).quantize`) makes of the vector below, in hexadecimal
+# digits, and by what it multiplies the centroids.
+OPENFL = {
+    1: ("0111100001111100001111100001111100001111100001111100001111100001", 41.7082),
+    2: ("1222211112222211112222211112233210012333210002333210002333200002", 28.2130),
+    3: ("3444433334444432234555432224565421124566421124676420014677520014", 26.0196),
+    4: ("78888776789998755689aa964458acb963348bdc952248cdd942138deda41139", 26.6019),
+}
+
+
+@every_bits
+def test_another_implementation_rounds_to_the_same_centroids(bits: int) -> None:
+    places = np.arange(64)
+    rotated = torch.from_numpy((np.sin(places * 0.7) * (places + 1)).astype(np.float32))
+    nothing = Rotation(torch.ones(64), torch.ones(64))  # twice the transform is 64 times the identity
+    scales, codes = eden.Eden(bits, unbiased=True)._quantize(rotated[None], nothing)
+    digits, scale = OPENFL[bits]
+    assert "".join(f"{code:x}" for code in codes[:, 0].tolist()) == digits
+    assert float(scales[0]) * 64 == pytest.approx(scale, rel=1e-3)  # centroids are rounded to multiples of 2**-10
+
+
 @pytest.mark.parametrize("height", [1, 2, 64, 512])
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_transform_is_the_product_with_the_hadamard_matrix(height: int, count: int) -> None:
