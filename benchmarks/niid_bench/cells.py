@@ -14,6 +14,7 @@ from typing import Any
 
 from feddkd.config import Config, read_tables
 from feddkd.config.table import flatten
+from feddkd.engines.simulation import EngineName
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -21,8 +22,8 @@ DATA_ROOT = ROOT / "data"
 TIERS = ("exact", "mini")
 DATA_SETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
 
-OWN_KEYS = ("grid", "same_exchanges_as", *TIERS)
-"""Keys of algorithms.toml that are not of the configuration."""
+FRONTIER_TIERS = ("mini", "sampled")
+"""Of the rows of frontier.toml."""
 
 
 def read_toml(name: str) -> dict[str, Any]:
@@ -31,10 +32,15 @@ def read_toml(name: str) -> dict[str, Any]:
 
 
 ALGORITHMS = read_toml("algorithms.toml")
+FRONTIER = read_toml("frontier.toml")
+"""Rows of the accuracy-per-byte frontier; a cell names a row where it would name an algorithm."""
+
 PARTITIONS = read_toml("partitions.toml")
 TITLES = {name: table.pop("title") for name, table in PARTITIONS.items()}
 DEFAULT_PARTITIONS = ("c1", "c2", "dir0.1", "dir0.5")
 DEFAULT_SEEDS = (0, 1, 2)
+OWN_KEYS = ("grid", "same_exchanges_as", "what", "tiers", "comparison", *TIERS, *FRONTIER_TIERS, *PARTITIONS)
+"""Keys of algorithms.toml and frontier.toml that are not of the configuration."""
 
 
 def published(data: str) -> list[tuple[str, str, dict[str, list[float]]]]:
@@ -83,18 +89,21 @@ class Settings:
         rounds: instead of the tier's and the algorithm's.
         overrides: `table.key=value`, the last word.
         data_root: has one folder for each data set, with its name.
+        engine: what carries out the exchanges.
     """
 
     rounds: int | None = None
     overrides: tuple[str, ...] = ()
     data_root: Path = DATA_ROOT
+    engine: EngineName = "in-process"
 
     @property
     def arguments(self) -> list[str]:
-        """These settings as arguments of run.py and tune.py."""
+        """These settings as arguments of the scripts that run cells."""
         rounds = ["--rounds", str(self.rounds)] if self.rounds is not None else []
         root = ["--data-root", str(self.data_root)] if self.data_root != DATA_ROOT else []
-        return [*rounds, *root, *(text for override in self.overrides for text in ("-o", override))]
+        engine = ["--engine", self.engine] if self.engine != "in-process" else []
+        return [*rounds, *root, *engine, *(text for override in self.overrides for text in ("-o", override))]
 
 
 def configure(cell: Cell, settings: Settings) -> Config:
@@ -113,17 +122,24 @@ def configure(cell: Cell, settings: Settings) -> Config:
         merge(tree, {"rounds": settings.rounds})
     merge(tree, read_tables(None, settings.overrides))
     config = Config.parse(tree, source=str(cell))
-    if like := ALGORITHMS[cell.algorithm].get("same_exchanges_as"):
+    if like := table_of(cell.algorithm).get("same_exchanges_as"):
         other = configure(replace(cell, algorithm=like, point=()), settings)
         config = config.model_copy(update={"rounds": other.rounds * (other.dkd.steps + 1)})
     return config
 
 
+def table_of(algorithm: str) -> dict[str, Any]:
+    """The table of an algorithm, or of a row of the frontier."""
+    table: dict[str, Any] = ALGORITHMS[algorithm] if algorithm in ALGORITHMS else FRONTIER[algorithm]
+    return table
+
+
 def settings_of_algorithm(cell: Cell) -> dict[str, Any]:
-    """What algorithms.toml says for the cell's algorithm, with what it says for the cell's tier on top."""
-    table = ALGORITHMS[cell.algorithm]
+    """What the table of the cell's algorithm says, with what it says for the cell's tier and partition on top."""
+    table = table_of(cell.algorithm)
     tree = {key: copy.deepcopy(value) for key, value in table.items() if key not in OWN_KEYS}
     merge(tree, table.get(cell.tier, {}))
+    merge(tree, table.get(cell.partition, {}))
     return tree
 
 

@@ -19,7 +19,9 @@ from feddkd.bench.runs import Job, is_complete, read_curve, run_jobs
 from feddkd.config import Config
 from feddkd.config.table import flatten
 from feddkd.errors import ConfigError, FedDKDError
+from feddkd.observability.record_lines import TensorBytes
 from feddkd.observability.run_folder import RunFolder
+from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
 from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of
 
 CODE = ("feddkd", "benchmarks/niid_bench")
@@ -69,7 +71,8 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
-    found, today = {**NEW_KEYS, **_flat(line["config"])}, _flat(_recorded(config))
+    today = _flat(_recorded(config))
+    found = {**{key: value for key, value in NEW_KEYS.items() if key in today}, **_flat(line["config"])}
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
@@ -80,8 +83,20 @@ RESULT_KEYS = {"scheduler": ("cohort", "enough", "weights"), "transport": ("chun
 The others say how long a server waits, and a finished cell waited for all; or where contributions wait to be reduced.
 """
 
-NEW_KEYS = {"scheduler.enough": "all"}
+NEW_KEYS = {
+    "scheduler.enough": "all",
+    "communication.preset": "none",
+    "communication.up": "fp32",
+    "communication.down": "fp32",
+    "communication.snapshot": "fp32",
+    "dkd.beta2": 0.999,
+    "dkd.scope": "full",
+    "dkd.piggyback": False,
+}
 """Keys that older results lack, and the behavior that these had."""
+
+TRAFFIC_KEYS = tuple(TensorBytes.model_fields)
+"""Sizes of tensors by round and direction that a result states, beside all bytes on the wire."""
 
 TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
 
@@ -92,7 +107,8 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     tree = {**tree, **{table: {key: tree[table][key] for key in keys if key in tree[table]} for table, keys in RESULT_KEYS.items()}}
     if name == "fedavg_sgd":
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
-    idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)
+    steps = name in ("feddkd", "fedavg_sgd") or ":" in name or tree["dkd"].get("piggyback", False)
+    idle = () if steps else ("dkd",)
     return flatten({table: values for table, values in tree.items() if table not in idle})
 
 
@@ -166,7 +182,7 @@ class Runner:
 
     def _job(self, cell: Cell, config: Config, again: bool) -> Job:
         """The run of a cell, which replaces a record of older settings."""
-        job = Job(config, self._results.records / cell.folder)
+        job = Job(config, self._results.records / cell.folder, self._settings.engine)
         try:
             is_complete(job)
         except ConfigError:
@@ -216,13 +232,16 @@ class Runner:
             "class_accuracy": folder.rounds[-1].class_accuracy,
             "cumulative_wire_bytes": curve.wire_bytes,
             "gradient_evaluations": curve.gradient_evaluations,
+            "traffic": {name: [getattr(line, name) for line in folder.rounds] for name in TRAFFIC_KEYS},
             "seconds": curve.seconds,
+            "codec_seconds": [round(seconds, 4) for seconds in codec_seconds(folder)],
             "metrics": {name: [values.get(name) for values in metrics] for name in sorted(set().union(*metrics))},
             "model_sha256": folder.summary.model_sha256,
             "versions": folder.summary.versions,
             "cpu": cpu_model(),
             "cpu_capability": folder.summary.cpu_capability,
             "cores": os.cpu_count(),
+            "engine": self._settings.engine,
             "runs_at_once": self._workers,
             "load_average_1min": round(os.getloadavg()[0], 2),
             "commit": source_commit(ROOT, CODE),
@@ -236,6 +255,15 @@ class Runner:
         grid = ["--data", cell.data, "--algorithm", cell.algorithm, "--partition", cell.partition, "--seed", str(cell.seed)]
         words = [*grid, *self._point_options(cell), *self._settings.arguments, *self._results_option]
         return shlex.join(["python", self._script, cell.tier, *words, "--again"])
+
+
+def codec_seconds(folder: RunFolder) -> list[float]:
+    """What codecs took in each round: the server's encoding and decoding, and the encoding of every client."""
+    found = dict.fromkeys((line.round for line in folder.rounds), 0.0)
+    for line in folder.exchanges:
+        server, client = (line.metrics.get(CODEC_SECONDS[direction], 0.0) for direction in DIRECTIONS)
+        found[line.round] += server + client * line.clients_reported
+    return list(found.values())
 
 
 def _from_root(path: Path) -> str:

@@ -24,12 +24,21 @@ CostOf = Callable[[Curve], Sequence[Cost]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One finished cell."""
+    """One finished cell.
+
+    Attributes:
+        line: of the results file, with all that is not in the curve.
+    """
 
     cell: Cell
     curve: Curve
-    command: str
+    line: dict[str, Any]
     outdated: str | None
+
+    @property
+    def command(self) -> str:
+        """Runs the cell again."""
+        return str(self.line["command"])
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Outcome:
@@ -39,18 +48,20 @@ class Outcome:
             outdated = outdated_key(line, configure(cell, Settings()))
         except ConfigError as error:
             outdated = str(error)
-        return cls(cell, curve, line["command"], outdated)
+        return cls(cell, curve, line, outdated)
 
 
 class Outcomes:
     """The finished cells of one tier and data set, by algorithm and partition in the order of the files that name them."""
 
-    def __init__(self, tier: str, data: str, lines: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, tier: str, data: str, lines: Iterable[dict[str, Any]], names: Iterable[str] = ALGORITHMS) -> None:
+        """Take in the lines of a results file; those of other tiers, data sets and `names` are left out."""
         self.tier = tier
         self.data = data
-        known = (line for line in lines if line["algorithm"] in ALGORITHMS and line["partition"] in PARTITIONS)
+        names = list(names)
+        known = (line for line in lines if line["algorithm"] in names and line["partition"] in PARTITIONS)
         self.all = [Outcome.of_line(line) for line in known if (line["tier"], line["data"]) == (tier, data)]
-        self.algorithms = [name for name in ALGORITHMS if any(outcome.cell.algorithm == name for outcome in self.all)]
+        self.algorithms = [name for name in names if any(outcome.cell.algorithm == name for outcome in self.all)]
         self.partitions = [name for name in PARTITIONS if any(outcome.cell.partition == name for outcome in self.all)]
 
     def of(self, algorithm: str, partition: str) -> list[Outcome]:

@@ -12,20 +12,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
+from feddkd.engines.simulation import EngineName
 from niid_bench.cells import ALGORITHMS, DATA_ROOT, DATA_SETS, DEFAULT_PARTITIONS, DEFAULT_SEEDS, PARTITIONS, TIERS, Cell, Settings
 from niid_bench.grid import RECORDS, RESULTS, Runner, default_jobs, main_guard, results_file
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that run.py and tune.py share."""
+    """The options of the scripts that run one tier."""
     parser.add_argument("tier", choices=TIERS)
+    add_common_options(parser)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all scripts that run cells."""
     parser.add_argument("--data", choices=DATA_SETS, default="mnist")
     parser.add_argument("--rounds", type=at_least_one, metavar="N", help="instead of the tier's")
     parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="has a folder mnist, ...; default: data")
     parser.add_argument("--jobs", type=at_least_one, default=default_jobs(), metavar="N", help="runs at once; default: one a core")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="in-process", help="default: in-process")
     parser.add_argument("--again", action="store_true", help="run finished cells too, and replace their lines")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="of the configuration")
     parser.add_argument("--results", type=Path, metavar="FILE")
@@ -40,7 +48,7 @@ def at_least_one(text: str) -> int:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    return Settings(options.rounds, tuple(options.override), options.data_root)
+    return Settings(options.rounds, tuple(options.override), options.data_root, options.engine)
 
 
 def chosen_cells(options: argparse.Namespace) -> list[Cell]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import subprocess
@@ -12,32 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grid_cells import ROOT, TINY, run_here
 
 from feddkd.bench import runs
 from feddkd.bench.environment import source_commit
 from feddkd.config import Config
-from feddkd.engines.simulation import run_federation
 from feddkd.errors import ConfigError
-from feddkd.observability.ledger import Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from niid_bench import figures, grid, run, tables, tune  # noqa: E402
-from niid_bench.ablation_table import ablation_table  # noqa: E402
-from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of  # noqa: E402
-from niid_bench.outcomes import Outcomes  # noqa: E402
-from niid_bench.tuning_table import accuracies, point_used, tuning_table  # noqa: E402
+from niid_bench import figures, grid, run, tables, tune
+from niid_bench.ablation_table import ablation_table
+from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of
+from niid_bench.outcomes import Outcomes
+from niid_bench.tuning_table import accuracies, point_used, tuning_table
 
-TINY = [
-    "data.name=digits",
-    "model.name=mlp",
-    "data.subset=300",
-    "partition.clients=5",
-    "partition.labels=2",
-    "dkd.steps=1",
-    "training.epochs=1",
-]
 CELL = Cell("mini", "mnist", "feddkd", "c1", 0)
 
 
@@ -113,20 +101,7 @@ def test_no_two_cells_share_a_folder() -> None:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Carries out runs in this process, and lists them; those of seed 13 fail."""
-    folders: list[str] = []
-
-    def carry_out(self: Any, command: list[str], **options: Any) -> int:
-        config, folder = Config.load(Path(command[4])), Path(command[command.index("--out") + 1])
-        assert folder.is_absolute()
-        folders.append(folder.name)
-        if config.seed == 13:
-            return 1
-        with contextlib.closing(Ledger(folder, config)) as ledger:
-            run_federation(config, "in-process", folder, [ledger])
-        return 0
-
-    monkeypatch.setattr(runs._Processes, "run", carry_out)
-    return folders
+    return run_here(monkeypatch)
 
 
 @pytest.fixture
