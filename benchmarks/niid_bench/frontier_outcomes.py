@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from feddkd.bench.budgets import Spread, cost_to_target, spread
 from feddkd.bench.side_by_side import HEADER_TOLERANCE
+from feddkd.observability.budgets import Spread, cost_to_target, spread
 from niid_bench.cells import FRONTIER
 from niid_bench.outcomes import Outcome, Outcomes, accuracy_within
 from niid_bench.verdicts import Duel
