@@ -25,29 +25,35 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": partial(torch.optim.Adagrad, fused=True),
 }
 
+_WITH_BETAS = ("adam", "yogi")
+_BETA1 = 0.9
+
 
 class ServerOptimizer:
     """Steps a student against the mean gradient of its cohort.
 
-    The configuration's default is Adam, with the usual betas (0.9, 0.999) and eps 1e-8: a step
-    changes no weight by much more than lr, however large the gradient. docs/ablation.md compares
-    the others.
+    The configuration's default is Adam, with the usual beta1 of 0.9 and eps of 1e-8: a step changes
+    no weight by much more than lr, however large the gradient. docs/ablation.md compares the others.
 
     Args:
         name: sgd, momentum (0.9), nesterov (0.9), adam, yogi or adagrad.
         lr: learning rate, positive.
         keep_state: carry moments over from round to round; otherwise each round starts without.
+        beta2: decay of adam's and yogi's second moment, in [0, 1); the others have none, and ignore it.
 
     Raises:
-        ValueError: the name is unknown or the learning rate not positive.
+        ValueError: the name is unknown or a number out of its range.
     """
 
-    def __init__(self, name: str, lr: float, keep_state: bool) -> None:
+    def __init__(self, name: str, lr: float, keep_state: bool, beta2: float = 0.999) -> None:
         if name not in _OPTIMIZERS:
             raise ValueError(f"server optimizer {name!r} is none of {', '.join(_OPTIMIZERS)}")
         if not lr > 0:
             raise ValueError(f"learning rate {lr} is not positive")
-        self._build = partial(_OPTIMIZERS[name], lr=lr)
+        if not 0 <= beta2 < 1:
+            raise ValueError(f"beta2 {beta2} is not in [0, 1)")
+        betas = {"betas": (_BETA1, beta2)} if name in _WITH_BETAS else {}
+        self._build = partial(_OPTIMIZERS[name], lr=lr, **betas)
         self._keep_state = keep_state
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
         self._state_is_shared = False  # the caller may hold the moments: copy them before a step

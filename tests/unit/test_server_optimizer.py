@@ -73,6 +73,28 @@ def test_steps_are_those_of_the_torch_optimizer_on_ordinary_parameters(name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("beta2", [0.0, 0.9])
+def test_beta2_is_that_of_the_second_moment_where_there_is_one(name: str, beta2: float) -> None:
+    student, steps = filled(SCHEMA, 0), gradients(4)
+    found = walk(ServerOptimizer(name, 0.02, keep_state=False, beta2=beta2), student, steps)
+    default = walk(ServerOptimizer(name, 0.02, keep_state=False), student, steps)
+    assert (found.sha256() == default.sha256()) == (name not in ("adam", "yogi"))
+    if name in ("adam", "yogi"):
+        parameter = nn.Parameter(student["conv.weight"].clone())
+        reference = {"adam": torch.optim.Adam, "yogi": Yogi}[name]([parameter], lr=0.02, betas=(0.9, beta2))
+        for gradient in steps:
+            parameter.grad = gradient["conv.weight"].clone()
+            reference.step()
+        torch.testing.assert_close(found["conv.weight"], parameter.detach(), rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("beta2", [-0.1, 1.0])
+def test_a_beta2_out_of_range_is_refused(beta2: float) -> None:
+    with pytest.raises(ValueError, match="beta2"):
+        ServerOptimizer("adam", 0.1, keep_state=False, beta2=beta2)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_steps_are_the_same_bits_with_every_number_of_threads(name: str) -> None:
     specs = [TensorSpec("single", torch.float32, (70_001,)), TensorSpec("double", torch.float64, (70_001,))]
     student, steps = filled(Schema(specs), 0), [filled(Schema(specs), seed) for seed in (1, 2)]
