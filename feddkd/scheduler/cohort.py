@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from feddkd.compression.broadcaster import CodecCost
@@ -102,9 +103,8 @@ class RoundCohort:
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
-        if not model.is_finite():
-            raise NotFiniteError(f"{self._attempt.exchange(name, 0)}: the model to be sent is not finite")
-        self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
+        with _of_use(model, self._attempt.exchange(name, 0)):
+            self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
         return self.sent
 
     def note(self, name: str, value: float) -> None:
@@ -124,11 +124,10 @@ class RoundCohort:
     def report(self, name: str, payload: Tensors, step: int = 0) -> Outcome:
         """The same for replies of any kind, with every number that came back. Raises RoundError."""
         identity = self._attempt.exchange(name, step)
-        if not payload.is_finite():
-            raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
         asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
-        exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
+        with _of_use(payload, identity):
+            exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
         self.sent = exchange.payload
         outcome = self._carry_out(exchange)
         self._plan.downlink.received(exchange, outcome.replies)
@@ -223,6 +222,17 @@ class RoundCohort:
             return None  # an exchange of something else
         diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
         return diversity if diversity <= MAX_DIVERSITY else None
+
+
+@contextmanager
+def _of_use(tensors: Tensors, exchange: ExchangeId) -> Iterator[None]:
+    """Check tensors that are to be encoded: finite ones may still be too large for a codec. Raises NotFiniteError."""
+    if not tensors.is_finite():
+        raise NotFiniteError(f"{exchange}: the tensors to be sent are not finite")
+    try:
+        yield
+    except ValueError as error:
+        raise NotFiniteError(f"{exchange}: {error}") from error
 
 
 def _codec_metrics(exchange: Exchange, outcome: Outcome) -> dict[str, float]:
