@@ -103,7 +103,7 @@ class RoundCohort:
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
-        with _of_use(model, self._attempt.exchange(name, 0)):
+        with _encoding(self._attempt.exchange(name, 0)):
             self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
         return self.sent
 
@@ -124,9 +124,11 @@ class RoundCohort:
     def report(self, name: str, payload: Tensors, step: int = 0) -> Outcome:
         """The same for replies of any kind, with every number that came back. Raises RoundError."""
         identity = self._attempt.exchange(name, step)
+        if not payload.is_finite():
+            raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
         asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
-        with _of_use(payload, identity):
+        with _encoding(identity):
             exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
         self.sent = exchange.payload
         outcome = self._carry_out(exchange)
@@ -225,10 +227,8 @@ class RoundCohort:
 
 
 @contextmanager
-def _of_use(tensors: Tensors, exchange: ExchangeId) -> Iterator[None]:
-    """Check tensors that are to be encoded: finite ones may still be too large for a codec. Raises NotFiniteError."""
-    if not tensors.is_finite():
-        raise NotFiniteError(f"{exchange}: the tensors to be sent are not finite")
+def _encoding(exchange: ExchangeId) -> Iterator[None]:
+    """Say which exchange it is that a codec does not encode a model for. Raises NotFiniteError."""
     try:
         yield
     except ValueError as error:
