@@ -86,6 +86,8 @@ class IncomingBroadcast:
                 replica.advance(received, in_mean=self._replica.in_mean)
             if self._replica.take_mean:
                 replica.take_mean()
+            elif not len(received):
+                replica.look_again()
         else:
             replica = self._held.replicas[self._expected] = Replica(received, in_mean=self._replica.in_mean)
         if replica.version == self._replica.content_sha256:

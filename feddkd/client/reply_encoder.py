@@ -41,10 +41,10 @@ class ReplyEncoder:
         started = time.perf_counter()
         if codec.error_feedback:
             contribution = self._held.with_leftover(exchange, contribution)
-        if not contribution.is_finite():
+        encoded = _encoded(encoding, contribution)
+        if encoded is None:
             # What no codec decodes: the server refuses it, with the reply's numbers before it, as it would the elements.
             return reply, Encoded(encoding, torch.full((encoding.size_bytes,), 0xFF, dtype=torch.uint8))
-        encoded = encoding.encode(contribution)
         decoded = encoded.decode()
         if codec.error_feedback:
             self._held.keep_leftover(exchange, contribution, decoded)
@@ -54,3 +54,13 @@ class ReplyEncoder:
         }
         metrics = {**reply.metrics, **cost}
         return (dataclasses.replace(reply, metrics=metrics) if len(metrics) <= MAX_METRICS else reply), encoded
+
+
+def _encoded(encoding: Encoding, contribution: Tensors) -> Encoded | None:
+    """Encode a contribution; None for one that is not finite, or enormous."""
+    if not contribution.is_finite():
+        return None
+    try:
+        return encoding.encode(contribution)
+    except ValueError:
+        return None

@@ -64,6 +64,10 @@ class Replica:
         """Put the running mean in the place of the trainable parameters, and begin it again."""
         self._hold(self.mean, in_mean=False)
 
+    def look_again(self) -> None:
+        """Name the model by what it is now: somebody to whom it was lent may have written to it."""
+        self.version = version_of(self.model)
+
     @property
     def mean(self) -> Tensors:
         """The model with the running mean of the trainable parameters; the model itself if that is empty."""

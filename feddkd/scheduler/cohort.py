@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from feddkd.compression.broadcaster import CodecCost
@@ -101,9 +102,9 @@ class RoundCohort:
         return math.fsum(self._clients.values()) / self._total_weight
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        """Replace a model by the one that clients will hold once it is sent."""
-        # One that is not finite is refused when it is to be sent or evaluated, which says what it is.
-        self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean) if model.is_finite() else model
+        """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
+        with _encoding(self._attempt.exchange(name, 0)):
+            self.sent = self._plan.downlink.adopt(name, model, in_mean=in_mean)
         return self.sent
 
     def note(self, name: str, value: float) -> None:
@@ -127,7 +128,8 @@ class RoundCohort:
             raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
         asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
-        exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
+        with _encoding(identity):
+            exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
         self.sent = exchange.payload
         outcome = self._carry_out(exchange)
         self._plan.downlink.received(exchange, outcome.replies)
@@ -222,6 +224,15 @@ class RoundCohort:
             return None  # an exchange of something else
         diversity = norm_squared / mean_norm_squared if mean_norm_squared > 0 else math.inf
         return diversity if diversity <= MAX_DIVERSITY else None
+
+
+@contextmanager
+def _encoding(exchange: ExchangeId) -> Iterator[None]:
+    """Say which exchange it is that a codec does not encode a model for. Raises NotFiniteError."""
+    try:
+        yield
+    except ValueError as error:
+        raise NotFiniteError(f"{exchange}: {error}") from error
 
 
 def _codec_metrics(exchange: Exchange, outcome: Outcome) -> dict[str, float]:
