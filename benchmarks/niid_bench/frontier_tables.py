@@ -32,6 +32,7 @@ from niid_bench.frontier_verdicts import (
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.markdown import MISSING, accuracy, table
 from niid_bench.pages import write
+from niid_bench.tables import notes
 
 PAGE = ROOT / "docs" / "frontier.md"
 SCRIPT = "benchmarks/niid_bench/frontier_tables.py"
@@ -79,7 +80,7 @@ def tier_section(found: Frontier, *, comparison: bool = False) -> str:
     for target in TARGETS:
         parts.append(f"**To {target:.0%}**: mean units, and how many times fewer than `{REFERENCE}`:")
         parts.append(_by_partition(found, rows, partial(_to_target, found, target)))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [notes(found)])])
 
 
 def curves_section(found: Frontier) -> str:
@@ -93,14 +94,15 @@ def curves_section(found: Frontier) -> str:
     for partition in found.partitions:
         rows = [row for row in found.algorithms if found.of(row, partition)]
         cells = [[f"`{row}`", *(_at_units(found, row, partition, units) for units in BUDGETS)] for row in rows]
-        parts.append(f"**{partition}**, accuracy in % at so many units:")
+        cells = [row for row in cells if set(row[1:]) != {MISSING}]
+        parts.append(f"**{partition}**, accuracy in % at so many units; rows whose first round takes more than all of them are left out:")
         parts.append(table(["row", *(f"{units:g}" for units in BUDGETS)], cells))
     return "\n\n".join(parts)
 
 
 def bytes_section(found: Frontier) -> str:
     """What codecs save in each direction, and what they take."""
-    rows = [row for row in found.algorithms if any(own.line["codec_seconds"] for own in found.all if own.cell.algorithm == row)]
+    rows = [row for row in found.algorithms if (share := found.codec_share(row)) and share.mean > 0]
     if not rows:
         return NO_RESULTS
     cells = []

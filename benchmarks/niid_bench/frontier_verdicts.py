@@ -18,6 +18,7 @@ SPENT = 1.03
 """A run that has spent nearly so much counts as having spent it."""
 
 NOT_MEASURED = "not measured"
+VERDICTS = ("met", "level", "missed", "undecided", NOT_MEASURED)
 WIDEST_GAP = 1.5
 """The widest gap that a target allows: how far below its bytes one gets is said for this gap."""
 
@@ -46,7 +47,7 @@ def verdict_table(targets: Sequence[Target], partitions: Sequence[str]) -> str:
         asked = {partition: target.judge(partition) for partition in partitions if partition in target.partitions}
         rows.append([target.text, *(asked.get(partition, "not asked") for partition in partitions)])
     cells = [cell for row in rows for cell in row[1:]]
-    counts = {verdict: sum(cell.startswith(verdict) for cell in cells) for verdict in ("met", "level", "missed", NOT_MEASURED)}
+    counts = {verdict: sum(cell.startswith(verdict) for cell in cells) for verdict in VERDICTS}
     said = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items() if count or verdict in ("met", "missed"))
     return f"{table(['asked', *partitions], rows)}\n\n**Of these {sum(counts.values())}: {said}.**"
 
@@ -80,7 +81,11 @@ def _bytes_target(found: Frontier, row: str, units: float, points: float, partit
         verdict, worst = "met" if is_met else "missed", min(differences.values())
         return f"{verdict}: {spent.mean:.3f} units, {mean:+.2f} points (worst {worst:+.2f}){_seeds(len(differences))}"
 
-    return Target(f"`{row}`: at most {units:g} units a round, within {points:g} points of `{REFERENCE}`", partitions, judge)
+    return Target(f"`{row}`: at most {units:g}x FedAvg's bytes a round, within {_points(points)} of `{REFERENCE}`", partitions, judge)
+
+
+def _points(points: float) -> str:
+    return f"{points:g} point{'s' if points != 1 else ''}"
 
 
 def _fewer_bytes_target(found: Frontier, row: str, times: float, accuracy: float) -> Target:
@@ -103,10 +108,11 @@ def _fewer_bytes_target(found: Frontier, row: str, times: float, accuracy: float
 def _ahead_target(found: Frontier, row: str, partitions: Sequence[str], units: float = 2.5) -> Target:
     def judge(partition: str) -> str:
         duel = found.duel(row, partition, units)
-        if duel is None or duel.outcome == "undecided" or duel.points is None:
+        if duel is None:
             return NOT_MEASURED
-        verdict = {"ahead": "met", "level": "level", "behind": "missed"}[duel.outcome]
-        return f"{verdict}: {duel.points:+.2f} points{_seeds(duel.theirs.count)}"
+        verdict = {"ahead": "met", "behind": "missed"}.get(duel.outcome, duel.outcome)
+        points = "no round done" if duel.points is None else f"{duel.points:+.2f} points"
+        return f"{verdict}: {points}{_seeds(duel.theirs.count)}"
 
     return Target(f"`{row}`: ahead of `{RIVAL}` at {units:g} units", partitions, judge)
 
@@ -121,7 +127,7 @@ def against_rival(found: Frontier) -> str:
     for partition in found.partitions:
         said = [text for row in (*CODED, PIGGYBACK) if (text := _standing(found, row, partition))]
         if said:
-            lines.append(f"- **{partition}**{_end_of_rival(found, partition)}: {'; '.join(said)}.")
+            lines += [f"- **{partition}**{_end_of_rival(found, partition)}", *(f"  - {text}." for text in said)]
     return "\n".join(lines) or "Not measured yet."
 
 
@@ -156,7 +162,7 @@ def least_bytes(found: Frontier) -> str:
     if not candidates:
         return ""
     units, row = min(candidates)
-    where = f"within {WIDEST_GAP:g} points of `{REFERENCE}` on c1 and c2"
+    where = f"within {_points(WIDEST_GAP)} of `{REFERENCE}` on c1 and c2"
     return f"The fewest bytes {where}, of the rows measured: `{row}`, {units:.2f} units a round."
 
 

@@ -183,7 +183,7 @@ def notes(outcomes: Outcomes) -> str:
         f"{outcome.cell.algorithm} {outcome.cell.partition} seed {outcome.cell.seed} (`{outcome.outdated}`)"
         for outcome in sorted(outdated, key=lambda outcome: str(outcome.cell))
     )
-    return f"Run with other settings than `{outcomes.tier}.toml` and `algorithms.toml` say today: {', '.join(cells)}."
+    return f"Run with other settings than the files of settings say today: {', '.join(cells)}."
 
 
 def _protocol(outcomes: Outcomes) -> str:

@@ -204,7 +204,10 @@ def test_an_accuracy_that_some_seeds_miss_has_no_mean(page: Callable[..., str]) 
 def test_targets_are_met_missed_or_not_measured() -> None:
     found = Frontier("mini", FULL)
     text = verdict_table(mini_targets(found), ("c1", "c2", "dir0.1"))
-    assert "| `feddkd_quarter`: at most 0.25 units a round, within 1.5 points of `feddkd_fp32` | met: 0.250 units, -1.00 points" in text
+    assert (
+        "| `feddkd_quarter`: at most 0.25x FedAvg's bytes a round, within 1.5 points of `feddkd_fp32` | met: 0.250 units, -1.00 points"
+        in text
+    )
     assert "| not measured | missed: 0.600 units, -0.90 points (worst -1.00) | not measured |" in text
     assert "met: 84 times fewer (least 84)" in text
     assert "`feddkd_quarter`: ahead of `fedavg_coded` at 2.5 units | met: +87.00 points | not asked | not asked |" in text
@@ -218,12 +221,15 @@ def test_one_seed_decides_no_comparison_and_is_said() -> None:
     found = Frontier("mini", [each for each in FULL if each["seed"] == 20])
     text = verdict_table(mini_targets(found), ("c1", "c2", "dir0.1"))
     assert "met: 0.250 units, -1.00 points (worst -1.00) (n=1)" in text
-    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | not measured | not measured |" in text
+    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | undecided: +1.00 points (n=1) | not measured |" in text
+    assert "undecided in 2" in text
 
 
 def test_the_page_says_where_feddkd_is_behind_and_reads_each_row_to_its_end() -> None:
     text = against_rival(Frontier("mini", FULL))
-    assert "- **c1** (`fedavg_coded` ends at 3.0 units and is read there from then on): `feddkd_quarter` is ahead at 0.5 (+86.00)." in text
+    assert (
+        "- **c1** (`fedavg_coded` ends at 3.0 units and is read there from then on)\n  - `feddkd_quarter` is ahead at 0.5 (+86.00)." in text
+    )
     assert "`feddkd_frugal` is behind at 0.5 (no round done), 1 (-6.00)" in text
     assert "`fedavg_piggyback` is behind at 0.5 (-40.00), ahead at 1 (+1.00), 1.5 (+1.00), 2.5 (+1.00)." in text
 
@@ -232,6 +238,17 @@ def test_cells_over_grpc_are_compared_with_those_in_process(page: Callable[..., 
     other = line("feddkd_quarter", "c1", 21, [0.8, 0.96, 0.97], 0.26, model_sha256="another")
     text = page(FULL, [line("feddkd_quarter", "c1", 20, [0.8, 0.96, 0.97], 0.25), other])
     assert "Of 2 cells that also ran over gRPC, 1 ended in the very same model; their bytes differ by at most 4.00%" in text
+
+
+def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
+    changed = line("feddkd_quarter", "dir0.1", 20, [0.9], 0.25)
+    changed["config"]["dkd"]["lr"] = 7.0
+    carried = line("fedavg_piggyback", "dir0.1", 20, [0.9], 0.25)
+    carried["config"]["dkd"]["lr"] = 7.0  # of FedAvg, but it takes a step
+    idle = line("fedavg_coded", "dir0.1", 20, [0.9], 0.25)
+    idle["config"]["dkd"]["lr"] = 7.0
+    text = page([*FULL, changed, carried, idle])
+    assert "say today: fedavg_piggyback dir0.1 seed 20 (`dkd.lr`), feddkd_quarter dir0.1 seed 20 (`dkd.lr`)." in text
 
 
 def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str]) -> None:
