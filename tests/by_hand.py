@@ -90,6 +90,24 @@ def gradient(w: Vector, of: Data) -> Vector:
     return np.concatenate([(error.T @ of.x).ravel(), error.sum(0)])
 
 
+def probabilities(w: Vector, x: Vector) -> Vector:
+    z = x @ w[: CLASSES * FEATURES].reshape(CLASSES, FEATURES).T + w[CLASSES * FEATURES :]
+    p = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def distance(v: Vector, teacher: Vector, of: Data) -> float:
+    """Mean KL(teacher || v)."""
+    p, q = probabilities(teacher, of.x), probabilities(v, of.x)
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def distilled(v: Vector, teacher: Vector, of: Data) -> Vector:
+    """The gradient of `distance` with respect to v: (q - p) x^T."""
+    error = (probabilities(v, of.x) - probabilities(teacher, of.x)) / len(of)
+    return np.concatenate([(error.T @ of.x).ravel(), error.sum(0)])
+
+
 def forward(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features [n, HIDDEN] and logits [n, CLASSES] of `network` at the weights `w`."""
     first, bias, second, last = torch.split_with_sizes(w, [HIDDEN * FEATURES, HIDDEN, CLASSES * HIDDEN, CLASSES])
@@ -186,7 +204,7 @@ class Federation:
                 "training": {**defaults, **tables.get("training", {})},
             }
         )
-        self.algorithm: Algorithm = algorithms.find(self.config.algorithm.name)(self.config)
+        self.algorithm: Algorithm = algorithms.build(self.config)
         names = [f"client-{index}" for index in range(len(clients))]
         self.workers = {
             name: Worker(

@@ -278,7 +278,7 @@ def run_in_threads(
         for client, worker in workers.items():
             server.agent(client, worker, executor)
         server.wait_for(*workers)
-        algorithm = algorithms.find(config.algorithm.name)(config)
+        algorithm = algorithms.build(config)
         scheduler = Scheduler(
             config,
             algorithm,
@@ -463,7 +463,7 @@ def run_in_process(
     with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
             config,
-            algorithms.find(config.algorithm.name)(config),
+            algorithms.build(config),
             around(engine),
             run_id=run_id,
             observers=observers,

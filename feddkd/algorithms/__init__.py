@@ -9,65 +9,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from feddkd.algorithms.base import Algorithm, own_settings
-from feddkd.algorithms.fedavg import FedAvg
-from feddkd.algorithms.fedavg_sgd import FedAvgSGD
-from feddkd.algorithms.fedavgm import FedAvgM
-from feddkd.algorithms.feddkd import FedDKD
-from feddkd.algorithms.feddyn import FedDyn
-from feddkd.algorithms.fedexp import FedExP
-from feddkd.algorithms.fedmax import FedMAX, MaximumEntropy
-from feddkd.algorithms.fednova import FedNova
-from feddkd.algorithms.fedntd import FedNTD, NotTrueDistillation
-from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
-from feddkd.algorithms.fedprox import FedProx, Proximal
 from feddkd.algorithms.local_training import check_batch_size
-from feddkd.algorithms.moon import MOON, ModelContrast
-from feddkd.algorithms.scaffold import SCAFFOLD
+from feddkd.algorithms.piggyback import Piggyback, check_piggyback
+from feddkd.algorithms.registry import ALGORITHMS, OBJECTIVES, find, find_objective
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, CrossEntropyConfig, Table
 from feddkd.errors import ConfigError
-from feddkd.imports import load_object
+from feddkd.tensors import Schema
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "fedavg": FedAvg,
-    "feddkd": FedDKD,
-    "fedavg_sgd": FedAvgSGD,
-    "fedprox": FedProx,
-    "scaffold": SCAFFOLD,
-    "fednova": FedNova,
-    "fedavgm": FedAvgM,
-    "fedadagrad": FedAdagrad,
-    "fedadam": FedAdam,
-    "fedyogi": FedYogi,
-    "feddyn": FedDyn,
-    "moon": MOON,
-    "fedntd": FedNTD,
-    "fedmax": FedMAX,
-    "fedexp": FedExP,
-}
-
-OBJECTIVES: dict[str, type[LocalObjective]] = {
-    "cross_entropy": LocalObjective,
-    "fedprox": Proximal,
-    "fedntd": NotTrueDistillation,
-    "fedmax": MaximumEntropy,
-    "moon": ModelContrast,
-}
-"""Local objectives by their name in the configuration, `algorithm.local_objective`."""
+__all__ = ["ALGORITHMS", "OBJECTIVES", "build", "check_fits", "chosen", "find", "objective_factory"]
 
 
-def find(name: str) -> type[Algorithm]:
-    """Find an algorithm class by its built-in name or by an import path `package.module:Class`.
+def chosen(config: Config) -> type[Algorithm]:
+    """Choose the algorithm class of a configuration: what it names, or that with a gradient that rides along.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none of this name, or `dkd.piggyback` does not go with it.
     """
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    algorithm = load_object(name, "algorithm.name")
-    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
-        raise ConfigError(f"algorithm.name = {name!r}: not a subclass of feddkd.algorithms.base.Algorithm")
-    return algorithm
+    if not config.dkd.piggyback:
+        return find(config.algorithm.name)
+    check_piggyback(config)
+    return Piggyback
+
+
+def check_fits(algorithm: Algorithm, model: Schema) -> None:
+    """Check that what travels in the exchanges can be derived from the model.
+
+    Raises:
+        ConfigError: a setting names a parameter that the model does not have.
+    """
+    for kind in algorithm.exchanges(algorithm.config).values():
+        kind.broadcast(model)
+        if kind.reply is not None:
+            kind.reply(model)
 
 
 def build(config: Config) -> Algorithm:
@@ -78,7 +52,7 @@ def build(config: Config) -> Algorithm:
             clients read.
     """
     objective_factory(config)
-    return find(config.algorithm.name)(config)
+    return chosen(config)(config)
 
 
 def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
@@ -99,13 +73,7 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
             name = config.algorithm.name
             raise ConfigError(f"algorithm.local_objective: {name} has an objective of its own")
         return _builder(fixed, own_settings(config, fixed.table))
-    objective = OBJECTIVES.get(settings.name)
-    if objective is None:
-        objective = load_object(settings.name, "algorithm.local_objective.name")
-        if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
-            key = f"algorithm.local_objective.name = {settings.name!r}"
-            raise ConfigError(f"{key}: not a subclass of feddkd.algorithms.site.LocalObjective")
-    return _builder(objective, settings)
+    return _builder(find_objective(settings.name), settings)
 
 
 def _builder(objective: type[LocalObjective], settings: Table) -> Callable[[Site], LocalObjective]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from feddkd.algorithms.site import Site
 from feddkd.config import DKDConfig
 from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
+from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors
@@ -36,11 +37,15 @@ class Distiller:
 
     Attributes:
         distillation: the loss.
+
+    Raises:
+        ConfigError: `dkd.scope` names a parameter that the network does not have.
     """
 
     def __init__(self, site: Site, distillation: Distillation) -> None:
         self.site = site
         self.distillation = distillation
+        self._moved = in_scope(site.model_schema, site.config.dkd.scope)
         self._cached_logits: tuple[str, Tensor] | None = None
 
     def cache_teacher(self, task: Task) -> None:
@@ -78,6 +83,22 @@ class Distiller:
             self.distillation,
             site.device,
             check=task.check_cancelled,
+            schema=self._moved,
+        )
+        return StepGradient(gradient, loss, len(order))
+
+    def gradient_of_new_teacher(self, task: Task) -> StepGradient:
+        """Compute the gradient at the broadcast model with the network as it is now, just trained, as teacher.
+
+        For a round that takes one gradient: the teacher sees its examples alone, and is not kept.
+        """
+        site, check = self.site, task.check_cancelled
+        drawn = site.examples.subset(self._draw_batch(task.id))
+        teacher = teacher_logits(site.module, drawn, site.device, check=check) if self.distillation.needs_teacher else None
+        task.payload.load_into(site.module)
+        order = torch.arange(len(drawn))
+        gradient, loss = distillation_gradient(
+            site.module, drawn, teacher, order, self.distillation, site.device, check=check, schema=self._moved
         )
         return StepGradient(gradient, loss, len(order))
 

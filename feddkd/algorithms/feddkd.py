@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -27,17 +28,19 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import Config, DKDConfig
+from feddkd.dkd.scope import Scope, in_scope, in_scope_and_untrained
 from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.exchange import (
+    SCALAR,
     ExchangeId,
     ExchangeKind,
     Reply,
+    SchemaRule,
     Task,
     as_scalar,
     model_and,
     read_scalar,
     scalar,
-    trainable_parameters,
     whole_model,
 )
 from feddkd.tensors import Schema, Tensors
@@ -95,11 +98,12 @@ class FedDKDClient(FedAvgClient):
         """Train, and reply with the gradient at w_t and the update of the buffers."""
         loss, evaluations, update = self._train_teacher(task)
         first = self.distiller.gradient(task, draw=self._first_draw(task))
+        schema = in_scope_and_untrained(self.site.model_schema, self.site.config.dkd.scope)
         metrics = {FIRST_STEP_LOSS: first.loss}
         if self.distiller.distillation.needs_teacher:
             metrics[TEACHER_ENTROPY] = self.distiller.teacher_entropy(task)
         return Reply(
-            contribution=update.replace(first.gradient).beside(**{FIRST_STEP_LOSS: as_scalar(first.loss)}),
+            contribution=update.replace(first.gradient).select(schema).beside(**{FIRST_STEP_LOSS: as_scalar(first.loss)}),
             loss=loss,
             gradient_evaluations=evaluations + first.examples,
             metrics=metrics,
@@ -159,16 +163,18 @@ class FedDKD(Algorithm):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        dkd = config.dkd
-        self.server_optimizer = ServerOptimizer(dkd.optimizer, dkd.lr, keep_state=dkd.optimizer_state == "keep")
+        self.server_optimizer = server_optimizer_of(config.dkd)
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
-        if config.dkd.start == "previous":
-            local_train = ExchangeKind(reply=model_and(**{FIRST_STEP_LOSS: scalar}))
-        else:
-            local_train = ExchangeKind(reply=model_and(previous_loss=scalar) if chooses_start(config.dkd) else whole_model)
-        return {"local_train": local_train, cls.step_exchange: ExchangeKind(reply=trainable_parameters)}
+        dkd = config.dkd
+        trained: SchemaRule = whole_model
+        if dkd.start == "previous":
+            trained = partial(_first_reply, scope=dkd.scope)
+        elif chooses_start(dkd):
+            trained = model_and(previous_loss=scalar)
+        gradient = partial(in_scope, scope=dkd.scope)
+        return {"local_train": ExchangeKind(reply=trained), cls.step_exchange: ExchangeKind(reply=gradient)}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
@@ -210,7 +216,7 @@ class FedDKD(Algorithm):
             gradient = cohort.exchange(self.step_exchange, student, step=step)
             return _Measured(cohort.sent, gradient, math.inf if cohort.loss is None else cohort.loss)
         reply = cohort.exchange("local_train", student)
-        gradient = reply.select(trainable_parameters(student.schema))
+        gradient = reply.select(in_scope(student.schema, self.config.dkd.scope))
         return _Measured(with_moved_buffers(cohort.sent, reply), gradient, read_scalar(reply, FIRST_STEP_LOSS))
 
     def _starts_over(self, cohort: Cohort, previous_loss: float, loss: float) -> bool:
@@ -225,6 +231,16 @@ class FedDKD(Algorithm):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.server_optimizer.load_state_dict(state)
+
+
+def server_optimizer_of(dkd: DKDConfig) -> ServerOptimizer:
+    """Build the optimizer that `[dkd]` describes."""
+    return ServerOptimizer(dkd.optimizer, dkd.lr, keep_state=dkd.optimizer_state == "keep", beta2=dkd.beta2)
+
+
+def _first_reply(model: Schema, scope: Scope) -> Schema:
+    """Describe the reply to local training that is the first step's: gradient, buffers, loss."""
+    return in_scope_and_untrained(model, scope).beside({FIRST_STEP_LOSS: SCALAR})
 
 
 def chooses_start(dkd: DKDConfig) -> bool:

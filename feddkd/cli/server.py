@@ -76,6 +76,7 @@ def server(
     algorithm = algorithms.build(resolved)
     resolved.check_exchanges(algorithm.exchanges(resolved))
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
+    algorithms.check_fits(algorithm, model.schema)
     folder = out or state / run_id
     with ServerState(state) as server_state:
         if server_state.unfinished_run is not None:

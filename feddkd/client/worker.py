@@ -109,7 +109,7 @@ class Worker:
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
         self._network = network or Network(config, info or describe(config.data))
         self._on_reply = tuple(on_reply)
-        algorithm = algorithms.find(config.algorithm.name)
+        algorithm = algorithms.chosen(config)
         objective = algorithms.objective_factory(config)
         self.site = Site(
             client_id,

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table
 
@@ -119,17 +119,30 @@ class TrainingConfig(Table):
 class DKDConfig(Table):
     """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
 
-    steps: int = Field(20, ge=0, le=COUNT_MAX, description="exchanges after local training, J; 0 is FedAvg")
+    steps: int = Field(20, ge=0, le=COUNT_MAX, description="steps a round takes after local training, J; 0 is FedAvg")
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
         "adam", description="how the server applies the mean gradient; sgd is the plain step"
     )
     lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of adam's and yogi's second moment; the others have none and ignore it")
     optimizer_state: Literal["reset", "keep"] = Field("keep", description="whether the server optimizer starts afresh every round")
     batch_size: int = Field(
         64,
         ge=0,
         le=COUNT_MAX,
         description="examples a client draws for each step; 0 takes all it has",
+    )
+    scope: (
+        Literal["full"]
+        | Annotated[
+            tuple[Annotated[str, StringConstraints(strict=True, min_length=1)], ...],
+            Field(min_length=1, max_length=10_000, fail_fast=True, strict=False),
+        ]
+    ) = Field("full", description='parameters that a step moves and sends: all, or those of these names or shell patterns (["fc2.*"])')
+    piggyback: bool = Field(
+        False,
+        description="rounds that average carry one gradient of the distillation beside the update, "
+        "and the server takes one step with it after the average",
     )
     temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(

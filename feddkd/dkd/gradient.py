@@ -100,6 +100,7 @@ def distillation_gradient(
     device: torch.device,
     batch_size: int = 512,
     check: Check = never_stop,
+    schema: Schema | None = None,
 ) -> tuple[Tensors, float]:
     """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 
@@ -117,10 +118,11 @@ def distillation_gradient(
         device: where to compute.
         batch_size: examples in one piece.
         check: called before every piece; what it raises ends the computation.
+        schema: the parameters to take it with respect to; by default `Schema.of_module(module).trainable`.
 
     Returns:
-        The gradient, on the CPU, with the schema `Schema.of_module(module).trainable` (zero for a parameter
-        that the loss does not depend on), and the mean loss.
+        The gradient, on the CPU, with that schema (zero for a parameter that the loss does not depend
+        on), and the mean loss.
 
     Raises:
         ValueError: `order` is empty, or the teacher is missing or has not one row for each example.
@@ -129,7 +131,7 @@ def distillation_gradient(
         raise ValueError("a distillation gradient needs at least one example")
     if teacher is not None and len(teacher) != len(examples):
         raise ValueError(f"the teacher has logits for {len(teacher)} examples, not for {len(examples)}")
-    schema = Schema.of_module(module).trainable
+    schema = Schema.of_module(module).trainable if schema is None else schema
     named = dict(module.named_parameters())
     parameters = [named[name] for name in schema.by_name]
     totals = [torch.zeros_like(parameter) for parameter in parameters]

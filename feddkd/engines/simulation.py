@@ -80,6 +80,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     config.check_exchanges(algorithm.exchanges(config))
     run_id = new_run_id()
     model = initial_model(config)
+    algorithms.check_fits(algorithm, model.schema)
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)

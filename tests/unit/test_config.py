@@ -150,6 +150,9 @@ configs = st.builds(
         hard_label_weight=st.floats(0, 1),
         start=st.sampled_from(["better", "average", "previous"]),
         clip_norm=st.none() | positive,
+        beta2=st.floats(0, 0.999),
+        scope=st.just("full") | st.lists(texts.filter(bool), min_size=1, max_size=3).map(tuple),
+        piggyback=st.booleans(),
         patience=st.integers(0, 100),
     ),
     scheduler=schedulers(),
@@ -231,6 +234,11 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("aggregation.max_norm=3", ["aggregation.max_norm = 3"]),
         ("data=3", ["data = 3"]),
         ("data.input_shape=[1, 'x']", ["data.input_shape"]),
+        ("dkd.beta2=1.0", ["dkd.beta2 = 1.0", "less than 1"]),
+        ("dkd.scope=fc2.*", ["dkd.scope = 'fc2.*'", "'full'"]),
+        ("dkd.scope=[]", ["dkd.scope = []", "at least 1 item"]),
+        ("dkd.scope=['']", ["dkd.scope", "at least 1 character"]),
+        ("dkd={steps = 0, start = 'previous'}", ['dkd.steps = 0: with start = "previous" no local model is averaged']),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_what_is_wanted(override: str, parts: list[str]) -> None:

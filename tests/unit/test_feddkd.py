@@ -7,27 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import CLASSES, FEATURES, THREE, Data, Federation, Vector, assert_follows, gradient, mean, sgd, shares
+from by_hand import THREE, Federation, Vector, assert_follows, distance, distilled, gradient, mean, probabilities, sgd, shares
 
 ETA, STEPS = 0.5, 4
-
-
-def probabilities(w: Vector, x: Vector) -> Vector:
-    z = x @ w[: CLASSES * FEATURES].reshape(CLASSES, FEATURES).T + w[CLASSES * FEATURES :]
-    p = np.exp(z - z.max(1, keepdims=True))
-    return np.asarray(p / p.sum(1, keepdims=True))
-
-
-def distance(v: Vector, teacher: Vector, of: Data) -> float:
-    """Mean KL(teacher || v)."""
-    p, q = probabilities(teacher, of.x), probabilities(v, of.x)
-    return float((p * np.log(p / q)).sum(1).mean())
-
-
-def distilled(v: Vector, teacher: Vector, of: Data) -> Vector:
-    """The gradient of `distance` with respect to v: (q - p) x^T."""
-    error = (probabilities(v, of.x) - probabilities(teacher, of.x)) / len(of)
-    return np.concatenate([(error.T @ of.x).ravel(), error.sum(0)])
 
 
 class ByHand:

@@ -1,0 +1,77 @@
+"""Find algorithms and local objectives by their name in the configuration, or by an import path."""
+
+from __future__ import annotations
+
+from feddkd.algorithms.base import Algorithm
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.fedavg_sgd import FedAvgSGD
+from feddkd.algorithms.fedavgm import FedAvgM
+from feddkd.algorithms.feddkd import FedDKD
+from feddkd.algorithms.feddyn import FedDyn
+from feddkd.algorithms.fedexp import FedExP
+from feddkd.algorithms.fedmax import FedMAX, MaximumEntropy
+from feddkd.algorithms.fednova import FedNova
+from feddkd.algorithms.fedntd import FedNTD, NotTrueDistillation
+from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from feddkd.algorithms.fedprox import FedProx, Proximal
+from feddkd.algorithms.moon import MOON, ModelContrast
+from feddkd.algorithms.scaffold import SCAFFOLD
+from feddkd.algorithms.site import LocalObjective
+from feddkd.errors import ConfigError
+from feddkd.imports import load_object
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "fedavg": FedAvg,
+    "feddkd": FedDKD,
+    "fedavg_sgd": FedAvgSGD,
+    "fedprox": FedProx,
+    "scaffold": SCAFFOLD,
+    "fednova": FedNova,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "feddyn": FedDyn,
+    "moon": MOON,
+    "fedntd": FedNTD,
+    "fedmax": FedMAX,
+    "fedexp": FedExP,
+}
+
+OBJECTIVES: dict[str, type[LocalObjective]] = {
+    "cross_entropy": LocalObjective,
+    "fedprox": Proximal,
+    "fedntd": NotTrueDistillation,
+    "fedmax": MaximumEntropy,
+    "moon": ModelContrast,
+}
+"""Local objectives by their name in the configuration, `algorithm.local_objective`."""
+
+
+def find(name: str) -> type[Algorithm]:
+    """Find an algorithm class by its built-in name or by an import path `package.module:Class`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    algorithm = load_object(name, "algorithm.name")
+    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
+        raise ConfigError(f"algorithm.name = {name!r}: not a subclass of feddkd.algorithms.base.Algorithm")
+    return algorithm
+
+
+def find_objective(name: str) -> type[LocalObjective]:
+    """Find a local objective by its built-in name or by an import path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    objective = load_object(name, "algorithm.local_objective.name")
+    if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
+        key = f"algorithm.local_objective.name = {name!r}"
+        raise ConfigError(f"{key}: not a subclass of feddkd.algorithms.site.LocalObjective")
+    return objective
