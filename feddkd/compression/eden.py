@@ -98,7 +98,9 @@ class Eden:
         elements = torch.empty(num_elements, dtype=torch.float32, device=code.device)
         for blocks in _tiles(num_elements):
             codes = unpack(self._octets(octets, blocks).t().contiguous(), self.bits)
-            tile = rotation.backward(_look_up(centroids, codes))
+            transform = rotation.transform_of(*codes.shape)
+            _look_up(centroids, codes, out=transform.columns)
+            tile = rotation.backward(transform)
             target = elements[blocks.start : blocks.stop]
             if len(target) < tile.numel():
                 tile = tile[:, : len(target)]
@@ -138,11 +140,11 @@ class Eden:
         norms = torch.linalg.vector_norm(tile, dim=1, dtype=torch.float64)
         norms.masked_fill_(norms < _LEAST_SCALE * height, 0)  # their scales would be too small
         to_unit_variance = (norms * math.sqrt(height)).reciprocal().masked_fill_(norms == 0, 0)
-        columns = rotation.forward(tile * to_unit_variance.to(torch.float32)[:, None])
+        transform = rotation.forward(tile, to_unit_variance.to(torch.float32))
         centroids = self._centroids(tile.device)
-        codes = _nearest(columns, centroids)
-        quantized = _look_up(centroids, codes)
-        products = (quantized * columns).sum(0).to(torch.float64)
+        codes = _nearest(transform.columns, centroids, spare=transform.spare)
+        quantized = _look_up(centroids, codes, out=transform.spare)
+        products = transform.columns.mul_(quantized).sum(0).to(torch.float64)
         if self.unbiased:
             scales = norms / (math.sqrt(height) * products)
         else:
@@ -178,14 +180,16 @@ def _tiles(num_elements: int) -> Iterator[_Blocks]:
         start += size
 
 
-def _nearest(values: Tensor, centroids: Tensor) -> Tensor:
+def _nearest(values: Tensor, centroids: Tensor, spare: Tensor) -> Tensor:
     """Find the nearest centroid of each value by counting the midpoints below it: uint8, like `values`."""
-    count, above = torch.zeros_like(values), torch.empty_like(values)
-    for midpoint in ((centroids[1:] + centroids[:-1]) / 2).tolist():
-        count += torch.gt(values, midpoint, out=above)
-    return count.to(torch.uint8)
+    first, *others = ((centroids[1:] + centroids[:-1]) / 2).tolist()
+    count = torch.gt(values, first, out=torch.empty_like(values))  # as numbers: faster than as bool
+    for midpoint in others:
+        count += torch.gt(values, midpoint, out=spare)
+    return count.to(torch.int8).view(torch.uint8)  # faster than to uint8
 
 
-def _look_up(centroids: Tensor, codes: Tensor) -> Tensor:
-    """Return the centroids of codes: float32, like `codes`."""
-    return centroids.index_select(0, codes.to(torch.int32).view(-1)).view_as(codes)
+def _look_up(centroids: Tensor, codes: Tensor, out: Tensor) -> Tensor:
+    """Write the centroids of codes into a float32 tensor like them, and return it."""
+    torch.index_select(centroids, 0, codes.view(-1).to(torch.int64), out=out.view(-1))
+    return out

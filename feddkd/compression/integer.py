@@ -20,7 +20,7 @@ from feddkd.compression.checks import (
 )
 from feddkd.compression.draws import draw_noise, generator_of
 
-_TILE_ELEMENTS = 1 << 16  # stays in the cache between the operations on it
+_TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
 
 @dataclass(frozen=True)
