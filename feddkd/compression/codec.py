@@ -11,9 +11,9 @@ class Codec(Protocol):
     """Encodes float32 vectors into bytes.
 
     A codec has no state: equal elements and equal seeds give equal bytes on one machine. `decode`
-    computes with operations whose result does not depend on the machine, so that every receiver of a
-    code has the same bits: additions, subtractions, multiplications and look-ups, element by element,
-    in a fixed order, without sums over many elements and without subnormal numbers.
+    computes with operations whose result does not depend on the machine, so that every receiver of
+    a code has the same bits: additions, subtractions, multiplications and look-ups, element by
+    element in a fixed order, without sums over many elements and without subnormal numbers.
 
     Attributes:
         name: as in the configuration, for instance "eden2".
@@ -40,8 +40,8 @@ class Codec(Protocol):
             uint8 [size_bytes(n)] on the device of `elements`.
 
         Raises:
-            ValueError: an element is not finite, or the code could decode to a vector of a norm above
-                1e18, which every receiver refuses.
+            ValueError: an element is not finite, or the code could decode to a vector whose norm is
+                above 1e18, which every receiver refuses.
         """
 
     def decode(self, code: Tensor, num_elements: int, seed: int) -> Tensor:

@@ -18,9 +18,9 @@ _BLOCK = 4096
 _LEAST_BLOCK = 64
 _TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
-# The positive Lloyd-Max centroids of the standard normal distribution (Max, IRE Transactions on Information
-# Theory, 1960) by bits, in units of 2**-10. Sums and differences of such numbers are multiples of 2**-10, rounded or
-# not: a decoder meets no subnormal number.
+# The positive Lloyd-Max centroids of the standard normal distribution (Max, IRE Transactions on
+# Information Theory, 1960) by bits, in units of 2**-10. Sums and differences of such numbers are
+# multiples of 2**-10, rounded or not: a decoder meets no subnormal number.
 _GRID = 2.0**-10
 _CENTROIDS = {
     1: (817,),
@@ -45,11 +45,11 @@ class Eden:
     """Rotates blocks at random, and codes each element by the nearest of 2**bits centroids.
 
     EDEN (Vargaftik et al., ICML 2022, arXiv 2108.08842), with a rotation by two Walsh-Hadamard
-    transforms with random signs. The elements of a rotated block are nearly normal, so the centroids
-    need not be sent. Blocks have 4096 elements; what remains is split into powers of two from 2048
-    to 64, and the last block is filled up with zeros. A code holds a float32 scale for each block,
-    then the centroids of one block after the other. Scales and filling take less than 2 % of a code
-    from 16384 elements on. Implements `Codec`.
+    transforms with random signs. The elements of a rotated block are nearly normal, so the
+    centroids need not be sent. Blocks have 4096 elements; what remains is split into powers of two
+    from 2048 to 64, and the last block is filled up with zeros. A code holds a float32 scale for
+    each block, then the numbers of the centroids, one block after the other. Scales and filling add
+    less than 2 % from 16384 elements on. Implements `Codec`.
 
     With D the distortion of the centroids, the squared error is D ||x||^2 with the scale of least
     error, and D / (1 - D) ||x||^2 with the unbiased one, for whatever vector x. D is 0.3634,
@@ -155,7 +155,7 @@ class Eden:
 
 
 def _tail_sizes(num_elements: int) -> list[int]:
-    """Split what remains after blocks of 4096: powers of two, decreasing, of which the last is filled up."""
+    """Split what remains after blocks of 4096 into decreasing powers of two; the last is filled up."""
     rest = -(-(num_elements % _BLOCK) // _LEAST_BLOCK) * _LEAST_BLOCK
     sizes = []
     size = _BLOCK
@@ -181,7 +181,7 @@ def _tiles(num_elements: int) -> Iterator[_Blocks]:
 
 
 def _nearest(values: Tensor, centroids: Tensor, spare: Tensor) -> Tensor:
-    """Find the nearest centroid of each value by counting the midpoints below it: uint8, like `values`."""
+    """Find the nearest centroids by counting the midpoints below each value: uint8, like `values`."""
     first, *others = ((centroids[1:] + centroids[:-1]) / 2).tolist()
     count = torch.gt(values, first, out=torch.empty_like(values))  # as numbers: faster than as bool
     for midpoint in others:

@@ -33,8 +33,8 @@ class Transform:
     def apply(self) -> None:
         """Transform `columns` in place; twice is h times the identity.
 
-        Each of the log2(h) stages adds and subtracts rows, in an order that is fixed: the result has
-        the same bits on every machine.
+        Each of the log2(h) stages adds and subtracts rows, in an order that is fixed: the result
+        has the same bits on every machine.
         """
         for first, second, total, difference in self._stages:
             torch.add(first, second, out=total)
@@ -46,9 +46,9 @@ class Transform:
 class Rotation:
     """Turns blocks by H S2 H S1: S1 and S2 change signs at random, H is the transform.
 
-    One transform would not be random enough: a vector with few elements that are not zero becomes one
-    with few distinct magnitudes, whatever the signs. Results lie in memory that the next call with
-    blocks of the same shape uses again.
+    One transform would not be random enough: a vector with few elements that are not zero becomes
+    one with few distinct magnitudes, whatever the signs. Results lie in memory that the next call
+    with blocks of the same shape uses again.
 
     Args:
         first, second: +1 or -1, float32 [h]; blocks of fewer elements take the first of them.
@@ -60,7 +60,7 @@ class Rotation:
 
     @classmethod
     def of(cls, seed: int, height: int, device: torch.device) -> Rotation:
-        """Draw signs for up to `height` elements from a seed on the CPU and move them to a device."""
+        """Draw signs for blocks of up to `height` elements from a seed, for tensors on a device."""
         generator = generator_of(seed)
         return cls(draw_signs(height, generator).to(device), draw_signs(height, generator).to(device))
 
@@ -91,7 +91,7 @@ class Rotation:
         return transform
 
     def backward(self, transform: Transform) -> Tensor:
-        """Undo `forward`, but for factors and length: rotate back and multiply by the length once more.
+        """Undo `forward`, but for factors and length: rotate back and multiply by the length again.
 
         Args:
             transform: as `transform_of` returns it, its columns filled.
