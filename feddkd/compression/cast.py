@@ -25,7 +25,7 @@ def _largest(elements: Tensor) -> float:
 
 
 def _largest_half(halves: Tensor) -> float:
-    """Find the largest magnitude of a float16 or bfloat16 vector by its bits; NaN and infinities are largest."""
+    """Find the largest magnitude of 16-bit floats by their bits, of which those of NaN are largest."""
     bits = torch.amax(halves.view(torch.int16) & 0x7FFF)
     return float(bits.view(halves.dtype))
 
@@ -35,9 +35,9 @@ class Half:
     """Rounds to float16, to nearest even, after a division by a power of two.
 
     The power brings the largest magnitude of the chunk to between 2**14 and 2**15: nothing
-    overflows, and what is less than 2**-28 of the largest loses precision. Elements of a chunk whose
-    largest is below 2**-87 are not brought so high. A code has 2 n + 1 bytes: the float16
-    elements, then the exponent plus 128. Implements `Codec`.
+    overflows, and what is less than 2**-28 of the largest loses precision. Where the largest is
+    below 2**-87, it is not brought so high. A code has 2 n + 1 bytes: the float16 elements, then the
+    exponent plus 128. Implements `Codec`.
     """
 
     name: str = "fp16"

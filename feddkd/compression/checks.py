@@ -28,7 +28,7 @@ def check_code_norm(norm: float) -> None:
 
 
 def check_own_norm(norm: float) -> None:
-    """Refuse to encode a vector by the largest norm that its code can decode to. Raises ValueError."""
+    """Refuse to encode by the largest norm that the code can decode to. Raises ValueError."""
     if not math.isfinite(norm):
         raise ValueError("cannot encode a vector with an element that is NaN or infinite")
     if norm > LARGEST_NORM:
@@ -36,7 +36,7 @@ def check_own_norm(norm: float) -> None:
 
 
 def check_scales(scales: Tensor, smallest: float) -> None:
-    """Refuse scales that are neither zero nor at least `smallest`; passes NaN. Raises SchemaError."""
+    """Refuse scales that are not zero but below `smallest`; passes NaN. Raises SchemaError."""
     if ((scales < smallest) & (scales != 0)).any():
         raise SchemaError(f"a code has a scale that is negative or below {smallest:g}")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 class Codec(Protocol):
     """Encodes float32 vectors into bytes.
 
-    A codec has no state: equal elements and equal seeds give equal bytes. `decode` computes with
-    operations whose result does not depend on the machine, so that every receiver of a code has the
-    same bits.
+    A codec has no state: equal elements and equal seeds give equal bytes on one machine. `decode`
+    computes with operations whose result does not depend on the machine, so that every receiver of
+    a code has the same bits: additions, subtractions, multiplications and look-ups, element by
+    element in a fixed order, without sums over many elements and without subnormal numbers.
 
     Attributes:
         name: as in the configuration, for instance "eden2".
@@ -32,11 +33,15 @@ class Codec(Protocol):
         """Encode a vector.
 
         Args:
-            elements: float32 [n] on any device, n >= 1; all finite.
+            elements: float32 [n], contiguous, on any device, n >= 1; it needs no gradient.
             seed: 0 <= seed < 2**63; draws signs, positions and rounding.
 
         Returns:
             uint8 [size_bytes(n)] on the device of `elements`.
+
+        Raises:
+            ValueError: an element is not finite, or the code could decode to a vector whose norm is
+                above 1e18, which every receiver refuses.
         """
 
     def decode(self, code: Tensor, num_elements: int, seed: int) -> Tensor:

@@ -28,10 +28,10 @@ def find(name: str, *, unbiased: bool) -> Codec:
 
     Args:
         name: for instance "int8", or "topk:0.01" to keep one element in a hundred.
-        unbiased: the mean over seeds of what is decoded is the vector, as befits uploads that are
-            averaged; otherwise the error of one vector is least, as befits what a server broadcasts.
-            fp16, bf16, topk and randk are the same for both: fp16 and bf16 err by very little, and who
-            uses topk or randk sends what they left out later.
+        unbiased: the mean over seeds of what is decoded is the vector, as uploads need that are
+            averaged; otherwise the error of one vector is least, as a broadcast needs. fp16, bf16,
+            topk and randk are the same for both: fp16 and bf16 err by very little, and a sender that
+            uses topk or randk sends later what they left out.
 
     Raises:
         ConfigError: there is no such codec.

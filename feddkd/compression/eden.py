@@ -18,9 +18,9 @@ _BLOCK = 4096
 _LEAST_BLOCK = 64
 _TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
-# The positive Lloyd-Max centroids of the standard normal distribution (Max, IRE Transactions on Information
-# Theory, 1960) by bits, in units of 2**-10. Sums and differences of such numbers are multiples of 2**-10, rounded or
-# not: a decoder meets no subnormal number.
+# The positive Lloyd-Max centroids of the standard normal distribution (Max, IRE Transactions on
+# Information Theory, 1960) by bits, in units of 2**-10. Sums and differences of such numbers are
+# multiples of 2**-10, rounded or not: a decoder meets no subnormal number.
 _GRID = 2.0**-10
 _CENTROIDS = {
     1: (817,),
@@ -45,11 +45,11 @@ class Eden:
     """Rotates blocks at random, and codes each element by the nearest of 2**bits centroids.
 
     EDEN (Vargaftik et al., ICML 2022, arXiv 2108.08842), with a rotation by two Walsh-Hadamard
-    transforms with random signs. The elements of a rotated block are nearly normal, so the centroids
-    need not be sent. Blocks have 4096 elements; what remains is split into powers of two from 2048
-    to 64, and the last block is filled up with zeros. A code holds a float32 scale for each block,
-    then the centroids of one block after the other. Scales and filling take less than 2 % of a code
-    from 16384 elements on. Implements `Codec`.
+    transforms with random signs. The elements of a rotated block are nearly normal, so the
+    centroids need not be sent. Blocks have 4096 elements; what remains is split into powers of two
+    from 2048 to 64, and the last block is filled up with zeros. A code holds a float32 scale for
+    each block, then the numbers of the centroids, one block after the other. Scales and filling add
+    less than 2 % from 16384 elements on. Implements `Codec`.
 
     With D the distortion of the centroids, the squared error is D ||x||^2 with the scale of least
     error, and D / (1 - D) ||x||^2 with the unbiased one, for whatever vector x. D is 0.3634,
@@ -98,7 +98,9 @@ class Eden:
         elements = torch.empty(num_elements, dtype=torch.float32, device=code.device)
         for blocks in _tiles(num_elements):
             codes = unpack(self._octets(octets, blocks).t().contiguous(), self.bits)
-            tile = rotation.backward(_look_up(centroids, codes))
+            transform = rotation.transform_of(*codes.shape)
+            _look_up(centroids, codes, out=transform.columns)
+            tile = rotation.backward(transform)
             target = elements[blocks.start : blocks.stop]
             if len(target) < tile.numel():
                 tile = tile[:, : len(target)]
@@ -138,11 +140,11 @@ class Eden:
         norms = torch.linalg.vector_norm(tile, dim=1, dtype=torch.float64)
         norms.masked_fill_(norms < _LEAST_SCALE * height, 0)  # their scales would be too small
         to_unit_variance = (norms * math.sqrt(height)).reciprocal().masked_fill_(norms == 0, 0)
-        columns = rotation.forward(tile * to_unit_variance.to(torch.float32)[:, None])
+        transform = rotation.forward(tile, to_unit_variance.to(torch.float32))
         centroids = self._centroids(tile.device)
-        codes = _nearest(columns, centroids)
-        quantized = _look_up(centroids, codes)
-        products = (quantized * columns).sum(0).to(torch.float64)
+        codes = _nearest(transform.columns, centroids, spare=transform.spare)
+        quantized = _look_up(centroids, codes, out=transform.spare)
+        products = transform.columns.mul_(quantized).sum(0).to(torch.float64)
         if self.unbiased:
             scales = norms / (math.sqrt(height) * products)
         else:
@@ -153,7 +155,7 @@ class Eden:
 
 
 def _tail_sizes(num_elements: int) -> list[int]:
-    """Split what remains after blocks of 4096: powers of two, decreasing, of which the last is filled up."""
+    """Split what remains after blocks of 4096 into decreasing powers of two; the last is filled up."""
     rest = -(-(num_elements % _BLOCK) // _LEAST_BLOCK) * _LEAST_BLOCK
     sizes = []
     size = _BLOCK
@@ -178,14 +180,16 @@ def _tiles(num_elements: int) -> Iterator[_Blocks]:
         start += size
 
 
-def _nearest(values: Tensor, centroids: Tensor) -> Tensor:
-    """Find the nearest centroid of each value by counting the midpoints below it: uint8, like `values`."""
-    count, above = torch.zeros_like(values), torch.empty_like(values)
-    for midpoint in ((centroids[1:] + centroids[:-1]) / 2).tolist():
-        count += torch.gt(values, midpoint, out=above)
-    return count.to(torch.uint8)
+def _nearest(values: Tensor, centroids: Tensor, spare: Tensor) -> Tensor:
+    """Find the nearest centroids by counting the midpoints below each value: uint8, like `values`."""
+    first, *others = ((centroids[1:] + centroids[:-1]) / 2).tolist()
+    count = torch.gt(values, first, out=torch.empty_like(values))  # as numbers: faster than as bool
+    for midpoint in others:
+        count += torch.gt(values, midpoint, out=spare)
+    return count.to(torch.int8).view(torch.uint8)  # faster than to uint8
 
 
-def _look_up(centroids: Tensor, codes: Tensor) -> Tensor:
-    """Return the centroids of codes: float32, like `codes`."""
-    return centroids.index_select(0, codes.to(torch.int32).view(-1)).view_as(codes)
+def _look_up(centroids: Tensor, codes: Tensor, out: Tensor) -> Tensor:
+    """Write the centroids of codes into a float32 tensor like them, and return it."""
+    torch.index_select(centroids, 0, codes.view(-1).to(torch.int64), out=out.view(-1))
+    return out

@@ -2,86 +2,105 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from feddkd.compression.draws import draw_signs, generator_of
 
 
-def transform(columns: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply the Walsh-Hadamard transform to each column.
+class Transform:
+    """Applies the Walsh-Hadamard transform to columns, again and again in the same memory.
 
-    Each of the log2(h) stages adds and subtracts rows, in an order that is fixed: the result has the
-    same bits on every machine. Twice the transform is h times the identity.
-
-    Args:
-        columns: float32 [h, t], contiguous, h a power of two; it is overwritten.
-        spare: like `columns`; its values do not matter.
-
-    Returns:
-        The transform, and the tensor that is now spare: the two arguments in some order.
-    """
-    height = len(columns)
-    distance = 1
-    while distance < height:
-        shape = height // (2 * distance), 2, -1
-        first, second = columns.view(shape).unbind(1)
-        total, difference = spare.view(shape).unbind(1)
-        torch.add(first, second, out=total)
-        torch.sub(first, second, out=difference)
-        columns, spare = spare, columns
-        distance *= 2
-    return columns, spare
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Turns vectors of up to len(first) elements by H S2 H S1: S1 and S2 change signs, H is the transform.
-
-    One transform would not be random enough: a vector with few elements that are not zero becomes one
-    with few distinct magnitudes, whatever the signs.
+    The views of all stages are made once, which at the size of a cache takes as long as the sums.
 
     Attributes:
-        first, second: +1 or -1, float32 [h]; a vector of fewer elements takes the first of them.
+        columns: float32 [h, t], what is transformed, h a power of two.
+        spare: like `columns`, free to use between two transforms.
     """
 
-    first: Tensor
-    second: Tensor
+    def __init__(self, height: int, count: int, device: torch.device) -> None:
+        self.columns = torch.empty(height, count, device=device)
+        self.spare = torch.empty_like(self.columns)
+        self._stages = []
+        source, target = self.columns, self.spare
+        distance = 1
+        while distance < height:
+            shape = height // (2 * distance), 2, distance * count
+            self._stages.append((*source.view(shape).unbind(1), *target.view(shape).unbind(1)))
+            source, target = target, source
+            distance *= 2
+
+    def apply(self) -> None:
+        """Transform `columns` in place; twice is h times the identity.
+
+        Each of the log2(h) stages adds and subtracts rows, in an order that is fixed: the result
+        has the same bits on every machine.
+        """
+        for first, second, total, difference in self._stages:
+            torch.add(first, second, out=total)
+            torch.sub(first, second, out=difference)
+        if len(self._stages) % 2:
+            self.columns.copy_(self.spare)
+
+
+class Rotation:
+    """Turns blocks by H S2 H S1: S1 and S2 change signs at random, H is the transform.
+
+    One transform would not be random enough: a vector with few elements that are not zero becomes
+    one with few distinct magnitudes, whatever the signs. Results lie in memory that the next call
+    with blocks of the same shape uses again.
+
+    Args:
+        first, second: +1 or -1, float32 [h]; blocks of fewer elements take the first of them.
+    """
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self._first, self._second = first, second
+        self._transforms: dict[tuple[int, int], Transform] = {}
 
     @classmethod
     def of(cls, seed: int, height: int, device: torch.device) -> Rotation:
-        """Draw the signs from a seed on the CPU and move them to a device."""
+        """Draw signs for blocks of up to `height` elements from a seed, for tensors on a device."""
         generator = generator_of(seed)
         return cls(draw_signs(height, generator).to(device), draw_signs(height, generator).to(device))
 
-    def forward(self, blocks: Tensor) -> Tensor:
-        """Rotate each row and multiply it by its length.
+    def transform_of(self, height: int, count: int) -> Transform:
+        """Return the memory where blocks of a shape are rotated."""
+        key = height, count
+        if key not in self._transforms:
+            self._transforms[key] = Transform(height, count, self._first.device)
+        return self._transforms[key]
+
+    def forward(self, blocks: Tensor, factors: Tensor) -> Transform:
+        """Multiply each block by its factor and by its length, and rotate it.
 
         Args:
-            blocks: float32 [t, h], h a power of two; it is overwritten.
+            blocks: float32 [t, h].
+            factors: float32 [t].
 
         Returns:
-            float32 [h, t]: the rotated rows are columns, which the transform is fast for.
+            The rotated blocks are its columns, which is what the transform is fast for.
         """
-        height = blocks.shape[1]
-        columns = torch.empty_like(blocks).view(height, -1).copy_(blocks.mul_(self.first[:height]).t())
-        columns, spare = transform(columns, blocks.view_as(columns))
-        columns.mul_(self.second[:height, None])
-        return transform(columns, spare)[0]
+        count, height = blocks.shape
+        transform = self.transform_of(height, count)
+        scaled = torch.mul(blocks, factors[:, None], out=transform.spare.view(count, height))
+        transform.columns.copy_(scaled.mul_(self._first[:height]).t())
+        transform.apply()
+        transform.columns.mul_(self._second[:height, None])
+        transform.apply()
+        return transform
 
-    def backward(self, columns: Tensor) -> Tensor:
-        """Undo `forward`, but for the length: rotate back and multiply by the length once more.
+    def backward(self, transform: Transform) -> Tensor:
+        """Undo `forward`, but for factors and length: rotate back and multiply by the length again.
 
         Args:
-            columns: float32 [h, t]; it is overwritten.
+            transform: as `transform_of` returns it, its columns filled.
 
         Returns:
             float32 [t, h], not contiguous.
         """
-        height = len(columns)
-        columns, spare = transform(columns, torch.empty_like(columns))
-        columns.mul_(self.second[:height, None])
-        columns, _ = transform(columns, spare)
-        return columns.mul_(self.first[:height, None]).t()
+        height = len(transform.columns)
+        transform.apply()
+        transform.columns.mul_(self._second[:height, None])
+        transform.apply()
+        return transform.columns.mul_(self._first[:height, None]).t()

@@ -20,23 +20,23 @@ from feddkd.compression.checks import (
 )
 from feddkd.compression.draws import draw_noise, generator_of
 
-_TILE_ELEMENTS = 1 << 16  # stays in the cache between the operations on it
+_TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
 
 @dataclass(frozen=True)
 class Integer:
     """Divides a block by its scale and rounds to integers from -L to L, L = 2**(bits - 1) - 1.
 
-    The scale, a float32, is the largest magnitude of the block over L; it is 0 where that would not be
-    a normal number. A code holds the scales, then the integers: int8, or at 4 bits uint8 of two
+    The scale, a float32, is the largest magnitude of the block over L; it is 0 where that would not
+    be a normal number. A code holds the scales, then the integers: int8, or at 4 bits uint8 of two
     integers plus 8, of which the second lies half a block after the first. Scales add 0.4 % to int8
     (blocks of 1024) and 3.1 % to int4 (blocks of 256). Implements `Codec`.
 
     Attributes:
         bits: 8 or 4.
         block: elements of a block, an even number; the last block may be shorter.
-        stochastic: round up with a probability equal to the fraction, so that the mean over seeds is
-            the vector itself (Alistarh et al., QSGD, NeurIPS 2017); to nearest even otherwise.
+        stochastic: round up with a probability equal to the fraction, so that the mean over seeds
+            is the vector itself (Alistarh et al., QSGD, NeurIPS 2017); to nearest even otherwise.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Integer:
         return read_as(scales, torch.float32), octets
 
     def _tiles(self, num_elements: int) -> Iterator[tuple[slice, slice, int]]:
-        """Yield, for some blocks of one size at a time: which blocks, which elements, elements of a block."""
+        """Yield some blocks of one size at a time: which blocks, which elements, elements of one."""
         full = num_elements // self.block
         step = max(1, _TILE_ELEMENTS // self.block)
         for start in range(0, full, step):
@@ -98,7 +98,7 @@ class Integer:
             yield slice(full, full + 1), slice(full * self.block, num_elements), num_elements % self.block
 
     def _bytes(self, span: slice) -> slice:
-        """Tell where the integers of some elements lie; only the last element may fill half a byte."""
+        """Tell where the integers of some elements lie; only the last may fill half a byte."""
         return slice(span.start * self.bits // 8, (span.stop * self.bits + 7) // 8)
 
     def _norm(self, scales: Tensor) -> float:

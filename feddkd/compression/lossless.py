@@ -11,7 +11,7 @@ _LARGEST_SHARE = 0.97
 
 
 def available() -> bool:
-    """Tell whether zstandard is installed; without it, the other functions raise ModuleNotFoundError."""
+    """Tell whether zstandard is installed; the other functions raise ModuleNotFoundError without it."""
     return importlib.util.find_spec("zstandard") is not None
 
 

@@ -28,10 +28,10 @@ def _scatter(positions: Tensor, values: Tensor, num_elements: int) -> Tensor:
 class TopK:
     """Keeps the elements of largest magnitude as they are: top-k.
 
-    Meant for senders that add what is left out to their next vector (Stich et al., NeurIPS 2018). A
-    code holds the values, float32 [k], and then their positions in about 9 bits each where one in a
-    hundred is kept: the lowest 8 or 16 bits of each, and the others in the code of Elias and Fano, a
-    bit string whose i-th one stands at the others plus i. Implements `Codec`.
+    Meant for senders that add what is left out to their next vector (Stich et al., NeurIPS 2018).
+    A code holds the values, float32 [k], and then their positions in about 9 bits each where one in
+    a hundred is kept: the lowest 8 or 16 bits of each, and the others in the code of Elias and Fano,
+    a bit string whose i-th one stands at the others plus i. Implements `Codec`.
 
     Attributes:
         share: of the elements, in (0, 0.25]; at least one is kept.
@@ -73,8 +73,8 @@ class RandK:
     """Keeps elements that the seed draws as they are: rand-k.
 
     The vector is cut into k parts of equal size, but for one element, and one element is drawn from
-    each, uniformly. Positions need not be sent. The elements are not scaled up: the codec is meant for
-    senders that add what is left out to their next vector. A code holds the values, float32 [k].
+    each, uniformly. Positions need not be sent. The elements are not scaled up: the codec is meant
+    for senders that add what is left out to their next vector. A code holds the values, float32 [k].
     Implements `Codec`.
 
     Attributes:
@@ -142,7 +142,7 @@ class _Positions:
         return torch.cat([low, pack(string[:, None], 1)[:, 0]])
 
     def decode(self, code: Tensor) -> Tensor:
-        """Decode positions: int64 [k]. Raises SchemaError unless they ascend and lie in the vector."""
+        """Decode positions: int64 [k]. Raises SchemaError if they do not ascend or are too large."""
         low, packed = code.tensor_split([self.count * self.low_bits // 8])
         string = unpack(packed[:, None], 1)[:, 0]
         if int(string.sum()) != self.count:
