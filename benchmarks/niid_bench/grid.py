@@ -69,7 +69,8 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
-    found, today = {**NEW_KEYS, **_flat(line["config"])}, _flat(_recorded(config))
+    today = _flat(_recorded(config))
+    found = {**{key: value for key, value in NEW_KEYS.items() if key in today}, **_flat(line["config"])}
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
@@ -80,7 +81,7 @@ RESULT_KEYS = {"scheduler": ("cohort", "enough", "weights"), "transport": ("chun
 The others say how long a server waits, and a finished cell waited for all; or where contributions wait to be reduced.
 """
 
-NEW_KEYS = {"scheduler.enough": "all"}
+NEW_KEYS = {"scheduler.enough": "all", "dkd.beta2": 0.999, "dkd.scope": "full", "dkd.piggyback": False}
 """Keys that older results lack, and the behavior that these had."""
 
 TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
@@ -92,7 +93,8 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     tree = {**tree, **{table: {key: tree[table][key] for key in keys if key in tree[table]} for table, keys in RESULT_KEYS.items()}}
     if name == "fedavg_sgd":
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
-    idle = () if name in ("feddkd", "fedavg_sgd") or ":" in name else ("dkd",)
+    steps = name in ("feddkd", "fedavg_sgd") or ":" in name or tree["dkd"].get("piggyback")
+    idle = () if steps else ("dkd",)
     return flatten({table: values for table, values in tree.items() if table not in idle})
 
 
