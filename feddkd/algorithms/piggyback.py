@@ -41,6 +41,9 @@ MOST_RISE = 0.5
 PATIENCE = 3
 """Rounds in a row that may average without a new lowest loss."""
 
+GOOD_FALL = 0.1
+"""Share by which averages have to lower the loss before the next failure costs half as many rounds."""
+
 GRADIENT, RECEIVED_LOSS = "gradient", "received_loss"
 
 AVERAGED = "averaged"
@@ -89,8 +92,8 @@ class Averaging:
 
     def __init__(self, state: Tensor | None = None) -> None:
         """Begin before round 1, or go on from `state`."""
-        values: list[float] = [0, self.NONE, 0, 0, 1] if state is None else state.tolist()
-        self._rounds, self._lowest, self._stale, self._pause, self._next_pause = values
+        values: list[float] = [0, self.NONE, self.NONE, 0, 0, 1] if state is None else state.tolist()
+        self._rounds, self._lowest, self._credited, self._stale, self._pause, self._next_pause = values
         self.at_lowest = False
 
     def decide(self, loss: float, last_round: int) -> Literal["back", "alone", "average"]:
@@ -115,19 +118,22 @@ class Averaging:
             return "alone"
         if self.at_lowest:
             self._lowest, self._stale = max(loss, self.NONE), 0.0
+            self._credited = self._lowest if first else self._credited
         return "average"
 
     def _are_worse(self, loss: float) -> bool:
         """Judge the averages by the loss that the last one led to."""
         if self.at_lowest:
-            self._next_pause = max(self._next_pause / 2, 1.0)
+            if loss < (1 - GOOD_FALL) * self._credited:
+                self._next_pause, self._credited = max(self._next_pause / 2, 1.0), loss
             return False
         self._stale += 1
         return loss > (1 + MOST_RISE) * self._lowest or self._stale >= PATIENCE
 
     def state(self) -> Tensor:
-        """Return what to go on from; float64 [5]."""
-        return torch.tensor([self._rounds, self._lowest, self._stale, self._pause, self._next_pause], dtype=torch.float64)
+        """Return what to go on from; float64 [6]."""
+        values = [self._rounds, self._lowest, self._credited, self._stale, self._pause, self._next_pause]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 class Piggyback(Algorithm):
@@ -141,11 +147,11 @@ class Piggyback(Algorithm):
       above that, or if `PATIENCE` rounds have not lowered it. (Where averaging works, the loss
       still rises by up to a half in single rounds; with one class a client it doubles, or stays.)
     - Then w_{t+1} is the model that the gradient alone would have led to from where the loss was
-      lowest, which the server has kept; the replies of this round are not used. The algorithm
-      starts again without momentum.
+      lowest, which the server has kept with its optimizer's moments; the replies of this round are
+      not used. The algorithm starts again without momentum.
     - The next round is a step alone, without averaging: w_{t+1} = ServerOptimizer(w_t, sum_k p_k g_k).
       After it the server tries an average again. Averages that are worse double the number of such
-      rounds each time, and each that lowers the loss halves it, down to one.
+      rounds each time, and those that lower the loss by `GOOD_FALL` halve it, down to one.
     - The last round tries no average, because no later one could judge it.
 
     The metric `averaged` says which rounds averaged.
@@ -158,7 +164,8 @@ class Piggyback(Algorithm):
         self._inner = find(config.algorithm.name)(config)
         self._server_optimizer = server_optimizer_of(config.dkd)
         self._averaging = Averaging()
-        self._alone: dict[str, Tensor] = {}
+        self._alone: dict[str, Tensor] = {}  # the model to go back to
+        self._moments: dict[str, Tensor] = {}  # and the optimizer's state there
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
@@ -175,18 +182,20 @@ class Piggyback(Algorithm):
         decision = self._averaging.decide(read_scalar(reply, RECEIVED_LOSS), self.config.rounds)
         cohort.note(AVERAGED, float(decision == "average"))
         if decision == "back":
-            self._inner.load_state_dict({})
             return self._go_back(model.schema)
         start, step = with_moved_buffers(cohort.sent, reply), self._step(reply, model.schema)
         if decision == "alone":
             return _moved(start, step)
         if self._averaging.at_lowest:
-            self._alone = dict(_moved(start, step))
+            self._alone, self._moments = dict(_moved(start, step)), self._server_optimizer.state_dict()
         return _moved(self._inner.run_round(_Replied(cohort, reply, model.schema), model), step)
 
     def _go_back(self, model: Schema) -> Tensors:
-        """Take the model that was kept."""
-        kept, self._alone = Tensors.copy_of(model, self._alone), {}
+        """Take the model that was kept, as if no average had been tried since."""
+        kept = Tensors.copy_of(model, self._alone)
+        self._inner.load_state_dict({})
+        self._server_optimizer.load_state_dict(self._moments)
+        self._alone, self._moments = {}, {}
         return kept
 
     def _step(self, reply: Tensors, model: Schema) -> Tensors:
@@ -196,12 +205,17 @@ class Piggyback(Algorithm):
         return self._server_optimizer.step(Tensors(scope), clipped(reply.part(GRADIENT, scope), self.config.dkd.clip_norm))
 
     def state_dict(self) -> Mapping[str, Tensor]:
-        parts = {"algorithm": self._inner.state_dict(), "optimizer": self._server_optimizer.state_dict(), "alone": self._alone}
+        parts = {
+            "algorithm": self._inner.state_dict(),
+            "optimizer": self._server_optimizer.state_dict(),
+            "alone": self._alone,
+            "moments": self._moments,
+        }
         state = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         return {"averaging": self._averaging.state(), **state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"algorithm": {}, "optimizer": {}, "alone": {}}
+        parts: dict[str, dict[str, Tensor]] = {"algorithm": {}, "optimizer": {}, "alone": {}, "moments": {}}
         for path, value in state.items():
             part, _, name = path.partition("/")
             if part in parts:
@@ -209,7 +223,7 @@ class Piggyback(Algorithm):
         self._averaging = Averaging(state.get("averaging"))
         self._inner.load_state_dict(parts["algorithm"])
         self._server_optimizer.load_state_dict(parts["optimizer"])
-        self._alone = parts["alone"]
+        self._alone, self._moments = parts["alone"], parts["moments"]
 
 
 class _Replied:
