@@ -10,9 +10,11 @@ from harness import RUN_ID, filled, mean_of
 
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.compression.codec import Codec
+from feddkd.compression.encoding import Encoding
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
-from feddkd.engines.spool import Spool
+from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.exchange import Closing, Exchange, ExchangeId, Reply
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.transport.frames import decode_chunk
@@ -60,11 +62,12 @@ class Scene:
         budget_bytes: int = 1 << 20,
         max_evaluated: Mapping[str, int] | None = None,
         evaluate: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         self.now = 0.0
-        self.spool = Spool(budget_bytes, CHUNK)
+        self.spool = Spool(budget_bytes, CHUNK if codec is None else CHUNK + CODE_MARGIN_BYTES)
         payload = Tensors(schema or Schema([]))
-        exchange = Exchange(EXCHANGE, weights, payload, schema, rule, closing, evaluate=evaluate, max_norm=max_norm)
+        exchange = Exchange(EXCHANGE, weights, payload, schema, rule, closing, evaluate, max_norm, reply_codec=codec)
         self.collection = Collection(exchange, self.spool, chunk_bytes=CHUNK, now=0.0, max_evaluated=max_evaluated)
         self.fold = Fold(self.collection, schema, CHUNK) if schema is not None else None
 
@@ -96,7 +99,8 @@ class Sender:
     def __init__(self, scene: Scene, client: str, contribution: Tensors | None, reply: Reply | None = None) -> None:
         self.scene = scene
         self.client = client
-        self.payload = Payload(contribution, CHUNK) if contribution is not None else None
+        how = scene.collection.exchange.reply_coding(client)
+        self.payload = None if contribution is None else Payload.of(Encoding(contribution.schema, CHUNK, how).encode(contribution))
         self.reply = reply or Reply(loss=1.0)
 
     @property

@@ -67,12 +67,13 @@ class Messages:
             self.upload,
             self.stray_chunk,
             self.failure,
+            self.lacking,
             self.hello,
             self.heartbeats,
             self.response,
             self.garbage,
         )
-        weights = (6, 6, 3, 3, 0.3, 0.5, 0.2, 0.3)  # few of those that end a stream
+        weights = (6, 6, 3, 3, 1, 0.3, 0.5, 0.2, 0.3)  # few of those that end a stream
         out: list[bytes] = []
         while len(out) < count:
             (kind,) = self.random.choices(kinds, weights)
@@ -115,6 +116,11 @@ class Messages:
         failure = pb.Failure(id=self.exchange_id(), reason=self.random.choice(TEXTS))
         return [pb.ParticipateRequest(failure=failure).SerializeToString()]
 
+    def lacking(self) -> list[bytes]:
+        """A request for a whole model."""
+        lacking = pb.Lacking(id=self.exchange_id())
+        return [pb.ParticipateRequest(lacking=lacking).SerializeToString()]
+
     def hello(self) -> list[bytes]:
         """A greeting with a token that is none; sometimes with a broadcast in hand (field 2)."""
         token = self.random.choice([*TEXTS, "0" * 32, self.random.randbytes(16).hex()])
@@ -141,7 +147,7 @@ class Messages:
     def garbage(self) -> list[bytes]:
         """Bytes that begin like a message of each kind, or like none."""
         rest = self.random.randbytes(self.random.choice([0, 1, 3, 60, 2000]))
-        number = self.random.choice([0, 1, 2, 3, 4, 5, 6, 15])
+        number = self.random.choice([0, 1, 2, 3, 4, 5, 6, 7, 15])
         return [self.random.choice([rest, _field(number, rest), bytes([number << 3 | 2]) + rest])]
 
     def damaged(self, message: bytes) -> bytes:
