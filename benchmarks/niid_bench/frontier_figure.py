@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from niid_bench.cells import TITLES
-from niid_bench.frontier import is_comparison
 from niid_bench.frontier_outcomes import Frontier
 
-COLORS = {
-    "feddkd_fp32": "#56b4e9",
-    "feddkd_balanced": "#009e73",
-    "feddkd_frugal": "#0072b2",
-    "feddkd_quarter": "#332288",
-    "fedavg_fp32": "#aaaaaa",
-    "fedavg_coded": "#000000",
-    "fedavg_piggyback": "#d55e00",
+STYLES = {
+    "feddkd_fp32": ("#56b4e9", "-"),
+    "feddkd_balanced": ("#009e73", "-"),
+    "feddkd_balanced_int8": ("#009e73", ":"),
+    "feddkd_frugal": ("#0072b2", "-"),
+    "feddkd_frugal_int8": ("#0072b2", ":"),
+    "feddkd_quarter": ("#332288", "-"),
+    "fedavg_fp32": ("#aaaaaa", "-"),
+    "fedavg_coded": ("#000000", "-"),
+    "fedavg_piggyback": ("#d55e00", "-"),
 }
-"""Of the rows that are drawn; the others lie on these or are controls."""
+"""Color and dashes of the rows that are drawn; the others lie on these or are controls."""
 
 TICKS = (10, 50, 80, 90, 95, 97, 98, 98.5)
 """Percent. The axis is logarithmic in the error, so that chance and the last points both have room."""
@@ -36,7 +38,7 @@ def draw(found: Frontier, path: Path) -> None:
     figure, axes = plt.subplots(1, columns, figsize=(1.5 + 3.6 * columns, 4.4), sharey=True, squeeze=False, layout="constrained")
     for panel, partition in zip(axes[0], found.partitions, strict=True):
         for row in found.algorithms:
-            if row in COLORS and not is_comparison(row):
+            if row in STYLES:
                 _draw_row(panel, found, row, partition)
         panel.set(title=f"{TITLES[partition]} ({partition})", xlabel="bytes, in rounds of FedAvg without codecs", xscale="log")
         panel.set_yscale("function", functions=(_of_error, _of_height))
@@ -48,7 +50,7 @@ def draw(found: Frontier, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("test accuracy (%)")
     lines = {line.get_label(): line for each in axes.flat for line in each.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4 if columns > 1 else 2, frameon=False)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
@@ -73,7 +75,7 @@ def _draw_row(panel: Any, found: Frontier, row: str, partition: str) -> None:
     rounds = range(min(len(curve.rounds) for curve in curves))
     seeds = [[100 * (curve.accuracy[number] or 0.0) for curve in curves] for number in rounds]
     sizes = [found.units(curves[0].wire_bytes[number]) for number in rounds]
-    panel.plot(sizes, [sum(values) / len(values) for values in seeds], color=COLORS[row], linewidth=1.7, label=row)
-    panel.fill_between(
-        sizes, [min(values) for values in seeds], [max(values) for values in seeds], color=COLORS[row], alpha=0.15, linewidth=0
-    )
+    color, dashes = STYLES[row]
+    means, lowest, highest = ([each(values) for values in seeds] for each in (statistics.fmean, min, max))
+    panel.plot(sizes, means, color=color, linestyle=dashes, linewidth=1.7, label=row)
+    panel.fill_between(sizes, lowest, highest, color=color, alpha=0.15, linewidth=0)

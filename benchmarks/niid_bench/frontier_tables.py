@@ -47,6 +47,10 @@ def picture_name(tier: str) -> str:
     return f"frontier_{tier}.png"
 
 
+def picture(found: Frontier) -> str:
+    return f"![Test accuracy by bytes in units of a round of FedAvg, one panel a partition]({picture_name(found.tier)})"
+
+
 def verdicts_section(mini: Frontier, sampled: Frontier) -> str:
     """Everything that was asked, and what was measured."""
     return "\n\n".join(
@@ -87,10 +91,7 @@ def curves_section(found: Frontier) -> str:
     """Accuracy at equal bytes: picture, sentences, and a table for each partition."""
     if found.unit_bytes is None:
         return NO_RESULTS
-    parts = [
-        f"![Test accuracy by bytes in units of a round of FedAvg, one panel a partition]({picture_name(found.tier)})",
-        against_rival(found),
-    ]
+    parts = [picture(found), against_rival(found)]
     for partition in found.partitions:
         rows = [row for row in found.algorithms if found.of(row, partition)]
         cells = [[f"`{row}`", *(_at_units(found, row, partition, units) for units in BUDGETS)] for row in rows]
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "frontier:mini": tier_section(mini),
         "frontier:curves": curves_section(mini),
         "frontier:comparison": tier_section(mini, comparison=True),
-        "frontier:sampled": tier_section(sampled),
+        "frontier:sampled": "\n\n".join([*([picture(sampled)] if sampled.unit_bytes else []), tier_section(sampled)]),
         "frontier:bytes": bytes_section(mini),
         "frontier:bytes_sampled": bytes_section(sampled),
         "frontier:grpc": grpc_section(lines, read_lines(options.results / GRPC_RESULT)),

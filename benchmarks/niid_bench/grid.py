@@ -89,6 +89,7 @@ NEW_KEYS = {
     "communication.up": "fp32",
     "communication.down": "fp32",
     "communication.snapshot": "fp32",
+    "communication.zstd": False,
     "dkd.beta2": 0.999,
     "dkd.scope": "full",
     "dkd.piggyback": False,

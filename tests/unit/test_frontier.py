@@ -184,16 +184,19 @@ def page(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: Path) -> None:
-    text = page(FULL)
+    sampled = [line("fedavg_fp32", "c2", 20, [0.3, 0.4], 2.0, "sampled"), line("feddkd_frugal", "c2", 20, [0.8, 0.9], 1.5, "sampled")]
+    text = page([*FULL, *sampled])
     assert "| `feddkd_quarter` | 0.250 | 0.250 |" in text
+    assert "| `feddkd_frugal` | 0.750 |" in text  # of a round of FedAvg with as many clients
     assert "| `feddkd_fp32` | 98.00 ± 0.00 | 98.00 ± 0.00 |" in text
     assert "| `feddkd_frugal` | - | -1.00, -0.90, -0.80: **-0.90** |" in text
     assert "| `feddkd_quarter` | 0.50 (84x) | 0.50 (84x) |" in text  # to 95 %
     assert "| `feddkd_quarter` | 0.75 (56x) | 0.75 (56x) |" in text  # to 97 %
     assert "| `fedavg_coded` | n/a (0 of 3) | 0.75 (56x) |" in text
     assert "| `feddkd_quarter` | 96.00 ± 0.00 | (97.00 ± 0.00) | (97.00 ± 0.00) |" in text
-    assert (tmp_path / "frontier_mini.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "frontier_sampled.png").exists()
+    for name in ("frontier_mini.png", "frontier_sampled.png"):
+        assert f"({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_accuracy_that_some_seeds_miss_has_no_mean(page: Callable[..., str]) -> None:
@@ -251,8 +254,10 @@ def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> N
     assert "say today: fedavg_piggyback dir0.1 seed 20 (`dkd.lr`), feddkd_quarter dir0.1 seed 20 (`dkd.lr`)." in text
 
 
-def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str]) -> None:
+def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str], tmp_path: Path) -> None:
     text = page([])
+    assert ".png" not in text
+    assert not list(tmp_path.glob("*.png"))
     assert "No results yet: `python benchmarks/niid_bench/frontier.py`." in text
     assert "met in 0, missed in 0" in text
 
