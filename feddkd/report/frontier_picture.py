@@ -28,11 +28,14 @@ STRETCH_FROM = 0.85
 """Where some run is more accurate than this, the axis gives each halving of the error the same height."""
 
 LEAST_ACCURATE = 0.5
-"""The stretched axis starts here, or higher where every run does."""
+"""The stretched axis starts here, or lower where some method does not get there."""
 
 MOST_ACCURATE = 0.9995
 
-TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+
+TICK_ROOM = 0.045
+"""Between two ticks, as a share of the axis."""
 
 BAND = "#c8ced6"
 FAINT = "#b4bac1"
@@ -86,15 +89,38 @@ def _accuracy_axis(axes: Axes, frontier: Frontier) -> None:
     axes.set_ylabel("accuracy of the global model")
     axes.grid(visible=True)
     if best <= STRETCH_FROM:
-        axes.set_ylim(-0.02, 1.15 * best or 1.0)
+        top = 1.15 * best or 1.0
+        axes.set_ylim(-1.5 * STRIP * top, top)
     else:
-        low = max(min(min(track.accuracy) for track in frontier.tracks) - 0.02, LEAST_ACCURATE)
-        high = min(1 - 0.75 * (1 - best), MOST_ACCURATE)
+        low, high = _lowest(frontier), min(1 - 0.75 * (1 - best), MOST_ACCURATE)
         axes.set_yscale("function", functions=(_stretched, _unstretched))
-        axes.set_ylim(low, high)
-        axes.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
+        axes.set_ylim(_with_strip(low, high), high)
+        axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+
+
+def _lowest(frontier: Frontier) -> float:
+    """Where a stretched axis starts: every method is on it, and the first rounds of most."""
+    tops = [max(max(track.accuracy) for track in frontier.of_method(method)) for method in frontier.methods]
+    return max(min(min(tops) - 0.05, LEAST_ACCURATE), 0.0)
+
+
+def _with_strip(low: float, high: float) -> float:
+    """A lower end that leaves room for the strip; it may be below 0."""
+    bottom, top = _stretched(np.array(low)), _stretched(np.array(high))
+    return float(_unstretched(bottom - 1.5 * STRIP * (top - bottom)))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Those that have room, the highest first: that is where one looks."""
+    heights = {tick: float(_stretched(np.array(tick))) for tick in TICKS if low <= tick <= high}
+    room = TICK_ROOM * float(_stretched(np.array(high)) - _stretched(np.array(low)))
+    chosen: list[float] = []
+    for tick in sorted(heights, reverse=True):
+        if not chosen or heights[chosen[-1]] - heights[tick] >= room:
+            chosen.append(tick)
+    return chosen
 
 
 def _stretched(accuracy: Numbers) -> Numbers:
