@@ -52,7 +52,7 @@ def draw(frontier: Frontier) -> Figure:
     _draw_steps(axes, frontier.corners, frontier.end_bytes, color=BAND, linewidth=5, zorder=1.5)
     for track in frontier.tracks:
         color = hue(coloured[track.method]) if track.method in coloured else FAINT
-        axes.plot(track.wire_bytes, track.accuracy, color=color, linewidth=0.7, alpha=0.4, zorder=2)
+        axes.plot(_positive(track.wire_bytes), track.accuracy, color=color, linewidth=0.7, alpha=0.4, zorder=2)
     handles: list[Artist] = []
     for method, number in coloured.items():
         own = frontier.of_method(method)
@@ -80,8 +80,15 @@ def _draw_steps(axes: Axes, corners: Sequence[Step], end_bytes: float, *, color:
     """Corners joined by steps: what was reached stays reached until more is."""
     costs = [*(corner.wire_bytes for corner in corners), end_bytes]
     accuracy = [*(corner.accuracy for corner in corners), corners[-1].accuracy]
-    (line,) = axes.plot(costs, accuracy, drawstyle="steps-post", color=color, linewidth=linewidth, solid_joinstyle="round", zorder=zorder)
+    (line,) = axes.plot(
+        _positive(costs), accuracy, drawstyle="steps-post", color=color, linewidth=linewidth, solid_joinstyle="round", zorder=zorder
+    )
     return line
+
+
+def _positive(costs: Sequence[float]) -> list[float]:
+    """For a logarithmic axis: what cost nothing is drawn as if it had cost one byte."""
+    return [max(cost, 1.0) for cost in costs]
 
 
 def _accuracy_axis(axes: Axes, frontier: Frontier) -> None:
@@ -161,4 +168,5 @@ def _draw_strip(axes: Axes, frontier: Frontier, coloured: Mapping[Method, int]) 
     starts = [lead for place, lead in enumerate(leads) if not place or lead[1] != leads[place - 1][1]]
     ends = [*(start for start, _ in starts[1:]), frontier.end_bytes]
     for (start, method), end in zip(starts, ends, strict=True):
-        axes.axvspan(start, end, 0, STRIP, color=hue(coloured[method]) if method in coloured else FAINT, linewidth=0, zorder=4)
+        left, right = _positive([start, end])
+        axes.axvspan(left, right, 0, STRIP, color=hue(coloured[method]) if method in coloured else FAINT, linewidth=0, zorder=4)
