@@ -167,6 +167,15 @@ def check(config: Config, *, namespaces: bool) -> Iterator[dict[str, Any]]:
         }
 
 
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """Estimated against measured seconds of each setting, and what the estimate is made of."""
+    table = Table("setting", "estimated", "measured", "ratio", "trips", "down", "compute", "up", "server")
+    for row in rows:
+        numbers = f"{row['estimated_s']:.2f} s", f"{row['measured_s']:.2f} s", f"{row['estimated_over_measured']:.3f}"
+        table.add_row(row["setting"], *numbers, *(f"{seconds:.2f}" for seconds in row["parts_s"].values()))
+    return table
+
+
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -177,6 +186,8 @@ def main() -> int:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args()
     check_can_save(options.save)
+    if options.rounds <= WARM_UP_ROUNDS:
+        parser.error(f"--rounds {options.rounds}: the first is not counted, so it takes two")
     sizes = (f"partition.clients={options.clients}", f"scheduler.clients={options.clients}", f"rounds={options.rounds}")
     config = Config.load(overrides=[*OVERRIDES, *sizes, *options.override])
     origin = {"command": shlex.join(["python", "benchmarks/link_check.py", *sys.argv[1:]]), **environment()}
@@ -184,13 +195,7 @@ def main() -> int:
     for row in check(config, namespaces=options.namespaces):
         rows.append(row)
         console.print(f"{row['setting']}: {row['line']}, through {row['through']}", highlight=False)
-    table = Table("setting", "estimated", "measured", "ratio", "trips", "down", "compute", "up", "server")
-    for row in rows:
-        parts = [f"{seconds:.2f}" for seconds in row["parts_s"].values()]
-        table.add_row(
-            row["setting"], f"{row['estimated_s']:.2f} s", f"{row['measured_s']:.2f} s", f"{row['estimated_over_measured']:.3f}", *parts
-        )
-    console.print(table)
+    console.print(table_of(rows))
     if options.save is not None:
         save_text(json.dumps({**origin, "tolerance": TOLERANCE, "results": rows}, indent=2) + "\n", options.save)
     return 0 if all(abs(row["estimated_over_measured"] - 1) <= TOLERANCE for row in rows) else 1

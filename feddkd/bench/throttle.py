@@ -18,6 +18,9 @@ from feddkd.observability.wall_time import Link
 PIECE_BYTES = 1 << 14
 """Read at once; at 1 Mbit/s a piece takes 0.13 s."""
 
+QUEUE_S = 0.03
+"""So much of the line's time is taken in ahead: a late wake-up of this process does not leave the line idle."""
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -93,10 +96,13 @@ class _Proxy:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._join(reader, writer))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry a client's connection on to the server until both ends have hung up, or one is gone."""
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._server, limit=PIECE_BYTES)
             try:
@@ -109,7 +115,6 @@ class _Proxy:
             return
         finally:
             writer.close()
-            self._connections.discard(task)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pacer: Pacer) -> None:
@@ -124,7 +129,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pac
             on_the_way.put_nowait((arrives_at, piece))
             if not piece:
                 return
-            await asyncio.sleep(left_at - clock())  # the next piece waits in the sender's socket
+            await asyncio.sleep(left_at - QUEUE_S - clock())  # the next piece waits in the sender's socket
 
 
 async def _deliver(on_the_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:

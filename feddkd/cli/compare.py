@@ -12,7 +12,8 @@ import typer
 from rich.text import Text
 
 from feddkd.cli.options import Json, Overrides, check_can_save, save_text
-from feddkd.cli.output import WIDTH, present, say
+from feddkd.cli.output import WIDTH, error_console, note, present, say
+from feddkd.cli.report import PAGE, report_of
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
 
@@ -36,6 +37,9 @@ def compare(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JSON, with every curve.", show_default=False)
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write DIR/report.html, where the extra `plot` is installed.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Compare configurations at equal rounds, bytes and gradient evaluations.
@@ -57,13 +61,19 @@ def compare(
 
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
     workers = jobs or os.cpu_count() or 1
-    document, notes = compared(loaded, list(dict.fromkeys(seeds or DEFAULT_SEEDS)), folder, engine.value, workers, target)
+    comparison = compared(loaded, list(dict.fromkeys(seeds or DEFAULT_SEEDS)), folder, engine.value, workers, target)
     if save is not None:
-        save_text(_as_text(document), save)
+        save_text(_as_text(comparison.document), save)
     if as_json:
-        say(json.dumps(document))
+        say(json.dumps(comparison.document))
     else:
-        present(*tables(document), *map(Text, notes), width=WIDTH)
+        present(*tables(comparison), *map(Text, comparison.notes), width=WIDTH)
+    if report:
+        line = f"report: {report_of(comparison.folders, folder / PAGE)}"
+        if as_json:
+            note(error_console(), line)
+        else:
+            say(line)
 
 
 def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Config]]:

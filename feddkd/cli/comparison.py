@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from rich.table import Table
 
 from feddkd.bench.environment import environment
 from feddkd.bench.runs import Job, is_complete, run_jobs
-from feddkd.bench.side_by_side import Row, make_rows, read_run, results
-from feddkd.cli.output import error_console, megabytes, note
+from feddkd.bench.side_by_side import Row, Runs, make_rows, read_run, results
+from feddkd.cli.output import as_terminal_table, error_console, megabytes, note
 from feddkd.config import Config
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import FedDKDError, RunError
+from feddkd.observability.run_folder import RunFolder
+from feddkd.report.frontier import Frontier, Track, Walk, fedavg_round_bytes, method_of
+from feddkd.report.frontier_table import frontier_table
 
 Numbers = dict[str, Any] | None
 
@@ -24,10 +28,27 @@ ENDED_EARLY = 0.99
 """A row that has spent less of a budget could have gone on; message headers make up less than the rest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison says.
+
+    Attributes:
+        document: everything, for JSON.
+        notes: for a person.
+        frontier: what accuracy costs in bytes; None where too little was evaluated.
+        folders: the records of the runs.
+    """
+
+    document: dict[str, Any]
+    notes: list[str]
+    frontier: Frontier | None
+    folders: list[Path]
+
+
 def compared(
     configs: Sequence[tuple[str, Config]], seeds: Sequence[int], folder: Path, engine: EngineName, workers: int, target: float
-) -> tuple[dict[str, Any], list[str]]:
-    """Run what is not complete in `folder`; returns everything that the comparison says, for JSON, and notes for a person.
+) -> Comparison:
+    """Run what is not complete in `folder`, and compare.
 
     Raises:
         ConfigError: configurations cannot be compared, or a folder holds the record of another one.
@@ -36,20 +57,34 @@ def compared(
     rows = make_rows(configs)
     _run_all(rows, seeds, folder, engine, workers)
     runs = {row.label: [read_run(row, seed, folder, engine) for seed in seeds] for row in rows}
+    folders = [row.job(seed, folder, engine).folder for row in rows if not row.reads_another_run for seed in seeds]
+    frontier = _frontier(rows, runs, folders)
     document = {
         "command": shlex.join(["feddkd", *sys.argv[1:]]),
         **environment(),
         "engine": engine,
         "runs_at_once": workers,
         **results(rows, runs, target),
+        "frontier": frontier.as_json() if frontier else None,
     }
     notes = [
         f"{row.label}: the first {row.rounds} rounds of {row.source.label}, and the delivery of its model"
         for row in rows
         if row.source is not None
     ]
-    notes.append(f"times are of {workers} runs at once, with start-up; pictures: feddkd report {folder}/*/")
-    return document, notes
+    notes.append(f"times are of {workers} runs at once, with start-up")
+    return Comparison(document, notes, frontier, folders)
+
+
+def _frontier(rows: Sequence[Row], runs: Runs, folders: Sequence[Path]) -> Frontier | None:
+    """What accuracy costs in bytes; FedAvg's shorter rows are the first rounds of its longest one."""
+    tracks = []
+    for row in rows:
+        curves = [run.curve for run in runs[row.label]]
+        walks = [Walk.of(curve.wire_bytes, curve.accuracy) for curve in curves]
+        if not row.reads_another_run and all(walk.accuracy for walk in walks):
+            tracks.append(Track.of(row.label, method_of(row.config), walks))
+    return Frontier.of(tracks, fedavg_round_bytes(map(RunFolder.load, folders))) if tracks else None
 
 
 def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: EngineName, workers: int) -> None:
@@ -79,8 +114,9 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
 
 
-def tables(document: dict[str, Any]) -> list[Table]:
-    """One table a budget, for 100 columns."""
+def tables(comparison: Comparison) -> list[Table]:
+    """One table a budget, and what accuracy costs in bytes, for 100 columns."""
+    document, frontier = comparison.document, comparison.frontier
     seeds = ", ".join(map(str, document["seeds"]))
     whole = f"seeds {seeds}: mean ± deviation" if len(document["seeds"]) > 1 else f"seed {seeds}"
     bytes_, evaluations = document["equal_wire_bytes"], document["equal_gradient_evaluations"]
@@ -90,6 +126,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
         _budget_table(bytes_, f"equal bytes on the wire: {megabytes(bytes_['budget'])}"),
         _budget_table(evaluations, f"equal gradient evaluations: {evaluations['budget']:,}"),
         _target_table(document["to_target"], f"to {document['target_accuracy']:.1%} accuracy"),
+        *([as_terminal_table(frontier_table(frontier), "accuracy for its bytes")] if frontier else []),
     ]
 
 

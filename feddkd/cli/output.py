@@ -28,6 +28,9 @@ LINE_LETTERS = 2000
 MOST_LISTED = 10
 """Clients that a line names."""
 
+LABEL_LETTERS = 24
+"""Where a row has a longer label, labels are folded if there is too little room."""
+
 WIDTH = 100
 """Columns of tables where no terminal says how wide it is."""
 
@@ -85,8 +88,11 @@ def _standard_output() -> Iterator[None]:
 def as_terminal_table(table: ReportTable, title: str) -> Table:
     """A table of the report, for the terminal; the cells that stand out are bold."""
     shown = Table(title=title, title_justify="left", caption=table.caption, caption_justify="left")
-    for column, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if column else "left", overflow="fold")
+    first, *others = table.header
+    longest = max((len(row[0]) for row in table.rows), default=0)
+    shown.add_column(first, no_wrap=longest <= LABEL_LETTERS, overflow="fold")
+    for name in others:
+        shown.add_column(name, justify="right")
     for number, row in enumerate(table.rows):
         shown.add_row(*(Text(cell, style="bold" if (number, column) in table.strong else "") for column, cell in enumerate(row)))
     return shown

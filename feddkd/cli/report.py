@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -84,17 +85,17 @@ def _page(out: Path | None, folders: list[Path]) -> Path:
     return out / PAGE
 
 
-def report_of_run(folder: Path) -> str:
-    """Write the page of a run that has just ended into its record, and say where it is or why there is none."""
+def report_of(folders: Sequence[Path], page: Path) -> str:
+    """Write the page of runs that have just ended, and say where it is or why there is none."""
+    again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
     if missing_module() is not None:
-        return f"none; for one, {INSTALL}, then feddkd report {folder}"
-    page = folder / PAGE
+        return f"none; for one, {INSTALL}, then {again}"
     try:
         from feddkd.report.page import write_report
 
-        write_report([RunFolder.load(folder)], page)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the run has not failed for it
-        return f"none: {type(error).__name__}: {error}; try again with feddkd report {folder}"
+        write_report([RunFolder.load(folder) for folder in folders], page)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
+        return f"none: {type(error).__name__}: {error}; try again with {again}"
     return str(page)
 
 

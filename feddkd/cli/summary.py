@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say
-from feddkd.cli.report import report_of_run
+from feddkd.cli.report import PAGE, report_of
 from feddkd.text import printable
 from feddkd.traffic import DIRECTIONS
 
@@ -19,7 +19,7 @@ def finish_with_summary(summary: dict[str, Any], out: Path, *, report: bool, as_
     else:
         print_summary(summary, out)
     if report:
-        page = report_of_run(out)
+        page = report_of([out], out / PAGE)
         line = f"  {'report':<18} {page}"
         if as_json:
             note(error_console(), line)

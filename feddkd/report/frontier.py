@@ -29,7 +29,7 @@ MOST_LEVELS = 3
 BUDGET_STEPS = (1.0, 2.5, 5.0)
 """Budgets are these times powers of ten, in FedAvg rounds or in bytes."""
 
-MOST_BUDGETS = 4
+MOST_BUDGETS = 3
 
 ENDED_EARLY = 0.99
 """A run that has spent less of a budget could have gone on; message headers make up less than the rest."""
@@ -44,6 +44,12 @@ class Walk:
 
     wire_bytes: Sequence[int]
     accuracy: Sequence[float]
+
+    @classmethod
+    def of(cls, wire_bytes: Sequence[int], accuracy: Sequence[float | None]) -> Walk:
+        """Leave out the rounds that were not evaluated."""
+        known = [(spent, reached) for spent, reached in zip(wire_bytes, accuracy, strict=True) if reached is not None]
+        return cls([spent for spent, _ in known], [reached for _, reached in known])
 
 
 @dataclass(frozen=True, slots=True)

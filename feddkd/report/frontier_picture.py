@@ -28,11 +28,14 @@ STRETCH_FROM = 0.85
 """Where some run is more accurate than this, the axis gives each halving of the error the same height."""
 
 LEAST_ACCURATE = 0.5
-"""The stretched axis starts here, or higher where every run does."""
+"""The stretched axis starts here, or lower where some method does not get there."""
 
 MOST_ACCURATE = 0.9995
 
-TICKS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+
+TICK_ROOM = 0.045
+"""Between two ticks, as a share of the axis."""
 
 BAND = "#c8ced6"
 FAINT = "#b4bac1"
@@ -49,7 +52,7 @@ def draw(frontier: Frontier) -> Figure:
     _draw_steps(axes, frontier.corners, frontier.end_bytes, color=BAND, linewidth=5, zorder=1.5)
     for track in frontier.tracks:
         color = hue(coloured[track.method]) if track.method in coloured else FAINT
-        axes.plot(track.wire_bytes, track.accuracy, color=color, linewidth=0.7, alpha=0.4, zorder=2)
+        axes.plot(_positive(track.wire_bytes), track.accuracy, color=color, linewidth=0.7, alpha=0.4, zorder=2)
     handles: list[Artist] = []
     for method, number in coloured.items():
         own = frontier.of_method(method)
@@ -77,8 +80,15 @@ def _draw_steps(axes: Axes, corners: Sequence[Step], end_bytes: float, *, color:
     """Corners joined by steps: what was reached stays reached until more is."""
     costs = [*(corner.wire_bytes for corner in corners), end_bytes]
     accuracy = [*(corner.accuracy for corner in corners), corners[-1].accuracy]
-    (line,) = axes.plot(costs, accuracy, drawstyle="steps-post", color=color, linewidth=linewidth, solid_joinstyle="round", zorder=zorder)
+    (line,) = axes.plot(
+        _positive(costs), accuracy, drawstyle="steps-post", color=color, linewidth=linewidth, solid_joinstyle="round", zorder=zorder
+    )
     return line
+
+
+def _positive(costs: Sequence[float]) -> list[float]:
+    """For a logarithmic axis: what cost nothing is drawn as if it had cost one byte."""
+    return [max(cost, 1.0) for cost in costs]
 
 
 def _accuracy_axis(axes: Axes, frontier: Frontier) -> None:
@@ -86,15 +96,38 @@ def _accuracy_axis(axes: Axes, frontier: Frontier) -> None:
     axes.set_ylabel("accuracy of the global model")
     axes.grid(visible=True)
     if best <= STRETCH_FROM:
-        axes.set_ylim(-0.02, 1.15 * best or 1.0)
+        top = 1.15 * best or 1.0
+        axes.set_ylim(-1.5 * STRIP * top, top)
     else:
-        low = max(min(min(track.accuracy) for track in frontier.tracks) - 0.02, LEAST_ACCURATE)
-        high = min(1 - 0.75 * (1 - best), MOST_ACCURATE)
+        low, high = _lowest(frontier), min(1 - 0.75 * (1 - best), MOST_ACCURATE)
         axes.set_yscale("function", functions=(_stretched, _unstretched))
-        axes.set_ylim(low, high)
-        axes.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
+        axes.set_ylim(_with_strip(low, high), high)
+        axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+
+
+def _lowest(frontier: Frontier) -> float:
+    """Where a stretched axis starts: every method is on it, and the first rounds of most."""
+    tops = [max(max(track.accuracy) for track in frontier.of_method(method)) for method in frontier.methods]
+    return max(min(min(tops) - 0.05, LEAST_ACCURATE), 0.0)
+
+
+def _with_strip(low: float, high: float) -> float:
+    """A lower end that leaves room for the strip; it may be below 0."""
+    bottom, top = _stretched(np.array(low)), _stretched(np.array(high))
+    return float(_unstretched(bottom - 1.5 * STRIP * (top - bottom)))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Those that have room, the highest first: that is where one looks."""
+    heights = {tick: float(_stretched(np.array(tick))) for tick in TICKS if low <= tick <= high}
+    room = TICK_ROOM * float(_stretched(np.array(high)) - _stretched(np.array(low)))
+    chosen: list[float] = []
+    for tick in sorted(heights, reverse=True):
+        if not chosen or heights[chosen[-1]] - heights[tick] >= room:
+            chosen.append(tick)
+    return chosen
 
 
 def _stretched(accuracy: Numbers) -> Numbers:
@@ -135,4 +168,5 @@ def _draw_strip(axes: Axes, frontier: Frontier, coloured: Mapping[Method, int]) 
     starts = [lead for place, lead in enumerate(leads) if not place or lead[1] != leads[place - 1][1]]
     ends = [*(start for start, _ in starts[1:]), frontier.end_bytes]
     for (start, method), end in zip(starts, ends, strict=True):
-        axes.axvspan(start, end, 0, STRIP, color=hue(coloured[method]) if method in coloured else FAINT, linewidth=0, zorder=4)
+        left, right = _positive([start, end])
+        axes.axvspan(left, right, 0, STRIP, color=hue(coloured[method]) if method in coloured else FAINT, linewidth=0, zorder=4)

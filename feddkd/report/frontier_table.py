@@ -19,7 +19,7 @@ def frontier_table(frontier: Frontier) -> Table:
     header = [
         "configuration",
         *(f"to {units.level(level)}" for level in frontier.levels),
-        *(f"within {budget_name(frontier, budget)}" for budget in frontier.budgets),
+        *(f"in {budget_name(frontier, budget)}" for budget in frontier.budgets),
     ]
     rows = [
         [

@@ -71,9 +71,16 @@ def test_a_comparison_runs_once_and_reads_fedavg_from_the_longer_run(compare: Co
     assert saved["command"].startswith("feddkd compare ")
     assert saved["versions"]["torch"]
     assert list(saved["summary"]) == ["feddkd", "fedavg", "fedavg_sgd", "fedavg x2"]
+    assert "accuracy for its bytes" in out
+    assert list(saved["frontier"]["rows"]) == ["feddkd", "fedavg_sgd", "fedavg x2"]
+    model_bytes = RunFolder.load(tmp_path / "out" / "feddkd-seed3").model_bytes
+    assert model_bytes is not None
+    assert saved["frontier"]["fedavg_round_bytes"] == 2 * 2 * model_bytes
+    assert "report: out/report.html" in out
+    assert (tmp_path / "out" / "report" / "frontier.png").exists()
 
     (tmp_path / "out" / "feddkd-seed3" / "summary.json").unlink()  # as if it had been interrupted
-    code, out, err = compare(*TINY, "--json")
+    code, out, err = compare(*TINY, "--json", "--no-report")
     assert code == 0, err
     assert "2 of 3 runs are complete, 1 to run" in err
     again = json.loads(out)

@@ -1,266 +1,210 @@
-"""The frontier of benchmarks/niid_bench: what its rows run, in which order, and what the page says of them."""
-
-from __future__ import annotations
-
-import argparse
+import io
+import itertools
 import json
-import shlex
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from grid_cells import ROOT, TINY, run_here
+from hypothesis import given
+from hypothesis import strategies as st
+from report_records import CLIENTS, write_record
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from feddkd.config import Config
+from feddkd.observability.run_folder import RunFolder
+from feddkd.report.frontier import (
+    Frontier,
+    Step,
+    Track,
+    Walk,
+    are_comparable,
+    budgets_of,
+    fedavg_round_bytes,
+    front,
+    levels_of,
+    method_names,
+    method_of,
+    tracks_of,
+)
+from feddkd.report.frontier_picture import draw
+from feddkd.report.frontier_table import frontier_table
+from feddkd.report.groups import group_runs
+from feddkd.report.style import style
 
-from niid_bench import frontier, frontier_tables, grid
-from niid_bench.cells import ALGORITHMS, FRONTIER, PARTITIONS, Cell, Settings, configure
-from niid_bench.frontier_outcomes import Frontier
-from niid_bench.frontier_verdicts import against_rival, least_bytes, mini_targets, thrown_away, verdict_table
-
-UNIT = 1_000_000
-
-
-def config_of(row: str, partition: str = "c2", tier: str = "mini") -> Any:
-    return configure(Cell(tier, "mnist", row, partition, 20), Settings())
-
-
-def chosen(**options: Any) -> list[Cell]:
-    given = {"tier": None, "data": "mnist", "row": None, "partition": None, "seed": None, **options}
-    return frontier.chosen_cells(argparse.Namespace(**given))
-
-
-# What a row runs
-
-
-@pytest.mark.parametrize("row", FRONTIER)
-def test_every_row_has_a_configuration_in_its_tiers_and_a_name_of_its_own(row: str) -> None:
-    for tier in frontier.tiers_of(row):
-        for partition in PARTITIONS:
-            assert config_of(row, partition, tier)
-    assert row not in ALGORITHMS
+FEDAVG, FEDDKD = ("fedavg", "better", "none"), ("feddkd", "better", "none")
 
 
-def test_rows_without_a_preset_send_the_first_model_in_int8_where_they_have_codecs() -> None:
-    coded = [row for row in FRONTIER if config_of(row).communication.down != "fp32" and config_of(row).communication.preset == "none"]
-    assert {"fedavg_coded", "fedavg_piggyback", "feddkd_quarter"} <= set(coded)
-    assert {config_of(row).communication.snapshot for row in coded} == {"int8"}
+def track(label: str, *points: tuple[int, float], method: tuple[str, ...] | None = None) -> Track:
+    return Track.of(label, method or (label, "", ""), [Walk([cost for cost, _ in points], [accuracy for _, accuracy in points])])
 
 
-def test_a_partition_may_have_rounds_of_its_own() -> None:
-    assert config_of("fedavg_coded", "c1").rounds == 20
-    assert config_of("fedavg_coded", "c2").rounds == 80
+CHEAP = track("cheap", (10, 0.5), (20, 0.8), (30, 0.7))
+DEAR = track("dear", (100, 0.85), (200, 0.95))
 
 
-def test_ten_of_a_hundred_clients_are_drawn_in_the_sampled_tier() -> None:
-    config = config_of("feddkd_frugal", tier="sampled")
-    assert (config.partition.clients, config.partition.labels, config.scheduler.cohort, config.rounds) == (100, 2, 10, 30)
-    assert config.data.subset is None
+def test_the_frontier_is_what_nothing_cheaper_reaches() -> None:
+    assert front([CHEAP, DEAR]) == [Step(10, 0.5, 0), Step(20, 0.8, 0), Step(100, 0.85, 1), Step(200, 0.95, 1)]
+    assert front([DEAR, track("best", (5, 0.99))]) == [Step(5, 0.99, 1)]
 
 
-def test_the_rivals_share_codecs_and_the_control_shares_the_exchanges() -> None:
-    ours, control = config_of("feddkd_frugal"), config_of("control_frugal")
-    assert (ours.dkd, ours.communication) == (control.dkd, control.communication)
-    for row in ("fedavg_coded", "fedavg_piggyback", "fedadam_coded"):
-        codecs = config_of(row).communication
-        assert (codecs.up, codecs.down) == (ours.communication.up, ours.communication.down)
+points = st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1)), min_size=1, max_size=8).map(
+    lambda found: sorted(found, key=lambda p: p[0])
+)
 
 
-# In which order
+@given(st.lists(points, min_size=1, max_size=4))
+def test_no_point_lies_above_the_frontier_and_every_corner_is_a_point(found: list[list[tuple[int, float]]]) -> None:
+    tracks = [track(str(number), *own) for number, own in enumerate(found)]
+    corners = front(tracks)
+    assert all(one.wire_bytes < other.wire_bytes and one.accuracy < other.accuracy for one, other in itertools.pairwise(corners))
+    for cost, accuracy in (point for own in found for point in own):
+        assert max(corner.accuracy for corner in corners if corner.wire_bytes <= cost) >= accuracy
+    for corner in corners:
+        assert (corner.wire_bytes, corner.accuracy) in found[corner.track]
 
 
-def test_cells_come_seed_by_seed_with_the_first_rows_first_and_comparisons_last() -> None:
-    cells = chosen()
-    assert [(cell.algorithm, cell.partition) for cell in cells[:4]] == [
-        ("fedavg_fp32", "c1"),
-        ("fedavg_fp32", "c2"),
-        ("fedavg_fp32", "dir0.1"),
-        ("feddkd_fp32", "c1"),
+def test_costs_and_readings_are_means_over_seeds_and_missing_where_a_seed_has_none() -> None:
+    both = Track.of("both", FEDAVG, [Walk([10, 20, 30], [0.5, 0.9, 0.8]), Walk([20, 40], [0.7, 0.9])])
+    assert (both.wire_bytes, both.accuracy) == ([15, 30], [pytest.approx(0.6), 0.9])
+    assert both.bytes_to(0.9) == 30
+    assert both.bytes_to(0.95) is None
+    assert both.accuracy_at(40) == pytest.approx(0.85)
+    assert both.accuracy_at(15) is None
+    assert not both.ended_before(40)
+    assert both.ended_before(50)
+
+
+def test_levels_are_the_highest_round_ones_that_somebody_reaches() -> None:
+    assert levels_of([CHEAP, track("good", (1, 0.975))]) == [0.9, 0.95, 0.97]
+    assert levels_of([CHEAP]) == [0.6, 0.7, 0.8]
+    assert levels_of([track("chance", (1, 0.15))]) == [0.1]
+    assert levels_of([track("nothing", (1, 0.0))]) == []
+
+
+def test_budgets_are_round_and_within_what_is_spent() -> None:
+    assert budgets_of([CHEAP, DEAR], 1.0) == [25.0, 50.0, 100.0]
+    assert budgets_of([CHEAP, DEAR], 100.0) == [0.25, 0.5, 1.0]
+    assert budgets_of([DEAR], 100.0) == [0.25, 0.5, 1.0]  # from a tenth on where all spend the same
+    assert budgets_of([track("free", (0, 0.5))], 1.0) == []
+
+
+@given(st.integers(1, 10**15), st.integers(1, 10**15), st.floats(0.5, 1e9))
+def test_there_are_some_budgets_of_any_size(one: int, other: int, unit: float) -> None:
+    found = budgets_of([track("a", (one, 0.5)), track("b", (other, 0.5))], unit)
+    assert 1 <= len(found) <= 3
+    assert found == sorted(set(found))
+    assert all(0 < budget * unit <= max(one, other) * (1 + 1e-6) for budget in found)
+
+
+def test_a_method_is_an_algorithm_and_where_its_steps_start() -> None:
+    base = Config.parse({"algorithm": {"name": "feddkd"}})
+    assert method_of(base) == method_of(base.model_copy(update={"rounds": 99, "seed": 3}))
+    assert method_of(base) != method_of(Config.parse({"algorithm": {"name": "fedavg"}}))
+    assert method_of(base) != method_of(Config.parse({"algorithm": {"name": "feddkd"}, "dkd": {"start": "average"}}))
+
+
+def test_methods_are_named_by_what_tells_them_apart() -> None:
+    methods = [FEDAVG, FEDDKD, ("feddkd", "average", "none"), FEDAVG]
+    names = method_names([track(str(number), (1, 0.5), method=method) for number, method in enumerate(methods)])
+    assert list(names.values()) == ["fedavg", "feddkd start=better", "feddkd start=average"]
+
+
+def test_what_solves_another_problem_is_not_compared() -> None:
+    one, other = Config.parse({}), Config.parse({"partition": {"name": "iid"}})
+    assert are_comparable([one, one.model_copy(update={"rounds": 2, "seed": 1})])
+    assert not are_comparable([one, other])
+    elsewhere = Config.parse({"data": {"root": "elsewhere"}})
+    assert are_comparable([one, elsewhere])
+
+
+def with_model(folder: Path, size_bytes: int) -> RunFolder:
+    header = b'{"w":{}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size_bytes))
+    return RunFolder.load(folder)
+
+
+def test_a_round_of_fedavg_is_the_model_down_and_up_for_each_client_of_a_cohort(tmp_path: Path) -> None:
+    one, other, without = (write_record(tmp_path / name) for name in "abc")
+    assert fedavg_round_bytes([with_model(one, 1000), with_model(other, 1000)]) == 2 * 1000 * CLIENTS
+    assert fedavg_round_bytes([with_model(one, 1000), with_model(other, 999)]) is None
+    assert fedavg_round_bytes([with_model(one, 1000), RunFolder.load(without)]) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, (7).to_bytes(8, "little") + b"{}"])
+def test_a_damaged_model_has_no_size(content: bytes, tmp_path: Path) -> None:
+    folder = write_record(tmp_path / "run")
+    (folder / "model.safetensors").write_bytes(content)
+    assert RunFolder.load(folder).model_bytes is None
+
+
+def test_tracks_are_read_from_records_and_skip_what_was_not_evaluated(tmp_path: Path) -> None:
+    runs = [RunFolder.load(write_record(tmp_path / str(seed), seed=seed, rounds=3)) for seed in (0, 1)]
+    begun = RunFolder.load(write_record(tmp_path / "begun", algorithm="fedavg", rounds=0, finished=False))
+    found, nothing = tracks_of(group_runs([*runs, begun]), "accuracy")
+    assert nothing is None
+    assert found is not None
+    assert found.label == "feddkd rounds=3"
+    assert found.wire_bytes == [line.cumulative_wire_bytes for line in runs[0].rounds]
+    assert found.accuracy[0] == pytest.approx((runs[0].accuracy[0] + runs[1].accuracy[0]) / 2)
+
+
+def test_the_table_marks_the_best_of_each_column_and_who_could_have_gone_on() -> None:
+    frontier = Frontier.of([CHEAP, DEAR], unit_bytes=100.0)
+    table = frontier_table(frontier)
+    assert table.header == ["configuration", "to 80%", "to 90%", "to 95%", "in 0.25 rounds", "in 0.5 rounds", "in 1 round"]
+    assert table.rows == [
+        ["cheap", "20 B (0.2)", "-", "-", "80.00%", "70.00%*", "70.00%*"],
+        ["dear", "100 B (1)", "200 B (2)", "200 B (2)", "-", "-", "85.00%"],
     ]
-    comparisons = [frontier.is_comparison(cell.algorithm) for cell in cells]
-    assert comparisons == sorted(comparisons)
-    main = [cell.seed for cell in cells if not frontier.is_comparison(cell.algorithm)]
-    assert main == sorted(main)
-    assert set(main) == {20, 21, 22}
-    assert {cell.seed for cell in cells if frontier.is_comparison(cell.algorithm)} == {20}
-    assert len(set(cells)) == len(cells)
+    assert table.strong == {(0, 1), (1, 2), (1, 3), (0, 4), (0, 5), (1, 6)}
+    assert table.groups == [0, 1]
+    assert "*: ended before" in table.caption
+    assert "-: not reached" in table.caption
+    assert "100 B" in table.caption
 
 
-def test_rows_partitions_seeds_and_tiers_can_be_chosen() -> None:
-    assert chosen(tier="mini", row=["fedavg_int8"], partition=["dir0.1"], seed=[5]) == [Cell("mini", "mnist", "fedavg_int8", "dir0.1", 5)]
-    assert {cell.partition for cell in chosen(tier="sampled")} == {"c2"}
-    assert chosen(tier="sampled", row=["feddkd_quarter"]) == []
+def test_without_a_unit_budgets_are_bytes() -> None:
+    table = frontier_table(Frontier.of([CHEAP, DEAR], unit_bytes=None))
+    assert table.header[-1] == "in 100 B"
+    assert table.rows[1][1] == "100 B"
 
 
-# Running
+def test_settings_of_one_method_share_its_colour() -> None:
+    table = frontier_table(Frontier.of([track("a", (1, 0.5), method=FEDDKD), DEAR, track("b", (9, 0.6), method=FEDDKD)], None))
+    assert table.groups == [0, 1, 0]
 
 
-def test_a_cell_states_its_bytes_codec_time_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = run_here(monkeypatch)
-    own = ["--jobs", "1", "--results", str(tmp_path / "results.jsonl"), "--records", str(tmp_path / "records"), "--engine", "grpc"]
-    tiny = [word for each in TINY for word in ("-o", each)]
-    assert frontier.main(["mini", "--row", "fedavg_coded", "--partition", "c2", "--seed", "20", "--rounds", "2", *tiny, *own]) == 0
-    (line,) = grid.read_lines(tmp_path / "results.jsonl")
-    assert started == ["fedavg_coded-c2-seed20 on grpc"]
-    assert line["engine"] == "grpc"
-    traffic = line["traffic"]
-    assert traffic["dense_bytes_up"][0] > 20 * traffic["payload_bytes_up"][0] > 0
-    assert traffic["snapshot_bytes_down"][0] == traffic["payload_bytes_down"][0]  # nobody holds the first model
-    assert traffic["snapshot_bytes_down"][1] == 0
-    assert all(len(values) == 2 for values in traffic.values())
-    assert len(line["codec_seconds"]) == 2
-    assert min(line["codec_seconds"]) > 0
-    command = shlex.split(line["command"])
-    assert command[:3] == ["python", "benchmarks/niid_bench/frontier.py", "mini"]
-    assert frontier.main([*command[2:], "--records", str(tmp_path / "records")]) == 0
-    assert started == 2 * ["fedavg_coded-c2-seed20 on grpc"]
+@pytest.mark.parametrize("accuracies", [(0.0, 0.0), (0.1, 0.8), (0.1, 0.99), (0.97, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("unit_bytes", [None, 20.0])
+@pytest.mark.parametrize("methods", [1, 10])
+def test_any_accuracies_of_any_number_of_methods_make_a_picture(
+    accuracies: tuple[float, float], unit_bytes: float | None, methods: int
+) -> None:
+    first, last = accuracies
+    tracks = [track(f"m{number}", (10 + number, first), (100, last * (1 - number / 99))) for number in range(methods)]
+    with style():
+        figure = draw(Frontier.of(tracks, unit_bytes))
+        figure.savefig(io.BytesIO(), format="svg")
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert low < min(max(found.accuracy) for found in tracks)
+    assert high >= min(max(max(found.accuracy) for found in tracks), 0.9995)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == min(methods, 8) + 2
 
 
-# The page
+def test_a_run_in_which_nothing_crossed_the_wire_makes_a_picture() -> None:
+    with style():
+        draw(Frontier.of([track("a", (0, 0.5), (0, 0.9)), track("b", (0, 0.7))], 10.0)).savefig(io.BytesIO(), format="svg")
 
 
-def line(row: str, partition: str, seed: int, accuracy: Sequence[float], units: float, tier: str = "mini", **more: Any) -> dict[str, Any]:
-    """A line as frontier.py writes it, as far as the page reads it, of a run that moves so many units a round."""
-    rounds = range(1, len(accuracy) + 1)
-    sizes = [round(units * UNIT)] * len(accuracy)
-    return {
-        "tier": tier,
-        "data": "mnist",
-        "algorithm": row,
-        "partition": partition,
-        "seed": seed,
-        "accuracy": list(accuracy),
-        "cumulative_wire_bytes": [size * number for size, number in zip(sizes, rounds, strict=True)],
-        "traffic": {
-            "payload_bytes_down": sizes,
-            "payload_bytes_up": sizes,
-            "dense_bytes_down": [8 * size for size in sizes],
-            "dense_bytes_up": [16 * size for size in sizes],
-            "snapshot_bytes_down": [0] * len(sizes),
-        },
-        "gradient_evaluations": [100 * number for number in rounds],
-        "seconds": [2.0 * number for number in rounds],
-        "codec_seconds": [0.1] * len(sizes) if row != "feddkd_fp32" else [0.0] * len(sizes),
-        "metrics": {"started_over": [1.0, 0.0]} if row == "feddkd_fp32" else {},
-        "model_sha256": f"{row} {partition} {seed}",
-        "config": grid._recorded(configure(Cell(tier, "mnist", row, partition, seed), Settings())),
-        "command": f"python frontier.py {tier} --algorithm {row} --partition {partition} --seed {seed} --again",
-        **more,
+def test_the_document_says_what_the_table_says() -> None:
+    document = json.loads(json.dumps(Frontier.of([CHEAP, DEAR], unit_bytes=100.0).as_json()))
+    assert document["fedavg_round_bytes"] == 100
+    assert document["corners"][0] == {"wire_bytes": 10, "accuracy": 0.5, "label": "cheap"}
+    assert document["levels"] == [0.8, 0.9, 0.95]
+    assert document["budgets_bytes"] == [25, 50, 100]
+    assert document["rows"]["cheap"] == {
+        "method": "cheap",
+        "bytes_to_level": [20, None, None],
+        "accuracy_at_budget": [0.8, 0.7, 0.7],
+        "ended_before_budget": [False, True, True],
     }
-
-
-SEEDS = (20, 21, 22)
-FULL = [
-    *(line("fedavg_fp32", part, seed, [0.3, 0.4], 1.0) for part in ("c1", "c2") for seed in SEEDS),
-    *(line("feddkd_fp32", part, seed, [0.9, 0.98], 21.0) for part in ("c1", "c2") for seed in SEEDS),
-    *(line("feddkd_quarter", part, seed, [0.8, 0.96, 0.97], 0.25) for part in ("c1", "c2") for seed in SEEDS),
-    *(line("feddkd_frugal", "c2", seed, [0.9, 0.95 + seed / 1000], 0.6) for seed in SEEDS),
-    *(line("fedavg_coded", "c1", seed, [0.1] * 12, 0.25) for seed in SEEDS),
-    *(line("fedavg_coded", "c2", seed, [0.1, 0.5, 0.965 + seed / 1000] + [0.96] * 9, 0.25) for seed in SEEDS),
-    *(line("fedavg_piggyback", "c2", seed, [0.1] * 2 + [0.97] * 10, 0.25) for seed in SEEDS),
-]
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Callable[..., str]:
-    """Writes results and has the page made of them."""
-
-    def make(lines: Sequence[dict[str, Any]], grpc_lines: Sequence[dict[str, Any]] = ()) -> str:
-        for name, content in ((frontier.RESULT, lines), (frontier.GRPC_RESULT, grpc_lines)):
-            (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in content))
-        path = tmp_path / "frontier.md"
-        path.write_text((ROOT / "docs" / "frontier.md").read_text())
-        arguments = ["--page", str(path), "--results", str(tmp_path)]
-        assert frontier_tables.main(arguments) == 0
-        assert frontier_tables.main([*arguments, "--check"]) == 0
-        path.write_text(path.read_text().replace("| `", "| changed `", 1))
-        assert frontier_tables.main([*arguments, "--check"]) == 1
-        assert frontier_tables.main(arguments) == 0
-        return path.read_text()
-
-    return make
-
-
-def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: Path) -> None:
-    sampled = [line("fedavg_fp32", "c2", 20, [0.3, 0.4], 2.0, "sampled"), line("feddkd_frugal", "c2", 20, [0.8, 0.9], 1.5, "sampled")]
-    text = page([*FULL, *sampled])
-    assert "| `feddkd_quarter` | 0.250 | 0.250 |" in text
-    assert "| `feddkd_frugal` | 0.750 |" in text  # of a round of FedAvg with as many clients
-    assert "| `feddkd_fp32` | 98.00 ± 0.00 | 98.00 ± 0.00 |" in text
-    assert "| `feddkd_frugal` | - | -1.00, -0.90, -0.80: **-0.90** |" in text
-    assert "| `feddkd_quarter` | 0.50 (84x) | 0.50 (84x) |" in text  # to 95 %
-    assert "| `feddkd_quarter` | 0.75 (56x) | 0.75 (56x) |" in text  # to 97 %
-    assert "| `fedavg_coded` | n/a (0 of 3) | 0.75 (56x) |" in text
-    assert "| `feddkd_quarter` | 96.00 ± 0.00 | (97.00 ± 0.00) | (97.00 ± 0.00) |" in text
-    for name in ("frontier_mini.png", "frontier_sampled.png"):
-        assert f"({name})" in text
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_an_accuracy_that_some_seeds_miss_has_no_mean(page: Callable[..., str]) -> None:
-    text = page([*FULL, line("feddkd_lossless", "c1", 20, [0.96], 20.0), line("feddkd_lossless", "c1", 21, [0.94], 20.0)])
-    assert "| `feddkd_lossless` | n/a (1 of 2) | - |" in text
-
-
-def test_targets_are_met_missed_or_not_measured() -> None:
-    found = Frontier("mini", FULL)
-    text = verdict_table(mini_targets(found), ("c1", "c2", "dir0.1"))
-    assert (
-        "| `feddkd_quarter`: at most 0.25x FedAvg's bytes a round, within 1.5 points of `feddkd_fp32` | met: 0.250 units, -1.00 points"
-        in text
-    )
-    assert "| not measured | missed: 0.600 units, -0.90 points (worst -1.00) | not measured |" in text
-    assert "met: 84 times fewer (least 84)" in text
-    assert "`feddkd_quarter`: ahead of `fedavg_coded` at 2.5 units | met: +87.00 points | not asked | not asked |" in text
-    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | met: +1.00 points | not measured |" in text
-    assert "missed in 1" in text
-    assert "0.25 units a round" in least_bytes(found)
-    assert thrown_away(found).endswith("1, 1, 1 of 2 on c1; 1, 1, 1 of 2 on c2.")
-
-
-def test_one_seed_decides_no_comparison_and_is_said() -> None:
-    found = Frontier("mini", [each for each in FULL if each["seed"] == 20])
-    text = verdict_table(mini_targets(found), ("c1", "c2", "dir0.1"))
-    assert "met: 0.250 units, -1.00 points (worst -1.00) (n=1)" in text
-    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | undecided: +1.00 points (n=1) | not measured |" in text
-    assert "undecided in 2" in text
-
-
-def test_the_page_says_where_feddkd_is_behind_and_reads_each_row_to_its_end() -> None:
-    text = against_rival(Frontier("mini", FULL))
-    assert (
-        "- **c1** (`fedavg_coded` ends at 3.0 units and is read there from then on)\n  - `feddkd_quarter` is ahead at 0.5 (+86.00)." in text
-    )
-    assert "`feddkd_frugal` is behind at 0.5 (no round done), 1 (-6.00)" in text
-    assert "`fedavg_piggyback` is behind at 0.5 (-40.00), ahead at 1 (+1.00), 1.5 (+1.00), 2.5 (+1.00)." in text
-
-
-def test_cells_over_grpc_are_compared_with_those_in_process(page: Callable[..., str]) -> None:
-    other = line("feddkd_quarter", "c1", 21, [0.8, 0.96, 0.97], 0.26, model_sha256="another")
-    text = page(FULL, [line("feddkd_quarter", "c1", 20, [0.8, 0.96, 0.97], 0.25), other])
-    assert "Of 2 cells that also ran over gRPC, 1 ended in the very same model; their bytes differ by at most 4.00%" in text
-
-
-def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
-    changed = line("feddkd_quarter", "dir0.1", 20, [0.9], 0.25)
-    changed["config"]["dkd"]["lr"] = 7.0
-    carried = line("fedavg_piggyback", "dir0.1", 20, [0.9], 0.25)
-    carried["config"]["dkd"]["lr"] = 7.0  # of FedAvg, but it takes a step
-    idle = line("fedavg_coded", "dir0.1", 20, [0.9], 0.25)
-    idle["config"]["dkd"]["lr"] = 7.0
-    text = page([*FULL, changed, carried, idle])
-    assert "say today: fedavg_piggyback dir0.1 seed 20 (`dkd.lr`), feddkd_quarter dir0.1 seed 20 (`dkd.lr`)." in text
-
-
-def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str], tmp_path: Path) -> None:
-    text = page([])
-    assert ".png" not in text
-    assert not list(tmp_path.glob("*.png"))
-    assert "No results yet: `python benchmarks/niid_bench/frontier.py`." in text
-    assert "met in 0, missed in 0" in text
-
-
-def test_the_committed_page_is_what_the_results_say() -> None:
-    assert frontier_tables.main(["--check"]) == 0

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +18,13 @@ from report_records import CLASSES, write_record
 from feddkd import cli
 from feddkd.errors import StateError
 from feddkd.observability.run_folder import RunFolder
+from feddkd.observability.wall_time import Link
 from feddkd.report import sections, series, units
+from feddkd.report.codecs import codec_table
 from feddkd.report.groups import group_runs
 from feddkd.report.page import write_report
 from feddkd.report.series import Split
+from feddkd.report.time_table import time_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CUSTOM = "my_algorithms.mine:_Mine"
@@ -56,9 +60,10 @@ def change(file: Path, of_line: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     file.write_text("".join(json.dumps(of_line(line)) + "\n" for line in lines), encoding="utf-8")
 
 
-def report_of(tmp_path: Path, *runs: RunFolder) -> Elements:
+def report_of(tmp_path: Path, *runs: RunFolder, link: Link | None = None) -> Elements:
     """A report's page; every picture in it is there as a PNG as well."""
-    folder = write_report(runs, tmp_path / "report.html")
+    shutil.rmtree(tmp_path / "report", ignore_errors=True)
+    folder = write_report(runs, tmp_path / "report.html", link=link)
     elements = Elements(tmp_path / "report.html")
     assert all(file.read_bytes().startswith(PNG) for file in folder.iterdir())
     assert len(list(folder.iterdir())) == len(elements.images)
@@ -178,7 +183,68 @@ def test_thirty_runs_at_once_and_one_that_has_only_begun(tmp_path: Path, monkeyp
     page = report_of(tmp_path, *runs, begun)
     assert "31 runs of 11 configurations" in page.text
     assert "feddkd steps=7" in page.text
-    assert sum(own.get("class") == "swatch" for _, own in page.found) == 11 + 31
+    assert sum(own.get("class") == "swatch" for _, own in page.found) == 11 + 31 + 10
+
+
+def pictures(tmp_path: Path) -> set[str]:
+    return {file.stem for file in (tmp_path / "report").iterdir()}
+
+
+def test_several_configurations_of_one_problem_have_a_frontier(tmp_path: Path) -> None:
+    one, other = load(tmp_path / "one"), load(tmp_path / "other", algorithm="fedavg", codec=True)
+    page = report_of(tmp_path, one, other)
+    assert "frontier" in pictures(tmp_path)
+    assert "Accuracy for its bytes" in page.text
+    assert "to 50%" in page.text
+    report_of(tmp_path, one)
+    assert "frontier" not in pictures(tmp_path)
+    elsewhere = load(tmp_path / "elsewhere", settings={"partition": {"name": "iid"}})
+    report_of(tmp_path, one, elsewhere)
+    assert "frontier" not in pictures(tmp_path)
+
+
+def test_codecs_are_in_a_table_of_their_own_and_nowhere_else(tmp_path: Path) -> None:
+    plain, coded = load(tmp_path / "plain", algorithm="fedavg"), load(tmp_path / "coded", codec=True, rounds=2)
+    assert codec_table(group_runs([plain])) is None
+    table = codec_table(group_runs([plain, coded]))
+    assert table is not None
+    assert table.header == ["configuration", "exchange", "", "without", "encoded", "ratio", "whole models", "time", "error"]
+    assert table.groups == [1] * 5
+    assert table.rows == [
+        ["feddkd", "local_train", "down", "8.00 kB", "2.00 kB", "4.0", "500 B", "2.0%", "0.25"],
+        ["feddkd", "local_train", "up", "18.00 kB", "1.80 kB", "10.0", "", "4.0%", "0.375"],
+        ["feddkd", "dkd_step", "down", "16.00 kB", "4.00 kB", "4.0", "1.00 kB", "2.0%", "0.25"],
+        ["feddkd", "dkd_step", "up", "36.00 kB", "3.60 kB", "10.0", "", "4.0%", "0.375"],
+        # The delivery counts, and its bytes are as they are; 0.18 s of the 4 s that the rounds took.
+        ["feddkd", "whole run", "both", "79.90 kB", "13.30 kB", "6.0", "1.50 kB", "4.5%", ""],
+    ]
+    page = report_of(tmp_path, coded)
+    assert "What the codecs did" in page.text
+    assert not any("codec" in name for name in pictures(tmp_path))
+    assert "What the codecs did" not in report_of(tmp_path, plain).text
+
+
+def test_codec_bytes_are_those_of_the_mean_run(tmp_path: Path) -> None:
+    runs = [load(tmp_path / str(seed), seed=seed, codec=True) for seed in range(3)]
+    together, alone = codec_table(group_runs(runs)), codec_table(group_runs(runs[:1]))
+    assert together is not None
+    assert alone is not None
+    assert together.rows == alone.rows
+
+
+def test_the_time_over_a_network_is_a_picture_and_a_table(tmp_path: Path) -> None:
+    run, old = load(tmp_path / "run", rounds=1), load(tmp_path / "old", algorithm="fedavg", old=True)
+    link = Link(8000.0, 16_000.0, 0.1)
+    # Four exchanges of 275 bytes down, 250 up, and a quarter of a second of computing a client; 0.75 s between them.
+    assert time_table(group_runs([run, old]), link).rows == [
+        ["feddkd", "3.70 s", "0.40 s", "0.55 s", "1.00 s", "1.00 s", "0.75 s", "2.25 s"],
+        ["fedavg rounds=2", "not recorded", "", "", "", "", "", "4.00 s"],
+    ]
+    page = report_of(tmp_path, run, old, link=link)
+    assert "accuracy_by_time" in pictures(tmp_path)
+    assert "8 kbit/s up, 16 kbit/s down, round trip 100 ms" in page.text
+    assert "Accuracy by time over the network" in report_of(tmp_path, old, link=link).text  # among what is not recorded
+    assert "accuracy_by_time" not in pictures(tmp_path)
 
 
 EXTREME = [1e100, -1e100, 1e-300, 5e-324, 0.0, -0.0, 1.0]
@@ -201,7 +267,9 @@ def test_numbers_of_any_size_that_a_record_may_hold_make_a_page(values: list[flo
     change(folder / "exchanges.jsonl", exchange)
     change(folder / "rounds.jsonl", finished_round)
     (folder / "partition.json").write_text('{"a": [9007199254740992, 0], "b": [], "c": [1, 1, 1]}')
+    other = load(tmp_path / "other", algorithm="fedavg", codec=True)
     report_of(tmp_path, RunFolder.load(folder))
+    report_of(tmp_path, RunFolder.load(folder), other, link=Link(1e-300, 1e300, 1e-300))
 
 
 def test_a_heat_map_of_too_many_cells_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +409,36 @@ def test_the_command_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytes
     assert "<h1>A &amp; B</h1>" in (tmp_path / "new" / "page.html").read_text()
 
 
+NETWORK = ["--uplink", "10Mbit", "--downlink", "50Mbit", "--rtt", "40ms"]
+
+
+def test_the_command_estimates_the_time_over_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a", rounds=1)
+    code, out, err = command(monkeypatch, capsys, tmp_path, "a", *NETWORK)
+    assert (code, err) == (0, "")
+    assert "10 Mbit/s up, 50 Mbit/s down, round trip 40 ms" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert (tmp_path / "a" / "report" / "accuracy_by_time.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (NETWORK[:2], "--uplink, --downlink and --rtt go together"),
+        (NETWORK[2:], "--uplink, --downlink and --rtt go together"),
+        ([*NETWORK[:4], "--rtt", "fast"], "--rtt 'fast' is not a time such as 40ms or 0.2s"),
+        (["--uplink", "10MB", *NETWORK[2:]], "--uplink '10MB' is not a rate such as 10Mbit, 500kbit or 1.5Gbit"),
+    ],
+)
+def test_half_a_network_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a")
+    assert command(monkeypatch, capsys, tmp_path, "a", *arguments) == (2, "", f"feddkd: {message}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "page"),
     [
@@ -359,7 +457,7 @@ def test_where_the_page_goes(
         write_record(tmp_path / name)
     written: list[Path] = []
 
-    def write(runs: list[RunFolder], page: Path, title: str | None) -> Path:
+    def write(runs: list[RunFolder], page: Path, title: str | None, link: Link | None) -> Path:
         written.append(page)
         return page.with_suffix("")
 
