@@ -6,6 +6,7 @@ Bytes are given in units: one unit is what a round of FedAvg without codecs move
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from feddkd.bench.side_by_side import HEADER_TOLERANCE
@@ -24,7 +25,13 @@ class Frontier(Outcomes):
     """The finished cells of one tier, as multiples of what a round of FedAvg moves."""
 
     def __init__(self, tier: str, lines: Iterable[dict[str, Any]]) -> None:
+        """Take in the lines of a results file.
+
+        The delivery of the last model to every client is taken out of the bytes of the last round: with many clients it is worth
+        several rounds, and the same for every row that ends with a whole model.
+        """
         super().__init__(tier, "mnist", lines, FRONTIER)
+        self.all = [_without_delivery(outcome) for outcome in self.all]
         rounds = [outcome.curve.wire_bytes[0] for outcome in self.all if outcome.cell.algorithm == UNIT_ROW]
         self.unit_bytes: int | None = rounds[0] if rounds else None
 
@@ -33,8 +40,12 @@ class Frontier(Outcomes):
         return None if self.unit_bytes is None else size_bytes / self.unit_bytes
 
     def units_a_round(self, row: str, partition: str) -> Spread | None:
-        """All that a run moves, its first model and the delivery of its last one included, over its rounds."""
+        """All that the rounds of a run move, the first model included, over their number."""
         return spread(self.units(own.curve.wire_bytes[-1] / len(own.curve.rounds)) for own in self.of(row, partition))
+
+    def delivery_units(self, row: str, partition: str) -> Spread | None:
+        """What it takes, once, to give every client the last model."""
+        return spread(self.units(own.line["delivery_bytes"]) for own in self.of(row, partition))
 
     def units_in_all(self, row: str, partition: str) -> float | None:
         """The most that a run of the row moves."""
@@ -88,6 +99,12 @@ class Frontier(Outcomes):
                 return None
             found.append(sizes[1] / sizes[0])
         return found or None
+
+
+def _without_delivery(outcome: Outcome) -> Outcome:
+    sizes = list(outcome.curve.wire_bytes)
+    sizes[-1] -= outcome.line["delivery_bytes"]
+    return replace(outcome, curve=replace(outcome.curve, wire_bytes=sizes))
 
 
 def _snapshot_share(traffic: dict[str, list[int]]) -> float:

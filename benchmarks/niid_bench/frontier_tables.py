@@ -74,8 +74,8 @@ def tier_section(found: Frontier, *, comparison: bool = False) -> str:
     if found.unit_bytes is None or not rows:
         return NO_RESULTS
     parts = [
-        "**Bytes a round** in units, over the whole run:",
-        _by_partition(found, rows, lambda row, partition: _units(found.units_a_round(row, partition))),
+        "**Bytes a round** in units; in brackets, what it takes once to deliver the last model to every client:",
+        _by_partition(found, rows, partial(_units, found)),
         "**Final accuracy** in %, mean ± deviation over the seeds:",
         _by_partition(found, rows, lambda row, partition: accuracy(found.final(row, partition), seeds=len(SEEDS))),
         f"**Difference to `{REFERENCE}`** at the end, in points, seed by seed, and the mean:",
@@ -139,8 +139,9 @@ def _by_partition(found: Frontier, rows: Sequence[str], cell: Cells) -> str:
     return table(["row", *found.partitions], [[f"`{row}`", *(cell(row, partition) for partition in found.partitions)] for row in rows])
 
 
-def _units(found: Any) -> str:
-    return MISSING if found is None else f"{found.mean:.3f}"
+def _units(found: Frontier, row: str, partition: str) -> str:
+    a_round, delivery = found.units_a_round(row, partition), found.delivery_units(row, partition)
+    return MISSING if a_round is None or delivery is None else f"{a_round.mean:.3f} ({delivery.mean:.2f})"
 
 
 def _differences(found: Frontier, row: str, partition: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from feddkd.bench.environment import cpu_model, source_commit
-from feddkd.bench.runs import Job, is_complete, read_curve, run_jobs
+from feddkd.bench.runs import Job, delivery_bytes, is_complete, read_curve, run_jobs
 from feddkd.config import Config
 from feddkd.config.table import flatten
 from feddkd.errors import ConfigError, FedDKDError
@@ -232,6 +232,7 @@ class Runner:
             "accuracy": curve.accuracy,
             "class_accuracy": folder.rounds[-1].class_accuracy,
             "cumulative_wire_bytes": curve.wire_bytes,
+            "delivery_bytes": delivery_bytes(folder),
             "gradient_evaluations": curve.gradient_evaluations,
             "traffic": {name: [getattr(line, name) for line in folder.rounds] for name in TRAFFIC_KEYS},
             "seconds": curve.seconds,

@@ -21,6 +21,7 @@ from niid_bench.frontier_outcomes import Frontier
 from niid_bench.frontier_verdicts import against_rival, least_bytes, mini_targets, thrown_away, verdict_table
 
 UNIT = 1_000_000
+DELIVERY = 2_500_000
 
 
 def config_of(row: str, partition: str = "c2", tier: str = "mini") -> Any:
@@ -105,6 +106,7 @@ def test_a_cell_states_its_bytes_codec_time_and_engine(tmp_path: Path, monkeypat
     (line,) = grid.read_lines(tmp_path / "results.jsonl")
     assert started == ["fedavg_coded-c2-seed20 on grpc"]
     assert line["engine"] == "grpc"
+    assert 0 < line["delivery_bytes"] < line["cumulative_wire_bytes"][1] - line["cumulative_wire_bytes"][0]
     traffic = line["traffic"]
     assert traffic["dense_bytes_up"][0] > 20 * traffic["payload_bytes_up"][0] > 0
     assert traffic["snapshot_bytes_down"][0] == traffic["payload_bytes_down"][0]  # nobody holds the first model
@@ -125,6 +127,8 @@ def line(row: str, partition: str, seed: int, accuracy: Sequence[float], units: 
     """A line as frontier.py writes it, as far as the page reads it, of a run that moves so many units a round."""
     rounds = range(1, len(accuracy) + 1)
     sizes = [round(units * UNIT)] * len(accuracy)
+    wire_bytes = [size * number for size, number in zip(sizes, rounds, strict=True)]
+    wire_bytes[-1] += DELIVERY
     return {
         "tier": tier,
         "data": "mnist",
@@ -132,7 +136,8 @@ def line(row: str, partition: str, seed: int, accuracy: Sequence[float], units: 
         "partition": partition,
         "seed": seed,
         "accuracy": list(accuracy),
-        "cumulative_wire_bytes": [size * number for size, number in zip(sizes, rounds, strict=True)],
+        "cumulative_wire_bytes": wire_bytes,
+        "delivery_bytes": DELIVERY,
         "traffic": {
             "payload_bytes_down": sizes,
             "payload_bytes_up": sizes,
@@ -186,8 +191,8 @@ def page(tmp_path: Path) -> Callable[..., str]:
 def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: Path) -> None:
     sampled = [line("fedavg_fp32", "c2", 20, [0.3, 0.4], 2.0, "sampled"), line("feddkd_frugal", "c2", 20, [0.8, 0.9], 1.5, "sampled")]
     text = page([*FULL, *sampled])
-    assert "| `feddkd_quarter` | 0.250 | 0.250 |" in text
-    assert "| `feddkd_frugal` | 0.750 |" in text  # of a round of FedAvg with as many clients
+    assert "| `feddkd_quarter` | 0.250 (2.50) | 0.250 (2.50) |" in text
+    assert "| `feddkd_frugal` | 0.750 (1.25) |" in text  # of a round of FedAvg with as many clients
     assert "| `feddkd_fp32` | 98.00 ± 0.00 | 98.00 ± 0.00 |" in text
     assert "| `feddkd_frugal` | - | -1.00, -0.90, -0.80: **-0.90** |" in text
     assert "| `feddkd_quarter` | 0.50 (84x) | 0.50 (84x) |" in text  # to 95 %
@@ -240,7 +245,7 @@ def test_the_page_says_where_feddkd_is_behind_and_reads_each_row_to_its_end() ->
 def test_cells_over_grpc_are_compared_with_those_in_process(page: Callable[..., str]) -> None:
     other = line("feddkd_quarter", "c1", 21, [0.8, 0.96, 0.97], 0.26, model_sha256="another")
     text = page(FULL, [line("feddkd_quarter", "c1", 20, [0.8, 0.96, 0.97], 0.25), other])
-    assert "Of 2 cells that also ran over gRPC, 1 ended in the very same model; their bytes differ by at most 4.00%" in text
+    assert "Of 2 cells that also ran over gRPC, 1 ended in the very same model; their bytes differ by at most 0.92%" in text
 
 
 def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
