@@ -55,6 +55,9 @@ SETTINGS = {
     "long round trip": Link(50 * MBIT, 50 * MBIT, 0.3),
 }
 
+CABLES = {"slow uplink": Link(4 * MBIT, 50 * MBIT, 0.0), "slow both ways": Link(5 * MBIT, 5 * MBIT, 0.0)}
+"""The same with `tc tbf`, which limits and does not delay."""
+
 OVERRIDES = (
     *("model.name=link_check:wide_mlp", "partition.name=iid", "data.subset=300", "data.holdout=0", "data.test_set=false"),
     *("training.epochs=1", "dkd.steps=3"),
@@ -149,14 +152,12 @@ def estimate(record: RunFolder, link: Link) -> Parts:
 def check(config: Config, *, namespaces: bool) -> Iterator[dict[str, Any]]:
     """Run each setting and compare; the record of a run without lines comes first and is what is estimated from."""
     local = run(config, None, namespaces=namespaces)
-    for name, link in SETTINGS.items():
-        # tc limits and does not delay: that takes netem, which few kernels have built in.
-        line = Link(link.uplink, link.downlink, 0.0) if namespaces else link
-        parts = estimate(local, line)
-        real = run(config, line, namespaces=namespaces)
+    for name, link in (CABLES if namespaces else SETTINGS).items():
+        parts = estimate(local, link)
+        real = run(config, link, namespaces=namespaces)
         yield {
             "setting": name,
-            "line": str(line),
+            "line": str(link),
             "through": "tc tbf" if namespaces else "proxy",
             "local_s": round(measured_s(local), 3),
             "estimated_s": round(parts.total, 3),

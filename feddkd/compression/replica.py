@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 
-from torch import Tensor
-
 from feddkd.compression.running_mean import RunningMean
 from feddkd.errors import SchemaError
 from feddkd.tensors import Tensors
@@ -54,11 +52,13 @@ class Replica:
             mine = self.model.schema.by_name.get(name)
             if mine is None or (mine.dtype, mine.shape) != (spec.dtype, spec.shape):
                 raise SchemaError(f"tensor {spec} is none of the model's")
-        model = self.model.replace({name: self._after(name, step) for name in step})
+        model = self.model.replace({})
+        for name in step:
+            if model.schema.by_name[name].lossy:
+                model[name].add_(step[name])
+            else:
+                model[name].copy_(step[name])
         self._hold(model, in_mean=in_mean)
-
-    def _after(self, name: str, step: Tensors) -> Tensor:
-        return self.model[name] + step[name] if self.model.schema.by_name[name].lossy else step[name]
 
     def take_mean(self) -> None:
         """Put the running mean in the place of the trainable parameters, and begin it again."""

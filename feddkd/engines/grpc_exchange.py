@@ -96,9 +96,9 @@ class GrpcExchange:
             message = resend_message(self.exchange.id, contribution.received_bytes)
             session.send(Outgoing((message,), self.meter))
             return
-        is_new = held_bytes < payload.size_bytes or holding is None
+        is_new = held_bytes is None or held_bytes < payload.size_bytes
         outgoing = Outgoing(
-            chain((self._forms.message(client),), payload.frames(held_bytes)),
+            chain((self._forms.message(client),), payload.frames(held_bytes or 0)),
             self.meter,
             payload_bytes=payload.size_bytes if is_new else 0,
             dense_bytes=self.exchange.payload.schema.size_bytes if is_new else 0,
@@ -119,14 +119,14 @@ class GrpcExchange:
         if judgement is not None:
             self.tell(session, judgement)
 
-    def _held_bytes(self, payload: Payload, holding: Holding | None) -> int:
-        """How much of the broadcast a client has from before its connection broke."""
+    def _held_bytes(self, payload: Payload, holding: Holding | None) -> int | None:
+        """How much of the broadcast a client has from before its connection broke; None if it knows nothing of it."""
         if holding is None or holding.exchange != self.exchange.id or holding.digest != payload.header.digest:
-            return 0
+            return None
         try:
             payload.frames(holding.size_bytes)
         except ProtocolError:
-            return 0
+            return None
         return holding.size_bytes
 
     def disconnected(self, client: str) -> None:

@@ -47,6 +47,11 @@ METRICS = {
         "1: thrown away",
         "1 where the previous model had the lower loss and FedDKD's steps started over from it, 0 where they kept the average.",
     ),
+    "averaged": Metric(
+        "Rounds that average",
+        "1: averaged",
+        "1 where a round with a gradient that rides along ended with an average, 0 where averages were worse and it took its step alone.",
+    ),
     "first_step_loss": Metric(
         "Loss that came with local training", "loss", "The loss of the steps at the model that the clients received, after local training."
     ),

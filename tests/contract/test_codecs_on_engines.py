@@ -27,6 +27,7 @@ from feddkd.compression.encoding import Encoding
 from feddkd.config import Config
 from feddkd.engines.forms import Forms
 from feddkd.engines.simulation import initial_model
+from feddkd.errors import PausedError
 from feddkd.exchange import DELIVER, Cause, Exchange, Missing, Outcome, Reply, Task
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import RunRecord
@@ -592,6 +593,13 @@ def test_a_round_that_fails_is_tried_again_with_whole_models(algorithm: str, nam
     run.check_delivered()
     again = run.recorder.of("local_train", 2, attempt=1).traffic
     assert again.snapshot_bytes_down == again.payload_bytes_down > 0
+
+
+@on_every_engine
+def test_steps_that_no_codec_encodes_pause_the_run_and_say_so(engine: EngineUnderTest, tmp_path: Path) -> None:
+    ruinous = ("dkd.lr=1e25", "dkd.optimizer=sgd", "dkd.start=average", "scheduler.retries=1")
+    with pytest.raises(PausedError, match=r"^round 1 dkd_step\[0\] attempt 1: cannot encode a vector whose norm .*would not help$"):
+        Run(engine, configuration(CODECS["eden"], *ruinous), tmp_path)
 
 
 def test_payloads_agree_over_many_chunks(tmp_path: Path) -> None:

@@ -13,22 +13,27 @@ from cable import Cable, Direction
 from gated import Moment, StartClient
 from harness import (
     RUN_ID,
+    SCHEMA,
     EngineProxy,
     FakeWorker,
+    HandClient,
     Recorder,
     Server,
+    answer_frames,
     exchange_of,
     filled,
     run_in_process,
     serving,
     small_config,
     start_agent,
+    until,
 )
 from watching import WatchedEngine
 
 from feddkd import algorithms
 from feddkd.client import backoff
 from feddkd.client.agent import Agent, Farewell
+from feddkd.client.work import Work
 from feddkd.compression.broadcaster import Broadcaster
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Encoding
@@ -123,12 +128,33 @@ def test_a_break_at_any_byte_of_a_code_costs_no_computation_and_no_chunk(scene: 
     assert len(scene.engine.holdings) == 2
     assert len(scene.worker.seen) == 2
     assert scene.engine.chunks["site"] - chunks == Payload(UPDATE, CHUNK_BYTES).num_frames
-    _, holding = scene.engine.holdings[1]
-    if part < 0.1:  # perhaps not even the header was there
-        return
+
+
+def test_a_break_while_receiving_a_code_costs_only_the_rest_of_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.engine.carry_out(scene.describe(0))
+    second = scene.describe(1)
+    assert second.broadcast is not None
+    assert second.broadcast.step is not None
+    payload = Payload.of(second.broadcast.step)
+    most = 3 * payload.num_frames // 4
+    receive, received = Work.receive, 0
+
+    def receive_and_cut(work: Work, message: bytes) -> None:
+        nonlocal received
+        receive(work, message)
+        received += 1
+        if received == most:
+            scene.cable.cut()
+
+    monkeypatch.setattr(Work, "receive", receive_and_cut)
+    outcome = scene.engine.carry_out(second)
+    scene.check(second, outcome)
+    _, holding = scene.engine.holdings[-1]
     assert holding is not None
-    assert (holding.size_bytes == second.broadcast.step.size_bytes) is (direction == "up")
-    assert holding.size_bytes > 0
+    assert holding.size_bytes >= payload.encoding.pieces[most - 1].stop
+    rest = sum(map(len, payload.frames(holding.size_bytes)))
+    assert outcome.traffic.wire_bytes_down < payload.frames_bytes + rest + 3000  # headers, and a receipt
+    assert outcome.traffic.payload_bytes_down <= 2 * payload.size_bytes
 
 
 def test_a_line_that_breaks_again_and_again_gets_there(scene: Scene) -> None:
@@ -221,3 +247,30 @@ def test_a_client_that_is_killed_in_the_middle_of_an_exchange_asks_for_the_model
         record = running.result()
     check_run(recorder, moment, model.schema)
     assert record.model.sha256() == expected
+
+
+def test_a_client_that_restarts_while_it_replies_to_a_broadcast_without_bytes_starts_over() -> None:
+    """It has the broadcast of zero bytes only if it says so: a new process has neither that nor the reply."""
+    broadcaster, model = Broadcaster(1024, 3), filled(SCHEMA, 1)
+    sent, broadcast = broadcaster.broadcast(INT8, model, ["hand"])
+    broadcaster.received(broadcast, sent, ["hand"])
+    sent, broadcast = broadcaster.broadcast(INT8, model, ["hand"])
+    exchange = replace(exchange_of(["hand"], sent, closing=CLOSING), broadcast=broadcast)
+    with serving(small_config("transport.chunk_bytes=1024")) as server:
+        with HandClient(server.address) as before:
+            before.connect()
+            server.wait_for("hand")
+            begun = server.begin(exchange)
+            work = before.response().work
+            assert work.payload.size_bytes == 0
+            header, first, *_ = answer_frames(work, filled(SCHEMA, 2))
+            before.send(header, first)
+            until(lambda: server.engine._of_client["hand"]._collection.contributions["hand"].received_bytes > 0)
+        with HandClient(server.address) as after:
+            after.connect()
+            response = after.response()
+            assert response.WhichOneof("message") == "work"
+            after.send(*answer_frames(response.work, filled(SCHEMA, 3)))
+            outcome = begun.result()
+    assert outcome.reduced is not None
+    assert outcome.reduced.sha256() == filled(SCHEMA, 3).sha256()

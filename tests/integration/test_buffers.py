@@ -13,11 +13,17 @@ from feddkd.engines.simulation import initial_model
 COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_var"
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_buffers_are_averaged_and_keep_their_dtype(name: str, tmp_path: Path) -> None:
-    config = small_config(
-        f"algorithm.name={name}", 'model.name="gated:batch_norm_mlp"', "training.batch_size=50", "partition.name=iid", "data.holdout=0"
-    )
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, []) for name in ALGORITHMS),
+        *((name, ["dkd.start=previous"]) for name in ("feddkd", "fedavg_sgd")),
+        ("fedavg", ["dkd.piggyback=true"]),
+    ],
+)
+def test_buffers_are_averaged_and_keep_their_dtype(name: str, settings: list[str], tmp_path: Path) -> None:
+    network = ('model.name="gated:batch_norm_mlp"', "training.batch_size=50")
+    config = small_config(f"algorithm.name={name}", *settings, *network, "partition.name=iid", "data.holdout=0")
     before, model = initial_model(config), run_in_process(config, tmp_path).model
     assert model.schema == before.schema
     assert [tensor.dtype for tensor in model.values()] == [tensor.dtype for tensor in before.values()]

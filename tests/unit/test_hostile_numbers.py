@@ -55,6 +55,21 @@ def test_models_stay_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alg
     assert np.isfinite(federation.models).all()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "mode", "number"),
+    [
+        ("feddkd", {"start": "previous"}, "first_step_loss/value"),
+        ("fedavg", {"steps": 0, "piggyback": True}, "received_loss/value"),
+    ],
+)
+@pytest.mark.parametrize("lie", LIES)
+def test_models_stay_finite_in_modes_that_report_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, mode: dict[str, Any], number: str, lie: float
+) -> None:
+    federation = lying(Federation(tmp_path, {"name": algorithm}, dkd={**DKD, **mode}), number, lie, monkeypatch)
+    assert np.isfinite(federation.models).all()
+
+
 def test_the_numbers_of_all_algorithms_are_tried() -> None:
     assert {name: numbers_of(name) for name in ALGORITHMS if numbers_of(name)} == {
         "feddkd": ["previous_loss/value"],

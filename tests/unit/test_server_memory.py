@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from allocations import peak_bytes
 from uncoded import UncodedCohort
 
 from feddkd.algorithms.feddkd import FedDKD
@@ -44,27 +44,6 @@ class ConstantCohort(UncodedCohort):
         for name, tensor in answer.items():
             tensor.fill_(0.005 if name.startswith("previous_loss") else 0.01)
         return answer
-
-
-_T = TypeVar("_T")
-
-
-def peak_bytes(prepare: Callable[[], _T], compute: Callable[[_T], object]) -> int:
-    """The most memory that torch holds at a time during `compute`, above what it held when that began."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        prepared = prepare()
-        with record_function("compute"):
-            result = compute(prepared)
-    assert profiled.profiler is not None
-    events = profiled.profiler.kineto_results.events()
-    (begin,) = (event.start_ns() for event in events if event.name() == "compute")
-    held = rest = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":  # an allocation, or with a negative size its end
-            held += event.nbytes()
-            rest, peak = (held, held) if event.start_ns() < begin else (rest, max(peak, held))
-    del result
-    return peak - rest
 
 
 def test_the_peak_counts_what_lives_at_a_time() -> None:
