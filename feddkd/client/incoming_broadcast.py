@@ -21,6 +21,7 @@ class IncomingBroadcast:
     Attributes:
         lacking: it cannot be used, because the client does not hold what the step is to be added to.
         received_bytes: how much of the payload has arrived.
+        decode_s: seconds spent on decoding it.
     """
 
     def __init__(self, message: pb.Work, expected: Schema, held: Held) -> None:
@@ -34,6 +35,7 @@ class IncomingBroadcast:
         self._held = held
         self._replica = message.replica if message.HasField("replica") else None
         self.received_bytes = 0
+        self.decode_s = 0.0
         self.lacking = False
         if self._is_step:
             replica = held.replicas.get(expected)
@@ -65,7 +67,7 @@ class IncomingBroadcast:
         if assembly is None:
             return
         assembly.add(chunk)
-        self.received_bytes = assembly.received_bytes
+        self.received_bytes, self.decode_s = assembly.received_bytes, assembly.decode_s
         if assembly.complete:
             self._finish(assembly.tensors)
 

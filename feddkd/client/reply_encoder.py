@@ -27,13 +27,27 @@ def reply_coding(message: pb.Work) -> Coding:
 class ReplyEncoder:
     """Encodes the contribution of one exchange."""
 
-    def __init__(self, chunk_bytes: int, coding: Coding, held: Held) -> None:
+    def __init__(self, chunk_bytes: int, coding: Coding, held: Held, *, measures_error: bool = True) -> None:
+        """Prepare to encode.
+
+        Args:
+            measures_error: decode each code to see what it lost, which takes about as long as to encode.
+        """
         self._chunk_bytes = chunk_bytes
         self._coding = coding
         self._held = held
+        self._measures_error = measures_error
 
-    def encode(self, exchange: str, reply: Reply, contribution: Tensors) -> tuple[Reply, Encoded]:
-        """Encode a contribution; the reply that is returned says what that cost."""
+    def encode(self, exchange: str, reply: Reply, contribution: Tensors, *, decode_s: float = 0.0) -> tuple[Reply, Encoded]:
+        """Encode a contribution.
+
+        Args:
+            exchange: name of the exchange: what a codec leaves out is kept by it.
+            decode_s: seconds that were spent on decoding the broadcast.
+
+        Returns:
+            The reply, which says what codecs cost, and what is to be sent.
+        """
         encoding = Encoding(contribution.schema, self._chunk_bytes, self._coding)
         codec = self._coding.codec
         if codec is None:
@@ -45,15 +59,17 @@ class ReplyEncoder:
         if encoded is None:
             # What no codec decodes: the server refuses it, with the reply's numbers before it, as it would the elements.
             return reply, Encoded(encoding, torch.full((encoding.size_bytes,), 0xFF, dtype=torch.uint8))
-        decoded = encoded.decode()
-        if codec.error_feedback:
-            self._held.keep_leftover(exchange, contribution, decoded)
-        cost = {
-            CODEC_ERROR["up"]: relative_error(contribution, decoded),
-            CODEC_SECONDS["up"]: time.perf_counter() - started,
-        }
+        cost: dict[str, float] = {}
+        if codec.error_feedback or self._measures_error:
+            decoded = encoded.decode()
+            cost[CODEC_ERROR["up"]] = relative_error(contribution, decoded)
+            if codec.error_feedback:
+                self._held.keep_leftover(exchange, contribution, decoded)
+        seconds = time.perf_counter() - started
+        cost[CODEC_SECONDS["up"]] = decode_s + seconds
         metrics = {**reply.metrics, **cost}
-        return (dataclasses.replace(reply, metrics=metrics) if len(metrics) <= MAX_METRICS else reply), encoded
+        told = metrics if len(metrics) <= MAX_METRICS else reply.metrics
+        return dataclasses.replace(reply, metrics=told, compute_s=reply.compute_s + seconds), encoded
 
 
 def _encoded(encoding: Encoding, contribution: Tensors) -> Encoded | None:

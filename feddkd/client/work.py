@@ -89,6 +89,7 @@ class Work:
         self._worker = worker
         self._held = held or Held()
         self._broadcast: IncomingBroadcast | None = None
+        self._decode_s = 0.0
         self._reply: KeptReply | None = None
         self._sent_from = -1
         self._sends_without_progress = 0
@@ -138,6 +139,7 @@ class Work:
     def start(self) -> Task:
         """Hand the broadcast over to the computation, which begins now."""
         assert self._broadcast is not None
+        self._decode_s = self._broadcast.decode_s
         payload, self._broadcast = self._broadcast.take(), None
         deadline_s = self._message.deadline_s
         return Task(
@@ -155,8 +157,10 @@ class Work:
         task.check_cancelled()
         if reply.contribution is None:
             return KeptReply(answer_message(self.exchange, reply, None))
-        encoder = ReplyEncoder(self._message.payload.chunk_bytes, self._reply_coding, self._held)
-        reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution)
+        # Errors of one round are alike: the first exchange of a name stands for the others.
+        first = self.exchange.step == 0
+        encoder = ReplyEncoder(self._message.payload.chunk_bytes, self._reply_coding, self._held, measures_error=first)
+        reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution, decode_s=self._decode_s)
         payload = Payload.of(encoded)
         return KeptReply(answer_message(self.exchange, reply, payload), payload)
 

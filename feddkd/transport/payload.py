@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Self
@@ -268,11 +269,17 @@ class ChunkSequence:
 
 
 class Assembly:
-    """Puts a payload back together in memory that is taken once its header has been checked."""
+    """Puts a payload back together in memory that is taken once its header has been checked.
+
+    Attributes:
+        tensors: what has been put together so far.
+        decode_s: seconds spent on decoding.
+    """
 
     def __init__(self, header: pb.PayloadHeader, expected: Schema, coding: Coding = UNCODED) -> None:
         self._sequence = ChunkSequence(header, expected, coding)
         self.tensors = Tensors.empty(expected)
+        self.decode_s = 0.0
 
     @property
     def complete(self) -> bool:
@@ -290,7 +297,9 @@ class Assembly:
         if piece.codec is None:
             self.tensors.block.numpy()[segment.start : segment.stop] = np.frombuffer(data, dtype=np.uint8)
         else:
+            started = time.perf_counter()
             self.tensors.elements(segment).copy_(piece.decode(copied(data)))
+            self.decode_s += time.perf_counter() - started
 
 
 def copied(data: memoryview) -> torch.Tensor:
