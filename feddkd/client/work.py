@@ -24,6 +24,10 @@ MAX_SENDS_WITHOUT_PROGRESS = 20
 """How often a reply is sent from the same byte before the client gives it up."""
 
 
+MEASURED_STEPS = 2
+"""The error of a codec is measured in the first exchanges of a name, which are like the others of their round."""
+
+
 class TaskRunner(Protocol):
     """What an agent needs of a worker."""
 
@@ -157,9 +161,8 @@ class Work:
         task.check_cancelled()
         if reply.contribution is None:
             return KeptReply(answer_message(self.exchange, reply, None))
-        # Errors of one round are alike: the first exchange of a name stands for the others.
-        first = self.exchange.step == 0
-        encoder = ReplyEncoder(self._message.payload.chunk_bytes, self._reply_coding, self._held, measures_error=first)
+        chunk_bytes, few = self._message.payload.chunk_bytes, self.exchange.step < MEASURED_STEPS
+        encoder = ReplyEncoder(chunk_bytes, self._reply_coding, self._held, measures_error=few)
         reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution, decode_s=self._decode_s)
         payload = Payload.of(encoded)
         return KeptReply(answer_message(self.exchange, reply, payload), payload)
