@@ -234,7 +234,7 @@ def stepping() -> tuple[Forms, Held]:
         ({"codec": "zip"}, 'there is no codec "zip"; there is fp16, bf16'),
         ({"codec": "a\nb\x1b[31m"}, r'there is no codec "a\nb\x1b[31m"; there is'),
         ({"codec": "x" * 100_000}, 'there is no codec "xxx'),
-        ({"codec": ""}, "codec '' with seed"),
+        ({"codec": "", "seed": 0}, "bytes declared where the schema has"),
         ({"codec": "int4"}, "bytes declared where the schema has"),
         ({"size_bytes": 2**62}, f"{2**62} bytes declared where the schema has"),
         ({"size_bytes": 0}, "0 bytes declared"),
