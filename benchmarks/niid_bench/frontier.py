@@ -1,7 +1,7 @@
 """Run the rows of frontier.toml: accuracy by bytes, with codecs and without; a finished cell is not run again.
 
     python benchmarks/niid_bench/frontier.py                                    everything that is missing
-    python benchmarks/niid_bench/frontier.py mini --row feddkd_frugal --partition c1 --seed 20
+    python benchmarks/niid_bench/frontier.py mini --row feddkd_frugal --partition c1 --seed 30
 
 Each finished cell is one line of benchmarks/results/frontier.jsonl, or of frontier_grpc.jsonl with `--engine grpc`.
 The seeds are none that a setting was chosen on.
@@ -22,8 +22,8 @@ from niid_bench.run import add_common_options, settings_of
 
 RESULT = "frontier.jsonl"
 GRPC_RESULT = "frontier_grpc.jsonl"
-SEEDS = (20, 21, 22)
-COMPARISON_SEEDS = (20,)
+SEEDS = (30, 31, 32)
+COMPARISON_SEEDS = (30,)
 DEFAULT_PARTITIONS = {"mini": ("c1", "c2", "dir0.1"), "sampled": ("c2",)}
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_common_options(parser)
     parser.add_argument("--row", "--algorithm", action="append", choices=[*FRONTIER], metavar="R", help="may be repeated; default: all")
     parser.add_argument("--partition", action="append", choices=[*PARTITIONS], metavar="P", help="may be repeated; default: the tier's")
-    parser.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: 20, 21 and 22")
+    parser.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: 30, 31 and 32")
     options = parser.parse_args(arguments)
     default = RESULTS / (RESULT if options.engine == "in-process" else GRPC_RESULT)
     results = results_file(options.results or default, options.records)
