@@ -93,10 +93,6 @@ def test_lossless_starts_from_the_previous_model_unless_told_otherwise() -> None
     assert control.dkd.start == "previous"
 
 
-needs_beta2 = pytest.mark.skipif("beta2" not in DKDConfig.model_fields, reason="[dkd] does not have all keys of the presets")
-
-
-@needs_beta2
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("algorithm", ["feddkd", "fedavg_sgd"])
 def test_a_preset_proposes_steps_to_those_that_have_them(preset: str, algorithm: str) -> None:
