@@ -32,6 +32,9 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
     key, table = _key_of(first["loc"], root)
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key!r}{_suggestion(key.rpartition('.')[2], table)}"
+    elif first["type"] == "model_type" and hasattr(holder := _key_of(first["loc"][:-1], root)[1], "extra_table"):
+        # Any other key of such a table is the name of an inner table: a value there is a key that was mistyped.
+        message = f"unknown key {key!r}{_suggestion(key.rpartition('.')[2], holder)}"
     elif first["type"].startswith("union_tag"):
         tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
         message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])

@@ -286,6 +286,9 @@ CODECS = {
     "fp16 both ways": ("up=fp16", "down=fp16"),
     "snapshots of int8": ("down=eden4", "snapshot=int8"),
     "kept leftovers": ("up=topk:0.25", "down=int8"),
+    "largest elements": ("up=topk:0.05", "down=int8"),
+    "drawn elements": ("up=randk:0.1", "down=int8"),
+    "compressed without loss": ("zstd=true", "up=int4", "down=int4"),
     "steps alone": ("dkd_step.up=eden2", "dkd_step.down=eden4"),
 }
 ALGORITHMS = {
@@ -382,6 +385,10 @@ CASES = [
     ("snapshots of int8", "fedavg", ("scheduler.cohort=2",)),
     ("kept leftovers", "fedavg", ()),
     ("kept leftovers", "previous", ("scheduler.cohort=3",)),
+    ("largest elements", "fedavg", ("scheduler.cohort=3",)),
+    ("drawn elements", "previous", ()),
+    ("compressed without loss", "better", ()),
+    ("compressed without loss", "scaffold", ("scheduler.cohort=2",)),
     ("steps alone", "average", ()),
     ("steps alone", "better", ()),
     ("steps alone", "previous", ()),
@@ -407,9 +414,18 @@ def test_codecs_change_the_model(tmp_path: Path) -> None:
     found = {
         name: Run(REFERENCE, configuration(codecs, *ALGORITHMS["average"]), tmp_path / name).sha256
         for name, codecs in {**CODECS, "none": ()}.items()
-        if name != "kept leftovers"
+        if name not in ("kept leftovers", "compressed without loss")
     }
     assert len(set(found.values())) == len(found)
+
+
+def test_zstandard_changes_no_model_and_saves_bytes(tmp_path: Path) -> None:
+    codecs = ("up=int4", "down=int4")
+    plain = Run(REFERENCE, configuration(codecs, *ALGORITHMS["average"]), tmp_path / "plain")
+    packed = Run(REFERENCE, configuration((*codecs, "zstd=true"), *ALGORITHMS["average"]), tmp_path / "packed")
+    assert packed.sha256 == plain.sha256
+    assert packed.record.traffic.payload_bytes_up == plain.record.traffic.payload_bytes_up
+    assert packed.record.traffic.wire_bytes < plain.record.traffic.wire_bytes
 
 
 class Counting(EngineProxy):

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 import torch
+import zstandard
 from coding import MIXED, NAMES, Alternate, coding
 from crc32c import crc32c
 from harness import filled
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import schemas, with_ordinary_values
 
+from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import UNCODED, Coding, Encoding
 from feddkd.errors import CorruptionError, ProtocolError, SchemaError
@@ -196,3 +198,51 @@ def test_an_empty_payload_is_complete_at_once() -> None:
     payload = payload_of(Tensors(empty))
     assert list(payload.frames()) == []
     assert Assembly(payload.header, empty, INT8).complete
+
+
+PACKED = Coding(zstd=True)
+ZEROS = Tensors(Schema([TensorSpec("w", torch.float32, (400,))]))
+
+
+@settings(max_examples=30)
+@given(
+    st.builds(with_ordinary_values, schemas, st.integers(0, 2**32)),
+    st.integers(8, 300),
+    st.sampled_from([None, find("int4", unbiased=True)]),
+)
+def test_what_zstandard_compresses_arrives_bit_for_bit(tensors: Tensors, chunk_bytes: int, codec: Codec | None) -> None:
+    encoded = Encoding(tensors.schema, chunk_bytes, Coding(codec, 3, zstd=True)).encode(tensors)
+    payload = Payload.of(encoded)
+    assert transfer(payload, tensors.schema, encoded.encoding.coding).block.equal(encoded.decode().block)
+    assert payload.frames_bytes == sum(map(len, payload.frames()))
+
+
+def test_zstandard_makes_messages_smaller_and_is_the_same_for_every_receiver() -> None:
+    plain, packed = payload_of(ZEROS, UNCODED, chunk_bytes=1600), payload_of(ZEROS, PACKED, chunk_bytes=1600)
+    assert packed.frames_bytes < plain.frames_bytes / 10
+    assert list(packed.frames()) == list(packed.frames())
+    assert packed.header.digest == plain.header.digest, "of the bytes before they were compressed"
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(PACKED, UNCODED), (UNCODED, PACKED)])
+def test_zstandard_is_used_where_it_was_agreed_alone(sent: Coding, expected: Coding) -> None:
+    with pytest.raises(SchemaError, match="zstandard"):
+        check_header(payload_of(ZEROS, sent).header, ZEROS.schema, expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage",
+        bytes(100),
+        zstandard.compress(bytes(1599)),
+        zstandard.compress(bytes(1 << 30)),
+        zstandard.compress(bytes(1600))[:-1],
+    ],
+    ids=["empty", "garbage", "zeros", "one byte short", "a gigabyte", "cut off"],
+)
+def test_a_frame_that_is_not_the_chunk_is_refused(data: bytes) -> None:
+    sequence = ChunkSequence(payload_of(ZEROS, PACKED, chunk_bytes=1600).header, ZEROS.schema, PACKED)
+    with pytest.raises(CorruptionError):
+        sequence.accept(Chunk(0, crc32c(data), memoryview(data)))

@@ -135,6 +135,7 @@ CODECS = "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE o
         ("up=topk:1.5", f"communication.up = 'topk:1.5': {CODECS}"),
         ("up=8", "communication.up = 8: input should be a valid string"),
         ("dkd_step.up=int9", f"communication.dkd_step.up = 'int9': {CODECS}"),
+        ("upp=int8", "unknown key 'communication.upp' (did you mean 'up'?)"),
         ("dkd_step.upp=int8", "unknown key 'communication.dkd_step.upp' (did you mean 'up'?)"),
         ("preset=fast", "communication.preset = 'fast': input should be 'none', 'lossless', 'balanced' or 'frugal'"),
         ("snapshot=eden1", "communication.snapshot = 'eden1': input should be 'fp32', 'bf16' or 'int8'"),
