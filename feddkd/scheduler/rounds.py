@@ -43,6 +43,9 @@ MAX_METRIC_NAMES = 128
 LARGEST_LOSS = 1e4
 """Cross-entropy on the test set, in nats, beyond which a model is ruined: no training leads back from it."""
 
+SHARE_FOR_STEPS = 0.5
+"""With a cohort of less than this share of the clients, a round's model is sent whole rather than as a step."""
+
 LARGE_SHARE = 0.5
 """A client with more than this share of the weight decides every mean."""
 
@@ -167,8 +170,12 @@ class Scheduler:
         return new_model
 
     def _adopt(self, cohort: Cohort, model: Tensors) -> Tensors:
-        """Replace a round's model by what clients will hold of it, so that no other one is evaluated and kept."""
-        if not self._algorithm.broadcasts_model:
+        """Replace a round's model by what clients will hold of it, so that no other one is evaluated and kept.
+
+        Where a cohort is a small part of all clients, most of the next one hold nothing that a step leads from. They
+        get the model whole, and it need not bear the error of a step.
+        """
+        if not self._algorithm.broadcasts_model or cohort.share < SHARE_FOR_STEPS:
             return model
         first = next(iter(self._algorithm.exchanges(self._config)))
         return cohort.adopt(first, model)

@@ -419,6 +419,16 @@ def test_codecs_change_the_model(tmp_path: Path) -> None:
     assert len(set(found.values())) == len(found)
 
 
+def test_a_model_that_most_clients_get_whole_bears_no_error_of_a_step(tmp_path: Path) -> None:
+    """One client a round: the model of FedAvg is then that client's, whatever codec encodes steps."""
+    sampled = (*ALGORITHMS["fedavg"], "scheduler.cohort=1")
+    plain = Run(REFERENCE, configuration((), *sampled), tmp_path / "plain")
+    coded = Run(REFERENCE, configuration(("down=eden1",), *sampled), tmp_path / "coded")
+    all_clients = Run(REFERENCE, configuration(("down=eden1",), *ALGORITHMS["fedavg"]), tmp_path / "all")
+    assert coded.sha256 == plain.sha256
+    assert all_clients.sha256 != plain.sha256
+
+
 def test_zstandard_changes_no_model_and_saves_bytes(tmp_path: Path) -> None:
     codecs = ("up=int4", "down=int4")
     plain = Run(REFERENCE, configuration(codecs, *ALGORITHMS["average"]), tmp_path / "plain")
