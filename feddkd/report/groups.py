@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from feddkd.config import Config
+from feddkd.config.communication import proposals
 from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report.units import shortened
@@ -14,6 +16,9 @@ from feddkd.report.units import shortened
 ALGORITHM = "algorithm.name"
 SEED = "seed"
 ROUNDS = "rounds"
+PRESET = "communication.preset"
+
+_DEFAULTS = flatten(Config().model_dump(mode="json"))
 
 LABEL_LETTERS = 300
 """A longer label is cut: a setting of the user's own may be a text of any length."""
@@ -50,7 +55,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
     labels = {}
     for (identity, own), name in zip(settings.items(), names, strict=True):
         rivals = [other for other, other_name in zip(settings.values(), names, strict=True) if other_name == name]
-        keys = differing(rivals)
+        keys = [key for key in differing(rivals) if not _follows_preset(own, key, rivals)]
         if own[ROUNDS] > fewest and ROUNDS not in keys:
             keys.append(ROUNDS)
         labels[identity] = shortened(" ".join([name, *_named(own, keys)]), LABEL_LETTERS)
@@ -70,6 +75,18 @@ def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     settings = list(settings)
     keys = dict.fromkeys(key for own in settings for key in own)
     return [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+
+
+def _follows_preset(own: Mapping[str, Any], key: str, rivals: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a setting is what its preset says, or the default where only the preset of another says otherwise."""
+    if not any(key in _proposed(rival) for rival in rivals):
+        return False
+    return bool(own.get(key) == {**_DEFAULTS, **_proposed(own)}.get(key))
+
+
+def _proposed(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset of a configuration proposes to it, by dotted key; nothing for one without a preset."""
+    return flatten(proposals(str(own.get(PRESET, "none")), str(own.get(ALGORITHM))))
 
 
 def _named(own: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

@@ -316,6 +316,19 @@ def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert [group.seeds for group in groups] == ["3", "1, 2", "1"]
 
 
+def test_a_preset_stands_for_the_settings_that_it_makes(tmp_path: Path) -> None:
+    def run(name: str, **tables: dict[str, object]) -> RunFolder:
+        return load(tmp_path / name, settings=tables)
+
+    frugal = {"preset": "frugal"}
+    runs = [run("a"), run("b", communication=frugal), run("c", communication={**frugal, "up": "eden2"}, dkd={"steps": 5})]
+    assert [group.label for group in group_runs(runs)] == [
+        "feddkd preset=none",
+        "feddkd preset=frugal",
+        "feddkd steps=5 preset=frugal up=eden2",
+    ]
+
+
 def test_a_label_says_when_a_run_has_more_rounds_than_others(tmp_path: Path) -> None:
     runs = [load(tmp_path / "b", algorithm="fedavg", rounds=4), load(tmp_path / "a", rounds=2)]
     assert [group.label for group in group_runs(runs)] == ["fedavg rounds=4", "feddkd"]
