@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 
 from niid_bench.cells import FRONTIER, FRONTIER_TIERS, ROOT, Cell
 from niid_bench.frontier import GRPC_RESULT, RESULT, SEEDS, is_comparison
-from niid_bench.frontier_outcomes import REFERENCE, Frontier
+from niid_bench.frontier_outcomes import REFERENCE, RIVAL, Frontier
 from niid_bench.frontier_verdicts import (
     BUDGETS,
     SPENT,
@@ -35,6 +35,8 @@ from niid_bench.pages import write
 from niid_bench.tables import notes
 
 PAGE = ROOT / "docs" / "frontier.md"
+README = ROOT / "README.md"
+README_ROWS = ("feddkd_fp32", "feddkd_balanced", "feddkd_frugal", "fedavg_coded", "fedavg_piggyback")
 SCRIPT = "benchmarks/niid_bench/frontier_tables.py"
 TARGETS = (0.95, 0.97)
 NO_RESULTS = "No results yet: `python benchmarks/niid_bench/frontier.py`."
@@ -135,6 +137,24 @@ def grpc_section(lines: Sequence[dict[str, Any]], grpc_lines: Sequence[dict[str,
     return f"Of {len(pairs)} cells that also ran over gRPC, {what}: {cells}."
 
 
+def readme_section(found: Frontier) -> str:
+    """The few rows that a reader needs first."""
+    rows = [row for row in README_ROWS if found.final(row, "c1")]
+    if not rows:
+        return NO_RESULTS
+    partitions = [partition for partition in ("c1", "c2", "dir0.1") if partition in found.partitions]
+    cells = [
+        [
+            f"{FRONTIER[row]['what']}",
+            str(len(next(own for own in found.all if own.cell.algorithm == row).curve.rounds)) if row != RIVAL else "80 (c1: 20)",
+            _units(found, row, "c1").partition(" ")[0],
+            *(accuracy(found.final(row, partition), seeds=len(SEEDS)) for partition in partitions),
+        ]
+        for row in rows
+    ]
+    return table(["12,000 MNIST images, ten clients", "rounds", "bytes a round", *(f"`{name}`" for name in partitions)], cells)
+
+
 def _by_partition(found: Frontier, rows: Sequence[str], cell: Cells) -> str:
     return table(["row", *found.partitions], [[f"`{row}`", *(cell(row, partition) for partition in found.partitions)] for row in rows])
 
@@ -178,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="the pictures go beside it")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"folder of {RESULT} and {GRPC_RESULT}")
     options = parser.parse_args(arguments)
     lines = read_lines(options.results / RESULT)
@@ -193,7 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "frontier:bytes_sampled": bytes_section(sampled),
         "frontier:grpc": grpc_section(lines, read_lines(options.results / GRPC_RESULT)),
     }
+    readme = {"results:frontier": readme_section(mini)}
     up_to_date = write(options.page, sections, check=options.check, script=SCRIPT)
+    up_to_date &= write(options.readme, readme, check=options.check, script=SCRIPT)
     if not options.check:
         from niid_bench.frontier_figure import draw
 

@@ -260,7 +260,7 @@ class Runner:
 
 
 def codec_seconds(folder: RunFolder) -> list[float]:
-    """What codecs took in each round: the server's encoding and decoding, and the encoding of every client."""
+    """What codecs took in each round: the encoding and decoding of the server and of all clients."""
     found = dict.fromkeys((line.round for line in folder.rounds), 0.0)
     for line in folder.exchanges:
         server, client = (line.metrics.get(CODEC_SECONDS[direction], 0.0) for direction in DIRECTIONS)

@@ -320,7 +320,7 @@ def test_a_preset_stands_for_the_settings_that_it_makes(tmp_path: Path) -> None:
     def run(name: str, **tables: dict[str, object]) -> RunFolder:
         return load(tmp_path / name, settings=tables)
 
-    frugal = {"preset": "frugal"}
+    frugal: dict[str, object] = {"preset": "frugal"}
     runs = [run("a"), run("b", communication=frugal), run("c", communication={**frugal, "up": "eden2"}, dkd={"steps": 5})]
     assert [group.label for group in group_runs(runs)] == [
         "feddkd preset=none",
