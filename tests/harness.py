@@ -97,10 +97,14 @@ class Recorder(Observer):
         self.rounds: list[RoundRecord] = []
         self.failures: list[tuple[int, int, str]] = []
         self.pauses: list[str] = []
+        self.models: list[str] = []
         self.run: RunRecord | None = None
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self.exchanges.append(record)
+
+    def round_finished(self, round_number: int, model: Tensors) -> None:
+        self.models.append(model.sha256())
 
     def round_done(self, record: RoundRecord) -> None:
         self.rounds.append(record)

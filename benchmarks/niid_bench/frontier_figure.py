@@ -14,7 +14,7 @@ STYLES = {
     "feddkd_balanced": ("#009e73", "-"),
     "feddkd_balanced_int8": ("#009e73", ":"),
     "feddkd_frugal": ("#0072b2", "-"),
-    "feddkd_frugal_int8": ("#0072b2", ":"),
+    "feddkd_frugal_bf16": ("#0072b2", ":"),
     "feddkd_quarter": ("#332288", "-"),
     "fedavg_fp32": ("#aaaaaa", "-"),
     "fedavg_coded": ("#000000", "-"),

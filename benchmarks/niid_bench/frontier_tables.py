@@ -146,7 +146,7 @@ def readme_section(found: Frontier) -> str:
     cells = [
         [
             f"{FRONTIER[row]['what']}",
-            str(len(next(own for own in found.all if own.cell.algorithm == row).curve.rounds)) if row != RIVAL else "80 (c1: 20)",
+            str(len(next(own for own in found.all if own.cell.algorithm == row).curve.rounds)) if row != RIVAL else "80 (c1: 50)",
             _units(found, row, "c1").partition(" ")[0],
             *(accuracy(found.final(row, partition), seeds=len(SEEDS)) for partition in partitions),
         ]

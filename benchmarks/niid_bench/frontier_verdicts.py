@@ -67,7 +67,7 @@ def mini_targets(found: Frontier) -> list[Target]:
 
 def sampled_targets(found: Frontier) -> list[Target]:
     """What was asked where each round draws few of many clients."""
-    rows = ("feddkd_balanced", "feddkd_balanced_int8", "feddkd_frugal", "feddkd_frugal_int8")
+    rows = ("feddkd_balanced", "feddkd_balanced_int8", "feddkd_frugal", "feddkd_frugal_bf16")
     return [_bytes_target(found, row, 1.0, 1.0, DEFAULT_PARTITIONS["sampled"]) for row in rows]
 
 

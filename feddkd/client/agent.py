@@ -204,7 +204,9 @@ class Agent:
         exchange = id_from_message(receipt.id)
         if self._work is None or self._work.exchange != exchange:
             return
-        if receipt.verdict not in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE):
+        counted = receipt.verdict in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE)
+        self._held.settle(counted=counted)
+        if not counted:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
             logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
         self._let_go()

@@ -16,6 +16,7 @@ class Held:
     def __init__(self) -> None:
         self.replicas: dict[Schema, Replica] = {}
         self._leftovers: dict[str, Tensors] = {}
+        self._unsettled: tuple[str, Tensors] | None = None
 
     def with_leftover(self, exchange: str, contribution: Tensors) -> Tensors:
         """Add to a contribution what the codec left out of the last one to an exchange of that name."""
@@ -24,9 +25,16 @@ class Held:
             return contribution
         return contribution.replace({name: contribution[name] + leftover[name] for name in _lossy(contribution)})
 
-    def keep_leftover(self, exchange: str, contribution: Tensors, decoded: Tensors) -> None:
-        """Keep what is left of `contribution` where the server has `decoded`."""
-        self._leftovers[exchange] = contribution - decoded
+    def leave(self, exchange: str, contribution: Tensors, decoded: Tensors) -> None:
+        """Note what is left of `contribution` if the server counts `decoded`."""
+        self._unsettled = exchange, contribution - decoded
+
+    def settle(self, *, counted: bool) -> None:
+        """Keep what the last code left out if it was counted; if not, what was left before stays."""
+        if self._unsettled is not None and counted:
+            exchange, leftover = self._unsettled
+            self._leftovers[exchange] = leftover
+        self._unsettled = None
 
 
 def _lossy(tensors: Tensors) -> list[str]:

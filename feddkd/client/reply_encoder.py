@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -51,7 +52,8 @@ class ReplyEncoder:
         encoding = Encoding(contribution.schema, self._chunk_bytes, self._coding)
         codec = self._coding.codec
         if codec is None:
-            return reply, encoding.encode(contribution)
+            cost = {CODEC_SECONDS["up"]: decode_s} if decode_s > 0 else {}
+            return _with_cost(reply, cost), encoding.encode(contribution)
         started = time.perf_counter()
         if codec.error_feedback:
             contribution = self._held.with_leftover(exchange, contribution)
@@ -59,17 +61,22 @@ class ReplyEncoder:
         if encoded is None:
             # What no codec decodes: the server refuses it, with the reply's numbers before it, as it would the elements.
             return reply, Encoded(encoding, torch.full((encoding.size_bytes,), 0xFF, dtype=torch.uint8))
-        cost: dict[str, float] = {}
+        cost = {}
         if codec.error_feedback or self._measures_error:
             decoded = encoded.decode()
             cost[CODEC_ERROR["up"]] = relative_error(contribution, decoded)
             if codec.error_feedback:
-                self._held.keep_leftover(exchange, contribution, decoded)
+                self._held.leave(exchange, contribution, decoded)
         seconds = time.perf_counter() - started
         cost[CODEC_SECONDS["up"]] = decode_s + seconds
-        metrics = {**reply.metrics, **cost}
-        told = metrics if len(metrics) <= MAX_METRICS else reply.metrics
-        return dataclasses.replace(reply, metrics=told, compute_s=reply.compute_s + seconds), encoded
+        told = _with_cost(reply, cost)
+        return dataclasses.replace(told, compute_s=told.compute_s + seconds), encoded
+
+
+def _with_cost(reply: Reply, cost: Mapping[str, float]) -> Reply:
+    """Add metrics to a reply that has room for them."""
+    metrics = {**reply.metrics, **cost}
+    return dataclasses.replace(reply, metrics=metrics) if len(metrics) <= MAX_METRICS else reply
 
 
 def _encoded(encoding: Encoding, contribution: Tensors) -> Encoded | None:

@@ -59,6 +59,7 @@ class _Held:
     Attributes:
         base: version of the model that `holders` hold.
         step: leads from there to the replica's model.
+        whole: the replica's model as a snapshot, where it was adopted as that.
     """
 
     replica: Replica
@@ -68,6 +69,7 @@ class _Held:
     in_mean: bool = False
     take_mean: bool = False
     cost: CodecCost = CodecCost()
+    whole: Encoded | None = None
 
 
 class Broadcaster:
@@ -111,8 +113,14 @@ class Broadcaster:
             return held.replica.model
         if held.step is not None or held.take_mean:
             held.holders = frozenset()  # they would need two steps at once
+        held.whole = None
         self._take_step(held, codec, model, in_mean=in_mean)
         return held.replica.model
+
+    def adopt_whole(self, model: Tensors) -> Tensors:
+        """Replace a model by what its snapshot leaves of it; the next broadcast of that sends the snapshot to all."""
+        self._hold_snapshot(model, self._snapshot, in_mean=False)
+        return self._held[model.schema].replica.model
 
     def broadcast(self, codec: Codec | None, payload: Tensors, clients: Iterable[str], *, exact: bool = False) -> tuple[Tensors, Broadcast]:
         """Decide how `payload` is sent to `clients`.
@@ -127,9 +135,11 @@ class Broadcaster:
         asked = frozenset(clients)
         held = self._held.get(payload.schema)
         exact = exact or codec is None
+        if held is not None and held.whole is not None and _same(payload, held.replica.model):
+            return self._whole(held)
         if held is not None and exact and not _same(payload, held.replica.model):
             held = None
-        if held is not None:
+        if held is not None and held.holders & asked:
             if codec is not None:
                 self.adopt(codec, payload)
             if held.step is None:
@@ -137,7 +147,7 @@ class Broadcaster:
         snapshot = self._snapshot if not exact else None
         if held is None or self._whole_is_smaller(held, asked, snapshot):
             in_mean = held is not None and held.in_mean and not held.take_mean
-            return self._send_whole(payload, snapshot, in_mean=in_mean)
+            return self._whole(self._hold_snapshot(payload, snapshot, in_mean=in_mean))
         holders = held.holders & asked
         whole = Encoding(payload.schema, self._chunk_bytes, self._uncoded).encode(held.replica.model)
         version = held.replica.version
@@ -148,7 +158,7 @@ class Broadcaster:
         """Take in who has received a broadcast; the others hold nothing of use any more."""
         held = self._held[payload.schema]
         held.base, held.holders = broadcast.content, frozenset(clients)
-        held.step, held.in_mean, held.take_mean, held.cost = None, False, False, CodecCost()
+        held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, CodecCost(), None
 
     def _take_step(self, held: _Held, codec: Codec, model: Tensors, *, in_mean: bool) -> None:
         started = time.perf_counter()
@@ -159,22 +169,28 @@ class Broadcaster:
         held.step, held.in_mean, held.take_mean = encoded, in_mean, False
         held.cost = CodecCost(time.perf_counter() - started, relative_error(wanted, decoded))
 
-    def _send_whole(self, payload: Tensors, codec: Codec | None, *, in_mean: bool) -> tuple[Tensors, Broadcast]:
+    def _hold_snapshot(self, model: Tensors, codec: Codec | None, *, in_mean: bool) -> _Held:
+        """Take it that no client holds anything, and begin again with a whole model."""
         started = time.perf_counter()
         coding = self._coding(codec) if codec is not None else self._uncoded
-        whole = Encoding(payload.schema, self._chunk_bytes, coding).encode(payload)
+        whole = Encoding(model.schema, self._chunk_bytes, coding).encode(model)
         sent = whole.decode()
         replica = Replica(sent, in_mean=in_mean)
-        cost = CodecCost(time.perf_counter() - started, relative_error(payload, sent)) if codec is not None else CodecCost()
-        self._held[payload.schema] = _Held(replica, replica.version)
-        return sent, Broadcast(replica.version, whole, in_mean=in_mean, cost=cost)
+        cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else CodecCost()
+        held = _Held(replica, replica.version, in_mean=in_mean, cost=cost, whole=whole)
+        self._held[model.schema] = held
+        return held
+
+    def _whole(self, held: _Held) -> tuple[Tensors, Broadcast]:
+        assert held.whole is not None
+        return held.replica.model, Broadcast(held.replica.version, held.whole, in_mean=held.in_mean, cost=held.cost)
 
     def _whole_is_smaller(self, held: _Held, asked: frozenset[str], snapshot: Codec | None) -> bool:
         """Compare sending the step to those who can use it and the model to the others with a snapshot for all."""
-        assert held.step is not None
         holders = len(held.holders & asked)
         if not holders:
             return True
+        assert held.step is not None
         model = held.replica.model.schema
         whole_bytes = model.size_bytes
         coding = Coding(snapshot)

@@ -104,7 +104,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "none": {},
     "lossless": {"dkd": {"start": "previous"}},
     "balanced": {"communication": {"up": "eden2", "down": "eden4", "snapshot": "bf16"}, "dkd": _FEW_STEPS},
-    "frugal": {"communication": {"up": "eden1", "down": "eden2", "snapshot": "bf16"}, "dkd": _FEW_STEPS},
+    "frugal": {"communication": {"up": "eden1", "down": "eden2", "snapshot": "int8"}, "dkd": _FEW_STEPS},
 }
 """What each preset proposes, by table. `[dkd]` is proposed to the algorithms that have its steps."""
 

@@ -137,6 +137,11 @@ class InProcessEngine(Engine):
         finally:
             self._work = None
 
+    def settle(self, client: str, *, counted: bool) -> None:
+        """Let a client know what became of its reply."""
+        if client in self._held:
+            self._held[client].settle(counted=counted)
+
     def closed(self, exchange: Exchange) -> None:
         """Take in that an exchange has its outcome."""
         for client in exchange.clients:
@@ -187,6 +192,8 @@ class InProcessExchange:
             if self._engine.has(client):
                 self._tell(judgement)
         replies = self._collection.replies()
+        for client in exchange.clients:
+            self._engine.settle(client, counted=client in replies)
         decode_s = 0.0
         if fold is not None:
             self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)

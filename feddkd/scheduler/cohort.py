@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from feddkd.compression.broadcaster import CodecCost
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
@@ -239,5 +238,7 @@ def _codec_metrics(exchange: Exchange, outcome: Outcome) -> dict[str, float]:
     """What codecs cost the server."""
     if exchange.broadcast is None and exchange.reply_codec is None:
         return {}
-    cost = exchange.broadcast.cost if exchange.broadcast is not None else CodecCost()
+    if exchange.broadcast is None:
+        return {CODEC_SECONDS["down"]: outcome.decode_s}
+    cost = exchange.broadcast.cost
     return {CODEC_SECONDS["down"]: cost.seconds + outcome.decode_s, CODEC_ERROR["down"]: cost.error}

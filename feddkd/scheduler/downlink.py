@@ -44,6 +44,10 @@ class Downlink:
         codec = self._codec(exchange)
         return model if codec is None else self._broadcaster.adopt(codec, model, in_mean=in_mean)
 
+    def adopt_whole(self, model: Tensors) -> Tensors:
+        """Replace a model by what its snapshot leaves of it, where most clients of the next round get that."""
+        return self._broadcaster.adopt_whole(model) if self._sends_steps else model
+
     def broadcast(self, exchange: ExchangeId, payload: Tensors, clients: Mapping[str, float]) -> tuple[Tensors, Broadcast | None]:
         """Decide how a payload is sent; also returns what clients will hold of it."""
         if not self._sends_steps:

@@ -172,13 +172,15 @@ class Scheduler:
     def _adopt(self, cohort: Cohort, model: Tensors) -> Tensors:
         """Replace a round's model by what clients will hold of it, so that no other one is evaluated and kept.
 
-        Where a cohort is a small part of all clients, most of the next one hold nothing that a step leads from. They
-        get the model whole, and it need not bear the error of a step.
+        Where a cohort is a small part of all clients, most of the next one hold nothing that a step leads from. Then
+        all get the model whole, and it bears the error of a snapshot instead of that of a step.
         """
-        if not self._algorithm.broadcasts_model or cohort.share < SHARE_FOR_STEPS:
+        if not self._algorithm.broadcasts_model:
             return model
-        first = next(iter(self._algorithm.exchanges(self._config)))
-        return cohort.adopt(first, model)
+        first, kind = next(iter(self._algorithm.exchanges(self._config).items()))
+        if kind.broadcast(model.schema) != model.schema:
+            return model
+        return cohort.adopt(first, model) if cohort.share >= SHARE_FOR_STEPS else self._downlink.adopt_whole(model)
 
     def _evaluate(self, number: int, model: Tensors) -> Evaluation | None:
         """Evaluate a round's model. Raises NotFiniteError if it is of no use to anybody."""

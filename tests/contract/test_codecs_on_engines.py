@@ -419,14 +419,32 @@ def test_codecs_change_the_model(tmp_path: Path) -> None:
     assert len(set(found.values())) == len(found)
 
 
-def test_a_model_that_most_clients_get_whole_bears_no_error_of_a_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_that_most_clients_get_whole_bears_no_error_of_a_step(seed: int, tmp_path: Path) -> None:
     """One client a round: the model of FedAvg is then that client's, whatever codec encodes steps."""
-    sampled = (*ALGORITHMS["fedavg"], "scheduler.cohort=1")
+    sampled = (*ALGORITHMS["fedavg"], "scheduler.cohort=1", f"seed={seed}")
     plain = Run(REFERENCE, configuration((), *sampled), tmp_path / "plain")
     coded = Run(REFERENCE, configuration(("down=eden1",), *sampled), tmp_path / "coded")
-    all_clients = Run(REFERENCE, configuration(("down=eden1",), *ALGORITHMS["fedavg"]), tmp_path / "all")
+    all_clients = Run(REFERENCE, configuration(("down=eden1",), *ALGORITHMS["fedavg"], f"seed={seed}"), tmp_path / "all")
     assert coded.sha256 == plain.sha256
     assert all_clients.sha256 != plain.sha256
+
+
+@pytest.mark.parametrize("snapshot", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "previous"])
+def test_the_model_that_is_evaluated_is_the_one_that_a_sampled_cohort_receives(algorithm: str, snapshot: str, tmp_path: Path) -> None:
+    config = configuration(("down=eden2", f"snapshot={snapshot}"), *ALGORITHMS[algorithm], "scheduler.cohort=1", "rounds=3")
+    received: list[str] = []
+
+    class Watched(EngineProxy):
+        def carry_out(self, exchange: Exchange) -> Outcome:
+            if exchange.id.name in ("local_train", DELIVER):
+                received.append(exchange.payload.sha256())
+            return super().carry_out(exchange)
+
+    run = Run(REFERENCE, config, tmp_path, around=Watched)
+    assert received[1:] == run.recorder.models
+    run.check_delivered()
 
 
 def test_zstandard_changes_no_model_and_saves_bytes(tmp_path: Path) -> None:

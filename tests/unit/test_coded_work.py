@@ -389,6 +389,7 @@ def test_what_a_codec_leaves_out_is_sent_later() -> None:
         how = Coding(Alternate(), number)
         contribution = filled(MIXED, 20 + number)
         _, payload = encoded(contribution, how, held)
+        held.settle(counted=True)
         found = read(payload, how)
         for name in ("mean", "count", "mask"):
             assert found[name].equal(contribution[name])
@@ -404,6 +405,7 @@ def test_what_a_codec_leaves_out_is_sent_later() -> None:
 def test_each_exchange_has_leftovers_of_its_own() -> None:
     held, how = Held(), Coding(Alternate(), 1)
     ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), 0), held).encode("local_train", Reply(), UPDATE)
+    held.settle(counted=True)
     encoder = ReplyEncoder(CHUNK_BYTES, how, held)
     _, code = encoder.encode("dkd_step", Reply(), OTHER)
     assert code.decode()["weight"].equal(Encoding(MIXED, CHUNK_BYTES, how).encode(OTHER).decode()["weight"])
@@ -415,9 +417,23 @@ def test_leftovers_of_another_kind_of_contribution_are_dropped() -> None:
     held, how = Held(), Coding(Alternate(), 0)
     encoder = ReplyEncoder(CHUNK_BYTES, how, held)
     encoder.encode("local_train", Reply(), UPDATE)
+    held.settle(counted=True)
     model = filled(FLOATS, 1)
     _, code = encoder.encode("local_train", Reply(), model)
     assert code.decode()["w"].equal(Encoding(FLOATS, CHUNK_BYTES, how).encode(model).decode()["w"])
+
+
+def test_a_reply_that_did_not_count_leaves_what_was_left_before() -> None:
+    """Its largest elements never arrived: what the code left out is not all that is missing."""
+    held, first, second = Held(), Coding(Alternate(), 0), Coding(Alternate(), 1)
+    ReplyEncoder(CHUNK_BYTES, first, held).encode("local_train", Reply(), UPDATE)
+    held.settle(counted=True)
+    before = held.with_leftover("local_train", Tensors(MIXED))
+    ReplyEncoder(CHUNK_BYTES, second, held).encode("local_train", Reply(), OTHER)
+    held.settle(counted=False)
+    held.settle(counted=True)
+    assert held.with_leftover("local_train", Tensors(MIXED)).block.equal(before.block)
+    assert not before.block.equal(Tensors(MIXED).block)
 
 
 def test_codecs_that_round_leave_nothing_to_be_sent_later() -> None:

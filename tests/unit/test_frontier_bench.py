@@ -51,7 +51,7 @@ def test_rows_without_a_preset_send_the_first_model_in_int8_where_they_have_code
 
 
 def test_a_partition_may_have_rounds_of_its_own() -> None:
-    assert config_of("fedavg_coded", "c1").rounds == 20
+    assert config_of("fedavg_coded", "c1").rounds == 50
     assert config_of("fedavg_coded", "c2").rounds == 80
 
 
