@@ -32,7 +32,7 @@ class Traffic:
         dense_bytes_down: what the tensors of `payload_bytes_down` take without a codec.
         dense_bytes_up: what the tensors of `payload_bytes_up` take without a codec.
         snapshot_bytes_down: the part of `payload_bytes_down` that was a whole model, for clients that did not
-            hold the one before it, where the others receive a step alone.
+            hold the one before it, in a run that sends steps.
     """
 
     payload_bytes_down: int = 0

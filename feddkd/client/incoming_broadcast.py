@@ -7,7 +7,7 @@ from feddkd.compression import lossless
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding
 from feddkd.compression.replica import Replica
-from feddkd.errors import ConfigError, CorruptionError, SchemaError
+from feddkd.errors import CorruptionError, SchemaError
 from feddkd.tensors import Schema, Tensors
 from feddkd.transport.frames import Chunk
 from feddkd.transport.payload import Assembly, schema_from_message
@@ -103,15 +103,10 @@ class IncomingBroadcast:
 
 def coding_of(header: tensors_pb2.PayloadHeader) -> Coding:
     """Read how the server encodes a payload. Raises ConfigError for what cannot be decoded here."""
-    check_zstd(header.zstd)
+    if header.zstd:
+        lossless.require()
     codec = find(header.codec, unbiased=False) if header.codec else None
     return Coding(codec, header.seed, header.zstd)
-
-
-def check_zstd(wanted: bool) -> None:
-    """Check that zstandard is there where it is wanted. Raises ConfigError."""
-    if wanted and not lossless.available():
-        raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
 
 
 def _as_expected(listed: Schema, expected: Schema) -> Schema:

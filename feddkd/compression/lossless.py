@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from feddkd.errors import CorruptionError
+from feddkd.errors import ConfigError, CorruptionError
 
 _LEVEL = 1  # level 9 saved at most another 4 % of what codecs make, at up to fifteen times the cost
 _LARGEST_SHARE = 0.97
@@ -13,6 +13,12 @@ _LARGEST_SHARE = 0.97
 def available() -> bool:
     """Tell whether zstandard is installed; the other functions raise ModuleNotFoundError without it."""
     return importlib.util.find_spec("zstandard") is not None
+
+
+def require() -> None:
+    """Check that zstandard is installed. Raises ConfigError."""
+    if not available():
+        raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
 
 
 def compress(data: bytes | bytearray | memoryview) -> bytes | None:

@@ -10,7 +10,6 @@ from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.config import Config
 from feddkd.config.communication import PLAIN
-from feddkd.errors import ConfigError
 from feddkd.exchange import DELIVER, Exchange, ExchangeId
 from feddkd.tensors import Tensors
 
@@ -20,8 +19,8 @@ class Downlink:
 
     def __init__(self, config: Config) -> None:
         """Begin with clients that hold nothing. Raises ConfigError for a codec that is not known or not installed."""
-        if config.communication.zstd and not lossless.available():
-            raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
+        if config.communication.zstd:
+            lossless.require()
         self._communication = config.communication
         snapshot = named_codec(config.communication.snapshot, unbiased=False)
         self._broadcaster = Broadcaster(config.transport.chunk_bytes, config.seed, snapshot, zstd=config.communication.zstd)

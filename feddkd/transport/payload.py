@@ -148,11 +148,6 @@ class Payload:
     def size_bytes(self) -> int:
         return self.encoding.size_bytes
 
-    @property
-    def dense_bytes(self) -> int:
-        """What the tensors take without a codec."""
-        return self.encoding.schema.size_bytes
-
     @cached_property
     def header(self) -> pb.PayloadHeader:
         digest = hashlib.sha256(b"".join(checksum.to_bytes(4, "little") for checksum in self._checksums))
