@@ -193,7 +193,7 @@ class TransportConfig(Table):
         1 << 20,
         ge=1 << 10,
         le=(4 << 20) - (1 << 12),
-        description="bytes of tensor data in one message",
+        description="bytes of tensor data in one message; with codecs, results are the same bits only for the same number",
     )
     staging_bytes: int = Field(
         64 << 20,
