@@ -109,7 +109,7 @@ class Averaging:
         """
         self._rounds += 1
         first = self._lowest == self.NONE
-        self.at_lowest = first or 0 <= loss < self._lowest
+        self.at_lowest = loss >= 0 and (first or loss < self._lowest)
         if not first and loss >= 0 and self._are_worse(loss):
             self._pause, self._next_pause, self._lowest = self._next_pause, 2 * self._next_pause, self.NONE
             return "back"
@@ -117,7 +117,7 @@ class Averaging:
             self._pause = max(self._pause - 1, 0.0)
             return "alone"
         if self.at_lowest:
-            self._lowest, self._stale = max(loss, self.NONE), 0.0
+            self._lowest, self._stale = loss, 0.0
             self._credited = self._lowest if first else self._credited
         return "average"
 

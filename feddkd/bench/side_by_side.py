@@ -97,9 +97,10 @@ def _controls(configs: Sequence[Config]) -> list[tuple[str, Config]]:
     """FedDKD, FedAvg, `fedavg_sgd` and FedAvg at FedDKD's bytes, as far as nobody gave them; all train with the plain cross-entropy."""
     given = next((config for config in configs if _is_feddkd(config)), None)
     dkd = given or _with_algorithm(configs[0], "feddkd")
-    plain = [config for config in configs if config.algorithm == FedAvgConfig()]
+    # With other codecs than FedDKD's, as many exchanges would not be as many bytes.
+    plain = [config for config in configs if config.algorithm == FedAvgConfig() and config.communication == dkd.communication]
     fedavg = plain[0] if plain else _with_algorithm(dkd, "fedavg")
-    exchanges = dkd.dkd.steps + 1
+    exchanges = dkd.dkd.steps + (dkd.dkd.start != "previous")
     rounds = dkd.rounds * exchanges
     wanted = {
         "feddkd": (dkd, given is None),

@@ -103,6 +103,11 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.2f} MB"
 
 
+def size(size_bytes: int) -> str:
+    """A number of bytes with the unit that fits it."""
+    return f"{size_bytes / 1e3:.2f} kB" if size_bytes < 1e6 else megabytes(size_bytes)
+
+
 def listed(items: Sequence[str]) -> str:
     """The first items, and how many more there are."""
     shown = ", ".join(items[:MOST_LISTED])

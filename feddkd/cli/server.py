@@ -63,6 +63,7 @@ def server(
     from feddkd.engines.grpc import GrpcEngine
     from feddkd.engines.simulation import initial_model, make_evaluator, new_run_id
     from feddkd.observability.ledger import summarize
+    from feddkd.scheduler.downlink import check_codecs
     from feddkd.scheduler.rounds import Scheduler
     from feddkd.scheduler.server_state import ServerState
     from feddkd.transport.tls import check_plaintext_allowed, server_credentials
@@ -77,6 +78,7 @@ def server(
     resolved.check_exchanges(algorithm.exchanges(resolved))
     model, evaluator = initial_model(resolved), make_evaluator(resolved)
     algorithms.check_fits(algorithm, model.schema)
+    check_codecs(resolved)
     folder = out or state / run_id
     with ServerState(state) as server_state:
         if server_state.unfinished_run is not None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say
+from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say, size
 from feddkd.cli.report import PAGE, report_of
 from feddkd.text import printable
 from feddkd.traffic import DIRECTIONS
@@ -77,10 +77,10 @@ def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         if parts:
             rows.append((" " if rows else "encoded", f"{exchange}: {', '.join(parts)}"))
     if summary["snapshot_bytes_down"]:
-        rows.append(("whole models down", f"{megabytes(summary['snapshot_bytes_down'])} to clients that lacked the one before"))
+        rows.append(("whole models down", f"{size(summary['snapshot_bytes_down'])} to clients that lacked the one before"))
     return rows
 
 
 def _against(encoded_bytes: int, dense_bytes: int) -> str:
-    ratio = f" ({dense_bytes / encoded_bytes:.1f} x fewer)" if encoded_bytes else ""
-    return f"{megabytes(encoded_bytes)} for {megabytes(dense_bytes)}{ratio}"
+    ratio = f" ({dense_bytes / encoded_bytes:.1f} times less)" if encoded_bytes else ""
+    return f"{size(encoded_bytes)} instead of {size(dense_bytes)}{ratio}"

@@ -147,6 +147,8 @@ class Agent:
             schema_from_message(manifest.model).check_same(self._worker.model_schema)
         except ProtocolError as error:
             raise RefusedError(f"this client's model is not the server's: {printable(str(error))}") from None
+        if manifest.run_id != self._run_id:
+            self._held = Held()  # what another run left must not reach this one
         self._run_id = manifest.run_id
 
     def _handle(self, message: bytes) -> Farewell | None:

@@ -17,6 +17,16 @@ class Held:
         self.replicas: dict[Schema, Replica] = {}
         self._leftovers: dict[str, Tensors] = {}
         self._unsettled: tuple[str, Tensors] | None = None
+        self._attempt = (0, 0)
+        self._at_start: dict[str, Tensors] = {}
+
+    def enter(self, round_number: int, attempt: int) -> None:
+        """Take in which attempt at a round begins or goes on: another one starts from what was left before the round."""
+        if round_number != self._attempt[0]:
+            self._at_start = dict(self._leftovers)
+        elif attempt != self._attempt[1]:
+            self._leftovers = dict(self._at_start)
+        self._attempt = round_number, attempt
 
     def with_leftover(self, exchange: str, contribution: Tensors) -> Tensors:
         """Add to a contribution what the codec left out of the last one to an exchange of that name."""

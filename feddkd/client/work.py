@@ -161,6 +161,7 @@ class Work:
         task.check_cancelled()
         if reply.contribution is None:
             return KeptReply(answer_message(self.exchange, reply, None))
+        self._held.enter(self.exchange.round, self.exchange.attempt)
         chunk_bytes, few = self._message.payload.chunk_bytes, self.exchange.step < MEASURED_STEPS
         encoder = ReplyEncoder(chunk_bytes, self._reply_coding, self._held, measures_error=few)
         reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution, decode_s=self._decode_s)

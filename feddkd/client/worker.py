@@ -14,6 +14,7 @@ from torch import nn
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
 from feddkd.algorithms.site import Site, Store
+from feddkd.compression import lossless
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
@@ -106,6 +107,8 @@ class Worker:
             ConfigError: the model, the algorithm or the data do not fit together.
         """
         torch.set_num_threads(config.runtime.threads)
+        if config.communication.zstd:
+            lossless.require()
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
         self._network = network or Network(config, info or describe(config.data))
         self._on_reply = tuple(on_reply)

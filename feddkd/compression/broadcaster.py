@@ -40,6 +40,7 @@ class Broadcast:
         in_mean: as in `Replica.advance`.
         take_mean: after the step comes `Replica.take_mean`.
         cost: of the codec.
+        has_codec: whether this exchange sends steps; else everybody gets the model whole, as without codecs.
     """
 
     content: bytes
@@ -50,6 +51,7 @@ class Broadcast:
     in_mean: bool = False
     take_mean: bool = False
     cost: CodecCost = CodecCost()
+    has_codec: bool = True
 
 
 @dataclass(slots=True)
@@ -104,7 +106,7 @@ class Broadcaster:
         The next broadcast of the result sends that step. A second model that is adopted before then
         is sent whole, unless it is the mean of the models in the running mean.
         """
-        held = self._held.get(model.schema)
+        held = self._untouched(model.schema)
         if held is None or _same(model, held.replica.model):
             return model
         if _same(model, held.replica.mean):
@@ -133,10 +135,10 @@ class Broadcaster:
             What they will hold: `payload`, or what codecs leave of it; and how it gets there.
         """
         asked = frozenset(clients)
-        held = self._held.get(payload.schema)
+        held = self._untouched(payload.schema)
         exact = exact or codec is None
         if held is not None and held.whole is not None and _same(payload, held.replica.model):
-            return self._whole(held)
+            return self._whole(held, codec)
         if held is not None and exact and not _same(payload, held.replica.model):
             held = None
         if held is not None and held.holders & asked:
@@ -147,7 +149,7 @@ class Broadcaster:
         snapshot = self._snapshot if not exact else None
         if held is None or self._whole_is_smaller(held, asked, snapshot):
             in_mean = held is not None and held.in_mean and not held.take_mean
-            return self._whole(self._hold_snapshot(payload, snapshot, in_mean=in_mean))
+            return self._whole(self._hold_snapshot(payload, snapshot, in_mean=in_mean), codec)
         holders = held.holders & asked
         whole = Encoding(payload.schema, self._chunk_bytes, self._uncoded).encode(held.replica.model)
         version = held.replica.version
@@ -159,6 +161,14 @@ class Broadcaster:
         held = self._held[payload.schema]
         held.base, held.holders = broadcast.content, frozenset(clients)
         held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, CodecCost(), None
+
+    def _untouched(self, schema: Schema) -> _Held | None:
+        """Return what clients hold of a kind of payload; nothing if an algorithm wrote to the server's copy of it."""
+        held = self._held.get(schema)
+        if held is not None and not held.replica.is_untouched:
+            del self._held[schema]
+            return None
+        return held
 
     def _take_step(self, held: _Held, codec: Codec, model: Tensors, *, in_mean: bool) -> None:
         started = time.perf_counter()
@@ -173,7 +183,9 @@ class Broadcaster:
         """Take it that no client holds anything, and begin again with a whole model."""
         started = time.perf_counter()
         coding = self._coding(codec) if codec is not None else self._uncoded
-        whole = Encoding(model.schema, self._chunk_bytes, coding).encode(model)
+        # A copy: what is held must not change with what the algorithm goes on with.
+        own = model if codec is not None else Tensors(model.schema, model.block.clone())
+        whole = Encoding(model.schema, self._chunk_bytes, coding).encode(own)
         sent = whole.decode()
         replica = Replica(sent, in_mean=in_mean)
         cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else CodecCost()
@@ -181,9 +193,10 @@ class Broadcaster:
         self._held[model.schema] = held
         return held
 
-    def _whole(self, held: _Held) -> tuple[Tensors, Broadcast]:
+    def _whole(self, held: _Held, codec: Codec | None) -> tuple[Tensors, Broadcast]:
         assert held.whole is not None
-        return held.replica.model, Broadcast(held.replica.version, held.whole, in_mean=held.in_mean, cost=held.cost)
+        version, model = held.replica.version, held.replica.model
+        return model, Broadcast(version, held.whole, in_mean=held.in_mean, cost=held.cost, has_codec=codec is not None)
 
     def _whole_is_smaller(self, held: _Held, asked: frozenset[str], snapshot: Codec | None) -> bool:
         """Compare sending the step to those who can use it and the model to the others with a snapshot for all."""

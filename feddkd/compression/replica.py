@@ -64,6 +64,11 @@ class Replica:
         """Put the running mean in the place of the trainable parameters, and begin it again."""
         self._hold(self.mean, in_mean=False)
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the model is still the one that `version` names: somebody to whom it was lent may have written to it."""
+        return version_of(self.model) == self.version
+
     def look_again(self) -> None:
         """Name the model by what it is now: somebody to whom it was lent may have written to it."""
         self.version = version_of(self.model)

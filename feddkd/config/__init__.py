@@ -114,7 +114,8 @@ class Config(Table):
         actual = flatten(self.model_dump(mode="json", include={"communication", "dkd"}))
         taken = [f"{key} = {value}" for key, value in proposed.items() if actual[key] == value]
         given = [f"{key} = {actual[key]} (not {value})" for key, value in proposed.items() if actual[key] != value]
-        lines = [f"preset {name}: {', '.join(taken)}"] if taken else []
+        nothing = [f"preset {name}: it changes nothing for {self.algorithm.name}"] if name != "none" and not proposed else []
+        lines = [f"preset {name}: {', '.join(taken)}"] if taken else nothing
         return lines + ([f"given instead: {', '.join(given)}"] if given else [])
 
     def check_exchanges(self, known: Iterable[str]) -> None:

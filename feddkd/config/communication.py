@@ -121,8 +121,18 @@ def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:
     preset, algorithm = _given(tree.get("communication")).get("preset"), _given(tree.get("algorithm")).get("name", "feddkd")
     if isinstance(preset, str) and preset in PRESETS:  # else validation says what is wrong
         for table, values in proposals(preset, str(algorithm)).items():
-            filled[table] = {**values, **_given(tree.get(table))}
+            given = _given(tree.get(table))
+            if isinstance(tree.get(table), BaseModel | Mapping | None):  # else validation says what is wrong
+                filled[table] = {**(_fitting(values, given) if table == "dkd" else values), **given}
     return filled
+
+
+def _fitting(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what does not go with the settings of `[dkd]` that are given."""
+    if given.get("steps") == 0 or given.get("piggyback") is True:
+        return {}  # a round that averages takes no steps of its own
+    other_optimizer = given.get("optimizer", "adam") != "adam"
+    return {key: value for key, value in values.items() if not (other_optimizer and key in ("lr", "beta2"))}
 
 
 def proposals(preset: str, algorithm: str) -> dict[str, Mapping[str, Any]]:

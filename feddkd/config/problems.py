@@ -16,10 +16,14 @@ MOST_KEYS = 10
 
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
-    "^(fp32|": "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01)",
+    "^(fp32|": "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01 sends 1 %)",
     "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
 }
 """What a string should look like, by the beginning of the pattern that it does not match."""
+
+
+_CONTAINERS = {"model_type": "a table", "dict_type": "a table", "tuple_type": "a list", "list_type": "a list"}
+"""What TOML calls a value that another type was given for, by pydantic's name of the problem."""
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> str:
@@ -82,6 +86,8 @@ def _expectation(problem: Any) -> str:
         for pattern, wish in _PATTERNS.items():
             if problem["ctx"]["pattern"].startswith(pattern):
                 return wish
+    if problem["type"] in _CONTAINERS:
+        return f"{_CONTAINERS[problem['type']]} is expected"
     message = problem["msg"].removeprefix("Value error, ")
     return str(message[0].lower() + message[1:])
 

@@ -182,7 +182,8 @@ class AggregationConfig(Table):
     max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         max_length=64,
-        description="largest Euclidean norm of one contribution, by exchange name; a contribution above it is refused",
+        description="largest Euclidean norm of one contribution, by exchange name; a contribution above it is refused. "
+        "A code counts as what it decodes to, which with eden1 is a fourth longer than what was encoded",
     )
 
     def check_exchanges(self, known: Iterable[str]) -> None:

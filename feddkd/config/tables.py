@@ -138,7 +138,7 @@ class DKDConfig(Table):
             tuple[Annotated[str, StringConstraints(strict=True, min_length=1)], ...],
             Field(min_length=1, max_length=10_000, fail_fast=True, strict=False),
         ]
-    ) = Field("full", description='parameters that a step moves and sends: all, or those of these names or shell patterns (["fc2.*"])')
+    ) = Field("full", description='parameters that a step moves and sends: all, or those of these names or shell patterns (["5.*"])')
     piggyback: bool = Field(
         False,
         description="rounds that average carry one gradient of the distillation beside the update, "

@@ -30,9 +30,9 @@ class Forms:
         return broadcast is not None and client in broadcast.holders and client not in self._lacking
 
     def is_snapshot(self, client: str) -> bool:
-        """Whether a client receives a whole model where others receive a step."""
+        """Whether a client receives a whole model because it does not hold what a step leads from."""
         broadcast = self._exchange.broadcast
-        return broadcast is not None and not self.is_step(client)
+        return broadcast is not None and broadcast.has_codec and not self.is_step(client)
 
     def lacks(self, client: str) -> bool:
         """Take in that a client cannot use the step; returns whether that is news."""

@@ -27,6 +27,7 @@ from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
+from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
@@ -81,6 +82,7 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     run_id = new_run_id()
     model = initial_model(config)
     algorithms.check_fits(algorithm, model.schema)
+    check_codecs(config)
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)

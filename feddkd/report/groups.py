@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feddkd.config import Config
-from feddkd.config.communication import proposals
+from feddkd.config.communication import PLAIN, proposals
 from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report.units import shortened
@@ -41,7 +41,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
     """Groups in the order of their first runs.
 
     A label is the algorithm's name, and, where several groups share that algorithm, the settings in which they differ. More rounds
-    than the fewest are always said: a longer run is not what its algorithm's name alone makes one expect.
+    than the fewest and codecs are always said: such a run is not what its algorithm's name alone makes one expect.
     """
     members: dict[str, list[RunFolder]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -58,6 +58,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
         keys = [key for key in differing(rivals) if not _follows_preset(own, key, rivals)]
         if own[ROUNDS] > fewest and ROUNDS not in keys:
             keys.append(ROUNDS)
+        keys += [key for key in _codec_keys(own) if key not in keys]
         labels[identity] = shortened(" ".join([name, *_named(own, keys)]), LABEL_LETTERS)
     return [Group(labels[identity], tuple(found)) for identity, found in members.items()]
 
@@ -77,6 +78,13 @@ def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
 
 
+def _codec_keys(own: Mapping[str, Any]) -> list[str]:
+    """What says that a run had codecs: a picture must not credit an algorithm with what they save."""
+    if own.get(PRESET, "none") != "none":
+        return [PRESET]
+    return [key for key in ("communication.up", "communication.down") if own.get(key, PLAIN) != PLAIN]
+
+
 def _follows_preset(own: Mapping[str, Any], key: str, rivals: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a setting is what its preset says, or the default where only the preset of another says otherwise."""
     if not any(key in _proposed(rival) for rival in rivals):
@@ -94,9 +102,15 @@ def _named(own: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
 
     A setting that a configuration does not have is left out of its label.
     """
-    last = [key.removesuffix(".name").rpartition(".")[2] for key in keys]
+    last = [_short(key) for key in keys]
     names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
     return [f"{name}={as_text(own[key])}" for key, name in zip(keys, names, strict=True) if own.get(key) is not None]
+
+
+def _short(key: str) -> str:
+    """The last part of a dotted key; of a codec of one exchange, the exchange as well."""
+    table, *rest = key.removesuffix(".name").split(".")
+    return ".".join(rest) if table == "communication" and len(rest) > 1 else (rest or [table])[-1]
 
 
 def as_text(value: Any) -> str:

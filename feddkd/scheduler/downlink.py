@@ -19,8 +19,7 @@ class Downlink:
 
     def __init__(self, config: Config) -> None:
         """Begin with clients that hold nothing. Raises ConfigError for a codec that is not known or not installed."""
-        if config.communication.zstd:
-            lossless.require()
+        check_codecs(config)
         self._communication = config.communication
         snapshot = named_codec(config.communication.snapshot, unbiased=False)
         self._broadcaster = Broadcaster(config.transport.chunk_bytes, config.seed, snapshot, zstd=config.communication.zstd)
@@ -57,6 +56,12 @@ class Downlink:
         """Take in which clients have received the payload of an exchange."""
         if exchange.broadcast is not None:
             self._broadcaster.received(exchange.broadcast, exchange.payload, clients)
+
+
+def check_codecs(config: Config) -> None:
+    """Check that what encodes and compresses is installed. Raises ConfigError."""
+    if config.communication.zstd:
+        lossless.require()
 
 
 def named_codec(name: str, *, unbiased: bool) -> Codec | None:

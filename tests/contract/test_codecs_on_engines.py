@@ -16,6 +16,7 @@ from harness import RUN_ID, EngineProxy, FakeWorker, Recorder, answering, exchan
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.fedavg import FedAvg
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MEASURED_STEPS, TaskRunner
@@ -442,6 +443,30 @@ def test_the_model_that_is_evaluated_is_the_one_that_a_sampled_cohort_receives(a
     run = Run(REFERENCE, config, tmp_path, around=Watched)
     assert received[1:] == run.recorder.models
     run.check_delivered()
+
+
+class InPlace(FedAvg):
+    """FedAvg that writes into the model it was given."""
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        update = cohort.exchange("local_train", model)
+        for name, tensor in model.items():
+            tensor.add_(update[name])
+        return model
+
+
+@on_every_engine
+@pytest.mark.parametrize("codecs", [(), ("down=eden4",), ("down=fp16", "snapshot=bf16")], ids=str)
+def test_an_algorithm_may_write_into_its_model(codecs: tuple[str, ...], engine: EngineUnderTest, tmp_path: Path) -> None:
+    """The server's own copy of what clients hold would change with it: then they get the model whole."""
+    config = configuration(codecs, f"algorithm.name={__name__}:InPlace", "rounds=3")
+    run = Run(engine, config, tmp_path)
+    run.check_delivered()
+    models = [record.traffic.payload_bytes_down for record in run.recorder.exchanges if record.id.name == "local_train"]
+    assert min(models) > 0
+    if not codecs:
+        plain = Run(REFERENCE, configuration((), *ALGORITHMS["fedavg"], "rounds=3"), tmp_path / "plain")
+        assert run.sha256 == plain.sha256
 
 
 def test_zstandard_changes_no_model_and_saves_bytes(tmp_path: Path) -> None:

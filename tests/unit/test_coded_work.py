@@ -436,6 +436,22 @@ def test_a_reply_that_did_not_count_leaves_what_was_left_before() -> None:
     assert not before.block.equal(Tensors(MIXED).block)
 
 
+def test_an_attempt_starts_from_what_was_left_before_its_round() -> None:
+    """What failed attempts sent was not used, so nothing of theirs is left over."""
+    held = Held()
+    held.enter(1, 0)
+    ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), 0), held).encode("local_train", Reply(), UPDATE)
+    held.settle(counted=True)
+    held.enter(2, 0)
+    before = held.with_leftover("local_train", Tensors(MIXED)).block
+    for attempt in range(1, 4):
+        ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), attempt), held).encode("local_train", Reply(), OTHER)
+        held.settle(counted=True)
+        assert not held.with_leftover("local_train", Tensors(MIXED)).block.equal(before)
+        held.enter(2, attempt)
+        assert held.with_leftover("local_train", Tensors(MIXED)).block.equal(before)
+
+
 def test_codecs_that_round_leave_nothing_to_be_sent_later() -> None:
     held = Held()
     for number in range(3):

@@ -123,7 +123,7 @@ def test_a_configuration_that_was_validated_may_be_validated_again() -> None:
 
 # What is refused.
 
-CODECS = "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01)"
+CODECS = "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01 sends 1 %)"
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,31 @@ def test_a_table_has_to_be_named_after_an_exchange() -> None:
 
 def test_a_very_long_name_is_cut() -> None:
     assert len(refusal(f"{'x' * 5000}.up={'y' * 5000}")) < 800
+
+
+@pytest.mark.parametrize("rounds", [["dkd.steps=0"], ["dkd.steps=0", "dkd.piggyback=true"], ["algorithm.name=fedavg_sgd", "dkd.steps=0"]])
+def test_a_preset_proposes_no_steps_to_rounds_that_average(rounds: list[str]) -> None:
+    config = Config.load(overrides=["communication.preset=frugal", *rounds])
+    assert config.dkd.start == Config().dkd.start
+    assert config.communication.up == "eden1"
+
+
+def test_a_preset_that_changes_nothing_says_so() -> None:
+    config = Config.load(overrides=["communication.preset=lossless", "algorithm.name=fedavg"])
+    assert config.preset_lines() == ["preset lossless: it changes nothing for fedavg"]
+
+
+@pytest.mark.parametrize(("override", "wish"), [("communication=frugal", "a table is expected"), ("dkd.scope=fc2", "a list is expected")])
+def test_a_value_where_a_container_belongs_is_named_as_toml_does(override: str, wish: str) -> None:
+    with pytest.raises(ConfigError, match=wish):
+        Config.load(overrides=[override])
+
+
+def test_a_preset_proposes_no_rate_to_another_optimizer() -> None:
+    config = Config.load(overrides=["communication.preset=balanced", "dkd.optimizer=sgd"])
+    assert (config.dkd.lr, config.dkd.beta2, config.dkd.steps) == (Config().dkd.lr, Config().dkd.beta2, 10)
+
+
+def test_a_preset_does_not_hide_a_table_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="dkd = 3: a table is expected"):
+        Config.load(overrides=["communication.preset=balanced", "dkd=3"])

@@ -109,9 +109,10 @@ def test_the_summary_says_what_codecs_saved_and_nothing_where_there_was_none(cap
     exchanges["dkd_step"] |= {"dense_bytes_down": 9_600_000, "dense_bytes_up": 9_600_000}
     lines = printed(capsys, exchanges=exchanges, snapshot_bytes_down=250_000)
     assert [line for line in lines if line not in plain] == [
-        "  encoded            local_train: down 0.40 MB for 1.60 MB (4.0 x fewer)",
-        "                     dkd_step: down 0.60 MB for 9.60 MB (16.0 x fewer), up 0.30 MB for 9.60 MB (32.0 x fewer)",
-        "  whole models down  0.25 MB to clients that lacked the one before",
+        "  encoded            local_train: down 400.00 kB instead of 1.60 MB (4.0 times less)",
+        "                     dkd_step: down 600.00 kB instead of 9.60 MB (16.0 times less), "
+        "up 300.00 kB instead of 9.60 MB (32.0 times less)",
+        "  whole models down  250.00 kB to clients that lacked the one before",
     ]
 
 

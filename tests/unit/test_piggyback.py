@@ -160,6 +160,11 @@ def test_a_negative_loss_decides_nothing() -> None:
     assert decisions([-1.0, 9.0, 9.0]) == ["average"] * 3
 
 
+def test_a_negative_first_loss_is_nothing_to_compare_with() -> None:
+    averaging = Averaging()
+    assert [averaging.decide(loss, 10) for loss in (-0.5, 2.0, 1.9)] == ["average"] * 3
+
+
 @given(st.lists(st.floats(-1, 1e30), max_size=30), st.lists(st.floats(-1, 1e30), max_size=10))
 def test_decisions_go_on_from_the_state(before: list[float], after: list[float]) -> None:
     averaging = Averaging()

@@ -314,6 +314,21 @@ def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert [group.seeds for group in groups] == ["3", "1, 2", "1"]
 
 
+def test_labels_say_that_a_run_had_codecs_and_for_which_exchange(tmp_path: Path) -> None:
+    def run(name: str, **communication: object) -> RunFolder:
+        return load(tmp_path / name, algorithm=name, settings={"communication": communication})
+
+    runs = [run("feddkd"), run("fedavg", preset="frugal"), run("scaffold", up="eden2"), run("fedprox", local_train={"up": "int8"})]
+    other = load(tmp_path / "other", algorithm="fedprox")
+    assert [group.label for group in group_runs([*runs, other])] == [
+        "feddkd",
+        "fedavg preset=frugal",
+        "scaffold up=eden2",
+        "fedprox local_train.up=int8",
+        "fedprox",
+    ]
+
+
 def test_a_preset_stands_for_the_settings_that_it_makes(tmp_path: Path) -> None:
     def run(name: str, **tables: dict[str, object]) -> RunFolder:
         return load(tmp_path / name, settings=tables)
