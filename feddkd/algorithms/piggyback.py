@@ -35,10 +35,13 @@ from feddkd.evaluation import evaluate
 from feddkd.exchange import SCALAR, ExchangeKind, Reply, Task, as_scalar, read_scalar
 from feddkd.tensors import Schema, Tensors
 
-MOST_RISE = 0.5
+MOST_RISE = 2.0
 """Share by which the loss may be above the lowest since averages are taken, before they count as worse."""
 
-PATIENCE = 3
+MOST_ABOVE_UNTRAINED = 0.05
+"""Share by which it may be above the loss that the run began with."""
+
+PATIENCE = 8
 """Rounds in a row that may average without a new lowest loss."""
 
 GOOD_FALL = 0.1
@@ -92,8 +95,8 @@ class Averaging:
 
     def __init__(self, state: Tensor | None = None) -> None:
         """Begin before round 1, or go on from `state`."""
-        values: list[float] = [0, self.NONE, self.NONE, 0, 0, 1] if state is None else state.tolist()
-        self._rounds, self._lowest, self._credited, self._stale, self._pause, self._next_pause = values
+        values: list[float] = [0, self.NONE, self.NONE, self.NONE, 0, 0, 1] if state is None else state.tolist()
+        self._rounds, self._untrained, self._lowest, self._credited, self._stale, self._pause, self._next_pause = values
         self.at_lowest = False
 
     def decide(self, loss: float, last_round: int) -> Literal["back", "alone", "average"]:
@@ -108,6 +111,7 @@ class Averaging:
             step without averaging. "average": do both.
         """
         self._rounds += 1
+        self._untrained = loss if self._untrained == self.NONE and loss >= 0 else self._untrained
         first = self._lowest == self.NONE
         self.at_lowest = loss >= 0 and (first or loss < self._lowest)
         if not first and loss >= 0 and self._are_worse(loss):
@@ -128,11 +132,12 @@ class Averaging:
                 self._next_pause, self._credited = max(self._next_pause / 2, 1.0), loss
             return False
         self._stale += 1
-        return loss > (1 + MOST_RISE) * self._lowest or self._stale >= PATIENCE
+        worse_than_none = loss > (1 + MOST_ABOVE_UNTRAINED) * self._untrained
+        return worse_than_none or loss > (1 + MOST_RISE) * self._lowest or self._stale >= PATIENCE
 
     def state(self) -> Tensor:
-        """Return what to go on from; float64 [6]."""
-        values = [self._rounds, self._lowest, self._credited, self._stale, self._pause, self._next_pause]
+        """Return what to go on from; float64 [7]."""
+        values = [self._rounds, self._untrained, self._lowest, self._credited, self._stale, self._pause, self._next_pause]
         return torch.tensor(values, dtype=torch.float64)
 
 
@@ -144,8 +149,9 @@ class Piggyback(Algorithm):
     - The clients report the loss of the model that a round begins with: the cross-entropy on all
       their examples, so it changes with the model alone. It is compared with the lowest that a
       round began with since averages are taken. Averages are worse if it is more than `MOST_RISE`
-      above that, or if `PATIENCE` rounds have not lowered it. (Where averaging works, the loss
-      still rises by up to a half in single rounds; with one class a client it doubles, or stays.)
+      above that, or more than `MOST_ABOVE_UNTRAINED` above the first one of the run, or if
+      `PATIENCE` rounds have not lowered it. (With two classes a client, where averaging works, the
+      loss still doubles in single rounds. With one class it rises above that of an untrained model.)
     - Then w_{t+1} is the model that the gradient alone would have led to from where the loss was
       lowest, which the server has kept with its optimizer's moments; the replies of this round are
       not used. The algorithm starts again without momentum.

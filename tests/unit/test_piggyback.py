@@ -116,24 +116,28 @@ def decisions(losses: list[float], last_round: int = 1000) -> list[str]:
 
 
 def test_losses_that_rise_a_little_for_a_while_do_not_stop_the_averaging() -> None:
-    assert decisions([2.0, 2.9, 2.1, 1.9, 2.1, 2.8, 1.0]) == ["average"] * 7
+    assert decisions([10.0, 2.0, 5.9, 2.1, 1.9, 2.1, 5.0, 1.0]) == ["average"] * 8
 
 
 def test_a_large_rise_above_the_lowest_loss_does() -> None:
-    assert decisions([1.0, 1.4, 1.6]) == ["average", "average", "back"]
+    assert decisions([10.0, 1.0, 2.9, 3.1]) == ["average", "average", "average", "back"]
+
+
+def test_a_loss_above_that_of_the_untrained_model_does() -> None:
+    assert decisions([2.3, 2.4, 2.5]) == ["average", "average", "back"]
 
 
 def test_losses_that_do_not_fall_do() -> None:
-    assert decisions([1.0, 1.0, 1.1, 1.0]) == ["average", "average", "average", "back"]
+    assert decisions([10.0, 1.0, *[1.1] * PATIENCE]) == ["average"] * (PATIENCE + 1) + ["back"]
 
 
 def test_the_model_to_go_back_to_is_that_of_the_lowest_loss() -> None:
     averaging, lowest = Averaging(), []
-    for loss in (2.0, 2.1, 1.5, 1.6, 1.7):
+    for loss in (10.0, 2.0, 2.1, 1.5, 1.6, 1.7):
         assert averaging.decide(loss, 1000) == "average"
         lowest.append(averaging.at_lowest)
-    assert lowest == [True, False, True, False, False]
-    assert averaging.decide(1.6, 1000) == "back"
+    assert lowest == [True, True, False, True, False, False]
+    assert averaging.decide(4.6, 1000) == "back"
 
 
 def test_worse_averages_double_the_rounds_without_one_and_better_ones_halve_them() -> None:
