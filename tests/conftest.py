@@ -15,7 +15,7 @@ from feddkd.engines.grpc_exchange import GrpcExchange
 TESTS = Path(__file__).parent
 
 # No test depends on how fast the machine is; and what CI tries is the same every time.
-settings.register_profile("feddkd", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("feddkd", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 settings.load_profile("feddkd")
 
 

@@ -17,8 +17,9 @@ from feddkd.client.backoff import Backoff
 from feddkd.client.held import Held
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.work import KeptReply, TaskRunner, Work
-from feddkd.errors import ProtocolError, RefusedError, UnreachableError
+from feddkd.errors import ProtocolError, RefusedError, SchemaError, UnreachableError
 from feddkd.exchange import Task
+from feddkd.tensors import Schema
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
 from feddkd.transport.frames import is_chunk
@@ -144,7 +145,7 @@ class Agent:
         if difference is not None:
             raise RefusedError(f"server {self._address}: it runs another configuration now ({difference}); start this client again")
         try:
-            schema_from_message(manifest.model).check_same(self._worker.model_schema)
+            _check_model(schema_from_message(manifest.model), self._worker.model_schema)
         except ProtocolError as error:
             raise RefusedError(f"this client's model is not the server's: {printable(str(error))}") from None
         if manifest.run_id != self._run_id:
@@ -261,3 +262,12 @@ class Agent:
         self._wanted_from = None
         if self._stream is not None:
             self._stream.send(())
+
+
+def _check_model(servers: Schema, own: Schema) -> None:
+    """Compare a client's model with the server's. Raises SchemaError for other tensors, or others that are trained."""
+    servers.check_same(own)
+    for spec in own.specs:
+        if spec.trainable != servers.by_name[spec.name].trainable:
+            here, there = ("trained", "not") if spec.trainable else ("not trained", "it is")
+            raise SchemaError(f"tensor {spec.name!r} is {here} here, and {there} at the server")

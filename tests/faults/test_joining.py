@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc
@@ -149,6 +150,14 @@ def test_a_client_with_another_model_refuses_to_take_part(scene: Scene) -> None:
     other = FakeWorker(lambda _: Reply(), Schema([TensorSpec("layer.weight", torch.float32, (4, 6))]))
     agent = Agent(scene.server.address, "other", other, scene.server._threads)
     with pytest.raises(RefusedError, match="this client's model is not the server's: tensor"):
+        start_agent(agent).result()
+
+
+def test_a_client_that_trains_other_layers_refuses_to_take_part(scene: Scene) -> None:
+    """Codecs encode what is trained, so every one of its replies would have another size than the server's."""
+    frozen = Schema(replace(spec, trainable=not spec.trainable) for spec in MODEL.schema.specs)
+    agent = Agent(scene.server.address, "other", FakeWorker(lambda _: Reply(), frozen), scene.server._threads)
+    with pytest.raises(RefusedError, match=r"tensor '.*' is (not )?trained here, and"):
         start_agent(agent).result()
 
 
