@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,26 @@ class Transform:
             self.columns.copy_(self.spare)
 
 
+class _Memory(threading.local):
+    """The transforms of one thread, kept from call to call: to make one takes longer than a small block's sums."""
+
+    MOST = 8
+
+    def __init__(self) -> None:
+        self._transforms: OrderedDict[tuple[int, int, torch.device], Transform] = OrderedDict()
+
+    def transform(self, height: int, count: int, device: torch.device) -> Transform:
+        key = height, count, device
+        found = self._transforms.pop(key, None) or Transform(height, count, device)
+        self._transforms[key] = found
+        if len(self._transforms) > self.MOST:
+            self._transforms.popitem(last=False)
+        return found
+
+
+_memory = _Memory()
+
+
 class Rotation:
     """Turns blocks by H S2 H S1: S1 and S2 change signs at random, H is the transform.
 
@@ -56,7 +79,6 @@ class Rotation:
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         self._first, self._second = first, second
-        self._transforms: dict[tuple[int, int], Transform] = {}
 
     @classmethod
     def of(cls, seed: int, height: int, device: torch.device) -> Rotation:
@@ -65,11 +87,8 @@ class Rotation:
         return cls(draw_signs(height, generator).to(device), draw_signs(height, generator).to(device))
 
     def transform_of(self, height: int, count: int) -> Transform:
-        """Return the memory where blocks of a shape are rotated."""
-        key = height, count
-        if key not in self._transforms:
-            self._transforms[key] = Transform(height, count, self._first.device)
-        return self._transforms[key]
+        """Return the memory where this thread rotates blocks of a shape."""
+        return _memory.transform(height, count, self._first.device)
 
     def forward(self, blocks: Tensor, factors: Tensor) -> Transform:
         """Multiply each block by its factor and by its length, and rotate it.
