@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 
 from niid_bench.cells import FRONTIER, FRONTIER_TIERS, ROOT, Cell
 from niid_bench.frontier import GRPC_RESULT, RESULT, SEEDS, is_comparison
-from niid_bench.frontier_outcomes import REFERENCE, RIVAL, Frontier
+from niid_bench.frontier_outcomes import REFERENCE, Frontier
 from niid_bench.frontier_verdicts import (
     BUDGETS,
     SPENT,
@@ -146,13 +146,19 @@ def readme_section(found: Frontier) -> str:
     cells = [
         [
             f"{FRONTIER[row]['what']}",
-            str(len(next(own for own in found.all if own.cell.algorithm == row).curve.rounds)) if row != RIVAL else "80 (c1: 50)",
+            _rounds(found, row),
             _units(found, row, "c1").partition(" ")[0],
             *(accuracy(found.final(row, partition), seeds=len(SEEDS)) for partition in partitions),
         ]
         for row in rows
     ]
     return table(["12,000 MNIST images, ten clients", "rounds", "bytes a round", *(f"`{name}`" for name in partitions)], cells)
+
+
+def _rounds(found: Frontier, row: str) -> str:
+    """How many rounds a row has; where a partition has others, the fewest and the most."""
+    counts = sorted({len(own.curve.rounds) for own in found.all if own.cell.algorithm == row})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
 
 def _by_partition(found: Frontier, rows: Sequence[str], cell: Cells) -> str:

@@ -21,7 +21,11 @@ class Held:
         self._at_start: dict[str, Tensors] = {}
 
     def enter(self, round_number: int, attempt: int) -> None:
-        """Take in which attempt at a round begins or goes on: another one starts from what was left before the round."""
+        """Take in which attempt at a round begins or goes on: another one starts from what was left before the round.
+
+        A reply of which nothing was heard did not count, so a later receipt must not settle it.
+        """
+        self._unsettled = None
         if round_number != self._attempt[0]:
             self._at_start = dict(self._leftovers)
         elif attempt != self._attempt[1]:

@@ -436,6 +436,16 @@ def test_a_reply_that_did_not_count_leaves_what_was_left_before() -> None:
     assert not before.block.equal(Tensors(MIXED).block)
 
 
+def test_a_receipt_does_not_settle_an_earlier_reply_of_which_nothing_was_heard() -> None:
+    held = Held()
+    held.enter(1, 0)
+    ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), 0), held).encode("local_train", Reply(), UPDATE)
+    held.enter(1, 0)
+    ReplyEncoder(CHUNK_BYTES, coding("eden1"), held).encode("dkd_step", Reply(), OTHER)
+    held.settle(counted=True)
+    assert held.with_leftover("local_train", UPDATE) is UPDATE
+
+
 def test_an_attempt_starts_from_what_was_left_before_its_round() -> None:
     """What failed attempts sent was not used, so nothing of theirs is left over."""
     held = Held()
