@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from feddkd.algorithms.base import Algorithm
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.fedavg_sgd import FedAvgSGD
@@ -19,6 +21,8 @@ from feddkd.algorithms.scaffold import SCAFFOLD
 from feddkd.algorithms.site import LocalObjective
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
+
+Base = TypeVar("Base")
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavg": FedAvg,
@@ -54,12 +58,7 @@ def find(name: str) -> type[Algorithm]:
     Raises:
         ConfigError: there is none.
     """
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    algorithm = load_object(name, "algorithm.name")
-    if not (isinstance(algorithm, type) and issubclass(algorithm, Algorithm)):
-        raise ConfigError(f"algorithm.name = {name!r}: not a subclass of feddkd.algorithms.base.Algorithm")
-    return algorithm
+    return ALGORITHMS.get(name) or _load(name, "algorithm.name", Algorithm)  # type: ignore[type-abstract]
 
 
 def find_objective(name: str) -> type[LocalObjective]:
@@ -68,10 +67,12 @@ def find_objective(name: str) -> type[LocalObjective]:
     Raises:
         ConfigError: there is none.
     """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    objective = load_object(name, "algorithm.local_objective.name")
-    if not (isinstance(objective, type) and issubclass(objective, LocalObjective)):
-        key = f"algorithm.local_objective.name = {name!r}"
-        raise ConfigError(f"{key}: not a subclass of feddkd.algorithms.site.LocalObjective")
-    return objective
+    return OBJECTIVES.get(name) or _load(name, "algorithm.local_objective.name", LocalObjective)
+
+
+def _load(name: str, key: str, base: type[Base]) -> type[Base]:
+    """Import a subclass of `base` that the configuration names under `key`. Raises ConfigError."""
+    found = load_object(name, key)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"{key} = {name!r}: not a subclass of {base.__module__}.{base.__qualname__}")
+    return found
