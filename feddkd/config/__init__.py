@@ -79,7 +79,6 @@ __all__ = [
     "Table",
     "TrainingConfig",
     "TransportConfig",
-    "proposals",
     "read_tables",
 ]
 
