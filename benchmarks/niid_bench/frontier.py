@@ -22,6 +22,9 @@ from niid_bench.run import add_common_options, settings_of
 
 RESULT = "frontier.jsonl"
 GRPC_RESULT = "frontier_grpc.jsonl"
+FRESH_RESULT = "frontier_fresh.jsonl"
+"""Seeds that the piggyback's rule was not changed after."""
+
 SEEDS = (30, 31, 32)
 COMPARISON_SEEDS = (30,)
 DEFAULT_PARTITIONS = {"mini": ("c1", "c2", "dir0.1"), "sampled": ("c2",)}

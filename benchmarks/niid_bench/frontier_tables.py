@@ -16,13 +16,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
 from niid_bench.cells import FRONTIER, FRONTIER_TIERS, ROOT, Cell
-from niid_bench.frontier import GRPC_RESULT, RESULT, SEEDS, is_comparison
-from niid_bench.frontier_outcomes import REFERENCE, Frontier
+from niid_bench.frontier import FRESH_RESULT, GRPC_RESULT, RESULT, SEEDS, is_comparison
+from niid_bench.frontier_outcomes import REFERENCE, UNIT_ROW, Frontier
 from niid_bench.frontier_verdicts import (
     BUDGETS,
+    FRESH_PARTITIONS,
     SPENT,
     against_rival,
     codec_time,
+    fresh_targets,
     least_bytes,
     mini_targets,
     sampled_targets,
@@ -63,6 +65,14 @@ def verdicts_section(mini: Frontier, sampled: Frontier) -> str:
             verdict_table(sampled_targets(sampled), ("c2",)),
         ]
     )
+
+
+def fresh_section(lines: Sequence[dict[str, Any]], fresh_lines: Sequence[dict[str, Any]]) -> str:
+    """The piggyback against its rival on other seeds; the unit is that of the main results."""
+    if not fresh_lines:
+        return NO_RESULTS
+    unit = [line for line in lines if line["algorithm"] == UNIT_ROW]
+    return verdict_table(fresh_targets(Frontier("mini", [*unit, *fresh_lines])), FRESH_PARTITIONS)
 
 
 def rows_section() -> str:
@@ -211,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mini, sampled = (Frontier(tier, lines) for tier in FRONTIER_TIERS)
     sections = {
         "frontier:verdicts": verdicts_section(mini, sampled),
+        "frontier:fresh": fresh_section(lines, read_lines(options.results / FRESH_RESULT)),
         "frontier:rows": rows_section(),
         "frontier:mini": tier_section(mini),
         "frontier:curves": curves_section(mini),

@@ -23,6 +23,7 @@ WIDEST_GAP = 1.5
 """The widest gap that a target allows: how far below its bytes one gets is said for this gap."""
 
 PIGGYBACK = "fedavg_piggyback"
+FRESH_PARTITIONS = ("c2", "dir0.1")
 CODED = ("feddkd_balanced", "feddkd_frugal", "feddkd_quarter")
 """FedDKD's rows with codecs."""
 
@@ -63,6 +64,11 @@ def mini_targets(found: Frontier) -> list[Target]:
         _ahead_target(found, "feddkd_quarter", ("c1",)),
         _ahead_target(found, PIGGYBACK, ("c2", "dir0.1")),
     ]
+
+
+def fresh_targets(found: Frontier) -> list[Target]:
+    """What is asked again on seeds that the piggyback's rule was not changed after."""
+    return [_ahead_target(found, PIGGYBACK, FRESH_PARTITIONS, units) for units in (1.0, 1.5, 2.5)]
 
 
 def sampled_targets(found: Frontier) -> list[Target]:
