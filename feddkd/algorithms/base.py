@@ -72,6 +72,38 @@ class Cohort(Protocol):
         """
 
 
+class CohortAround:
+    """Passes everything on to another cohort; override what should change on its way."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return self.cohort.weights
+
+    @property
+    def share(self) -> float:
+        return self.cohort.share
+
+    @property
+    def loss(self) -> float | None:
+        return self.cohort.loss
+
+    @property
+    def sent(self) -> Tensors:
+        return self.cohort.sent
+
+    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
+        return self.cohort.adopt(name, model, in_mean=in_mean)
+
+    def note(self, name: str, value: float) -> None:
+        self.cohort.note(name, value)
+
+    def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
+        return self.cohort.exchange(name, payload, step)
+
+
 class ClientSide:
     """What an algorithm does at a client: one method for each exchange, `method(task) -> Reply`."""
 

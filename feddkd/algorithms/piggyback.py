@@ -12,13 +12,13 @@ goes down and the global model of the next round comes out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, answer
+from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, CohortAround, answer
 from feddkd.algorithms.distiller import Distiller, distillation_of
 from feddkd.algorithms.fedavg_sgd import FedAvgSGD
 from feddkd.algorithms.feddkd import FedDKD, server_optimizer_of, with_moved_buffers
@@ -232,35 +232,13 @@ class Piggyback(Algorithm):
         self._alone, self._moments = parts["alone"], parts["moments"]
 
 
-class _Replied:
+class _Replied(CohortAround):
     """A cohort whose one exchange is over: gives the algorithm its own part of the reply."""
 
     def __init__(self, cohort: Cohort, reply: Tensors, model: Schema) -> None:
-        self._cohort = cohort
+        super().__init__(cohort)
         self._reply = reply
         self._model = model
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self._cohort.weights
-
-    @property
-    def share(self) -> float:
-        return self._cohort.share
-
-    @property
-    def loss(self) -> float | None:
-        return self._cohort.loss
-
-    @property
-    def sent(self) -> Tensors:
-        return self._cohort.sent
-
-    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        return self._cohort.adopt(name, model, in_mean=in_mean)
-
-    def note(self, name: str, value: float) -> None:
-        self._cohort.note(name, value)
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         own = (spec for spec in self._reply.schema.specs if spec.name.partition("/")[0] not in (GRADIENT, RECEIVED_LOSS))

@@ -15,7 +15,7 @@ from engine_table import ENGINES, REFERENCE, EngineUnderTest, Facts, agreed, on_
 from harness import RUN_ID, EngineProxy, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, small_config
 
 from feddkd import algorithms
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, CohortAround
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
@@ -586,38 +586,16 @@ def test_a_run_may_limit_norms_of_what_codecs_decode_to(engine: EngineUnderTest,
     check_alike(Run(engine, limited, tmp_path / "limited"), Run(REFERENCE, config, tmp_path / "free"))
 
 
-class Scaling:
+class Scaling(CohortAround):
     """A cohort around another that scales what is sent."""
 
     def __init__(self, inner: Cohort, factor: float) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._factor = factor
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self._inner.weights
-
-    @property
-    def share(self) -> float:
-        return self._inner.share
-
-    @property
-    def loss(self) -> float | None:
-        return self._inner.loss
-
-    @property
-    def sent(self) -> Tensors:
-        return self._inner.sent
-
-    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        return self._inner.adopt(name, model, in_mean=in_mean)
-
-    def note(self, name: str, value: float) -> None:
-        self._inner.note(name, value)
 
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
         moved = payload.replace({name: payload[name] * self._factor for name, spec in payload.schema.by_name.items() if spec.lossy})
-        return self._inner.exchange(name, moved if self._factor != 1 else payload, step)
+        return super().exchange(name, moved if self._factor != 1 else payload, step)
 
 
 @on_every_engine

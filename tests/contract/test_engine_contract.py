@@ -11,7 +11,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,7 +50,7 @@ from torch import Tensor
 from feddkd import algorithms
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, CohortAround
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import ReplyStage, Worker
@@ -1039,41 +1039,19 @@ def plain_sha256(tmp_path_factory: pytest.TempPathFactory) -> str:
     return whole_run(REFERENCE, workers, []).model.sha256()
 
 
-class CohortAround:
+class Changed(CohortAround):
     """A cohort around another; changes what comes up."""
 
     def __init__(self, inner: Cohort, change: Callable[[Tensors], Tensors]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._change = change
 
-    @property
-    def weights(self) -> Sequence[float]:
-        return self._inner.weights
-
-    @property
-    def share(self) -> float:
-        return self._inner.share
-
-    @property
-    def loss(self) -> float | None:
-        return self._inner.loss
-
-    @property
-    def sent(self) -> Tensors:
-        return self._inner.sent
-
-    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        return self._inner.adopt(name, model, in_mean=in_mean)
-
-    def note(self, name: str, value: float) -> None:
-        self._inner.note(name, value)
-
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        return self._change(self._inner.exchange(name, payload, step))
+        return self._change(super().exchange(name, payload, step))
 
 
 def around(change: Callable[[Tensors], Tensors]) -> CohortLayer:
-    return lambda cohort: CohortAround(cohort, change)
+    return lambda cohort: Changed(cohort, change)
 
 
 def pass_on(task: Task, reply: Reply) -> Reply:

@@ -1,12 +1,12 @@
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 from harness import RUN_ID
 from scripted import THREE, FullRecorder, Moment, ScriptedEngine, Setup, number
 
-from feddkd.algorithms.base import Cohort
+from feddkd.algorithms.base import Cohort, CohortAround
 from feddkd.errors import NotFiniteError, PausedError
 from feddkd.exchange import (
     DELIVER,
@@ -364,7 +364,7 @@ def test_a_run_says_who_did_not_get_the_final_model_and_why() -> None:
 # What stands around a cohort.
 
 
-class Around:
+class Around(CohortAround):
     """Changes payloads on their way down and reduced contributions on their way up."""
 
     def __init__(
@@ -373,34 +373,12 @@ class Around:
         down: Callable[[float], float],
         up: Callable[[float], float],
     ) -> None:
-        self._cohort = cohort
+        super().__init__(cohort)
         self._down = down
         self._up = up
 
-    @property
-    def weights(self) -> Sequence[float]:
-        return self._cohort.weights
-
-    @property
-    def share(self) -> float:
-        return self._cohort.share
-
-    @property
-    def loss(self) -> float | None:
-        return self._cohort.loss
-
-    @property
-    def sent(self) -> Tensors:
-        return self._cohort.sent
-
-    def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
-        return self._cohort.adopt(name, model, in_mean=in_mean)
-
-    def note(self, name: str, value: float) -> None:
-        self._cohort.note(name, value)
-
     def exchange(self, name: str, payload: Tensors, step: int = 0) -> Tensors:
-        reduced = self._cohort.exchange(name, number(self._down(float(payload["w"]))), step)
+        reduced = super().exchange(name, number(self._down(float(payload["w"]))), step)
         return number(self._up(float(reduced["w"])))
 
 
