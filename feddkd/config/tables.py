@@ -60,6 +60,34 @@ class DataConfig(Table):
         le=PROCESSES_MAX,
         description="loader processes for data that are streamed from disk (image_folder)",
     )
+    unlabelled: Literal["none", "minus_one"] | ImportPath = Field(
+        "none",
+        description="examples without a label: minus_one says that label -1 in your own data means no label; "
+        "package.module:function gives more inputs that have none",
+    )
+    labelled_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="for benchmarks: share of its labels that each client keeps, the classes in proportion; the others are hidden",
+    )
+    labels_per_class: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="for benchmarks: labels of each class that a client keeps; the others are hidden",
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="for benchmarks, never on real data: probability that a label is replaced by a wrong one",
+    )
+    label_noise_kind: Literal["symmetric", "pairwise", "own_classes"] = Field(
+        "symmetric",
+        description="the wrong label: symmetric takes any other class, pairwise the next class, "
+        "own_classes another class that the client has labels of",
+    )
 
     @field_validator("root")
     @classmethod
@@ -74,6 +102,24 @@ class DataConfig(Table):
         if math.prod(shape or ()) > ELEMENTS_MAX:
             raise ValueError(f"one example would have {math.prod(shape or ()):,} elements, {ELEMENTS_MAX:,} are allowed")
         return shape
+
+    @model_validator(mode="after")
+    def _labels_are_hidden_by_one_rule(self) -> Self:
+        if self.labelled_share is not None and self.labels_per_class is not None:
+            raise ValueError(
+                f"labels_per_class = {self.labels_per_class}: data.labelled_share = {self.labelled_share:g} "
+                "says already which labels are kept; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_own_data_have_minus_ones(self) -> Self:
+        if self.unlabelled == "minus_one" and ":" not in self.name:
+            elsewhere = "; put the images without a label into a folder unlabelled/" if self.name == "image_folder" else ""
+            raise ValueError(
+                f"unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
+            )
+        return self
 
 
 class PartitionConfig(Table):

@@ -1,4 +1,4 @@
-"""Reads labelled examples by index: from memory, or streamed from a data set on disk."""
+"""Reads examples by index, with or without labels: from memory, or streamed from a data set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from feddkd.errors import DataError
 Batch = tuple[Tensor, Tensor, Tensor]
 """index int64 [B], inputs float32 [B, ...], labels int64 [B], all on the CPU."""
 
+UNLABELLED = -1
+"""The label of an example that has none."""
+
 
 class Examples(Protocol):
-    """A finite collection of labelled examples, read by index.
+    """A finite collection of examples, read by index.
 
     Attributes:
-        labels: int64 [n] on the CPU.
+        labels: int64 [n] on the CPU; `UNLABELLED` where an example has no label.
     """
 
     labels: Tensor
@@ -38,6 +41,10 @@ class Examples(Protocol):
 
     def subset(self, index: Tensor) -> Examples:
         """The examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs."""
+        ...
+
+    def with_labels(self, labels: Tensor) -> Examples:
+        """The same examples with other `labels` (int64 [n]); shares their inputs."""
         ...
 
     def compact(self) -> Examples:
@@ -79,6 +86,12 @@ class MemoryExamples:
         part = copy.copy(self)
         part.labels, part._rows = self.labels.index_select(0, index), self._rows_of(index)
         return part
+
+    def with_labels(self, labels: Tensor) -> MemoryExamples:
+        assert len(labels) == len(self)
+        same = copy.copy(self)
+        same.labels = labels
+        return same
 
     def compact(self) -> MemoryExamples:
         return self if self._rows is None else MemoryExamples(self.inputs, self.labels)
@@ -125,6 +138,12 @@ class StreamedExamples:
         part = copy.copy(self)
         part.labels, part._index = self.labels[index], self._index[index]
         return part
+
+    def with_labels(self, labels: Tensor) -> StreamedExamples:
+        assert len(labels) == len(self)
+        same = copy.copy(self)
+        same.labels = labels
+        return same
 
     def compact(self) -> StreamedExamples:
         return self
@@ -186,6 +205,11 @@ class _Order(Sampler[list[int]]):
 
 def _pieces(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return torch.split(order, batch_size) if len(order) else ()  # split makes one empty piece of nothing
+
+
+def labelled_index(examples: Examples) -> Tensor:
+    """Find the examples that have a label: int64 [m], positions in ascending order."""
+    return (examples.labels != UNLABELLED).nonzero().squeeze(1)
 
 
 def scaled(inputs: Tensor) -> Tensor:

@@ -136,6 +136,10 @@ configs = st.builds(
         input_shape=st.none() | st.lists(st.integers(1, 100), min_size=1, max_size=4).map(tuple),
         num_classes=st.none() | st.integers(2, 1000),
         workers=st.integers(0, 8),
+        unlabelled=st.just("none") | import_paths,
+        labels_per_class=st.none() | many,
+        label_noise=st.floats(0, 1),
+        label_noise_kind=st.sampled_from(["symmetric", "pairwise", "own_classes"]),
     ),
     partition=st.builds(PartitionConfig, name=st.sampled_from(["iid", "dirichlet", "shards"]), clients=many, labels=many, alpha=positive),
     model=st.builds(ModelConfig, name=st.sampled_from(["mlp", "niid_cnn"]) | import_paths),
@@ -542,3 +546,45 @@ def test_a_large_federation_is_checked_for_repeated_names() -> None:
     assert SchedulerConfig(clients=names).num_clients == 50_000
     with pytest.raises(ValidationError, match=r"clients: 'site-49999' stands there twice"):
         SchedulerConfig(clients=[*names, "site-49999"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("data.labelled_share=0.1", "data.labels_per_class=5"),
+            "configuration: data.labels_per_class = 5: data.labelled_share = 0.1 says already which labels are kept; leave one of them out",
+        ),
+        (
+            ("data.unlabelled=minus_one",),
+            "configuration: data.unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for digits",
+        ),
+        (
+            ("data.unlabelled=minus_one", "data.name=image_folder"),
+            "configuration: data.unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), "
+            "not for image_folder; put the images without a label into a folder unlabelled/",
+        ),
+    ],
+)
+def test_keys_about_labels_that_contradict_each_other_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    assert problem(*overrides) == message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.labelled_share=0",
+        "data.labelled_share=1.1",
+        "data.labels_per_class=0",
+        "data.label_noise=1.5",
+        "data.label_noise_kind=random",
+        "data.unlabelled=some",
+    ],
+)
+def test_values_about_labels_that_are_out_of_range_are_refused(override: str) -> None:
+    assert problem(override).startswith(f"configuration: {override.partition('=')[0]} = ")
+
+
+def test_own_data_may_declare_minus_one_and_any_data_may_have_more_inputs() -> None:
+    assert Config.load(overrides=["data.unlabelled=minus_one", "data.name=my:data"]).data.unlabelled == "minus_one"
+    assert Config.load(overrides=["data.unlabelled=my:images"]).data.unlabelled == "my:images"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import Examples, MemoryExamples, StreamedExamples, as_tensor
+from feddkd.data.examples import UNLABELLED, Examples, MemoryExamples, StreamedExamples, as_tensor, labelled_index
 from feddkd.errors import DataError
 
 
@@ -93,6 +93,33 @@ def test_what_is_no_subset_is_compact_already(ten: Examples) -> None:
 def test_a_subset_shows_its_own_inputs_in_its_own_order() -> None:
     part = memory(10).subset(torch.tensor([8, 2]))
     assert part.inputs[:, 0, 0].tolist() == [64.0, 4.0]
+
+
+def test_other_labels_leave_the_inputs_and_the_original_alone(ten: Examples) -> None:
+    part = ten.subset(torch.tensor([8, 2, 4]))
+    before = part.labels.clone()
+    other = part.with_labels(torch.tensor([5, UNLABELLED, 6]))
+    x, y = other.gather(torch.tensor([2, 1]))
+    assert x[:, 0, 0].tolist() == [16.0, 4.0]
+    assert y.tolist() == [6, UNLABELLED]
+    assert torch.equal(part.labels, before)
+    for again in (other.compact(), other.subset(torch.tensor([0, 1, 2]))):
+        assert again.labels.tolist() == [5, UNLABELLED, 6]
+        assert [(x[:, 0, 0].tolist(), y.tolist()) for _, x, y in again.batches(torch.tensor([1, 0]), 2)] == [([4.0, 64.0], [UNLABELLED, 5])]
+
+
+def test_other_labels_share_the_memory_of_the_inputs() -> None:
+    whole = memory(10)
+    other = whole.with_labels(torch.full((10,), UNLABELLED))
+    assert other.inputs.data_ptr() == whole.inputs.data_ptr()
+
+
+def test_the_labelled_index_finds_the_examples_that_have_a_label(ten: Examples) -> None:
+    assert labelled_index(ten).tolist() == list(range(10))
+    some = ten.with_labels(torch.tensor([UNLABELLED, 0, 1] * 3 + [UNLABELLED]))
+    assert labelled_index(some).tolist() == [1, 2, 4, 5, 7, 8]
+    assert labelled_index(some).dtype == torch.int64
+    assert labelled_index(ten.with_labels(torch.full((10,), UNLABELLED))).shape == (0,)
 
 
 def test_images_stay_uint8_in_memory_and_are_scaled_as_torchvision_does() -> None:
