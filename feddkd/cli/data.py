@@ -35,18 +35,19 @@ def show(
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.partition_table import summary_of, table_of, title_of
     from feddkd.data.datasets import describe, load_train
-    from feddkd.data.partitions import class_counts, partition
+    from feddkd.data.partitions import class_counts, partition, unlabelled_counts
     from feddkd.report.heatmap import save_heatmap
 
     num_classes = describe(settings.data).num_classes
     labels = load_train(settings.data, settings.seed).labels
-    counts = class_counts(partition(settings.partition, labels, num_classes, settings.seed), labels, num_classes)
+    parts = partition(settings.partition, labels, num_classes, settings.seed)
+    counts, unlabelled = class_counts(parts, labels, num_classes), unlabelled_counts(parts, labels)
     title = title_of(settings, len(labels))
     if png is not None:
         save_heatmap(counts, png, title)
     if as_json:
-        say(json.dumps(summary_of(settings, counts)))
+        say(json.dumps(summary_of(settings, counts, unlabelled)))
         return
-    present(table_of(counts, title))
+    present(table_of(counts, unlabelled, title))
     if png is not None:
         say(f"heat map: {png}")

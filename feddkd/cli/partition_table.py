@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich import box
 from rich.table import Table
 from torch import Tensor
@@ -15,9 +17,10 @@ MAX_COLUMNS = 20
 LARGEST = 5
 
 
-def table_of(counts: Tensor, title: str) -> Table:
-    """A table of `counts` (int64 [clients, classes])."""
-    return _wide_table(counts, title) if counts.shape[1] <= MAX_COLUMNS else _compact_table(counts, title)
+def table_of(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
+    """A table of `counts` (int64 [clients, classes]) and of examples without a label (int64 [clients]), if there are any."""
+    lay_out = _wide_table if counts.shape[1] <= MAX_COLUMNS else _compact_table
+    return lay_out(counts, unlabelled, title)
 
 
 def title_of(settings: Config, examples: int) -> str:
@@ -32,42 +35,59 @@ def title_of(settings: Config, examples: int) -> str:
     return ", ".join(parts)
 
 
-def summary_of(settings: Config, counts: Tensor) -> dict[str, object]:
-    rows = counts.tolist()
+def summary_of(settings: Config, counts: Tensor, unlabelled: Tensor) -> dict[str, object]:
+    """The same as an object for JSON; `unlabelled` is in it if a client has such examples."""
+    rows = zip(client_ids(len(counts)), counts, unlabelled, strict=True)
+    any_unlabelled = bool(unlabelled.any())
     return {
         "data": settings.data.name,
         "partition": settings.partition.name,
         "seed": settings.seed,
-        "clients": [{"id": name, "examples": sum(row), "classes": row} for name, row in zip(client_ids(len(rows)), rows, strict=True)],
-        "total": {"examples": int(counts.sum()), "classes": counts.sum(0).tolist()},
+        "clients": [{"id": name, **_numbers(row, without, any_unlabelled)} for name, row, without in rows],
+        "total": _numbers(counts.sum(0), unlabelled.sum(), any_unlabelled),
     }
 
 
-def _wide_table(counts: Tensor, title: str) -> Table:
+def _numbers(row: Tensor, without: Tensor, any_unlabelled: bool) -> dict[str, object]:
+    """Examples of each class (int64 [classes]) and `without` a label (int64 []), for one client or for all."""
+    some = {"unlabelled": int(without)} if any_unlabelled else {}
+    return {"examples": int(row.sum() + without), **some, "classes": row.tolist()}
+
+
+def _wide_table(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
     """One column for each class; an empty cell is a class that the client lacks."""
-    table = _new_table(title, counts)
+    table = _new_table(title, counts, unlabelled)
     for label, total in enumerate(counts.sum(0).tolist()):
         table.add_column(str(label), footer=str(total), justify="right")
-    for name, row in zip(client_ids(len(counts)), counts.tolist(), strict=True):
-        table.add_row(name, str(sum(row)), *(str(count) if count else "" for count in row))
+    for cells, row in zip(_first_cells(counts, unlabelled), counts.tolist(), strict=True):
+        table.add_row(*cells, *(str(count) if count else "" for count in row))
     return table
 
 
-def _compact_table(counts: Tensor, title: str) -> Table:
-    table = _new_table(title, counts)
+def _compact_table(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
+    table = _new_table(title, counts, unlabelled)
     table.add_column("classes", footer=str(int((counts.sum(0) > 0).sum())), justify="right")
     table.add_column("largest (class: examples)", footer=_largest(counts.sum(0)))
-    for name, row in zip(client_ids(len(counts)), counts, strict=True):
-        table.add_row(name, str(int(row.sum())), str(int((row > 0).sum())), _largest(row))
+    for cells, row in zip(_first_cells(counts, unlabelled), counts, strict=True):
+        table.add_row(*cells, str(int((row > 0).sum())), _largest(row))
     return table
 
 
-def _new_table(title: str, counts: Tensor) -> Table:
+def _new_table(title: str, counts: Tensor, unlabelled: Tensor) -> Table:
     # Narrow: ten classes of MNIST fit into 80 columns.
     table = Table(title=title, title_justify="left", show_footer=True, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("client", footer="total", no_wrap=True)
-    table.add_column("examples", footer=str(int(counts.sum())), justify="right", no_wrap=True)
+    table.add_column("examples", footer=str(int(counts.sum() + unlabelled.sum())), justify="right", no_wrap=True)
+    if unlabelled.any():
+        table.add_column("no label", footer=str(int(unlabelled.sum())), justify="right", no_wrap=True)
     return table
+
+
+def _first_cells(counts: Tensor, unlabelled: Tensor) -> Iterator[list[str]]:
+    """The cells of each client's row that stand before its classes."""
+    sizes = (counts.sum(1) + unlabelled).tolist()
+    for name, size, without in zip(client_ids(len(counts)), sizes, unlabelled.tolist(), strict=True):
+        yield [name, str(size)] + ([str(without)] if unlabelled.any() else [])
 
 
 def _largest(row: Tensor) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from feddkd.config import PartitionConfig
+from feddkd.data.examples import UNLABELLED
 from feddkd.errors import PartitionError
 
 Indices = npt.NDArray[np.int64]
@@ -25,10 +26,11 @@ def client_ids(count: int) -> list[str]:
 
 
 def partition(config: PartitionConfig, labels: Tensor, num_classes: int, seed: int) -> list[Tensor]:
-    """Deal the examples with `labels` (int64 [n], in [0, num_classes)) to `config.clients` clients.
+    """Deal the examples with `labels` (int64 [n], in [0, num_classes) or `UNLABELLED`) to `config.clients` clients.
 
     Returns one sorted int64 tensor of positions in `labels` for each client: disjoint, none empty,
-    and together all of them. Equal arguments give equal partitions.
+    and together all of them. Equal arguments give equal partitions. A rule that looks at labels
+    deals the examples that have one; those without are dealt evenly, at random.
 
     Raises:
         PartitionError: it cannot be done; the message names the key and the value.
@@ -40,40 +42,66 @@ def partition(config: PartitionConfig, labels: Tensor, num_classes: int, seed: i
     match config.name:
         case "iid":
             parts = _iid(config, len(labels), rng)
-        case "labels_per_client":
-            parts = _labels_per_client(config, classes, num_classes, rng)
-        case "dirichlet":
-            parts = _dirichlet(config, classes, num_classes, rng)
         case "quantity_dirichlet":
             parts = _quantity_dirichlet(config, len(labels), rng)
-        case "shards":
-            parts = _shards(config, classes, rng)
+        case _ if (classes == UNLABELLED).any():
+            parts = _dealt_with_unlabelled(config, classes, num_classes, rng)
+        case _:
+            parts = _dealt_by_label(config, classes, num_classes, rng)
     return [torch.from_numpy(np.sort(part).astype(np.int64)) for part in parts]
 
 
 def class_counts(parts: Sequence[Tensor], labels: Tensor, num_classes: int) -> Tensor:
-    """Examples of each class at each client: int64 [clients, num_classes]."""
-    return torch.stack([torch.bincount(labels[part], minlength=num_classes) for part in parts])
+    """Examples of each class at each client: int64 [clients, num_classes]; those without a label do not count."""
+    held = (labels[part] for part in parts)
+    return torch.stack([torch.bincount(mine[mine != UNLABELLED], minlength=num_classes) for mine in held])
+
+
+def unlabelled_counts(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Examples without a label at each client: int64 [clients]."""
+    return torch.stack([(labels[part] == UNLABELLED).sum() for part in parts])
 
 
 def hold_out(index: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split `index` (int64 [n], positions in `labels`) into a training and a held-out part, both sorted.
 
-    Held out are round(share * n) examples, the classes in proportion, at least one if share > 0
-    and n >= 2; at least one is always left for training.
+    Held out are round(share * m) of the m examples that have a label, the classes in proportion, at
+    least one if share > 0 and m >= 2; at least one of them is always left for training, and so are
+    all examples without a label.
     """
-    n = len(index)
+    known = (labels[index] != UNLABELLED).nonzero().squeeze(1)
+    n = len(known)
     size = min(max(round(share * n), 1 if share > 0 else 0), n - 1)
     if size <= 0:
         return index.sort().values, index[:0]
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(n)
-    by_class = shuffled[np.argsort(labels[index].numpy()[shuffled], kind="stable")]
+    by_class = shuffled[np.argsort(labels[index[known]].numpy()[shuffled], kind="stable")]
     # Evenly spaced from a random start: every class gives its share, up to one example.
     chosen = by_class[((np.arange(size) + rng.random()) * n / size).astype(np.int64)]
-    held = torch.zeros(n, dtype=torch.bool)
-    held[torch.from_numpy(chosen)] = True
+    held = torch.zeros(len(index), dtype=torch.bool)
+    held[known[torch.from_numpy(chosen)]] = True
     return index[~held].sort().values, index[held].sort().values
+
+
+def _dealt_by_label(config: PartitionConfig, classes: Indices, num_classes: int, rng: np.random.Generator) -> list[Indices]:
+    """What a rule gives that looks at the labels; all of them are in [0, num_classes)."""
+    if config.name == "labels_per_client":
+        return _labels_per_client(config, classes, num_classes, rng)
+    if config.name == "dirichlet":
+        return _dirichlet(config, classes, num_classes, rng)
+    return _shards(config, classes, rng)
+
+
+def _dealt_with_unlabelled(config: PartitionConfig, classes: Indices, num_classes: int, rng: np.random.Generator) -> list[Indices]:
+    """The examples that have a label as the rule says, and a random equal piece of the others for each client."""
+    known, others = np.flatnonzero(classes != UNLABELLED), np.flatnonzero(classes == UNLABELLED)
+    try:
+        dealt = _dealt_by_label(config, classes[known], num_classes, rng)
+    except PartitionError as error:
+        raise PartitionError(f"{error} (among the {len(known)} examples that have a label)") from None
+    pieces = np.array_split(rng.permutation(others), config.clients)
+    return [np.concatenate([known[part], piece]) for part, piece in zip(dealt, pieces, strict=True)]
 
 
 def _iid(config: PartitionConfig, n: int, rng: np.random.Generator) -> list[Indices]:

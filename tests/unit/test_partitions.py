@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.config import PartitionConfig
-from feddkd.data.partitions import class_counts, client_ids, hold_out, partition
+from feddkd.data.examples import UNLABELLED
+from feddkd.data.partitions import class_counts, client_ids, hold_out, partition, unlabelled_counts
 from feddkd.errors import PartitionError
 
 RULES = ("iid", "labels_per_client", "dirichlet", "quantity_dirichlet", "shards")
@@ -49,6 +50,35 @@ def test_every_rule_deals_every_example_once(name: str, data: st.DataObject) -> 
     assert_deals_everything_once(parts, len(labels))
     again = partition(rule, labels, num_classes, seed)
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(unlabelled=st.sets(st.integers(0, 399), max_size=90), seed=seeds)
+@settings(deadline=None, max_examples=25)
+def test_examples_without_a_label_are_dealt_evenly_and_leave_the_others_alone(name: str, unlabelled: set[int], seed: int) -> None:
+    mixed = balanced(400, 4)
+    mixed[sorted(unlabelled)] = UNLABELLED
+    known = (mixed != UNLABELLED).nonzero().squeeze(1)
+    rule = config(name, clients=4, labels=2, min_size=1)
+    alone = partition(rule, mixed[known], 4, seed)
+    parts = partition(rule, mixed, 4, seed)
+    assert_deals_everything_once(parts, 400)
+    without = unlabelled_counts(parts, mixed)
+    assert without.sum() == len(unlabelled)
+    assert (class_counts(parts, mixed, 4).sum(1) + without).tolist() == [len(part) for part in parts]
+    if name in ("iid", "quantity_dirichlet"):
+        # These do not look at labels.
+        assert all(torch.equal(one, other) for one, other in zip(parts, partition(rule, balanced(400, 4), 4, seed), strict=True))
+        return
+    assert without.max() - without.min() <= 1
+    for part, labelled in zip(parts, alone, strict=True):
+        assert torch.equal(part[mixed[part] != UNLABELLED], known[labelled])
+
+
+def test_a_rule_says_how_many_examples_with_a_label_it_had() -> None:
+    labels = torch.tensor([0, 1, UNLABELLED, UNLABELLED])
+    with pytest.raises(PartitionError, match=r"partition\.min_size = 2: 2 clients .* only 2 \(among the 2 examples that have a label\)"):
+        partition(config("dirichlet", clients=2, min_size=2), labels, 2, 0)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -199,6 +229,24 @@ def test_hold_out_takes_classes_in_proportion_and_depends_on_the_seed() -> None:
     held = hold_out(index, labels, 0.2, 0)[1]
     assert torch.bincount(labels[held]).tolist() == [20, 10]
     assert hold_out(index, labels, 0.2, 1)[1].tolist() != held.tolist()
+
+
+@given(labelled=st.integers(0, 60), unlabelled=st.sets(st.integers(0, 119), max_size=60), share=st.floats(0, 0.99), seed=seeds)
+@settings(deadline=None)
+def test_only_examples_that_have_a_label_are_held_out(labelled: int, unlabelled: set[int], share: float, seed: int) -> None:
+    labels = torch.full((120,), UNLABELLED)
+    known = torch.tensor([place for place in range(120) if place not in unlabelled][:labelled], dtype=torch.int64)
+    labels[known] = balanced(len(known), 4)
+    train, held = hold_out(torch.arange(120), labels, share, seed)
+    assert torch.cat([train, held]).sort().values.tolist() == list(range(120))
+    if len(known) == 0:
+        assert len(held) == 0
+        return
+    # The same as if there were no others.
+    alone = hold_out(torch.arange(len(known)), labels[known], share, seed)
+    assert torch.equal(held, known[alone[1]])
+    assert torch.equal(train[labels[train] != UNLABELLED], known[alone[0]])
+    assert len(alone[0]) >= 1
 
 
 @pytest.mark.parametrize(
