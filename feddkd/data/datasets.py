@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from feddkd.config import DataConfig
-from feddkd.data.examples import Examples, MemoryExamples
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, joined, labelled_index
 from feddkd.data.image_folder import load_image_folder
-from feddkd.data.own_data import load_own
+from feddkd.data.own_data import load_own, load_unlabelled
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
 
@@ -59,11 +59,13 @@ def describe(config: DataConfig) -> DataInfo:
     if config.name == "image_folder":
         missing = "input_shape" if config.input_shape is None else "num_classes"
         raise ConfigError(f"data.{missing} is not set: image_folder needs it, as in input_shape = [3, 64, 64] and num_classes = 4")
-    return _infer(config, load_own(config.name, config.root, train=True, workers=0))
+    return _infer(config, _own(config, train=True))
 
 
 def load_train(config: DataConfig, seed: int) -> Examples:
-    """The training examples; with `data.subset` = N the first N of a shuffle with `seed`, in file order.
+    """The training examples, those without a label included.
+
+    With `data.subset` = N they are the first N of a shuffle of all with `seed`, in file order.
 
     Raises:
         ConfigError: a key that is needed is missing or wrong.
@@ -89,7 +91,7 @@ def load_test(config: DataConfig) -> Examples:
 
 
 def _load(config: DataConfig, train: bool) -> Examples:
-    examples: Examples
+    examples: Loaded
     if config.name == "digits":
         info, examples = describe(config), _digits(train)
     elif config.name in BUILT_IN:
@@ -99,11 +101,24 @@ def _load(config: DataConfig, train: bool) -> Examples:
         info = describe(config)
         examples = load_image_folder(config.root, train, info.input_shape, info.num_classes, config.workers)
     else:
-        examples = load_own(config.name, config.root, train, config.workers)
+        examples = _own(config, train)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples) if train else describe(config)
-    _check(examples, info, config)
-    return examples
+    _check(examples, info, f"data.name = {config.name!r}")
+    return _with_unlabelled(examples, info, config) if train else examples
+
+
+def _own(config: DataConfig, train: bool) -> Loaded:
+    return load_own(config.name, config.root, train, config.workers, minus_one=config.unlabelled == "minus_one")
+
+
+def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig) -> Loaded:
+    """`examples`, followed by the inputs that the function `data.unlabelled` gives, if there is one."""
+    if ":" not in config.unlabelled:
+        return examples
+    others = load_unlabelled(config.unlabelled, config.root, config.workers)
+    _check(others, info, f"data.unlabelled = {config.unlabelled!r}")
+    return joined(examples, others, config.workers)
 
 
 def _digits(train: bool) -> MemoryExamples:
@@ -123,6 +138,8 @@ def _digits(train: bool) -> MemoryExamples:
 def _infer(config: DataConfig, examples: Examples) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
     input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
+    if config.num_classes is None and len(labelled_index(examples)) == 0:
+        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} gives no label to find it out from")
     return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
 
 
@@ -133,14 +150,15 @@ def _check_agrees(config: DataConfig, known: DataInfo) -> None:
         raise ConfigError(f"data.num_classes = {config.num_classes}: {config.name} has {known.num_classes}")
 
 
-def _check(examples: Examples, info: DataInfo, config: DataConfig) -> None:
+def _check(examples: Examples, info: DataInfo, where: str) -> None:
     """Refuse what would fail in the middle of training: of streamed examples only the first is read.
 
     Raises:
-        DataError: labels outside [0, num_classes), inputs of another shape, or inputs that are not finite.
+        DataError: labels outside [0, num_classes), inputs of another shape, or inputs that are not
+            finite; the message begins with `where`.
     """
-    where = f"data.name = {config.name!r}"
-    low, high = int(examples.labels.min()), int(examples.labels.max())
+    labels = examples.labels[labelled_index(examples)]
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if low < 0 or high >= info.num_classes:
         raise DataError(f"{where}: label {low if low < 0 else high} is outside [0, {info.num_classes}) (data.num_classes)")
     inputs = examples.inputs if isinstance(examples, MemoryExamples) else examples.gather(torch.tensor([0]))[0]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, TensorDataset
 
 from feddkd.errors import DataError
 
@@ -125,6 +125,11 @@ class StreamedExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def dataset(self) -> MapDataset:
+        """What the inputs are read from; all of it where this is a subset."""
+        return self._reader.dataset
+
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._reader.read(self._index[index].tolist()), self.labels[index]
 
@@ -153,14 +158,14 @@ class _Reader:
     """Reads batches of inputs from one map-style data set, for an examples object and all its subsets."""
 
     def __init__(self, dataset: MapDataset, workers: int) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._workers = workers
         self._order = _Order()
         self._loader: DataLoader[Tensor] | None = None
         self._passes = 0
 
     def read(self, index: Sequence[int]) -> Tensor:
-        return _stack([self._dataset[position] for position in index])
+        return _stack([self.dataset[position] for position in index])
 
     def stream(self, pieces: list[list[int]]) -> Iterator[Tensor]:
         if self._workers == 0:
@@ -180,7 +185,7 @@ class _Reader:
 
     def _new_loader(self) -> DataLoader[Tensor]:
         return DataLoader(
-            self._dataset,  # type: ignore[arg-type]  # a Dataset by protocol, not by inheritance
+            self.dataset,  # type: ignore[arg-type]  # a Dataset by protocol, not by inheritance
             batch_sampler=self._order,
             collate_fn=_stack,
             num_workers=self._workers,
@@ -205,6 +210,28 @@ class _Order(Sampler[list[int]]):
 
 def _pieces(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return torch.split(order, batch_size) if len(order) else ()  # split makes one empty piece of nothing
+
+
+Loaded = MemoryExamples | StreamedExamples
+"""Examples as they come from a source, before there are subsets."""
+
+
+def joined(first: Loaded, second: Loaded, workers: int) -> Loaded:
+    """Put two collections, no subsets, one after the other.
+
+    Both in memory with inputs of one dtype make one in memory. Others are read when they are asked
+    for, with `workers` loader processes.
+    """
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, MemoryExamples) and isinstance(second, MemoryExamples) and first.inputs.dtype == second.inputs.dtype:
+        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels)
+    both: ConcatDataset[Any] = ConcatDataset([_as_dataset(first), _as_dataset(second)])
+    return StreamedExamples(both, labels, workers)
+
+
+def _as_dataset(examples: Loaded) -> Any:
+    """A map-style data set whose items begin with the inputs of `examples`, not yet scaled."""
+    return TensorDataset(examples.inputs) if isinstance(examples, MemoryExamples) else examples.dataset
 
 
 def labelled_index(examples: Examples) -> Tensor:
@@ -232,4 +259,7 @@ def as_tensor(values: Any) -> Tensor:
 
 
 def _stack(rows: list[Any]) -> Tensor:
-    return scaled(torch.stack([as_tensor(row[0]) for row in rows]))
+    inputs = [as_tensor(row[0]) for row in rows]
+    if len({one.dtype for one in inputs}) > 1:
+        inputs = [scaled(one) for one in inputs]  # stacked first, bytes would become floats that are not divided by 255
+    return scaled(torch.stack(inputs))

@@ -1,4 +1,4 @@
-"""Images that lie in one folder for each class."""
+"""Images that lie in one folder for each class, and in one for those without a label."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import StreamedExamples
+from feddkd.data.examples import UNLABELLED, StreamedExamples
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+
+UNLABELLED_FOLDER = "unlabelled"
+"""The folder beside the class folders whose images have no label; no class can have this name."""
 
 
 class ImageFiles:
@@ -52,7 +55,9 @@ def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ..
     """The images below root/train or root/test; without a folder root/train, root itself is the training set.
 
     Classes are numbered in the alphabetical order of their folders. A class that a site has no
-    examples of needs an empty folder there, so that the numbers agree on every site.
+    examples of needs an empty folder there, so that the numbers agree on every site. A folder
+    `unlabelled` beside them is no class: its training images have no label, and in the test set it
+    is ignored.
 
     Raises:
         ConfigError: `input_shape` is not (1 or 3, height, width).
@@ -62,13 +67,15 @@ def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ..
         raise ConfigError(f"data.input_shape = {list(input_shape)}: image_folder needs [1, height, width] or [3, height, width]")
     _require_pillow()
     folder = _folder(root, train)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != UNLABELLED_FOLDER)
     if len(classes) != num_classes:
         raise DataError(
             f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}; "
             "give a class that has no examples here an empty folder, so that classes have the same numbers everywhere"
         )
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    if train:
+        files += [(path, UNLABELLED) for path in _images(folder / UNLABELLED_FOLDER)]
     if not files:
         raise DataError(f"image_folder: no image below {folder}/<class>/ ({', '.join(sorted(SUFFIXES))})")
     labels = torch.tensor([label for _, label in files])

@@ -1,4 +1,5 @@
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import UNLABELLED, Examples, MemoryExamples, StreamedExamples, as_tensor, labelled_index
+from feddkd.data.examples import UNLABELLED, Examples, Loaded, MemoryExamples, StreamedExamples, as_tensor, joined, labelled_index
 from feddkd.errors import DataError
 
 
@@ -120,6 +121,46 @@ def test_the_labelled_index_finds_the_examples_that_have_a_label(ten: Examples) 
     assert labelled_index(some).tolist() == [1, 2, 4, 5, 7, 8]
     assert labelled_index(some).dtype == torch.int64
     assert labelled_index(ten.with_labels(torch.full((10,), UNLABELLED))).shape == (0,)
+
+
+def images(n: int) -> MemoryExamples:
+    """Bytes of the value 51, which is 0.2 when scaled, without labels."""
+    return MemoryExamples(torch.full((n, 2, 2), 51, dtype=torch.uint8), torch.full((n,), UNLABELLED))
+
+
+@pytest.mark.parametrize("first", [memory, streamed])
+@pytest.mark.parametrize("second", [memory, streamed, images])
+def test_joined_examples_are_both_in_order(first: Callable[[int], Loaded], second: Callable[[int], Loaded]) -> None:
+    one, two = first(4), second(3)
+    both = joined(one, two, workers=0)
+    assert both.labels.tolist() == [*one.labels.tolist(), *two.labels.tolist()]
+    x, _ = both.gather(torch.tensor([6, 1, 5, 3]))
+    expected = torch.cat([two.gather(torch.tensor([2]))[0], one.gather(torch.tensor([1]))[0]])
+    assert torch.equal(x[:2], expected)
+    assert torch.equal(x[3], one.gather(torch.tensor([3]))[0][0])
+    assert x.dtype == torch.float32
+    part = both.subset(torch.tensor([5, 0]))
+    ((_, inputs, labels),) = part.batches(torch.tensor([0, 1]), 2)
+    assert torch.equal(inputs[0], two.gather(torch.tensor([1]))[0][0])
+    assert labels.tolist() == [two.labels[1], one.labels[0]]
+
+
+def test_what_is_joined_stays_in_memory_where_it_can() -> None:
+    assert isinstance(joined(memory(2), memory(3), 0), MemoryExamples)
+    bytes_alone = joined(images(2), images(3), 0)
+    assert isinstance(bytes_alone, MemoryExamples)
+    assert bytes_alone.inputs.dtype == torch.uint8
+    for first, second in ((memory(2), images(3)), (memory(2), streamed(3)), (streamed(2), images(3))):
+        assert isinstance(joined(first, second, 0), StreamedExamples)
+
+
+def test_loader_processes_read_joined_examples() -> None:
+    alone, loaded = (joined(streamed(5), images(4), workers) for workers in (0, 1))
+    order = torch.tensor([8, 0, 5, 4, 3])
+    for expected, found in zip(alone.batches(order, 3), loaded.batches(order, 3), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    del loaded
+    gc.collect()  # ends the loader process inside this test
 
 
 def test_images_stay_uint8_in_memory_and_are_scaled_as_torchvision_does() -> None:

@@ -69,6 +69,31 @@ def test_more_than_twenty_classes_are_listed_by_size() -> None:
     assert next(line for line in lines if line.startswith("total")).split()[1:3] == ["90", "30"]
 
 
+def few_labels(root: Path | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(40) % 2
+    labels[12:] = -1
+    return torch.zeros(40, 2), labels
+
+
+FEW_LABELS = ("-o", f"data.name={__name__}:few_labels", "-o", "data.unlabelled=minus_one", "-o", "partition.clients=2")
+
+
+def test_examples_without_a_label_have_a_column() -> None:
+    lines = show(*FEW_LABELS).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip().startswith(("client", "total"))}
+    assert rows["client"] == ["examples", "no", "label", "0", "1"]
+    assert rows["client-0"] == ["20", "14", "6"]
+    assert rows["total"] == ["40", "28", "6", "6"]
+    assert "no label" not in show()
+
+
+def test_json_counts_examples_without_a_label() -> None:
+    report = json.loads(show(*FEW_LABELS, "--json"))
+    assert report["clients"][1] == {"id": "client-1", "examples": 20, "unlabelled": 14, "classes": [0, 6]}
+    assert report["total"] == {"examples": 40, "unlabelled": 28, "classes": [6, 6]}
+    assert "unlabelled" not in show("--json")
+
+
 @pytest.mark.parametrize(
     ("override", "error"), [("partition.clients=5000", PartitionError), ("data.root", ConfigError), ("data.name=image_folder", ConfigError)]
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.datasets import DataInfo, describe, load_test, load_train
-from feddkd.data.examples import MemoryExamples, StreamedExamples
+from feddkd.data.examples import UNLABELLED, MemoryExamples, StreamedExamples, labelled_index
 from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.errors import ConfigError, DataError
 
@@ -280,6 +280,39 @@ def test_the_root_itself_is_the_training_set_where_there_is_no_train_folder(phot
         load_test(photo_config(photos / "train"))
 
 
+@pytest.fixture
+def more_photos(photos: Path) -> Path:
+    """The photos, and two images without a label beside the classes of each split."""
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "test"):
+        (photos / split / "unlabelled" / "deeper").mkdir(parents=True)
+        image.new("RGB", (4, 4), (51, 51, 51)).save(photos / split / "unlabelled" / "z.png")
+        image.new("RGB", (4, 4), (255, 255, 255)).save(photos / split / "unlabelled" / "deeper" / "z.png")
+    return photos
+
+
+def test_a_folder_unlabelled_is_no_class_and_holds_images_without_a_label(photos: Path, more_photos: Path) -> None:
+    train = load_train(photo_config(more_photos), 0)
+    assert train.labels.tolist() == [0, 0, 1, UNLABELLED, UNLABELLED]
+    x, _ = train.gather(torch.arange(5))
+    assert x.mean((2, 3))[:3].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert x.amin((1, 2, 3))[3:].tolist() == [1.0, pytest.approx(0.2)]
+    test = load_test(photo_config(more_photos))
+    assert test.labels.tolist() == [0]
+    assert len(load_train(photo_config(more_photos / "train"), 0)) == 5
+
+
+def test_a_site_whose_images_all_lack_a_label_is_loaded(more_photos: Path) -> None:
+    for file in [*(more_photos / "train/cat").rglob("*.*"), more_photos / "train/dog/1.png"]:
+        file.unlink()
+    train = load_train(photo_config(more_photos), 0)
+    assert train.labels.tolist() == [UNLABELLED] * 2
+    assert labelled_index(train).tolist() == []
+    (more_photos / "test/cat/1.png").unlink()
+    with pytest.raises(DataError, match=r"no image below .*/test/<class>/"):
+        load_test(photo_config(more_photos))
+
+
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
@@ -424,3 +457,193 @@ def test_own_data_that_contradict_the_configuration_are_refused() -> None:
         load_train(own("Rows", input_shape=[6]), 0)
     with pytest.raises(DataError, match=r"label 2 is outside \[0, 2\) \(data\.num_classes\)"):
         load_test(own("own_arrays", num_classes=2))
+
+
+class SomeLabels(Rows):
+    """Every second row has no label."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:  # type: ignore[override]  # a label or none
+        return torch.full((2, 3), float(index)), None if index % 2 else index // 2
+
+
+class SomeTargets(Rows):
+    targets = (None, 1, 0, None)
+
+
+class ArrayOfTargets(Rows):
+    targets = np.array([None, 1, 0, 0], dtype=object)
+
+
+class NoTargets(Rows):
+    targets = (None,) * 4
+
+
+class NoneAndMinusOne(Rows):
+    targets = (None, 1, 0, -1)
+
+
+own_list_with_none = returning((torch.zeros(3, 2), [1, None, 0]))
+own_nothing_labelled = returning((torch.zeros(2, 2), torch.tensor([-1, -1])))
+own_minus_two = returning((torch.zeros(2, 2), torch.tensor([-2, -1])))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("SomeLabels", [0, UNLABELLED, 1, UNLABELLED]),
+        ("SomeTargets", [UNLABELLED, 1, 0, UNLABELLED]),
+        ("ArrayOfTargets", [UNLABELLED, 1, 0, 0]),
+        ("own_list_with_none", [1, UNLABELLED, 0]),
+    ],
+)
+def test_none_says_that_an_example_has_no_label(name: str, labels: list[int]) -> None:
+    train = load_train(own(name), 0)
+    assert train.labels.tolist() == labels
+    assert train.labels.dtype == torch.int64
+    assert describe(own(name)).num_classes == 2
+    with pytest.raises(DataError, match=r"test example \d has label None or -1; every example of a test set needs its label"):
+        load_test(own(name))
+
+
+def test_minus_one_says_so_where_it_is_declared() -> None:
+    assert load_train(own("own_negative", unlabelled="minus_one", num_classes=2), 0).labels.tolist() == [0, UNLABELLED]
+    assert load_train(own("NoneAndMinusOne", unlabelled="minus_one"), 0).labels.tolist() == [UNLABELLED, 1, 0, UNLABELLED]
+    for name in ("own_negative", "NoneAndMinusOne"):
+        for load in (describe, lambda config: load_train(config, 0)):
+            with pytest.raises(DataError, match=r"label -1 is outside .* say so with data\.unlabelled = 'minus_one'"):
+                load(own(name))
+        for keys in ({}, {"unlabelled": "minus_one"}):
+            with pytest.raises(DataError, match=rf"^data\.name = .*{name}': test example \d has label None or -1"):
+                load_test(own(name, num_classes=2, input_shape=[2], **keys))
+    with pytest.raises(DataError, match=r"label -2 is outside \[0, 3\)"):
+        load_train(own("own_minus_two", unlabelled="minus_one", num_classes=3), 0)
+
+
+@pytest.mark.parametrize("name", ["NoTargets", "own_nothing_labelled"])
+def test_own_data_may_have_no_label_at_all_where_the_classes_are_configured(name: str) -> None:
+    train = load_train(own(name, unlabelled="minus_one", num_classes=3), 0)
+    assert labelled_index(train).tolist() == []
+    with pytest.raises(ConfigError, match=rf"data\.num_classes is not set: data\.name = .*{name}' gives no label"):
+        describe(own(name, unlabelled="minus_one"))
+
+
+class Pictures:
+    """Inputs of the shape of a digit, without labels."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 8, 8), 51 * index, dtype=torch.uint8)
+
+
+class PicturesWithNames(Pictures):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index), f"{index}.png"
+
+
+def more_inputs(root: Path | None, train: bool) -> Tensor:
+    assert train
+    shift = float((root / "shift.txt").read_text()) if root else 0.0
+    return torch.full((3, 1, 8, 8), 0.5 + shift, dtype=torch.float64)
+
+
+def more_rows(root: Path | None, train: bool) -> npt.NDArray[np.float64]:
+    return np.ones((2, 4))
+
+
+def pictures(root: Path | None, train: bool) -> Pictures:
+    assert train
+    return Pictures()
+
+
+def pictures_with_names(root: Path | None, train: bool) -> Pictures:
+    assert train
+    return PicturesWithNames()
+
+
+more_bytes = returning(np.full((3, 1, 8, 8), 51, dtype=np.uint8))
+
+
+def more(function: str, name: str = "digits", **keys: object) -> DataConfig:
+    return config(name, unlabelled=f"{__name__}:{function}", **keys)
+
+
+def test_a_second_function_gives_more_inputs_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "shift.txt").write_text("0.25")
+    train = load_train(more("more_inputs", root=tmp_path), 0)
+    assert isinstance(train, MemoryExamples)
+    labelled = load_train(config("digits"), 0)
+    assert train.labels.tolist() == [*labelled.labels.tolist(), *[UNLABELLED] * 3]
+    assert torch.equal(train.inputs[:1442], labelled.gather(torch.arange(1442))[0])
+    assert (train.inputs[1442:] == 0.75).all()
+    assert len(load_test(more("more_inputs"))) == 355
+
+
+@pytest.mark.parametrize(
+    ("function", "values"), [("pictures", [0.2, 0.4]), ("pictures_with_names", [0.2, 0.4]), ("more_bytes", [0.2, 0.2])]
+)
+def test_bytes_without_a_label_are_scaled_beside_floats(function: str, values: list[float]) -> None:
+    train = load_train(more(function), 0)
+    assert isinstance(train, StreamedExamples)
+    assert len(train) == 1445
+    x, y = train.gather(torch.tensor([1443, 7, 1444]))
+    assert x.dtype == torch.float32
+    assert x[[0, 2]].amax((1, 2, 3)).tolist() == pytest.approx(values)
+    assert torch.equal(x[1], load_train(config("digits"), 0).gather(torch.tensor([7]))[0][0])
+    assert y.tolist()[::2] == [UNLABELLED] * 2
+
+
+def test_a_second_function_goes_with_own_data_and_with_image_folders(photos: Path) -> None:
+    train = load_train(more("more_rows", f"{__name__}:own_arrays"), 0)
+    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
+    both = load_train(photo_config(photos, input_shape=[1, 8, 8], unlabelled=f"{__name__}:pictures"), 0)
+    assert both.labels.tolist() == [0, 0, 1, *[UNLABELLED] * 3]
+    assert both.gather(torch.tensor([5]))[0].max().item() == pytest.approx(0.4)
+
+
+def test_a_subset_is_of_labelled_and_unlabelled_examples_together() -> None:
+    train = load_train(more("more_rows", f"{__name__}:own_arrays", subset=8), 0)
+    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2, UNLABELLED, UNLABELLED]
+    kept = [load_train(more("more_rows", f"{__name__}:own_arrays", subset=4), seed).labels for seed in range(10)]
+    assert any((labels == UNLABELLED).any() for labels in kept)
+    assert all(len(labels) == 4 for labels in kept)
+    with pytest.raises(DataError, match=r"data\.subset = 9: .* has only 8 training examples"):
+        load_train(more("more_rows", f"{__name__}:own_arrays", subset=9), 0)
+
+
+more_none = returning(None)
+more_pair = returning((torch.zeros(2, 1, 8, 8), torch.zeros(2)))
+more_nothing = returning(torch.zeros(0, 1, 8, 8))
+more_empty_list = returning([])
+more_scalar = returning(torch.tensor(1.0))
+more_flat = returning(torch.zeros(2, 64))
+more_flat_rows = returning([torch.zeros(64)])
+more_nan = returning(torch.full((2, 1, 8, 8), float("nan")))
+more_integers = returning(torch.zeros(2, 1, 8, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("more_none", "it returned NoneType, neither inputs alone"),
+        ("more_pair", "it returned a tuple of 2, neither inputs alone, as a tensor or an array, nor a map-style data set"),
+        ("more_nothing", "there are no examples"),
+        ("more_empty_list", "there are no examples"),
+        ("more_scalar", "there are no examples"),
+        ("more_flat", r"inputs have shape \[64\] where data\.input_shape = \[1, 8, 8\]"),
+        ("more_flat_rows", r"inputs have shape \[64\] where data\.input_shape = \[1, 8, 8\]"),
+        ("more_nan", "input 0 holds a value that is not finite"),
+        ("more_integers", r"inputs have dtype torch\.int64; use float32, or uint8"),
+        ("own_failure", "calling it with root='None', train=True failed with FileNotFoundError: no table$"),
+    ],
+)
+def test_more_inputs_that_are_malformed_are_refused(function: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_train(more(function), 0)
+    assert str(caught.value).startswith(f"data.unlabelled = '{__name__}:{function}'")
+
+
+def test_a_second_function_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.unlabelled = .* has no 'nowhere'$"):
+        load_train(more("nowhere"), 0)
