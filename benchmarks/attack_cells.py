@@ -129,7 +129,7 @@ def _run(cell: Cell, overrides: Sequence[str], seed: int) -> dict[str, Any]:
         "hostile_left_out": left_out.share(hostile),
         "honest_left_out": left_out.share(clients),
         "largest_norms": largest(client.largest_norms for client in clients.values()),
-        "largest_count": max(client.num_examples for client in clients.values()),
+        "largest_count": max(client.counts.total for client in clients.values()),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.data.examples import MemoryExamples
-from feddkd.exchange import Reply, Task
+from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema, Tensors
 
 LARGEST_CLAIM = 2**53
@@ -29,8 +29,8 @@ class ClientAround(Worker):
         self.largest_norms: dict[str, float] = {}
 
     @property
-    def num_examples(self) -> int:
-        return self.worker.num_examples
+    def counts(self) -> ExampleCounts:
+        return self.worker.counts
 
     @property
     def model_schema(self) -> Schema:
@@ -82,8 +82,8 @@ class Attacker(ClientAround):
             worker.site.examples = MemoryExamples(examples.inputs, 9 - examples.labels)
 
     @property
-    def num_examples(self) -> int:
-        return most_examples(self._config) if self._attack.claims_examples else super().num_examples
+    def counts(self) -> ExampleCounts:
+        return ExampleCounts(most_examples(self._config)) if self._attack.claims_examples else super().counts
 
     def carry_out(self, task: Task) -> Reply:
         return self._attack.change(self._config, task, super().carry_out(task))

@@ -53,7 +53,7 @@ CASES: dict[str, list[str]] = {
 class ConstantCohort:
     """Answers every exchange at once with tensors of constants."""
 
-    weights, share = (1.0, 1.0), 1.0
+    weights, share, most_examples = (1.0, 1.0), 1.0, 1
     loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -63,6 +64,17 @@ def read_scalar(reduced: Tensors, name: str) -> float:
     return float(reduced.part(name, SCALAR)["value"])
 
 
+class ExampleCounts(NamedTuple):
+    """How many examples a client trains on: those with a label, and those without."""
+
+    labelled: int
+    unlabelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.labelled + self.unlabelled
+
+
 @dataclass(frozen=True, slots=True)
 class ExchangeKind:
     """What travels in exchanges of one name.
@@ -70,10 +82,16 @@ class ExchangeKind:
     Attributes:
         broadcast: schema of the server's payload.
         reply: schema of a client's contribution, or None where a reply is only numbers.
+        computes_on: the examples that a reply is a mean over; a client's weight is their number.
     """
 
     broadcast: SchemaRule = whole_model
     reply: SchemaRule | None = whole_model
+    computes_on: Literal["labelled", "all"] = "labelled"
+
+    def examples(self, counts: ExampleCounts) -> int:
+        """Count the examples of a client that a reply is a mean over."""
+        return counts.total if self.computes_on == "all" else counts.labelled
 
 
 DELIVER = "deliver"
@@ -344,5 +362,5 @@ class Outcome:
 def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
     if not values:
         return None
-    weighted = math.fsum(weights[client] * value for client, value in values.items())
-    return weighted / math.fsum(weights[client] for client in values)
+    total = math.fsum(weights[client] for client in values)
+    return math.fsum(weights[client] * value for client, value in values.items()) / total if total > 0 else None

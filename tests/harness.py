@@ -29,7 +29,7 @@ from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import LOOPBACK, initial_model
-from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome, Reply, Task
+from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
@@ -137,8 +137,8 @@ class FakeWorker(Worker):
         self._examples = examples
 
     @property
-    def num_examples(self) -> int:
-        return self._examples
+    def counts(self) -> ExampleCounts:
+        return ExampleCounts(self._examples)
 
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._model_schema
@@ -420,7 +420,7 @@ class EngineProxy(Engine):
         self.engine = engine
         self.carried_out: list[ExchangeId] = []
 
-    def clients(self) -> Mapping[str, int]:
+    def clients(self) -> Mapping[str, ExampleCounts]:
         return self.engine.clients()
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:

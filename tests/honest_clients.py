@@ -15,7 +15,7 @@ from pathlib import Path
 from feddkd.client.process import simulated_workers, take_part
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task
 from feddkd.tensors import Schema
 
 
@@ -40,8 +40,8 @@ class GatedWorker(Worker):
         self._gate = gate
 
     @property
-    def num_examples(self) -> int:
-        return self._worker.num_examples
+    def counts(self) -> ExampleCounts:
+        return self._worker.counts
 
     @property
     def model_schema(self) -> Schema:

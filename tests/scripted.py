@@ -11,7 +11,7 @@ from torch import Tensor
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.config import Config
 from feddkd.errors import RunError
-from feddkd.exchange import Cause, Evaluation, Exchange, ExchangeKind, Missing, Outcome, Reply
+from feddkd.exchange import Cause, Evaluation, ExampleCounts, Exchange, ExchangeKind, Missing, Outcome, Reply
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
@@ -98,9 +98,9 @@ class ScriptedEngine(Engine):
         self.on_loss: Callable[[set[str]], object] = lambda _: None
         self.aborted: RunError | None = None
 
-    def clients(self) -> Mapping[str, int]:
+    def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
-        return dict(sorted(self.connected.items()))
+        return {client: ExampleCounts(number) for client, number in sorted(self.connected.items())}
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()

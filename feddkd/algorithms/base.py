@@ -33,6 +33,7 @@ class Cohort(Protocol):
         weights: of those that answered the first exchange, in client order; until then, of those
             that were selected.
         share: the sum of `weights` as a share of all clients' weight; in (0, 1].
+        most_examples: the largest number of examples of one client in the round, labelled or not.
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
         sent: what the clients received in the latest exchange: its payload, or what a codec left of it.
             Replies are computed at it, so the server goes on from it. After `adopt`, its result.
@@ -43,6 +44,9 @@ class Cohort(Protocol):
 
     @property
     def share(self) -> float: ...
+
+    @property
+    def most_examples(self) -> int: ...
 
     @property
     def loss(self) -> float | None: ...
@@ -85,6 +89,10 @@ class CohortAround:
     @property
     def share(self) -> float:
         return self.cohort.share
+
+    @property
+    def most_examples(self) -> int:
+        return self.cohort.most_examples
 
     @property
     def loss(self) -> float | None:

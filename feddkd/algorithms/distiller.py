@@ -1,7 +1,8 @@
-"""Compute a client's gradients of the distillation: keep its teacher, draw its examples."""
+"""Compute a client's gradients of the steps: keep its teacher, draw its examples."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor
 
 from feddkd.algorithms.site import Site
 from feddkd.config import DKDConfig
-from feddkd.dkd import Distillation, distillation_gradient, mean_entropy, teacher_logits
+from feddkd.data.examples import UNLABELLED, Examples
+from feddkd.dkd import Distillation, StepLoss, distillation_gradient, mean_entropy, teacher_logits
 from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
-from feddkd.exchange import ExchangeId, Task
+from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.tensors import Tensors
 
 TEACHER = "teacher"
+
+HARD_LABELS = Distillation(divergence="kl", temperature=1.0, hard_label_weight=1.0)
 
 
 class StepGradient(NamedTuple):
@@ -31,36 +35,57 @@ class StepGradient(NamedTuple):
     loss: float
     examples: int
 
+    @property
+    def reply(self) -> Reply:
+        """The gradient as the reply to a step."""
+        return Reply(self.gradient, self.loss, gradient_evaluations=self.examples)
+
 
 class Distiller:
     """Distils a client's local model, its teacher, into the models that the server broadcasts.
 
+    A loss without a teacher goes by labels, or by what the broadcast model predicts.
+
     Attributes:
-        distillation: the loss.
+        step_loss: the loss.
+        examples: what steps draw from.
 
     Raises:
         ConfigError: `dkd.scope` names a parameter that the network does not have.
     """
 
-    def __init__(self, site: Site, distillation: Distillation) -> None:
+    def __init__(self, site: Site, step_loss: StepLoss, examples: Examples) -> None:
         self.site = site
-        self.distillation = distillation
+        self.step_loss = step_loss
+        self.examples = examples
         self._moved = in_scope(site.model_schema, site.config.dkd.scope)
         self._cached_logits: tuple[str, Tensor] | None = None
 
     def cache_teacher(self, task: Task) -> None:
         """Make the network as it is now, just trained, this round's teacher, in this process."""
-        if self.distillation.needs_teacher:
+        if self.step_loss.needs_teacher:
             self._cached_logits = self._label(task), self._logits(task)
 
     def store_teacher(self, task: Task) -> None:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
-        if self.distillation.needs_teacher:
+        if self.step_loss.needs_teacher:
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._label(task))
 
     def teacher_entropy(self, task: Task) -> float:
         """Compute the mean entropy in nats of the teacher's predictions. Raises ClientError like `gradient`."""
         return mean_entropy(self._teacher_logits(task))
+
+    def label_disagreement(self, task: Task) -> float | None:
+        """Compute the share of labelled examples whose label is not the teacher's most likely class.
+
+        None without a labelled example. Raises ClientError like `gradient`.
+        """
+        labels = self.examples.labels
+        labelled = labels != UNLABELLED
+        if not labelled.any():
+            return None
+        predicted = self._teacher_logits(task)[labelled].argmax(1)
+        return float((predicted != labels[labelled]).float().mean())
 
     def gradient(self, task: Task, draw: ExchangeId | None = None) -> StepGradient:
         """Compute the gradient at the broadcast model.
@@ -71,21 +96,9 @@ class Distiller:
         Raises:
             ClientError: this client has no teacher of this round.
         """
-        site = self.site
-        teacher = self._teacher_logits(task) if self.distillation.needs_teacher else None
-        task.payload.load_into(site.module)
-        order = self._draw_batch(draw or task.id)
-        gradient, loss = distillation_gradient(
-            site.module,
-            site.examples,
-            teacher,
-            order,
-            self.distillation,
-            site.device,
-            check=task.check_cancelled,
-            schema=self._moved,
-        )
-        return StepGradient(gradient, loss, len(order))
+        teacher = self._teacher_logits(task) if self.step_loss.needs_teacher else None
+        task.payload.load_into(self.site.module)
+        return self._gradient(task, self.examples, teacher, self._draw_batch(draw or task.id))
 
     def gradient_of_new_teacher(self, task: Task) -> StepGradient:
         """Compute the gradient at the broadcast model with the network as it is now, just trained, as teacher.
@@ -93,18 +106,28 @@ class Distiller:
         For a round that takes one gradient: the teacher sees its examples alone, and is not kept.
         """
         site, check = self.site, task.check_cancelled
-        drawn = site.examples.subset(self._draw_batch(task.id))
-        teacher = teacher_logits(site.module, drawn, site.device, check=check) if self.distillation.needs_teacher else None
+        drawn = self.examples.subset(self._draw_batch(task.id))
+        teacher = teacher_logits(site.module, drawn, site.device, check=check) if self.step_loss.needs_teacher else None
         task.payload.load_into(site.module)
-        order = torch.arange(len(drawn))
+        return self._gradient(task, drawn, teacher, torch.arange(len(drawn)))
+
+    def _gradient(self, task: Task, examples: Examples, teacher: Tensor | None, order: Tensor) -> StepGradient:
+        """Compute the gradient at the network's weights on the examples that `order` names."""
         gradient, loss = distillation_gradient(
-            site.module, drawn, teacher, order, self.distillation, site.device, check=check, schema=self._moved
+            self.site.module,
+            examples,
+            teacher,
+            order,
+            self.step_loss,
+            self.site.device,
+            check=task.check_cancelled,
+            schema=self._moved,
         )
         return StepGradient(gradient, loss, len(order))
 
     def _draw_batch(self, exchange: ExchangeId) -> Tensor:
         """Draw `dkd.batch_size` examples without replacement, or take all; int64 [B]."""
-        total, batch_size = len(self.site.examples), self.site.config.dkd.batch_size
+        total, batch_size = len(self.examples), self.site.config.dkd.batch_size
         if batch_size == 0 or batch_size >= total:
             return torch.arange(total)
         return torch.randperm(total, generator=self.site.generator(exchange))[:batch_size]
@@ -123,7 +146,7 @@ class Distiller:
     def _logits(self, task: Task) -> Tensor:
         """Compute the logits of the network as it is now on all local examples; float32 [n, C]."""
         site = self.site
-        return teacher_logits(site.module, site.examples, site.device, check=task.check_cancelled)
+        return teacher_logits(site.module, self.examples, site.device, check=task.check_cancelled)
 
     @staticmethod
     def _label(task: Task) -> str:
@@ -132,4 +155,17 @@ class Distiller:
 
 def distillation_of(dkd: DKDConfig) -> Distillation:
     """Read the loss of a DKD step from `[dkd]`."""
-    return Distillation(dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher)
+    return Distillation(
+        dkd.divergence, dkd.temperature, dkd.hard_label_weight, dkd.not_true, dkd.correct_teacher, dkd.confidence, dkd.bootstrap
+    )
+
+
+def distiller_of(site: Site) -> Distiller:
+    """Build what distils as `[dkd]` says, from all examples of a site, or from the labelled ones if no teacher is used."""
+    loss = distillation_of(site.config.dkd)
+    return Distiller(site, loss, site.examples if loss.needs_teacher else site.labelled)
+
+
+def labels_distiller(site: Site) -> Distiller:
+    """Build what takes gradients by the labels alone; of `[dkd]`, only the bootstrapping of labels counts."""
+    return Distiller(site, dataclasses.replace(HARD_LABELS, bootstrap=site.config.dkd.bootstrap), site.labelled)

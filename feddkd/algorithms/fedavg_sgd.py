@@ -2,7 +2,7 @@
 
 A DKD step is one step of synchronous SGD (McMahan et al. 2017 call it FedSGD) on the teachers' soft
 labels. This algorithm sends exactly the same bytes and differs in one thing: the labels are the
-true ones.
+true ones, and examples without one are not used.
 
 With `dkd.start = "previous"`, local training serves the teachers alone, and these gradients have
 none. So no client trains, and a round is J steps of FedSGD: it takes fewer gradient evaluations
@@ -11,27 +11,25 @@ than FedDKD's, as the record says. Only a network with buffers (BatchNorm) is tr
 
 from __future__ import annotations
 
-from feddkd.algorithms.distiller import Distiller
+from feddkd.algorithms.distiller import labels_distiller
 from feddkd.algorithms.feddkd import FedDKD, FedDKDClient
 from feddkd.algorithms.site import Site
-from feddkd.dkd import Distillation
+from feddkd.algorithms.teacher_choice import SGD_STEP
+from feddkd.config import Config
 from feddkd.exchange import Reply, Task
-
-HARD_LABELS = Distillation(divergence="kl", temperature=1.0, hard_label_weight=1.0)
 
 
 class FedAvgSGDClient(FedDKDClient):
     """Replies to each step with the gradient of the cross-entropy at the broadcast model."""
 
-    step_exchange = "sgd_step"
+    step_exchange = SGD_STEP
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.distiller = Distiller(site, HARD_LABELS)
+        self.distiller = labels_distiller(site)
 
     def sgd_step(self, task: Task) -> Reply:
-        gradient, loss, examples = self.distiller.gradient(task)
-        return Reply(gradient, loss, gradient_evaluations=examples)
+        return self.distiller.gradient(task).reply
 
 
 class FedAvgSGD(FedDKD):
@@ -42,4 +40,9 @@ class FedAvgSGD(FedDKD):
     """
 
     client_side = FedAvgSGDClient
-    step_exchange = FedAvgSGDClient.step_exchange
+    step_exchange = SGD_STEP
+    chooses_teacher = False
+
+    @classmethod
+    def uses_unlabelled(cls, config: Config) -> bool:
+        return False

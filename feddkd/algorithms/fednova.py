@@ -6,12 +6,11 @@ Optimization. NeurIPS 2020, arXiv 2007.07481.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from feddkd.algorithms.base import Algorithm, Cohort, within
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import effective_steps
+from feddkd.algorithms.local_training import effective_steps, local_steps
 from feddkd.config import Config
 from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
 from feddkd.tensors import Tensors
@@ -55,6 +54,5 @@ class FedNova(Algorithm):
     def _longest(self, cohort: Cohort) -> float:
         """Compute the effective steps of the client with the most examples."""
         training, known = self.config.training, self.config.scheduler.weights == "examples"
-        examples = max(cohort.weights) if known else MOST_EXAMPLES
-        steps = training.epochs * math.ceil(examples / training.batch_size)
+        steps = local_steps(training, cohort.most_examples if known else MOST_EXAMPLES)
         return (1 + 1e-9) * effective_steps(steps, training.momentum)  # a mean may be rounded up

@@ -36,7 +36,7 @@ class NotTrueDistillation(LocalObjective):
     def begin(self, task: Task) -> None:
         site = self.site
         check = task.check_cancelled
-        self._global_logits = teacher_logits(site.module, site.examples, site.device, check=check)
+        self._global_logits = teacher_logits(site.module, site.labelled, site.device, check=check)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.module(inputs)

@@ -5,6 +5,7 @@ What is minimised is a `LocalObjective`; by default it is the cross-entropy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,9 +23,9 @@ class LocalTraining(NamedTuple):
     """The result of local training, besides the local model.
 
     Attributes:
-        loss: mean over the examples that the last epoch trained on.
+        loss: mean over the examples that the last pass over the labelled ones trained on.
         steps: of the optimizer, at least one.
-        gradient_evaluations: examples in all mini-batches of all epochs.
+        gradient_evaluations: examples in all mini-batches.
     """
 
     loss: float
@@ -33,11 +34,14 @@ class LocalTraining(NamedTuple):
 
 
 def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTraining:
-    """Run `training.epochs` epochs of SGD from the broadcast model, in the site's module.
+    """Run SGD from the broadcast model on the labelled examples, in the site's module.
 
-    The order of the examples depends on the seed, the round and the client alone. The optimizer
-    starts without momentum in every round, as in FedAvg (McMahan et al., AISTATS 2017). A batch of
-    one example is left out if the network cannot train on it (`takes_one_example`).
+    An epoch is as many steps as one pass over all examples of the site takes, those without a label
+    included: few labels do not mean few steps. The labelled ones are passed over again and again.
+    `training.steps` sets the number of steps instead. The order of the examples depends on the
+    seed, the round and the client alone. The optimizer starts without momentum in every round, as in
+    FedAvg (McMahan et al., AISTATS 2017). A batch of one example is left out if the network cannot
+    train on it (`takes_one_example`).
 
     Raises:
         CancelledError: the server closed the exchange.
@@ -49,15 +53,17 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     parameters = {name: parameter for name, parameter in site.module.named_parameters() if parameter.requires_grad}
     optimizer = _sgd(parameters.values(), site.config.training)
     site.module.train()
-    epoch_loss = torch.zeros((), device=site.device)
-    steps = epoch_examples = gradient_evaluations = 0
+    pass_loss = torch.zeros((), device=site.device)
+    steps = pass_examples = gradient_evaluations = 0
+    batches_left = local_steps(site.config.training, len(site.examples)) if len(site.labelled) else 0
     # Dropout and the like draw from the global generator: seed it for this task, restore it later.
     with torch.random.fork_rng(devices=_accelerators(site.device)):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for _ in range(site.config.training.epochs):
-            epoch_loss.zero_()
-            epoch_examples = 0
-            order = torch.randperm(len(site.examples), generator=generator)
+        while batches_left > 0:
+            pass_loss.zero_()
+            pass_examples = 0
+            order = torch.randperm(len(site.labelled), generator=generator)[: batches_left * site.config.training.batch_size]
+            batches_left -= math.ceil(len(order) / site.config.training.batch_size)
             for index, inputs, labels in _batches(site, order):
                 task.check_cancelled()
                 optimizer.zero_grad(set_to_none=True)
@@ -66,14 +72,19 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
                 # A parameter that the loss does not depend on has no gradient, and SGD leaves it as it is.
                 objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
                 optimizer.step()
-                epoch_loss += loss.detach() * len(labels)
+                pass_loss += loss.detach() * len(labels)
                 steps += 1
-                epoch_examples += len(labels)
-            gradient_evaluations += epoch_examples
+                pass_examples += len(labels)
+            gradient_evaluations += pass_examples
     if steps == 0:
         raise ClientError(_nothing_trained(site))
     objective.end(task, steps)
-    return LocalTraining(float(epoch_loss) / epoch_examples, steps, gradient_evaluations)
+    return LocalTraining(float(pass_loss) / pass_examples, steps, gradient_evaluations)
+
+
+def local_steps(training: TrainingConfig, examples: int) -> int:
+    """Count the steps of one round's local training at a site with so many examples, labelled or not."""
+    return training.steps or training.epochs * math.ceil(examples / training.batch_size)
 
 
 def _sgd(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.SGD:
@@ -92,11 +103,11 @@ def check_batch_size(site: Site) -> None:
     Raises:
         ConfigError: batches are of one example, and the network refuses those in training.
     """
-    if site.config.training.batch_size > 1 or len(site.examples) == 0:
+    if site.config.training.batch_size > 1 or len(site.labelled) == 0:
         return
     site.module.train()
     with torch.random.fork_rng(devices=[]):  # a data set may augment the example at random
-        inputs, _ = site.examples.gather(torch.tensor([0]))
+        inputs, _ = site.labelled.gather(torch.tensor([0]))
     if not takes_one_example(site.module, inputs.to(site.device)):
         raise ConfigError(
             f"training.batch_size = 1: model {site.config.model.name!r} (its BatchNorm) "
@@ -127,7 +138,7 @@ def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
 def _batches(site: Site, order: Tensor) -> Iterator[Batch]:
     """Yield the mini-batches of one epoch, without a single example that the network refuses."""
     accepts_one: bool | None = None
-    for index, inputs, labels in site.examples.batches(order, site.config.training.batch_size):
+    for index, inputs, labels in site.labelled.batches(order, site.config.training.batch_size):
         on_device = inputs.to(site.device)
         if len(labels) == 1:
             if accepts_one is None:
@@ -143,9 +154,9 @@ def _accelerators(device: torch.device) -> list[torch.device]:
 
 
 def _nothing_trained(site: Site) -> str:
-    if len(site.examples) == 0:
-        return "no step of local training was possible: there are no examples"
-    examples, batch_size = len(site.examples), site.config.training.batch_size
+    if len(site.labelled) == 0:
+        return "no step of local training was possible: there are no labelled examples"
+    examples, batch_size = len(site.labelled), site.config.training.batch_size
     reason = "the network (its BatchNorm) cannot train on one example at a time"
     counts = f"examples = {examples}, training.batch_size = {batch_size}"
     return f"no step of local training was possible: {reason}; {counts}"

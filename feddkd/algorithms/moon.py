@@ -44,12 +44,12 @@ class ModelContrast(LocalObjective):
 
     def begin(self, task: Task) -> None:
         site, check = self.site, task.check_cancelled
-        self._global_features = self._features.of_all(site.examples, site.device, check=check)
+        self._global_features = self._features.of_all(site.labelled, site.device, check=check)
         previous = self._memory.recall(task.id, site.model_schema)
         self._previous_features = None
         if previous is not None:
             previous.load_into(site.module)
-            self._previous_features = self._features.of_all(site.examples, site.device, check=check)
+            self._previous_features = self._features.of_all(site.labelled, site.device, check=check)
             task.payload.load_into(site.module)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:

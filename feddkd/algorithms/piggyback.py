@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, CohortAround, answer
-from feddkd.algorithms.distiller import Distiller, distillation_of
+from feddkd.algorithms.distiller import distiller_of
 from feddkd.algorithms.fedavg_sgd import FedAvgSGD
 from feddkd.algorithms.feddkd import FedDKD, server_optimizer_of, with_moved_buffers
 from feddkd.algorithms.feddyn import FedDyn
@@ -66,14 +66,14 @@ class PiggybackClient(ClientSide):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._inner = find(site.config.algorithm.name).client_side(site)
-        self._distiller = Distiller(site, distillation_of(site.config.dkd))
+        self._distiller = distiller_of(site)
 
     def local_train(self, task: Task) -> Reply:
         reply = answer(self._inner, task)
         site, found = self.site, self._distiller.gradient_of_new_teacher(task)
-        # On all examples, by their labels: no noise of a batch, and no teacher that changes with the round.
+        # On all labelled examples: no noise of a batch, and no teacher that changes with the round.
         task.payload.load_into(site.module)
-        loss = evaluate(site.module, site.examples, site.device, task.check_cancelled).loss
+        loss = evaluate(site.module, site.labelled, site.device, task.check_cancelled).loss
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,

@@ -18,6 +18,7 @@ from feddkd.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from feddkd.algorithms.fedprox import FedProx, Proximal
 from feddkd.algorithms.moon import MOON, ModelContrast
 from feddkd.algorithms.scaffold import SCAFFOLD
+from feddkd.algorithms.self_training import SelfTraining
 from feddkd.algorithms.site import LocalObjective
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavg": FedAvg,
     "feddkd": FedDKD,
     "fedavg_sgd": FedAvgSGD,
+    "self_training": SelfTraining,
     "fedprox": FedProx,
     "scaffold": SCAFFOLD,
     "fednova": FedNova,

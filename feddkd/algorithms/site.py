@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.config import Config, CrossEntropyConfig, Table
-from feddkd.data.examples import Examples
+from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Schema, Tensors
 
@@ -46,8 +46,10 @@ class Site:
     """One client's data, network and store.
 
     Attributes:
-        examples: what it trains on.
-        held_out: what it evaluates on; may be empty.
+        examples: what it computes on, those without a label included.
+        labelled: those of them with a label, in the same order: what it trains on.
+        unlabelled: the others, in the same order.
+        held_out: what it evaluates on; may be empty. All of these have a label.
         module: the network, on `device`, with the weights that were loaded last.
         new_objective: builds the configured local objective.
     """
@@ -60,6 +62,13 @@ class Site:
     device: torch.device
     store: Store
     new_objective: Callable[[Site], LocalObjective]
+    labelled: Examples = field(init=False)
+    unlabelled: Examples = field(init=False)
+
+    def __post_init__(self) -> None:
+        has_label = self.examples.labels != UNLABELLED
+        self.labelled = self.examples if has_label.all() else self.examples.subset(has_label.nonzero().flatten())
+        self.unlabelled = self.examples.subset((~has_label).nonzero().flatten())
 
     @property
     def model_schema(self) -> Schema:
@@ -95,7 +104,7 @@ class LocalObjective:
         """Compute the mean loss of one mini-batch at the module's weights.
 
         Args:
-            index: int64 [B] on the CPU, positions among the site's examples.
+            index: int64 [B] on the CPU, positions among the site's labelled examples.
             inputs: float32 [B, ...] on the site's device.
             labels: int64 [B] on the site's device.
         """

@@ -24,7 +24,7 @@ from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.process import take_part
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.exchange import Closing, Exchange, ExchangeId, Reply, Task
+from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 STEP = 2.0**-10
@@ -51,7 +51,7 @@ class Workload:
 class EchoWorker:
     """Answers every exchange with the broadcast plus its constant."""
 
-    num_examples = 1
+    counts = ExampleCounts(1)
 
     def __init__(self, schema: Schema, rank: int) -> None:
         self.model_schema = schema

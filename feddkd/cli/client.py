@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, parse_address
 from feddkd.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from feddkd.client.worker import Worker
 
 
 def client(
@@ -57,7 +60,7 @@ def client(
     state_dir = StateDir(state, client_id)
     described = fetch_server_config(server, tls, retry_for)
     worker = site_worker(site_config(described.config, own), state_dir, partition_index)
-    typer.echo(f"{client_id}: {worker.num_examples} examples to train on, {len(worker.site.held_out)} held out", err=True)
+    typer.echo(f"{client_id}: {_examples(worker)}", err=True)
     membership = Membership(state_dir.instance_id, described)
     farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
@@ -65,3 +68,10 @@ def client(
     if not worker.has_final_model(farewell.run_id):
         raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
     typer.echo(f"{client_id}: {farewell.reason}; the final model is in {state / FINAL_MODEL}.safetensors", err=True)
+
+
+def _examples(worker: Worker) -> str:
+    """Say how many examples a site has for what."""
+    counts = worker.counts
+    without = f", {counts.unlabelled} without a label" if counts.unlabelled else ""
+    return f"{counts.labelled} examples to train on{without}, {len(worker.site.held_out)} held out"

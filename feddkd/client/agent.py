@@ -120,7 +120,7 @@ class Agent:
 
     async def _take_part(self, server: ServerConnection) -> Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError if it breaks."""
-        joined = await server.join(self._client_id, self._worker.num_examples, self._membership.instance_id)
+        joined = await server.join(self._client_id, self._worker.counts, self._membership.instance_id)
         self._check_manifest(joined.manifest)
         holding = self._work.holding if self._work is not None else None
         async with server.participate(joined.session_token, holding) as stream:

@@ -82,12 +82,18 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
 
 def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
     """Raises RefusedError for an import path that only the server names."""
-    asked_for = {"data.name": resolved.data.name, "model.name": resolved.model.name, "algorithm.name": resolved.algorithm.name}
+    asked_for = {
+        "data.name": resolved.data.name,
+        "data.unlabelled": resolved.data.unlabelled,
+        "model.name": resolved.model.name,
+        "algorithm.name": resolved.algorithm.name,
+    }
     objective = getattr(resolved.algorithm, "local_objective", None)
     if objective is not None:
         asked_for["algorithm.local_objective.name"] = objective.name
     named_here = {f"{table}.name": own.get(table, {}).get("name") for table in ("data", "model", "algorithm")}
     mine = own.get("algorithm", {}).get("local_objective")
+    named_here["data.unlabelled"] = own.get("data", {}).get("unlabelled")
     named_here["algorithm.local_objective.name"] = mine.get("name") if isinstance(mine, dict) else mine
     for key, name in asked_for.items():
         if ":" in name and named_here[key] != name:

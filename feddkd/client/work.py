@@ -12,7 +12,7 @@ from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
 from feddkd.client.reply_encoder import ReplyEncoder, reply_coding
 from feddkd.errors import FedDKDError
-from feddkd.exchange import Reply, Task
+from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
 from feddkd.transport.frames import decode_chunk
@@ -32,8 +32,8 @@ class TaskRunner(Protocol):
     """What an agent needs of a worker."""
 
     @property
-    def num_examples(self) -> int:
-        """The weight of the client's contributions."""
+    def counts(self) -> ExampleCounts:
+        """How many examples the client trains on: the weight of its contributions."""
 
     @property
     def model_schema(self) -> Schema:

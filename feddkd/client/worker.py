@@ -18,10 +18,11 @@ from feddkd.compression import lossless
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
+from feddkd.data.labels import prepare_labels
 from feddkd.data.partitions import hold_out
-from feddkd.errors import ClientError
+from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExchangeKind, Reply, Task
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
 from feddkd.models.registry import build_model
 from feddkd.tensors import Schema
 
@@ -105,12 +106,15 @@ class Worker:
 
         Raises:
             ConfigError: the model, the algorithm or the data do not fit together.
+            DataError: there is no labelled example.
         """
         torch.set_num_threads(config.runtime.threads)
         if config.communication.zstd:
             lossless.require()
+        info = info or describe(config.data)
+        examples = prepare_labels(examples, config.data, info.num_classes, config.seed, client_id)
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
-        self._network = network or Network(config, info or describe(config.data))
+        self._network = network or Network(config, info)
         self._on_reply = tuple(on_reply)
         algorithm = algorithms.chosen(config)
         objective = algorithms.objective_factory(config)
@@ -124,14 +128,17 @@ class Worker:
             store,
             objective,
         )
+        if len(self.site.labelled) == 0:
+            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; its teacher is trained on labelled ones")
         self._client_side = algorithm.client_side(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
 
     @property
-    def num_examples(self) -> int:
-        """Examples the client trains on: the weight of its contributions."""
-        return len(self.site.examples)
+    def counts(self) -> ExampleCounts:
+        """How many examples the client trains on: the weight of its contributions."""
+        labelled = len(self.site.labelled)
+        return ExampleCounts(labelled, len(self.site.examples) - labelled)
 
     @property
     def model_schema(self) -> Schema:

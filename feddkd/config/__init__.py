@@ -31,6 +31,7 @@ from feddkd.config.algorithm import (
     FedYogiConfig,
     MOONConfig,
     SCAFFOLDConfig,
+    SelfTrainingConfig,
 )
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.problems import describe, shortened
@@ -76,6 +77,7 @@ __all__ = [
     "RuntimeConfig",
     "SCAFFOLDConfig",
     "SchedulerConfig",
+    "SelfTrainingConfig",
     "Table",
     "TrainingConfig",
     "TransportConfig",
@@ -105,6 +107,15 @@ class Config(Table):
     @classmethod
     def _take_proposals(cls, tree: Any) -> Any:
         return with_proposals(tree) if isinstance(tree, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _a_teacher_can_be_chosen(self) -> Self:
+        if self.dkd.teacher == "auto":
+            if self.data.holdout == 0:
+                raise ValueError('dkd.teacher = "auto": it goes by labelled examples that are held out; set data.holdout above 0')
+            if self.dkd.hard_label_weight == 1:
+                raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
+        return self
 
     def preset_lines(self) -> list[str]:
         """Say in two lines at most what the preset sets, and what was given instead."""

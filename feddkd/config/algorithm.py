@@ -110,6 +110,14 @@ class FedAvgSGDConfig(_WithObjective):
     name: Literal["fedavg_sgd"] = "fedavg_sgd"
 
 
+class SelfTrainingConfig(_WithObjective):
+    """FedDKD's exchanges with labels and the global model's own predictions in place of teachers; its settings are in `[dkd]`."""
+
+    name: Literal["self_training"] = "self_training"
+    confidence: float = Field(0.95, ge=0, lt=1, description="probability above which a prediction serves as a label")
+    classes: Literal["own", "all"] = Field("own", description="what can be predicted: classes that the client has labels of, or all")
+
+
 class SCAFFOLDConfig(Table):
     """Local training corrected by control variates (arXiv 1910.06378)."""
 
@@ -193,6 +201,7 @@ def _algorithm_tag(value: Any) -> str | None:
 AlgorithmConfig = Annotated[
     Annotated[FedDKDConfig, Tag("feddkd")]
     | Annotated[FedAvgSGDConfig, Tag("fedavg_sgd")]
+    | Annotated[SelfTrainingConfig, Tag("self_training")]
     | Annotated[FedAvgConfig, Tag("fedavg")]
     | Annotated[FedProxConfig, Tag("fedprox")]
     | Annotated[SCAFFOLDConfig, Tag("scaffold")]

@@ -108,7 +108,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """What each preset proposes, by table. `[dkd]` is proposed to the algorithms that have its steps."""
 
-_ALGORITHMS_WITH_STEPS = ("feddkd", "fedavg_sgd")
+_ALGORITHMS_WITH_STEPS = ("feddkd", "fedavg_sgd", "self_training")
 
 
 def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:

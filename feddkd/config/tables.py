@@ -153,9 +153,15 @@ class ModelConfig(Table):
 
 
 class TrainingConfig(Table):
-    """Local training: SGD on a client's own data."""
+    """Local training: SGD on a client's own labelled data."""
 
-    epochs: int = Field(5, ge=1, le=COUNT_MAX, description="passes over the client's data a round")
+    epochs: int = Field(
+        5,
+        ge=1,
+        le=COUNT_MAX,
+        description="passes over the client's data a round; where some have no label, as many steps, all on the labelled ones",
+    )
+    steps: int | None = Field(None, ge=1, le=COUNT_MAX, description="steps a round, instead of `epochs`")
     batch_size: int = Field(32, ge=1, le=COUNT_MAX, description="examples in a mini-batch")
     lr: float = Field(0.05, gt=0, description="learning rate of local SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, reset every round")
@@ -176,7 +182,12 @@ class DKDConfig(Table):
         64,
         ge=0,
         le=COUNT_MAX,
-        description="examples a client draws for each step; 0 takes all it has",
+        description="examples a client draws for each step, with a label or without; 0 takes all it has",
+    )
+    teacher: Literal["local", "auto"] = Field(
+        "local",
+        description="what the steps go by: the local models, or (auto) in each round the best of these, the global model's own "
+        "confident predictions and the labels alone, by what clients count on the examples that they hold out",
     )
     scope: (
         Literal["full"]
@@ -198,7 +209,19 @@ class DKDConfig(Table):
         0.5,
         ge=0,
         le=1,
-        description="share of the true labels' cross-entropy in the loss; 0 is the paper's",
+        description="share of the true labels' cross-entropy in the loss of examples that have one; 0 is the paper's",
+    )
+    confidence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="leave out examples without a label whose teacher is no surer than this of its most likely class; 0: none",
+    )
+    bootstrap: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the student's own most likely class in the true labels, against labels that are wrong (arXiv 1412.6596)",
     )
     correct_teacher: bool = Field(False, description="follow the true label where the teacher's most likely class is another")
     not_true: bool = Field(False, description="leave each example's true class out of the divergence")

@@ -13,13 +13,16 @@ teacher's logits, computed once a round, and `gradient` a client's reply to one 
 """
 
 from feddkd.dkd.divergences import DIVERGENCES, Divergence, kl, without_true_class
-from feddkd.dkd.gradient import Distillation, distillation_gradient
+from feddkd.dkd.gradient import Distillation, StepLoss, distillation_gradient
+from feddkd.dkd.self_training import OwnPredictions
 from feddkd.dkd.teacher import mean_entropy, teacher_logits
 
 __all__ = [
     "DIVERGENCES",
     "Distillation",
     "Divergence",
+    "OwnPredictions",
+    "StepLoss",
     "distillation_gradient",
     "kl",
     "mean_entropy",

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feddkd.data.examples import Examples
+from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.dkd.divergences import DIVERGENCES, without_true_class
 from feddkd.evaluation import Check, eval_mode, never_stop
 from feddkd.tensors import Schema, Tensors
+
+
+class StepLoss(Protocol):
+    """The loss whose gradient is a client's reply to a step."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether soft labels enter the loss."""
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+        """Compute the mean loss of a batch, a scalar, from logits [B, C] and labels int64 [B]."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,15 @@ class Distillation:
         divergence: a name in `DIVERGENCES`; by default KL(teacher || student).
         temperature: T > 0, softens the divergence; the cross-entropy is taken at T = 1.
         not_true: leave each example's true class out of the divergence, on both sides (as FedNTD does in its local loss).
-        hard_label_weight: w in [0, 1]. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
+        hard_label_weight: w in [0, 1], for examples that have a label; the others follow their teacher
+            alone. 0 is FedDKD (arXiv 2205.00706); 1 needs no teacher and is one step of
             FedSGD (McMahan et al. 2017, arXiv 1602.05629), the control that costs the same bytes.
         correct_teacher: take w = 1 for the examples that the teacher misclassifies (Meng et al.,
             Conditional Teacher-Student Learning, ICASSP 2019, arXiv 1904.12399).
+        confidence: leave out the examples without a label whose teacher gives its most likely class no more than this
+            probability (Sohn et al., FixMatch, NeurIPS 2020, arXiv 2001.07685); they count in the mean, with a loss of 0.
+        bootstrap: share of the student's own most likely class in the true label of the cross-entropy (Reed et al.,
+            hard bootstrapping, arXiv 1412.6596).
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -36,6 +53,8 @@ class Distillation:
     hard_label_weight: float = 0.0
     not_true: bool = False
     correct_teacher: bool = False
+    confidence: float = 0.0
+    bootstrap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
@@ -44,6 +63,10 @@ class Distillation:
             raise ValueError(f"temperature {self.temperature} is not positive")
         if not 0 <= self.hard_label_weight <= 1:
             raise ValueError(f"hard_label_weight {self.hard_label_weight} is not in [0, 1]")
+        if not 0 <= self.confidence < 1:
+            raise ValueError(f"confidence {self.confidence} is not in [0, 1)")
+        if not 0 <= self.bootstrap <= 1:
+            raise ValueError(f"bootstrap {self.bootstrap} is not in [0, 1]")
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,39 +79,60 @@ class Distillation:
         Args:
             student_logits: [B, C], any floating-point dtype; the loss is computed in float32 at least.
             teacher_logits: [B, C], or None where hard_label_weight is 1.
-            labels: int64 [B].
+            labels: int64 [B]; `UNLABELLED` where there is none, and nowhere if hard_label_weight is 1.
 
         Raises:
             ValueError: there is no teacher although the loss needs one.
         """
-        student_logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
-        weight = self.hard_label_weight
-        if weight == 1:
-            return F.cross_entropy(student_logits, labels)
+        student = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
+        if self.hard_label_weight == 1:
+            return self._cross_entropy(student, labels)
         if teacher_logits is None:
-            raise ValueError(f"hard_label_weight {weight} needs teacher logits; only 1 does without")
-        teacher = teacher_logits.to(student_logits.dtype)
+            raise ValueError(f"hard_label_weight {self.hard_label_weight} needs teacher logits; only 1 does without")
+        teacher, labelled = teacher_logits.to(student.dtype), labels != UNLABELLED
+        if labelled.all():
+            return self._labelled_loss(student, teacher, labels)
+        share = labelled.to(student.dtype).mean()
+        with_label = self._labelled_loss(student[labelled], teacher[labelled], labels[labelled])
+        return share * with_label + (1 - share) * self._unlabelled_loss(student[~labelled], teacher[~labelled])
+
+    def _labelled_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean loss of examples that have a label; 0 for an empty batch."""
         if not self.correct_teacher:
-            return self._distilled(student_logits, teacher, labels)
+            return self._distilled(student, teacher, labels)
         right = teacher.argmax(1) == labels
-        share_right = right.to(student_logits.dtype).mean()
-        loss = (1 - share_right) * _mean_cross_entropy(student_logits[~right], labels[~right])
-        return loss + share_right * self._distilled(student_logits[right], teacher[right], labels[right])
+        share_right = right.to(student.dtype).mean() if len(right) else student.new_zeros(())
+        loss = (1 - share_right) * self._cross_entropy(student[~right], labels[~right])
+        return loss + share_right * self._distilled(student[right], teacher[right], labels[right])
+
+    def _unlabelled_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the mean loss of at least one example that has no label."""
+        divergence = DIVERGENCES[self.divergence]
+        if self.confidence == 0:
+            return divergence(teacher, student, self.temperature)
+        sure = F.softmax(teacher, dim=1).amax(1) > self.confidence
+        if not sure.any():
+            return student.sum() * 0
+        return sure.to(student.dtype).mean() * divergence(teacher[sure], student[sure], self.temperature)
 
     def _distilled(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss of examples that follow their teacher; 0 for an empty batch."""
+        """Compute the mean loss of examples that follow their teacher and their label; 0 for an empty batch."""
         if len(labels) == 0:
             return student_logits.sum()
         teacher, student, weight = teacher_logits, student_logits, self.hard_label_weight
         if self.not_true:
             teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
         distance = DIVERGENCES[self.divergence](teacher, student, self.temperature)
-        return distance if weight == 0 else (1 - weight) * distance + weight * F.cross_entropy(student_logits, labels)
+        return distance if weight == 0 else (1 - weight) * distance + weight * self._cross_entropy(student_logits, labels)
 
-
-def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean cross-entropy; 0 for an empty batch, for which cross_entropy returns NaN."""
-    return F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean cross-entropy of the labels, bootstrapped; 0 for an empty batch, where it would be NaN."""
+        if len(labels) == 0:
+            return logits.sum()
+        loss = F.cross_entropy(logits, labels)
+        if self.bootstrap == 0:
+            return loss
+        return (1 - self.bootstrap) * loss + self.bootstrap * F.cross_entropy(logits, logits.detach().argmax(1))
 
 
 def distillation_gradient(
@@ -96,7 +140,7 @@ def distillation_gradient(
     examples: Examples,
     teacher: Tensor | None,
     order: Tensor,
-    distillation: Distillation,
+    step_loss: StepLoss,
     device: torch.device,
     batch_size: int = 512,
     check: Check = never_stop,
@@ -111,10 +155,10 @@ def distillation_gradient(
 
     Args:
         module: the student, on `device`; weights, buffers and training flags are as before afterwards.
-        examples: the client's training examples, n of them.
-        teacher: float32 [n, C] from `teacher_logits`; None only if `distillation.hard_label_weight` is 1.
+        examples: the client's training examples, n of them; those without a label are labelled `UNLABELLED`.
+        teacher: float32 [n, C] from `teacher_logits`; None only if the loss needs none.
         order: int64 [m], positions of this step's examples; one that occurs twice counts twice.
-        distillation: the loss.
+        step_loss: the loss.
         device: where to compute.
         batch_size: examples in one piece.
         check: called before every piece; what it raises ends the computation.
@@ -141,7 +185,7 @@ def distillation_gradient(
             check()
             share = len(index) / len(order)
             soft_labels = None if teacher is None else teacher[index].to(device)
-            loss = distillation.loss(module(x.to(device)), soft_labels, y.to(device))
+            loss = step_loss.loss(module(x.to(device)), soft_labels, y.to(device))
             mean_loss += share * loss.item()
             if loss.requires_grad:  # False if all parameters that the loss depends on are frozen
                 for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):

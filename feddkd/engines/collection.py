@@ -67,14 +67,14 @@ class Arrival:
         self.block.write(self.data)
 
 
-def max_evaluated(num_examples: int, holdout: float) -> int:
+def max_evaluated(num_labelled: int, holdout: float) -> int:
     """Return the most examples that a client can have held out, by how many it says that it trains on.
 
     Args:
-        num_examples: what is left of its examples for training; their share was rounded to a whole number.
+        num_labelled: what is left of its labelled examples for training; their share was rounded to a whole number.
         holdout: `data.holdout`, the share of its examples that a client holds out.
     """
-    return math.ceil((num_examples + 0.5) * max(1.0, holdout / (1 - holdout)) + 0.5)
+    return math.ceil((num_labelled + 0.5) * max(1.0, holdout / (1 - holdout)) + 0.5)
 
 
 class Collection:

@@ -15,7 +15,7 @@ from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
-from feddkd.exchange import Exchange, ExchangeId, Outcome
+from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
@@ -65,7 +65,7 @@ class GrpcEngine(Engine):
         return_large_blocks()
         return self._server.start(host, port, credentials)
 
-    def clients(self) -> Mapping[str, int]:
+    def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
         return self._server.call(self._clients()).result()
 
@@ -113,9 +113,9 @@ class GrpcEngine(Engine):
 
     # On the loop.
 
-    async def _clients(self) -> dict[str, int]:
+    async def _clients(self) -> dict[str, ExampleCounts]:
         present = self._server.present(self._config.scheduler.reconnect_grace_s)
-        return {session.client_id: session.num_examples for session in present}
+        return {session.client_id: session.counts for session in present}
 
     async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         try:
@@ -135,7 +135,7 @@ class GrpcEngine(Engine):
             raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
         sessions = {client: self._server.session(client) for client in exchange.clients}
         holdout = self._config.data.holdout
-        limits = {client: max_evaluated(session.num_examples, holdout) for client, session in sessions.items() if session is not None}
+        limits = {client: max_evaluated(session.counts.labelled, holdout) for client, session in sessions.items() if session is not None}
         begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
         self._open.add(begun)
         self._of_client.update(dict.fromkeys(exchange.clients, begun))

@@ -21,7 +21,7 @@ from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
-from feddkd.exchange import Exchange, Outcome
+from feddkd.exchange import ExampleCounts, Exchange, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter, Traffic
@@ -70,9 +70,9 @@ class InProcessEngine(Engine):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.finish(completed=False, reason="the engine was closed")
 
-    def clients(self) -> Mapping[str, int]:
+    def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
-        return {client: worker.num_examples for client, worker in self._workers.items()}
+        return {client: worker.counts for client, worker in self._workers.items()}
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
@@ -82,7 +82,7 @@ class InProcessEngine(Engine):
         self.check_aborted()
         if busy := [client for client in exchange.clients if client in self._open]:
             raise ValueError(f"{busy[0]} takes part in {self._open[busy[0]].exchange.id}, which is open")
-        limits = {client: max_evaluated(worker.num_examples, self._holdout) for client, worker in self._workers.items()}
+        limits = {client: max_evaluated(worker.counts.labelled, self._holdout) for client, worker in self._workers.items()}
         collection = Collection(exchange, self._spool, chunk_bytes=self._chunk_bytes, now=NOW, max_evaluated=limits)
         begun = InProcessExchange(self, collection, self._chunk_bytes)
         self._open.update(dict.fromkeys(exchange.clients, begun))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
-from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, Exchange, ExchangeId, Missing, Outcome, read_scalar
+from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.tensors import Tensors
@@ -59,19 +59,19 @@ class RoundCohort:
     def __init__(
         self,
         attempt: Attempt,
-        clients: Mapping[str, float],
+        clients: Mapping[str, ExampleCounts],
         plan: ExchangePlan,
         carry_out: Callable[[Exchange], Outcome],
         on_exchange: Callable[[ExchangeRecord], None],
         *,
-        total_weight: float,
+        available: Mapping[str, ExampleCounts],
         min_clients: int,
     ) -> None:
         """Gather the clients of an attempt.
 
         Args:
-            clients: the weight of each client, by id.
-            total_weight: of all clients, those that take no part in this round included.
+            clients: what each client computes on, by id.
+            available: the same of all clients, those that take no part in this round included.
             min_clients: fewest replies with which an exchange succeeds.
         """
         self._attempt = attempt
@@ -79,7 +79,7 @@ class RoundCohort:
         self._plan = plan
         self._carry_out = carry_out
         self._on_exchange = on_exchange
-        self._total_weight = total_weight
+        self._available = available
         self._min_clients = min_clients
         self._opened = False
         self._misses: dict[str, int] = {}
@@ -92,13 +92,18 @@ class RoundCohort:
 
     @property
     def weights(self) -> Sequence[float]:
-        """Weights of the clients in this round, in client order."""
-        return tuple(self._clients.values())
+        """Weights in the first exchange of the clients in this round, in client order."""
+        return tuple(self._weights(self._clients, self._plan.first).values())
 
     @property
     def share(self) -> float:
-        """Weight of this cohort as a share of all clients' weight."""
-        return math.fsum(self._clients.values()) / self._total_weight
+        """Weight of this cohort in the first exchange as a share of all clients' weight."""
+        return math.fsum(self.weights) / math.fsum(self._weights(self._available, self._plan.first).values())
+
+    @property
+    def most_examples(self) -> int:
+        """The largest number of examples of a client in this round."""
+        return max(counts.total for counts in self._clients.values())
 
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
@@ -125,7 +130,7 @@ class RoundCohort:
         identity = self._attempt.exchange(name, step)
         if not payload.is_finite():
             raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
-        asked = {client: weight for client, weight in self._clients.items() if client not in self._dropped}
+        asked = self._weights({client: counts for client, counts in self._clients.items() if client not in self._dropped}, name)
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
         with _encoding(identity):
             exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
@@ -138,6 +143,10 @@ class RoundCohort:
         self._check_diverged(exchange, outcome)
         self._check_quorum(exchange, outcome)
         return outcome
+
+    def _weights(self, clients: Mapping[str, ExampleCounts], name: str) -> dict[str, float]:
+        """Weigh clients in an exchange."""
+        return {client: self._plan.weight(name, counts) for client, counts in clients.items()}
 
     def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
         replied, missing = len(outcome.replies), self._missing(outcome)
@@ -190,7 +199,7 @@ class RoundCohort:
         self._opened = True
         self.clients_reported = len(outcome.replies)
         self.clients_missing = {client: missing.reason for client, missing in outcome.missing.items()}
-        self._clients = {client: weight for client, weight in self._clients.items() if client in outcome.replies}
+        self._clients = {client: counts for client, counts in self._clients.items() if client in outcome.replies}
 
     def _count_misses(self, exchange: Exchange, outcome: Outcome) -> None:
         """Drop the clients that need not be waited for again."""

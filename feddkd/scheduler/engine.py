@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from feddkd.exchange import Exchange, Outcome
+from feddkd.exchange import ExampleCounts, Exchange, Outcome
 from feddkd.traffic import Traffic
 
 
@@ -46,7 +46,7 @@ class Engine(ABC):
     """
 
     @abstractmethod
-    def clients(self) -> Mapping[str, int]:
+    def clients(self) -> Mapping[str, ExampleCounts]:
         """Return the example counts of the clients that can take part now, by id, in client order.
 
         One whose connection broke a moment ago can: an exchange gives it time to come back.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from feddkd.aggregator.rule import Rule
 from feddkd.config import Config
-from feddkd.exchange import DELIVER, Closing, Exchange, ExchangeId, ExchangeKind
+from feddkd.exchange import DELIVER, Closing, ExampleCounts, Exchange, ExchangeId, ExchangeKind
 from feddkd.scheduler.downlink import Downlink, named_codec
 from feddkd.tensors import Schema, Tensors
 
@@ -29,6 +29,16 @@ class ExchangePlan:
     model_schema: Schema
     rule: Rule
     downlink: Downlink
+
+    @property
+    def first(self) -> str:
+        """Name the exchange that a round begins with."""
+        return next(iter(self.kinds))
+
+    def weight(self, name: str, counts: ExampleCounts) -> float:
+        """Weigh a client in an exchange: by the examples that its reply is a mean over, or like every other that has any."""
+        examples = self.kinds[name].examples(counts)
+        return float(examples) if self.config.scheduler.weights == "examples" else float(examples > 0)
 
     def describe(self, exchange: ExchangeId, clients: Mapping[str, float], payload: Tensors, *, evaluate: bool) -> Exchange:
         """Say everything that can change the outcome of an exchange.

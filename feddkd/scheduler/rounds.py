@@ -16,7 +16,7 @@ from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, Exchange, Outcome, Reply
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange, Outcome, Reply
 from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
@@ -224,38 +224,38 @@ class Scheduler:
         outcome = cohort.report(DELIVER, model)
         return absent | {client: missing.reason for client, missing in outcome.missing.items()}
 
-    def _select(self, model: Tensors, number: int, attempt: int) -> tuple[RoundCohort, Mapping[str, int]]:
+    def _select(self, model: Tensors, number: int, attempt: int) -> tuple[RoundCohort, Mapping[str, ExampleCounts]]:
         """Draw the cohort of an attempt; also returns the example counts of all clients that are available."""
         config = self._config.scheduler
         if (connected := len(self._engine.clients())) < config.quorum:
             self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")
         available = self._engine.clients()
         self._known_clients.update(available)
-        self._warn_of_large_clients(available)
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
         kinds = self._algorithm.exchanges(self._config)
         plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink)
+        self._warn_of_large_clients(plan, available)
         cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
         return cohort, available
 
     def _cohort(
         self,
         attempt: Attempt,
-        counts: Mapping[str, int],
-        available: Mapping[str, int],
+        counts: Mapping[str, ExampleCounts],
+        available: Mapping[str, ExampleCounts],
         plan: ExchangePlan,
         *,
         min_clients: int,
     ) -> RoundCohort:
         return RoundCohort(
             attempt,
-            {client: self._weight(count) for client, count in counts.items()},
+            counts,
             plan,
             self._carry_out,
             self._exchange_done,
-            total_weight=math.fsum(self._weight(count) for count in available.values()),
+            available=available,
             min_clients=min_clients,
         )
 
@@ -284,18 +284,18 @@ class Scheduler:
         known = {name: value for name, value in reply.metrics.items() if name in self._metric_names}
         return reply if len(known) == len(reply.metrics) else dataclasses.replace(reply, metrics=known)
 
-    def _weight(self, examples: int) -> float:
-        return float(examples) if self._config.scheduler.weights == "examples" else 1.0
-
-    def _warn_of_large_clients(self, available: Mapping[str, int]) -> None:
+    def _warn_of_large_clients(self, plan: ExchangePlan, available: Mapping[str, ExampleCounts]) -> None:
         """Say once of each client that it holds most of the weight: it decides every mean, and says so itself."""
-        total = math.fsum(self._weight(count) for count in available.values())
-        for client, count in available.items():
-            if len(available) > 1 and self._weight(count) > LARGE_SHARE * total and client not in self._large_clients:
-                self._large_clients.add(client)
-                logger.warning("%s claims %d examples, %.0f %% of all", client, count, 100 * self._weight(count) / total)
+        for name, kind in plan.kinds.items():
+            weights = {client: plan.weight(name, counts) for client, counts in available.items()}
+            total = math.fsum(weights.values())
+            for client, weight in weights.items():
+                if len(available) > 1 and weight > LARGE_SHARE * total and client not in self._large_clients:
+                    self._large_clients.add(client)
+                    claimed = kind.examples(available[client])
+                    logger.warning("%s claims %d examples, %.0f %% of all", client, claimed, 100 * weight / total)
 
-    def _absent(self, available: Mapping[str, int]) -> dict[str, str]:
+    def _absent(self, available: Mapping[str, ExampleCounts]) -> dict[str, str]:
         """Clients that belong to the federation and were not there when a round began."""
         named = self._config.scheduler.clients
         expected = named if isinstance(named, list) else sorted(self._known_clients)

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from feddkd.errors import TransportError
+from feddkd.exchange import ExampleCounts
 from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Owner, Session
@@ -51,7 +52,7 @@ class Admission:
         """Check what a client says of itself. Raises NotAdmittedError."""
         check_version(request.protocol_version)
         self._check_id(request.client_id)
-        self._check_examples(request.num_examples)
+        self._check_examples(request)
         if len(request.instance_id.encode()) > MAX_INSTANCE_ID_BYTES:
             _refuse(f"an instance id of more than {MAX_INSTANCE_ID_BYTES} bytes")
         if len(request.software_version) > MAX_SOFTWARE_VERSION_CHARACTERS:
@@ -67,11 +68,20 @@ class Admission:
                 f"client id {client_id!r} is not in the server's scheduler.clients",
             )
 
-    def _check_examples(self, num_examples: int) -> None:
-        if num_examples < 1:
-            _refuse(f"{num_examples} examples; a client needs at least 1")
-        if num_examples > self.max_examples:
-            _refuse(f"{num_examples} examples; scheduler.max_examples is {self.max_examples}")
+    def _check_examples(self, request: pb.JoinRequest) -> None:
+        number = request.num_examples
+        if number < 1:
+            _refuse(f"{number} examples; a client needs at least 1")
+        if number > self.max_examples:
+            _refuse(f"{number} examples; scheduler.max_examples is {self.max_examples}")
+        if request.HasField("num_labelled") and not 0 <= request.num_labelled <= number:
+            _refuse(f"{request.num_labelled} labelled examples of {number}")
+
+
+def example_counts(request: pb.JoinRequest) -> ExampleCounts:
+    """Read how many examples a client has; all have a label unless it says otherwise."""
+    labelled = request.num_labelled if request.HasField("num_labelled") else request.num_examples
+    return ExampleCounts(labelled, request.num_examples - labelled)
 
 
 def parse_request(message: bytes, kind: type[_M]) -> _M:

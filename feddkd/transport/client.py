@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from feddkd import __version__
 from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
+from feddkd.exchange import ExampleCounts
 from feddkd.text import printable
 from feddkd.transport.frames import PROTOCOL_VERSION, SERVICE
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Holding, hello_message
@@ -172,13 +173,14 @@ class ServerConnection:
         response = await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
         return response.manifest
 
-    async def join(self, client_id: str, num_examples: int, instance_id: str) -> pb.JoinResponse:
+    async def join(self, client_id: str, counts: ExampleCounts, instance_id: str) -> pb.JoinResponse:
         """Register a client. Raises UnreachableError or RefusedError."""
         call = self._channel.unary_unary(f"/{SERVICE}/Join", pb.JoinRequest.SerializeToString, pb.JoinResponse.FromString)
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
             client_id=client_id,
-            num_examples=num_examples,
+            num_examples=counts.total,
+            num_labelled=counts.labelled,
             instance_id=instance_id,
             software_version=__version__,
         )

@@ -22,6 +22,7 @@ from feddkd.transport.admission import (
     NotAdmittedError,
     check_owner,
     check_version,
+    example_counts,
     parse_request,
 )
 from feddkd.transport.calls import Context, Responses, refuse
@@ -208,11 +209,12 @@ class FederationServer:
             self._check_certificate(certificate)
         if known is not None:
             self._participation.supersede(known, "joined again")
-        session, token = self._sessions.add(request.client_id, request.num_examples, owner, now)
+        session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
         logger.info(
-            "%s joined with %d examples (feddkd %r)",
+            "%s joined with %d examples, %d of them labelled (feddkd %r)",
             session.client_id,
-            session.num_examples,
+            session.counts.total,
+            session.counts.labelled,
             request.software_version[:32],
         )
         return token

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+from feddkd.exchange import ExampleCounts
 from feddkd.transport.outbox import Outgoing
 from feddkd.transport.stream import Stream
 
@@ -59,7 +60,7 @@ class Session:
     """
 
     client_id: str
-    num_examples: int
+    counts: ExampleCounts
     owner: Owner = NOBODY
     token: bytes = b""
     heard_at: float = 0.0
@@ -141,13 +142,13 @@ class Sessions:
     def add(
         self,
         client_id: str,
-        num_examples: int,
+        counts: ExampleCounts,
         owner: Owner,
         now: float,
     ) -> tuple[Session, str]:
         """Add a session, in place of the one of this id. Returns it and its token."""
         token = secrets.token_hex(16)
-        session = Session(client_id, num_examples, owner, _sha256(token), now, now)
+        session = Session(client_id, counts, owner, _sha256(token), now, now)
         if (previous := self._by_id.get(client_id)) is not None:
             session.has_connected = previous.has_connected and previous.owner.is_also(owner)
             self._remove(previous)

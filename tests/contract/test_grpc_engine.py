@@ -33,7 +33,7 @@ from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import RunError
-from feddkd.exchange import Cause, Closing, Exchange, Missing
+from feddkd.exchange import Cause, Closing, ExampleCounts, Exchange, Missing
 from feddkd.scheduler.engine import ClientStates
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
 from feddkd.transport.frames import Chunk, decode_chunk, is_chunk
@@ -552,7 +552,7 @@ def test_clients_are_waited_for_and_counted_by_what_they_do(scene: Scene) -> Non
     hand.send(*answer_frames(work, MINE))
     begun.outcome()
     assert scene.engine.states() == ClientStates(connected=1, lost=1)
-    assert scene.engine.clients() == {"hand": 1}
+    assert scene.engine.clients() == {"hand": ExampleCounts(1)}
     hand.hang_up()
     scene.engine.finish(completed=True, reason="done")
     assert scene.engine.states() == ClientStates()

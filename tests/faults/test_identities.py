@@ -29,7 +29,7 @@ from watching import WatchedEngine
 from feddkd.client.process import simulated_workers
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
-from feddkd.exchange import Closing, Outcome
+from feddkd.exchange import Closing, ExampleCounts, Outcome
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.transport import server as transport_server
 from feddkd.transport import sessions, stream
@@ -144,7 +144,7 @@ def test_nobody_gets_the_id_of_a_client_that_has_joined_and_not_yet_connected(
         assert code is grpc.StatusCode.ALREADY_EXISTS
         owner.open(token)
         scene.server.wait_for("hand", "honest")
-        assert scene.server.engine.clients() == {"hand": 1, "honest": 1}
+        assert scene.server.engine.clients() == {"hand": ExampleCounts(1), "honest": ExampleCounts(1)}
         assert_counts(scene, owner)
 
 

@@ -320,5 +320,5 @@ def run_without(client: str, config: Config, out: Path) -> RunRecord:
         raise ClientError("left out")
 
     workers: dict[str, Worker] = dict(simulated_workers(config, out))
-    workers[client] = FakeWorker(fail, workers[client].model_schema, workers[client].num_examples)
+    workers[client] = FakeWorker(fail, workers[client].model_schema, workers[client].counts.total)
     return run_in_process(config, out, workers=workers)

@@ -27,7 +27,7 @@ def test_buffers_are_averaged_and_keep_their_dtype(name: str, settings: list[str
     before, model = initial_model(config), run_in_process(config, tmp_path).model
     assert model.schema == before.schema
     assert [tensor.dtype for tensor in model.values()] == [tensor.dtype for tensor in before.values()]
-    sizes = [worker.num_examples for worker in simulated_workers(config, tmp_path / "clients").values()]
+    sizes = [worker.counts.total for worker in simulated_workers(config, tmp_path / "clients").values()]
     assert {2 * -(-size // 50) for size in sizes} == {int(model[COUNTER])}
     assert model[COUNTER].dtype == torch.int64
     assert not model[MEAN].equal(before[MEAN])

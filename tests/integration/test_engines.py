@@ -22,7 +22,7 @@ from feddkd.data.partitions import client_ids
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import ClientError
-from feddkd.exchange import DELIVER, Cause, Exchange, ExchangeId, Missing, Outcome, Reply, Task
+from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal
@@ -166,7 +166,7 @@ def test_integer_buffers_stay_integers_and_count_the_batches(run: RunIt, tmp_pat
     batches = model["2.num_batches_tracked"]
     assert batches.shape == ()
     assert not batches.dtype.is_floating_point
-    sizes = [worker.num_examples for worker in simulated_workers(config, tmp_path / "clients").values()]
+    sizes = [worker.counts.total for worker in simulated_workers(config, tmp_path / "clients").values()]
     assert {-(-size // 50) for size in sizes} == {int(batches)}
 
 
@@ -277,8 +277,8 @@ class TurnTakingWorker(Worker):
         self._turns = turns
 
     @property
-    def num_examples(self) -> int:
-        return self._worker.num_examples
+    def counts(self) -> ExampleCounts:
+        return self._worker.counts
 
     @property
     def model_schema(self) -> Schema:
@@ -325,7 +325,7 @@ class FailingWorker(Worker):
         self._worker = worker
         self._fail = fail
 
-    num_examples = TurnTakingWorker.num_examples
+    counts = TurnTakingWorker.counts
     model_schema = TurnTakingWorker.model_schema
     broadcast_schema = TurnTakingWorker.broadcast_schema
 

@@ -70,8 +70,8 @@ def test_an_attacker_claims_as_many_examples_as_it_may() -> None:
     config = Config()
     largest = config.model_dump()["scheduler"].get("max_examples", LARGEST_CLAIM)
     worker = answering(HONEST, examples=7)
-    assert Attacker(worker, ATTACKS["examples"], config).num_examples == largest
-    assert Attacker(worker, ATTACKS["none"], config).num_examples == 7
+    assert Attacker(worker, ATTACKS["examples"], config).counts.total == largest
+    assert Attacker(worker, ATTACKS["none"], config).counts.total == 7
 
 
 def test_a_client_without_tensors_is_left_as_it_is() -> None:

@@ -11,6 +11,7 @@ from feddkd.errors import NotFiniteError, QuorumError
 from feddkd.exchange import (
     UPDATE_NORM_SQUARED,
     Cause,
+    ExampleCounts,
     Exchange,
     ExchangeId,
     ExchangeKind,
@@ -105,24 +106,24 @@ def averaging(updates: Mapping[str, Tensors]) -> CarryOut:
 
 def cohort_of(
     carry_out: CarryOut,
-    clients: Mapping[str, float],
+    clients: Mapping[str, int],
     min_clients: int = 1,
     on_exchange: Callable[[ExchangeRecord], None] = lambda _: None,
-    total_weight: float | None = None,
+    others: int = 0,
     schema: Schema = SCHEMA,
 ) -> RoundCohort:
     return RoundCohort(
         Attempt(RUN_ID, 3, 1),
-        clients,
+        {client: ExampleCounts(number) for client, number in clients.items()},
         ExchangePlan(CONFIG, KINDS, schema, WeightedMean(), Downlink(CONFIG)),
         carry_out,
         on_exchange,
-        total_weight=math.fsum(clients.values()) if total_weight is None else total_weight,
+        available={client: ExampleCounts(number) for client, number in {**clients, "other": others}.items()},
         min_clients=min_clients,
     )
 
 
-CLIENTS = {"c": 1.0, "a": 2.0, "bb": 3.0}
+CLIENTS = {"c": 1, "a": 2, "bb": 3}
 
 
 def test_an_exchange_says_who_what_and_until_when() -> None:
@@ -226,7 +227,7 @@ def test_a_client_that_is_not_asked_is_missing_in_every_later_record() -> None:
 
 def test_a_client_that_is_not_asked_still_counts_in_the_share() -> None:
     engine = Scripted({("step", 0): {"c": SILENT}})
-    cohort = cohort_of(engine, CLIENTS, total_weight=12.0)
+    cohort = cohort_of(engine, CLIENTS, others=6)
     cohort.exchange("train", MODEL)
     cohort.exchange("step", MODEL, 0)
     cohort.exchange("step", MODEL, 1)
@@ -346,9 +347,9 @@ def test_records_tell_counts_bytes_and_the_weighted_loss() -> None:
     assert cohort.traffic == Traffic(2, 20, 200, 2000)
 
 
-@pytest.mark.parametrize("weights", [{"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 3.0}])
+@pytest.mark.parametrize("weights", [{"a": 1, "b": 1}, {"a": 1, "b": 3}])
 def test_drift_diversity_is_one_where_updates_agree_and_two_where_two_are_orthogonal(
-    weights: Mapping[str, float],
+    weights: Mapping[str, int],
 ) -> None:
     def diversity(*values: tuple[float, float]) -> float | None:
         updates = {client: two(*each) for client, each in zip(weights, values, strict=True)}
@@ -379,7 +380,7 @@ def claiming(norm_squared: float, reduced: Callable[[Schema], Tensors]) -> Carry
 def test_a_made_up_norm_beside_numbers_harms_nothing() -> None:
     """The contribution has no parameters of the model whose norm it could be."""
     records: list[ExchangeRecord] = []
-    cohort = cohort_of(claiming(4.0, Tensors), {"a": 1.0}, on_exchange=records.append)
+    cohort = cohort_of(claiming(4.0, Tensors), {"a": 1}, on_exchange=records.append)
     cohort.exchange("count", MODEL)
     assert records[0].metrics == {UPDATE_NORM_SQUARED: 4.0}
 
@@ -389,7 +390,7 @@ def test_a_made_up_norm_of_a_tiny_update_overflows_nothing(tiny: float) -> None:
     tally = RoundTally()
     update = two(tiny, 0)
     engine = claiming(1e30, lambda _: update)
-    cohort = cohort_of(engine, {"a": 1.0}, on_exchange=tally.add, schema=TWO)
+    cohort = cohort_of(engine, {"a": 1}, on_exchange=tally.add, schema=TWO)
     for step in range(20):
         cohort.exchange("train", two(0, 0), step)
     assert all(math.isfinite(mean) for mean in tally.metrics.values())
@@ -416,7 +417,7 @@ def test_work_and_computing_time_add_up() -> None:
 
 def test_the_share_is_of_those_selected_and_then_of_those_who_replied() -> None:
     engine = Scripted({("train", 0): {"a": SILENT}, ("step", 0): {"c": FAILED}})
-    cohort = cohort_of(engine, CLIENTS, total_weight=12.0)
+    cohort = cohort_of(engine, CLIENTS, others=6)
     assert cohort.share == pytest.approx(6 / 12)
     cohort.exchange("train", MODEL)
     assert cohort.share == pytest.approx(4 / 12)

@@ -1,6 +1,7 @@
 import re
 import threading
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def settings_of(field: FieldInfo) -> st.SearchStrategy[Any]:
     """Values that one setting of an algorithm takes, from its type and bounds."""
     if field.annotation is bool:
         return st.booleans()
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return st.sampled_from(typing.get_args(field.annotation))
     assert field.annotation is float
     low = next((float(item.ge) for item in field.metadata if hasattr(item, "ge")), 1e-9)
     high = next((float(item.lt) for item in field.metadata if hasattr(item, "lt")), 1e9)

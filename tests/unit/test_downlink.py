@@ -13,7 +13,7 @@ from harness import RUN_ID, filled
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config
 from feddkd.errors import ConfigError, NotFiniteError
-from feddkd.exchange import DELIVER, Cause, Exchange, ExchangeId, ExchangeKind, Missing, Outcome, Reply, trainable_parameters
+from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, ExchangeKind, Missing, Outcome, Reply, trainable_parameters
 from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink, named_codec
 from feddkd.scheduler.plan import ExchangePlan
@@ -28,7 +28,7 @@ KINDS = {
     DELIVER: ExchangeKind(reply=None),
 }
 MODEL, OTHER, THIRD = (filled(MIXED, seed) for seed in range(3))
-CLIENTS = {"a": 1.0, "b": 2.0}
+CLIENTS = {"a": ExampleCounts(1), "b": ExampleCounts(2)}
 
 
 def config(*communication: str) -> Config:
@@ -59,7 +59,7 @@ class Rounds:
             plan,
             self._carry_out,
             self.records.append,
-            total_weight=3.0,
+            available=CLIENTS,
             min_clients=1,
         )
 

@@ -44,7 +44,7 @@ def test_steps_are_those_of_the_paper_from_v0_equal_to_tau_squared(tmp_path: Pat
 class ThreeThenOne(UncodedCohort):
     """A cohort whose mean update of one weight is 3, and then 1."""
 
-    weights, share = (1.0,), 1.0
+    weights, share, most_examples = (1.0,), 1.0, 1
     loss: float | None = 0.5
 
     def __init__(self) -> None:

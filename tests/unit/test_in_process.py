@@ -27,17 +27,7 @@ from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.work import TaskRunner
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ClientError, RunError, StateError
-from feddkd.exchange import (
-    Cause,
-    Closing,
-    Evaluation,
-    Exchange,
-    ExchangeId,
-    Missing,
-    Outcome,
-    Reply,
-    Task,
-)
+from feddkd.exchange import Cause, Closing, Evaluation, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.scheduler.engine import ClientStates
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -84,7 +74,7 @@ def raising(error: Exception) -> FakeWorker:
 
 def test_clients_are_known_in_client_order_with_their_examples() -> None:
     engine = engine_of({"b": answering(PARTS["b"], 3), "a": answering(PARTS["a"], 7)})
-    assert list(engine.clients().items()) == [("a", 7), ("b", 3)]
+    assert list(engine.clients().items()) == [("a", ExampleCounts(7)), ("b", ExampleCounts(3))]
     assert engine.wait_for_clients(2, None)
     assert not engine.wait_for_clients(3, None)  # nobody will come
     assert engine.states() == ClientStates(connected=2)

@@ -14,6 +14,7 @@ import pytest
 from fake_streams import Connection, FakeInbox, Server, clock, run, settle
 
 from feddkd.errors import RefusedError, UnreachableError
+from feddkd.exchange import ExampleCounts
 from feddkd.transport.calls import (
     MAX_UNREAD_OF_A_CONNECTION,
     MAX_WRITING,
@@ -178,7 +179,7 @@ def test_a_unary_client_gets_its_response() -> None:
             assert pb.DescribeResponse.FromString(response).manifest == manifest
             async with ServerConnection(address) as connection:
                 assert await connection.describe() == manifest
-                assert (await connection.join("site", 1, "secret")).manifest == manifest
+                assert (await connection.join("site", ExampleCounts(1), "secret")).manifest == manifest
 
     asyncio.run(ask())
 
@@ -189,10 +190,10 @@ def test_a_client_that_comes_while_too_much_is_written_may_come_again() -> None:
             server._responses._max_writing = 0
             async with ServerConnection(address) as connection:
                 with pytest.raises(UnreachableError, match="try again") as refused:
-                    await connection.join("site", 1, "secret")
+                    await connection.join("site", ExampleCounts(1), "secret")
                 assert not isinstance(refused.value, RefusedError)
                 assert server.sessions() == []
                 server._responses._max_writing = 1
-                assert (await connection.join("site", 1, "secret")).session_token
+                assert (await connection.join("site", ExampleCounts(1), "secret")).session_token
 
     asyncio.run(ask())

@@ -46,6 +46,7 @@ class CodedCohort(UncodedCohort):
 
     weights: Sequence[float] = (1.0, 3.0)
     share = 0.5
+    most_examples = 2
     loss: float | None = 9.0
 
     def __init__(self, kinds: Mapping[str, ExchangeKind]) -> None:

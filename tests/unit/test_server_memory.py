@@ -30,7 +30,7 @@ WITH_BUFFERS = Schema(
 class ConstantCohort(UncodedCohort):
     """Answers with constants, of which `previous_loss` is the lowest: steps that may start over do."""
 
-    weights, share = (1.0, 1.0), 1.0
+    weights, share, most_examples = (1.0, 1.0), 1.0, 1
     loss: float | None = 0.02  # above the previous model's: the steps start over from that
 
     def __init__(self, model: Schema, kinds: Mapping[str, ExchangeKind]) -> None:

@@ -44,7 +44,7 @@ def server_of(name: str) -> Algorithm:
 class Answers(UncodedCohort):
     """Answers that depend on what was asked alone, as those of clients and of a journal do."""
 
-    weights, share = (1.0, 2.0, 3.0), 0.4
+    weights, share, most_examples = (1.0, 2.0, 3.0), 0.4, 3
     loss: float | None = 0.5
 
     def __init__(self, server: Algorithm, number: int) -> None:

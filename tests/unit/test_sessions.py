@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from feddkd.exchange import ExampleCounts
 from feddkd.traffic import Meter
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Verdict, hello_message, receipt_message
 from feddkd.transport.sessions import (
@@ -62,7 +63,7 @@ class Table(RuleBasedStateMachine):
         if known is not None and known.stream is not None:
             self.sessions.disconnect(known, self.now)
         owner = Owner.of(instance, certificate)
-        self.tokens[client] = self.sessions.add(client, 1, owner, self.now)
+        self.tokens[client] = self.sessions.add(client, ExampleCounts(1), owner, self.now)
         session, token = self.tokens[client]
         assert self.sessions.of_token(token) is session
 
@@ -136,7 +137,7 @@ def filled(count: int, now: float = 0.0) -> tuple[Sessions, list[str]]:
     sessions = Sessions()
     tokens = []
     for number in range(count):
-        session, token = sessions.add(f"site-{number}", 1, NOBODY, now)
+        session, token = sessions.add(f"site-{number}", ExampleCounts(1), NOBODY, now)
         sessions.connect(session, Stream(now))
         tokens.append(token)
     return sessions, tokens
@@ -177,7 +178,7 @@ def test_a_join_and_a_hello_cost_the_same_with_many_sessions() -> None:
             sessions.expire(1.0)
             assert sessions.find("new") is None
             assert sessions.make_room(10**6, 1.0)
-            sessions.add("new", 1, NOBODY, 1.0)
+            sessions.add("new", ExampleCounts(1), NOBODY, 1.0)
 
         return [
             steps_of(lambda: sessions.of_token(tokens[count // 2])),
@@ -193,7 +194,7 @@ def test_a_join_and_a_hello_cost_the_same_with_many_sessions() -> None:
 def test_expiring_is_spread_over_many_joins() -> None:
     sessions = Sessions()
     for number in range(1_000):
-        sessions.add(f"made-up-{number}", 1, NOBODY, 0.0)
+        sessions.add(f"made-up-{number}", ExampleCounts(1), NOBODY, 0.0)
     assert steps_of(lambda: sessions.expire(CONNECT_TIMEOUT_S)) < 500
     while len(sessions):
         before = len(sessions)
@@ -294,7 +295,7 @@ def test_one_certificate_holds_a_bounded_number_of_ids(monkeypatch: pytest.Monke
 
 
 def test_what_is_sent_to_a_client_that_is_away_is_dropped() -> None:
-    session = Session("site", 1)
+    session = Session("site", ExampleCounts(1))
     session.send(Outgoing((receipt_message(EXCHANGE, Verdict.VERDICT_OK),), Meter()))
     session.send_work(Outgoing((b"work",), Meter()))
     assert session.stream is None

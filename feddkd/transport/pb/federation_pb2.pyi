@@ -159,6 +159,7 @@ class JoinRequest(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    NUM_LABELLED_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this contract that the client speaks; now 1. Set by the client."""
     client_id: _builtins.str
@@ -166,13 +167,15 @@ class JoinRequest(_message.Message):
     letter or digit.
     """
     num_examples: _builtins.int
-    """Training examples the client holds, at least 1: the weight of its contributions."""
+    """Training examples the client holds, with a label or without, at least 1: the weight of what it computes on all of them."""
     instance_id: _builtins.str
     """A random secret of this client, kept in its state directory: a process that knows it is the same
     client, started again, and takes the id over at once. At most 64 bytes.
     """
     software_version: _builtins.str
     """Version of the client's software, for the server's log."""
+    num_labelled: _builtins.int
+    """How many of num_examples have a label: the weight of what the client computes on these alone. All of them, if it is not set."""
     def __init__(
         self,
         *,
@@ -181,12 +184,15 @@ class JoinRequest(_message.Message):
         num_examples: _builtins.int = ...,
         instance_id: _builtins.str = ...,
         software_version: _builtins.str = ...,
+        num_labelled: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "num_labelled", b"num_labelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "instance_id", b"instance_id", "num_examples", b"num_examples", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "client_id", b"client_id", "instance_id", b"instance_id", "num_examples", b"num_examples", "num_labelled", b"num_labelled", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__num_labelled: _TypeAlias = _typing.Literal["num_labelled"]  # noqa: Y015
+    _WhichOneofArgType__num_labelled: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_labelled) -> _WhichOneofReturnType__num_labelled | None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
 

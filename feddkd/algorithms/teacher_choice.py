@@ -1,0 +1,135 @@
+"""Choose what a round's steps go by: local teachers, the global model's own predictions, or the labels.
+
+Distillation helps where the teachers are better on the clients' own examples than the global model
+is. Clients count on the labelled examples that they hold out who is right, and the server decides
+by the sums, because one client has too few.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from feddkd.algorithms.distiller import labels_distiller
+from feddkd.algorithms.self_trainer import SelfTrainer, own_predictions
+from feddkd.algorithms.site import Site
+from feddkd.config import SelfTrainingConfig
+from feddkd.dkd import OwnPredictions, teacher_logits
+from feddkd.exchange import Task
+from feddkd.tensors import Schema, Tensors, TensorSpec
+
+DKD_STEP, SELF_STEP, SGD_STEP = "dkd_step", "self_step", "sgd_step"
+"""The exchanges of a step: with local teachers, by own predictions, by labels."""
+
+COUNTS = Schema([TensorSpec("value", torch.float64, (4,), trainable=False)])
+"""Of held-out examples: only the teacher is right, only the global model is, the global model is sure of its prediction
+among the client's classes, it is sure and right."""
+
+HELD_OUT = "held_out"
+"""The name under which the counts travel."""
+
+DECAY = 0.5
+"""Weight of what earlier rounds counted: the same few examples, judged by earlier models."""
+
+MARGIN = 1.0
+"""Standard deviations by which the global model has to be ahead of the teachers."""
+
+PRECISE = 0.9
+"""Share of its sure predictions that has to be right before the global model labels examples."""
+
+FEWEST_SURE = 5.0
+"""Sure predictions below which nothing is known of their precision."""
+
+
+def count_held_out(teacher: Tensor, student: Tensor, labels: Tensor, own: OwnPredictions) -> Tensor:
+    """Count who is right on held-out examples.
+
+    Args:
+        teacher: logits [n, C] of the local model.
+        student: logits [n, C] of the global model that it was trained from.
+        labels: int64 [n].
+        own: how the global model would label examples.
+
+    Returns:
+        float64 [4], in the order of `COUNTS`.
+    """
+    teacher_right, student_right = teacher.argmax(1) == labels, student.argmax(1) == labels
+    sure, predicted = own.predictions(student)
+    counted = (teacher_right & ~student_right, student_right & ~teacher_right, sure, sure & (predicted == labels))
+    return torch.stack([found.sum() for found in counted]).double()
+
+
+class HeldOutJudge:
+    """What a client needs where the server chooses the teacher: both other kinds of step, and counts of who is right."""
+
+    def __init__(self, site: Site) -> None:
+        settings = SelfTrainingConfig()
+        self.self_trainer = SelfTrainer(site, settings)
+        self.by_labels = labels_distiller(site)
+        self._site = site
+        self._own = own_predictions(site, settings)
+        self._student = self._teacher = torch.empty(0)
+
+    def see_student(self, task: Task) -> None:
+        """Take in what the broadcast model says of the held-out examples."""
+        task.payload.load_into(self._site.module)
+        self._student = self._logits(task)
+
+    def see_teacher(self, logits: Tensor) -> None:
+        """Take in what the teacher says of them, [n, C]."""
+        self._teacher = logits
+
+    def counts(self, weight: float) -> Tensors:
+        """Count who is right.
+
+        Args:
+            weight: of this client in the exchange.
+
+        Returns:
+            The counts divided by the weight, so that their weighted mean tells their sum.
+        """
+        labels = self._site.held_out.labels
+        found = torch.zeros(4, dtype=torch.float64)
+        if len(labels) > 0:
+            found = count_held_out(self._teacher, self._student, labels, self._own)
+        return Tensors.copy_of(COUNTS, {"value": found / weight})
+
+    def _logits(self, task: Task) -> Tensor:
+        site = self._site
+        if len(site.held_out) == 0:
+            return torch.empty(0)
+        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
+
+
+class TeacherChoice:
+    """Decides by the counts of all rounds so far, the last ones first."""
+
+    def __init__(self, counts: Tensor | None = None) -> None:
+        """Begin without counts, or go on from `state`."""
+        self._counts = torch.zeros(4, dtype=torch.float64) if counts is None else counts
+
+    def choose(self, mean: Tensors, total_weight: float) -> str:
+        """Decide for a round.
+
+        The local teachers are taken unless the global model is right on more examples that the two
+        disagree on than chance would explain: the difference of the two counts has a standard
+        deviation of at most the root of their sum (McNemar 1947).
+
+        Args:
+            mean: what came of the clients' counts.
+            total_weight: of the clients that replied.
+
+        Returns:
+            The exchange to ask for.
+        """
+        self._counts = DECAY * self._counts + mean.part(HELD_OUT, COUNTS)["value"] * total_weight
+        teacher, student, sure, right = self._counts.tolist()
+        if student - teacher <= MARGIN * math.sqrt(max(student + teacher, 0.0)):
+            return DKD_STEP
+        return SELF_STEP if sure >= FEWEST_SURE and right >= PRECISE * sure else SGD_STEP
+
+    def state(self) -> Tensor:
+        """Return what to go on from; float64 [4]."""
+        return self._counts
