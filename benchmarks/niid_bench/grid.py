@@ -93,22 +93,28 @@ NEW_KEYS = {
     "dkd.beta2": 0.999,
     "dkd.scope": "full",
     "dkd.piggyback": False,
+    "dkd.teacher": "local",
+    "dkd.confidence": 0.0,
+    "dkd.bootstrap": 0.0,
+    "data.unlabelled": "none",
+    "data.label_noise": 0.0,
+    "data.label_noise_kind": "symmetric",
 }
 """Keys that older results lack, and the behavior that these had."""
 
 TRAFFIC_KEYS = tuple(TensorBytes.model_fields)
 """Sizes of tensors by round and direction that a result states, beside all bytes on the wire."""
 
-TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true")
+TEACHER_KEYS = ("divergence", "temperature", "hard_label_weight", "correct_teacher", "not_true", "confidence", "teacher")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """By dotted key, without what has no effect: defaults of [dkd] may change without changing FedAvg or the control."""
     name = tree["algorithm"]["name"]
     tree = {**tree, **{table: {key: tree[table][key] for key in keys if key in tree[table]} for table, keys in RESULT_KEYS.items()}}
-    if name == "fedavg_sgd":
+    if name in ("fedavg_sgd", "self_training"):
         tree = {**tree, "dkd": {key: value for key, value in tree["dkd"].items() if key not in TEACHER_KEYS}}
-    steps = name in ("feddkd", "fedavg_sgd") or ":" in name or tree["dkd"].get("piggyback", False)
+    steps = name in ("feddkd", "fedavg_sgd", "self_training") or ":" in name or tree["dkd"].get("piggyback", False)
     idle = () if steps else ("dkd",)
     return flatten({table: values for table, values in tree.items() if table not in idle})
 

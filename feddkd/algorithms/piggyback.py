@@ -26,6 +26,7 @@ from feddkd.algorithms.feddyn import FedDyn
 from feddkd.algorithms.fedexp import FedExP
 from feddkd.algorithms.registry import find
 from feddkd.algorithms.scaffold import SCAFFOLD
+from feddkd.algorithms.self_training import SelfTraining
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
 from feddkd.dkd.scope import in_scope
@@ -56,6 +57,7 @@ REASONS: dict[type[Algorithm], str] = {
     SCAFFOLD: "its control variates already correct the drift, and double what travels",
     FedDyn: "its correction h and its model have to move together",
     FedAvgSGD: "its like is fedavg with dkd.hard_label_weight = 1",
+    SelfTraining: "a gradient that rides along is a teacher's, and this has none",
     FedExP: "the model that it broadcasts is not the one that a round returns",
 }
 

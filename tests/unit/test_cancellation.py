@@ -70,7 +70,7 @@ def task_for(worker: Worker, exchange: str, number: int, evaluate: bool = False)
         ("fedavg", "local_train", 3),  # of training
         ("fedavg_sgd", "sgd_step", 3),  # of the gradient
         ("feddkd", "dkd_step", 3 + 3),  # of the teacher and of the student
-        ("feddkd", "local_train", 3 + 3 + 3),  # of training, of the teacher, and of the model that was broadcast
+        ("feddkd", "local_train", 3 + 3 + 3 + 3),  # of training, of the teacher held out and not, and of the model that was broadcast
         ("fedntd", "local_train", 3 + 3),  # of the global model, and of training
         ("fedmax", "local_train", 3),
         ("moon", "local_train", 3 + 3 + 3),  # of the global model, of the last local model, and of training

@@ -74,6 +74,7 @@ def test_the_numbers_of_all_algorithms_are_tried() -> None:
     assert {name: numbers_of(name) for name in ALGORITHMS if numbers_of(name)} == {
         "feddkd": ["previous_loss/value"],
         "fedavg_sgd": ["previous_loss/value"],
+        "self_training": ["previous_loss/value"],
         "fednova": ["effective_steps/value"],
         "fedexp": ["update_norm_squared/value"],
     }
@@ -113,7 +114,7 @@ def test_no_client_decides_how_far_fedexp_goes(tmp_path: Path, monkeypatch: pyte
     assert (rate == pytest.approx(30)) == (lie == 1e17)
 
 
-@pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd"])
+@pytest.mark.parametrize("name", ["feddkd", "fedavg_sgd", "self_training"])
 @pytest.mark.parametrize("lie", [-1e17, -1e3])
 def test_no_client_makes_the_steps_start_over_with_a_loss_that_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lie: float

@@ -329,7 +329,7 @@ def test_work_and_metrics_are_on_record(run: Run) -> None:
         assert 0 < line["metrics"]["teacher_entropy"] < math.log(10)
     steps = [line for line in run.exchanges if line["exchange"] == "dkd_step"]
     assert {line["gradient_evaluations"] for line in steps} == {3 * CONFIG.dkd.batch_size}
-    assert [list(line["metrics"]) for line in steps] == [["teacher_entropy"], []] * 2
+    assert [list(line["metrics"]) for line in steps] == [["label_disagreement", "teacher_entropy"], []] * 2
     assert run.summary["gradient_evaluations"] == sum(line["gradient_evaluations"] for line in run.rounds)
     assert all(line["client_seconds"] > 0 for line in run.exchanges)
 

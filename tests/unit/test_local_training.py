@@ -129,7 +129,7 @@ def test_a_client_that_takes_no_step_is_missing_and_does_not_count(tmp_path: Pat
 
 def test_a_client_without_examples_fails_and_says_why(tmp_path: Path) -> None:
     site = site_with(nn.Linear(3, 2), tmp_path, examples=0)
-    with pytest.raises(ClientError, match="there are no examples"):
+    with pytest.raises(ClientError, match="there are no labelled examples"):
         train_locally(site, task_for(site), plain_objective(site))
 
 
