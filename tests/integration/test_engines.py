@@ -75,6 +75,11 @@ CONFIGURATIONS = {
     "batch_norm_from_the_previous_model": [*BATCH_NORM, "dkd.start=previous"],
     "control_from_the_previous_model": ["algorithm.name=fedavg_sgd", "dkd.start=previous"],
     "gradient_that_rides_along": ["algorithm.name=fedavgm", "dkd.piggyback=true", "rounds=3"],
+    "few_labels": ["data.labelled_share=0.2", "data.label_noise=0.2", "training.steps=4"],
+    "few_labels_from_the_previous_model": ["data.labels_per_class=3", "dkd.start=previous", "dkd.confidence=0.3"],
+    "self_training_with_few_labels": ["algorithm.name=self_training", "data.labelled_share=0.2", "dkd.start=previous", "rounds=3"],
+    "the_best_teacher": ["data.labelled_share=0.3", "dkd.teacher=auto", "partition.name=iid", "rounds=4"],
+    "the_best_teacher_from_the_previous_model": ["data.labelled_share=0.3", "dkd.teacher=auto", "dkd.start=previous"],
     "some_parameters": ["dkd.scope=['*.bias']", "dkd.start=previous"],
 }
 
@@ -106,7 +111,7 @@ def test_both_engines_give_the_same_bits_and_count_the_same_bytes(overrides: lis
     assert here.gradient_evaluations == there.gradient_evaluations == sum(work)
     assert all((count > 0) == (record.id.name != DELIVER) for count, record in zip(work, local.exchanges, strict=True))
     assert [record.metrics for record in local.rounds] == [record.metrics for record in remote.rounds]
-    updates_travel = config.algorithm.name not in ("feddkd", "fedavg_sgd") or config.dkd.start != "previous"
+    updates_travel = config.algorithm.name not in ("feddkd", "fedavg_sgd", "self_training") or config.dkd.start != "previous"
     assert all(("drift_diversity" in record.metrics) == updates_travel for record in local.rounds)
     assert [record.client_evaluation for record in local.exchanges] == [record.client_evaluation for record in remote.exchanges]
     assert all(record.clients_missing == {} for record in local.exchanges + remote.exchanges)
