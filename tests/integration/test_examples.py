@@ -125,3 +125,23 @@ def test_two_sites_with_data_of_their_own(tmp_path: Path, start: Start) -> None:
     assert [exchange["clients_reported"] for exchange in exchanges] == [2, 2, 2]
     assert summary["final_accuracy"] is not None
     assert (folder / "state-a" / "model.safetensors").read_bytes() == (folder / "state-b" / "model.safetensors").read_bytes()
+
+
+def test_three_sites_with_few_labelled_images(tmp_path: Path, start: Start) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "few_labels", tmp_path / "few", ignore=shutil.ignore_patterns(*"abc", "server", "*state*")))
+    made = run(*PYTHON, "make_site_data.py", cwd=folder)
+    assert made.stdout.splitlines()[0] == "a/train: 20 labelled images, 485 without a label"
+    server = start(
+        *FEDDKD, "server", "server.toml", "--listen", "127.0.0.1:0", "--state", "server-state", "--json", *overrides("rounds=2"), cwd=folder
+    )
+    address = address_of(server)
+    clients = [
+        start(*FEDDKD, "client", "--server", address, "--id", f"site-{site}", "--state", f"state-{site}", f"site_{site}.toml", cwd=folder)
+        for site in "abc"
+    ]
+    summary = summary_of(server, clients)
+    (record,) = (folder / "server-state").glob("*/exchanges.jsonl")
+    exchanges = [json.loads(line) for line in record.read_text().splitlines()]
+    assert all(exchange["clients_reported"] == 3 for exchange in exchanges)
+    # 16 labelled images a site do not get there alone: with the labels only, it is 74 %.
+    assert summary["final_accuracy"] > 0.8
