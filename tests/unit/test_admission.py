@@ -8,7 +8,8 @@ import grpc
 import pytest
 from fake_streams import Connection, NotJoinedError, Server, clock, run, settle
 
-from feddkd.transport.admission import Admission
+from feddkd.exchange import ExampleCounts
+from feddkd.transport.admission import Admission, example_counts
 from feddkd.transport.messages import CLIENT_HEARTBEAT, hello_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import CONNECT_TIMEOUT_S, ID_HOLD_S, Owner
@@ -37,6 +38,8 @@ def request(**changes: str | int) -> bytes:
         (request(client_id="a\n"), INVALID, r"'a\\n' is not"),
         (request(num_examples=0), INVALID, "0 examples"),
         (request(num_examples=-1), INVALID, "-1 examples"),
+        (request(num_examples=5, num_labelled=6), INVALID, "6 labelled examples of 5"),
+        (request(num_labelled=-1), INVALID, "-1 labelled examples of 1"),
         (request(num_examples=2**53 + 1), INVALID, "scheduler.max_examples"),
         (request(instance_id="i" * 65), INVALID, "64 bytes"),
         (request(instance_id="é" * 33), INVALID, "64 bytes"),
@@ -287,3 +290,9 @@ def test_a_malformed_question_is_refused() -> None:
         status = run(ask(message))
         assert status is not None
         assert status[0] is INVALID
+
+
+@pytest.mark.parametrize(("labelled", "expected"), [(None, ExampleCounts(5)), (0, ExampleCounts(0, 5)), (3, ExampleCounts(3, 2))])
+def test_all_examples_have_a_label_unless_the_client_says_otherwise(labelled: int | None, expected: ExampleCounts) -> None:
+    found = request(num_examples=5) if labelled is None else request(num_examples=5, num_labelled=labelled)
+    assert example_counts(pb.JoinRequest.FromString(found)) == expected
