@@ -230,6 +230,7 @@ class Runner:
             "algorithm": cell.algorithm,
             "partition": cell.partition,
             "seed": cell.seed,
+            **({"study": cell.study} if cell.study else {}),
             **({"grid_point": dict(cell.point)} if cell.point else {}),
             "rounds": len(curve.rounds),
             "final_accuracy": curve.final_accuracy,
