@@ -39,6 +39,11 @@ class Lead:
     def worst(self) -> float:
         return min(self.points.values())
 
+    @property
+    def is_level(self) -> bool:
+        """Whether some seeds are at or above and others below."""
+        return min(self.points.values()) < 0 <= max(self.points.values())
+
 
 class LabelOutcomes:
     """The finished cells of one data set, by case."""

@@ -1,4 +1,4 @@
-"""What was asked where labels are few or wrong, and whether the numbers show it: met, missed or not measured."""
+"""What was asked where labels are few or wrong, and whether the numbers show it: met, level, missed or not measured."""
 
 from __future__ import annotations
 
@@ -106,9 +106,16 @@ def _lead_target(
         if lead is None:
             return NOT_MEASURED
         rival = f" to `{lead.rival}`" if names_rival else ""
-        return f"{'met' if lead.mean >= points else 'missed'}: {said_lead(lead)}{rival}"
+        return f"{_verdict(lead, points)}: {said_lead(lead)}{rival}"
 
     return Target(text, partitions, judge)
+
+
+def _verdict(lead: Lead, points: float) -> str:
+    """Level is said only where no lead was asked for: there the sign of a seed decides nothing."""
+    if lead.mean >= points:
+        return "met"
+    return "level" if points == 0 and lead.is_level else "missed"
 
 
 def said_lead(lead: Lead) -> str:

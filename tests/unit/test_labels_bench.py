@@ -168,7 +168,7 @@ FULL = [
     *(line("feddkd", "3%", part, seed, [0.9, 0.97 + (seed - 40) / 1000]) for part in ("c2", "dir0.1") for seed in SEEDS),
     *(line("control", "3%", "c2", seed, [0.89, 0.80]) for seed in SEEDS),
     *(line("control", "3%", "dir0.1", seed, [0.91, 0.90]) for seed in SEEDS),
-    *(line("self_training", "3%", "c2", seed, [0.972, 0.971]) for seed in SEEDS),
+    *(line("self_training", "3%", "c2", seed, [0.975, 0.971]) for seed in SEEDS),
     *(line("feddkd", "all", "c2", seed, [0.98, 0.982]) for seed in SEEDS),
     *(line("feddkd", "noise60", "c2", seed, [0.96, 0.91]) for seed in SEEDS),
     *(line("feddkd_teachers", "noise60", "c2", seed, [0.9, 0.97]) for seed in SEEDS),
@@ -202,8 +202,18 @@ def test_all_labels_are_compared_last_round_to_last_round() -> None:
 def test_the_strongest_rival_decides_and_is_named() -> None:
     targets = few_targets(LabelOutcomes("mnist", FULL))
     start = "3 % of the labels: `feddkd` at or above"
-    assert judged(targets, start, "c2") == "missed: -0.10 points (worst -0.20) to `self_training`"
+    assert judged(targets, start, "c2") == "missed: -0.40 points (worst -0.50) to `self_training`"
     assert judged(targets, start, "dir0.1") == "met: +6.10 points (worst +6.00) to `control`"
+
+
+def test_a_rival_that_is_ahead_on_some_seeds_alone_is_level() -> None:
+    rival = [line("fedavg_x20", "3%", "dir0.1", seed, [accuracy]) for seed, accuracy in zip(SEEDS, (0.96, 0.975, 0.979), strict=True)]
+    start = "3 % of the labels: `feddkd` at or above"
+    assert (
+        judged(few_targets(LabelOutcomes("mnist", [*FULL, *rival])), start, "dir0.1") == "level: -0.03 points (worst -0.70) to `fedavg_x20`"
+    )
+    alone = LabelOutcomes("mnist", [*FULL, rival[1]])
+    assert judged(few_targets(alone), start, "dir0.1") == "missed: -0.40 points (n=1) to `fedavg_x20`"
 
 
 def test_under_noise_both_forms_are_held_against_the_best_control() -> None:
@@ -277,7 +287,7 @@ def page(tmp_path: Path) -> Callable[..., str]:
 def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: Path) -> None:
     text = page(FULL)
     assert "| `control` | 80.00 ± 0.00 / 89.00 | 90.00 ± 0.00 / 91.00 | 87.00 / 88.00 (n=1) |" in text
-    assert "| `self_training` | 97.10 ± 0.00 / 97.20 | - | - |" in text
+    assert "| `self_training` | 97.10 ± 0.00 / 97.50 | - | - |" in text
     assert "| `feddkd_teachers` | 97.00 ± 0.00 / 97.00 |" in text
     assert "| `control` | 2 | 2 | 4 | 80.00 ± 0.00 / 89.00 |" in text
     assert f"({labels_tables.PICTURE})" in text
