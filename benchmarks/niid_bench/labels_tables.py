@@ -96,6 +96,11 @@ def _both(found: LabelOutcomes, case: str, row: str, partition: str) -> str:
     return f"{100 * final.mean:.2f}{deviation} / {100 * best.mean:.2f}{note}"
 
 
+def boundaries_section(mnist: LabelOutcomes, cifar: LabelOutcomes) -> str:
+    """Where nothing was asked, on both data sets."""
+    return f"MNIST:\n\n{boundaries(mnist)}\n\nCIFAR-10 as JPEG:\n\n{boundaries(cifar)}"
+
+
 def teachers_section(found: LabelOutcomes) -> str:
     """The teachers beside the global model, and whether FedDKD is above the control where they are better than the control's model."""
     rows, held, judged = [], 0, 0
@@ -172,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sections = {
         "labels:picture": picture_section(mnist),
         "labels:verdicts": verdicts_section(mnist, cifar),
-        "labels:boundaries": boundaries(mnist),
+        "labels:boundaries": boundaries_section(mnist, cifar),
         "labels:teachers": teachers_section(mnist),
         "labels:choice": choice_section(mnist),
         "labels:rows": rows_section(),

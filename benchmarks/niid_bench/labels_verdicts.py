@@ -38,7 +38,7 @@ BOUNDARIES = (
     *((case, partition) for partition in MILD for case in (*FEW, "noise40")),
     *((case, partition) for case in ("1%", "noise20", "own20", "own30") for partition in SKEWED),
 )
-"""Cases of which nothing was asked but to say what happens."""
+"""Cases and partitions of which nothing was asked but to say what happens."""
 
 
 def few_targets(found: LabelOutcomes) -> list[Target]:
