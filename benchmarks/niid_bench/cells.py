@@ -39,8 +39,8 @@ PARTITIONS = read_toml("partitions.toml")
 TITLES = {name: table.pop("title") for name, table in PARTITIONS.items()}
 DEFAULT_PARTITIONS = ("c1", "c2", "dir0.1", "dir0.5")
 DEFAULT_SEEDS = (0, 1, 2)
-OWN_KEYS = ("grid", "same_exchanges_as", "what", "tiers", "comparison", *TIERS, *FRONTIER_TIERS, *PARTITIONS)
-"""Keys of algorithms.toml and frontier.toml that are not of the configuration."""
+OWN_KEYS = ("grid", "same_exchanges_as", "what", "tiers", "comparison", "like", "for_data", *TIERS, *FRONTIER_TIERS, *PARTITIONS)
+"""Keys of algorithms.toml, frontier.toml and labels.toml that are not of the configuration."""
 
 
 def published(data: str) -> list[tuple[str, str, dict[str, list[float]]]]:
@@ -54,7 +54,8 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        point: the dotted keys and values of a tuning grid that this cell tries; empty outside of tuning.
+        point: the dotted keys and values that this cell tries: of a tuning grid, or of a case of labels.toml.
+        study: "labels" where `algorithm` is a row of labels.toml, else empty.
     """
 
     tier: str
@@ -63,6 +64,7 @@ class Cell:
     partition: str
     seed: int
     point: tuple[tuple[str, Any], ...] = ()
+    study: str = ""
 
     def __str__(self) -> str:
         point = "".join(f" {key}={value}" for key, value in self.point)
@@ -78,7 +80,7 @@ class Cell:
     def of_line(cls, line: Mapping[str, Any]) -> Cell:
         """The cell that a line of a results file is the result of."""
         point = tuple((line.get("grid_point") or {}).items())
-        return cls(line["tier"], line["data"], line["algorithm"], line["partition"], line["seed"], point)
+        return cls(line["tier"], line["data"], line["algorithm"], line["partition"], line["seed"], point, line.get("study", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +124,24 @@ def configure(cell: Cell, settings: Settings) -> Config:
         merge(tree, {"rounds": settings.rounds})
     merge(tree, read_tables(None, settings.overrides))
     config = Config.parse(tree, source=str(cell))
-    if like := table_of(cell.algorithm).get("same_exchanges_as"):
+    if like := table_of(cell).get("same_exchanges_as"):
         other = configure(replace(cell, algorithm=like, point=()), settings)
         config = config.model_copy(update={"rounds": other.rounds * (other.dkd.steps + 1)})
     return config
 
 
-def table_of(algorithm: str) -> dict[str, Any]:
-    """The table of an algorithm, or of a row of the frontier."""
-    table: dict[str, Any] = ALGORITHMS[algorithm] if algorithm in ALGORITHMS else FRONTIER[algorithm]
+def table_of(cell: Cell) -> dict[str, Any]:
+    """The table of a cell's algorithm, or of its row of another file."""
+    tables = LABELS if cell.study == "labels" else ALGORITHMS if cell.algorithm in ALGORITHMS else FRONTIER
+    table: dict[str, Any] = tables[cell.algorithm]
     return table
 
 
 def settings_of_algorithm(cell: Cell) -> dict[str, Any]:
-    """What the table of the cell's algorithm says, with what it says for the cell's tier and partition on top."""
-    table = table_of(cell.algorithm)
+    """What the table of the cell's algorithm says, with what it says for the cell's data, tier and partition on top."""
+    table = table_of(cell)
     tree = {key: copy.deepcopy(value) for key, value in table.items() if key not in OWN_KEYS}
+    merge(tree, table.get("for_data", {}).get(cell.data, {}))
     merge(tree, table.get(cell.tier, {}))
     merge(tree, table.get(cell.partition, {}))
     return tree
@@ -167,3 +171,17 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     for name in reversed(key.split(".")):
         value = {name: value}
     merge(tree, value)
+
+
+def _labels_rows() -> dict[str, dict[str, Any]]:
+    """The rows of labels.toml, each on top of the one that it is like."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, table in read_toml("labels.toml")["row"].items():
+        rows[name] = {}
+        merge(rows[name], rows.get(table.get("like", ""), {}))
+        merge(rows[name], table)
+    return rows
+
+
+LABELS = _labels_rows()
+"""Rows where labels are few or wrong."""

@@ -224,18 +224,21 @@ class Runner:
         assert folder.summary is not None
         curve = read_curve(folder)
         metrics = [line.metrics for line in folder.rounds]
+        held_out = [line.client_accuracy for line in folder.rounds]
         return {
             "tier": cell.tier,
             "data": cell.data,
             "algorithm": cell.algorithm,
             "partition": cell.partition,
             "seed": cell.seed,
+            **({"study": cell.study} if cell.study else {}),
             **({"grid_point": dict(cell.point)} if cell.point else {}),
             "rounds": len(curve.rounds),
             "final_accuracy": curve.final_accuracy,
             "best_accuracy": curve.best_accuracy,
             "overrides": overrides_of(cell, self._settings),
             "accuracy": curve.accuracy,
+            **({"client_accuracy": held_out} if any(value is not None for value in held_out) else {}),
             "class_accuracy": folder.rounds[-1].class_accuracy,
             "cumulative_wire_bytes": curve.wire_bytes,
             "delivery_bytes": delivery_bytes(folder),
