@@ -59,8 +59,8 @@ def test_a_very_large_cohort_has_no_numbers_by_client(monkeypatch: pytest.Monkey
 def doubts(*rounds: Mapping[str, float]) -> LabelDoubts:
     """What is found when the clients say these disagreements, round by round."""
     found = LabelDoubts()
-    for number, disagreement in enumerate(rounds, start=1):
-        found.see(number, {"label_disagreement": disagreement, "loss": dict.fromkeys(disagreement, 1.0)})
+    for round_number, disagreement in enumerate(rounds, start=1):
+        found.see(round_number, {"label_disagreement": disagreement, "loss": dict.fromkeys(disagreement, 1.0)})
     return found
 
 
@@ -79,7 +79,7 @@ def test_a_site_that_stands_out_three_times_running_is_found_and_logged_once(cap
     "rounds",
     [
         [CALM | {"d": 0.9}, CALM | {"d": 0.9}, CALM, CALM | {"d": 0.9}],
-        [{site: 0.8 for site in CALM}] * 4,
+        [dict.fromkeys(CALM, 0.8)] * 4,
         [{"a": 0.2, "b": 0.2, "c": 0.25, "d": 0.6}] * 4,
         [{"a": 0.0, "b": 0.9}] * 4,
         [CALM | {"d": 0.12}] * 4,
@@ -98,8 +98,8 @@ def test_rounds_without_a_site_do_not_interrupt_it() -> None:
 
 def test_attempts_at_one_round_count_as_one() -> None:
     found = LabelDoubts()
-    for number in (1, 1, 1, 2):
-        found.see(number, {"label_disagreement": CALM | {"d": 0.9}})
+    for round_number in (1, 1, 1, 2):
+        found.see(round_number, {"label_disagreement": CALM | {"d": 0.9}})
         assert found.found == {}
     found.see(3, {"label_disagreement": CALM | {"d": 0.9}})
     assert found.found.keys() == {"d"}
