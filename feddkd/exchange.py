@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
@@ -73,6 +73,12 @@ class ExampleCounts(NamedTuple):
     @property
     def total(self) -> int:
         return self.labelled + self.unlabelled
+
+    @classmethod
+    def sum_of(cls, counts: Iterable[ExampleCounts]) -> ExampleCounts:
+        """Add up the examples of several clients."""
+        listed = list(counts)
+        return cls(sum(own.labelled for own in listed), sum(own.unlabelled for own in listed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ def write_record(
     tested: bool = True,
     old: bool = False,
     codec: bool = False,
+    sites: bool = False,
 ) -> Path:
     """Write the record of a run into `out`.
 
@@ -37,6 +38,7 @@ def write_record(
         tested: whether the server had a test set.
         old: leave out what the first version did not record.
         codec: whether every exchange but the delivery had codecs in both directions.
+        sites: whether clients measured their teachers, had unlabelled examples, and one had doubtful labels.
     """
     out.mkdir(parents=True)
     config = Config.parse({"seed": seed, "rounds": max(rounds, 1), **(settings or {}), "algorithm": {"name": algorithm}})
@@ -46,6 +48,9 @@ def write_record(
         for line in exchanges:
             if line["exchange"] != "deliver":
                 _encode(line)
+    if sites:
+        for line in exchanges:
+            line["by_client"] = _by_client(line)
     if old:
         for line in (*exchanges, *lines):
             for key in ("gradient_evaluations", "client_seconds", "metrics", "class_accuracy"):
@@ -56,7 +61,7 @@ def write_record(
     (out / EXCHANGES).write_text("".join(json.dumps(line) + "\n" for line in exchanges))
     (out / ROUNDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
-        (out / SUMMARY).write_text(json.dumps(_summary(config, exchanges, lines, old)))
+        (out / SUMMARY).write_text(json.dumps(_summary(config, exchanges, lines, old) | (_label_fields() if sites else {})))
     return out
 
 
@@ -85,6 +90,28 @@ def _exchanges(number: int, step: str | None, *, last: bool) -> list[dict[str, A
         }
         for name, index in names
     ]
+
+
+def _by_client(line: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Client-1 has a teacher that is no better than the global model and contradicts its labels."""
+    clients = [f"client-{k}" for k in range(CLIENTS)]
+    if line["exchange"] == "deliver":
+        return {"client_accuracy": dict.fromkeys(clients, 1.0)}
+    if line["exchange"] == "local_train":
+        told = 0.25 * line["round"]
+        return {
+            "teacher_accuracy": {client: told if client == "client-1" else 0.875 for client in clients},
+            "client_accuracy": dict.fromkeys(clients, told),
+            "loss": dict.fromkeys(clients, 1.0),
+        }
+    return {"label_disagreement": {client: 0.375 if client == "client-1" else 0.0 for client in clients}} if not line["step"] else {}
+
+
+def _label_fields() -> dict[str, Any]:
+    return {
+        "examples": {f"client-{k}": {"labelled": 10 + k, "unlabelled": 2000} for k in range(CLIENTS)},
+        "doubtful_labels": {"client-1": {"disagreement": 0.375, "median": 0.0, "round": 2}},
+    }
 
 
 def _encode(line: dict[str, Any]) -> None:

@@ -108,6 +108,11 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e3:.2f} kB" if size_bytes < 1e6 else megabytes(size_bytes)
 
 
+def counted_examples(labelled: int, unlabelled: int) -> str:
+    """How many examples have a label, and how many have none."""
+    return f"{labelled:,} labelled, {unlabelled:,} unlabelled"
+
+
 def listed(items: Sequence[str]) -> str:
     """The first items, and how many more there are."""
     shown = ", ".join(items[:MOST_LISTED])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -11,9 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
-from feddkd.cli.output import LINE_LETTERS, listed, megabytes
+from feddkd.cli.output import LINE_LETTERS, counted_examples, listed, megabytes
 from feddkd.config import Config
-from feddkd.exchange import DELIVER, Evaluation
+from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.text import printable
 
@@ -29,6 +30,7 @@ class ConsoleProgress(Observer):
         self._rounds = config.rounds
         self._step_losses: dict[int, list[float]] = {}
         self._latest = ""
+        self._examples: Mapping[str, ExampleCounts] = {}
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if console.is_terminal:
@@ -52,10 +54,16 @@ class ConsoleProgress(Observer):
             with contextlib.suppress(OSError):
                 self._bar.stop()
 
+    def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
+        self._examples = examples
+
     def run_started(self, run_id: str, rounds: int) -> None:
         self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
         for line in self._config.preset_lines():
             self._print(f"  {line}")
+        total = ExampleCounts.sum_of(self._examples.values())
+        if total.unlabelled:
+            self._print(f"  examples: {counted_examples(*total)}, at {len(self._examples)} clients")
         self._print(HEADER)
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:

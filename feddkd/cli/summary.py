@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from feddkd.cli.output import LINE_LETTERS, error_console, listed, megabytes, note, say, size
+from feddkd.cli.output import LINE_LETTERS, counted_examples, error_console, listed, megabytes, note, say, size
 from feddkd.cli.report import PAGE, report_of
 from feddkd.text import printable
 from feddkd.traffic import DIRECTIONS
@@ -46,6 +46,7 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         missed = [f"{client} in {count}" for client, count in sorted(rounds_missed.items(), key=lambda item: -item[1])]
         rows.insert(2, ("clients missing", f"{listed(missed)} of {summary['rounds']} rounds"))
     rows[1:1] = _encoded_rows(summary)
+    rows += _label_rows(summary)
     if not_delivered:
         rows.append(
             (
@@ -78,6 +79,21 @@ def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((" " if rows else "encoded", f"{exchange}: {', '.join(parts)}"))
     if summary["snapshot_bytes_down"]:
         rows.append(("whole models down", f"{size(summary['snapshot_bytes_down'])} to clients that lacked the one before"))
+    return rows
+
+
+def _label_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """How many examples had no label, and which sites' labels may be wrong; nothing where there is nothing to say."""
+    rows = []
+    labelled, unlabelled = (sum(counts[kind] for counts in summary["examples"].values()) for kind in ("labelled", "unlabelled"))
+    if unlabelled:
+        rows.append(("examples", counted_examples(labelled, unlabelled)))
+    doubtful = [
+        f"{client} (its teacher contradicts {doubt['disagreement']:.0%}, the median site's {doubt['median']:.0%})"
+        for client, doubt in summary["doubtful_labels"].items()
+    ]
+    if doubtful:
+        rows.append(("labels in doubt", listed(doubtful)))
     return rows
 
 

@@ -9,6 +9,7 @@ A run whose record cannot be written ends: everything that fails to be written i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -75,6 +76,7 @@ class Ledger(Observer):
             "loss": _finite(record.loss),
             **_client_evaluation(record.client_evaluation),
             "metrics": _finite_metrics(record.metrics),
+            **({"by_client": {name: dict(values) for name, values in record.by_client.items()}} if record.by_client else {}),
         }
         self._began = True
         _append(self._exchanges, line)
@@ -93,6 +95,8 @@ class Ledger(Observer):
             "gradient_evaluations": record.gradient_evaluations,
             "class_accuracy": record.evaluation.class_accuracy if record.evaluation else None,
             "metrics": _finite_metrics(record.metrics),
+            "labelled_examples": record.examples.labelled,
+            "unlabelled_examples": record.examples.unlabelled,
         }
         _append(self._rounds, line)
 
@@ -144,6 +148,8 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         "rounds_missed": dict(record.rounds_missed),
         "not_delivered": dict(record.not_delivered),
+        "examples": {client: counts._asdict() for client, counts in record.examples.items()},
+        "doubtful_labels": {client: dataclasses.asdict(doubt) for client, doubt in record.doubtful_labels.items()},
         "seed": config.seed,
         "model_sha256": record.model.sha256(),
         "run_id": record.run_id,

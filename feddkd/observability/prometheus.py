@@ -1,13 +1,14 @@
 """The Prometheus metrics of a run, in a registry of their own.
 
-Labels take their values from short lists that are known before the run begins: no client ids, no round numbers, and
-the run id in `feddkd_run_info` alone. Sizes are in bytes, times in seconds, shares from 0 to 1; down and up are seen
-from the client. docs/metrics.md lists every metric.
+Labels take their values from short lists that are known before the run begins: no round numbers, the run id in
+`feddkd_run_info` alone, and client ids in `feddkd_site_*` alone, of a bounded number of clients. Sizes are in bytes,
+times in seconds, shares from 0 to 1; down and up are seen from the client. docs/metrics.md lists every metric.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics, start_http_server
@@ -15,8 +16,9 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from feddkd import algorithms
 from feddkd.config import Config
 from feddkd.errors import AddressInUseError
-from feddkd.exchange import DELIVER, Evaluation
+from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
 from feddkd.observability.metrics import CommunicationMetrics, LearningMetrics, RunMetrics
+from feddkd.observability.site_metrics import SiteMetrics
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
@@ -43,6 +45,7 @@ class PrometheusMetrics(Observer):
         self._run = RunMetrics(self.registry, config)
         self._communication = CommunicationMetrics(self.registry, exchanges)
         self._learning = LearningMetrics(self.registry, config)
+        self._sites = SiteMetrics(self.registry)
 
     def serve(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Answer scrapes over HTTP, on a thread of its own, until the server is closed.
@@ -60,6 +63,9 @@ class PrometheusMetrics(Observer):
             raise AddressInUseError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
         return MetricsServer(server, thread)
 
+    def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
+        self._sites.count(examples)
+
     def run_started(self, run_id: str, rounds: int) -> None:
         self._run.start(run_id, rounds)
 
@@ -73,6 +79,7 @@ class PrometheusMetrics(Observer):
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._communication.add(record)
         self._learning.add(record)
+        self._sites.add(record)
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._learning.evaluated("server", evaluation)

@@ -21,6 +21,12 @@ LARGEST = 1e100
 LONGEST_NAME = 200
 """Characters of the name of an exchange or a metric."""
 
+MOST_CLIENTS = 1000
+"""Numbers of single clients are left out where there are more."""
+
+SITE_NUMBERS = ("teacher_accuracy", "client_accuracy", "label_disagreement", "loss")
+"""The numbers that are recorded for each client; others are left out. All but the loss lie between 0 and 1."""
+
 MOST_CLASSES = 10_000
 """Per-class accuracies of more classes are left out."""
 
@@ -44,6 +50,27 @@ def _metrics(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value if value is not None else {}
     return {name: float(number) for name, number in value.items() if len(name) <= LONGEST_NAME and _is_known(number)}
+
+
+def _by_client(value: Any) -> Any:
+    """Only known numbers of a bounded number of clients, where they are in range; clients choose their values."""
+    if not isinstance(value, Mapping):
+        return value if value is not None else {}
+    found = {name: _site_numbers(name, value.get(name)) for name in SITE_NUMBERS}
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _site_numbers(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping) or len(value) > MOST_CLIENTS:
+        return {}
+    largest = LARGEST if name == "loss" else 1
+    in_range = {client: number for client, number in value.items() if _is_number(number) and 0 <= number <= largest}
+    return {client: float(number) for client, number in in_range.items() if len(client) <= LONGEST_NAME}
+
+
+def _few(value: Any) -> Any:
+    """Nothing of very many clients."""
+    return {} if isinstance(value, Mapping) and len(value) > MOST_CLIENTS else value
 
 
 def _class_accuracy(value: Any) -> Any:
@@ -86,6 +113,7 @@ Metrics = Annotated[dict[str, float], BeforeValidator(_metrics)]
 Texts = Annotated[dict[str, str], BeforeValidator(_texts)]
 Counts = Annotated[dict[str, int], BeforeValidator(_counts)]
 CountsByName = Annotated[dict[str, dict[str, int]], BeforeValidator(_counts_by_name)]
+ByClient = Annotated[dict[str, dict[str, float]], BeforeValidator(_by_client)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 
 
@@ -131,6 +159,7 @@ class ExchangeLine(MeasuredLine):
     wire_bytes_down: Count
     wire_bytes_up: Count
     client_seconds: Number = None
+    by_client: ByClient = {}
 
 
 class RoundLine(MeasuredLine):
@@ -139,6 +168,23 @@ class RoundLine(MeasuredLine):
     accuracy: Share | None = None
     cumulative_wire_bytes: Count
     class_accuracy: Annotated[list[Share | None] | None, BeforeValidator(_class_accuracy)] = None
+    labelled_examples: Count | None = None
+    unlabelled_examples: Count | None = None
+
+
+class Examples(Line):
+    """How many examples of a client have a label, and how many have none."""
+
+    labelled: Count
+    unlabelled: Count = 0
+
+
+class DoubtfulLabels(Line):
+    """Why a client's labels may be wrong: what its teacher contradicts, what the median client's does, and since when."""
+
+    disagreement: Share
+    median: Share
+    round: Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Summary(TensorBytes):
@@ -160,6 +206,8 @@ class Summary(TensorBytes):
     run_id: Name | None = None
     rounds_missed: Counts = {}
     not_delivered: Texts = {}
+    examples: Annotated[dict[Name, Examples], BeforeValidator(_few)] = {}
+    doubtful_labels: Annotated[dict[Name, DoubtfulLabels], BeforeValidator(_few)] = {}
     versions: Texts = {}
     cpu_capability: Name | None = None
 

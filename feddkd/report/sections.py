@@ -15,6 +15,7 @@ from feddkd.report.codecs import codec_table
 from feddkd.report.frontier import Frontier, are_comparable, fedavg_round_bytes, tracks_of
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Group
+from feddkd.report.sites import site_table, teachers_and_global_model
 from feddkd.report.tables import Table
 from feddkd.report.time_table import time_table
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
@@ -41,6 +42,15 @@ METRICS = {
         "teacher entropy (nats)",
         "Mean entropy of the teachers' predictions. Near 0 a teacher says no more than a hard label.",
         axis_top=0.01,
+    ),
+    "teacher_accuracy": Metric(
+        "Accuracy of the teachers", "teachers' accuracy", "On the labelled examples that their sites hold out; weighted mean.", axis_top=1.0
+    ),
+    "label_disagreement": Metric(
+        "Labels that teachers contradict",
+        "share of the labels",
+        "Share of a site's labels that are not its teacher's most likely class; weighted mean.",
+        axis_top=0.1,
     ),
     "started_over": Metric(
         "Averages thrown away",
@@ -119,7 +129,8 @@ def sections_of(groups: Sequence[Group], link: Link | None = None) -> list[Secti
         last = [classes, partitions]
     frontier = _frontier(groups)
     bought = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
-    return [_accuracy(groups), *bought, _cost(groups), _steps(groups), *last]
+    sites = _sites(groups)
+    return [_accuracy(groups), *bought, _cost(groups), _steps(groups), *([sites] if sites else []), *last]
 
 
 def _accuracy(groups: Sequence[Group]) -> Section:
@@ -193,6 +204,23 @@ def _steps(groups: Sequence[Group]) -> Section:
         metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))
         figure = pictures.metric_by_round(groups, name, metric.axis, metric.axis_top)
         section.add(_file_name(name), metric.title, metric.caption, figure, groups)
+    return section
+
+
+def _sites(groups: Sequence[Group]) -> Section | None:
+    """What sites said of themselves; None where nothing tells them apart."""
+    table = site_table(groups)
+    if table is None:
+        return None
+    section = Section("Sites", table=table)
+    caption = "On the labelled examples that each site holds out: its teacher, and the global model that this was trained from."
+    for group in groups:
+        figure = teachers_and_global_model(group)
+        if figure is not None:
+            several = len(groups) > 1
+            title = group.label if several else "Teachers and global model by round"
+            name = f"sites-{_file_name(group.label)}" if several else "sites"
+            section.add(name, title, caption + (" Mean over seeds." if len(group.runs) > 1 else ""), figure, [group])
     return section
 
 

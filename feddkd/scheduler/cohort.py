@@ -11,6 +11,7 @@ from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
+from feddkd.scheduler.sites import numbers_by_client
 from feddkd.tensors import Tensors
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS, Traffic
 
@@ -105,6 +106,11 @@ class RoundCohort:
         """The largest number of examples of a client in this round."""
         return max(counts.total for counts in self._clients.values())
 
+    @property
+    def examples(self) -> ExampleCounts:
+        """The examples of the clients in this round, added up; once it has begun, of those that replied first."""
+        return ExampleCounts.sum_of(self._clients.values())
+
     def adopt(self, name: str, model: Tensors, *, in_mean: bool = False) -> Tensors:
         """Replace a model by the one that clients will hold once it is sent. Raises NotFiniteError."""
         with _encoding(self._attempt.exchange(name, 0)):
@@ -187,6 +193,7 @@ class RoundCohort:
                 loss=self.loss,
                 client_evaluation=outcome.evaluation,
                 metrics=self._metrics(exchange, outcome),
+                by_client=numbers_by_client(exchange, outcome),
             )
         )
         if not self._opened:

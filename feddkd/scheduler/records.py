@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.sites import Doubt
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
+
+NO_EXAMPLES = ExampleCounts(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class ExchangeRecord:
         loss: weighted mean of the clients' losses.
         client_evaluation: of the model that was broadcast, on what the clients hold out.
         metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
+        by_client: the few numbers that are kept for each client, by name and client.
     """
 
     id: ExchangeId
@@ -36,6 +40,7 @@ class ExchangeRecord:
     loss: float | None
     client_evaluation: Evaluation | None
     metrics: Mapping[str, float]
+    by_client: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class RoundRecord:
         gradient_evaluations: summed over the round's exchanges, those of attempts that failed included.
         metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded, and what the
             algorithm's server side noted.
+        examples: of the clients that replied to the first exchange, added up.
     """
 
     round: int
@@ -63,6 +69,7 @@ class RoundRecord:
     clients_missing: Mapping[str, str]
     gradient_evaluations: int
     metrics: Mapping[str, float]
+    examples: ExampleCounts = NO_EXAMPLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class RunRecord:
         rounds_missed: rounds that went on without a client, by its id; clients that missed none are not there.
         not_delivered: why each client that took part did not get the final model.
         exchange_traffic: `traffic` by the name of the exchange, in order of first appearance.
+        examples: of each client that could take part, as it said last; empty for very many clients.
+        doubtful_labels: sites whose labels may be wrong, by client.
     """
 
     run_id: str
@@ -90,6 +99,8 @@ class RunRecord:
     rounds_missed: Mapping[str, int]
     not_delivered: Mapping[str, str]
     exchange_traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    examples: Mapping[str, ExampleCounts] = field(default_factory=dict)
+    doubtful_labels: Mapping[str, Doubt] = field(default_factory=dict)
 
 
 class Observer:
@@ -106,6 +117,9 @@ class Observer:
 
     def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
         """A simulation dealt the data: examples of each class at each client. A real server cannot know."""
+
+    def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
+        """These clients can take part: told before the run starts, and before a cohort is drawn from them."""
 
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""

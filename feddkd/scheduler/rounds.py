@@ -25,6 +25,7 @@ from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.selection import select_cohort
+from feddkd.scheduler.sites import MOST_CLIENTS, LabelDoubts
 from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
@@ -96,7 +97,8 @@ class Scheduler:
         self._round_tally = RoundTally()
         self._metric_names: set[str] = set()
         self._warned_of_metrics = False
-        self._known_clients: set[str] = set()
+        self._known_clients: dict[str, ExampleCounts] = {}
+        self._label_doubts = LabelDoubts()
         self._large_clients: set[str] = set()
 
     def run(self, model: Tensors) -> RunRecord:
@@ -109,6 +111,7 @@ class Scheduler:
         started = time.monotonic()
         self._tell(lambda observer: observer.engine_ready(self._engine))
         self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
+        self._available()
         self._tell(lambda observer: observer.run_started(self._run_id, self._config.rounds))
         try:
             for number in range(1, self._config.rounds + 1):
@@ -130,6 +133,8 @@ class Scheduler:
             rounds_missed=dict(sorted(self._tally.rounds_missed.items())),
             not_delivered=not_delivered,
             exchange_traffic=self._tally.exchange_traffic,
+            examples=dict(sorted(self._known_clients.items())) if len(self._known_clients) <= MOST_CLIENTS else {},
+            doubtful_labels=dict(sorted(self._label_doubts.found.items())),
         )
         self._tell(lambda observer: observer.run_done(record))
         return record
@@ -166,6 +171,7 @@ class Scheduler:
             self._absent(available) | cohort.clients_missing,
             self._round_tally.gradient_evaluations,
             self._round_tally.metrics | cohort.notes,
+            cohort.examples,
         )
         return new_model
 
@@ -229,8 +235,7 @@ class Scheduler:
         config = self._config.scheduler
         if (connected := len(self._engine.clients())) < config.quorum:
             self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")
-        available = self._engine.clients()
-        self._known_clients.update(available)
+        available = self._available()
         chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
         counts = {client: available[client] for client in chosen}
         self._tell(lambda observer: observer.round_started(number, attempt, len(counts)))
@@ -239,6 +244,13 @@ class Scheduler:
         self._warn_of_large_clients(plan, available)
         cohort = self._cohort(Attempt(self._run_id, number, attempt), counts, available, plan, min_clients=config.quorum)
         return cohort, available
+
+    def _available(self) -> Mapping[str, ExampleCounts]:
+        """Return the clients that can take part now, and tell the observers of them."""
+        available = self._engine.clients()
+        self._known_clients.update(available)
+        self._tell(lambda observer: observer.clients_available(available))
+        return available
 
     def _cohort(
         self,
@@ -311,6 +323,7 @@ class Scheduler:
     def _exchange_done(self, record: ExchangeRecord) -> None:
         self._tally.add_exchange(record)
         self._round_tally.add(record)
+        self._label_doubts.see(record.id.round, record.by_client)
         self._tell(lambda observer: observer.exchange_done(record))
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
@@ -337,6 +350,7 @@ class Scheduler:
             clients_missing=finished.clients_missing,
             gradient_evaluations=finished.gradient_evaluations,
             metrics=finished.metrics,
+            examples=finished.examples,
         )
         self._tell(lambda observer: observer.round_done(record))
 

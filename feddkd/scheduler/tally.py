@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from feddkd.exchange import Evaluation
+from feddkd.exchange import Evaluation, ExampleCounts
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
 
@@ -23,6 +23,7 @@ class FinishedRound:
     clients_missing: Mapping[str, str]
     gradient_evaluations: int
     metrics: Mapping[str, float]
+    examples: ExampleCounts
 
 
 class RoundTally:

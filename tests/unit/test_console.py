@@ -14,7 +14,7 @@ from feddkd.cli.output import listed
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.cli.summary import print_summary
 from feddkd.config import Config
-from feddkd.exchange import ExchangeId
+from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
 from feddkd.traffic import Traffic
 
@@ -39,6 +39,8 @@ SUMMARY: dict[str, Any] = {
     "rounds_missed": {},
     "not_delivered": {},
     "snapshot_bytes_down": 0,
+    "examples": {},
+    "doubtful_labels": {},
     "exchanges": {"local_train": counts(400_000, 0), "dkd_step": counts(600_000, 300_000)},
 }
 
@@ -114,6 +116,35 @@ def test_the_summary_says_what_codecs_saved_and_nothing_where_there_was_none(cap
         "up 300.00 kB instead of 9.60 MB (32.0 times less)",
         "  whole models down  250.00 kB to clients that lacked the one before",
     ]
+
+
+def test_the_summary_says_how_many_examples_had_no_label_and_whose_labels_are_in_doubt(capsys: pytest.CaptureFixture[str]) -> None:
+    labelled = {"site-a": {"labelled": 1000, "unlabelled": 0}}
+    assert printed(capsys, examples=labelled) == printed(capsys)
+    lines = printed(
+        capsys,
+        examples=labelled | {"site-b": {"labelled": 200, "unlabelled": 30_000}},
+        doubtful_labels={"site-b": {"disagreement": 0.42, "median": 0.03, "round": 2}},
+    )
+    assert "  examples           1,200 labelled, 30,000 unlabelled" in lines
+    assert "  labels in doubt    site-b (its teacher contradicts 42%, the median site's 3%)" in lines
+
+
+def test_a_run_says_once_how_many_examples_have_no_label(progress: ConsoleProgress, shown: io.StringIO) -> None:
+    counts = {"site-a": ExampleCounts(20, 1000), "site-b": ExampleCounts(15)}
+    progress.clients_available(counts)
+    progress.run_started("run", 2)
+    for number in (1, 2):
+        progress.clients_available(counts)
+        progress.round_started(number, 0, 2)
+    assert shown.getvalue().count("unlabelled") == 1
+    assert "\n  examples: 35 labelled, 1,000 unlabelled, at 2 clients\n  round " in shown.getvalue()
+
+
+def test_a_run_whose_examples_all_have_a_label_does_not_mention_labels(progress: ConsoleProgress, shown: io.StringIO) -> None:
+    progress.clients_available({"site-a": ExampleCounts(20)})
+    progress.run_started("run", 2)
+    assert "label" not in shown.getvalue()
 
 
 def test_a_list_names_the_first_and_counts_the_rest() -> None:

@@ -15,10 +15,12 @@ from feddkd.data.datasets import load_test, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import StateError
-from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.observability.ledger import Ledger
+from feddkd.observability.record_lines import SITE_NUMBERS
 from feddkd.observability.run_folder import RunFolder
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
+from feddkd.scheduler.sites import Doubt
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
@@ -31,10 +33,13 @@ TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
 EXCHANGE_EXTRAS = TENSOR_EXTRAS | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
-    *("rounds_missed", "not_delivered"),
+    *("rounds_missed", "not_delivered", "examples", "doubtful_labels"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS),
 }
-ROUND_EXTRAS = TENSOR_EXTRAS | {"gradient_evaluations", "class_accuracy", "metrics", "clients_missing"}
+ROUND_EXTRAS = TENSOR_EXTRAS | {
+    *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
+    *("labelled_examples", "unlabelled_examples"),
+}
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
@@ -66,6 +71,7 @@ ROUND = RoundRecord(
     clients_missing={"client-1": "disconnected"},
     gradient_evaluations=900,
     metrics={"drift_diversity": 2.0},
+    examples=ExampleCounts(40, 60),
 )
 
 
@@ -132,6 +138,14 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
     ]
 
 
+def test_what_single_clients_said_is_on_the_line_where_there_is_something(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.exchange_done(EXCHANGE)
+    said = {"teacher_accuracy": {"site-a": 0.75, "site-b": 0.5}, "loss": {"site-a": 1.25}}
+    ledger.exchange_done(replace(EXCHANGE, by_client=said))
+    without, with_numbers = lines(tmp_path / "out" / "exchanges.jsonl")
+    assert with_numbers == without | {"by_client": said}
+
+
 def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
     ledger.round_done(ROUND)
     assert lines(tmp_path / "out" / "rounds.jsonl") == [
@@ -155,6 +169,8 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "gradient_evaluations": 900,
             "class_accuracy": [0.25, 1.0, None],
             "metrics": {"drift_diversity": 2.0},
+            "labelled_examples": 40,
+            "unlabelled_examples": 60,
         }
     ]
 
@@ -270,12 +286,40 @@ def test_the_summary_counts_all_bytes_and_names_those_outside_exchanges(ledger: 
     assert (summary["rounds_missed"], summary["not_delivered"]) == ({"b": 1}, {"b": "gone"})
 
 
+def test_the_summary_counts_labels_by_client_and_names_doubtful_ones(ledger: Ledger, tmp_path: Path) -> None:
+    record = RunRecord(
+        *("abc", 2, MODEL, None, None, Traffic(), Traffic(), 1, 1.0, {}, {}),
+        examples={"a": ExampleCounts(3, 40), "b": ExampleCounts(7)},
+        doubtful_labels={"b": Doubt(0.5, 0.125, 4)},
+    )
+    ledger.run_done(record)
+    summary = RunFolder.load(tmp_path / "out").summary
+    assert summary is not None
+    found = summary.model_dump()
+    assert found["examples"] == {"a": {"labelled": 3, "unlabelled": 40}, "b": {"labelled": 7, "unlabelled": 0}}
+    assert found["doubtful_labels"] == {"b": {"disagreement": 0.5, "median": 0.125, "round": 4}}
+
+
+def test_a_run_leaves_sites_numbers_that_average_to_the_record(run: Run) -> None:
+    first = run.exchanges[0]
+    counts = run.summary["examples"]
+    assert counts.keys() == set(client_ids(3))
+    assert all(line["labelled_examples"] == sum(own["labelled"] for own in counts.values()) for line in run.rounds)
+    total = sum(own["labelled"] for own in counts.values())
+    for name in ("teacher_accuracy", "loss"):
+        mean = sum(counts[client]["labelled"] * value for client, value in first["by_client"][name].items()) / total
+        assert mean == pytest.approx(first["metrics"][name] if name in first["metrics"] else first["loss"])
+    assert first["by_client"]["client_accuracy"].keys() == counts.keys()
+    assert {name for line in run.exchanges for name in line.get("by_client", {})} == set(SITE_NUMBERS)
+    assert [line["exchange"] for line in run.exchanges if "label_disagreement" in line.get("by_client", {})] == ["dkd_step"] * 2
+
+
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
         *("config.toml", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
     }
     for line in run.exchanges:
-        assert line.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
+        assert line.keys() - {"by_client"} == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
     for line in run.rounds:
         assert line.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
     assert run.summary.keys() == SUMMARY_KEYS | SUMMARY_EXTRAS
@@ -288,6 +332,8 @@ def test_a_reader_knows_every_key_that_the_ledger_writes(run: Run) -> None:
         for line, found in zip(written, read, strict=True):
             assert found is not None
             known = found.model_dump()
+            if known.get("by_client") == {}:
+                del known["by_client"]  # written only where a client said something
             assert line == known
 
 

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import AddressInUseError, ConfigError
-from feddkd.exchange import Evaluation, ExchangeId
+from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
+from feddkd.observability import site_metrics
 from feddkd.observability.metrics import DURATION_BUCKETS_S
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.scheduler.engine import ClientStates
@@ -26,6 +27,12 @@ from feddkd.traffic import Traffic
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 MODEL = Tensors(Schema([TensorSpec("w", torch.float32, (3,))]))
 RUN_ID = "0123456789ab"
+
+SITE_GAUGES = {
+    "teacher_accuracy": "feddkd_site_teacher_accuracy_ratio",
+    "client_accuracy": "feddkd_site_accuracy_ratio",
+    "label_disagreement": "feddkd_site_label_disagreement_ratio",
+}
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -61,6 +68,7 @@ def exchange(
     evaluation: Evaluation | None = None,
     gradient_evaluations: int = 0,
     metrics: Mapping[str, float] | None = None,
+    by_client: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ExchangeRecord:
     return ExchangeRecord(
         ExchangeId(RUN_ID, round_number, 0, name, step),
@@ -74,6 +82,7 @@ def exchange(
         loss=loss,
         client_evaluation=evaluation,
         metrics=metrics or {},
+        by_client=by_client or {},
     )
 
 
@@ -106,11 +115,19 @@ class FakeEngine(InProcessEngine):
 
 
 def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
+    metrics.clients_available({"a": ExampleCounts(10, 5)})
     metrics.run_started(RUN_ID, rounds)
     for number in range(1, rounds + 1):
         metrics.round_started(number, 0, 4)
         metrics.exchange_done(
-            exchange(round_number=number, loss=1.0, missing=number % 3, evaluation=Evaluation(10, 5, 9.0), metrics={"own": 1.0})
+            exchange(
+                round_number=number,
+                loss=1.0,
+                missing=number % 3,
+                evaluation=Evaluation(10, 5, 9.0),
+                metrics={"own": 1.0},
+                by_client={name: {"a": 0.5} for name in SITE_GAUGES},
+            )
         )
         for step in range(3):
             metrics.exchange_done(exchange("dkd_step", round_number=number, step=step, loss=0.5))
@@ -333,6 +350,32 @@ def test_bytes_outside_exchanges_are_asked_of_the_engine(metrics: PrometheusMetr
     assert value(metrics, "feddkd_wire_bytes_total", direction="down", exchange="other") == 30
 
 
+@pytest.mark.parametrize(("name", "gauge"), SITE_GAUGES.items())
+def test_each_site_has_its_last_numbers(metrics: PrometheusMetrics, name: str, gauge: str) -> None:
+    for value_of_b in (0.25, 0.75):
+        metrics.exchange_done(exchange(by_client={name: {"site-b": value_of_b, "site-c.1": 0.0}, "loss": {"site-d": 1.0}}))
+    metrics.exchange_done(exchange("dkd_step"))
+    assert value(metrics, gauge, client="site-b") == 0.75
+    assert value(metrics, gauge, client="site-c.1") == 0.0
+    assert sum("client" in dict(labels) for _, labels in samples_of(metrics)) == 2
+
+
+def test_the_number_of_sites_is_bounded(metrics: PrometheusMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_metrics, "MOST_CLIENTS", 3)
+    for client in "abcdea":
+        metrics.exchange_done(exchange(by_client={"teacher_accuracy": {client: 0.5}, "client_accuracy": {client: 0.5}}))
+    clients = [dict(labels)["client"] for name, labels in samples_of(metrics) if name == "feddkd_site_accuracy_ratio"]
+    assert sorted(clients) == ["a", "b", "c"]
+
+
+def test_examples_are_those_of_the_clients_that_are_there(metrics: PrometheusMetrics) -> None:
+    assert math.isnan(value(metrics, "feddkd_examples", labelled="no"))
+    metrics.clients_available({"a": ExampleCounts(10, 5), "b": ExampleCounts(7)})
+    assert [value(metrics, "feddkd_examples", labelled=which) for which in ("yes", "no")] == [17, 5]
+    metrics.clients_available({"b": ExampleCounts(7)})
+    assert [value(metrics, "feddkd_examples", labelled=which) for which in ("yes", "no")] == [7, 0]
+
+
 def test_names_follow_the_rules_of_prometheus(metrics: PrometheusMetrics) -> None:
     feed_everything(metrics)
     own = [family for family in metrics.registry.collect() if not family.name.startswith(("process_", "python_"))]
@@ -353,7 +396,8 @@ def test_names_follow_the_rules_of_prometheus(metrics: PrometheusMetrics) -> Non
         for sample in family.samples:
             assert (family.type == "counter") == sample.name.endswith("_total")
             labels = set(sample.labels)
-            assert not labels & {"client", "client_id", "round", "step", "attempt", "instance", "job"}
+            assert not labels & {"client_id", "round", "step", "attempt", "instance", "job"}
+            assert ("client" in labels) == sample.name.startswith("feddkd_site_")
             assert "run_id" not in labels or sample.name == "feddkd_run_info"
             assert "run" not in labels
         assert "." in family.documentation
@@ -449,7 +493,7 @@ def test_the_queries_in_the_documentation_use_metrics_that_exist(metrics: Promet
     feed_everything(metrics)
     queries = re.findall(r"```promql\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
     used = {name for query in queries for name in re.findall(r"\bfeddkd_\w+", query)}
-    assert len(queries) == 4
+    assert len(queries) == 5
     assert used <= {name for name, _ in samples_of(metrics)}
     for state in re.findall(r'state=~"([^"]+)"', "".join(queries))[0].split("|"):
         assert state in states(metrics)

@@ -19,6 +19,12 @@ def record(tmp_path: Path) -> Path:
     return write_record(tmp_path / "run", rounds=2)
 
 
+@pytest.fixture
+def full_record(tmp_path: Path) -> Path:
+    """One that has what sites say, too."""
+    return write_record(tmp_path / "full", rounds=2, sites=True)
+
+
 def problem(record: Path) -> str:
     """The one line that says which part of a record is damaged."""
     with pytest.raises(StateError) as refused:
@@ -82,6 +88,17 @@ def test_what_is_no_object_is_named(file: str, content: bytes, record: Path) -> 
         ),
         ("exchanges.jsonl", "dense_bytes_up", -1, "has dense_bytes_up = -1: input should be greater than or equal to 0"),
         ("rounds.jsonl", "clients_missing", {"a": None}, "has clients_missing = {'a': None}: every value should be a text"),
+        ("exchanges.jsonl", "by_client", [1], "has by_client = [1]: input should be an object"),
+        ("rounds.jsonl", "unlabelled_examples", -1, "has unlabelled_examples = -1: input should be greater than or equal to 0"),
+        ("summary.json", "examples", {"a": {"labelled": -1}}, "has examples.a.labelled = -1: input should be greater than or equal to 0"),
+        ("summary.json", "examples", {"a": 3}, "has examples.a = 3: input should be an object"),
+        (
+            "summary.json",
+            "doubtful_labels",
+            {"a": {"disagreement": 2, "median": 0, "round": 1}},
+            "has doubtful_labels.a.disagreement = 2: ",
+        ),
+        ("summary.json", "doubtful_labels", {"a": {"disagreement": 0.5, "median": 0}}, "has no 'doubtful_labels.a.round'"),
         ("summary.json", "seconds", "long", "has seconds = 'long': input should be a valid number"),
         ("summary.json", "model_sha256", 7, "has model_sha256 = 7: input should be a valid string"),
         ("partition.json", "client-0", 3, "client-0 does not have a list of numbers of examples"),
@@ -113,6 +130,39 @@ def test_a_number_that_cannot_be_drawn_counts_as_not_recorded(number: float) -> 
     assert line.metrics == {"fine": 2.0}
 
 
+def exchange_line(by_client: object) -> ExchangeLine:
+    fields = {"round": 1, "exchange": "x", "wire_bytes_down": 1, "wire_bytes_up": 1, "seconds": 1}
+    return ExchangeLine.model_validate_json(json.dumps(fields | {"by_client": by_client}))
+
+
+def test_numbers_of_clients_that_are_unknown_or_out_of_range_are_left_out() -> None:
+    values = {"a": 0, "b": 1, "c": 1.5, "d": -0.1, "e": float("nan"), "f": True, "g": "1", "h": None, "i": [1], "j" * 201: 0.5, "k": 0.5}
+    said = {"teacher_accuracy": values, "loss": values, "own": values, "label_disagreement": [1], "client_accuracy": {"a": 7}}
+    assert exchange_line(said).by_client == {
+        "teacher_accuracy": {"a": 0.0, "b": 1.0, "k": 0.5},
+        "loss": {"a": 0.0, "b": 1.0, "c": 1.5, "k": 0.5},
+    }
+    assert exchange_line(None).by_client == {}
+
+
+def test_numbers_of_very_many_clients_are_left_out(record: Path) -> None:
+    many = {f"c{number}": 0.5 for number in range(1001)}
+    assert exchange_line({"loss": many, "client_accuracy": {"a": 0.5}}).by_client == {"client_accuracy": {"a": 0.5}}
+    content = json.loads((record / "summary.json").read_text()) | {"examples": {name: {"labelled": "x"} for name in many}}
+    (record / "summary.json").write_text(json.dumps(content))
+    summary = RunFolder.load(record).summary
+    assert summary is not None
+    assert summary.examples == {}
+
+
+def test_a_record_of_an_older_version_tells_nothing_of_single_clients(record: Path) -> None:
+    run = RunFolder.load(record)
+    assert all(line.by_client == {} for line in run.exchanges)
+    assert all(line.labelled_examples is None for line in run.rounds)
+    assert run.summary is not None
+    assert (run.summary.examples, run.summary.doubtful_labels) == ({}, {})
+
+
 def test_a_record_without_dense_bytes_was_sent_without_a_codec(record: Path) -> None:
     run = RunFolder.load(record)
     for line in run.exchanges:
@@ -135,8 +185,8 @@ anything = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_record_with_any_field_of_any_line_changed_is_read_or_refused(data: st.DataObject, record: Path) -> None:
-    file = record / data.draw(st.sampled_from(FILES))
+def test_a_record_with_any_field_of_any_line_changed_is_read_or_refused(data: st.DataObject, full_record: Path) -> None:
+    file = full_record / data.draw(st.sampled_from(FILES))
     content = file.read_bytes()
     lines = content.decode().splitlines()
     number = data.draw(st.integers(0, len(lines) - 1))
@@ -149,7 +199,7 @@ def test_a_record_with_any_field_of_any_line_changed_is_read_or_refused(data: st
     lines[number] = json.dumps(line)
     file.write_text("\n".join(lines) + "\n")
     try:
-        RunFolder.load(record)
+        RunFolder.load(full_record)
     except StateError as error:
         said = str(error)
     else:

@@ -17,6 +17,7 @@ from report_records import CLASSES, write_record
 
 from feddkd import cli
 from feddkd.errors import StateError
+from feddkd.observability.record_lines import Examples
 from feddkd.observability.run_folder import RunFolder
 from feddkd.observability.wall_time import Link
 from feddkd.report import sections, series, units
@@ -25,6 +26,7 @@ from feddkd.report.frontier import are_comparable
 from feddkd.report.groups import group_runs
 from feddkd.report.page import write_report
 from feddkd.report.series import Split
+from feddkd.report.sites import site_table, sites_of
 from feddkd.report.time_table import time_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -118,15 +120,16 @@ def test_what_a_record_says_is_text_and_never_markup(tmp_path: Path) -> None:
     second = load(tmp_path / "two", settings={"data": {"root": "elsewhere"}})
     assert first.summary
     summary = first.summary.model_copy(update={"model_sha256": "<img src=x>", "versions": {"<u>py": "<s>3"}})
+    summary = summary.model_copy(update={"examples": {"<a>site": Examples(labelled=1, unlabelled=9)}})
     (tmp_path / "<b>one" / "summary.json").write_text(summary.model_dump_json())
     lines = [line.model_copy(update={"metrics": {"<em>$m": 1.0}}) for line in first.rounds]
     (tmp_path / "<b>one" / "rounds.jsonl").write_text("".join(line.model_dump_json() + "\n" for line in lines))
     write_report([RunFolder.load(tmp_path / "<b>one"), second], tmp_path / "report.html", title="<h1>T & T</h1>")
     page = Elements(tmp_path / "report.html")
-    assert not {tag for tag, _ in page.found} & {"script", "b", "u", "s", "em", "i"}
+    assert not {tag for tag, _ in page.found} & {"script", "b", "u", "s", "em", "i", "a"}
     assert all((image["src"] or "").startswith("data:") for image in page.images)
     assert f"root={evil}" in page.text
-    for text in ("<h1>T & T</h1>", "<b>one", "<img src=x", "<u>py", "<s>3", "<em>$m"):
+    for text in ("<h1>T & T</h1>", "<b>one", "<img src=x", "<u>py", "<s>3", "<em>$m", "<a>site"):
         assert text in page.text
 
 
@@ -243,6 +246,63 @@ def test_the_time_over_a_network_is_a_picture_and_a_table(tmp_path: Path) -> Non
     assert "accuracy_by_time" not in pictures(tmp_path)
 
 
+def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come_first(tmp_path: Path) -> None:
+    run = load(tmp_path / "run", sites=True)
+    table = site_table(group_runs([run]))
+    assert table is not None
+    assert table.header == ["site", "labelled", "unlabelled", "teacher", "global model", "teacher ahead by", "disagreement", "labels"]
+    assert table.rows == [
+        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "in doubt since round 2"],
+        *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", ""] for k in "023"),
+    ]
+    assert table.strong == {(0, 7)}
+    page = report_of(tmp_path, run)
+    assert "sites" in pictures(tmp_path)
+    assert "in doubt since round 2" in page.text
+
+
+def test_sites_that_say_nothing_of_teachers_or_labels_have_no_section(tmp_path: Path) -> None:
+    folder = write_record(tmp_path / "run", algorithm="fedavg")
+    change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"client_accuracy": {"a": 0.5}, "loss": {"a": 1.0}}})
+    summary = json.loads((folder / "summary.json").read_text()) | {"examples": {"a": {"labelled": 5, "unlabelled": 0}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = RunFolder.load(folder)
+    assert run.exchanges[0].by_client
+    assert site_table(group_runs([run])) is None
+    assert sections._sites(group_runs([run])) is None
+
+
+def test_several_configurations_have_a_picture_of_their_sites_each(tmp_path: Path) -> None:
+    runs = [load(tmp_path / f"{seed}", seed=seed, sites=True) for seed in range(2)]
+    other = load(tmp_path / "other", algorithm="self_training", sites=True)
+    plain = load(tmp_path / "plain", algorithm="fedavg")
+    groups = group_runs([*runs, plain, other])
+    table, alone = site_table(groups), site_table(groups[:1])
+    assert table is not None
+    assert alone is not None
+    assert table.groups == [0] * 4 + [2] * 4
+    assert table.rows[:4] == [["feddkd", *row] for row in alone.rows]  # both seeds say the same, and so does their mean
+    assert table.strong == {(0, 8), (4, 8)}
+    section = sections._sites(groups)
+    assert section is not None
+    assert [drawing.name for drawing in section.drawings] == ["sites-feddkd", "sites-self_training"]
+
+
+def test_the_last_attempt_at_a_round_is_what_a_site_is_shown_by(tmp_path: Path) -> None:
+    run = load(tmp_path / "run", rounds=1, sites=True)
+    again = run.exchanges[0].model_copy(update={"attempt": 1, "by_client": {"teacher_accuracy": {"client-0": 0.125}}})
+    (group,) = group_runs([replace(run, exchanges=[*run.exchanges, again])])
+    assert sites_of(group)["client-0"].numbers["teacher_accuracy"] == {1: 0.125}
+
+
+def test_only_so_many_sites_are_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.report.sites.MOST_ROWS", 3)
+    table = site_table(group_runs([load(tmp_path / "run", sites=True)]))
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["client-1", "client-0", "client-2"]
+    assert table.caption.endswith("1 more sites are left out.")
+
+
 EXTREME = [1e100, -1e100, 1e-300, 5e-324, 0.0, -0.0, 1.0]
 
 
@@ -254,7 +314,12 @@ def test_numbers_of_any_size_that_a_record_may_hold_make_a_page(values: list[flo
 
     def exchange(line: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: next(own) for key in ("loss", "client_seconds")} | {"seconds": 1e15, "wire_bytes_up": 10**30}
-        return line | numbers | {"clients_reported": line["step"] * 10**30, "metrics": {name: next(own) for name in names}}
+        by_client = {name: {site: next(own) for site in names} for name in ("teacher_accuracy", "client_accuracy", "loss")}
+        return (
+            line
+            | numbers
+            | {"by_client": by_client, "clients_reported": line["step"] * 10**30, "metrics": {name: next(own) for name in names}}
+        )
 
     def finished_round(line: dict[str, Any]) -> dict[str, Any]:
         numbers_of_round = {"round": next(numbers), "loss": next(own), "accuracy": 1e-300, "cumulative_wire_bytes": 0, "seconds": 1e15}

@@ -1,0 +1,57 @@
+"""What single sites said of their teachers, their labels and the global model, and how many examples there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
+from feddkd.exchange import ExampleCounts
+from feddkd.observability.metrics import UNKNOWN
+from feddkd.scheduler.records import ExchangeRecord
+from feddkd.scheduler.sites import CLIENT_ACCURACY, MOST_CLIENTS
+
+
+class SiteMetrics:
+    """Gauges with a series for each client that said something, up to `MOST_CLIENTS` clients in a run."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, ["client"], registry=registry)
+
+        self._gauges = {
+            TEACHER_ACCURACY: gauge(
+                "feddkd_site_teacher_accuracy_ratio",
+                "Share (0 to 1) of what the site holds out that its last teacher gets right.",
+            ),
+            CLIENT_ACCURACY: gauge(
+                "feddkd_site_accuracy_ratio",
+                "Share (0 to 1) of what the site holds out that the last global model gets right.",
+            ),
+            LABEL_DISAGREEMENT: gauge(
+                "feddkd_site_label_disagreement_ratio",
+                "Share (0 to 1) of the site's labels that are not its last teacher's most likely class.",
+            ),
+        }
+        self._clients: set[str] = set()
+        self._examples = Gauge(
+            "feddkd_examples",
+            "Training examples of the clients that can take part, with a label and without; NaN before the first.",
+            ["labelled"],
+            registry=registry,
+        )
+        for labelled in ("yes", "no"):
+            self._examples.labels(labelled).set(UNKNOWN)
+
+    def add(self, record: ExchangeRecord) -> None:
+        for name, gauge in self._gauges.items():
+            for client, value in record.by_client.get(name, {}).items():
+                if client in self._clients or len(self._clients) < MOST_CLIENTS:
+                    self._clients.add(client)
+                    gauge.labels(client).set(value)
+
+    def count(self, examples: Mapping[str, ExampleCounts]) -> None:
+        total = ExampleCounts.sum_of(examples.values())
+        self._examples.labels("yes").set(total.labelled)
+        self._examples.labels("no").set(total.unlabelled)

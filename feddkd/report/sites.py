@@ -1,0 +1,195 @@
+"""Teacher against global model at each site, how many labels it has, and whose labels are in doubt."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from feddkd.exchange import DELIVER
+from feddkd.observability.run_folder import RunFolder
+from feddkd.report import units
+from feddkd.report.groups import Group
+from feddkd.report.series import ByRound
+from feddkd.report.style import HUES, formatter, legend_below, new_figure
+from feddkd.report.tables import Table
+
+TEACHER, GLOBAL = "teacher_accuracy", "client_accuracy"
+DISAGREEMENT = "label_disagreement"
+
+HEIGHT_INCHES = 2.7
+
+MOST_ROWS = 100
+"""Sites beyond these are left out of the table; those whose labels are in doubt come first."""
+
+MOST_LINES = 200
+"""A picture draws the lines of so many sites; its means are of all of them."""
+
+CAPTION = (
+    "The last round that recorded a number. Teacher and global model: accuracy on the labelled examples that the site holds out, "
+    "of its local model and of the model that this was trained from. Where the teacher is ahead, distillation has something to bring. "
+    "Disagreement: share of the site's labels that its teacher contradicts."
+)
+DOUBTS = " In doubt: a site whose disagreement was far above the median site's for several rounds."
+
+
+@dataclass(slots=True)
+class Site:
+    """What the runs of a group recorded of one site.
+
+    Attributes:
+        numbers: by name, and then by round, the mean over the runs.
+        labelled: in the mean over the runs that said so; None if none did.
+        unlabelled: likewise.
+        doubtful_since: the first round in which its labels were found doubtful, in any run.
+    """
+
+    numbers: dict[str, ByRound] = field(default_factory=dict)
+    labelled: float | None = None
+    unlabelled: float | None = None
+    doubtful_since: int | None = None
+
+    @property
+    def tells_something(self) -> bool:
+        """Whether there is more than the global model's accuracy and a count of labels, which every run has."""
+        return TEACHER in self.numbers or DISAGREEMENT in self.numbers or bool(self.unlabelled) or self.is_in_doubt
+
+    @property
+    def is_in_doubt(self) -> bool:
+        return self.doubtful_since is not None
+
+    def last(self, name: str) -> float | None:
+        """The number of the last round that has it."""
+        found = self.numbers.get(name)
+        return found[max(found)] if found else None
+
+    @property
+    def lead(self) -> float | None:
+        """How far the teacher was ahead of the model it was trained from, in the last round with both."""
+        teacher, model = self.numbers.get(TEACHER, {}), self.numbers.get(GLOBAL, {})
+        both = teacher.keys() & model.keys()
+        return teacher[max(both)] - model[max(both)] if both else None
+
+
+def sites_of(group: Group) -> dict[str, Site]:
+    """Collect what is known of each site, in client order; empty where no site tells something."""
+    sites: dict[str, Site] = defaultdict(Site)
+    _add_numbers(sites, group.runs)
+    _add_counts(sites, group.runs)
+    return dict(sorted(sites.items())) if any(site.tells_something for site in sites.values()) else {}
+
+
+def _add_numbers(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
+    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for run in runs:
+        last_attempt = {
+            (client, name, line.round): value
+            for line in run.exchanges
+            for name, values in line.by_client.items()
+            if name in (TEACHER, GLOBAL, DISAGREEMENT) and line.exchange != DELIVER
+            for client, value in values.items()
+        }
+        for (client, name, number), value in last_attempt.items():
+            found[client, name, number].append(value)
+    for (client, name, number), values in found.items():
+        sites[client].numbers.setdefault(name, {})[number] = math.fsum(values) / len(values)
+
+
+def _add_counts(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
+    counts = defaultdict(list)
+    for run in runs:
+        for client, own in run.summary.examples.items() if run.summary else ():
+            counts[client].append(own)
+        for client, doubt in run.summary.doubtful_labels.items() if run.summary else ():
+            earlier = sites[client].doubtful_since
+            sites[client].doubtful_since = doubt.round if earlier is None else min(earlier, doubt.round)
+    for client, all_own in counts.items():
+        sites[client].labelled = sum(own.labelled for own in all_own) / len(all_own)
+        sites[client].unlabelled = sum(own.unlabelled for own in all_own) / len(all_own)
+
+
+def site_table(groups: Sequence[Group]) -> Table | None:
+    """A row for each site of each group, those in doubt first; None where there is nothing to say."""
+    found = [(number, name, site) for number, group in enumerate(groups) for name, site in sites_of(group).items()]
+    if not found:
+        return None
+    found.sort(key=lambda item: (item[0], not item[2].is_in_doubt))
+    shown, doubted = found[:MOST_ROWS], any(site.is_in_doubt for _, _, site in found)
+    several = len(groups) > 1
+    header = [
+        "site",
+        "labelled",
+        "unlabelled",
+        "teacher",
+        "global model",
+        "teacher ahead by",
+        "disagreement",
+        *(["labels"] if doubted else []),
+    ]
+    rows = [
+        [*([groups[number].label] if several else []), units.shortened(name, 80), *_cells(site), *(_doubt(site) if doubted else [])]
+        for number, name, site in shown
+    ]
+    last = len(header) - 1 + several
+    strong = frozenset((row, last) for row, (_, _, site) in enumerate(shown) if site.is_in_doubt)
+    caption = CAPTION + (DOUBTS if doubted else "")
+    if len(found) > len(shown):
+        caption += f" {len(found) - len(shown)} more sites are left out."
+    return Table([*(["configuration"] if several else []), *header], rows, [number for number, _, _ in shown], strong, caption)
+
+
+def _cells(site: Site) -> list[str]:
+    counts = ["" if number is None else units.count(number) for number in (site.labelled, site.unlabelled)]
+    lead = site.lead
+    return [
+        *counts,
+        _percent(site.last(TEACHER)),
+        _percent(site.last(GLOBAL)),
+        "" if lead is None else f"{100 * lead:+.1f} points" if abs(lead) >= 5e-4 else "level",
+        _percent(site.last(DISAGREEMENT)),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def _doubt(site: Site) -> list[str]:
+    return [f"in doubt since round {site.doubtful_since}" if site.is_in_doubt else ""]
+
+
+def teachers_and_global_model(group: Group) -> Figure | None:
+    """Accuracy on what each site holds out, by round: of its teacher, and of the model that this was trained from."""
+    sites = list(sites_of(group).values())
+    if not any(TEACHER in site.numbers for site in sites):
+        return None
+    figure, axes = new_figure(HEIGHT_INCHES)
+    handles = []
+    for name, color, dashes in ((GLOBAL, HUES[1], (0, (4, 1.5))), (TEACHER, HUES[0], "solid")):
+        own = [site.numbers[name] for site in sites if name in site.numbers]
+        for values in own[:MOST_LINES]:
+            axes.plot(sorted(values), [values[number] for number in sorted(values)], color=color, alpha=0.35, linewidth=0.7)
+        mean = _mean(own)
+        marker = "o" if len(mean) == 1 else ""
+        handles += axes.plot(list(mean), list(mean.values()), color=color, linestyle=dashes, linewidth=2.2, marker=marker, zorder=3)
+    axes.set(xlabel="round", ylabel="accuracy at the sites", ylim=(-0.02, 1.02))
+    axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(visible=True)
+    thin = Line2D([], [], color="#777777", linewidth=0.7)
+    legend_below(figure, [handles[1], handles[0], thin], ["teachers, mean", "global model, mean", "one site"])
+    return figure
+
+
+def _mean(curves: Iterable[ByRound]) -> ByRound:
+    """The mean over the sites that have a round."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for values in curves:
+        for number, value in values.items():
+            found[number].append(value)
+    return {number: math.fsum(found[number]) / len(found[number]) for number in sorted(found)}

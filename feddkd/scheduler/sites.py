@@ -1,0 +1,133 @@
+"""Picks what single clients said of themselves in an exchange, and compares sites by it.
+
+All else that clients report is kept as a weighted mean. These few numbers are kept for each client, so
+that a site can see whether distillation helps it, and whether its labels may be wrong. They decide
+nothing: a client may say anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
+from feddkd.exchange import Exchange, Outcome, Reply
+
+logger = logging.getLogger(__name__)
+
+CLIENT_ACCURACY = "client_accuracy"
+"""The broadcast model's accuracy on what one client holds out."""
+
+LOSS = "loss"
+"""One client's mean loss over its local training, in nats."""
+
+LOCAL_TRAIN = "local_train"
+
+MOST_CLIENTS = 1000
+"""Numbers of single clients are left out where there are more."""
+
+FEWEST_SITES = 3
+"""Fewer sites have no median that one of them differs from."""
+
+MARGIN = 0.1
+RATIO = 3.0
+"""A site stands out where its disagreement is above the median by `MARGIN`, and `RATIO` times the median."""
+
+RUNNING = 3
+"""Rounds in which a site stands out, one after the other, before it is found: honest sites do so once or twice."""
+
+
+def numbers_by_client(exchange: Exchange, outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Collect the numbers that are kept for each client, by name and client.
+
+    Returns:
+        `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], and the `loss` of local
+        training in nats, each for the clients that said one in range; names that nobody said one for
+        are left out. Empty for more than `MOST_CLIENTS` clients.
+    """
+    if len(exchange.clients) > MOST_CLIENTS:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for client, reply in outcome.replies.items():
+        for name, value in _numbers(exchange.id.name, reply).items():
+            if 0 <= value <= (math.inf if name == LOSS else 1) and math.isfinite(value):
+                found.setdefault(name, {})[client] = value
+    return found
+
+
+def _numbers(exchange: str, reply: Reply) -> dict[str, float]:
+    """Read the numbers of one reply, as the client said them."""
+    found = {name: reply.metrics[name] for name in (TEACHER_ACCURACY, LABEL_DISAGREEMENT) if name in reply.metrics}
+    if reply.evaluation is not None:
+        found[CLIENT_ACCURACY] = reply.evaluation.accuracy
+    if exchange == LOCAL_TRAIN and reply.loss is not None:
+        found[LOSS] = reply.loss
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why a site's labels may be wrong.
+
+    Attributes:
+        disagreement: share of the site's labels that are not its teacher's most likely class.
+        median: of that share over all sites of the round.
+        round: when it had stood out `RUNNING` times running.
+    """
+
+    disagreement: float
+    median: float
+    round: int
+
+
+class LabelDoubts:
+    """Finds sites whose teachers contradict their labels far more than the teachers of the others do.
+
+    A site stands out in a round where its `label_disagreement` is above both `RATIO` times the median
+    of the sites and the median plus `MARGIN`. Teachers that know little yet differ widely, and now and
+    then the training of one goes wrong. So a site is found that stands out `RUNNING` times running,
+    among the rounds it took part in. It is logged once.
+
+    It compares sites, so it sees nothing where most of them have wrong labels. Nor does it where a
+    teacher has learnt wrong labels by heart, as it does with few of them.
+
+    Attributes:
+        found: by client, at most `MOST_CLIENTS` of them.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Doubt] = {}
+        self._stood_out: dict[str, set[int]] = {}
+
+    def see(self, round_number: int, by_client: Mapping[str, Mapping[str, float]]) -> None:
+        """Take in what `numbers_by_client` found in an exchange; most hold nothing of interest here."""
+        disagreement = by_client.get(LABEL_DISAGREEMENT, {})
+        if len(disagreement) < FEWEST_SITES:
+            return
+        median = statistics.median(disagreement.values())
+        for client, value in disagreement.items():
+            if value <= max(RATIO * median, median + MARGIN):
+                self._stood_out.pop(client, None)
+            elif client not in self.found and self._stood_out_long_enough(client, round_number):
+                self._add(client, Doubt(value, median, round_number))
+
+    def _stood_out_long_enough(self, client: str, round_number: int) -> bool:
+        """Count a round in which a client stands out, once for all attempts at it."""
+        rounds = self._stood_out.setdefault(client, set())
+        rounds.add(round_number)
+        return len(rounds) >= RUNNING
+
+    def _add(self, client: str, doubt: Doubt) -> None:
+        if len(self.found) >= MOST_CLIENTS:
+            return
+        self.found[client] = doubt
+        logger.warning(
+            "the labels of %s may be wrong: its teacher contradicts %.0f %% of them, the median site's %.0f %% (round %d)",
+            client,
+            100 * doubt.disagreement,
+            100 * doubt.median,
+            doubt.round,
+        )
