@@ -129,7 +129,7 @@ def test_two_sites_with_data_of_their_own(tmp_path: Path, start: Start) -> None:
 
 def test_three_sites_with_few_labelled_images(tmp_path: Path, start: Start) -> None:
     folder = Path(shutil.copytree(EXAMPLES / "few_labels", tmp_path / "few", ignore=shutil.ignore_patterns(*"abc", "server", "*state*")))
-    made = run(*PYTHON, "make_site_data.py", cwd=folder)
+    made = run(*PYTHON, "make_images.py", cwd=folder)
     assert made.stdout.splitlines()[0] == "a/train: 20 labelled images, 485 without a label"
     server = start(
         *FEDDKD, "server", "server.toml", "--listen", "127.0.0.1:0", "--state", "server-state", "--json", *overrides("rounds=2"), cwd=folder

@@ -1,6 +1,6 @@
 """Deal scikit-learn's digits to three sites as PNG files, nearly all without a label, and to the server as a test set.
 
-python make_site_data.py        writes a/, b/, c/ and server/
+python make_images.py        writes a/, b/, c/ and server/
 """
 
 from __future__ import annotations
