@@ -84,6 +84,7 @@ def _set_axes(panel: Any, partition: str, largest_error: float) -> None:
     from matplotlib.ticker import NullLocator
 
     panel.set_xscale("log")
+    panel.set_xlim(0.8, 125)
     panel.set_xticks([*SHARES.values()], ["1 %", "3 %", "10 %", "all"])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_yscale("function", functions=(_height, _accuracy))
