@@ -97,12 +97,12 @@ class SemiFLClient(FedAvgClient):
         """Label, train, and reply with the update; it is zero where the broadcast model is sure of nothing."""
         site = self.site
         if len(site.unlabelled) == 0:
-            return Reply(Tensors(site.model_schema))
+            return self._zero()
         sure, predicted = self._label(task)
         confident = self._confident(sure, predicted)
-        metrics = {CONFIDENT_SHARE: float(sure.float().mean())}
+        found = {CONFIDENT_SHARE: float(sure.float().mean())}
         if not _can_train(confident):
-            return Reply(Tensors(site.model_schema), metrics=metrics)
+            return self._zero(found)
         objective = FixAndMix(confident, self._settings, site.unlabelled.with_labels(predicted))
         training = train_locally(confident, task, objective)
         update = Tensors.of_module(site.module) - task.payload.select(site.model_schema)
@@ -111,8 +111,13 @@ class SemiFLClient(FedAvgClient):
             contribution=update,
             loss=training.loss,
             gradient_evaluations=losses * training.gradient_evaluations,
-            metrics={**metrics, **self.metrics(update)},
+            metrics={**found, **self.metrics(update)},
         )
+
+    def _zero(self, found: Mapping[str, float] | None = None) -> Reply:
+        """Reply with an update of zero and with what was found."""
+        update = Tensors(self.site.model_schema)
+        return Reply(update, metrics={**(found or {}), **self.metrics(update)})
 
     def _label(self, task: Task) -> tuple[Tensor, Tensor]:
         """Let the broadcast model predict the examples without a label: bool [m], whether it is sure, and int64 [m]."""
