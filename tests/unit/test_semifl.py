@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from feddkd.algorithms.semifl import CONFIDENT_SHARE, FixAndMix
 from feddkd.config import SemiFLConfig
 from feddkd.data.examples import UNLABELLED, MemoryExamples
+from feddkd.errors import CancelledError
 from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.tensors import Tensors
 
@@ -222,6 +223,23 @@ def test_a_reply_depends_on_its_task_alone(tmp_path: Path) -> None:
     assert same(reply, again.carry_out(first))
     assert same(other, again.carry_out(in_round_2))
     assert not same(reply, other)
+
+
+def test_a_closed_exchange_ends_before_the_next_batch(tmp_path: Path) -> None:
+    settings, training = {"name": "semifl", "confidence": 0}, {"batch_size": 2}
+    worker = Federation(tmp_path, settings, PARTLY, training=training).workers["client-0"]
+    closed = Task(ExchangeId(RUN_ID, 1, 0, "pseudo_train", 0), Tensors.of_module(worker.site.module))
+    passes: list[int] = []
+
+    def passed(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == 3:  # the labels, then both losses of the first batch
+            closed.cancelled.set()
+
+    worker.site.module.register_forward_hook(passed)
+    with pytest.raises(CancelledError):
+        worker.carry_out(closed)
+    assert len(passes) == 3
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
