@@ -19,6 +19,7 @@ from feddkd.algorithms.fedprox import FedProx, Proximal
 from feddkd.algorithms.moon import MOON, ModelContrast
 from feddkd.algorithms.scaffold import SCAFFOLD
 from feddkd.algorithms.self_training import SelfTraining
+from feddkd.algorithms.semifl import SemiFL
 from feddkd.algorithms.site import LocalObjective
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "feddkd": FedDKD,
     "fedavg_sgd": FedAvgSGD,
     "self_training": SelfTraining,
+    "semifl": SemiFL,
     "fedprox": FedProx,
     "scaffold": SCAFFOLD,
     "fednova": FedNova,

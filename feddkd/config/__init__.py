@@ -32,6 +32,7 @@ from feddkd.config.algorithm import (
     MOONConfig,
     SCAFFOLDConfig,
     SelfTrainingConfig,
+    SemiFLConfig,
 )
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.problems import describe, shortened
@@ -78,6 +79,7 @@ __all__ = [
     "SCAFFOLDConfig",
     "SchedulerConfig",
     "SelfTrainingConfig",
+    "SemiFLConfig",
     "Table",
     "TrainingConfig",
     "TransportConfig",

@@ -118,6 +118,16 @@ class SelfTrainingConfig(_WithObjective):
     classes: Literal["own", "all"] = Field("own", description="what can be predicted: classes that the client has labels of, or all")
 
 
+class SemiFLConfig(_WithObjective):
+    """FedAvg on the labels, alternating with FedAvg on the average's own confident predictions (arXiv 2106.01432)."""
+
+    name: Literal["semifl"] = "semifl"
+    confidence: float = Field(0.95, ge=0, lt=1, description="probability above which a prediction serves as a label")
+    beta: float = Field(0.75, gt=0, description="shares of two mixed examples are drawn from Beta(beta, beta)")
+    mix_weight: float = Field(1.0, ge=0, description="weight of the loss on mixed examples")
+    augment: bool = Field(True, description="shift and flip images at random in the loss on confident examples")
+
+
 class SCAFFOLDConfig(Table):
     """Local training corrected by control variates (arXiv 1910.06378)."""
 
@@ -202,6 +212,7 @@ AlgorithmConfig = Annotated[
     Annotated[FedDKDConfig, Tag("feddkd")]
     | Annotated[FedAvgSGDConfig, Tag("fedavg_sgd")]
     | Annotated[SelfTrainingConfig, Tag("self_training")]
+    | Annotated[SemiFLConfig, Tag("semifl")]
     | Annotated[FedAvgConfig, Tag("fedavg")]
     | Annotated[FedProxConfig, Tag("fedprox")]
     | Annotated[SCAFFOLDConfig, Tag("scaffold")]

@@ -300,6 +300,7 @@ ALGORITHMS = {
     "scaffold": ("algorithm.name=scaffold",),
     "fedexp": ("algorithm.name=fedexp",),
     "fedadam": ("algorithm.name=fedadam",),
+    "semifl": ("algorithm.name=semifl", "algorithm.confidence=0", "data.labelled_share=0.3"),
 }
 RUN = ("rounds=3", "partition.clients=4", "partition.labels=3", "data.subset=200", "data.test_set=false", "dkd.steps=2")
 
@@ -378,6 +379,7 @@ CASES = [
     ("eden", "better", ("scheduler.cohort=2",)),
     ("eden", "scaffold", ()),
     ("eden", "fedexp", ()),
+    ("eden", "semifl", ()),
     ("int8 up, int4 down", "average", ()),
     ("int8 up, int4 down", "fedadam", ("scheduler.cohort=3",)),
     ("fp16 both ways", "better", ()),

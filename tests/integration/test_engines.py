@@ -57,6 +57,7 @@ BATCH_NORM = ('model.name="gated:batch_norm_mlp"', "training.batch_size=50")  # 
 
 CONFIGURATIONS = {
     **{name: [f"algorithm.name={name}"] for name in ALGORITHMS},
+    "semifl": ["algorithm.name=semifl", "algorithm.confidence=0", "data.labelled_share=0.3"],
     **{f"feddkd_with_{name}": [f"algorithm.local_objective={name}", "dkd.steps=1"] for name in LOCAL_OBJECTIVES},
     **{
         f"fraction_of_the_clients_of_{name}": [f"algorithm.name={name}", "scheduler.cohort=0.5", "rounds=3"]
