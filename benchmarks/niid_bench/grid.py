@@ -22,7 +22,7 @@ from feddkd.errors import ConfigError, FedDKDError
 from feddkd.observability.record_lines import TensorBytes
 from feddkd.observability.run_folder import RunFolder
 from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
-from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of
+from niid_bench.cells import DATA_ROOT, ROOT, Cell, Settings, configure, data_table, overrides_of
 
 CODE = ("feddkd", "benchmarks/niid_bench")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,7 +125,7 @@ def _recorded(config: Config) -> dict[str, Any]:
 def _check_data(cell: Cell, config: Config) -> None:
     """Raises ConfigError where the data set's folder is missing; with -o data.name=... it is another set's business."""
     root = config.data.root
-    if config.data.name == cell.data and root is not None and not root.is_dir():
+    if config.data.name == data_table(cell.data, DATA_ROOT)["name"] and root is not None and not root.is_dir():
         raise ConfigError(f"--data-root {root.parent} has no folder {root.name}, which must hold the files of {cell.data}")
 
 
@@ -183,7 +183,7 @@ class Runner:
 
     def _job(self, cell: Cell, config: Config, again: bool) -> Job:
         """The run of a cell, which replaces a record of older settings."""
-        job = Job(config, self._results.records / cell.folder, self._settings.engine)
+        job = Job(config, self._results.records / cell.folder, self._settings.engine, import_from=ROOT / "benchmarks")
         try:
             is_complete(job)
         except ConfigError:

@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 SCRIPT = "benchmarks/niid_bench/tables.py"
 PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN"}
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN", "cifar10_jpeg": "CIFAR-10 as JPEG"}
 
 IN_BRACKETS = "In brackets: runs that end before they have spent it, and the share that they spend:"
 SPENT = 0.99
