@@ -1,0 +1,59 @@
+"""Shorten a gradient that is many times as long as every one before it.
+
+An adaptive optimizer scales its step by the gradients that it has seen. Where a run has seen small ones only, a
+single gradient ten times as long takes over the moments: for the next ten steps the model moves on in the
+direction of that one, at full rate. A network of ReLUs can end where all its units are off, and stays there. Such
+limits, relative to the gradients before, are the idea of AutoClip (Seetharaman et al. 2020, arXiv 2007.14469),
+whose limit is a percentile; this one is a multiple of the longest, so that it acts on outliers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from feddkd.tensors import Tensors
+
+LONGEST = "gradient.longest"
+"""Its name in a state."""
+
+
+class GrowthLimit:
+    """Keeps the norm of each gradient below a multiple of the longest one before it.
+
+    Args:
+        factor: the multiple, at least 1; 0 sets no limit.
+
+    Raises:
+        ValueError: the factor is out of its range.
+    """
+
+    def __init__(self, factor: float) -> None:
+        if factor != 0 and not factor >= 1:
+            raise ValueError(f"growth limit {factor} is neither 0 nor at least 1")
+        self._factor = factor
+        self._longest = 0.0
+
+    def limited(self, gradient: Tensors) -> Tensors:
+        """Return `gradient`, shortened if it is too long; the length that it has then is remembered.
+
+        The first gradient that is not zero has no limit.
+        """
+        if self._factor == 0:
+            return gradient
+        norm = gradient.norm()
+        longest = self._factor * self._longest
+        if 0 < longest < norm:
+            gradient, norm = gradient.scaled(longest / norm), longest
+        self._longest = max(self._longest, norm)
+        return gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the norm of the longest gradient as "gradient.longest", float64; nothing where there is no limit."""
+        return {LONGEST: torch.tensor(self._longest, dtype=torch.float64)} if self._factor else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned; from nothing as before the first gradient."""
+        self._longest = float(state.get(LONGEST, 0.0))
