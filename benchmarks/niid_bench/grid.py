@@ -72,7 +72,8 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
     today = _flat(_recorded(config))
-    found = {**{key: value for key, value in NEW_KEYS.items() if key in today}, **_flat(line["config"])}
+    lacking = {**NEW_KEYS, **{key: today[key] for key in GUARDS if key in today}}
+    found = {**{key: value for key, value in lacking.items() if key in today}, **_flat(line["config"])}
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
@@ -93,12 +94,11 @@ NEW_KEYS = {
     "dkd.beta2": 0.999,
     "dkd.scope": "full",
     "dkd.piggyback": False,
-    "dkd.growth_limit": 4.0,
 }
-"""Keys that older results lack, and the behavior that these had.
+"""Keys that older results lack, and the behavior that these had."""
 
-`dkd.growth_limit` did not exist: no gradient of theirs, all on MNIST, is known to reach today's limit (docs/ablation.md).
-"""
+GUARDS = ("dkd.growth_limit",)
+"""Keys that older results lack, too, and that change a result only where a gradient is out of all proportion (docs/ablation.md)."""
 
 TRAFFIC_KEYS = tuple(TensorBytes.model_fields)
 """Sizes of tensors by round and direction that a result states, beside all bytes on the wire."""

@@ -41,8 +41,9 @@ class ServerOptimizer:
         lr: learning rate, positive.
         keep_state: carry moments over from round to round; otherwise each round starts without.
         beta2: decay of adam's and yogi's second moment, in [0, 1); the others have none, and ignore it.
-        growth_limit: length of the longest gradient that is stepped with, in multiples of the longest
-            one that the moments hold; longer ones are shortened. At least 1; 0 sets no limit.
+        growth_limit: length of the longest gradient that adam and yogi step with, in multiples of the
+            longest one that their moments hold; longer ones are shortened (`GrowthLimit`). At least 1;
+            0 sets no limit.
 
     Raises:
         ValueError: the name is unknown or a number out of its range.
@@ -58,7 +59,7 @@ class ServerOptimizer:
         betas = {"betas": (_BETA1, beta2)} if name in _WITH_BETAS else {}
         self._build = partial(_OPTIMIZERS[name], lr=lr, **betas)
         self._keep_state = keep_state
-        self._growth = GrowthLimit(growth_limit)
+        self._growth = GrowthLimit(growth_limit if name in _WITH_BETAS else 0.0)
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
         self._state_is_shared = False  # the caller may hold the moments: copy them before a step
         self._schema: Schema | None = None  # what the moments belong to

@@ -167,10 +167,10 @@ class DKDConfig(Table):
         description="longest mean gradient that the server steps with; longer ones are shortened",
     )
     growth_limit: float = Field(
-        4.0,
+        5.0,
         ge=0,
-        description="longest mean gradient that the server steps with, in multiples of the longest one of its steps before, "
-        "as long as the optimizer keeps its state; longer ones are shortened; at least 1, or 0 for no limit",
+        description="longest mean gradient that adam and yogi step with, in multiples of the longest one that their moments hold; "
+        "longer ones are shortened; at least 1, or 0 for no limit; the other optimizers ignore it",
     )
     tail: float = Field(
         0.5,

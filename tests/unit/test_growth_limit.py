@@ -109,6 +109,14 @@ def test_gradients_that_grow_slowly_are_stepped_with_as_without_a_limit() -> Non
     assert walk(optimizer(), student, norms).sha256() == walk(ServerOptimizer("adam", 0.1, keep_state=True), student, norms).sha256()
 
 
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad"])
+def test_optimizers_without_two_moments_have_no_limit(name: str) -> None:
+    limited, unlimited = (ServerOptimizer(name, 0.1, keep_state=True, growth_limit=factor) for factor in (3.0, 0.0))
+    student = filled(SCHEMA, 0)
+    assert walk(limited, student, [1, 50]).sha256() == walk(unlimited, student, [1, 50]).sha256()
+    assert limited.state_dict().keys() == unlimited.state_dict().keys()
+
+
 def test_a_replayed_round_is_limited_by_the_same_gradients() -> None:
     by = optimizer()
     middle = walk(by, filled(SCHEMA, 0), [1, 2])
