@@ -23,7 +23,7 @@ RESULT = "niid_bench_ablation.jsonl"
 LONGER_RESULT = "niid_bench_ablation_15.jsonl"
 """Of fifteen rounds, with --results; a cell's name does not say its rounds."""
 STEP_SCALE_RESULT = "step_scale.jsonl"
-"""Of eight rounds on CIFAR-10 as JPEG, FedDKD and its control, with --results."""
+"""Of six rounds on CIFAR-10 as JPEG, FedDKD and its control, with --results."""
 VARIANTS = {name: tuple(flatten(settings).items()) for name, settings in read_toml("ablation.toml").items()}
 """What differs from the default, by dotted key, for each variant."""
 

@@ -9,12 +9,15 @@ whose limit is a percentile; this one is a multiple of the longest, so that it a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from feddkd.tensors import Tensors
+
+logger = logging.getLogger(__name__)
 
 LONGEST = "gradient.longest"
 """Its name in a state."""
@@ -46,6 +49,8 @@ class GrowthLimit:
         norm = gradient.norm()
         longest = self._factor * self._longest
         if 0 < longest < norm:
+            message = "a gradient of norm %.3g is %.3g times as long as all before it: shortened to %.3g (dkd.growth_limit = %g)"
+            logger.warning(message, norm, norm / self._longest, longest, self._factor)
             gradient, norm = gradient.scaled(longest / norm), longest
         self._longest = max(self._longest, norm)
         return gradient

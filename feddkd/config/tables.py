@@ -167,7 +167,7 @@ class DKDConfig(Table):
         description="longest mean gradient that the server steps with; longer ones are shortened",
     )
     growth_limit: float = Field(
-        5.0,
+        3.0,
         ge=0,
         description="longest mean gradient that adam and yogi step with, in multiples of the longest one that their moments hold; "
         "longer ones are shortened; at least 1, or 0 for no limit; the other optimizers ignore it",

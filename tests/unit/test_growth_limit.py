@@ -41,6 +41,13 @@ def test_a_shortened_gradient_keeps_its_direction() -> None:
     torch.testing.assert_close(short["bias"], torch.tensor(1.6, dtype=torch.float64))
 
 
+def test_the_log_says_what_is_shortened(caplog: pytest.LogCaptureFixture) -> None:
+    lengths(GrowthLimit(3), [2, 5, 50])
+    assert [record.getMessage() for record in caplog.records] == [
+        "a gradient of norm 50 is 10 times as long as all before it: shortened to 15 (dkd.growth_limit = 3)"
+    ]
+
+
 def test_a_gradient_within_the_limit_is_the_very_same() -> None:
     limit = GrowthLimit(3)
     for norm in (1.0, 2.99, 8.9, 0.01, 0.0):
