@@ -1,10 +1,12 @@
 """Shorten a gradient that is many times as long as every one before it.
 
-An adaptive optimizer scales its step by the gradients that it has seen. Where a run has seen small ones only, a
-single gradient ten times as long takes over the moments: for the next ten steps the model moves on in the
-direction of that one, at full rate. A network of ReLUs can end where all its units are off, and stays there. Such
-limits, relative to the gradients before, are the idea of AutoClip (Seetharaman et al. 2020, arXiv 2007.14469),
-whose limit is a percentile; this one is a multiple of the longest, so that it acts on outliers alone.
+Adam scales its step by the gradients that it has seen. Where a run has seen small ones only, a single gradient
+ten times as long takes over both moments: the next steps go on in the direction of that one, at full rate. A
+network of ReLUs can end where its units are off for every input, and stays there.
+
+To clip gradients relative to the clipped norms before them, so that none takes over the moments, is AdaGC's idea
+(Wang et al., arXiv 2502.11034). It uses a moving average of the norms, tensor by tensor. This limit is a multiple
+of the longest gradient: a run whose gradients grow step by step, as they do when training begins, is left alone.
 """
 
 from __future__ import annotations
