@@ -20,7 +20,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DATA_ROOT = ROOT / "data"
 TIERS = ("exact", "mini")
-DATA_SETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
+OWN_DATA: dict[str, dict[str, Any]] = {
+    "cifar10_jpeg": {"name": "niid_bench.cifar10_jpeg:load", "input_shape": [3, 32, 32], "num_classes": 10},
+}
+"""Data sets that feddkd does not have built in, and what `[data]` says of each."""
+
+DATA_SETS = ("mnist", "fashion_mnist", "cifar10", "svhn", *OWN_DATA)
 
 FRONTIER_TIERS = ("mini", "sampled")
 """Of the rows of frontier.toml."""
@@ -115,7 +120,7 @@ def configure(cell: Cell, settings: Settings) -> Config:
         ConfigError: a key or a value is wrong.
     """
     tree = read_toml(f"{cell.tier}.toml")
-    merge(tree, {"seed": cell.seed, "data": {"name": cell.data, "root": str(settings.data_root / cell.data)}})
+    merge(tree, {"seed": cell.seed, "data": data_table(cell.data, settings.data_root)})
     merge(tree, {"partition": PARTITIONS[cell.partition]})
     merge(tree, settings_of_algorithm(cell))
     for key, value in cell.point:
@@ -128,6 +133,11 @@ def configure(cell: Cell, settings: Settings) -> Config:
         other = configure(replace(cell, algorithm=like, point=()), settings)
         config = config.model_copy(update={"rounds": other.rounds * (other.dkd.steps + 1)})
     return config
+
+
+def data_table(name: str, data_root: Path) -> dict[str, Any]:
+    """What `[data]` says of a data set."""
+    return {**OWN_DATA.get(name, {"name": name}), "root": str(data_root / name)}
 
 
 def table_of(cell: Cell) -> dict[str, Any]:

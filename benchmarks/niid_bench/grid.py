@@ -22,7 +22,7 @@ from feddkd.errors import ConfigError, FedDKDError
 from feddkd.observability.record_lines import TensorBytes
 from feddkd.observability.run_folder import RunFolder
 from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
-from niid_bench.cells import ROOT, Cell, Settings, configure, overrides_of
+from niid_bench.cells import DATA_ROOT, ROOT, Cell, Settings, configure, data_table, overrides_of
 
 CODE = ("feddkd", "benchmarks/niid_bench")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -72,7 +72,8 @@ def results_file(path: Path, records: Path = RECORDS) -> ResultsFile:
 def outdated_key(line: dict[str, Any], config: Config) -> str | None:
     """The first key in which a finished cell ran otherwise than it would run today; None if there is none."""
     today = _flat(_recorded(config))
-    found = {**{key: value for key, value in NEW_KEYS.items() if key in today}, **_flat(line["config"])}
+    lacking = {**NEW_KEYS, **{key: today[key] for key in GUARDS if key in today}}
+    found = {**{key: value for key, value in lacking.items() if key in today}, **_flat(line["config"])}
     keys = (key for key in dict.fromkeys([*today, *found]) if found.get(key) != today.get(key))
     return next(keys, None)
 
@@ -101,6 +102,9 @@ NEW_KEYS = {
     "data.label_noise_kind": "symmetric",
 }
 """Keys that older results lack, and the behavior that these had."""
+
+GUARDS = ("dkd.growth_limit",)
+"""Keys that older results lack, too, and that change a result only where a gradient is out of all proportion (docs/ablation.md)."""
 
 TRAFFIC_KEYS = tuple(TensorBytes.model_fields)
 """Sizes of tensors by round and direction that a result states, beside all bytes on the wire."""
@@ -131,7 +135,7 @@ def _recorded(config: Config) -> dict[str, Any]:
 def _check_data(cell: Cell, config: Config) -> None:
     """Raises ConfigError where the data set's folder is missing; with -o data.name=... it is another set's business."""
     root = config.data.root
-    if config.data.name == cell.data and root is not None and not root.is_dir():
+    if config.data.name == data_table(cell.data, DATA_ROOT)["name"] and root is not None and not root.is_dir():
         raise ConfigError(f"--data-root {root.parent} has no folder {root.name}, which must hold the files of {cell.data}")
 
 
@@ -189,7 +193,7 @@ class Runner:
 
     def _job(self, cell: Cell, config: Config, again: bool) -> Job:
         """The run of a cell, which replaces a record of older settings."""
-        job = Job(config, self._results.records / cell.folder, self._settings.engine)
+        job = Job(config, self._results.records / cell.folder, self._settings.engine, import_from=ROOT / "benchmarks")
         try:
             is_complete(job)
         except ConfigError:

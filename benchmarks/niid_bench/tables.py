@@ -19,12 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 from feddkd.observability.budgets import Spread
 from niid_bench.ablate import LONGER_RESULT as LONGER_ABLATION
 from niid_bench.ablate import RESULT as ABLATION
+from niid_bench.ablate import STEP_SCALE_RESULT as STEP_SCALE
 from niid_bench.ablation_table import ablation_table
 from niid_bench.cells import DATA_SETS, ROOT, TIERS, read_toml
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.markdown import MISSING, accuracy, commands, table
 from niid_bench.outcomes import LONGER, CostOf, Outcomes
 from niid_bench.pages import write
+from niid_bench.step_scale_table import step_scale_table
 from niid_bench.tune import RESULT as TUNING
 from niid_bench.tuning_table import tuning_table
 from niid_bench.verdicts import verdicts
@@ -33,7 +35,7 @@ DOCS = ROOT / "docs"
 SCRIPT = "benchmarks/niid_bench/tables.py"
 PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN"}
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN", "cifar10_jpeg": "CIFAR-10 as JPEG"}
 
 IN_BRACKETS = "In brackets: runs that end before they have spent it, and the share that they spend:"
 SPENT = 0.99
@@ -228,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.docs / ABLATION_PAGE: {
             "niid_bench:ablation": ablation_table(read_lines(options.results / ABLATION)),
             "niid_bench:ablation_15": ablation_table(read_lines(options.results / LONGER_ABLATION)),
+            "niid_bench:step_scale": step_scale_table(read_lines(options.results / STEP_SCALE)),
         },
     }
     up_to_date = [write(path, sections, check=options.check, script=SCRIPT) for path, sections in pages.items()]

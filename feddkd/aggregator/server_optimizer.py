@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from feddkd.aggregator.growth_limit import LONGEST, GrowthLimit
 from feddkd.aggregator.yogi import Yogi
 from feddkd.tensors import DTYPE_NAMES, Schema, Tensors
 
@@ -40,12 +41,15 @@ class ServerOptimizer:
         lr: learning rate, positive.
         keep_state: carry moments over from round to round; otherwise each round starts without.
         beta2: decay of adam's and yogi's second moment, in [0, 1); the others have none, and ignore it.
+        growth_limit: length of the longest gradient that adam and yogi step with, in multiples of the
+            longest one that their moments hold; longer ones are shortened (`GrowthLimit`). At least 1;
+            0 sets no limit.
 
     Raises:
         ValueError: the name is unknown or a number out of its range.
     """
 
-    def __init__(self, name: str, lr: float, keep_state: bool, beta2: float = 0.999) -> None:
+    def __init__(self, name: str, lr: float, keep_state: bool, beta2: float = 0.999, growth_limit: float = 0.0) -> None:
         if name not in _OPTIMIZERS:
             raise ValueError(f"server optimizer {name!r} is none of {', '.join(_OPTIMIZERS)}")
         if not lr > 0:
@@ -55,6 +59,7 @@ class ServerOptimizer:
         betas = {"betas": (_BETA1, beta2)} if name in _WITH_BETAS else {}
         self._build = partial(_OPTIMIZERS[name], lr=lr, **betas)
         self._keep_state = keep_state
+        self._growth = GrowthLimit(growth_limit if name in _WITH_BETAS else 0.0)
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
         self._state_is_shared = False  # the caller may hold the moments: copy them before a step
         self._schema: Schema | None = None  # what the moments belong to
@@ -85,6 +90,7 @@ class ServerOptimizer:
         if self._schema is not None:
             self._schema.check_same(gradient.schema)
         self._take_over_state()
+        gradient = self._growth.limited(gradient)
         weights = student.select(gradient.schema)
         for segment in gradient.schema.segments:
             elements = weights.elements(segment)
@@ -114,7 +120,7 @@ class ServerOptimizer:
             self._state_is_shared = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the moments to continue from, as flat tensors named "dtype.moment".
+        """Return the moments to continue from, as flat tensors named "dtype.moment", and the longest gradient.
 
         They are not copied, and later steps do not change them. There are none where each round
         starts without. Loaded again, they let a round that failed run again with exactly the same
@@ -123,7 +129,7 @@ class ServerOptimizer:
         if not self._keep_state:
             return {}
         self._state_is_shared = True
-        moments = dict[str, Tensor]()
+        moments = self._growth.state_dict()
         for name, state in self._state.items():
             moments |= {f"{name}.{key}": value for key, value in state.items()}
         return moments
@@ -133,6 +139,8 @@ class ServerOptimizer:
         self._state = {}
         self._state_is_shared = True
         self._schema = None
+        self._growth.load_state_dict(state)
         for path, value in state.items():
             name, key = path.split(".")
-            self._state.setdefault(name, {})[key] = value
+            if path != LONGEST:
+                self._state.setdefault(name, {})[key] = value

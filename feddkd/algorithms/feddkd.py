@@ -337,7 +337,8 @@ class FedDKD(Algorithm):
 
 def server_optimizer_of(dkd: DKDConfig) -> ServerOptimizer:
     """Build the optimizer that `[dkd]` describes."""
-    return ServerOptimizer(dkd.optimizer, dkd.lr, keep_state=dkd.optimizer_state == "keep", beta2=dkd.beta2)
+    keep_state = dkd.optimizer_state == "keep"
+    return ServerOptimizer(dkd.optimizer, dkd.lr, keep_state, beta2=dkd.beta2, growth_limit=dkd.growth_limit)
 
 
 def _first_reply(model: Schema, scope: Scope) -> Schema:

@@ -31,12 +31,14 @@ class Job:
 
     Attributes:
         overwrite: whether a record that the folder holds already is deleted, whatever it is of.
+        import_from: a folder whose modules the configuration may name, besides those of the current one.
     """
 
     config: Config
     folder: Path
     engine: EngineName = "in-process"
     overwrite: bool = False
+    import_from: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -168,6 +170,8 @@ def _start_anew(job: Job, processes: _Processes, log: Any) -> None:
     command = [sys.executable, "-m", "feddkd", "run", str(job.folder / CONFIG), *options]
     # Runs side by side leave no core idle, and one thread each keeps them from fighting for it.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if job.import_from is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(job.import_from), os.environ.get("PYTHONPATH"))))
     code = processes.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     if code != 0:
         last = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

@@ -235,6 +235,12 @@ class DKDConfig(Table):
         gt=0,
         description="longest mean gradient that the server steps with; longer ones are shortened",
     )
+    growth_limit: float = Field(
+        3.0,
+        ge=0,
+        description="longest mean gradient that adam and yogi step with, in multiples of the longest one that their moments hold; "
+        "longer ones are shortened; at least 1, or 0 for no limit; the other optimizers ignore it",
+    )
     tail: float = Field(
         0.5,
         ge=0,
@@ -247,6 +253,13 @@ class DKDConfig(Table):
         le=COUNT_MAX,
         description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never",
     )
+
+    @field_validator("growth_limit")
+    @classmethod
+    def _a_limit_lets_gradients_keep_their_length(cls, factor: float) -> float:
+        if 0 < factor < 1:
+            raise ValueError(f"{factor:g} would shorten every gradient; at least 1 is a limit, 0 is none")
+        return factor
 
     @model_validator(mode="after")
     def _a_round_moves_the_model(self) -> Self:

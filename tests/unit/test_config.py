@@ -158,6 +158,7 @@ configs = st.builds(
         start=st.sampled_from(["better", "average", "previous"]),
         clip_norm=st.none() | positive,
         beta2=st.floats(0, 0.999),
+        growth_limit=st.just(0.0) | st.floats(1, 1e6),
         scope=st.just("full") | st.lists(texts.filter(bool), min_size=1, max_size=3).map(tuple),
         piggyback=st.booleans(),
         patience=st.integers(0, 100),

@@ -24,6 +24,7 @@ from niid_bench import figures, grid, run, tables, tune
 from niid_bench.ablation_table import ablation_table
 from niid_bench.cells import ALGORITHMS, PARTITIONS, TIERS, Cell, Settings, configure, overrides_of
 from niid_bench.outcomes import Outcomes
+from niid_bench.step_scale_table import step_scale_table
 from niid_bench.tuning_table import accuracies, point_used, tuning_table
 
 CELL = Cell("mini", "mnist", "feddkd", "c1", 0)
@@ -272,7 +273,9 @@ def page(tmp_path: Path) -> Callable[..., str]:
         marks = "".join(f"\nprose on {name}\n<!-- niid_bench:{name} -->\nwhat was there\n<!-- /niid_bench:{name} -->\n" for name in places)
         path.write_text(marks)
         ablation = tmp_path / "ablation.md"
-        ablation.write_text("".join(f"<!-- niid_bench:{name} -->\n<!-- /niid_bench:{name} -->\n" for name in ("ablation", "ablation_15")))
+        ablation.write_text(
+            "".join(f"<!-- niid_bench:{name} -->\n<!-- /niid_bench:{name} -->\n" for name in ("ablation", "ablation_15", "step_scale"))
+        )
         arguments = ["--docs", str(tmp_path), "--results", str(tmp_path)]
         assert tables.main([*arguments, "--check"]) == 1
         assert tables.main(arguments) == 0
@@ -392,6 +395,33 @@ def test_the_ablation_page_sets_variants_beside_the_default() -> None:
     assert "temperature" not in text
     assert "1 more, of older defaults or other rounds, are left out" in text
     assert "No results yet" in ablation_table([])
+
+
+def test_the_step_scale_table_names_every_seed_and_counts_the_runs_that_learned_nothing() -> None:
+    def of(algorithm: str, seed: int, final: float, **point: object) -> dict[str, Any]:
+        cell = Cell("mini", "cifar10_jpeg", algorithm, "c2", seed, tuple(point.items()))
+        config = grid._recorded(configure(cell, Settings(rounds=4)))
+        own = {"data": cell.data, "final_accuracy": final, "rounds": 4, "grid_point": point, "config": config, "command": f"rerun {seed}"}
+        return {**line(algorithm, "c2", seed, [final]), **own}
+
+    off = {"dkd.growth_limit": 0.0}
+    older = of("feddkd", 100, 0.4)
+    older["config"]["dkd"]["lr"] = 7.0
+    text = step_scale_table([of("fedavg_sgd", 101, 0.1, **off), of("fedavg_sgd", 100, 0.4, **off), of("fedavg_sgd", 101, 0.41), older])
+    assert "| `fedavg_sgd` | default | 101: 41.00 | 0 of 1 |" in text
+    assert "| `fedavg_sgd` | no growth limit | 100: 40.00, 101: 10.00 | 1 of 2 |" in text
+    assert "3 runs of 4 rounds" in text
+    assert "rerun 101" in text
+    assert "No results yet" in step_scale_table([])
+
+
+def test_a_result_that_is_older_than_a_guard_counts_as_one_of_today() -> None:
+    config = configure(CELL, Settings())
+    older = {"config": grid._recorded(config)}
+    del older["config"]["dkd"]["growth_limit"]
+    assert grid.outdated_key(older, config) is None
+    older["config"]["dkd"]["growth_limit"] = 7.0
+    assert grid.outdated_key(older, config) == "dkd.growth_limit"
 
 
 def tuning_line(algorithm: str, final: float, **point: object) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Shorten a gradient that is many times as long as every one before it.
+
+Adam scales its step by the gradients that it has seen. Where a run has seen small ones only, a single gradient
+ten times as long takes over both moments: the next steps go on in the direction of that one, at full rate. A
+network of ReLUs can end where its units are off for every input, and stays there.
+
+To clip gradients relative to the clipped norms before them, so that none takes over the moments, is AdaGC's idea
+(Wang et al., arXiv 2502.11034). It uses a moving average of the norms, tensor by tensor. This limit is a multiple
+of the longest gradient: a run whose gradients grow step by step, as they do when training begins, is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from feddkd.tensors import Tensors
+
+logger = logging.getLogger(__name__)
+
+LONGEST = "gradient.longest"
+"""Its name in a state."""
+
+
+class GrowthLimit:
+    """Keeps the norm of each gradient below a multiple of the longest one before it.
+
+    Args:
+        factor: the multiple, at least 1; 0 sets no limit.
+
+    Raises:
+        ValueError: the factor is out of its range.
+    """
+
+    def __init__(self, factor: float) -> None:
+        if factor != 0 and not factor >= 1:
+            raise ValueError(f"growth limit {factor} is neither 0 nor at least 1")
+        self._factor = factor
+        self._longest = 0.0
+
+    def limited(self, gradient: Tensors) -> Tensors:
+        """Return `gradient`, shortened if it is too long; the length that it has then is remembered.
+
+        The first gradient that is not zero has no limit.
+        """
+        if self._factor == 0:
+            return gradient
+        norm = gradient.norm()
+        longest = self._factor * self._longest
+        if 0 < longest < norm:
+            message = "a gradient of norm %.3g is %.3g times as long as all before it: shortened to %.3g (dkd.growth_limit = %g)"
+            logger.warning(message, norm, norm / self._longest, longest, self._factor)
+            gradient, norm = gradient.scaled(longest / norm), longest
+        self._longest = max(self._longest, norm)
+        return gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the norm of the longest gradient as "gradient.longest", float64; nothing where there is no limit."""
+        return {LONGEST: torch.tensor(self._longest, dtype=torch.float64)} if self._factor else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned; from nothing as before the first gradient."""
+        self._longest = float(state.get(LONGEST, 0.0))
