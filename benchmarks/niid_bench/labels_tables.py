@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
@@ -34,6 +34,7 @@ from niid_bench.markdown import MISSING, accuracy, table
 from niid_bench.pages import write
 
 PAGE = ROOT / "docs" / "labels.md"
+README = ROOT / "README.md"
 PICTURE = "labels_few.png"
 SCRIPT = "benchmarks/niid_bench/labels_tables.py"
 NO_RESULTS = "No results yet: `python benchmarks/niid_bench/labels.py`."
@@ -159,6 +160,34 @@ def costs_section(found: LabelOutcomes, case: str, partition: str) -> str:
     return f"{_title(case)}, {partition}:\n\n{table(header, rows)}" if rows else NO_RESULTS
 
 
+README_ROWS = {
+    "feddkd": ("FedDKD", False),
+    "control": ("the same exchanges with the labels alone, at its best round", True),
+    "self_training": ("the same with the global model's own confident predictions, at its best round", True),
+    "fedavg_x20": ("FedAvg in 20 times the rounds, at its best round", True),
+}
+"""What the README calls a row, and whether its best round counts."""
+
+README_COLUMNS = (("mnist", "3%"), ("mnist", "10%"), ("cifar10_jpeg", "10%"))
+DATA_TITLES = {"mnist": "MNIST", "cifar10_jpeg": "CIFAR-10 (JPEG)"}
+
+
+def readme_section(sets: Mapping[str, LabelOutcomes]) -> str:
+    """The few numbers that a reader needs first; all labels are a last row."""
+    columns = [(data, case, partition) for data, case in README_COLUMNS for partition in SKEWED]
+    rows = [
+        [title, *(_readme_cell(sets[data], case, row, partition, at_best=at_best) for data, case, partition in columns)]
+        for row, (title, at_best) in README_ROWS.items()
+    ]
+    rows.append(["FedDKD with all labels", *(_readme_cell(sets[data], "all", "feddkd", partition) for data, _, partition in columns)])
+    header = ["share of labels", *(f"{DATA_TITLES[data]}, {case.replace('%', ' %')}, `{partition}`" for data, case, partition in columns)]
+    return table(header, rows)
+
+
+def _readme_cell(found: LabelOutcomes, case: str, row: str, partition: str, *, at_best: bool = False) -> str:
+    return accuracy((found.best if at_best else found.final)(case, row, partition), seeds=len(SEEDS))
+
+
 def notes(found: LabelOutcomes) -> str:
     """Which cells did not run as the files say today."""
     outdated = sorted(f"{outcome.cell} (`{outcome.outdated}`)" for outcome in found.all if outcome.outdated)
@@ -170,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="the picture goes beside it")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"folder of {RESULT}")
     options = parser.parse_args(arguments)
     lines = read_lines(options.results / RESULT)
@@ -186,7 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "labels:cifar": cases_section(cifar, tuple(CASES)),
         "labels:costs": costs_section(mnist, "3%", "c2"),
     }
+    readme = {"results:labels": readme_section({"mnist": mnist, "cifar10_jpeg": cifar})}
     up_to_date = write(options.page, sections, check=options.check, script=SCRIPT)
+    up_to_date &= write(options.readme, readme, check=options.check, script=SCRIPT)
     if not options.check and has_points(mnist):
         draw(mnist, options.page.parent / PICTURE)
     return int(not up_to_date)

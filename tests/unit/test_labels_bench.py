@@ -273,7 +273,9 @@ def page(tmp_path: Path) -> Callable[..., str]:
         (tmp_path / labels.RESULT).write_text("".join(json.dumps(each) + "\n" for each in lines))
         path = tmp_path / "labels.md"
         path.write_text(labels_tables.PAGE.read_text())
-        arguments = ["--page", str(path), "--results", str(tmp_path)]
+        readme = tmp_path / "README.md"
+        readme.write_text(labels_tables.README.read_text())
+        arguments = ["--page", str(path), "--readme", str(readme), "--results", str(tmp_path)]
         assert labels_tables.main(arguments) == 0
         assert labels_tables.main([*arguments, "--check"]) == 0
         path.write_text(path.read_text().replace("| `", "| changed `", 1))
