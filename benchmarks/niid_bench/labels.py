@@ -85,7 +85,14 @@ CIFAR_SINGLE = (
     Stage(("10%",), SKEWED, ("fedavg_x20", "semifl")),
 )
 
-PLANS = {"mnist": (MAIN, SINGLE), "cifar10_jpeg": (CIFAR_MAIN, CIFAR_SINGLE)}
+CIFAR_GRID = Stage(
+    ("all", "10%"),
+    ("c1", *SKEWED, "dir0.5"),
+    ("feddkd", "feddkd_paper", "control", "fedavg", "fedavg_tuned", "fedavgm", "fedadagrad", "feddkd_frugal"),
+)
+"""All algorithms of a comparison at equal rounds; run after what few labels need."""
+
+PLANS = {"mnist": (MAIN, SINGLE), "cifar10_jpeg": ((*CIFAR_MAIN, CIFAR_GRID), CIFAR_SINGLE)}
 """By data set; others are run as MNIST."""
 
 

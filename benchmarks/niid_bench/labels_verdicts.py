@@ -66,8 +66,8 @@ def auto_targets(found: LabelOutcomes) -> list[Target]:
 
 
 def _control_target(found: LabelOutcomes, case: str, points: float) -> Target:
-    text = f"{case_title(case)}: `{OURS}` at least {points:g} points above the best round of `{CONTROL}`"
-    return _lead_target(text, SKEWED, lambda partition: found.lead(case, OURS, partition, CONTROL), points)
+    text = f"{case_title(case)}: `{OURS}` at least {points:g} points above the best round of every control"
+    return _lead_target(text, SKEWED, lambda partition: found.least_lead(case, OURS, partition, CONTROLS), points, names_rival=True)
 
 
 def _all_labels_target(found: LabelOutcomes, case: str) -> Target:

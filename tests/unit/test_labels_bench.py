@@ -188,8 +188,8 @@ def judged(targets: Sequence[Any], start: str, partition: str) -> str:
 
 def test_targets_compare_the_last_round_with_the_controls_best() -> None:
     targets = few_targets(LabelOutcomes("mnist", FULL))
-    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "c2") == "met: +8.10 points (worst +8.00)"
-    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "dir0.1") == "missed: +6.10 points (worst +6.00)"
+    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "c2") == "met: +8.10 points (worst +8.00) to `control`"
+    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "dir0.1") == "missed: +6.10 points (worst +6.00) to `control`"
     assert judged(targets, "10 % of the labels: `feddkd` at least 2.5 points", "c2") == "not measured"
 
 
