@@ -1,8 +1,8 @@
 """Choose what a round's steps go by: local teachers, the global model's own predictions, or the labels.
 
-Distillation helps where the teachers are better on the clients' own examples than the global model
-is. Clients count on the labelled examples that they hold out who is right, and the server decides
-by the sums, because one client has too few.
+Distillation helps where the teachers are right about the clients' own examples, or at least more often than
+the global model is. Clients count on the labelled examples that they hold out who is right, and the
+server decides by the sums, because one client has too few.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from feddkd.tensors import Schema, Tensors, TensorSpec
 DKD_STEP, SELF_STEP, SGD_STEP = "dkd_step", "self_step", "sgd_step"
 """The exchanges of a step: with local teachers, by own predictions, by labels."""
 
-COUNTS = Schema([TensorSpec("value", torch.float64, (4,), trainable=False)])
-"""Of held-out examples: only the teacher is right, only the global model is, the global model is sure of its prediction
-among the client's classes, it is sure and right."""
+COUNTS = Schema([TensorSpec("value", torch.float64, (6,), trainable=False)])
+"""Of held-out examples: all, those that the teacher is right about, those that only it is, those that only the global
+model is, those of which the global model is sure among the client's classes, those of which it is sure and right."""
 
 HELD_OUT = "held_out"
 """The name under which the counts travel."""
@@ -34,10 +34,10 @@ DECAY = 0.5
 """Weight of what earlier rounds counted: the same few examples, judged by earlier models."""
 
 MARGIN = 1.0
-"""Standard deviations by which the global model has to be ahead of the teachers."""
+"""Standard deviations by which one is ahead of the other."""
 
 PRECISE = 0.9
-"""Share of its sure predictions that has to be right before the global model labels examples."""
+"""Share of right predictions that is good enough to label examples by."""
 
 FEWEST_SURE = 5.0
 """Sure predictions below which nothing is known of their precision."""
@@ -53,11 +53,13 @@ def count_held_out(teacher: Tensor, student: Tensor, labels: Tensor, own: OwnPre
         own: how the global model would label examples.
 
     Returns:
-        float64 [4], in the order of `COUNTS`.
+        float64 [6], in the order of `COUNTS`.
     """
     teacher_right, student_right = teacher.argmax(1) == labels, student.argmax(1) == labels
     sure, predicted = own.predictions(student)
-    counted = (teacher_right & ~student_right, student_right & ~teacher_right, sure, sure & (predicted == labels))
+    all_of_them = torch.ones_like(teacher_right)
+    only_one = teacher_right & ~student_right, student_right & ~teacher_right
+    counted = (all_of_them, teacher_right, *only_one, sure, sure & (predicted == labels))
     return torch.stack([found.sum() for found in counted]).double()
 
 
@@ -91,7 +93,7 @@ class HeldOutJudge:
             The counts divided by the weight, so that their weighted mean tells their sum.
         """
         labels = self._site.held_out.labels
-        found = torch.zeros(4, dtype=torch.float64)
+        found = torch.zeros(6, dtype=torch.float64)
         if len(labels) > 0:
             found = count_held_out(self._teacher, self._student, labels, self._own)
         return Tensors.copy_of(COUNTS, {"value": found / weight})
@@ -108,14 +110,18 @@ class TeacherChoice:
 
     def __init__(self, counts: Tensor | None = None) -> None:
         """Begin without counts, or go on from `state`."""
-        self._counts = torch.zeros(4, dtype=torch.float64) if counts is None else counts
+        self._counts = torch.zeros(6, dtype=torch.float64) if counts is None else counts
 
     def choose(self, mean: Tensors, total_weight: float) -> str:
         """Decide for a round.
 
-        The local teachers are taken unless the global model is right on more examples that the two
-        disagree on than chance would explain: the difference of the two counts has a standard
-        deviation of at most the root of their sum (McNemar 1947).
+        Teacher and global model are compared on the examples that only one of them is right about: the
+        difference of the two counts has a standard deviation of at most the root of their sum
+        (McNemar 1947). The steps go
+
+        1. by the local teachers, if they are ahead, or are nearly always right and not behind;
+        2. else by the global model's own predictions, if those that it is sure of are nearly always right;
+        3. else by the labels.
 
         Args:
             mean: what came of the clients' counts.
@@ -125,11 +131,13 @@ class TeacherChoice:
             The exchange to ask for.
         """
         self._counts = DECAY * self._counts + mean.part(HELD_OUT, COUNTS)["value"] * total_weight
-        teacher, student, sure, right = self._counts.tolist()
-        if student - teacher <= MARGIN * math.sqrt(max(student + teacher, 0.0)):
+        examples, teacher_right, teacher, student, sure, right = self._counts.tolist()
+        deviation = MARGIN * math.sqrt(max(student + teacher, 0.0))
+        is_precise = teacher_right >= PRECISE * examples
+        if teacher - student > deviation or (is_precise and student - teacher <= deviation):
             return DKD_STEP
         return SELF_STEP if sure >= FEWEST_SURE and right >= PRECISE * sure else SGD_STEP
 
     def state(self) -> Tensor:
-        """Return what to go on from; float64 [4]."""
+        """Return what to go on from; float64 [6]."""
         return self._counts

@@ -219,17 +219,22 @@ def test_a_site_without_any_label_is_refused_in_one_line(tmp_path: Path) -> None
         type(worker)(config, "site-1", bare, StateDir(tmp_path / "site-1", "site-1"))
 
 
-def counts_of(teacher: int, student: int, sure: int = 0, right: int = 0) -> Tensors:
-    value = torch.tensor([teacher, student, sure, right], dtype=torch.float64)
+def counts_of(teacher: int, student: int, sure: int = 0, right: int = 0, *, teacher_right: int = 20) -> Tensors:
+    """Counts of 40 examples."""
+    value = torch.tensor([40, teacher_right, teacher, student, sure, right], dtype=torch.float64)
     return Tensors(COUNTS).beside(**{HELD_OUT: Tensors.copy_of(COUNTS, {"value": value / 50})})
 
 
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        (counts_of(0, 0), "dkd_step"),  # nothing is known
-        (counts_of(9, 2), "dkd_step"),
-        (counts_of(5, 8), "dkd_step"),  # ahead, but by less than chance would explain
+        (counts_of(9, 2), "dkd_step"),  # ahead
+        (counts_of(8, 5), "sgd_step"),  # ahead, but by less than chance would explain, and often wrong
+        (counts_of(0, 0, teacher_right=36), "dkd_step"),  # level, and right nine times of ten
+        (counts_of(0, 0, teacher_right=35), "sgd_step"),
+        (counts_of(1, 3, teacher_right=36), "dkd_step"),  # behind by no more than chance would explain
+        (counts_of(0, 3, teacher_right=36), "sgd_step"),
+        (counts_of(0, 0, sure=30, right=29), "self_step"),
         (counts_of(2, 9, sure=0), "sgd_step"),
         (counts_of(2, 9, sure=30, right=29), "self_step"),
         (counts_of(2, 9, sure=30, right=20), "sgd_step"),
@@ -244,8 +249,13 @@ def test_earlier_rounds_count_half() -> None:
     choice = TeacherChoice()
     assert choice.choose(counts_of(0, 10), 50.0) == "sgd_step"
     again = TeacherChoice(choice.state())
-    assert again.choose(counts_of(4, 3), 50.0) == choice.choose(counts_of(4, 3), 50.0) == "sgd_step"
-    assert again.state().tolist() == choice.state().tolist() == [4.0, 8.0, 0.0, 0.0]
+    assert again.choose(counts_of(9, 3), 50.0) == choice.choose(counts_of(9, 3), 50.0) == "sgd_step"
+    assert again.state().tolist() == choice.state().tolist() == [60.0, 30.0, 9.0, 8.0, 0.0, 0.0]
+
+
+def test_where_nothing_is_held_out_the_teachers_are_taken() -> None:
+    nothing = Tensors(COUNTS).beside(**{HELD_OUT: Tensors(COUNTS)})
+    assert TeacherChoice().choose(nothing, 50.0) == "dkd_step"
 
 
 def test_held_out_examples_are_counted_where_the_two_disagree() -> None:
@@ -254,7 +264,7 @@ def test_held_out_examples_are_counted_where_the_two_disagree() -> None:
     student = 9.0 * F.one_hot(torch.tensor([0, 0, 2, 3]), CLASSES)
     found = count_held_out(teacher, student, labels, OwnPredictions(0.9, classes=[0, 1, 2]))
     # The last one is sure of a class that the client does not have, so that class is left out, and nothing is sure.
-    assert found.tolist() == [1.0, 2.0, 3.0, 2.0]
+    assert found.tolist() == [4.0, 2.0, 1.0, 2.0, 3.0, 2.0]
 
 
 @pytest.mark.parametrize(
