@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from feddkd.algorithms.base import Algorithm, own_settings
+from feddkd.algorithms.chosen_teacher import ChosenTeacher
+from feddkd.algorithms.feddkd import FedDKD
 from feddkd.algorithms.local_training import check_batch_size
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
 from feddkd.algorithms.registry import ALGORITHMS, OBJECTIVES, find, find_objective
@@ -21,15 +23,19 @@ __all__ = ["ALGORITHMS", "OBJECTIVES", "build", "check_fits", "chosen", "find", 
 
 
 def chosen(config: Config) -> type[Algorithm]:
-    """Choose the algorithm class of a configuration: what it names, or that with a gradient that rides along.
+    """Choose the algorithm class of a configuration: what it names, or a form of it that `[dkd]` asks for.
 
     Raises:
-        ConfigError: there is none of this name, or `dkd.piggyback` does not go with it.
+        ConfigError: there is none of this name, or `[dkd]` asks for what does not go with it.
     """
-    if not config.dkd.piggyback:
-        return find(config.algorithm.name)
-    check_piggyback(config)
-    return Piggyback
+    found = find(config.algorithm.name)
+    if config.dkd.piggyback:
+        check_piggyback(config)
+        return Piggyback
+    # Like other keys of the teacher, this one says nothing to algorithms that have none.
+    if config.dkd.teacher == "auto" and found is FedDKD:
+        return ChosenTeacher
+    return found
 
 
 def check_fits(algorithm: Algorithm, model: Schema) -> None:

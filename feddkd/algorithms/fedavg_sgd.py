@@ -41,7 +41,6 @@ class FedAvgSGD(FedDKD):
 
     client_side = FedAvgSGDClient
     step_exchange = SGD_STEP
-    chooses_teacher = False
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:

@@ -28,12 +28,10 @@ from feddkd.algorithms.distiller import Distiller, distillation_of, distiller_of
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
-from feddkd.algorithms.teacher_choice import COUNTS, DKD_STEP, HELD_OUT, SELF_STEP, SGD_STEP, HeldOutJudge, TeacherChoice
 from feddkd.config import Config, DKDConfig
 from feddkd.dkd import teacher_logits
 from feddkd.dkd.scope import Scope, in_scope, in_scope_and_untrained
 from feddkd.dkd.steps import Plateau, TailMean, clipped
-from feddkd.errors import ConfigError
 from feddkd.exchange import (
     SCALAR,
     ExchangeId,
@@ -48,6 +46,8 @@ from feddkd.exchange import (
     whole_model,
 )
 from feddkd.tensors import Schema, Tensors
+
+DKD_STEP = "dkd_step"
 
 TEACHER_ENTROPY = "teacher_entropy"
 """Metric of a round's first step: the mean entropy of the teachers' predictions."""
@@ -64,9 +64,6 @@ TEACHER_ACCURACY = "teacher_accuracy"
 LABEL_DISAGREEMENT = "label_disagreement"
 """Metric of a round's first step: the share of the site's labels that are not its teacher's most likely class."""
 
-STEPS_BY = {DKD_STEP: "steps_by_teachers", SELF_STEP: "steps_by_own_predictions", SGD_STEP: "steps_by_labels"}
-"""Metrics of a round that chooses its teacher: 1 for the one that was chosen, 0 for the others."""
-
 
 class FedDKDClient(FedAvgClient):
     """Keeps its local model as teacher; replies to a step with the gradient of its distillation."""
@@ -76,32 +73,15 @@ class FedDKDClient(FedAvgClient):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.distiller: Distiller = distiller_of(site)
-        self._judge = HeldOutJudge(site) if site.config.dkd.teacher == "auto" else None
 
     def local_train(self, task: Task) -> Reply:
         """Train the teacher, and reply as `dkd.start` asks: with the update, or with the first gradient.
 
-        Where the server chooses the teacher, what it decides by travels beside it.
+        Beside the update that `better` chooses from travels the loss at w_t.
         """
-        if self._judge is not None:
-            self._judge.see_student(task)
-        reply = self._first_step(task) if self.site.config.dkd.start == "previous" else self._update(task)
-        if self._judge is None:
-            return reply
-        assert reply.contribution is not None
-        counts = self._judge.counts(self._weight())
-        return dataclasses.replace(reply, contribution=reply.contribution.beside(**{HELD_OUT: counts}))
-
-    def _weight(self) -> float:
-        """Return the weight of this client in local training."""
-        site = self.site
-        if site.config.scheduler.weights == "uniform":
-            return 1.0
-        return float(len(site.examples if site.config.dkd.start == "previous" else site.labelled))
-
-    def _update(self, task: Task) -> Reply:
-        """Train, and reply with the update; beside the one that `better` chooses from travels the loss at w_t."""
         dkd = self.site.config.dkd
+        if dkd.start == "previous":
+            return self._first_step(task)
         reply = super().local_train(task)
         reply = dataclasses.replace(reply, metrics={**reply.metrics, **self._judged_teacher(task)})
         if dkd.steps > 0:
@@ -122,16 +102,6 @@ class FedDKDClient(FedAvgClient):
     def dkd_step(self, task: Task) -> Reply:
         reply = self.distiller.gradient(task).reply
         return dataclasses.replace(reply, metrics=self._described_teacher(task)) if task.id.step == 0 else reply
-
-    def self_step(self, task: Task) -> Reply:
-        """Reply with the gradient of self-training, where the server has chosen it."""
-        assert self._judge is not None
-        return self._judge.self_trainer.gradient(task).reply
-
-    def sgd_step(self, task: Task) -> Reply:
-        """Reply with the gradient on the labels alone, where the server has chosen them."""
-        assert self._judge is not None
-        return self._judge.by_labels.gradient(task).reply
 
     def _first_step(self, task: Task) -> Reply:
         """Train, and reply with the gradient at w_t and the update of the buffers."""
@@ -164,13 +134,18 @@ class FedDKDClient(FedAvgClient):
 
     def _judged_teacher(self, task: Task) -> dict[str, float]:
         """Measure the network as it is now, just trained, on what is held out, if it is a teacher."""
-        site = self.site
-        if not self.distiller.step_loss.needs_teacher or len(site.held_out) == 0:
+        if not self.distiller.step_loss.needs_teacher or len(self.site.held_out) == 0:
             return {}
-        logits = teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
-        if self._judge is not None:
-            self._judge.see_teacher(logits)
-        return {TEACHER_ACCURACY: float((logits.argmax(1) == site.held_out.labels).float().mean())}
+        return self._judged_by(self._held_out_logits(task))
+
+    def _judged_by(self, teacher: Tensor) -> dict[str, float]:
+        """Measure a teacher by its logits [n, C] on what is held out."""
+        return {TEACHER_ACCURACY: float((teacher.argmax(1) == self.site.held_out.labels).float().mean())}
+
+    def _held_out_logits(self, task: Task) -> Tensor:
+        """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""
+        site = self.site
+        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
 
     def _described_teacher(self, task: Task) -> dict[str, float]:
         """Measure this round's teacher on the examples of the steps, if there is a teacher."""
@@ -216,29 +191,17 @@ class FedDKD(Algorithm):
     of all examples, because the teacher labels the others. With "previous" the reply to local
     training is a step's, and so is its weight.
 
-    With `dkd.teacher` = "auto" the server decides in each round, after local training, whether the
-    steps go by the local teachers, by the global model's own predictions, or by the labels alone
-    (`TeacherChoice`). In the latter two cases the steps start at the previous model, unless the start is
-    "average"; with "previous" the gradient that came with local training is then not used.
-
     Attributes:
-        chooses_teacher: whether it has a teacher to choose.
-
-    Raises:
-        ConfigError: `dkd.teacher` is "auto" and there is none to choose.
+        steps_by: the exchange that steps ask for.
     """
 
     client_side: ClassVar[type[ClientSide]] = FedDKDClient
     step_exchange: ClassVar[str] = FedDKDClient.step_exchange
-    chooses_teacher: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if config.dkd.teacher == "auto" and not self.chooses_teacher:
-            raise ConfigError(f'dkd.teacher = "auto": algorithm {config.algorithm.name} has no teacher to choose')
         self.server_optimizer = server_optimizer_of(config.dkd)
-        self._choice = TeacherChoice()
-        self._steps_by = self.step_exchange
+        self.steps_by = self.step_exchange
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:
@@ -253,13 +216,10 @@ class FedDKD(Algorithm):
             trained = partial(_first_reply, scope=dkd.scope)
         elif chooses_start(dkd):
             trained = model_and(previous_loss=scalar)
-        if dkd.teacher == "auto":
-            trained = partial(_with_counts, rule=trained)
         gradient = partial(in_scope, scope=dkd.scope)
         step = ExchangeKind(reply=gradient, computes_on="all" if cls.uses_unlabelled(config) else "labelled")
-        others = {SELF_STEP: step, SGD_STEP: dataclasses.replace(step, computes_on="labelled")} if dkd.teacher == "auto" else {}
         local = ExchangeKind(reply=trained, computes_on=step.computes_on if dkd.start == "previous" else "labelled")
-        return {"local_train": local, cls.step_exchange: step, **others}
+        return {"local_train": local, cls.step_exchange: step}
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
         dkd = self.config.dkd
@@ -271,18 +231,19 @@ class FedDKD(Algorithm):
             student, model, previous_loss = self._average(cohort, model)
         for step in range(dkd.steps):
             student, gradient, loss = self._measure(cohort, student, step)
-            gradient = clipped(gradient, dkd.clip_norm)
-            if step == 0 and dkd.start == "previous" and self._steps_by != self.step_exchange:
-                continue  # the gradient of teachers that the steps do not go by
             if step == 0 and self._starts_over(cohort, previous_loss, loss):
                 student = with_parameters_of(model, student)
                 continue
-            student = self.server_optimizer.step(student, gradient)
-            student = cohort.adopt(self._steps_by, student, in_mean=tail.includes(step))
+            student = self.server_optimizer.step(student, clipped(gradient, dkd.clip_norm))
+            student = cohort.adopt(self.steps_by, student, in_mean=tail.includes(step))
             tail.add(step, student)
             if plateau.reached(loss):
                 break
         return tail.of(student)
+
+    def _local_train(self, cohort: Cohort, model: Tensors) -> Tensors:
+        """Let the clients train; returns their mean reply."""
+        return cohort.exchange("local_train", model)
 
     def _average(self, cohort: Cohort, model: Tensors) -> tuple[Tensors, Tensors, float]:
         """Let the clients train, and average their models.
@@ -291,48 +252,33 @@ class FedDKD(Algorithm):
             The average, the model as the clients received it, and the loss of that: infinite if the
             steps shall not start over from it.
         """
-        reply = cohort.exchange("local_train", model)
-        self._choose_teacher(cohort, reply)
+        reply = self._local_train(cohort, model)
         received = cohort.sent
         average = received + reply.select(received.schema)
-        if self._steps_by != self.step_exchange and chooses_start(self.config.dkd):
-            cohort.note(STARTED_OVER, 1.0)
-            return with_parameters_of(received, average), received, math.inf
         loss = read_scalar(reply, "previous_loss") if chooses_start(self.config.dkd) else math.inf
         return average, received, loss if loss >= 0 else math.inf  # a negative one is not true
 
     def _measure(self, cohort: Cohort, student: Tensors, step: int) -> _Measured:
         """Ask for the gradient at a student; the first may be the reply to local training."""
         if step > 0 or self.config.dkd.start != "previous":
-            gradient = cohort.exchange(self._steps_by, student, step=step)
+            gradient = cohort.exchange(self.steps_by, student, step=step)
             return _Measured(cohort.sent, gradient, math.inf if cohort.loss is None else cohort.loss)
-        reply = cohort.exchange("local_train", student)
-        self._choose_teacher(cohort, reply)
+        reply = self._local_train(cohort, student)
         gradient = reply.select(in_scope(student.schema, self.config.dkd.scope))
         return _Measured(with_moved_buffers(cohort.sent, reply), gradient, read_scalar(reply, FIRST_STEP_LOSS))
 
     def _starts_over(self, cohort: Cohort, previous_loss: float, loss: float) -> bool:
         """Decide whether the steps go on from the previous model; the round's record says so."""
-        if not chooses_start(self.config.dkd) or self._steps_by != self.step_exchange:
+        if not chooses_start(self.config.dkd):
             return False
         cohort.note(STARTED_OVER, float(previous_loss < loss))
         return previous_loss < loss
 
-    def _choose_teacher(self, cohort: Cohort, reply: Tensors) -> None:
-        """Decide what this round's steps go by; the round's record says so."""
-        if self.config.dkd.teacher != "auto":
-            return
-        self._steps_by = self._choice.choose(reply, math.fsum(cohort.weights))
-        for exchange, metric in STEPS_BY.items():
-            cohort.note(metric, float(exchange == self._steps_by))
-
     def state_dict(self) -> Mapping[str, Tensor]:
-        state = self.server_optimizer.state_dict()
-        return {**state, HELD_OUT: self._choice.state()} if self.config.dkd.teacher == "auto" else state
+        return self.server_optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._choice = TeacherChoice(state.get(HELD_OUT))
-        self.server_optimizer.load_state_dict({name: value for name, value in state.items() if name != HELD_OUT})
+        self.server_optimizer.load_state_dict(state)
 
 
 def server_optimizer_of(dkd: DKDConfig) -> ServerOptimizer:
@@ -344,11 +290,6 @@ def server_optimizer_of(dkd: DKDConfig) -> ServerOptimizer:
 def _first_reply(model: Schema, scope: Scope) -> Schema:
     """Describe the reply to local training that is the first step's: gradient, buffers, loss."""
     return in_scope_and_untrained(model, scope).beside({FIRST_STEP_LOSS: SCALAR})
-
-
-def _with_counts(model: Schema, rule: SchemaRule) -> Schema:
-    """Add the counts of held-out examples to what else travels."""
-    return rule(model).beside({HELD_OUT: COUNTS})
 
 
 def chooses_start(dkd: DKDConfig) -> bool:

@@ -38,7 +38,6 @@ class SelfTraining(FedDKD):
 
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP
-    chooses_teacher = False
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:

@@ -12,16 +12,12 @@ import math
 import torch
 from torch import Tensor
 
-from feddkd.algorithms.distiller import labels_distiller
-from feddkd.algorithms.self_trainer import SelfTrainer, own_predictions
-from feddkd.algorithms.site import Site
-from feddkd.config import SelfTrainingConfig
-from feddkd.dkd import OwnPredictions, teacher_logits
-from feddkd.exchange import Task
+from feddkd.algorithms.feddkd import DKD_STEP
+from feddkd.dkd import OwnPredictions
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
-DKD_STEP, SELF_STEP, SGD_STEP = "dkd_step", "self_step", "sgd_step"
-"""The exchanges of a step: with local teachers, by own predictions, by labels."""
+SELF_STEP, SGD_STEP = "self_step", "sgd_step"
+"""The exchanges of a step without a local teacher: by own predictions and labels, and by labels alone."""
 
 COUNTS = Schema([TensorSpec("value", torch.float64, (6,), trainable=False)])
 """Of held-out examples: all, those that the teacher is right about, those that only it is, those that only the global
@@ -61,48 +57,6 @@ def count_held_out(teacher: Tensor, student: Tensor, labels: Tensor, own: OwnPre
     only_one = teacher_right & ~student_right, student_right & ~teacher_right
     counted = (all_of_them, teacher_right, *only_one, sure, sure & (predicted == labels))
     return torch.stack([found.sum() for found in counted]).double()
-
-
-class HeldOutJudge:
-    """What a client needs where the server chooses the teacher: both other kinds of step, and counts of who is right."""
-
-    def __init__(self, site: Site) -> None:
-        settings = SelfTrainingConfig()
-        self.self_trainer = SelfTrainer(site, settings)
-        self.by_labels = labels_distiller(site)
-        self._site = site
-        self._own = own_predictions(site, settings)
-        self._student = self._teacher = torch.empty(0)
-
-    def see_student(self, task: Task) -> None:
-        """Take in what the broadcast model says of the held-out examples."""
-        task.payload.load_into(self._site.module)
-        self._student = self._logits(task)
-
-    def see_teacher(self, logits: Tensor) -> None:
-        """Take in what the teacher says of them, [n, C]."""
-        self._teacher = logits
-
-    def counts(self, weight: float) -> Tensors:
-        """Count who is right.
-
-        Args:
-            weight: of this client in the exchange.
-
-        Returns:
-            The counts divided by the weight, so that their weighted mean tells their sum.
-        """
-        labels = self._site.held_out.labels
-        found = torch.zeros(6, dtype=torch.float64)
-        if len(labels) > 0:
-            found = count_held_out(self._teacher, self._student, labels, self._own)
-        return Tensors.copy_of(COUNTS, {"value": found / weight})
-
-    def _logits(self, task: Task) -> Tensor:
-        site = self._site
-        if len(site.held_out) == 0:
-            return torch.empty(0)
-        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
 
 
 class TeacherChoice:

@@ -112,11 +112,14 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _a_teacher_can_be_chosen(self) -> Self:
-        if self.dkd.teacher == "auto":
-            if self.data.holdout == 0:
-                raise ValueError('dkd.teacher = "auto": it goes by labelled examples that are held out; set data.holdout above 0')
-            if self.dkd.hard_label_weight == 1:
-                raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
+        if self.dkd.teacher != "auto" or self.algorithm.name != "feddkd":
+            return self
+        if self.data.holdout == 0:
+            raise ValueError('dkd.teacher = "auto": it goes by labelled examples that are held out; set data.holdout above 0')
+        if self.dkd.hard_label_weight == 1:
+            raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
+        if self.dkd.steps < 2:
+            raise ValueError(f'dkd.teacher = "auto": a choice may cost one step, so at least 2 are needed, not {self.dkd.steps}')
         return self
 
     def preset_lines(self) -> list[str]:

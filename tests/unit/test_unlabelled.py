@@ -272,6 +272,7 @@ def test_held_out_examples_are_counted_where_the_two_disagree() -> None:
     [
         (["data.holdout=0"], "data.holdout"),
         (["dkd.hard_label_weight=1"], "hard_label_weight"),
+        (["dkd.steps=1"], "at least 2 are needed, not 1"),
     ],
 )
 def test_a_teacher_that_cannot_be_judged_is_not_chosen(overrides: list[str], message: str) -> None:
@@ -279,10 +280,11 @@ def test_a_teacher_that_cannot_be_judged_is_not_chosen(overrides: list[str], mes
         small_config("dkd.teacher=auto", *overrides)
 
 
-@pytest.mark.parametrize("name", ["fedavg_sgd", "self_training"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_sgd", "self_training"])
 def test_an_algorithm_without_a_teacher_has_none_to_choose(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"algorithm {name} has no teacher to choose"):
-        algorithms.build(small_config("dkd.teacher=auto", f"algorithm.name={name}"))
+    plain, auto = (algorithms.build(small_config(f"dkd.teacher={teacher}", f"algorithm.name={name}")) for teacher in ("local", "auto"))
+    assert type(plain) is type(auto)
+    assert {*plain.exchanges(plain.config)} == {*auto.exchanges(auto.config)}
 
 
 @pytest.mark.parametrize("start", ["previous", "better", "average"])
