@@ -99,6 +99,10 @@ class ExchangeKind:
         """Count the examples of a client that a reply is a mean over."""
         return counts.total if self.computes_on == "all" else counts.labelled
 
+    def weight(self, counts: ExampleCounts, weights: Literal["examples", "uniform"]) -> float:
+        """Weigh a client by these examples, or like every other (`scheduler.weights`)."""
+        return float(self.examples(counts)) if weights == "examples" else 1.0
+
 
 DELIVER = "deliver"
 """The last exchange of every run: each client gets the final model and keeps it."""
@@ -368,5 +372,5 @@ class Outcome:
 def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
     if not values:
         return None
-    total = math.fsum(weights[client] for client in values)
-    return math.fsum(weights[client] * value for client, value in values.items()) / total if total > 0 else None
+    weighted = math.fsum(weights[client] * value for client, value in values.items())
+    return weighted / math.fsum(weights[client] for client in values)

@@ -180,7 +180,7 @@ def readme_section(sets: Mapping[str, LabelOutcomes]) -> str:
         for row, (title, at_best) in README_ROWS.items()
     ]
     rows.append(["FedDKD with all labels", *(_readme_cell(sets[data], "all", "feddkd", partition) for data, _, partition in columns)])
-    header = ["share of labels", *(f"{DATA_TITLES[data]}, {case.replace('%', ' %')}, `{partition}`" for data, case, partition in columns)]
+    header = ["", *(f"{DATA_TITLES[data]}, {case.replace('%', ' %')}, `{partition}`" for data, case, partition in columns)]
     return table(header, rows)
 
 

@@ -52,7 +52,8 @@ class ChosenTeacherClient(FedDKDClient):
             counts = count_held_out(self._teacher, student, site.held_out.labels, self._own_predictions)
         assert reply.contribution is not None
         # Divided by this client's weight in the exchange, so that the weighted mean tells the sum.
-        shares = Tensors.copy_of(COUNTS, {"value": counts / self._weight()})
+        weight = ChosenTeacher.exchanges(site.config)["local_train"].weight(site.counts, site.config.scheduler.weights)
+        shares = Tensors.copy_of(COUNTS, {"value": counts / weight})
         return dataclasses.replace(reply, contribution=reply.contribution.beside(**{HELD_OUT: shares}))
 
     def self_step(self, task: Task) -> Reply:
@@ -64,13 +65,6 @@ class ChosenTeacherClient(FedDKDClient):
     def _judged_by(self, teacher: Tensor) -> dict[str, float]:
         self._teacher = teacher
         return super()._judged_by(teacher)
-
-    def _weight(self) -> float:
-        """Return the weight of this client in local training."""
-        site = self.site
-        if site.config.scheduler.weights == "uniform":
-            return 1.0
-        return float(len(site.examples if site.config.dkd.start == "previous" else site.labelled))
 
 
 class ChosenTeacher(FedDKD):
@@ -101,10 +95,15 @@ class ChosenTeacher(FedDKD):
     def _local_train(self, cohort: Cohort, model: Tensors) -> Tensors:
         """Let the clients train, and decide what this round's steps go by; the round's record says so."""
         reply = super()._local_train(cohort, model)
-        self.steps_by = self._choice.choose(reply, math.fsum(cohort.weights))
+        self.steps_by = self._choice.choose(reply.part(HELD_OUT, COUNTS)["value"] * math.fsum(cohort.weights), self._most_counted(cohort))
         for exchange, metric in STEPS_BY.items():
             cohort.note(metric, float(exchange == self.steps_by))
         return reply
+
+    def _most_counted(self, cohort: Cohort) -> float:
+        """Limit the sum of counts to what honest clients hold out, by how many examples they train on."""
+        share = self.config.data.holdout / (1 - self.config.data.holdout)
+        return len(cohort.weights) * (cohort.most_examples * max(1.0, share) + 1)
 
     def _starts_over(self, cohort: Cohort, previous_loss: float, loss: float) -> bool:
         if self.steps_by == DKD_STEP:

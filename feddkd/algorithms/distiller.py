@@ -167,5 +167,5 @@ def distiller_of(site: Site) -> Distiller:
 
 
 def labels_distiller(site: Site) -> Distiller:
-    """Build what takes gradients by the labels alone; of `[dkd]`, only the bootstrapping of labels counts."""
+    """Build what takes gradients by the labels alone; of the loss's keys in `[dkd]` only `bootstrap` counts."""
     return Distiller(site, dataclasses.replace(HARD_LABELS, bootstrap=site.config.dkd.bootstrap), site.labelled)

@@ -9,7 +9,7 @@ The steps move the student v from the first towards the second,
     min_v sum_k p_k E_{D_k} KL(f_{w_k} || f_v):
 
 client k computes the gradient of its own term on its own data, with its local model w_k as teacher.
-That takes no labels: of an example without one, the teacher says what it is.
+That needs no labels: the teacher labels an example that has none.
 """
 
 from __future__ import annotations

@@ -105,14 +105,19 @@ def check_batch_size(site: Site) -> None:
     """
     if site.config.training.batch_size > 1 or len(site.labelled) == 0:
         return
-    site.module.train()
-    with torch.random.fork_rng(devices=[]):  # a data set may augment the example at random
-        inputs, _ = site.labelled.gather(torch.tensor([0]))
-    if not takes_one_example(site.module, inputs.to(site.device)):
+    if not can_train_on_one(site):
         raise ConfigError(
             f"training.batch_size = 1: model {site.config.model.name!r} (its BatchNorm) "
             "cannot train on one example at a time; use at least 2"
         )
+
+
+def can_train_on_one(site: Site) -> bool:
+    """Try whether a site's network can train on its first labelled example alone."""
+    site.module.train()
+    with torch.random.fork_rng(devices=[]):  # a data set may augment the example at random
+        inputs, _ = site.labelled.gather(torch.tensor([0]))
+    return takes_one_example(site.module, inputs.to(site.device))
 
 
 def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:

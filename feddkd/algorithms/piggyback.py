@@ -149,7 +149,7 @@ class Piggyback(Algorithm):
     Where averaging is bad, each round is one step of FedDKD that starts at the previous model:
 
     - The clients report the loss of the model that a round begins with: the cross-entropy on all
-      their examples, so it changes with the model alone. It is compared with the lowest that a
+      their labelled examples, so it changes with the model alone. It is compared with the lowest that a
       round began with since averages are taken. Averages are worse if it is more than `MOST_RISE`
       above that, or more than `MOST_ABOVE_UNTRAINED` above the first one of the run, or if
       `PATIENCE` rounds have not lowered it. (With two classes a client, where averaging works, the

@@ -33,7 +33,7 @@ from torch import Tensor
 from feddkd.algorithms.augmentation import shifted
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import takes_one_example, train_locally
+from feddkd.algorithms.local_training import can_train_on_one, train_locally
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import Config, SemiFLConfig
 from feddkd.data.examples import UNLABELLED, Examples
@@ -138,11 +138,7 @@ class SemiFLClient(FedAvgClient):
 
 def _can_train(site: Site) -> bool:
     """Tell whether there is a batch to train on."""
-    if len(site.labelled) != 1:
-        return len(site.labelled) > 1
-    site.module.train()
-    inputs, _ = site.labelled.gather(torch.tensor([0]))
-    return takes_one_example(site.module, inputs.to(site.device))
+    return len(site.labelled) > 1 or (len(site.labelled) == 1 and can_train_on_one(site))
 
 
 class SemiFL(Algorithm):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feddkd.config import Config, CrossEntropyConfig, Table
 from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.exchange import ExchangeId, Task
+from feddkd.exchange import ExampleCounts, ExchangeId, Task
 from feddkd.tensors import Schema, Tensors
 
 
@@ -69,6 +69,11 @@ class Site:
         has_label = self.examples.labels != UNLABELLED
         self.labelled = self.examples if has_label.all() else self.examples.subset(has_label.nonzero().flatten())
         self.unlabelled = self.examples.subset((~has_label).nonzero().flatten())
+
+    @property
+    def counts(self) -> ExampleCounts:
+        """How many examples it computes on: the weight of its contributions."""
+        return ExampleCounts(len(self.labelled), len(self.unlabelled))
 
     @property
     def model_schema(self) -> Schema:

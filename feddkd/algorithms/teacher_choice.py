@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feddkd.algorithms.feddkd import DKD_STEP
 from feddkd.dkd import OwnPredictions
-from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.tensors import Schema, TensorSpec
 
 SELF_STEP, SGD_STEP = "self_step", "sgd_step"
 """The exchanges of a step without a local teacher: by own predictions and labels, and by labels alone."""
@@ -60,13 +60,13 @@ def count_held_out(teacher: Tensor, student: Tensor, labels: Tensor, own: OwnPre
 
 
 class TeacherChoice:
-    """Decides by the counts of all rounds so far, the last ones first."""
+    """Decides by the counts of all rounds so far, of which recent ones weigh more."""
 
     def __init__(self, counts: Tensor | None = None) -> None:
         """Begin without counts, or go on from `state`."""
         self._counts = torch.zeros(6, dtype=torch.float64) if counts is None else counts
 
-    def choose(self, mean: Tensors, total_weight: float) -> str:
+    def choose(self, counts: Tensor, most: float) -> str:
         """Decide for a round.
 
         Teacher and global model are compared on the examples that only one of them is right about: the
@@ -78,15 +78,15 @@ class TeacherChoice:
         3. else by the labels.
 
         Args:
-            mean: what came of the clients' counts.
-            total_weight: of the clients that replied.
+            counts: float64 [6], in the order of `COUNTS`, summed over the clients.
+            most: limit of each, so that no client decides for more than a few rounds.
 
         Returns:
             The exchange to ask for.
         """
-        self._counts = DECAY * self._counts + mean.part(HELD_OUT, COUNTS)["value"] * total_weight
+        self._counts = DECAY * self._counts + counts.clamp(0.0, most)
         examples, teacher_right, teacher, student, sure, right = self._counts.tolist()
-        deviation = MARGIN * math.sqrt(max(student + teacher, 0.0))
+        deviation = MARGIN * math.sqrt(student + teacher)
         is_precise = teacher_right >= PRECISE * examples
         if teacher - student > deviation or (is_precise and student - teacher <= deviation):
             return DKD_STEP

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from feddkd import algorithms
-from feddkd.algorithms.fedavg_sgd import FedAvgSGD
-from feddkd.algorithms.feddkd import FedDKD
+from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.config import Config, FedAvgConfig
 from feddkd.engines.simulation import EngineName
@@ -115,9 +114,9 @@ def _controls(configs: Sequence[Config]) -> list[tuple[str, Config]]:
 
 
 def _is_feddkd(config: Config) -> bool:
-    """Whether the teachers are distilled: by the built-in algorithm or by one that extends it, but not by the control."""
+    """Whether the teachers are distilled: by the built-in algorithm or by one that extends it, but not by those without a teacher."""
     algorithm = algorithms.find(config.algorithm.name)
-    return issubclass(algorithm, FedDKD) and not issubclass(algorithm, FedAvgSGD)
+    return issubclass(algorithm, FedDKD) and algorithm.step_exchange == DKD_STEP
 
 
 def _with_algorithm(config: Config, name: str) -> Config:

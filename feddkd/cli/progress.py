@@ -59,7 +59,7 @@ class ConsoleProgress(Observer):
 
     def run_started(self, run_id: str, rounds: int) -> None:
         self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
-        for line in self._config.preset_lines():
+        for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
             self._print(f"  {line}")
         total = ExampleCounts.sum_of(self._examples.values())
         if total.unlabelled:

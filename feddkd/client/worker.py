@@ -137,8 +137,7 @@ class Worker:
     @property
     def counts(self) -> ExampleCounts:
         """How many examples the client trains on: the weight of its contributions."""
-        labelled = len(self.site.labelled)
-        return ExampleCounts(labelled, len(self.site.examples) - labelled)
+        return self.site.counts
 
     @property
     def model_schema(self) -> Schema:

@@ -89,6 +89,15 @@ class DataConfig(Table):
         "own_classes another class that the client has labels of",
     )
 
+    def label_lines(self) -> list[str]:
+        """Say in a line each what is done to the labels for a benchmark; nothing for real data."""
+        hidden = f"{self.labelled_share:.4g} of the labels" if self.labelled_share is not None else ""
+        hidden = f"{self.labels_per_class} labels of a class" if self.labels_per_class is not None else hidden
+        kinds = {"symmetric": "any other class", "pairwise": "the next class", "own_classes": "another class of the client"}
+        lines = [f"labels: each client keeps {hidden}, the others are hidden"] if hidden else []
+        wrong = f"labels: {self.label_noise:.4g} of them are replaced by {kinds[self.label_noise_kind]}"
+        return lines + ([wrong] if self.label_noise > 0 else [])
+
     @field_validator("root")
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:

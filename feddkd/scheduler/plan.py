@@ -36,9 +36,8 @@ class ExchangePlan:
         return next(iter(self.kinds))
 
     def weight(self, name: str, counts: ExampleCounts) -> float:
-        """Weigh a client in an exchange: by the examples that its reply is a mean over, or like every other that has any."""
-        examples = self.kinds[name].examples(counts)
-        return float(examples) if self.config.scheduler.weights == "examples" else float(examples > 0)
+        """Weigh a client in an exchange."""
+        return self.kinds[name].weight(counts, self.config.scheduler.weights)
 
     def describe(self, exchange: ExchangeId, clients: Mapping[str, float], payload: Tensors, *, evaluate: bool) -> Exchange:
         """Say everything that can change the outcome of an exchange.

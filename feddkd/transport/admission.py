@@ -74,8 +74,8 @@ class Admission:
             _refuse(f"{number} examples; a client needs at least 1")
         if number > self.max_examples:
             _refuse(f"{number} examples; scheduler.max_examples is {self.max_examples}")
-        if request.HasField("num_labelled") and not 0 <= request.num_labelled <= number:
-            _refuse(f"{request.num_labelled} labelled examples of {number}")
+        if request.HasField("num_labelled") and not 1 <= request.num_labelled <= number:
+            _refuse(f"{request.num_labelled} labelled examples of {number}; a client needs at least 1")
 
 
 def example_counts(request: pb.JoinRequest) -> ExampleCounts:

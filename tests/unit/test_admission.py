@@ -40,6 +40,7 @@ def request(**changes: str | int) -> bytes:
         (request(num_examples=-1), INVALID, "-1 examples"),
         (request(num_examples=5, num_labelled=6), INVALID, "6 labelled examples of 5"),
         (request(num_labelled=-1), INVALID, "-1 labelled examples of 1"),
+        (request(num_examples=5, num_labelled=0), INVALID, "0 labelled examples of 5; a client needs at least 1"),
         (request(num_examples=2**53 + 1), INVALID, "scheduler.max_examples"),
         (request(instance_id="i" * 65), INVALID, "64 bytes"),
         (request(instance_id="é" * 33), INVALID, "64 bytes"),
@@ -292,7 +293,7 @@ def test_a_malformed_question_is_refused() -> None:
         assert status[0] is INVALID
 
 
-@pytest.mark.parametrize(("labelled", "expected"), [(None, ExampleCounts(5)), (0, ExampleCounts(0, 5)), (3, ExampleCounts(3, 2))])
+@pytest.mark.parametrize(("labelled", "expected"), [(None, ExampleCounts(5)), (5, ExampleCounts(5)), (3, ExampleCounts(3, 2))])
 def test_all_examples_have_a_label_unless_the_client_says_otherwise(labelled: int | None, expected: ExampleCounts) -> None:
     found = request(num_examples=5) if labelled is None else request(num_examples=5, num_labelled=labelled)
     assert example_counts(pb.JoinRequest.FromString(found)) == expected

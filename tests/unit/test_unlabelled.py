@@ -19,13 +19,14 @@ from feddkd.algorithms.distiller import distiller_of, labels_distiller
 from feddkd.algorithms.local_training import local_steps, train_locally
 from feddkd.algorithms.self_trainer import SelfTrainer
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.algorithms.teacher_choice import COUNTS, HELD_OUT, TeacherChoice, count_held_out
+from feddkd.algorithms.teacher_choice import HELD_OUT, TeacherChoice, count_held_out
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config, CrossEntropyConfig, SelfTrainingConfig
 from feddkd.data.examples import UNLABELLED, MemoryExamples
 from feddkd.dkd import DIVERGENCES, Distillation, OwnPredictions, distillation_gradient, teacher_logits
 from feddkd.errors import ConfigError, DataError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, ExchangeKind, Outcome, Task
 from feddkd.tensors import Tensors
 
@@ -169,6 +170,8 @@ def test_an_epoch_is_a_pass_over_all_examples(examples: int, batch_size: int, ep
 
 
 FEW = ("data.labelled_share=0.25", "rounds=1")
+UNEQUAL = ("data.labels_per_class=3", "partition.name=quantity_dirichlet")
+"""Clients whose shares of labels differ."""
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_client_is_weighed_by_what_an_exchange_computes_on(overrides: list[str
 
 def test_the_mean_of_a_step_is_over_all_examples_and_that_of_an_update_over_the_labelled_ones(tmp_path: Path) -> None:
     """The losses of an exchange are averaged with the weights that its contributions have."""
-    config = small_config("data.labels_per_class=3", "partition.name=quantity_dirichlet", "rounds=1", "dkd.start=average")
+    config = small_config(*UNEQUAL, "rounds=1", "dkd.start=average")
     counts = [worker.counts for worker in simulated_workers(config, tmp_path / "look").values()]
     assert len({count.labelled / count.total for count in counts}) == len(counts), "the shares of labels have to differ"
     seen = dict[str, list[float]]()
@@ -219,10 +222,9 @@ def test_a_site_without_any_label_is_refused_in_one_line(tmp_path: Path) -> None
         type(worker)(config, "site-1", bare, StateDir(tmp_path / "site-1", "site-1"))
 
 
-def counts_of(teacher: int, student: int, sure: int = 0, right: int = 0, *, teacher_right: int = 20) -> Tensors:
+def counts_of(teacher: int, student: int, sure: int = 0, right: int = 0, *, teacher_right: int = 20) -> Tensor:
     """Counts of 40 examples."""
-    value = torch.tensor([40, teacher_right, teacher, student, sure, right], dtype=torch.float64)
-    return Tensors(COUNTS).beside(**{HELD_OUT: Tensors.copy_of(COUNTS, {"value": value / 50})})
+    return torch.tensor([40, teacher_right, teacher, student, sure, right], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -241,21 +243,97 @@ def counts_of(teacher: int, student: int, sure: int = 0, right: int = 0, *, teac
         (counts_of(2, 9, sure=3, right=3), "sgd_step"),  # too few to know
     ],
 )
-def test_the_teacher_is_chosen_by_what_clients_count(counts: Tensors, expected: str) -> None:
-    assert TeacherChoice().choose(counts, 50.0) == expected
+def test_the_teacher_is_chosen_by_what_clients_count(counts: Tensor, expected: str) -> None:
+    assert TeacherChoice().choose(counts, 1e3) == expected
 
 
 def test_earlier_rounds_count_half() -> None:
     choice = TeacherChoice()
-    assert choice.choose(counts_of(0, 10), 50.0) == "sgd_step"
+    assert choice.choose(counts_of(0, 10), 1e3) == "sgd_step"
     again = TeacherChoice(choice.state())
-    assert again.choose(counts_of(9, 3), 50.0) == choice.choose(counts_of(9, 3), 50.0) == "sgd_step"
+    assert again.choose(counts_of(9, 3), 1e3) == choice.choose(counts_of(9, 3), 1e3) == "sgd_step"
     assert again.state().tolist() == choice.state().tolist() == [60.0, 30.0, 9.0, 8.0, 0.0, 0.0]
 
 
 def test_where_nothing_is_held_out_the_teachers_are_taken() -> None:
-    nothing = Tensors(COUNTS).beside(**{HELD_OUT: Tensors(COUNTS)})
-    assert TeacherChoice().choose(nothing, 50.0) == "dkd_step"
+    assert TeacherChoice().choose(torch.zeros(6, dtype=torch.float64), 10.0) == "dkd_step"
+
+
+@pytest.mark.parametrize("lie", [1e308, -1e308, 1e12])
+def test_a_client_that_lies_decides_for_a_few_rounds_at_most(lie: float) -> None:
+    choice = TeacherChoice()
+    choice.choose(counts_of(9, 2, teacher_right=39) + torch.tensor([0, 0, 0, lie, 0, 0]), 100.0)
+    later = [choice.choose(counts_of(9, 2, teacher_right=39), 100.0) for _ in range(4)]
+    assert later[-1] == "dkd_step"
+    assert bool(choice.state().isfinite().all())
+
+
+@pytest.mark.parametrize("weights", ["examples", "uniform"])
+@pytest.mark.parametrize("start", ["previous", "average", "better"])
+def test_the_server_sees_the_sum_of_what_its_clients_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, weights: str
+) -> None:
+    config = small_config(
+        *UNEQUAL, "rounds=1", "data.holdout=0.4", "dkd.teacher=auto", f"dkd.start={start}", f"scheduler.weights={weights}"
+    )
+    held_out = sum(len(worker.site.held_out) for worker in simulated_workers(config, tmp_path / "look").values())
+    seen: list[Tensor] = []
+
+    def choose(_: TeacherChoice, counts: Tensor, most: float) -> str:
+        seen.append(counts)
+        assert (counts <= most).all()
+        return "dkd_step"
+
+    monkeypatch.setattr(TeacherChoice, "choose", choose)
+    run_in_process(config, tmp_path / "run")
+    (counts,) = seen
+    torch.testing.assert_close(counts, counts.round())
+    assert counts[0].round() == held_out > 4
+    assert 0 <= counts[1] <= counts[0]
+
+
+FORCED = ("rounds=2", "data.labelled_share=0.3", "data.holdout=0.2", "dkd.batch_size=0", "dkd.tail=0.0")
+
+
+@pytest.mark.parametrize("chosen", ["self_step", "sgd_step"])
+@pytest.mark.parametrize("start", ["previous", "better"])
+def test_steps_that_do_not_go_by_teachers_are_those_of_the_other_algorithm_but_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, chosen: str
+) -> None:
+    """One of the steps is spent on finding out; then they start at the previous model."""
+    monkeypatch.setattr(TeacherChoice, "choose", lambda *_: chosen)
+    recorder = Recorder()
+    auto = small_config(*FORCED, "dkd.teacher=auto", f"dkd.start={start}", "dkd.steps=3")
+    found = run_in_process(auto, tmp_path / "auto", [recorder])
+    name = {"self_step": "self_training", "sgd_step": "fedavg_sgd"}[chosen]
+    other = run_in_process(small_config(*FORCED, f"algorithm.name={name}", "dkd.start=previous", "dkd.steps=2"), tmp_path / "other")
+    assert found.model.sha256() == other.model.sha256()
+    assert [record.metrics.get("started_over") for record in recorder.rounds] == [1.0 if start == "better" else None] * 2
+
+
+def test_steps_from_the_average_start_there_whatever_they_go_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TeacherChoice, "choose", lambda *_: "sgd_step")
+    found = run_in_process(small_config(*FORCED, "dkd.teacher=auto", "dkd.start=average"), tmp_path / "auto")
+    other = run_in_process(small_config(*FORCED, "algorithm.name=fedavg_sgd", "dkd.start=average"), tmp_path / "other")
+    assert found.model.sha256() == other.model.sha256()
+
+
+@pytest.mark.parametrize("start", ["previous", "better", "average"])
+def test_steps_by_teachers_are_feddkds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setattr(TeacherChoice, "choose", lambda *_: "dkd_step")
+    hashes = {
+        run_in_process(small_config(*FORCED, f"dkd.teacher={teacher}", f"dkd.start={start}"), tmp_path / teacher).model.sha256()
+        for teacher in ("local", "auto")
+    }
+    assert len(hashes) == 1
+
+
+def test_what_was_counted_outlives_a_round_that_failed() -> None:
+    algorithm = algorithms.build(small_config("dkd.teacher=auto"))
+    algorithm.load_state_dict({HELD_OUT: counts_of(1, 2)})
+    assert algorithm.state_dict()[HELD_OUT].tolist() == counts_of(1, 2).tolist()
+    algorithm.load_state_dict({})
+    assert algorithm.state_dict()[HELD_OUT].tolist() == [0.0] * 6
 
 
 def test_held_out_examples_are_counted_where_the_two_disagree() -> None:
@@ -287,11 +365,23 @@ def test_an_algorithm_without_a_teacher_has_none_to_choose(name: str) -> None:
     assert {*plain.exchanges(plain.config)} == {*auto.exchanges(auto.config)}
 
 
-@pytest.mark.parametrize("start", ["previous", "better", "average"])
-def test_the_record_says_what_the_steps_of_a_round_went_by(tmp_path: Path, start: str) -> None:
+def test_the_record_says_what_the_steps_of_a_round_went_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["dkd_step", "self_step", "sgd_step"]
+    left = iter(chosen)
+    monkeypatch.setattr(TeacherChoice, "choose", lambda *_: next(left))
     recorder = Recorder()
-    run_in_process(small_config(*FEW, "dkd.teacher=auto", f"dkd.start={start}", "data.holdout=0.3", "rounds=2"), tmp_path, [recorder])
-    for record in recorder.rounds:
-        chosen = [record.metrics[f"steps_by_{what}"] for what in ("teachers", "own_predictions", "labels")]
-        assert sorted(chosen) == [0.0, 0.0, 1.0]
-        assert 0 <= record.metrics["teacher_accuracy"] <= 1
+    run_in_process(small_config(*FORCED[1:], "rounds=3", "dkd.teacher=auto", "dkd.start=previous"), tmp_path, [recorder])
+    names = [f"steps_by_{what}" for what in ("teachers", "own_predictions", "labels")]
+    assert [[record.metrics[name] for name in names] for record in recorder.rounds] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    asked = [[record.id.name for record in recorder.exchanges if record.id.round == number] for number in (1, 2, 3)]
+    assert [names[1] for names in asked] == chosen
+
+
+def test_the_teachers_accuracy_is_that_of_what_was_just_trained(tmp_path: Path) -> None:
+    config = small_config("rounds=1", "data.holdout=0.3", "partition.clients=1", "partition.labels=10", "dkd.start=average", "dkd.steps=0")
+    recorder = Recorder()
+    trained = run_in_process(config, tmp_path / "run", [recorder]).model
+    (worker,) = simulated_workers(config, tmp_path / "look").values()
+    trained.load_into(worker.site.module)
+    expected = evaluate(worker.site.module, worker.site.held_out, CPU).accuracy
+    assert recorder.rounds[0].metrics["teacher_accuracy"] == pytest.approx(expected)

@@ -175,7 +175,7 @@ class JoinRequest(_message.Message):
     software_version: _builtins.str
     """Version of the client's software, for the server's log."""
     num_labelled: _builtins.int
-    """How many of num_examples have a label: the weight of what the client computes on these alone. All of them, if it is not set."""
+    """How many of num_examples have a label, at least 1: the weight of what the client computes on these alone. All of them, if it is not set."""
     def __init__(
         self,
         *,
