@@ -21,8 +21,6 @@ from niid_bench.labels import CASES, STUDY
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import auto_targets, boundaries, case_title, cifar_targets, few_targets, wrong_targets
 
-KNOWN_ROWS = [row for row in LABELS if labels.is_known(row)]
-
 
 def cell(row: str, case: str = "3%", partition: str = "c2", seed: int = 40, data: str = "mnist") -> Cell:
     return Cell("mini", data, row, partition, seed, CASES[case], STUDY)
@@ -40,7 +38,7 @@ def chosen(**options: Any) -> list[Cell]:
 # What a row runs
 
 
-@pytest.mark.parametrize("row", KNOWN_ROWS)
+@pytest.mark.parametrize("row", LABELS)
 def test_every_row_has_a_configuration_in_every_case(row: str) -> None:
     for case in CASES:
         assert config_of(row, case).data.holdout == (0.1 if row in labels.HELD_OUT else 0.0)
