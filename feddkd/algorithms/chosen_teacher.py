@@ -7,6 +7,7 @@ distilling them does harm. See `teacher_choice` for the rule.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +28,11 @@ from feddkd.tensors import Schema, Tensors
 
 STEPS_BY = {DKD_STEP: "steps_by_teachers", SELF_STEP: "steps_by_own_predictions", SGD_STEP: "steps_by_labels"}
 """Metrics of a round: 1 for what was chosen, 0 for the others."""
+
+FEWEST_HELD_OUT = 10
+"""Held-out examples of all clients below which the choice is little better than chance."""
+
+logger = logging.getLogger(__name__)
 
 
 class ChosenTeacherClient(FedDKDClient):
@@ -79,6 +85,7 @@ class ChosenTeacher(FedDKD):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._choice = TeacherChoice()
+        self._warned = False
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:
@@ -95,10 +102,18 @@ class ChosenTeacher(FedDKD):
     def _local_train(self, cohort: Cohort, model: Tensors) -> Tensors:
         """Let the clients train, and decide what this round's steps go by; the round's record says so."""
         reply = super()._local_train(cohort, model)
-        self.steps_by = self._choice.choose(reply.part(HELD_OUT, COUNTS)["value"] * math.fsum(cohort.weights), self._most_counted(cohort))
+        counts = reply.part(HELD_OUT, COUNTS)["value"] * math.fsum(cohort.weights)
+        self._warn_of_few(float(counts[0]))
+        self.steps_by = self._choice.choose(counts, self._most_counted(cohort))
         for exchange, metric in STEPS_BY.items():
             cohort.note(metric, float(exchange == self.steps_by))
         return reply
+
+    def _warn_of_few(self, held_out: float) -> None:
+        """Say once that a choice by so few held-out examples is little better than chance."""
+        if held_out < FEWEST_HELD_OUT and not self._warned:
+            self._warned = True
+            logger.warning('dkd.teacher = "auto" goes by %d held-out examples of all clients; raise data.holdout', round(held_out))
 
     def _most_counted(self, cohort: Cohort) -> float:
         """Limit the sum of counts to what honest clients hold out, by how many examples they train on."""

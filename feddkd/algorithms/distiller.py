@@ -85,7 +85,7 @@ class Distiller:
         if not labelled.any():
             return None
         predicted = self._teacher_logits(task)[labelled].argmax(1)
-        return float((predicted != labels[labelled]).float().mean())
+        return int((predicted != labels[labelled]).sum()) / len(predicted)
 
     def gradient(self, task: Task, draw: ExchangeId | None = None) -> StepGradient:
         """Compute the gradient at the broadcast model.

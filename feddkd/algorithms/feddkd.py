@@ -140,7 +140,8 @@ class FedDKDClient(FedAvgClient):
 
     def _judged_by(self, teacher: Tensor) -> dict[str, float]:
         """Measure a teacher by its logits [n, C] on what is held out."""
-        return {TEACHER_ACCURACY: float((teacher.argmax(1) == self.site.held_out.labels).float().mean())}
+        labels = self.site.held_out.labels
+        return {TEACHER_ACCURACY: int((teacher.argmax(1) == labels).sum()) / len(labels)}  # as exact as an Evaluation's
 
     def _held_out_logits(self, task: Task) -> Tensor:
         """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""

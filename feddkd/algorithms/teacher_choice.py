@@ -84,7 +84,8 @@ class TeacherChoice:
         Returns:
             The exchange to ask for.
         """
-        self._counts = DECAY * self._counts + counts.clamp(0.0, most)
+        # Rounded: a sum of shares misses whole numbers by a last bit, and the limits below are whole numbers.
+        self._counts = DECAY * self._counts + counts.round().clamp(0.0, most)
         examples, teacher_right, teacher, student, sure, right = self._counts.tolist()
         deviation = MARGIN * math.sqrt(student + teacher)
         is_precise = teacher_right >= PRECISE * examples

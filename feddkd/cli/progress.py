@@ -58,7 +58,8 @@ class ConsoleProgress(Observer):
         self._examples = examples
 
     def run_started(self, run_id: str, rounds: int) -> None:
-        self._print(f"run {run_id}: {self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}, {rounds} rounds")
+        what = f"{self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}"
+        self._print(f"run {run_id}: {what}, {rounds} round{'s' if rounds != 1 else ''}")
         for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
             self._print(f"  {line}")
         total = ExampleCounts.sum_of(self._examples.values())

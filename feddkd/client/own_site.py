@@ -22,6 +22,10 @@ COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout")
 """Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, and whether clients evaluate."""
 
 
+BENCHMARK_KEYS = ("labelled_share", "labels_per_class", "label_noise", "label_noise_kind")
+"""Keys of the server's `[data]` that spoil labels for a benchmark: a site's own labels are not spoilt on the server's word."""
+
+
 def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float | None) -> ServerConfig:
     """Ask the server what runs there, with patience.
 
@@ -72,8 +76,7 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
             a server never decides which code a site runs.
     """
     own_data, data = own.get("data", {}), server.data.model_dump(exclude_none=True)
-    if "name" in own_data:
-        data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS}
+    data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS or not ("name" in own_data or key in BENCHMARK_KEYS)}
     data |= own_data
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
     _refuse_foreign_code(resolved, own)

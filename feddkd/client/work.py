@@ -11,7 +11,7 @@ from typing import Protocol
 from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
 from feddkd.client.reply_encoder import ReplyEncoder, reply_coding
-from feddkd.errors import FedDKDError
+from feddkd.errors import DataError, FedDKDError
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
@@ -208,6 +208,8 @@ class Work:
 def _reason_of(error: Exception) -> str:
     """The type of an error and what it says, if it says anything: its class may be the user's."""
     name = type(error).__name__
+    if isinstance(error, DataError):
+        return f"{name}: its data cannot be read; the client's own log says why"  # names of files can tell of patients
     try:
         text = str(error)
     except Exception:  # noqa: BLE001

@@ -19,6 +19,9 @@ CodecName = Annotated[str, StringConstraints(pattern=r"^(fp32|fp16|bf16|int8|int
 LARGEST_SHARE = 0.25
 """Of the elements that topk and randk keep."""
 
+STAND_INS = {"self_step": "dkd_step", "sgd_step": "dkd_step"}
+"""Steps that are taken in place of others, by name."""
+
 _SPARSE = ("topk", "randk")
 
 
@@ -75,14 +78,18 @@ class CommunicationConfig(Table):
         """The tables of single exchanges, by name."""
         return self.__pydantic_extra__
 
+    def _table_of(self, exchange: str) -> ExchangeCodecs | None:
+        """Find the table of an exchange; steps that stand in for `dkd_step` (`dkd.teacher`) have its table unless they have one."""
+        return self.exchanges.get(exchange) or self.exchanges.get(STAND_INS.get(exchange, exchange))
+
     def codec_up(self, exchange: str) -> str:
         """Name the codec of what clients send."""
-        own = self.exchanges.get(exchange)
+        own = self._table_of(exchange)
         return own.up if own is not None and own.up is not None else self.up
 
     def codec_down(self, exchange: str) -> str:
         """Name the codec of what the server broadcasts."""
-        own = self.exchanges.get(exchange)
+        own = self._table_of(exchange)
         return own.down if own is not None and own.down is not None else self.down
 
     def check_exchanges(self, known: Iterable[str]) -> None:

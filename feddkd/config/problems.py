@@ -43,7 +43,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
         message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])
     elif first["type"] == "value_error" and key.rpartition(".")[2] not in table.model_fields:
-        message = f"{key}.{_expectation(first)}"  # of a whole table: what is wrong begins with the key
+        message = f"{key}.{_expectation(first)}".lstrip(".")  # of a whole table: what is wrong begins with the key
     else:
         message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_expectation, mine)))}"
     others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)

@@ -14,6 +14,9 @@ from feddkd.imports import one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
+MOST_SHOWN = 20
+"""Folders that a message names."""
+
 UNLABELLED_FOLDER = "unlabelled"
 """The folder beside the class folders whose images have no label; no class can have this name."""
 
@@ -70,8 +73,9 @@ def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ..
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != UNLABELLED_FOLDER)
     if len(classes) != num_classes:
         raise DataError(
-            f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}; "
-            "give a class that has no examples here an empty folder, so that classes have the same numbers everywhere"
+            f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}: {_shown(classes)}. "
+            "A class that has no examples here needs an empty folder, so that classes have the same numbers everywhere; "
+            f"images without a label lie in {UNLABELLED_FOLDER}/"
         )
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if train:
@@ -92,6 +96,11 @@ def _folder(root: Path | None, train: bool) -> Path:
     if not (root / "test").is_dir():
         raise DataError(f"image_folder: there is no test set in {root / 'test'}; add it or set data.test_set = false")
     return root / "test"
+
+
+def _shown(names: list[str]) -> str:
+    """Folder names for a message, the first of many."""
+    return ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "") if names else "none"
 
 
 def _images(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,12 @@ class InputsAlone:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        item = self._dataset[index]
+        try:
+            item = self._dataset[index]
+        except FedDKDError:
+            raise
+        except Exception as error:  # a user's data set may raise anything
+            raise DataError(f"data.unlabelled: reading example {index} failed with {one_line(error)}") from error
         return (item[0] if isinstance(item, tuple | list) else item), UNLABELLED
 
 
@@ -105,7 +111,7 @@ def _no_labels(count: int, where: str) -> Tensor:
 
 
 def _is_map_style(result: Any) -> bool:
-    return hasattr(result, "__getitem__") and hasattr(result, "__len__")
+    return hasattr(result, "__getitem__") and hasattr(result, "__len__") and not isinstance(result, str | bytes | Mapping)
 
 
 def _inputs(raw: Any, where: str) -> Tensor:

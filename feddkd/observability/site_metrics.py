@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -14,7 +15,7 @@ from feddkd.scheduler.sites import CLIENT_ACCURACY, MOST_CLIENTS
 
 
 class SiteMetrics:
-    """Gauges with a series for each client that said something, up to `MOST_CLIENTS` clients in a run."""
+    """Gauges with a series for each client that said something: the last `MOST_CLIENTS` of them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -34,7 +35,7 @@ class SiteMetrics:
                 "Share (0 to 1) of the site's labels that are not its last teacher's most likely class.",
             ),
         }
-        self._clients: set[str] = set()
+        self._clients: dict[str, None] = {}  # those that were heard longest ago come first
         self._examples = Gauge(
             "feddkd_examples",
             "Training examples of the clients that can take part, with a label and without; NaN before the first.",
@@ -47,9 +48,19 @@ class SiteMetrics:
     def add(self, record: ExchangeRecord) -> None:
         for name, gauge in self._gauges.items():
             for client, value in record.by_client.get(name, {}).items():
-                if client in self._clients or len(self._clients) < MOST_CLIENTS:
-                    self._clients.add(client)
-                    gauge.labels(client).set(value)
+                self._make_room(client)
+                gauge.labels(client).set(value)
+
+    def _make_room(self, client: str) -> None:
+        """Put a client last, and forget the first one if there are too many."""
+        self._clients.pop(client, None)
+        self._clients[client] = None
+        if len(self._clients) > MOST_CLIENTS:
+            forgotten = next(iter(self._clients))
+            del self._clients[forgotten]
+            for gauge in self._gauges.values():
+                with contextlib.suppress(KeyError):  # it said nothing of this
+                    gauge.remove(forgotten)
 
     def count(self, examples: Mapping[str, ExampleCounts]) -> None:
         total = ExampleCounts.sum_of(examples.values())

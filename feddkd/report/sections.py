@@ -52,6 +52,11 @@ METRICS = {
         "Share of a site's labels that are not its teacher's most likely class; weighted mean.",
         axis_top=0.1,
     ),
+    "steps_by_teachers": Metric("Rounds by teachers", "1: by teachers", "1 where the server let the steps go by the local teachers."),
+    "steps_by_own_predictions": Metric(
+        "Rounds by own predictions", "1: by own predictions", "1 where the server let the steps go by the global model's own predictions."
+    ),
+    "steps_by_labels": Metric("Rounds by labels", "1: by labels", "1 where the server let the steps go by the labels alone."),
     "started_over": Metric(
         "Averages thrown away",
         "1: thrown away",
@@ -194,7 +199,8 @@ def _steps(groups: Sequence[Group]) -> Section:
     section = Section("Distillation and drift")
     caption = (
         "The loss that a round's steps descend (not the test loss), at the first model that they measure and before the last step. "
-        "The first is the average of the local models; where the previous model has the lower loss, FedDKD's steps start over from it."
+        "The first is the average of the local models, unless dkd.start is previous; where the previous model has the lower loss, "
+        "FedDKD's steps start over from it."
     )
     section.add("step_loss", "Loss at the first and at the last step", caption, pictures.step_loss(groups), groups)
     recorded = [name for name in series.metric_names(run for group in groups for run in group.runs) if name not in CODEC_METRICS]

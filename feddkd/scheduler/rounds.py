@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from feddkd.aggregator.rule import Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm, Cohort
+from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_ENTROPY
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange, Outcome, Reply
+from feddkd.exchange import DELIVER, DELIVER_KIND, UPDATE_NORM_SQUARED, Evaluation, ExampleCounts, Exchange, Outcome, Reply
 from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
@@ -40,6 +41,9 @@ CohortLayer = Callable[[Cohort], Cohort]
 
 MAX_METRIC_NAMES = 128
 """Names of metrics that the clients of a run may use in all."""
+
+OWN_METRIC_NAMES = frozenset({TEACHER_ACCURACY, LABEL_DISAGREEMENT, TEACHER_ENTROPY, FIRST_STEP_LOSS, UPDATE_NORM_SQUARED})
+"""Names that are kept however many others clients make up: what sites are compared by must not be crowded out."""
 
 LARGEST_LOSS = 1e4
 """Cross-entropy on the test set, in nats, beyond which a model is ruined: no training leads back from it."""
@@ -288,7 +292,7 @@ class Scheduler:
     def _with_known_metrics(self, reply: Reply) -> Reply:
         """Leave out metrics whose names are too many: each is a column of the record and a picture in the report."""
         for name in reply.metrics:
-            if len(self._metric_names) < MAX_METRIC_NAMES:
+            if len(self._metric_names) < MAX_METRIC_NAMES or name in OWN_METRIC_NAMES:
                 self._metric_names.add(name)
             elif name not in self._metric_names and not self._warned_of_metrics:
                 self._warned_of_metrics = True  # once: one client can make up names in every reply

@@ -46,9 +46,9 @@ def numbers_by_client(exchange: Exchange, outcome: Outcome) -> dict[str, dict[st
     Returns:
         `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], and the `loss` of local
         training in nats, each for the clients that said one in range; names that nobody said one for
-        are left out. Empty for more than `MOST_CLIENTS` clients.
+        are left out. Empty for more than `MOST_CLIENTS` clients, and for steps after the first.
     """
-    if len(exchange.clients) > MOST_CLIENTS:
+    if len(exchange.clients) > MOST_CLIENTS or exchange.id.step > 0:
         return {}
     found: dict[str, dict[str, float]] = {}
     for client, reply in outcome.replies.items():
@@ -111,18 +111,16 @@ class LabelDoubts:
         for client, value in disagreement.items():
             if value <= max(RATIO * median, median + MARGIN):
                 self._stood_out.pop(client, None)
-            elif client not in self.found and self._stood_out_long_enough(client, round_number):
+            elif client not in self.found and len(self.found) < MOST_CLIENTS and self._rounds_running(client, round_number) >= RUNNING:
                 self._add(client, Doubt(value, median, round_number))
 
-    def _stood_out_long_enough(self, client: str, round_number: int) -> bool:
-        """Count a round in which a client stands out, once for all attempts at it."""
+    def _rounds_running(self, client: str, round_number: int) -> int:
+        """Count the rounds in which a client stands out, this one included, once for all attempts at it."""
         rounds = self._stood_out.setdefault(client, set())
         rounds.add(round_number)
-        return len(rounds) >= RUNNING
+        return len(rounds)
 
     def _add(self, client: str, doubt: Doubt) -> None:
-        if len(self.found) >= MOST_CLIENTS:
-            return
         self.found[client] = doubt
         logger.warning(
             "the labels of %s may be wrong: its teacher contradicts %.0f %% of them, the median site's %.0f %% (round %d)",

@@ -209,3 +209,13 @@ def test_a_preset_proposes_no_rate_to_another_optimizer() -> None:
 def test_a_preset_does_not_hide_a_table_that_is_none() -> None:
     with pytest.raises(ConfigError, match="dkd = 3: a table is expected"):
         Config.load(overrides=["communication.preset=balanced", "dkd=3"])
+
+
+def test_steps_that_stand_in_for_others_have_their_codecs() -> None:
+    config = Config.load(overrides=["dkd.teacher=auto", "communication.dkd_step.up=eden1", "communication.self_step.up=int8"])
+    assert [config.communication.codec_up(name) for name in ("dkd_step", "self_step", "sgd_step", "local_train")] == [
+        "eden1",
+        "int8",
+        "eden1",
+        PLAIN,
+    ]

@@ -621,6 +621,21 @@ more_flat = returning(torch.zeros(2, 64))
 more_flat_rows = returning([torch.zeros(64)])
 more_nan = returning(torch.full((2, 1, 8, 8), float("nan")))
 more_integers = returning(torch.zeros(2, 1, 8, 8, dtype=torch.int64))
+more_text = returning("hello")
+more_mapping = returning({"a": 1})
+
+
+class Unreadable:
+    """A data set whose every example raises."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        raise RuntimeError("no")
+
+
+more_unreadable = returning(Unreadable())
 
 
 @pytest.mark.parametrize(
@@ -634,6 +649,8 @@ more_integers = returning(torch.zeros(2, 1, 8, 8, dtype=torch.int64))
         ("more_flat", r"inputs have shape \[64\] where data\.input_shape = \[1, 8, 8\]"),
         ("more_flat_rows", r"inputs have shape \[64\] where data\.input_shape = \[1, 8, 8\]"),
         ("more_nan", "input 0 holds a value that is not finite"),
+        ("more_text", "it returned str, neither inputs alone"),
+        ("more_mapping", "it returned dict, neither inputs alone"),
         ("more_integers", r"inputs have dtype torch\.int64; use float32, or uint8"),
         ("own_failure", "calling it with root='None', train=True failed with FileNotFoundError: no table$"),
     ],
@@ -642,6 +659,11 @@ def test_more_inputs_that_are_malformed_are_refused(function: str, message: str)
     with pytest.raises(DataError, match=message) as caught:
         load_train(more(function), 0)
     assert str(caught.value).startswith(f"data.unlabelled = '{__name__}:{function}'")
+
+
+def test_an_example_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(DataError, match=r"^data\.unlabelled: reading example 0 failed with RuntimeError: no$"):
+        load_train(more("more_unreadable"), 0)
 
 
 def test_a_second_function_that_does_not_exist_is_named() -> None:

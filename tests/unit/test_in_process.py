@@ -26,7 +26,7 @@ from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.work import TaskRunner
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.errors import ClientError, RunError, StateError
+from feddkd.errors import ClientError, DataError, RunError, StateError
 from feddkd.exchange import Cause, Closing, Evaluation, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.scheduler.engine import ClientStates
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
@@ -579,3 +579,9 @@ def test_an_engine_that_is_closed_frees_its_file(
         engine.carry_out(EXCHANGE)
         assert (len(opened), closed) == (1, [])
     assert closed == opened
+
+
+def test_what_cannot_be_read_at_a_site_is_not_named_to_the_server() -> None:
+    """File names can tell of patients."""
+    outcome = carry_out({"a": raising(DataError("image_folder: cannot read clinic/anna-miller.png"))})
+    assert outcome.missing["a"].reason == "DataError: its data cannot be read; the client's own log says why"

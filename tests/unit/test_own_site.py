@@ -101,3 +101,23 @@ def test_settings_of_an_algorithm_are_the_servers_business(tmp_path: Path, name:
 def test_a_wrong_key_at_the_site_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"site\.toml: unknown key 'data\.rot'"):
         resolve(served(), written(tmp_path, '[data]\nrot = "/x"\n'))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("labelled_share", 0.2), ("labels_per_class", 1), ("label_noise", 1.0), ("label_noise_kind", "pairwise")]
+)
+def test_a_server_does_not_spoil_a_sites_labels(tmp_path: Path, key: str, value: object) -> None:
+    server = served(data={**served().data.model_dump(exclude_none=True), key: value})
+    plain = getattr(Config().data, key)
+    assert getattr(resolve(server, None).data, key) == plain
+    assert getattr(resolve(server, written(tmp_path, '[data]\nroot = "/site/mnist"\n')).data, key) == plain
+    # The site may do so itself: in a benchmark that is made of real processes.
+    assert getattr(resolve(server, None, [f"data.{key}={value}"]).data, key) == value
+
+
+def test_more_examples_by_code_of_the_servers_are_refused(tmp_path: Path) -> None:
+    server = served(data={**served().data.model_dump(exclude_none=True), "unlabelled": "evil.module:function"})
+    with pytest.raises(RefusedError, match=r"data\.unlabelled = 'evil\.module:function'"):
+        resolve(server, None)
+    file = written(tmp_path, '[data]\nunlabelled = "evil.module:function"\n')
+    assert resolve(server, file).data.unlabelled == "evil.module:function"

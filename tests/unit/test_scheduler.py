@@ -271,6 +271,23 @@ def test_the_names_of_metrics_are_bounded_over_a_run(caplog: pytest.LogCaptureFi
     assert f"left out: the clients have used {MAX_METRIC_NAMES} others" in caplog.messages[0]
 
 
+class Crowding(Talkative):
+    """The same, and what sites are compared by comes late."""
+
+    def outcome_of(self, exchange: Exchange) -> Outcome:
+        outcome = super().outcome_of(exchange)
+        late = {"teacher_accuracy": 0.5, "label_disagreement": 0.25} if exchange.id.round == 2 else {}
+        replies = {client: replace(reply, metrics={**reply.metrics, **late}) for client, reply in outcome.replies.items()}
+        return replace(outcome, replies=replies)
+
+
+def test_names_that_clients_make_up_do_not_crowd_out_what_sites_are_compared_by() -> None:
+    setup = Setup(Crowding(THREE))
+    setup.run()
+    found = [record.metrics for record in setup.recorder.exchanges if record.id.round == 2 and record.id.name == "first"]
+    assert [(metrics["teacher_accuracy"], metrics["label_disagreement"]) for metrics in found] == [(0.5, 0.25)]
+
+
 def test_metrics_within_the_bound_are_all_recorded(caplog: pytest.LogCaptureFixture) -> None:
     setup = Setup(Talkative({"a": 1}), "rounds=1")
     with caplog.at_level(logging.WARNING):

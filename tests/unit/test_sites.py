@@ -18,9 +18,9 @@ from feddkd.scheduler.sites import Doubt, LabelDoubts, numbers_by_client
 from feddkd.traffic import Traffic
 
 
-def numbers(replies: Mapping[str, Reply], name: str = "local_train") -> dict[str, dict[str, float]]:
+def numbers(replies: Mapping[str, Reply], name: str = "local_train", step: int = 0) -> dict[str, dict[str, float]]:
     exchange = Exchange(
-        ExchangeId(RUN_ID, 1, 0, name, 0), dict.fromkeys(replies, 1.0), filled(SCHEMA, 0), None, WeightedMean(), Closing(1.0)
+        ExchangeId(RUN_ID, 1, 0, name, step), dict.fromkeys(replies, 1.0), filled(SCHEMA, 0), None, WeightedMean(), Closing(1.0)
     )
     return numbers_by_client(exchange, Outcome(None, replies, {}, Traffic(), 0.1))
 
@@ -133,3 +133,9 @@ def test_the_record_of_a_run_names_sites_and_counts_examples() -> None:
     first, second = setup.recorder.exchanges[:2]
     assert first.by_client == {"client_accuracy": dict.fromkeys(THREE, 0.1)}
     assert second.by_client == {"label_disagreement": {"a": 0.0, "b": 0.0, "c": 1.0}}
+
+
+def test_numbers_of_later_steps_are_not_kept_for_each_client() -> None:
+    reply = Reply(metrics={"label_disagreement": 0.5})
+    assert numbers({"a": reply}, "dkd_step") == {"label_disagreement": {"a": 0.5}}
+    assert numbers({"a": reply}, "dkd_step", step=1) == {}

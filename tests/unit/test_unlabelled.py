@@ -247,6 +247,20 @@ def test_the_teacher_is_chosen_by_what_clients_count(counts: Tensor, expected: s
     assert TeacherChoice().choose(counts, 1e3) == expected
 
 
+def test_a_sum_that_misses_a_whole_number_by_a_bit_decides_as_the_whole_number() -> None:
+    whole = torch.tensor([33, 23, 3, 1, 7, 6], dtype=torch.float64)
+    for factor in (1 - 1e-15, 1.0, 1 + 1e-15):
+        assert TeacherChoice().choose(whole * factor, 1e3) == "sgd_step"
+
+
+def test_few_held_out_examples_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config("rounds=2", "data.labels_per_class=2", "data.holdout=0.1", "dkd.teacher=auto")
+    run_in_process(config, tmp_path)
+    assert [text for text in caplog.messages if "held-out examples of all clients" in text] == [
+        'dkd.teacher = "auto" goes by 4 held-out examples of all clients; raise data.holdout'
+    ]
+
+
 def test_earlier_rounds_count_half() -> None:
     choice = TeacherChoice()
     assert choice.choose(counts_of(0, 10), 1e3) == "sgd_step"
