@@ -235,7 +235,8 @@ class FedDKD(Algorithm):
             if step == 0 and self._starts_over(cohort, previous_loss, loss):
                 student = with_parameters_of(model, student)
                 continue
-            student = self.server_optimizer.step(student, clipped(gradient, dkd.clip_norm))
+            gradient = clipped(gradient, dkd.clip_norm)
+            student = self.server_optimizer.step(student, gradient)
             student = cohort.adopt(self.steps_by, student, in_mean=tail.includes(step))
             tail.add(step, student)
             if plateau.reached(loss):
