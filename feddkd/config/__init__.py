@@ -35,14 +35,13 @@ from feddkd.config.algorithm import (
     SemiFLConfig,
 )
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
+from feddkd.config.data import DataConfig, PartitionConfig
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
 from feddkd.config.table import COUNT_MAX, ImportPath, Table, flatten
 from feddkd.config.tables import (
-    DataConfig,
     DKDConfig,
     ModelConfig,
-    PartitionConfig,
     RuntimeConfig,
     TrainingConfig,
     TransportConfig,

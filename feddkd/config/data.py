@@ -1,0 +1,153 @@
+"""Defines the tables `[data]` and `[partition]`: which examples there are, and how simulated clients share them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table
+
+CLASSES_MAX = 1_000_000
+
+ELEMENTS_MAX = 1 << 28
+"""Elements of one example: a volume of 512 x 512 x 512 has half as many."""
+
+
+class DataConfig(Table):
+    """Which examples there are."""
+
+    name: (
+        Literal[
+            "digits",
+            "mnist",
+            "fashion_mnist",
+            "emnist",
+            "cifar10",
+            "cifar100",
+            "svhn",
+            "image_folder",
+        ]
+        | ImportPath
+    ) = Field("digits", description="a built-in data set, or package.module:function for your own")
+    root: Path | None = Field(None, strict=False, description="folder that holds the data set's files (digits needs none)")
+    subset: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="use only this many training examples, the first of a seeded shuffle",
+    )
+    holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client keeps for evaluation")
+    test_set: bool = Field(True, description="the server evaluates every round on the data set's test split")
+    input_shape: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...],
+            Field(max_length=8, fail_fast=True, strict=False),
+        ]
+        | None
+    ) = Field(None, description="shape of one example; needed for image_folder and your own data")
+    num_classes: int | None = Field(
+        None,
+        ge=2,
+        le=CLASSES_MAX,
+        description="number of classes; needed for image_folder and your own data",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=PROCESSES_MAX,
+        description="loader processes for data that are streamed from disk (image_folder)",
+    )
+    unlabelled: Literal["none", "minus_one"] | ImportPath = Field(
+        "none",
+        description="examples without a label: minus_one says that label -1 in your own data means no label; "
+        "package.module:function gives more inputs that have none",
+    )
+    labelled_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="for benchmarks: share of its labels that each client keeps, the classes in proportion; the others are hidden",
+    )
+    labels_per_class: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="for benchmarks: labels of each class that a client keeps; the others are hidden",
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="for benchmarks, never on real data: probability that a label is replaced by a wrong one",
+    )
+    label_noise_kind: Literal["symmetric", "pairwise", "own_classes"] = Field(
+        "symmetric",
+        description="the wrong label: symmetric takes any other class, pairwise the next class, "
+        "own_classes another class that the client has labels of",
+    )
+
+    def label_lines(self) -> list[str]:
+        """Say in a line each what is done to the labels for a benchmark; nothing for real data."""
+        hidden = f"{self.labelled_share:.4g} of the labels" if self.labelled_share is not None else ""
+        hidden = f"{self.labels_per_class} labels of a class" if self.labels_per_class is not None else hidden
+        kinds = {"symmetric": "any other class", "pairwise": "the next class", "own_classes": "another class of the client"}
+        lines = [f"labels: each client keeps {hidden}, the others are hidden"] if hidden else []
+        wrong = f"labels: {self.label_noise:.4g} of them are replaced by {kinds[self.label_noise_kind]}"
+        return lines + ([wrong] if self.label_noise > 0 else [])
+
+    @field_validator("root")
+    @classmethod
+    def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
+        if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
+            raise ValueError("a path holds no null character and can be written in UTF-8")
+        return path
+
+    @field_validator("input_shape")
+    @classmethod
+    def _one_example_is_small_enough(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if math.prod(shape or ()) > ELEMENTS_MAX:
+            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements, {ELEMENTS_MAX:,} are allowed")
+        return shape
+
+    @model_validator(mode="after")
+    def _labels_are_hidden_by_one_rule(self) -> Self:
+        if self.labelled_share is not None and self.labels_per_class is not None:
+            raise ValueError(
+                f"labels_per_class = {self.labels_per_class}: data.labelled_share = {self.labelled_share:g} "
+                "says already which labels are kept; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_own_data_have_minus_ones(self) -> Self:
+        if self.unlabelled == "minus_one" and ":" not in self.name:
+            elsewhere = "; put the images without a label into a folder unlabelled/" if self.name == "image_folder" else ""
+            raise ValueError(
+                f"unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
+            )
+        return self
+
+
+class PartitionConfig(Table):
+    """How one data set is split among simulated clients."""
+
+    name: Literal["iid", "labels_per_client", "dirichlet", "quantity_dirichlet", "shards"] = Field(
+        "labels_per_client", description="the rule that deals the training examples to the clients"
+    )
+    clients: int = Field(10, ge=1, le=CLIENTS_MAX, description="number of clients")
+    labels: int = Field(
+        1,
+        ge=1,
+        le=COUNT_MAX,
+        description="labels_per_client: classes a client holds; shards: shards a client gets",
+    )
+    alpha: float = Field(0.5, gt=0, description="concentration of both Dirichlet rules: smaller is more skewed")
+    min_size: int = Field(
+        10,
+        ge=1,
+        le=COUNT_MAX,
+        description="dirichlet rules draw again until every client has this many examples",
+    )
