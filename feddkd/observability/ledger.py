@@ -176,9 +176,10 @@ def _tensor_bytes(traffic: Traffic) -> dict[str, int]:
     }
 
 
-def _client_evaluation(evaluation: Evaluation | None) -> dict[str, float | None]:
+def _client_evaluation(evaluation: Evaluation | None) -> dict[str, float | int | None]:
     """On what the clients hold out: in an exchange, of the model it broadcast; in a round, of the round's model."""
     return {
+        "client_examples": evaluation.examples if evaluation else None,
         "client_accuracy": evaluation.accuracy if evaluation else None,
         "client_loss": _finite(evaluation.loss) if evaluation else None,
     }

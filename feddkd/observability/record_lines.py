@@ -138,6 +138,7 @@ class MeasuredLine(TensorBytes):
 
     round: Annotated[int, Field(ge=0, le=2**31 - 1)]
     loss: Number = None
+    client_examples: Count | None = None
     client_accuracy: Share | None = None
     client_loss: Number = None
     wire_bytes_down: Count = 0

@@ -44,7 +44,7 @@ SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
 }
-EVALUATION_EXTRAS = {"client_accuracy", "client_loss"}
+EVALUATION_EXTRAS = {"client_examples", "client_accuracy", "client_loss"}
 
 CONFIG = Config.parse({"seed": 3, "rounds": 2, "partition": {"name": "iid", "clients": 3}, "training": {"epochs": 1}, "dkd": {"steps": 2}})
 EXCHANGE = ExchangeRecord(
@@ -131,6 +131,7 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "client_seconds": 0.5,
             "gradient_evaluations": 700,
             "loss": 1.5,
+            "client_examples": 8,
             "client_accuracy": 0.75,
             "client_loss": 0.5,
             "metrics": {"update_norm_squared": 4.0, "drift_diversity": 2.0},
@@ -153,6 +154,7 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "round": 1,
             "accuracy": 0.7,
             "loss": 0.5,
+            "client_examples": 8,
             "client_accuracy": 0.75,
             "client_loss": 0.5,
             "payload_bytes_down": 10,
