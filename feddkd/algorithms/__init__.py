@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from feddkd.algorithms.base import Algorithm, own_settings
 from feddkd.algorithms.chosen_teacher import ChosenTeacher
-from feddkd.algorithms.feddkd import FedDKD
+from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.algorithms.local_training import check_batch_size
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
 from feddkd.algorithms.registry import ALGORITHMS, OBJECTIVES, find, find_objective
@@ -33,9 +33,11 @@ def chosen(config: Config) -> type[Algorithm]:
         check_piggyback(config)
         return Piggyback
     # Like other keys of the teacher, this one says nothing to algorithms that have none.
-    if config.dkd.teacher == "auto" and found is FedDKD:
-        return ChosenTeacher
-    return found
+    if config.dkd.teacher != "auto" or getattr(found, "step_exchange", None) != DKD_STEP:
+        return found
+    if found is not FedDKD:
+        raise ConfigError(f'dkd.teacher = "auto": only feddkd itself chooses a teacher, not {config.algorithm.name}')
+    return ChosenTeacher
 
 
 def check_fits(algorithm: Algorithm, model: Schema) -> None:

@@ -592,3 +592,19 @@ def test_values_about_labels_that_are_out_of_range_are_refused(override: str) ->
 def test_own_data_may_declare_minus_one_and_any_data_may_have_more_inputs() -> None:
     assert Config.load(overrides=["data.unlabelled=minus_one", "data.name=my:data"]).data.unlabelled == "minus_one"
     assert Config.load(overrides=["data.unlabelled=my:images"]).data.unlabelled == "my:images"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["data.labelled_share=0.03"], ["labels: each client keeps 0.03 of the labels, the others are hidden"]),
+        (["data.labels_per_class=5"], ["labels: each client keeps 5 labels of a class, the others are hidden"]),
+        (
+            ["data.labelled_share=0.5", "data.label_noise=0.4", "data.label_noise_kind=pairwise"],
+            ["labels: each client keeps 0.5 of the labels, the others are hidden", "labels: 0.4 of them are replaced by the next class"],
+        ),
+    ],
+)
+def test_what_a_benchmark_does_to_labels_is_said(overrides: list[str], expected: list[str]) -> None:
+    assert Config.load(overrides=overrides).data.label_lines() == expected

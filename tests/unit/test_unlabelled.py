@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from feddkd import algorithms
 from feddkd.algorithms.distiller import distiller_of, labels_distiller
+from feddkd.algorithms.feddkd import FedDKD
 from feddkd.algorithms.local_training import local_steps, train_locally
 from feddkd.algorithms.self_trainer import SelfTrainer
 from feddkd.algorithms.site import LocalObjective, Site
@@ -399,3 +400,13 @@ def test_the_teachers_accuracy_is_that_of_what_was_just_trained(tmp_path: Path) 
     trained.load_into(worker.site.module)
     expected = evaluate(worker.site.module, worker.site.held_out, CPU).accuracy
     assert recorder.rounds[0].metrics["teacher_accuracy"] == pytest.approx(expected)
+
+
+class Extended(FedDKD):
+    """An algorithm of a user's own with a teacher."""
+
+
+def test_an_algorithm_that_extends_feddkd_does_not_ignore_the_key() -> None:
+    config = small_config("dkd.teacher=auto", f"algorithm.name={__name__}:Extended")
+    with pytest.raises(ConfigError, match="only feddkd itself chooses a teacher"):
+        algorithms.build(config)
