@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from feddkd.engines.grpc_exchange import GrpcExchange
 
 TESTS = Path(__file__).parent
 
-# No test depends on how fast the machine is; and what CI tries is the same every time.
-settings.register_profile("feddkd", deadline=None, max_examples=60, derandomize="CI" in os.environ)
+# No test depends on how fast the machine is; and what is tried is the same every time. `--hypothesis-profile=explore` tries more.
+settings.register_profile("feddkd", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("feddkd")
 
 

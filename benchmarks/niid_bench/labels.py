@@ -2,6 +2,7 @@
 
     python benchmarks/niid_bench/labels.py                                      everything that is missing
     python benchmarks/niid_bench/labels.py mini --row feddkd --case 3% --partition c2 --seed 40
+    python benchmarks/niid_bench/labels.py exact --data cifar10_jpeg            the whole protocol: hours
 
 Each finished cell is one line of benchmarks/results/labels.jsonl. The seeds are none that a setting was chosen on. A row, a case
 and a partition that are all named run also where the plan does not have them.
@@ -26,7 +27,7 @@ from niid_bench.run import add_common_options, settings_of
 
 RESULT = "labels.jsonl"
 STUDY = "labels"
-TIERS = ("mini",)
+TIERS = ("mini", "exact")
 SEEDS = (40, 41, 42)
 SINGLE_SEEDS = (40,)
 
@@ -87,12 +88,15 @@ CIFAR_SINGLE = (
 CIFAR_GRID = Stage(
     ("all", "10%"),
     ("c1", *SKEWED, "dir0.5"),
-    ("feddkd", "feddkd_paper", "control", "fedavg", "fedavg_tuned", "fedavgm", "fedadagrad", "feddkd_frugal"),
+    ("feddkd", "feddkd_paper", "control", "fedavg", "fedavg_tuned", "fedavgm", "fedadagrad", "feddkd_frugal", "fedavg_coded"),
 )
 """All algorithms of a comparison at equal rounds; run after what few labels need."""
 
 PLANS = {"mnist": (MAIN, SINGLE), "cifar10_jpeg": ((*CIFAR_MAIN, CIFAR_GRID), CIFAR_SINGLE)}
 """By data set; others are run as MNIST."""
+
+EXACT = Stage(("all",), ("c2", "c1", "dir0.5"), ("feddkd", "fedavg"))
+"""The plan of the `exact` tier, for any data set: a run takes an hour or so, so one seed at a time."""
 
 
 def case_of(cell: Cell) -> str:
@@ -102,7 +106,7 @@ def case_of(cell: Cell) -> str:
 
 def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     """Seed by seed and then stage by stage, so that a grid that is cut short has the first stages of the first seed."""
-    main, single = PLANS.get(options.data, PLANS["mnist"])
+    main, single = PLANS.get(options.data, PLANS["mnist"]) if options.tier == "mini" else ((), (EXACT,))
     if options.row and options.case and options.partition:
         main = (Stage(tuple(options.case), tuple(options.partition), tuple(options.row)),)
         single = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 import sys
 from collections.abc import Callable
@@ -144,7 +145,10 @@ def filled(count: int, now: float = 0.0) -> tuple[Sessions, list[str]]:
 
 
 def steps_of(action: Callable[[], object]) -> int:
-    """How many lines of Python, and calls out of Python, an action takes."""
+    """How many lines of Python, and calls out of Python, an action takes.
+
+    The collector rests meanwhile: other libraries have callbacks of its own to count.
+    """
     steps = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -157,6 +161,8 @@ def steps_of(action: Callable[[], object]) -> int:
         steps += event == "c_call"
 
     previous = sys.gettrace()
+    gc.collect()
+    gc.disable()
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -164,6 +170,7 @@ def steps_of(action: Callable[[], object]) -> int:
     finally:
         sys.setprofile(None)
         sys.settrace(previous)
+        gc.enable()
     return steps
 
 
