@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from feddkd.config import Config
 from feddkd.engines.collection import Judgement, max_evaluated
-from feddkd.engines.grpc_exchange import GrpcExchange
+from feddkd.engines.grpc_exchange import GrpcExchange, Receipt
 from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
@@ -50,7 +51,7 @@ class GrpcEngine(Engine):
         self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
         self._open: set[GrpcExchange] = set()
         self._of_client: dict[str, GrpcExchange] = {}
-        self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
+        self._told: dict[str, _Told] = {}
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
         self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
@@ -75,7 +76,11 @@ class GrpcEngine(Engine):
 
     def begin(self, exchange: Exchange) -> PendingOutcome:
         self.check_aborted()
-        return PendingOutcome(self, self._server.call(self._begin(exchange)).result())
+        return PendingOutcome(self, *self._server.call(self._begin(exchange)).result())
+
+    def acknowledge(self, begun: GrpcExchange) -> None:
+        """Send the receipts of an exchange that has closed. Raises RunError."""
+        self._server.call(self._acknowledge(begun)).result()
 
     def states(self) -> ClientStates:
         if self._finished:
@@ -129,7 +134,7 @@ class GrpcEngine(Engine):
         self.check_aborted()
         return True
 
-    async def _begin(self, exchange: Exchange) -> Future[Outcome]:
+    async def _begin(self, exchange: Exchange) -> tuple[GrpcExchange, Future[Outcome]]:
         self.check_aborted()  # an abort may have reached the loop first
         if busy := [client for client in exchange.clients if client in self._of_client]:
             raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
@@ -148,27 +153,36 @@ class GrpcEngine(Engine):
         begun.task = asyncio.create_task(self._complete(begun))
         # Not the task itself: one that is cancelled before it has started does nothing.
         begun.task.add_done_callback(lambda task: self._end(begun, task, outcome))
-        return outcome
+        return begun, outcome
 
     async def _complete(self, begun: GrpcExchange) -> Outcome:
-        """Wait for an exchange's outcome, and tell its clients."""
+        """Wait for an exchange's outcome."""
         reduced = await begun.run()
-        for client, judgement in begun.judgements():
-            self._tell(client, begun, judgement)
-        return begun.close(reduced)
+        return begun.close(reduced, {session.client_id for session in self._server.connected()})
 
     def _end(self, begun: GrpcExchange, task: asyncio.Task[Outcome], outcome: Future[Outcome]) -> None:
-        """Let an exchange go, however it ended, and hand its outcome to the thread that waits for it."""
+        """Hand the outcome of an exchange to the thread that waits for it; let one that has none go."""
         begun.release()
         self._open.discard(begun)
-        for client in begun.exchange.clients:
-            del self._of_client[client]
+        if task.cancelled() or task.exception() is not None:
+            self._release_clients(begun)
         if task.cancelled():
             outcome.set_exception(self._aborted or RunError("the server stopped"))
         elif (error := task.exception()) is not None:  # for instance what a rule raises
             outcome.set_exception(error)
         else:
             outcome.set_result(task.result())
+
+    async def _acknowledge(self, begun: GrpcExchange) -> None:
+        self.check_aborted()
+        if any(self._of_client.get(client) is begun for client in begun.exchange.clients):
+            self._release_clients(begun)
+            for receipt in begun.receipts:
+                self._send(receipt, begun.exchange.id)
+
+    def _release_clients(self, begun: GrpcExchange) -> None:
+        for client in begun.exchange.clients:
+            del self._of_client[client]
 
     async def _abort(self) -> None:
         self._joined.set()
@@ -183,12 +197,14 @@ class GrpcEngine(Engine):
             if session.stream is not None:
                 session.stream.close()
 
-    def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
-        """Send a receipt, and keep it for a client that is away and will ask."""
-        self._last_judgement[client] = begun.exchange.id, judgement
-        session = self._server.session(client)
-        if session is not None:
-            begun.tell(session, judgement)
+    def _send(self, receipt: Receipt, exchange: ExchangeId) -> None:
+        """Send a receipt, and keep what it says for a client that is away and will ask."""
+        told = self._told[receipt.client] = _Told(exchange, receipt.judgement)
+        session = self._server.session(receipt.client)
+        if session is not None and session.stream is not None:
+            session.send(Outgoing((receipt.message,), Meter() if receipt.counted else self.other))
+        elif receipt.counted:
+            told.owed_bytes = len(receipt.message)
 
     # What the server reports.
 
@@ -243,25 +259,48 @@ class GrpcEngine(Engine):
 
     def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:
         """Say what became of a reply to an exchange that is not open, and where the run is."""
-        told, judgement = self._last_judgement.get(session.client_id, (None, None))
-        if judgement is None or told != exchange:
-            judgement = Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed")
+        told = self._told.get(session.client_id)
+        if told is None or told.exchange != exchange:
+            told = _Told(exchange, Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed"))
         begun = self._of_client.get(session.client_id)
         current = begun.exchange.id if begun is not None else None
-        message = receipt_message(exchange, judgement.verdict, judgement.reason, current)
-        session.send(Outgoing((message,), self.other))
+        message = receipt_message(exchange, told.judgement.verdict, told.judgement.reason, current)
+        if not told.owed_bytes:
+            session.send(Outgoing((message,), self.other))
+            return
+        session.send(Outgoing((message,), Meter()))
+        self.other.down(len(message) - told.owed_bytes)
+        told.owed_bytes = 0
 
 
 class PendingOutcome:
     """An exchange that is open on the server's loop."""
 
-    def __init__(self, engine: GrpcEngine, future: Future[Outcome]) -> None:
+    def __init__(self, engine: GrpcEngine, begun: GrpcExchange, future: Future[Outcome]) -> None:
         self._engine = engine
+        self._begun = begun
         self._future = future
 
     def outcome(self) -> Outcome:
         self._engine.check_aborted()
         return self._future.result()
+
+    def acknowledge(self) -> None:
+        self.outcome()
+        self._engine.acknowledge(self._begun)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a client was last told of a reply.
+
+    Attributes:
+        owed_bytes: of a receipt that the exchange has counted, and that the client has not been sent; or 0.
+    """
+
+    exchange: ExchangeId
+    judgement: Judgement
+    owed_bytes: int = 0
 
 
 def _admission(config: Config) -> Admission:

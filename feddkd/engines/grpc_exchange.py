@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -18,10 +18,24 @@ from feddkd.exchange import Exchange, Outcome
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import Holding, receipt_message, resend_message
+from feddkd.transport.messages import Holding, Verdict, receipt_message, resend_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Outgoing, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a client is told when its exchange is acknowledged.
+
+    Attributes:
+        counted: the exchange has counted the message.
+    """
+
+    client: str
+    judgement: Judgement
+    message: bytes
+    counted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +47,13 @@ class Reduced:
 
 
 class GrpcExchange:
-    """An exchange between its broadcast and its outcome; lives on the server's loop.
+    """An exchange from its broadcast until it is acknowledged; lives on the server's loop.
 
     Attributes:
         exchange: what is carried out.
         meter: counts its messages.
         task: completes it; cancelled by an abort.
+        receipts: what its clients are to be told, once it has closed and until it is acknowledged.
     """
 
     def __init__(
@@ -59,6 +74,7 @@ class GrpcExchange:
         self.exchange = exchange
         self.meter = meter
         self.task: asyncio.Task[Outcome] | None = None
+        self.receipts: list[Receipt] = []
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
@@ -69,6 +85,8 @@ class GrpcExchange:
         self._fold = Fold(self._collection, schema, chunk_bytes) if schema is not None else None
         self._changed = asyncio.Event()
         self._error: StateError | None = None
+        self._repeated: set[str] = set()
+        self._closed = False
 
     @staticmethod
     def _now() -> float:
@@ -115,6 +133,8 @@ class GrpcExchange:
 
     def reconnected(self, session: Session) -> None:
         """A client that is not waited for is back: it may not have heard that it is left out."""
+        if self._closed:
+            return  # its receipt comes when the outcome is kept
         judgement = self._collection.remind(session.client_id)
         if judgement is not None:
             self.tell(session, judgement)
@@ -137,10 +157,15 @@ class GrpcExchange:
 
     def replied(self, session: Session, answer: pb.Answer) -> None:
         """A reply begins."""
+        if self._closed:
+            return  # its receipt comes when the outcome is kept
         try:
             judgement = self._collection.reply(session.client_id, answer, self._now())
         except StateError as error:
             self._fail(error)
+            return
+        if judgement is not None and judgement.verdict == Verdict.VERDICT_DUPLICATE:
+            self._repeated.add(session.client_id)  # told at the end: until the outcome is kept, it may be lost
             return
         self._sending.add(session.client_id)
         self._settle(session, judgement)
@@ -192,9 +217,11 @@ class GrpcExchange:
         self._changed.set()
 
     def tell(self, session: Session, judgement: Judgement) -> None:
-        """Send a receipt."""
-        message = receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
-        session.send(Outgoing((message,), self.meter))
+        """Send a receipt while the exchange is open: a refusal."""
+        session.send(Outgoing((self._message(judgement),), self.meter))
+
+    def _message(self, judgement: Judgement) -> bytes:
+        return receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
 
     def _fail(self, error: StateError) -> None:
         self._error = error
@@ -240,13 +267,15 @@ class GrpcExchange:
         except TimeoutError:
             self._collection.expire(self._now())
 
-    def judgements(self) -> Iterator[tuple[str, Judgement]]:
-        """What each client is to be told at the end."""
-        return self._collection.judgements()
+    def close(self, reduced: Reduced, connected: Container[str]) -> Outcome:
+        """Put the outcome together; messages that cross from now on belong to no exchange, but for the receipts.
 
-    def close(self, reduced: Reduced) -> Outcome:
-        """Put the outcome together; messages that cross from now on belong to no exchange."""
+        Args:
+            connected: the clients that can be told what became of their replies.
+        """
+        self._closed = True
         replies = self._collection.replies()
+        self.receipts = [self._receipt(*told, connected) for told in self._collection.judgements()]
         if self._fold is not None:
             self.meter.payload_up(len(replies) * self._fold.code_bytes, dense_bytes=len(replies) * self._fold.dense_bytes)
         return Outcome(
@@ -258,6 +287,16 @@ class GrpcExchange:
             fault=reduced.fault,
             decode_s=self._fold.decode_s if self._fold is not None else 0.0,
         )
+
+    def _receipt(self, client: str, judgement: Judgement, connected: Container[str]) -> Receipt:
+        """Build a receipt, and count it: of a client that replied also if it is away, for it will ask."""
+        counts = judgement.verdict == Verdict.VERDICT_OK
+        if client in self._repeated and counts:
+            judgement = Judgement(Verdict.VERDICT_DUPLICATE)
+        message, counted = self._message(judgement), counts or client in connected
+        if counted:
+            self.meter.down(len(message))
+        return Receipt(client, judgement, message, counted)
 
     def release(self) -> None:
         """Give back what the exchange holds, however it ended."""

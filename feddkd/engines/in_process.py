@@ -142,8 +142,8 @@ class InProcessEngine(Engine):
         if client in self._held:
             self._held[client].settle(counted=counted)
 
-    def closed(self, exchange: Exchange) -> None:
-        """Take in that an exchange has its outcome."""
+    def release_clients(self, exchange: Exchange) -> None:
+        """Take in that an exchange is not open any more."""
         for client in exchange.clients:
             del self._open[client]
 
@@ -158,6 +158,7 @@ class InProcessExchange:
         self._collection = collection
         self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
+        self._is_open = True
 
     def waits_for(self, client: str) -> bool:
         """Whether the client still has a reply to send. From any thread."""
@@ -172,8 +173,20 @@ class InProcessExchange:
                 self._outcome.set_exception(error)
             finally:
                 self._collection.close()
-                self._engine.closed(self.exchange)
+                if not self._outcome.done() or self._outcome.exception() is not None:
+                    self._release()
         return self._outcome.result()
+
+    def acknowledge(self) -> None:
+        replies = self.outcome().replies
+        if self._is_open:
+            self._release()
+            for client in self.exchange.clients:
+                self._engine.settle(client, counted=client in replies)
+
+    def _release(self) -> None:
+        self._is_open = False
+        self._engine.release_clients(self.exchange)
 
     def _carry_out(self) -> Outcome:
         started = time.monotonic()
@@ -192,8 +205,6 @@ class InProcessExchange:
             if self._engine.has(client):
                 self._tell(judgement)
         replies = self._collection.replies()
-        for client in exchange.clients:
-            self._engine.settle(client, counted=client in replies)
         decode_s = 0.0
         if fold is not None:
             self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,14 +26,28 @@ class ClientStates:
     lost: int = 0
 
 
+Keep = Callable[[Outcome], None]
+"""Makes an outcome durable."""
+
+
 class OpenExchange(Protocol):
-    """An exchange that was begun."""
+    """An exchange that was begun. It is open until it is acknowledged, or has failed."""
 
     def outcome(self) -> Outcome:
         """Wait until it has closed and its contributions are reduced; again the same when asked again.
 
         Raises:
             RunError: the run was aborted, or the contributions cannot be kept (a full disk).
+        """
+
+    def acknowledge(self) -> None:
+        """Tell the clients what became of their replies, which they keep until then; again does nothing.
+
+        To be called once the outcome is kept: what a client forgets the server must not lose. Only a refusal is
+        told sooner. The messages were counted when the exchange closed.
+
+        Raises:
+            RunError: as `outcome`; then nobody is told.
         """
 
 
@@ -60,9 +74,18 @@ class Engine(ABC):
     def begin(self, exchange: Exchange) -> OpenExchange:
         """Broadcast an exchange. Raises ValueError if one of its clients takes part in an open one."""
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        """Begin an exchange and wait for its outcome."""
-        return self.begin(exchange).outcome()
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
+        """Begin an exchange, wait for its outcome, and acknowledge it.
+
+        Args:
+            keep: is called before any client is told anything. What it raises is raised here, and nobody is told.
+        """
+        begun = self.begin(exchange)
+        outcome = begun.outcome()
+        if keep is not None:
+            keep(outcome)
+        begun.acknowledge()
+        return outcome
 
     @abstractmethod
     def other_traffic(self) -> Traffic:

@@ -65,8 +65,8 @@ class Outbox:
         if messages > MAX_WAITING_MESSAGES or size_bytes > MAX_WAITING_BYTES:
             return False
         self._messages, self._bytes = messages, size_bytes
-        # Counted now, not when it is written: an exchange's last messages are its receipts, and its record
-        # must be whole when they are sent.
+        # Counted now, not when it is written: a refusal belongs to its exchange, which may close before the
+        # client reads it.
         for frame in short.frames:
             outgoing.meter.down(len(frame))
         self._add(short)

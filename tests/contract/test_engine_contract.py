@@ -385,6 +385,8 @@ def test_exchanges_of_one_name_may_be_open_with_different_clients(engine: Engine
     with engine.running(HONEST) as running:
         begun = [running.begin(first), running.begin(second)]
         outcomes = [each.outcome() for each in begun]
+        for each in begun:
+            each.acknowledge()
         check_usable(running)
     assert [list(outcome.replies) for outcome in outcomes] == [["a"], ["b", "c"]]
 
@@ -406,6 +408,9 @@ def test_a_client_takes_part_in_one_open_exchange_at_a_time(engine: EngineUnderT
         go.set()
         assert list(first.outcome().replies) == ["a", "b"]
         assert list(second.outcome().replies) == ["c"]
+        with pytest.raises(ValueError, match=busy):
+            running.begin(numbered(3, "a"))  # nobody has been told of the first
+        first.acknowledge()
         assert running.begin(numbered(3, "a")).outcome().missing == {}
 
 
@@ -414,8 +419,72 @@ def test_an_outcome_may_be_asked_for_again(engine: EngineUnderTest) -> None:
     with engine.running(HONEST) as running:
         begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
         first = begun.outcome()
+        begun.acknowledge()
         running.carry_out(numbered(1, *WEIGHTS))
         assert begun.outcome() is first
+
+
+# Receipts.
+
+
+@on_every_engine
+def test_an_outcome_is_kept_before_any_client_is_told(engine: EngineUnderTest) -> None:
+    """Until then every client has its reply: it is in no exchange but this one."""
+    kept: list[Outcome] = []
+    with engine.running(HONEST) as running:
+
+        def keep(outcome: Outcome) -> None:
+            kept.append(outcome)
+            with pytest.raises(ValueError, match=r"^c takes part in"):
+                running.begin(numbered(1, "c"))
+
+        outcome = running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        assert kept == [outcome]
+        check_usable(running)
+
+
+@on_every_engine
+def test_what_cannot_be_kept_is_not_acknowledged(engine: EngineUnderTest) -> None:
+    def keep(_: Outcome) -> None:
+        raise StateError("the disk is full")
+
+    with engine.running(HONEST) as running:
+        with pytest.raises(StateError, match=r"^the disk is full$"):
+            running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        with pytest.raises(ValueError, match=r"^a takes part in"):
+            running.begin(numbered(1, "a"))
+
+
+@on_every_engine
+def test_an_exchange_that_is_acknowledged_again_tells_nobody_anything(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(numbered(1, *WEIGHTS))
+        traffic = begun.outcome().traffic
+        other = running.other_traffic()
+        begun.acknowledge()
+        following = running.begin(numbered(2, *WEIGHTS))
+        begun.acknowledge()
+        assert running.other_traffic() == other  # the receipts were counted with the exchange
+        assert following.outcome().traffic == traffic
+
+
+@on_every_engine
+def test_an_acknowledgement_waits_for_the_outcome(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.acknowledge()
+        assert list(begun.outcome().replies) == list(WEIGHTS)
+        check_usable(running)
+
+
+@on_every_engine
+def test_nothing_is_acknowledged_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.outcome()
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            begun.acknowledge()
 
 
 # Clients that fail.
