@@ -23,6 +23,8 @@ INSTANCE = "instance"
 """The file with the client's secret; only its owner can read it."""
 
 INSTANCE_BYTES = 16
+TEXT_CHARACTERS = 8192
+"""Longer text files are none of ours."""
 _SECRET = re.compile(f"[0-9a-f]{{{2 * INSTANCE_BYTES}}}")
 
 
@@ -56,7 +58,7 @@ class StateDir:
         try:
             self._lock = DirectoryLock.of_this_process(path)
         except BlockingIOError:
-            owner = self._read(CLIENT)
+            owner = self.read_text(CLIENT)
             whose = f" of client {owner!r}" if owner else ""
             raise StateError(f"another process holds the state directory {path}{whose}") from None
         self._claim()
@@ -67,16 +69,16 @@ class StateDir:
 
         It is made on first use. Raises StateError if it cannot be read or written.
         """
-        known = self._read(INSTANCE)
+        known = self.read_text(INSTANCE)
         if known is not None and _SECRET.fullmatch(known):
             return known
         secret = secrets.token_hex(INSTANCE_BYTES)
-        self._write(INSTANCE, secret)
+        self.write_text(INSTANCE, secret)
         return secret
 
     def _claim(self) -> None:
         """Write down whose directory this is. Raises StateError if it is another client's."""
-        owner = self._read(CLIENT)
+        owner = self.read_text(CLIENT)
         if owner == self.client_id:
             return
         if owner is not None and CLIENT_ID.fullmatch(owner):
@@ -84,20 +86,20 @@ class StateDir:
                 f"state directory {self.path} belongs to client {owner!r}, not to {self.client_id!r}; "
                 "each client needs a directory of its own"
             )
-        self._write(CLIENT, self.client_id)
+        self.write_text(CLIENT, self.client_id)
 
-    def _read(self, name: str) -> str | None:
-        """A small text file without its newline, or None if there is none. Raises StateError."""
+    def read_text(self, name: str) -> str | None:
+        """Read a small text file, without its newline; None if there is none. Raises StateError."""
         file = self.path / name
         try:
             with file.open(encoding="ascii", errors="replace") as opened:
-                return opened.read(256).strip()
+                return opened.read(TEXT_CHARACTERS).strip()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StateError(f"cannot read {file}: {error.strerror}") from error
 
-    def _write(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
         """Write a small file that only its owner can read, in one step. Raises StateError."""
         file = self.path / name
         partial = self.path / f"{name}.partial"
