@@ -52,7 +52,11 @@ SERVER_FAILPOINTS: tuple[str, ...] = (
 )
 """Every point that a server's process comes to, or may come to, during a run."""
 
-CLIENT_FAILPOINTS: tuple[str, ...] = ()
+CLIENT_FAILPOINTS: tuple[str, ...] = (
+    "client.teacher.before_save",
+    "client.teacher.after_save",
+    "client.state.before_rename",
+)
 """The same of a client's process."""
 
 

@@ -61,7 +61,7 @@ def client(
     described = fetch_server_config(server, tls, retry_for)
     worker = site_worker(site_config(described.config, own), state_dir, partition_index)
     typer.echo(f"{client_id}: {_examples(worker)}", err=True)
-    membership = Membership(state_dir.instance_id, described)
+    membership = Membership(state_dir.instance_id, described, state_dir)
     farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")

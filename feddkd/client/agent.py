@@ -14,8 +14,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from feddkd.client.backoff import Backoff
+from feddkd.client.fence import Fence
 from feddkd.client.held import Held
 from feddkd.client.server_config import ServerConfig
+from feddkd.client.state_dir import StateDir
 from feddkd.client.work import KeptReply, TaskRunner, Work
 from feddkd.errors import ProtocolError, RefusedError, SchemaError, UnreachableError
 from feddkd.exchange import Task
@@ -40,10 +42,14 @@ class Membership:
             knows a restarted process. By default one that only this object has.
         config: the configuration that the worker was built from; None takes what the server runs
             at the first join.
+        state: where the client keeps what its next process needs; None keeps it in memory.
+        outlives_pause: wait for the next server when this one pauses the run, instead of parting.
     """
 
     instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
     config: ServerConfig | None = None
+    state: StateDir | None = None
+    outlives_pause: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,13 @@ class Farewell:
         run_id: the run.
         completed: whether the run finished as planned.
         reason: one line of the server's, safe to print.
+        paused: the run is not over, and its next server will ask for this client.
     """
 
     run_id: str
     completed: bool
     reason: str
+    paused: bool = False
 
 
 class Agent:
@@ -85,6 +93,9 @@ class Agent:
             tls: None for plaintext.
             retry_for_s: seconds to keep trying a server that does not answer; None for ever.
             membership: by default that of a client that has no state directory.
+
+        Raises:
+            StateError: the state directory cannot be read.
         """
         self._address = address
         self._tls = tls
@@ -94,6 +105,7 @@ class Agent:
         self._membership = membership or Membership()
         self._config = self._membership.config
         self._backoff = Backoff(client_id, retry_for_s)
+        self._fence = Fence(self._membership.state)
         self._run_id = ""
         self._stream: ServerStream | None = None
         self._work: Work | None = None
@@ -128,17 +140,33 @@ class Agent:
             try:
                 async for message in stream.messages():
                     farewell = self._handle(message)
-                    self._backoff.reset()  # only now: a message that is refused is no success
+                    if farewell is None or not farewell.paused:
+                        self._backoff.reset()  # only now: a message that is refused is no success
                     if farewell is not None:
-                        return farewell
+                        return self._part(farewell)
             except ProtocolError as error:
                 raise UnreachableError(f"server {self._address}: {printable(str(error))}") from None
             finally:
                 self._stream = None
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
+    def _part(self, farewell: Farewell) -> Farewell:
+        """Return a farewell; but raise UnreachableError if the next server of the run is to be waited for."""
+        if farewell.paused and self._membership.outlives_pause:
+            raise UnreachableError(f"server {self._address}: it has paused the run ({farewell.reason})")
+        return farewell
+
     def _check_manifest(self, manifest: pb.Manifest) -> None:
-        """Refuse to compute with settings that are not the server's. Raises RefusedError."""
+        """Refuse to work for a server that was replaced, or to compute with settings that are not the server's.
+
+        Raises:
+            UnreachableError: another server has taken over the run.
+            RefusedError: the settings are others.
+        """
+        try:
+            self._fence.admit(manifest.run_id, manifest.incarnation)
+        except UnreachableError as error:
+            raise UnreachableError(f"server {self._address}: {error}") from None
         if self._config is None:
             self._config = ServerConfig(manifest.config_toml)
         difference = self._config.difference(manifest.config_toml)
@@ -167,7 +195,7 @@ class Agent:
                 self._send_again(response.resend)
             case "farewell":
                 reason = printable(response.farewell.reason, MAX_REASON_CHARACTERS)
-                return Farewell(self._run_id, response.farewell.completed, reason)
+                return Farewell(self._run_id, response.farewell.completed, reason, response.farewell.paused)
         return None
 
     def _begin(self, message: pb.Work) -> None:

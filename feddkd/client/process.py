@@ -109,7 +109,8 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
         StateError: a state directory cannot be used.
     """
     known = ServerConfig(config.shared_toml())
-    return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
+    states = {client: StateDir(state / client, client) for client in clients}
+    return {client: Membership(own.instance_id, known, own, outlives_pause=False) for client, own in states.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedDKDError as error:
         print(f"client process: {error}", file=sys.stderr)
         return 1
-    return 0 if farewell.completed else 1
+    return 0 if farewell.completed or farewell.paused else 1
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Worker:
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
 
     def has_final_model(self, run_id: str) -> bool:
-        """Whether this client has the final model of a run. Raises StateError if its file is damaged."""
+        """Whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _evaluate(self, task: Task) -> Evaluation:
