@@ -7,22 +7,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Protocol
+from typing import Self
 
 from feddkd.errors import RunError, StoppedError
+from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.records import Observer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Abortable(Protocol):
-    """What can be told to stop: an engine."""
+class StopSignals(Observer):
+    """Hears of the engine, and ends what waits for it when a signal comes.
 
-    def abort(self, reason: str) -> None:
-        """Make whatever waits for it raise RunError(reason)."""
-
-
-class Stop:
-    """Whether a process was told to stop.
+    The first signal raises nothing where it arrives, once there is an engine: what is being written is
+    written to its end, and an exception might be swallowed in a callback of an extension (pydantic and
+    Cython do that). The second one ends the process.
 
     Attributes:
         reason: names the signal; empty until one came.
@@ -30,34 +29,33 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
+        self._engine: Engine | None = None
 
+    def engine_ready(self, engine: Engine) -> None:
+        self._engine = engine
 
-@contextlib.contextmanager
-def stopped_by_signals(engine: Abortable) -> Iterator[Stop]:
-    """Let the first signal end what waits for the engine, and the second one end the process.
-
-    The first raises nothing where it arrives: what is being written is written to its end, and an
-    exception would be swallowed in a callback of an extension (pydantic and Cython do that).
-
-    Raises:
-        StoppedError: a signal came, and the run ended for it.
-    """
-    stop = Stop()
-
-    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if stop.reason:
+    def receive(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+        """Handle a signal. Raises KeyboardInterrupt for the second one, or where there is no engine yet."""
+        if self.reason or self._engine is None:
             raise KeyboardInterrupt
-        stop.reason = f"stopped by {signal.Signals(number).name}"
+        self.reason = f"stopped by {signal.Signals(number).name}"
         # In a thread of its own: this one may hold a lock that the engine needs.
-        threading.Thread(target=engine.abort, args=[stop.reason], daemon=True).start()
+        threading.Thread(target=self._engine.abort, args=[self.reason], daemon=True).start()
 
-    previous = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield stop
-    except RunError as error:
-        if not stop.reason:
-            raise
-        raise StoppedError(stop.reason) from error
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[Self]:
+        """Handle the signals for a while.
+
+        Raises:
+            StoppedError: a signal came, and the run ended for it.
+        """
+        previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        try:
+            yield self
+        except RunError as error:
+            if not self.reason:
+                raise
+            raise StoppedError(self.reason) from error
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -29,9 +29,11 @@ from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
-from feddkd.scheduler.rounds import Evaluator, Scheduler
+from feddkd.scheduler.recovery import new_journal, resume
+from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.tensors import Tensors
 
 logger = logging.getLogger(__name__)
@@ -65,12 +67,20 @@ def make_evaluator(config: Config) -> Evaluator | None:
     return evaluate_model
 
 
-def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Observers | Iterable[Observer] = ()) -> RunRecord:
+def run_federation(
+    config: Config,
+    engine_name: EngineName,
+    out: Path,
+    observers: Observers | Iterable[Observer] = (),
+    *,
+    resumed: bool = False,
+) -> RunRecord:
     """Run all rounds with simulated clients on this machine.
 
     Args:
         config: resolved here; where observers keep a record of it, give them and this function `resolve(config)`.
-        out: the clients' state directories and their configuration go below it, into `clients`.
+        out: the journal goes there, and below it, into `clients`, the clients' state directories and configuration.
+        resumed: go on with the run whose journal is there.
 
     Raises:
         ConfigError: data, partition, model or algorithm are not as the configuration says.
@@ -79,16 +89,22 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     config = resolve(config)
     algorithm = algorithms.build(config)
     config.check_exchanges(algorithm.exchanges(config))
-    run_id = new_run_id()
     model = initial_model(config)
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)
-    told.tell(lambda observer: observer.partitioned(counts))
-    with _engine(engine_name, config, run_id, model, out) as engine:
-        return Scheduler(config, algorithm, engine, run_id=run_id, observers=told, evaluator=evaluator).run(model)
+    mark = out / TRAFFIC_MARK
+    journal = resume(out, config, read_mark(mark)) if resumed else new_journal(out, new_run_id(), config)
+    with contextlib.closing(journal):
+        told.tell(lambda observer: observer.partitioned(counts))
+        with _engine(engine_name, config, journal, model, out) as engine:
+            extensions = Extensions(journal=journal)
+            scheduler = Scheduler(
+                config, algorithm, engine, run_id=journal.run_id, observers=told, evaluator=evaluator, extensions=extensions
+            )
+            return scheduler.run(model)
 
 
 def _class_counts(config: Config) -> dict[str, list[int]]:
@@ -103,7 +119,7 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 
 
 @contextlib.contextmanager
-def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
+def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if name == "in-process":
         transport = config.transport
@@ -111,7 +127,7 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
         with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
             yield local
         return
-    engine = GrpcEngine(config, run_id, model.schema, out)
+    engine = GrpcEngine(config, journal.run_id, model.schema, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:

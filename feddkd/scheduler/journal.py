@@ -55,6 +55,10 @@ class Journal(Protocol):
     """Where a run's events go."""
 
     @property
+    def run_id(self) -> str:
+        """Names the run."""
+
+    @property
     def entries(self) -> Sequence[Entry]:
         """The events so far; those of earlier processes first."""
 
@@ -74,6 +78,9 @@ class Journal(Protocol):
     def prune(self, names: Collection[str]) -> None:
         """Delete all that was stored but these."""
 
+    def close(self) -> None:
+        """Let another process have it."""
+
 
 class Stopwatch:
     """Counts the seconds that processes have worked on a run."""
@@ -89,7 +96,8 @@ class Stopwatch:
 class NoJournal:
     """Keeps nothing: a crash of the server ends the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "") -> None:
+        self.run_id = run_id
         self._stopwatch = Stopwatch()
 
     @property
@@ -107,6 +115,9 @@ class NoJournal:
 
     def prune(self, names: Collection[str]) -> None:
         """Nothing is there."""
+
+    def close(self) -> None:
+        """Nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +199,10 @@ class FileJournal:
         journal = cls(folder, descriptor, header, entries, durability)
         journal.cut(len(journal.entries))
         return journal
+
+    @property
+    def run_id(self) -> str:
+        return self.header.run_id
 
     def append(self, event: Event) -> Entry:
         """Keep an event; it survives a crash once this returns.

@@ -47,7 +47,7 @@ def new_journal(folder: Path, run_id: str, config: Config) -> Journal:
     """Begin the journal of a run, or none if `scheduler.durability` says so. Raises StateError."""
     durability = config.scheduler.durability
     if durability == "none":
-        return NoJournal()
+        return NoJournal(run_id)
     return FileJournal.create(folder, Header(run_id, config.to_toml()), durability)
 
 
