@@ -33,6 +33,7 @@ def run(
     engine: Annotated[
         EngineChoice, typer.Option(help="A real gRPC server and client processes, or everything in this process.")
     ] = EngineChoice.GRPC,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     metrics_port: MetricsPort = None,
     report: WithReport = True,
     as_json: Json = False,
@@ -56,9 +57,9 @@ def run(
     from feddkd.observability.ledger import summarize
 
     resolved = resolve(loaded)
-    folder = out or default_out(resolved)
-    with observe(resolved, folder, metrics_port, METRICS_HOST) as observers:
-        record = run_federation(resolved, engine.value, folder, observers)
+    folder = resume or out or default_out(resolved)
+    with observe(resolved, folder, metrics_port, METRICS_HOST, again=bool(resume)) as observers:
+        record = run_federation(resolved, engine.value, folder, observers, resumed=bool(resume))
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

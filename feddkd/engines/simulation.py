@@ -95,8 +95,7 @@ def run_federation(
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)
-    mark = out / TRAFFIC_MARK
-    journal = resume(out, config, read_mark(mark)) if resumed else new_journal(out, new_run_id(), config)
+    journal = resume(out, config) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(counts))
         with _engine(engine_name, config, journal, model, out) as engine:
