@@ -25,7 +25,8 @@ class Traffic:
     """Byte counts of one exchange, or of a sum of them.
 
     Attributes:
-        payload_bytes_down: encoded tensors that reached clients whole.
+        payload_bytes_down: encoded tensors that reached clients whole, counted once for each client however often its
+            connection breaks.
         payload_bytes_up: encoded tensors of the contributions that were reduced, each counted once.
         wire_bytes_down: serialized gRPC messages written to clients, retries included.
         wire_bytes_up: serialized gRPC messages read from clients, retries included.

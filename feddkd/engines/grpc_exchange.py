@@ -13,6 +13,7 @@ from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
 from feddkd.engines.spool import Spool
+from feddkd.engines.useful import useful_traffic
 from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.tensors import Tensors
@@ -86,6 +87,7 @@ class GrpcExchange:
         self._changed = asyncio.Event()
         self._error: StateError | None = None
         self._repeated: set[str] = set()
+        self._counted: set[tuple[str, Payload]] = set()
         self._closed = False
 
     @staticmethod
@@ -105,7 +107,7 @@ class GrpcExchange:
     def connected(self, session: Session, holding: Holding | None) -> None:
         """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
         client = session.client_id
-        payload = self._forms.payload(client)
+        payload = self._payload(client, holding)
         held_bytes = self._held_bytes(payload, holding)
         self._sending.discard(client)
         self._collection.connect(client, self._now(), holds_broadcast=held_bytes == payload.size_bytes)
@@ -114,16 +116,30 @@ class GrpcExchange:
             message = resend_message(self.exchange.id, contribution.received_bytes)
             session.send(Outgoing((message,), self.meter))
             return
-        is_new = held_bytes is None or held_bytes < payload.size_bytes
+        snapshot = self._forms.is_snapshot(client)
         outgoing = Outgoing(
             chain((self._forms.message(client),), payload.frames(held_bytes or 0)),
             self.meter,
-            payload_bytes=payload.size_bytes if is_new else 0,
-            dense_bytes=self.exchange.payload.schema.size_bytes if is_new else 0,
-            snapshot=self._forms.is_snapshot(client),
             still_needed=lambda: self.waits_for(client),
+            on_last=lambda: self._count_payload(client, payload, snapshot=snapshot),
         )
         session.send_work(outgoing)
+
+    def _payload(self, client: str, holding: Holding | None) -> Payload:
+        """What a client is to have: the whole model if it was sent that by an earlier process of the server."""
+        payload = self._forms.payload(client)
+        if holding is None or holding.exchange != self.exchange.id or holding.digest == payload.header.digest:
+            return payload
+        if self._forms.is_whole(client, holding.digest):
+            self._count_payload(client, payload, snapshot=False)  # the step that it could not use
+            self._forms.lacks(client)
+        return self._forms.payload(client)
+
+    def _count_payload(self, client: str, payload: Payload, *, snapshot: bool) -> None:
+        """Count what a client is sent: once, however often its connection breaks."""
+        if (client, payload) not in self._counted:
+            self._counted.add((client, payload))
+            self.meter.payload_down(payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=snapshot)
 
     def lacking(self, session: Session) -> None:
         """A client cannot use the step: send it the whole model, once."""
@@ -286,6 +302,7 @@ class GrpcExchange:
             seconds=self._now() - self._started,
             fault=reduced.fault,
             decode_s=self._fold.decode_s if self._fold is not None else 0.0,
+            useful=useful_traffic(self._collection, self._forms),
         )
 
     def _receipt(self, client: str, judgement: Judgement, connected: Container[str]) -> Receipt:

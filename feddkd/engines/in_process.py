@@ -20,6 +20,7 @@ from feddkd.engines.collection import Arrival, Collection, Judgement, max_evalua
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
+from feddkd.engines.useful import useful_traffic
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, Outcome
 from feddkd.scheduler.engine import ClientStates, Engine
@@ -210,7 +211,8 @@ class InProcessExchange:
             self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)
             decode_s = fold.decode_s
         seconds = time.monotonic() - started
-        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s)
+        useful = useful_traffic(self._collection, forms)
+        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s, useful)
 
     def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
         """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""

@@ -237,6 +237,12 @@ def test_a_client_that_does_not_hold_the_base_is_sent_the_model_once(engine: Eng
     assert outcome.missing == {}
     assert {worker.seen[-1] for worker in workers.values()} == {second.payload.sha256()}
     assert outcome.traffic.snapshot_bytes_down == 3 * MIXED.size_bytes
+    forms = Forms(second, CHUNK_BYTES)
+    for client in "abc":
+        forms.lacks(client)
+    whole = sum(len(forms.message(client)) + sum(map(len, forms.payload(client).frames())) for client in "abc")
+    receipts = 3 * len(receipt_message(second.id, Verdict.VERDICT_OK))
+    assert outcome.useful.wire_bytes_down == whole + receipts  # the steps bought nothing
 
 
 @on_every_engine
@@ -258,6 +264,7 @@ def test_the_bytes_on_the_wire_are_those_of_the_messages(engine: EngineUnderTest
                 code = Payload.of(Encoding(MIXED, CHUNK_BYTES, exchange.reply_coding(client)).encode(PARTS[client]))
                 up += len(answer_message(exchange.id, outcome.replies[client], code)) + sum(map(len, code.frames()))
             assert (outcome.traffic.wire_bytes_down, outcome.traffic.wire_bytes_up) == (down, up)
+            assert outcome.useful == Traffic(wire_bytes_down=down, wire_bytes_up=up)
 
 
 @on_every_engine

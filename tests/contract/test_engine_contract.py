@@ -75,6 +75,7 @@ from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 from feddkd.transport.payload import Payload
 
 _T = TypeVar("_T")
@@ -306,7 +307,7 @@ def test_payloads_may_be_empty(engine: EngineUnderTest) -> None:
 @on_every_engine
 def test_an_exchange_of_nobody_has_an_outcome(engine: EngineUnderTest) -> None:
     outcome = agreed(engine, exchange_of([], PAYLOAD), HONEST)
-    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, "")
+    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "")
     assert outcome.traffic.wire_bytes == 0
 
 
@@ -349,6 +350,24 @@ def test_no_client_can_touch_the_broadcast_of_another(engine: EngineUnderTest) -
     engine.carry_out(exchange_of(WEIGHTS, PAYLOAD, reply_schema=None), workers)
     assert seen == [before] * 3
     assert PAYLOAD.sha256() == before
+
+
+@on_every_engine
+def test_without_faults_every_byte_on_the_wire_is_useful(engine: EngineUnderTest) -> None:
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST)
+    assert (outcome.useful.wire_bytes_down, outcome.useful.wire_bytes_up) == (
+        outcome.traffic.wire_bytes_down,
+        outcome.traffic.wire_bytes_up,
+    )
+
+
+@on_every_engine
+def test_what_is_moved_for_clients_that_do_not_count_is_of_no_use(engine: EngineUnderTest) -> None:
+    bad = raising(ClientError("not today"))
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST | {"b": bad})
+    without = agreed(engine, exchange_of({"a": 3.0, "c": 7.0}, PAYLOAD), HONEST)
+    assert outcome.useful == without.useful
+    assert outcome.traffic.wire_bytes > outcome.useful.wire_bytes
 
 
 @on_every_engine

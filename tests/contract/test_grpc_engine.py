@@ -36,6 +36,7 @@ from feddkd.errors import RunError
 from feddkd.exchange import Cause, Closing, ExampleCounts, Exchange, Missing, Outcome
 from feddkd.scheduler.engine import ClientStates, OpenExchange
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 from feddkd.transport.frames import Chunk, decode_chunk, is_chunk
 from feddkd.transport.messages import (
     Holding,
@@ -153,6 +154,13 @@ def good_receipt(exchange: Exchange) -> bytes:
     return receipt_message(exchange.id, Verdict.VERDICT_OK)
 
 
+def undisturbed(exchange: Exchange, work: pb.Work, *contributions: Tensors) -> Traffic:
+    """What an exchange moves for clients that reply at once, on the wire."""
+    up = [frame for contribution in contributions for frame in answer_frames(work, contribution)]
+    down = [*broadcast_of(exchange), good_receipt(exchange)] * len(contributions)
+    return Traffic(wire_bytes_down=size(*down), wire_bytes_up=size(*up))
+
+
 def acknowledged(begun: OpenExchange) -> Outcome:
     """The outcome of an exchange; its clients have been told."""
     outcome = begun.outcome()
@@ -205,7 +213,9 @@ def test_a_client_that_holds_the_broadcast_is_not_sent_it_again(scene: Scene) ->
     assert hand.response().work == work
     frames = answer_frames(work, MINE)
     hand.send(*frames)
-    traffic = acknowledged(begun).traffic
+    outcome = acknowledged(begun)
+    traffic = outcome.traffic
+    assert outcome.useful == undisturbed(exchange, work, MINE)
     assert not is_chunk(message := hand.receive())  # the next thing that it hears
     assert pb.ParticipateResponse.FromString(message).receipt.verdict == Verdict.VERDICT_OK
     message, *chunks = broadcast_of(exchange)
@@ -244,7 +254,7 @@ def test_a_client_is_sent_what_it_lacks(
     hand.send(*answer_frames(work, MINE))
     traffic = acknowledged(begun).traffic
     assert hand.receipt().verdict == Verdict.VERDICT_OK
-    assert traffic.payload_bytes_down == 2 * FLOATS.size_bytes
+    assert traffic.payload_bytes_down == FLOATS.size_bytes
 
 
 @pytest.mark.parametrize("arrived", range(6))
@@ -273,6 +283,7 @@ def test_an_upload_that_broke_goes_on_where_it_broke(arrived: int, scene: Scene)
     assert outcome.reduced is not None
     assert outcome.reduced.sha256() == MEAN.sha256()
     assert outcome.traffic.wire_bytes_up == size(*first, *rest, *frames)
+    assert outcome.useful == undisturbed(exchange, work, MINE, OTHER)
     asked_again = [resend_message(exchange.id, offset)] if rest else []
     to_each = [*broadcast_of(exchange), good_receipt(exchange)]
     assert outcome.traffic.wire_bytes_down == size(*to_each, *asked_again, *to_each)
@@ -302,7 +313,8 @@ def test_a_client_that_comes_back_without_the_broadcast_starts_over(scene: Scene
     assert outcome.reduced is not None
     assert outcome.reduced.sha256() == MINE.sha256()
     assert outcome.traffic.wire_bytes_up == size(*first, *again)
-    assert outcome.traffic.payload_bytes_down == 2 * FLOATS.size_bytes
+    assert outcome.useful == undisturbed(exchange, work, MINE)
+    assert outcome.traffic.payload_bytes_down == FLOATS.size_bytes
     assert outcome.traffic.payload_bytes_up == FLOATS.size_bytes
 
 
@@ -327,6 +339,19 @@ def test_a_client_that_failed_and_comes_back_is_told_why_it_is_left_out(
     assert hand.receipt() == told
     other.send(*answer_frames(other.work()[0], OTHER))
     assert list(begun.outcome().replies) == ["other"]
+
+
+def test_a_reply_that_names_its_content_is_as_useful_as_one_that_does_not(scene: Scene) -> None:
+    """A client that has sent it to an earlier process of the server names it."""
+    exchange = numbered(0)
+    begun = scene.engine.begin(exchange)
+    hand = scene.client()
+    work, _ = hand.work()
+    again = answer_again(work, MINE, 0)
+    hand.send(*again)
+    outcome = begun.outcome()
+    assert outcome.useful == undisturbed(exchange, work, MINE)
+    assert outcome.traffic.wire_bytes_up == size(*again) > outcome.useful.wire_bytes_up
 
 
 # Before the outcome is kept.
@@ -452,6 +477,7 @@ def test_bytes_of_a_straggler_belong_to_no_exchange(next_is_open: bool, scene: S
     outcome = acknowledged(first)
     assert list(outcome.missing) == ["hand"]
     assert outcome.traffic.wire_bytes_up == size(header, chunks[0], *frames)
+    assert outcome.useful == undisturbed(numbered(0), work, OTHER)
     before = scene.engine.other_traffic().wire_bytes_up
     second = scene.engine.begin(numbered(1)) if next_is_open else None
     hand.send(*chunks[1:])
