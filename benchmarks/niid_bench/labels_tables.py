@@ -75,7 +75,7 @@ def bytes_section(found: LabelOutcomes) -> str:
     """The picture of CIFAR-10, if there is anything to draw."""
     if not labels_bytes_figure.has_points(found):
         return NO_CIFAR_RESULTS
-    return f"![Test accuracy on CIFAR-10 by bytes on the wire, with one class and with two classes a client]({BYTES_PICTURE})"
+    return f"![Test accuracy on CIFAR-10 as JPEG by bytes on the wire, with one class and with two classes a client]({BYTES_PICTURE})"
 
 
 def rows_section() -> str:
