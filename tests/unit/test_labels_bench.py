@@ -78,6 +78,11 @@ def test_a_data_set_may_have_rounds_and_rates_of_its_own(monkeypatch: pytest.Mon
     assert own.dkd.model_copy(update={"lr": 0.008}) == other.dkd
 
 
+def test_fedavg_with_codecs_has_the_rate_that_does_not_diverge_with_one_class_a_client() -> None:
+    rates = {part: config_of("fedavg_coded", "all", partition=part, data="cifar10_jpeg").training.lr for part in ("c1", "c2")}
+    assert rates == {"c1": 0.01, "c2": 0.03}
+
+
 def test_a_row_does_not_meet_an_algorithm_of_the_same_name() -> None:
     plain = Cell("mini", "mnist", "feddkd", "c2", 40)
     assert configure(plain, Settings()).dkd.start == "better"
