@@ -345,6 +345,14 @@ class Outcome:
         return {name: mean for name, mean in means.items() if mean is not None}
 
     @property
+    def lost(self) -> Traffic:
+        """The part of its bytes on the wire that bought nothing."""
+        total, useful = self.traffic, self.useful
+        return Traffic(
+            wire_bytes_down=total.wire_bytes_down - useful.wire_bytes_down, wire_bytes_up=total.wire_bytes_up - useful.wire_bytes_up
+        )
+
+    @property
     def gradient_evaluations(self) -> int:
         """Gradients of single examples' losses, over all clients that replied."""
         return sum(reply.gradient_evaluations for reply in self.replies.values())

@@ -49,6 +49,11 @@ class Traffic:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
 
+    def __add__(self, other: Traffic) -> Traffic:
+        total = dataclasses.replace(self)
+        total += other
+        return total
+
     @property
     def wire_bytes(self) -> int:
         """Both directions together."""

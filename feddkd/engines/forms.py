@@ -23,7 +23,6 @@ class Forms:
         self._chunk_bytes = chunk_bytes
         self._whole: Payload | None = None
         self._step: Payload | None = None
-        self._message_bytes: dict[str, int] = {}
 
     def is_step(self, client: str) -> bool:
         """Whether a client receives a step."""
@@ -31,9 +30,9 @@ class Forms:
         return broadcast is not None and client in broadcast.holders and client not in self._lacking
 
     def is_snapshot(self, client: str) -> bool:
-        """Whether a client receives a whole model because it does not hold what a step leads from."""
+        """Whether a client is to receive a whole model because it does not hold what a step leads from."""
         broadcast = self._exchange.broadcast
-        return broadcast is not None and broadcast.has_codec and not self.is_step(client)
+        return broadcast is not None and broadcast.has_codec and client not in broadcast.holders
 
     def lacks(self, client: str) -> bool:
         """Take in that a client cannot use the step; returns whether that is news."""
@@ -44,7 +43,14 @@ class Forms:
 
     def payload(self, client: str) -> Payload:
         """What a client is sent."""
-        if self.is_step(client):
+        return self._form(is_step=self.is_step(client))
+
+    def _planned(self, client: str) -> Payload:
+        """What it was to be sent before it was known to lack anything."""
+        return self._form(is_step=self.is_step(client) or client in self._lacking)
+
+    def _form(self, *, is_step: bool) -> Payload:
+        if is_step:
             self._step = self._step or self._step_payload()
             return self._step
         self._whole = self._whole or self._whole_payload()
@@ -72,23 +78,22 @@ class Forms:
         self._whole = self._whole or self._whole_payload()
         return self._whole.header.digest == digest
 
-    def sent_bytes(self, client: str) -> int:
-        """Size of the messages that bring the broadcast to a client, each counted once, as it was last announced."""
-        return self._message_bytes[client] + self.payload(client).frames_bytes
-
     def message(self, client: str) -> bytes:
         """What precedes it."""
+        return self._message(client, self.payload(client), whole=not self.is_step(client))
+
+    def planned_bytes(self, client: str) -> int:
+        """Size of the messages that bring the broadcast to a client that lacks nothing, each counted once."""
+        payload = self._planned(client)
+        return len(self._message(client, payload, whole=payload is self._whole)) + payload.frames_bytes
+
+    def _message(self, client: str, payload: Payload, *, whole: bool) -> bytes:
         exchange = self._exchange
-        replica = None
-        if exchange.broadcast is not None:
-            replica = replica_message(exchange.broadcast, whole=not self.is_step(client))
-        message = work_message(
+        return work_message(
             exchange.id,
-            self.payload(client),
+            payload,
             evaluate=exchange.evaluate,
             deadline_s=exchange.closing.deadline_s,
-            replica=replica,
+            replica=replica_message(exchange.broadcast, whole=whole) if exchange.broadcast is not None else None,
             reply_coding=exchange.reply_coding(client),
         )
-        self._message_bytes[client] = len(message)
-        return message

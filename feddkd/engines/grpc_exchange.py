@@ -87,7 +87,7 @@ class GrpcExchange:
         self._changed = asyncio.Event()
         self._error: StateError | None = None
         self._repeated: set[str] = set()
-        self._counted: set[tuple[str, Payload]] = set()
+        self._counted: set[str] = set()
         self._closed = False
 
     @staticmethod
@@ -136,9 +136,9 @@ class GrpcExchange:
         return self._forms.payload(client)
 
     def _count_payload(self, client: str, payload: Payload, *, snapshot: bool) -> None:
-        """Count what a client is sent: once, however often its connection breaks."""
-        if (client, payload) not in self._counted:
-            self._counted.add((client, payload))
+        """Count what a client is sent: once, however often its connection breaks, and whether or not it can use it."""
+        if client not in self._counted:
+            self._counted.add(client)
             self.meter.payload_down(payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=snapshot)
 
     def lacking(self, session: Session) -> None:

@@ -216,17 +216,22 @@ class InProcessExchange:
 
     def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
         """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""
-        message, payload = forms.message(client), forms.payload(client)
-        self._meter.down(len(message) + payload.frames_bytes)
+        payload = forms.payload(client)
         self._meter.payload_down(
             payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=forms.is_snapshot(client)
         )
+        return self._sent_form(client, forms)
+
+    def _sent_form(self, client: str, forms: Forms) -> Iterable[bytes]:
+        """Send the broadcast in the form that a client can use, as far as that is known."""
+        message, payload = forms.message(client), forms.payload(client)
+        self._meter.down(len(message) + payload.frames_bytes)
         messages = self._engine.reply_of(client, pb.ParticipateResponse.FromString(message).work, payload.frames())
         if messages is not None:
             return messages
         self._meter.up(len(lacking_message(self.exchange.id)))
         assert forms.lacks(client), "a whole model builds on nothing"
-        return self._sent(client, forms)
+        return self._sent_form(client, forms)
 
     def _take(self, client: str, messages: Iterable[bytes]) -> None:
         """Collect a client's messages."""

@@ -11,8 +11,8 @@ from feddkd.transport.messages import Verdict, receipt_message
 def useful_traffic(collection: Collection, forms: Forms) -> Traffic:
     """Add up, for each client that replied, its broadcast, its reply and its receipt, each message once.
 
-    What is sent again after a break, a step to a client that lacks its base, and all messages of clients that do
-    not count are no part of it.
+    What is sent again after a break, a whole model to a client that should have held the one before it, and all
+    messages of clients that do not count are no part of it.
 
     Args:
         collection: all replies are in.
@@ -24,6 +24,6 @@ def useful_traffic(collection: Collection, forms: Forms) -> Traffic:
     receipt_bytes = len(receipt_message(collection.exchange.id, Verdict.VERDICT_OK))
     useful = Traffic()
     for client in collection.replies():
-        useful.wire_bytes_down += forms.sent_bytes(client) + receipt_bytes
+        useful.wire_bytes_down += forms.planned_bytes(client) + receipt_bytes
         useful.wire_bytes_up += collection.contributions[client].message_bytes
     return useful
