@@ -26,7 +26,7 @@ MAX_MISSES = 2
 """Exchanges of a round that a client may miss before the rest of the round goes on without it."""
 
 
-Keep = Callable[[Outcome], ExchangeRecord]
+Account = Callable[[Outcome], ExchangeRecord]
 """Takes in the outcome of an exchange and makes its record. Called once for each exchange, before its clients are told."""
 
 
@@ -65,7 +65,7 @@ class RoundCohort:
         attempt: Attempt,
         clients: Mapping[str, ExampleCounts],
         plan: ExchangePlan,
-        carry_out: Callable[[Exchange, Keep], None],
+        carry_out: Callable[[Exchange, Account], None],
         *,
         available: Mapping[str, ExampleCounts],
         min_clients: int,

@@ -23,7 +23,7 @@ from feddkd.errors import NotFiniteError, PausedError, RoundError
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler import checkpoint, outcomes
-from feddkd.scheduler.cohort import Attempt, Keep, RoundCohort
+from feddkd.scheduler.cohort import Account, Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.events import (
@@ -308,22 +308,22 @@ class Scheduler:
             cohort = layer(cohort)
         return cohort
 
-    def _carry_out(self, exchange: Exchange, keep: Keep) -> None:
+    def _carry_out(self, exchange: Exchange, account: Account) -> None:
         """Let the engine carry out an exchange, or take what the journal holds of it.
 
         Args:
-            keep: makes the record of the outcome. Clients may forget their replies once that is in the journal.
+            account: makes the record of the outcome. Clients may forget their replies once that is in the journal.
         """
         name = self._recalled.get(exchange.id)
         if name is not None:
-            keep(self._with_known_metrics(outcomes.decode(self._journal.load(name), exchange)))
+            account(self._with_known_metrics(outcomes.decode(self._journal.load(name), exchange)))
             return
 
         def make_durable(outcome: Outcome) -> None:
             failpoint("scheduler.exchange.before_append")
             outcome = dataclasses.replace(outcome, traffic=outcome.traffic + self._state.spent)
             stored = self._journal.store(*outcomes.encode(outcome))
-            self._happen(ExchangeDone(keep(self._with_known_metrics(outcome)), stored))
+            self._happen(ExchangeDone(account(self._with_known_metrics(outcome)), stored))
             failpoint("scheduler.exchange.after_append")
 
         self._engine.carry_out(exchange, make_durable)
