@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -439,6 +439,18 @@ class EngineProxy(Engine):
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         return self.engine.wait_for_clients(count, timeout_s)
+
+    def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
+        return self.engine.wait_for(clients, timeout_s)
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self.engine.remember(counted)
+
+    def last_heard(self) -> Mapping[str, float]:
+        return self.engine.last_heard()
+
+    def waiting_for(self) -> list[str]:
+        return self.engine.waiting_for()
 
     def begin(self, exchange: Exchange) -> OpenExchange:
         return self.engine.begin(exchange)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from feddkd.config import Config
-from feddkd.engines.collection import Judgement, max_evaluated
-from feddkd.engines.grpc_exchange import GrpcExchange, Receipt
+from feddkd.engines.collection import max_evaluated
+from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.memory import return_large_blocks
+from feddkd.engines.receipts import Receipts
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
@@ -21,7 +21,7 @@ from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import Holding, Verdict, farewell_message, id_from_message, receipt_message
+from feddkd.transport.messages import Holding, farewell_message, id_from_message
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
@@ -51,7 +51,7 @@ class GrpcEngine(Engine):
         self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
         self._open: set[GrpcExchange] = set()
         self._of_client: dict[str, GrpcExchange] = {}
-        self._told: dict[str, _Told] = {}
+        self._receipts = Receipts(run_id, self.other)
         self._joined = asyncio.Event()
         self._aborted: RunError | None = None
         self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
@@ -72,7 +72,14 @@ class GrpcEngine(Engine):
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
-        return self._server.call(self._wait_for_clients(count, timeout_s)).result()
+        return self._server.call(self._wait_until(lambda: len(self._server.connected()) >= count, timeout_s)).result()
+
+    def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
+        self.check_aborted()
+        return self._server.call(self._wait_until(lambda: all(map(self._is_connected, clients)), timeout_s)).result()
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self._server.call(self._remember(counted)).result()
 
     def begin(self, exchange: Exchange) -> PendingOutcome:
         self.check_aborted()
@@ -81,6 +88,12 @@ class GrpcEngine(Engine):
     def acknowledge(self, begun: GrpcExchange) -> None:
         """Send the receipts of an exchange that has closed. Raises RunError."""
         self._server.call(self._acknowledge(begun)).result()
+
+    def last_heard(self) -> Mapping[str, float]:
+        return self._server.last_heard()
+
+    def waiting_for(self) -> list[str]:
+        return sorted(client for client, begun in dict(self._of_client).items() if begun.waits_for(client))
 
     def states(self) -> ClientStates:
         if self._finished:
@@ -122,10 +135,19 @@ class GrpcEngine(Engine):
         present = self._server.present(self._config.scheduler.reconnect_grace_s)
         return {session.client_id: session.counts for session in present}
 
-    async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+    async def _remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self._receipts.remember(counted)
+        self._receipts.answer_questions(self._server.session, self._current)
+
+    def _is_connected(self, client: str) -> bool:
+        session = self._server.session(client)
+        return session is not None and session.stream is not None
+
+    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Look again whenever a client connects; False after the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
-                while len(self._server.connected()) < count:
+                while not reached():
                     self.check_aborted()
                     self._joined.clear()
                     await self._joined.wait()
@@ -143,12 +165,13 @@ class GrpcEngine(Engine):
         limits = {client: max_evaluated(session.counts.labelled, holdout) for client, session in sessions.items() if session is not None}
         begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
         self._open.add(begun)
+        asked = self._receipts.begin(exchange.clients)
         self._of_client.update(dict.fromkeys(exchange.clients, begun))
         for client, session in sessions.items():
             if session is None or session.stream is None:
                 begun.disconnected(client)
             else:
-                begun.connected(session, None)
+                begun.connected(session, asked.get(client))
         outcome: Future[Outcome] = Future()
         begun.task = asyncio.create_task(self._complete(begun))
         # Not the task itself: one that is cancelled before it has started does nothing.
@@ -178,7 +201,8 @@ class GrpcEngine(Engine):
         if any(self._of_client.get(client) is begun for client in begun.exchange.clients):
             self._release_clients(begun)
             for receipt in begun.receipts:
-                self._send(receipt, begun.exchange.id)
+                self._receipts.send(receipt, self._server.session(receipt.client))
+            self._receipts.answer_questions(self._server.session, self._current)
 
     def _release_clients(self, begun: GrpcExchange) -> None:
         for client in begun.exchange.clients:
@@ -197,15 +221,6 @@ class GrpcEngine(Engine):
             if session.stream is not None:
                 session.stream.close()
 
-    def _send(self, receipt: Receipt, exchange: ExchangeId) -> None:
-        """Send a receipt, and keep what it says for a client that is away and will ask."""
-        told = self._told[receipt.client] = _Told(exchange, receipt.judgement)
-        session = self._server.session(receipt.client)
-        if session is not None and session.stream is not None:
-            session.send(Outgoing((receipt.message,), Meter() if receipt.counted else self.other))
-        elif receipt.counted:
-            told.owed_bytes = len(receipt.message)
-
     # What the server reports.
 
     def connected(self, session: Session, holding: Holding | None) -> None:
@@ -216,9 +231,10 @@ class GrpcEngine(Engine):
         elif begun is not None and holding is not None and holding.exchange == begun.exchange.id:
             begun.reconnected(session)
         elif holding is not None:
-            self._reply_to_closed(session, holding.exchange)
+            self._receipts.ask(session, holding, self._current(session.client_id))
 
     def disconnected(self, session: Session) -> None:
+        self._receipts.hang_up(session.client_id)
         begun = self._of_client.get(session.client_id)
         if begun is not None:
             begun.disconnected(session.client_id)
@@ -227,7 +243,7 @@ class GrpcEngine(Engine):
         exchange = id_from_message(answer.id)
         begun = self._of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:
-            self._reply_to_closed(session, exchange)
+            self._receipts.answer(session, exchange, self._current(session.client_id))
             return self.other
         begun.replied(session, answer)
         return begun.meter
@@ -245,7 +261,7 @@ class GrpcEngine(Engine):
         exchange = id_from_message(failure.id)
         begun = self._of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:
-            self._reply_to_closed(session, exchange)
+            self._receipts.answer(session, exchange, self._current(session.client_id))
             return self.other
         begun.failed(session.client_id, failure.reason)
         return begun.meter
@@ -257,20 +273,10 @@ class GrpcEngine(Engine):
         begun.lacking(session)
         return begun.meter
 
-    def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:
-        """Say what became of a reply to an exchange that is not open, and where the run is."""
-        told = self._told.get(session.client_id)
-        if told is None or told.exchange != exchange:
-            told = _Told(exchange, Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed"))
-        begun = self._of_client.get(session.client_id)
-        current = begun.exchange.id if begun is not None else None
-        message = receipt_message(exchange, told.judgement.verdict, told.judgement.reason, current)
-        if not told.owed_bytes:
-            session.send(Outgoing((message,), self.other))
-            return
-        session.send(Outgoing((message,), Meter()))
-        self.other.down(len(message) - told.owed_bytes)
-        told.owed_bytes = 0
+    def _current(self, client: str) -> ExchangeId | None:
+        """The exchange that a client takes part in."""
+        begun = self._of_client.get(client)
+        return begun.exchange.id if begun is not None else None
 
 
 class PendingOutcome:
@@ -288,19 +294,6 @@ class PendingOutcome:
     def acknowledge(self) -> None:
         self.outcome()
         self._engine.acknowledge(self._begun)
-
-
-@dataclass(slots=True)
-class _Told:
-    """What a client was last told of a reply.
-
-    Attributes:
-        owed_bytes: of a receipt that the exchange has counted, and that the client has not been sent; or 0.
-    """
-
-    exchange: ExchangeId
-    judgement: Judgement
-    owed_bytes: int = 0
 
 
 def _admission(config: Config) -> Admission:

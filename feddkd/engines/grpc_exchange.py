@@ -12,6 +12,7 @@ from itertools import chain
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
+from feddkd.engines.receipts import Receipt
 from feddkd.engines.spool import Spool
 from feddkd.engines.useful import useful_traffic
 from feddkd.errors import ProtocolError, StateError
@@ -23,20 +24,6 @@ from feddkd.transport.messages import Holding, Verdict, receipt_message, resend_
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Outgoing, Session
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What a client is told when its exchange is acknowledged.
-
-    Attributes:
-        counted: the exchange has counted the message.
-    """
-
-    client: str
-    judgement: Judgement
-    message: bytes
-    counted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +300,7 @@ class GrpcExchange:
         message, counted = self._message(judgement), counts or client in connected
         if counted:
             self.meter.down(len(message))
-        return Receipt(client, judgement, message, counted)
+        return Receipt(client, self.exchange.id, judgement, message, counted)
 
     def release(self) -> None:
         """Give back what the exchange holds, however it ended."""

@@ -99,6 +99,9 @@ class InProcessEngine(Engine):
         working = sum(begun.waits_for(client) for client, begun in open_exchanges.items() if client in self._workers)
         return ClientStates(len(self._workers) - working, working)
 
+    def last_heard(self) -> Mapping[str, float]:
+        return dict.fromkeys(self._workers, 0.0)
+
     def abort(self, reason: str) -> None:
         if self._aborted is None:
             self._aborted = RunError(reason)

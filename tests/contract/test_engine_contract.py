@@ -987,6 +987,19 @@ def test_a_client_with_a_reply_to_send_is_counted_as_working(engine: EngineUnder
 
 
 @on_every_engine
+def test_who_is_there_can_be_asked_by_name_and_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        assert running.wait_for(["a", "c"], 0.0)
+        assert not running.wait_for(["a", "stranger"], 0.0)
+        running.remember({})
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            running.wait_for(["a"], 0.0)
+        assert list(running.last_heard()) == list(WEIGHTS)
+        assert running.waiting_for() == []
+
+
+@on_every_engine
 def test_an_abort_ends_every_open_exchange(engine: EngineUnderTest) -> None:
     with engine.running(HONEST) as running:
         begun = [running.begin(numbered(0, "a")), running.begin(numbered(1, "b", "c"))]
