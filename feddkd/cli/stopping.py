@@ -34,7 +34,7 @@ class StopSignals(Observer):
     def engine_ready(self, engine: Engine) -> None:
         self._engine = engine
 
-    def receive(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal. Raises KeyboardInterrupt for the second one, or where there is no engine yet."""
         if self.reason or self._engine is None:
             raise KeyboardInterrupt

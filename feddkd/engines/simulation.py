@@ -32,7 +32,7 @@ from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
-from feddkd.scheduler.recovery import new_journal, resume
+from feddkd.scheduler.recovery import Spent, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.tensors import Tensors
 
@@ -67,6 +67,11 @@ def make_evaluator(config: Config) -> Evaluator | None:
     return evaluate_model
 
 
+def spent_before(folder: Path) -> Spent | None:
+    """What an earlier process of the run in this folder had counted when it ended; None if it left no word."""
+    return None
+
+
 def run_federation(
     config: Config,
     engine_name: EngineName,
@@ -95,7 +100,7 @@ def run_federation(
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)
-    journal = resume(out, config) if resumed else new_journal(out, new_run_id(), config)
+    journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(counts))
         with _engine(engine_name, config, journal, model, out) as engine:

@@ -27,6 +27,10 @@ class Observers:
         """The same object if it is one already, so that an observer that was dropped stays dropped."""
         return observers if isinstance(observers, Observers) else cls(observers)
 
+    def add(self, observer: Observer) -> None:
+        """Let another observer hear what comes from now on."""
+        self._observers.append(observer)
+
     def tell(self, event: Callable[[Observer], None], *, history: bool = False) -> None:
         """Call `event` with every observer.
 

@@ -43,6 +43,11 @@ class Spent:
     other: Traffic = field(default_factory=Traffic)
 
 
+def is_finished(entries: Sequence[Entry]) -> bool:
+    """Whether a run came to its end, and was not extended since."""
+    return bool(entries) and isinstance(entries[-1].event, RunFinished)
+
+
 def new_journal(folder: Path, run_id: str, config: Config) -> Journal:
     """Begin the journal of a run, or none if `scheduler.durability` says so. Raises StateError."""
     durability = config.scheduler.durability
@@ -70,7 +75,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
         if state.rounds_done > config.rounds:
             raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
-        journal.append(_resumed(journal, state, config, cut, spent or Spent()))
+        if state.ended is None or config.rounds > state.rounds_done:
+            journal.append(_resumed(journal, state, config, cut, spent or Spent()))
         journal.prune(fold(journal.entries, journal.header.run_id, config.scheduler.quorum).blobs)
     except BaseException:
         journal.close()
@@ -105,7 +111,7 @@ def _value(settings: dict[str, object], key: str) -> object:
 def _good_entries(journal: FileJournal) -> int:
     """Count the events that lead to the newest state of which everything is there."""
     entries = journal.entries
-    if entries and isinstance(_last_but_resumed(entries), RunFinished):
+    if is_finished(entries):
         newest = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RoundFinished))
         if _is_good(journal, entries[newest].event):
             return len(entries)
@@ -144,10 +150,6 @@ def _is_good(journal: FileJournal, event: Event) -> bool:
             logger.warning("%s", error)
             return False
     return True
-
-
-def _last_but_resumed(entries: Sequence[Entry]) -> Event | None:
-    return next((entry.event for entry in reversed(entries) if not isinstance(entry.event, Resumed)), None)
 
 
 def _resumed(journal: FileJournal, state: RunState, config: Config, cut: Sequence[Event], spent: Spent) -> Resumed:

@@ -119,20 +119,25 @@ class Scheduler:
         self._tell(lambda observer: observer.engine_ready(self._engine))
         try:
             model = self._begin(model)
-            for number in range(self._state.rounds_done + 1, self._config.rounds + 1):
-                model = self._run_round(number, model)
-            not_delivered = self._deliver(model)
-            failpoint("scheduler.run.before_finish")
-            self._engine.finish(completed=True, reason="all rounds are done")
-            # Last: a process that is started after a crash before it says farewell again to those who missed it.
-            self._happen(RunFinished(self._engine.other_traffic(), not_delivered))
-            failpoint("scheduler.run.after_finish")
+            if self._state.ended is None:
+                for number in range(self._state.rounds_done + 1, self._config.rounds + 1):
+                    model = self._run_round(number, model)
+                self._end(model)
         finally:
             self._tell_all(self._state.close())
         self._journal.prune(self._state.blobs)
         record = run_record(self._state, model)
         self._tell(lambda observer: observer.run_done(record))
         return record
+
+    def _end(self, model: Tensors) -> None:
+        """Deliver the final model, and let the clients go."""
+        not_delivered = self._deliver(model)
+        failpoint("scheduler.run.before_finish")
+        self._engine.finish(completed=True, reason="all rounds are done")
+        # Last: a process that is started after a crash before it says farewell again to those who missed it.
+        self._happen(RunFinished(self._engine.other_traffic(), not_delivered))
+        failpoint("scheduler.run.after_finish")
 
     def _begin(self, model: Tensors) -> Tensors:
         """Wait for clients and begin with the initial model, or go on where another process stopped."""
@@ -160,6 +165,8 @@ class Scheduler:
             self._tell(lambda observer: observer.round_finished(newest.round, model))
         if state.failed_attempts:
             self._downlink.forget(codes=state.codes)
+        if state.ended is not None:
+            return model
         self._recalled = dict(state.open.outcomes) if state.open is not None else {}
         self._engine.remember(state.replied)
         if not state.has_started:
