@@ -17,6 +17,7 @@ from feddkd.engines.receipts import Receipts
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
@@ -172,6 +173,7 @@ class GrpcEngine(Engine):
                 begun.disconnected(client)
             else:
                 begun.connected(session, asked.get(client))
+        failpoint("engine.exchange.after_begin")
         outcome: Future[Outcome] = Future()
         begun.task = asyncio.create_task(self._complete(begun))
         # Not the task itself: one that is cancelled before it has started does nothing.
@@ -181,6 +183,7 @@ class GrpcEngine(Engine):
     async def _complete(self, begun: GrpcExchange) -> Outcome:
         """Wait for an exchange's outcome."""
         reduced = await begun.run()
+        failpoint("engine.exchange.before_outcome")
         return begun.close(reduced, {session.client_id for session in self._server.connected()})
 
     def _end(self, begun: GrpcExchange, task: asyncio.Task[Outcome], outcome: Future[Outcome]) -> None:
@@ -198,10 +201,11 @@ class GrpcEngine(Engine):
 
     async def _acknowledge(self, begun: GrpcExchange) -> None:
         self.check_aborted()
+        failpoint("engine.acknowledge.before")
         if any(self._of_client.get(client) is begun for client in begun.exchange.clients):
             self._release_clients(begun)
             for receipt in begun.receipts:
-                self._receipts.send(receipt, self._server.session(receipt.client))
+                self._receipts.send(receipt, self._server.session(receipt.client), _first_sent)
             self._receipts.answer_questions(self._server.session, self._current)
 
     def _release_clients(self, begun: GrpcExchange) -> None:
@@ -294,6 +298,10 @@ class PendingOutcome:
     def acknowledge(self) -> None:
         self.outcome()
         self._engine.acknowledge(self._begun)
+
+
+def _first_sent() -> None:
+    failpoint("engine.acknowledge.after_first")
 
 
 def _admission(config: Config) -> Admission:
