@@ -471,8 +471,8 @@ class EngineProxy(Engine):
     def states(self) -> ClientStates:
         return self.engine.states()
 
-    def finish(self, completed: bool, reason: str) -> None:
-        self.engine.finish(completed, reason)
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
+        self.engine.finish(completed, reason, paused)
 
 
 def run_in_process(

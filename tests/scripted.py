@@ -143,7 +143,7 @@ class ScriptedEngine(Engine):
         if self.aborted is not None:
             raise self.aborted
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         self.finished.append((completed, reason))
 
     def ids(self) -> list[tuple[int, str]]:

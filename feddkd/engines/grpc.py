@@ -121,11 +121,11 @@ class GrpcEngine(Engine):
         if not self._finished:
             self._server.call(self._abort())
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         if self._finished:
             return
         self._finished = True
-        self._server.call(self._finish(completed, reason)).result()
+        self._server.call(self._finish(completed, reason, paused)).result()
         self._server.stop(FAREWELL_GRACE_S)
         self._executor.shutdown()
         self._spool.close()
@@ -218,8 +218,8 @@ class GrpcEngine(Engine):
             if begun.task is not None:
                 begun.task.cancel()
 
-    async def _finish(self, completed: bool, reason: str) -> None:
-        message = farewell_message(completed, reason)
+    async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
+        message = farewell_message(completed, reason, paused)
         for session in self._server.connected():
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:

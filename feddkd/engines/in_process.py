@@ -114,7 +114,7 @@ class InProcessEngine(Engine):
         if self._aborted is not None:
             raise self._aborted
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         """Give back the memory and the temporary file; nobody has to be told."""
         self._finished = True
         self._spool.close()

@@ -129,5 +129,9 @@ class Engine(ABC):
         """Raise RunError if the run was aborted: for work between two exchanges. From any thread."""
 
     @abstractmethod
-    def finish(self, completed: bool, reason: str) -> None:
-        """Tell the clients that the run is over and why, and let them go; doing it again does nothing."""
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
+        """Tell the clients that the run is over and why, and let them go; doing it again does nothing.
+
+        Args:
+            paused: the run is not over: clients keep what they have in hand, and come back to the next server.
+        """

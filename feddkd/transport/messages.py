@@ -207,8 +207,10 @@ def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
     return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange), offset=offset)).SerializeToString()
 
 
-def farewell_message(completed: bool, reason: str) -> bytes:
-    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=_sendable(reason))).SerializeToString()
+def farewell_message(completed: bool, reason: str, paused: bool = False) -> bytes:
+    """Say that the run is over, or, if it is `paused`, that the server goes and will come back."""
+    farewell = pb.Farewell(completed=completed, reason=_sendable(reason), paused=paused)
+    return pb.ParticipateResponse(farewell=farewell).SerializeToString()
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:

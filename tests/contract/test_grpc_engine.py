@@ -551,8 +551,8 @@ def test_an_abort_ends_an_exchange_in_the_middle_of_an_upload(scene: Scene) -> N
     scene.engine.abort("the operator stopped it")
     with pytest.raises(RunError, match=r"^the operator stopped it$"):
         waiting.result()
-    finishing = scene.server.background(lambda: scene.engine.finish(False, "stopped"))
-    assert hand.response().farewell == pb.Farewell(completed=False, reason="stopped")
+    finishing = scene.server.background(lambda: scene.engine.finish(False, "stopped", paused=True))
+    assert hand.response().farewell == pb.Farewell(completed=False, reason="stopped", paused=True)
     hand.hang_up()
     finishing.result()
 
