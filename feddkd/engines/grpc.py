@@ -15,6 +15,7 @@ from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.receipts import Receipts
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
+from feddkd.engines.traffic_mark import TrafficMark
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
@@ -40,15 +41,35 @@ class GrpcEngine(Engine):
     the client takes part in.
     """
 
-    def __init__(self, config: Config, run_id: str, model_schema: Schema, spool_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_id: str,
+        model_schema: Schema,
+        spool_folder: Path | None = None,
+        *,
+        mark: Path | None = None,
+        incarnation: int = 1,
+    ) -> None:
         """Prepare to serve a run.
 
         Args:
             spool_folder: where contributions go that do not fit into `transport.staging_bytes`.
+            mark: the file that keeps the wire bytes beyond this process, a `TrafficMark`; None to keep them nowhere.
+            incarnation: counts the processes of the run's server; clients do not go back to an earlier one.
+
+        Raises:
+            StateError: the mark cannot be made.
         """
         self._config = config
-        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared_toml(), model=schema_to_message(model_schema))
-        self.other = Meter()
+        manifest = pb.Manifest(
+            run_id=run_id,
+            config_toml=config.shared_toml(),
+            model=schema_to_message(model_schema),
+            incarnation=incarnation,
+        )
+        self._mark = TrafficMark(mark) if mark is not None else None
+        self.other = Meter(mirror=self._mark.other if self._mark is not None else None)
         self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
         self._open: set[GrpcExchange] = set()
         self._of_client: dict[str, GrpcExchange] = {}
@@ -164,7 +185,8 @@ class GrpcEngine(Engine):
         sessions = {client: self._server.session(client) for client in exchange.clients}
         holdout = self._config.data.holdout
         limits = {client: max_evaluated(session.counts.labelled, holdout) for client, session in sessions.items() if session is not None}
-        begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
+        meter = self._meter(exchange.id)
+        begun = GrpcExchange(exchange, meter, self._spool, self._executor, self._config.transport.chunk_bytes, limits)
         self._open.add(begun)
         asked = self._receipts.begin(exchange.clients)
         self._of_client.update(dict.fromkeys(exchange.clients, begun))
@@ -179,6 +201,14 @@ class GrpcEngine(Engine):
         # Not the task itself: one that is cancelled before it has started does nothing.
         begun.task.add_done_callback(lambda task: self._end(begun, task, outcome))
         return begun, outcome
+
+    def _meter(self, exchange: ExchangeId) -> Meter:
+        """Count the messages of an exchange that begins."""
+        if self._mark is None:
+            return Meter(self.other)
+        if not self._of_client:  # none is open
+            self._mark.begin(exchange)
+        return Meter(self.other, self._mark.open)
 
     async def _complete(self, begun: GrpcExchange) -> Outcome:
         """Wait for an exchange's outcome."""
