@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from harness import RUN_ID, HandClient, Server, answer_frames, exchange_of, filled, serving, small_config, until
@@ -16,7 +17,7 @@ from feddkd.compression.codecs import find
 from feddkd.engines.forms import Forms
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.traffic_mark import Marked, TrafficMark
-from feddkd.errors import RunError
+from feddkd.errors import RunError, StateError
 from feddkd.exchange import Exchange, ExchangeId
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.traffic import Traffic
@@ -215,6 +216,25 @@ def test_the_mark_has_every_byte_on_the_wire(scene: Scene, tmp_path: Path) -> No
     assert found is not None
     assert found.exchange == numbered(4).id
     assert found.open.wire_bytes == sum(traffic.wire_bytes for traffic in traffics)
+
+
+def test_an_id_belongs_to_the_client_that_had_it_before(scene: Scene) -> None:
+    scene.client().hang_up()
+    owners = scene.engine.owners()
+    assert list(owners) == ["hand"]
+    engine = GrpcEngine(small_config(), RUN_ID, FLOATS, incarnation=4, owners=owners)
+    with serving(engine=engine) as server, HandClient(server.address, "hand") as hand:
+        assert engine.owners() == owners  # it may be killed before anybody has come back
+        with pytest.raises(grpc.RpcError, match=r"the id is free in \d+ s"):
+            hand.join(instance="an impostor")
+        hand.connect()
+        assert engine.wait_for(["hand"], 1000.0)
+        assert engine.owners() == owners
+
+
+def test_an_owner_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(StateError, match=r"^'nobody' does not name the owner of a client id$"):
+        GrpcEngine(small_config(), RUN_ID, FLOATS, owners={"hand": "nobody"})
 
 
 # Who is there.
