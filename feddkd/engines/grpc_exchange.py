@@ -17,6 +17,7 @@ from feddkd.engines.spool import Spool
 from feddkd.engines.useful import useful_traffic
 from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
@@ -201,6 +202,7 @@ class GrpcExchange:
         self._store(session, arrival)
 
     def _store(self, session: Session, arrival: Arrival) -> None:
+        failpoint("engine.reply.after_chunk")
         try:
             self._settle(session, self._collection.store(arrival, self._now()))
         except StateError as error:

@@ -23,6 +23,7 @@ from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.useful import useful_traffic
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter, Traffic
@@ -87,6 +88,7 @@ class InProcessEngine(Engine):
         collection = Collection(exchange, self._spool, chunk_bytes=self._chunk_bytes, now=NOW, max_evaluated=limits)
         begun = InProcessExchange(self, collection, self._chunk_bytes)
         self._open.update(dict.fromkeys(exchange.clients, begun))
+        failpoint("engine.exchange.after_begin")
         return begun
 
     def other_traffic(self) -> Traffic:
@@ -183,10 +185,12 @@ class InProcessExchange:
 
     def acknowledge(self) -> None:
         replies = self.outcome().replies
+        failpoint("engine.acknowledge.before")
         if self._is_open:
             self._release()
             for client in self.exchange.clients:
                 self._engine.settle(client, counted=client in replies)
+                failpoint("engine.acknowledge.after_first")
 
     def _release(self) -> None:
         self._is_open = False
@@ -205,6 +209,7 @@ class InProcessExchange:
         while not self._collection.settled:  # clients that are not here
             self._collection.expire(self._collection.next_expiry())
         reduced, fault = self._reduce(fold) if fold is not None else (None, "")
+        failpoint("engine.exchange.before_outcome")
         for client, judgement in self._collection.judgements():
             if self._engine.has(client):
                 self._tell(judgement)
@@ -255,6 +260,7 @@ class InProcessExchange:
                     arrival.write()
                     # Never refused: only an upload that was interrupted is looked at again.
                     self._collection.store(arrival, NOW)
+                    failpoint("engine.reply.after_chunk")
                 case Judgement() as judgement:
                     self._tell(judgement)
                     return

@@ -42,12 +42,13 @@ from harness import (
     filled,
     mean_of,
     small_config,
+    until,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feddkd import algorithms
+from feddkd import algorithms, failpoints
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Cohort, CohortAround
@@ -71,6 +72,7 @@ from feddkd.exchange import (
     Reply,
     Task,
 )
+from feddkd.failpoints import FailpointError, planned
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
@@ -504,6 +506,40 @@ def test_nothing_is_acknowledged_after_an_abort(engine: EngineUnderTest) -> None
         stop(running)
         with pytest.raises(RunError, match=STOPPED):
             begun.acknowledge()
+
+
+class Visits:
+    """Stands in the place of a plan of failpoints, and writes down which are visited."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def visit(self, name: str) -> None:
+        self.names.append(name)
+
+
+@on_every_engine
+def test_every_engine_comes_to_the_same_failpoints(engine: EngineUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    visits, kept = Visits(), list[int]()
+    monkeypatch.setattr(failpoints, "_plan", visits)
+    with engine.running(HONEST) as running:
+        running.carry_out(exchange_of(WEIGHTS, PAYLOAD), lambda _: kept.append(len(visits.names)))
+        acknowledged = ["engine.acknowledge.before", *["engine.acknowledge.after_first"] * 3]
+        until(lambda: len(visits.names) == kept[0] + len(acknowledged))  # the receipts are written soon after
+    chunks = ["engine.reply.after_chunk"] * 3 * Payload(PAYLOAD, 1 << 20).num_frames
+    assert visits.names[: kept[0]] == ["engine.exchange.after_begin", *chunks, "engine.exchange.before_outcome"]
+    assert visits.names[kept[0] :] == acknowledged
+
+
+@on_every_engine
+def test_a_crash_before_the_acknowledgement_tells_nobody(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.outcome()
+        with planned("engine.acknowledge.before=raise"), pytest.raises(FailpointError):
+            begun.acknowledge()
+        begun.acknowledge()
+        check_usable(running)
 
 
 # Clients that fail.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from harness import RUN_ID, HandClient, Server, answer_frames, exchange_of, filled, serving, small_config, until
@@ -14,7 +16,8 @@ from feddkd.compression.broadcaster import Broadcaster
 from feddkd.compression.codecs import find
 from feddkd.engines.forms import Forms
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.errors import RunError
+from feddkd.engines.traffic_mark import Marked, TrafficMark
+from feddkd.errors import RunError, StateError
 from feddkd.exchange import Exchange, ExchangeId
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.traffic import Traffic
@@ -59,8 +62,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
-    engine = GrpcEngine(small_config(f"transport.chunk_bytes={CHUNK}"), RUN_ID, FLOATS)
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    config = small_config(f"transport.chunk_bytes={CHUNK}")
+    engine = GrpcEngine(config, RUN_ID, FLOATS, mark=tmp_path / "mark", incarnation=3)
     with serving(engine=engine) as server:
         scene = Scene(server, engine)
         yield scene
@@ -179,6 +183,58 @@ def test_who_asked_and_has_gone_is_not_answered(scene: Scene) -> None:
 def test_an_exchange_of_another_run_never_opens_again(scene: Scene) -> None:
     hand = scene.client(holding=replace(holding(numbered(3)), exchange=ExchangeId("another", 1, 0, "local_train", 3)))
     assert hand.receipt().verdict == Verdict.VERDICT_FAILED_PRECONDITION
+
+
+# What the next process finds.
+
+
+def test_the_manifest_says_which_process_it_is(scene: Scene) -> None:
+    with HandClient(scene.server.address, "hand") as hand:
+        assert hand.join().manifest.incarnation == 3
+
+
+def test_the_mark_has_every_byte_on_the_wire(scene: Scene, tmp_path: Path) -> None:
+    def marked() -> Marked | None:
+        return TrafficMark.read(tmp_path / "mark")
+
+    hand, other = scene.client(), scene.client("other")
+    assert marked() == Marked(None, Traffic(), scene.engine.other_traffic())
+    exchange = numbered(3, "hand", "other")
+    begun = scene.engine.begin(exchange)
+    for client in (hand, other):
+        client.send(*answer_frames(client.work()[0], MINE))
+    traffic = begun.outcome().traffic
+    expected = Traffic(wire_bytes_down=traffic.wire_bytes_down, wire_bytes_up=traffic.wire_bytes_up)
+    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic())
+    begun.acknowledge()
+    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic())  # until the next one begins
+    several = [scene.engine.begin(numbered(step, client)) for step, client in ((4, "hand"), (5, "other"))]
+    for client in (hand, other):
+        client.send(failure_message(id_from_message(client.work()[0].id), "enough"))
+    traffics = [each.outcome().traffic for each in several]
+    found = marked()
+    assert found is not None
+    assert found.exchange == numbered(4).id
+    assert found.open.wire_bytes == sum(traffic.wire_bytes for traffic in traffics)
+
+
+def test_an_id_belongs_to_the_client_that_had_it_before(scene: Scene) -> None:
+    scene.client().hang_up()
+    owners = scene.engine.owners()
+    assert list(owners) == ["hand"]
+    engine = GrpcEngine(small_config(), RUN_ID, FLOATS, incarnation=4, owners=owners)
+    with serving(engine=engine) as server, HandClient(server.address, "hand") as hand:
+        assert engine.owners() == owners  # it may be killed before anybody has come back
+        with pytest.raises(grpc.RpcError, match=r"the id is free in \d+ s"):
+            hand.join(instance="an impostor")
+        hand.connect()
+        assert engine.wait_for(["hand"], 1000.0)
+        assert engine.owners() == owners
+
+
+def test_an_owner_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(StateError, match=r"^'nobody' does not name the owner of a client id$"):
+        GrpcEngine(small_config(), RUN_ID, FLOATS, owners={"hand": "nobody"})
 
 
 # Who is there.

@@ -265,7 +265,7 @@ def test_a_client_that_restarts_while_it_replies_to_a_broadcast_without_bytes_st
             assert work.payload.size_bytes == 0
             header, first, *_ = answer_frames(work, filled(SCHEMA, 2))
             before.send(header, first)
-            until(lambda: server.engine._of_client["hand"]._collection.contributions["hand"].received_bytes > 0)
+            until(lambda: server.engine.of_client["hand"]._collection.contributions["hand"].received_bytes > 0)
         with HandClient(server.address) as after:
             after.connect()
             response = after.response()
