@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import logging
 import signal
 import sys
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from feddkd.client.agent import Agent, Farewell, Membership
+from feddkd.client.agent import Agent, Farewell
+from feddkd.client.membership import Membership
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import TaskRunner
@@ -109,8 +111,9 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
         StateError: a state directory cannot be used.
     """
     known = ServerConfig(config.shared_toml())
+    computes_with = hashlib.sha256(config.to_toml().encode()).hexdigest()
     states = {client: StateDir(state / client, client) for client in clients}
-    return {client: Membership(own.instance_id, known, own, outlives_pause=False) for client, own in states.items()}
+    return {client: Membership(own.instance_id, known, own, computes_with, outlives_pause=False) for client, own in states.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

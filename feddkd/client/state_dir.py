@@ -150,6 +150,7 @@ class StateDir:
                 _sync(partial)
             failpoint("client.state.before_rename")
             partial.replace(final)
+            failpoint("client.state.after_rename")
             if durable:
                 _sync(self.path)
         except (OSError, SafetensorError) as error:
@@ -182,6 +183,23 @@ class StateDir:
     def read(self, name: str) -> StoredTensors | None:
         """Read `name` with its label; None if it was never written, or is damaged. Raises StateError if it cannot be read."""
         return self._read(name, read_tensors)
+
+    def rename(self, name: str, other: str) -> None:
+        """Put `name` in the place of `other`, in one step; a power failure does not undo it. Raises StateError."""
+        file = self._file(name)
+        try:
+            file.replace(self._file(other))
+            _sync(self.path)
+        except OSError as error:
+            raise StateError(f"cannot rename {file}: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove `name` if it is there. Raises StateError."""
+        file = self._file(name)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot remove {file}: {error.strerror}") from error
 
     def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
         file = self._file(name)
