@@ -44,8 +44,13 @@ class Held:
         """Take in which exchange begins: another attempt at its round starts from what was left before the round.
 
         A reply of which nothing was heard did not count, so a later receipt must not settle it.
+
+        Raises:
+            StateError: what an earlier process left cannot be read.
         """
         self._unsettled = None
+        if self._stored is not None and (exchange.round, exchange.attempt) != (self._exchange.round, self._exchange.attempt):
+            self._stored.enter(exchange)
         if exchange.round != self._exchange.round:
             self._at_start = dict(self._leftovers)
         elif exchange.attempt != self._exchange.attempt:

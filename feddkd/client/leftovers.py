@@ -10,6 +10,7 @@ from feddkd.client.state_dir import StateDir
 from feddkd.exchange import ExchangeId
 from feddkd.tensors import Tensors
 
+PREFIX = "leftover-"
 SLOTS = ("even", "odd")
 _PLAIN = re.compile(r"[a-z0-9_-]{1,64}")
 
@@ -25,17 +26,29 @@ class Leftovers:
         self._state = state
         self._run_id = run_id
 
+    def enter(self, exchange: ExchangeId) -> None:
+        """Remove what other attempts at this round, and other runs, left over: nothing begins from that any more.
+
+        Raises:
+            StateError: it cannot be read or removed.
+        """
+        for name in self._state.names(PREFIX):
+            stored = exchange_of(self._state, name)
+            if stored is None or not self._is_valid(stored, exchange):
+                self._state.remove(name)
+
+    def _is_valid(self, stored: ExchangeId, now: ExchangeId) -> bool:
+        return stored.run_id == self._run_id and (stored.round != now.round or stored.attempt == now.attempt)
+
     def find(self, exchange: ExchangeId) -> Tensors | None:
         """Load what is left over from this attempt at a round, or else from the round before; None if nothing is.
+
+        The attempt must have been entered.
 
         Raises:
             StateError: it cannot be read.
         """
-        rounds = {}
-        for slot, stored in self._stored(exchange.name).items():
-            same_attempt = (stored.round, stored.attempt) == (exchange.round, exchange.attempt)
-            if stored.round < exchange.round or same_attempt:
-                rounds[stored.round] = slot
+        rounds = {stored.round: slot for slot, stored in self._stored(exchange.name).items() if stored.round <= exchange.round}
         stored_reply = read_reply(self._state, rounds[max(rounds)]) if rounds else None
         return stored_reply.reply.leftover if stored_reply is not None else None
 
@@ -54,4 +67,4 @@ class Leftovers:
 def _slots(name: str) -> tuple[str, ...]:
     """Name the files of an exchange's name, which may hold what no file name can."""
     safe = name if _PLAIN.fullmatch(name) else hashlib.sha256(name.encode()).hexdigest()[:16]
-    return tuple(f"leftover-{safe}-{slot}" for slot in SLOTS)
+    return tuple(f"{PREFIX}{safe}-{slot}" for slot in SLOTS)
