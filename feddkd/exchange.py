@@ -314,6 +314,8 @@ class Outcome:
         replies: the numbers of those who replied, in client order; without their contributions.
         missing: why each of the others did not, in client order.
         traffic: bytes that crossed the network for it.
+        useful: the part of its bytes on the wire that a network without faults and stragglers would have moved for
+            those who replied: broadcast, reply and receipt of each, once. Payloads are not counted.
         seconds: from the broadcast until it was reduced.
         decode_s: seconds that the server spent on decoding contributions.
         fault: why there is no reduction although clients replied; empty if there is one.
@@ -326,6 +328,7 @@ class Outcome:
     seconds: float
     fault: str = ""
     decode_s: float = 0.0
+    useful: Traffic = field(default_factory=Traffic)
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Weighted mean of the clients' losses, or None if no client reported one."""

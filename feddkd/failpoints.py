@@ -35,6 +35,11 @@ from feddkd.errors import ConfigError
 VARIABLE = "FEDDKD_FAILPOINTS"
 
 SERVER_FAILPOINTS: tuple[str, ...] = (
+    "engine.exchange.after_begin",
+    "engine.reply.after_chunk",
+    "engine.exchange.before_outcome",
+    "engine.acknowledge.before",
+    "engine.acknowledge.after_first",
     "journal.append.before_write",
     "journal.append.before_fsync",
     "journal.append.after_fsync",

@@ -66,6 +66,9 @@ class Done:
     def outcome(self) -> Outcome:
         return self._outcome
 
+    def acknowledge(self) -> None:
+        """Nobody is told anything."""
+
 
 Moment = tuple[int, int, str]
 """Round, attempt and exchange."""

@@ -23,6 +23,7 @@ class Forms:
         self._chunk_bytes = chunk_bytes
         self._whole: Payload | None = None
         self._step: Payload | None = None
+        self._message_bytes: dict[str, int] = {}
 
     def is_step(self, client: str) -> bool:
         """Whether a client receives a step."""
@@ -64,13 +65,24 @@ class Forms:
         encoding = Encoding(exchange.payload.schema, self._chunk_bytes, Coding(zstd=exchange.zstd))
         return Payload.of(encoding.encode(exchange.payload), shared=self._shared)
 
+    def is_whole(self, client: str, digest: bytes) -> bool:
+        """Whether a client that is to receive a step has the model that is sent to those who lack its base."""
+        if not self.is_step(client):
+            return False
+        self._whole = self._whole or self._whole_payload()
+        return self._whole.header.digest == digest
+
+    def sent_bytes(self, client: str) -> int:
+        """Size of the messages that bring the broadcast to a client, each counted once, as it was last announced."""
+        return self._message_bytes[client] + self.payload(client).frames_bytes
+
     def message(self, client: str) -> bytes:
         """What precedes it."""
         exchange = self._exchange
         replica = None
         if exchange.broadcast is not None:
             replica = replica_message(exchange.broadcast, whole=not self.is_step(client))
-        return work_message(
+        message = work_message(
             exchange.id,
             self.payload(client),
             evaluate=exchange.evaluate,
@@ -78,3 +90,5 @@ class Forms:
             replica=replica,
             reply_coding=exchange.reply_coding(client),
         )
+        self._message_bytes[client] = len(message)
+        return message

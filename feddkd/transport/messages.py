@@ -104,6 +104,14 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     return pb.ParticipateRequest(answer=answer).SerializeToString()
 
 
+def answer_message_bytes(answer: pb.Answer) -> int:
+    """Size of an answer's message as a client sends it first, in bytes; one that is sent again names its content."""
+    first = pb.ParticipateRequest(answer=answer)
+    if answer.payload.content_sha256:
+        first.answer.payload.ClearField("content_sha256")
+    return first.ByteSize()
+
+
 def repeated_answer_message(message: bytes, payload: Payload) -> bytes:
     """An answer that is sent again: it names its content, so that the server can tell whether it is the same."""
     request = pb.ParticipateRequest.FromString(message)

@@ -132,6 +132,11 @@ class FederationServer:
         """
         return self._sessions.present(self._loop.time() - grace_s)
 
+    def last_heard(self) -> dict[str, float]:
+        """Return how many seconds ago each client was heard, in client order. From any thread."""
+        now = self._loop.time()
+        return {session.client_id: session.silent_s(now) for session in self.sessions()}
+
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))

@@ -79,8 +79,9 @@ class Session:
             self.stream.send_work(outgoing)
 
     def silent_s(self, now: float) -> float:
-        """Seconds since the client was heard."""
-        return now - self.heard_at if self.stream is None else self.stream.silent_s(now)
+        """Seconds since the client was heard. From any thread."""
+        stream = self.stream
+        return now - self.heard_at if stream is None else stream.silent_s(now)
 
     @property
     def hold_s(self) -> float:

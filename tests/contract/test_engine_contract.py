@@ -75,6 +75,7 @@ from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 from feddkd.transport.payload import Payload
 
 _T = TypeVar("_T")
@@ -306,7 +307,7 @@ def test_payloads_may_be_empty(engine: EngineUnderTest) -> None:
 @on_every_engine
 def test_an_exchange_of_nobody_has_an_outcome(engine: EngineUnderTest) -> None:
     outcome = agreed(engine, exchange_of([], PAYLOAD), HONEST)
-    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, "")
+    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "")
     assert outcome.traffic.wire_bytes == 0
 
 
@@ -352,6 +353,24 @@ def test_no_client_can_touch_the_broadcast_of_another(engine: EngineUnderTest) -
 
 
 @on_every_engine
+def test_without_faults_every_byte_on_the_wire_is_useful(engine: EngineUnderTest) -> None:
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST)
+    assert (outcome.useful.wire_bytes_down, outcome.useful.wire_bytes_up) == (
+        outcome.traffic.wire_bytes_down,
+        outcome.traffic.wire_bytes_up,
+    )
+
+
+@on_every_engine
+def test_what_is_moved_for_clients_that_do_not_count_is_of_no_use(engine: EngineUnderTest) -> None:
+    bad = raising(ClientError("not today"))
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST | {"b": bad})
+    without = agreed(engine, exchange_of({"a": 3.0, "c": 7.0}, PAYLOAD), HONEST)
+    assert outcome.useful == without.useful
+    assert outcome.traffic.wire_bytes > outcome.useful.wire_bytes
+
+
+@on_every_engine
 def test_equal_exchanges_have_equal_outcomes(engine: EngineUnderTest) -> None:
     good, bad = filled(FLOATS, 1), filled(FLOATS, 2)
     bad["w"][0, 0] = math.nan
@@ -385,6 +404,8 @@ def test_exchanges_of_one_name_may_be_open_with_different_clients(engine: Engine
     with engine.running(HONEST) as running:
         begun = [running.begin(first), running.begin(second)]
         outcomes = [each.outcome() for each in begun]
+        for each in begun:
+            each.acknowledge()
         check_usable(running)
     assert [list(outcome.replies) for outcome in outcomes] == [["a"], ["b", "c"]]
 
@@ -406,6 +427,9 @@ def test_a_client_takes_part_in_one_open_exchange_at_a_time(engine: EngineUnderT
         go.set()
         assert list(first.outcome().replies) == ["a", "b"]
         assert list(second.outcome().replies) == ["c"]
+        with pytest.raises(ValueError, match=busy):
+            running.begin(numbered(3, "a"))  # nobody has been told of the first
+        first.acknowledge()
         assert running.begin(numbered(3, "a")).outcome().missing == {}
 
 
@@ -414,8 +438,72 @@ def test_an_outcome_may_be_asked_for_again(engine: EngineUnderTest) -> None:
     with engine.running(HONEST) as running:
         begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
         first = begun.outcome()
+        begun.acknowledge()
         running.carry_out(numbered(1, *WEIGHTS))
         assert begun.outcome() is first
+
+
+# Receipts.
+
+
+@on_every_engine
+def test_an_outcome_is_kept_before_any_client_is_told(engine: EngineUnderTest) -> None:
+    """Until then every client has its reply: it is in no exchange but this one."""
+    kept: list[Outcome] = []
+    with engine.running(HONEST) as running:
+
+        def keep(outcome: Outcome) -> None:
+            kept.append(outcome)
+            with pytest.raises(ValueError, match=r"^c takes part in"):
+                running.begin(numbered(1, "c"))
+
+        outcome = running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        assert kept == [outcome]
+        check_usable(running)
+
+
+@on_every_engine
+def test_what_cannot_be_kept_is_not_acknowledged(engine: EngineUnderTest) -> None:
+    def keep(_: Outcome) -> None:
+        raise StateError("the disk is full")
+
+    with engine.running(HONEST) as running:
+        with pytest.raises(StateError, match=r"^the disk is full$"):
+            running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        with pytest.raises(ValueError, match=r"^a takes part in"):
+            running.begin(numbered(1, "a"))
+
+
+@on_every_engine
+def test_an_exchange_that_is_acknowledged_again_tells_nobody_anything(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(numbered(1, *WEIGHTS))
+        traffic = begun.outcome().traffic
+        other = running.other_traffic()
+        begun.acknowledge()
+        following = running.begin(numbered(2, *WEIGHTS))
+        begun.acknowledge()
+        assert running.other_traffic() == other  # the receipts were counted with the exchange
+        assert following.outcome().traffic == traffic
+
+
+@on_every_engine
+def test_an_acknowledgement_waits_for_the_outcome(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.acknowledge()
+        assert list(begun.outcome().replies) == list(WEIGHTS)
+        check_usable(running)
+
+
+@on_every_engine
+def test_nothing_is_acknowledged_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.outcome()
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            begun.acknowledge()
 
 
 # Clients that fail.
@@ -896,6 +984,19 @@ def test_a_client_with_a_reply_to_send_is_counted_as_working(engine: EngineUnder
             go.set()
             waiting.result()
         assert running.states() == ClientStates(connected=3)
+
+
+@on_every_engine
+def test_who_is_there_can_be_asked_by_name_and_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        assert running.wait_for(["a", "c"], 0.0)
+        assert not running.wait_for(["a", "stranger"], 0.0)
+        running.remember({})
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            running.wait_for(["a"], 0.0)
+        assert list(running.last_heard()) == list(WEIGHTS)
+        assert running.waiting_for() == []
 
 
 @on_every_engine

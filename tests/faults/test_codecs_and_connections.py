@@ -40,7 +40,7 @@ from feddkd.compression.encoding import Encoding
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing, Exchange, Outcome, Reply, Task
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, Keep
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.payload import Payload
@@ -183,10 +183,10 @@ class Interrupted(EngineProxy):
         self._moment = moment
         self._act = act
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
         if (exchange.id.name, exchange.id.round, exchange.id.step) == (self._moment.exchange, self._moment.round, self._moment.step):
             self._act()
-        return super().carry_out(exchange)
+        return super().carry_out(exchange, keep)
 
 
 @pytest.mark.parametrize("start", ["average", "previous"])
