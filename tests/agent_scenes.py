@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 from hand_server import HandServer, HandStream
 
-from feddkd.client.agent import Agent, Farewell, Membership
+from feddkd.client.agent import Agent, Farewell
+from feddkd.client.membership import Membership
 from feddkd.client.work import TaskRunner
 from feddkd.transport.messages import farewell_message
 

@@ -20,7 +20,7 @@ from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model, make_evaluator, new_run_id, spent_before
+from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
 from feddkd.errors import StateError, StoppedError
 from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
 from feddkd.scheduler.downlink import Downlink, check_codecs
@@ -142,7 +142,7 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
 def _listening(config: Config, served: Served, schema: Schema, listening: Listening, state: ServerState) -> Iterator[GrpcEngine]:
     """Listen for clients, and write down how the run stands when that ends."""
     run_id = served.journal.run_id
-    engine = GrpcEngine(config, run_id, schema, served.folder)
+    engine = engine_of(config, served.journal, schema, served.folder)
     try:
         bound = engine.start(listening.host, listening.port, listening.credentials)
     except BaseException:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 from feddkd.client.state_dir import StateDir
-from feddkd.errors import UnreachableError
+from feddkd.errors import StateError, UnreachableError
 from feddkd.text import printable
+
+logger = logging.getLogger(__name__)
 
 SERVERS = "servers"
 """The file with the newest server of each of the last runs."""
@@ -42,7 +45,6 @@ class Fence:
 
         Raises:
             UnreachableError: another server has taken over this run.
-            StateError: it cannot be written down.
         """
         seen = self._seen.get(run_id, 0)
         if incarnation < seen:
@@ -55,8 +57,12 @@ class Fence:
         self._seen[run_id] = incarnation
         while len(self._seen) > RUNS_KEPT:
             del self._seen[next(iter(self._seen))]
-        if self._state is not None:
+        if self._state is None:
+            return
+        try:
             self._state.write_text(SERVERS, json.dumps(self._seen))
+        except StateError as error:
+            logger.warning("%s: if it ends now, it may work for a server that was replaced: %s", self._state.client_id, error)
 
 
 def _parse(text: str) -> dict[str, int]:

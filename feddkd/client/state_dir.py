@@ -56,13 +56,18 @@ class StateDir:
     that was never written.
     """
 
-    def __init__(self, path: Path, client_id: str) -> None:
+    def __init__(self, path: Path, client_id: str, *, durable: bool = True) -> None:
         """Make the directory if it is not there, lock it, write down whose it is, and set aside what is damaged.
+
+        Args:
+            durable: whether a power failure leaves what was saved. It takes some 10 ms each time; without it, only
+                the end of the process leaves it.
 
         Raises:
             StateError: it cannot be made or written, is another client's, or another process holds it.
         """
         self.path = path
+        self._durable = durable
         self.client_id = client_id
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -127,9 +132,9 @@ class StateDir:
             with os.fdopen(descriptor, "w", encoding="ascii") as opened:
                 opened.write(text + "\n")
                 opened.flush()
-                os.fsync(opened.fileno())
+                self._sync(partial)
             partial.replace(file)
-            _sync(self.path)
+            self._sync(self.path)
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
 
@@ -137,7 +142,7 @@ class StateDir:
         """Write `name`; whenever the process ends, there is either the old file or the new one.
 
         Args:
-            durable: it survives a power failure, too, once this returns.
+            durable: it survives a power failure, too, once this returns, if the directory is durable.
 
         Raises:
             StateError: it cannot be written.
@@ -147,11 +152,12 @@ class StateDir:
         try:
             write_tensors(partial, tensors, label)
             if durable:
-                _sync(partial)
+                self._sync(partial)
             failpoint("client.state.before_rename")
             partial.replace(final)
+            failpoint("client.state.after_rename")
             if durable:
-                _sync(self.path)
+                self._sync(self.path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -182,6 +188,27 @@ class StateDir:
     def read(self, name: str) -> StoredTensors | None:
         """Read `name` with its label; None if it was never written, or is damaged. Raises StateError if it cannot be read."""
         return self._read(name, read_tensors)
+
+    def names(self, prefix: str) -> list[str]:
+        """List what was saved under names that begin with `prefix`."""
+        return sorted(file.stem for file in self.path.glob(f"{prefix}*{SUFFIX}"))
+
+    def rename(self, name: str, other: str) -> None:
+        """Put `name` in the place of `other`, in one step; a power failure does not undo it. Raises StateError."""
+        file = self._file(name)
+        try:
+            file.replace(self._file(other))
+            self._sync(self.path)
+        except OSError as error:
+            raise StateError(f"cannot rename {file}: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove `name` if it is there. Raises StateError."""
+        file = self._file(name)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot remove {file}: {error.strerror}") from error
 
     def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
         file = self._file(name)
@@ -217,14 +244,15 @@ class StateDir:
             raise StateError(f"{file} is damaged, and cannot be set aside: {error.strerror}") from error
         return f"{file} is damaged ({damage}) and is now {aside}"
 
+    def _sync(self, path: Path) -> None:
+        """Write a file, or the names in a folder, through to the disk. Raises OSError."""
+        if not self._durable:
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _warn(self, found: Sequence[str]) -> None:
         logger.warning("%s: %s", self.client_id, "; ".join(map(printable, found)))
-
-
-def _sync(path: Path) -> None:
-    """Write a file, or the names in a folder, through to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

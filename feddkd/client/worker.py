@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import threading
 import time
 from collections.abc import Sequence
@@ -166,6 +167,14 @@ class Worker:
             else:
                 reply = self._reply(task)
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name what this client computes with, its configuration and its labels, by a SHA-256 in hexadecimal digits."""
+        digest = hashlib.sha256(self.site.config.to_toml().encode())
+        for examples in (self.site.examples, self.site.held_out):
+            digest.update(f"{len(examples)} ".encode() + examples.labels.numpy().tobytes())
+        return digest.hexdigest()
 
     def has_final_model(self, run_id: str) -> bool:
         """Whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""

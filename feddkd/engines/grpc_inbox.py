@@ -34,6 +34,9 @@ class ExchangeInbox:
         self.joined.set()
         begun = self.of_client.get(session.client_id)
         if begun is not None and begun.waits_for(session.client_id):
+            if holding is not None and holding.exchange != begun.exchange.id:
+                # Before the work: what a codec left out of a reply that counted is added to the next one.
+                self.receipts.repeat(session, holding.exchange, begun.exchange.id)
             begun.connected(session, holding)
         elif begun is not None and holding is not None and holding.exchange == begun.exchange.id:
             begun.reconnected(session)

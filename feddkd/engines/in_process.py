@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from feddkd.client.held import Held
-from feddkd.client.work import KeptReply, TaskRunner, Work
+from feddkd.client.kept_reply import KeptReply
+from feddkd.client.work import TaskRunner, Work
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms

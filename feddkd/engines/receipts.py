@@ -94,6 +94,16 @@ class Receipts:
             if session is not None and self.answer(session, holding.exchange, current_of(client)):
                 del self._questions[client]
 
+    def repeat(self, session: Session, exchange: ExchangeId, current: ExchangeId) -> None:
+        """Say again what became of a reply, if it is the last one that this client was told of.
+
+        Args:
+            current: the exchange that is open for this client.
+        """
+        told = self._told.get(session.client_id)
+        if told is not None and told.exchange == exchange:
+            self.answer(session, exchange, current)
+
     def answer(self, session: Session, exchange: ExchangeId, current: ExchangeId | None) -> bool:
         """Say what became of a reply to an exchange that is not open.
 

@@ -23,23 +23,28 @@ from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
+from feddkd.engines.traffic_mark import TrafficMark
 from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
-from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.recovery import Spent, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
-from feddkd.tensors import Tensors
+from feddkd.scheduler.state import fold
+from feddkd.tensors import Schema, Tensors
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["grpc", "in-process"]
 LOOPBACK = "127.0.0.1"
+
+TRAFFIC_MARK = "traffic"
+"""File in a run's folder with the wire bytes that its server has counted."""
 
 
 def new_run_id() -> str:
@@ -69,7 +74,19 @@ def make_evaluator(config: Config) -> Evaluator | None:
 
 def spent_before(folder: Path) -> Spent | None:
     """What an earlier process of the run in this folder had counted when it ended; None if it left no word."""
-    return None
+    marked = TrafficMark.read(folder / TRAFFIC_MARK)
+    return Spent(*marked) if marked is not None else None
+
+
+def engine_of(config: Config, journal: Journal, model_schema: Schema, folder: Path) -> GrpcEngine:
+    """Prepare the server of a run, as the process that its journal counts.
+
+    Args:
+        folder: of the run: what does not fit into memory goes there, and the mark of the bytes on the wire.
+    """
+    state = fold(journal.entries, journal.run_id, config.scheduler.quorum)
+    mark = None if isinstance(journal, NoJournal) else folder / TRAFFIC_MARK
+    return GrpcEngine(config, journal.run_id, model_schema, folder, mark=mark, incarnation=state.incarnation, owners=state.owners)
 
 
 def run_federation(
@@ -131,7 +148,7 @@ def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, 
         with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
             yield local
         return
-    engine = GrpcEngine(config, journal.run_id, model.schema, out)
+    engine = engine_of(config, journal, model.schema, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:

@@ -112,6 +112,10 @@ class Engine(ABC):
     def states(self) -> ClientStates:
         """How many clients are in which state now. From any thread."""
 
+    def owners(self) -> Mapping[str, str]:
+        """What proves who owns which client id, never the secret itself; another process of the server needs it."""
+        return {}
+
     def last_heard(self) -> Mapping[str, float]:
         """How many seconds ago each client that has joined was heard, by id. From any thread."""
         return {}

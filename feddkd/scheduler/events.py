@@ -23,10 +23,12 @@ class RunStarted:
     Attributes:
         available: the clients that are there.
         rounds: how many are planned.
+        owners: what proves who owns which client id.
     """
 
     rounds: int
     available: Counts
+    owners: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["run_started"] = "run_started"
 
 
@@ -60,6 +62,7 @@ class RoundStarted:
         cohort: the clients that were drawn for it.
         available: all that were there.
         codes: broadcasts that were encoded before it: their number seeds the next one.
+        owners: what proves who owns which client id, of clients that no event before has named.
     """
 
     round: int
@@ -67,6 +70,7 @@ class RoundStarted:
     cohort: Counts
     available: Counts
     codes: int = 0
+    owners: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["round_started"] = "round_started"
 
 

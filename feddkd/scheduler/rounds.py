@@ -143,7 +143,7 @@ class Scheduler:
         """Wait for clients and begin with the initial model, or go on where another process stopped."""
         if not self._journal.entries:
             self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
-            self._happen(RunStarted(self._config.rounds, self._engine.clients()))
+            self._happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
             return model
         for entry in self._journal.entries:
             for told in self._state.apply(entry):
@@ -171,7 +171,7 @@ class Scheduler:
         self._engine.remember(state.replied)
         if not state.has_started:
             self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
-            self._happen(RunStarted(self._config.rounds, self._engine.clients()))
+            self._happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
         else:
             self._engine.wait_for(sorted(state.members), self._config.scheduler.resume_grace_s)
         return model
@@ -292,12 +292,17 @@ class Scheduler:
             available = self._engine.clients()
             chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
             counts = {client: available[client] for client in chosen}
-            self._happen(RoundStarted(number, attempt, counts, available, self._downlink.codes))
+            self._happen(RoundStarted(number, attempt, counts, available, self._downlink.codes, self._new_owners()))
             begun = self._state.open
             assert begun is not None
         self._warn_of_large_clients(plan, begun.available)
         attempt_id = Attempt(self._state.run_id, number, begun.attempt)
         return self._cohort(attempt_id, begun.cohort, begun.available, plan, min_clients=config.quorum), begun.available
+
+    def _new_owners(self) -> dict[str, str]:
+        """What proves who owns an id, of clients that are not in the journal yet."""
+        known = self._state.owners
+        return {client: owner for client, owner in self._engine.owners().items() if known.get(client) != owner}
 
     def _cohort(
         self,

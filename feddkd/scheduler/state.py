@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
@@ -63,6 +63,7 @@ class RunState:
         ended: the last event of a finished run.
         tally: what adds up over the run.
         known_clients: the examples of each client that was there, as it said last.
+        owners: what proves who owns which client id.
         label_doubts: sites whose labels may be wrong.
         replied: the last exchange that each client's reply counted in.
         incarnation: counts the processes of the run.
@@ -88,6 +89,7 @@ class RunState:
         self.ended: RunFinished | None = None
         self.tally = RunTally()
         self.known_clients: dict[str, ExampleCounts] = {}
+        self.owners: dict[str, str] = {}
         self.label_doubts = LabelDoubts()
         self.replied: dict[str, ExchangeId] = {}
         self.incarnation = 1
@@ -119,6 +121,7 @@ class RunState:
         match event:
             case RunStarted():
                 self.has_started, self.rounds = True, event.rounds
+                self.owners.update(event.owners)
                 yield from self._see_clients(event.available)
                 yield lambda observer: observer.run_started(self.run_id, event.rounds)
             case Resumed():
@@ -163,6 +166,7 @@ class RunState:
             self._round_tally = RoundTally()
         self.open = OpenAttempt(event.attempt, event.cohort, event.available)
         self.codes = event.codes
+        self.owners.update(event.owners)
         self._members = set(event.cohort)
         yield from self._see_clients(event.available)
         yield lambda observer: observer.round_started(event.round, event.attempt, len(event.cohort))
@@ -232,7 +236,7 @@ class RunState:
         yield lambda observer: observer.round_done(record)
 
 
-def fold(entries: list[Entry], run_id: str, quorum: int) -> RunState:
+def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:
     """Fold all events of a run, and tell nobody."""
     state = RunState(run_id, quorum)
     for entry in entries:

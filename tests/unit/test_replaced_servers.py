@@ -14,8 +14,9 @@ from hand_server import broadcast, on_loop
 from harness import SCHEMA, answering, filled
 
 from feddkd.client import backoff
-from feddkd.client.agent import Farewell, Membership
+from feddkd.client.agent import Farewell
 from feddkd.client.fence import RUNS_KEPT, SERVERS, Fence
+from feddkd.client.membership import Membership
 from feddkd.client.state_dir import StateDir
 from feddkd.errors import UnreachableError
 from feddkd.transport.messages import farewell_message

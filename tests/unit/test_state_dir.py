@@ -150,12 +150,12 @@ def test_a_damaged_file_that_cannot_be_set_aside_is_an_error(tmp_path: Path, mon
         StateDir(tmp_path, "a")
 
 
-@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize(("directory", "durable"), [(True, True), (True, False), (False, True)])
 def test_what_is_saved_is_on_the_disk_before_it_takes_the_place_of_what_was_there(
-    tmp_path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, directory: bool, durable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its new name is on the disk before `save` returns."""
-    state, steps = StateDir(tmp_path, "a"), list[str]()
+    state, steps = StateDir(tmp_path, "a", durable=directory), list[str]()
     replace = Path.replace
 
     def fsync(descriptor: int) -> None:
@@ -169,7 +169,7 @@ def test_what_is_saved_is_on_the_disk_before_it_takes_the_place_of_what_was_ther
     monkeypatch.setattr(Path, "replace", noted_replace)
     state.save("teacher", TENSORS, "run/1/0", durable=durable)
     renamed = "rename teacher.partial to teacher.safetensors"
-    assert steps == (["fsync teacher.partial", renamed, f"fsync {tmp_path.name}"] if durable else [renamed])
+    assert steps == (["fsync teacher.partial", renamed, f"fsync {tmp_path.name}"] if directory and durable else [renamed])
 
 
 def test_a_disk_that_cannot_be_written_through_to_keeps_what_was_there(tmp_path: Path) -> None:
