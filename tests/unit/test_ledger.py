@@ -37,10 +37,14 @@ SUMMARY_EXTRAS = {
     *("rounds_missed", "not_delivered", "examples", "doubtful_labels"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
-ROUND_EXTRAS = TENSOR_EXTRAS | LOST | {
-    *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
-    *("labelled_examples", "unlabelled_examples"),
-}
+ROUND_EXTRAS = (
+    TENSOR_EXTRAS
+    | LOST
+    | {
+        *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
+        *("labelled_examples", "unlabelled_examples"),
+    }
+)
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
