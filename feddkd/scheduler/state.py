@@ -19,9 +19,10 @@ from feddkd.scheduler.events import (
     RunStarted,
 )
 from feddkd.scheduler.journal import Entry
-from feddkd.scheduler.records import Observer, RoundRecord
-from feddkd.scheduler.sites import LabelDoubts
+from feddkd.scheduler.records import Observer, RoundRecord, RunRecord
+from feddkd.scheduler.sites import MOST_CLIENTS, LabelDoubts
 from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
+from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
 Told = Callable[[Observer], None]
@@ -99,6 +100,11 @@ class RunState:
         self._round_started_s = 0.0
         self._finished: FinishedRound | None = None
         self._members: set[str] = set()
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the final model was delivered, and nothing is left but the farewell."""
+        return self.delivering and self.open is not None and bool(self.open.outcomes)
 
     @property
     def members(self) -> set[str]:
@@ -234,6 +240,32 @@ class RunState:
             examples=finished.examples,
         )
         yield lambda observer: observer.round_done(record)
+
+    def record(self, model: Tensors) -> RunRecord:
+        """Sum up a finished run.
+
+        Args:
+            model: the final one.
+        """
+        assert self.ended is not None
+        tally = self.tally
+        return RunRecord(
+            run_id=self.run_id,
+            rounds=self.rounds_done,
+            model=model,
+            final_evaluation=tally.last_evaluation,
+            best_accuracy=tally.best_accuracy,
+            traffic=tally.traffic,
+            other_traffic=tally.other,
+            lost_traffic=tally.lost,
+            gradient_evaluations=tally.gradient_evaluations,
+            seconds=self.elapsed_s,
+            rounds_missed=dict(sorted(tally.rounds_missed.items())),
+            not_delivered=dict(self.ended.not_delivered),
+            exchange_traffic=tally.exchange_traffic,
+            examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
+            doubtful_labels=dict(sorted(self.label_doubts.found.items())),
+        )
 
 
 def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:
