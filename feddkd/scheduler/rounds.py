@@ -255,6 +255,7 @@ class Scheduler:
         plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink)
         begun = self._state.open
         if begun is None:
+            self._log.check_space(model.schema)
             attempt = self._state.failed_attempts
             if (connected := len(self._engine.clients())) < config.quorum:
                 self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")

@@ -123,6 +123,10 @@ class RunLog:
         replies = {client: self._metric_names.known(reply) for client, reply in outcome.replies.items()}
         return dataclasses.replace(outcome, replies=replies)
 
+    def check_space(self, model: Schema) -> None:
+        """Check that a round fits on the disk, before it begins. Raises StateError."""
+        self._journal.check_space(model.size_bytes)
+
     def prune(self) -> None:
         """Delete what no later process would need."""
         self._journal.prune(self.state.blobs)
