@@ -41,7 +41,7 @@ def network_file_system(folder: Path) -> str | None:
     """Return the type of the file system that a folder is on if it is one of a network's; None if not, or not known."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
-        wanted = os.stat(folder).st_dev
+        wanted = folder.stat().st_dev
     except OSError:
         return None
     for line in lines:

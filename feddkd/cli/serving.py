@@ -96,9 +96,10 @@ def serve(
     with _opened(state, config, new=new) as served:
         folder, signals = out or served.folder, StopSignals()
         was_finished = served.is_finished
+        resumed_by = None if isinstance(served.journal, NoJournal) else "start the same command again"
         with _listening(config, served, model.schema, listening, state) as engine:
             with (
-                signals.handled(),
+                signals.handled(resumed_by),
                 observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed) as observers,
             ):
                 observers.add(signals)

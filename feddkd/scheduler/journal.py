@@ -313,10 +313,15 @@ class FileJournal:
         return self._size_bytes + self.blobs.size_bytes
 
     def close(self) -> None:
-        """Let another process have it."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let another process have it. One without an event is deleted: its folder is free for another run."""
+        if self._descriptor < 0:
+            return
+        if not self.entries:
+            with contextlib.suppress(OSError):
+                (self.folder / JOURNAL).unlink()
+                self.blobs.folder.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:

@@ -223,6 +223,19 @@ def test_who_asked_and_has_gone_is_not_answered(scene: Scene) -> None:
     assert begun.outcome().missing == {}
 
 
+def test_a_reply_that_comes_after_an_abort_is_kept_for_the_next_process(scene: Scene) -> None:
+    exchange = numbered(3)
+    hand = scene.client()
+    begun = scene.engine.begin(exchange)
+    work, _ = hand.work()
+    scene.engine.abort("stopped")
+    with pytest.raises(RunError):
+        begun.outcome()
+    hand.send(*answer_frames(work, MINE))
+    scene.engine.finish(completed=False, reason="stopped", paused=True)
+    assert hand.response().WhichOneof("message") == "farewell"  # nobody was told that the exchange is closed
+
+
 def test_an_exchange_of_another_run_never_opens_again(scene: Scene) -> None:
     hand = scene.client(holding=replace(holding(numbered(3)), exchange=ExchangeId("another", 1, 0, "local_train", 3)))
     assert hand.receipt().verdict == Verdict.VERDICT_FAILED_PRECONDITION
