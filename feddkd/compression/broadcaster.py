@@ -8,23 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from feddkd.compression.broadcaster_state import BroadcasterState, CodecCost, KeptReplica
 from feddkd.compression.codec import Codec
 from feddkd.compression.encoding import Coding, Encoded, Encoding, derive_seed, relative_error
 from feddkd.compression.replica import Replica
 from feddkd.tensors import Schema, Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class CodecCost:
-    """What the codec of a broadcast cost.
-
-    Attributes:
-        seconds: spent on it at the server.
-        error: ||what is sent - what was to be sent|| over the norm of the step that was to be taken.
-    """
-
-    seconds: float = 0.0
-    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,45 +40,6 @@ class Broadcast:
     take_mean: bool = False
     cost: CodecCost = CodecCost()
     has_codec: bool = True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptReplica:
-    """What outlives a process of what clients hold of one kind of payload.
-
-    Attributes:
-        model: what the server holds, and clients once they have taken `step`.
-        mean: the running mean of the trainable parameters; None if it is empty.
-        mean_count: models in it.
-        base: as in `Broadcast`, like `holders`, `step`, `in_mean`, `take_mean` and `cost`.
-        is_whole: `model` was adopted as a snapshot.
-        whole: the snapshot's code, where it has a codec.
-    """
-
-    model: Tensors
-    mean: Tensors | None
-    mean_count: int
-    base: bytes
-    holders: frozenset[str]
-    step: Encoded | None
-    in_mean: bool
-    take_mean: bool
-    cost: CodecCost
-    is_whole: bool
-    whole: Encoded | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BroadcasterState:
-    """All that the broadcasts of a run build on.
-
-    Attributes:
-        num_codes: as in `Broadcaster`.
-        held: for each kind of payload.
-    """
-
-    num_codes: int
-    held: tuple[KeptReplica, ...]
 
 
 @dataclass(slots=True)

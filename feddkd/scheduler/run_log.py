@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from feddkd.compression.broadcaster import BroadcasterState
+from feddkd.compression.broadcaster_state import BroadcasterState
 from feddkd.exchange import Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler import checkpoint, outcomes
