@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from feddkd.compression.broadcaster_state import BroadcasterState, CodecCost, KeptReplica
+from feddkd.compression.broadcaster_state import NO_COST, BroadcasterState, CodecCost, KeptReplica
 from feddkd.compression.codec import Codec
 from feddkd.compression.encoding import Coding, Encoded, Encoding, derive_seed, relative_error
 from feddkd.compression.replica import Replica
@@ -38,7 +38,7 @@ class Broadcast:
     holders: frozenset[str] = frozenset()
     in_mean: bool = False
     take_mean: bool = False
-    cost: CodecCost = CodecCost()
+    cost: CodecCost = NO_COST
     has_codec: bool = True
 
 
@@ -58,7 +58,7 @@ class _Held:
     step: Encoded | None = None
     in_mean: bool = False
     take_mean: bool = False
-    cost: CodecCost = CodecCost()
+    cost: CodecCost = NO_COST
     whole: Encoded | None = None
 
     def kept(self) -> KeptReplica:
@@ -189,7 +189,7 @@ class Broadcaster:
         """Take in who has received a broadcast; the others hold nothing of use any more."""
         held = self._held[payload.schema]
         held.base, held.holders = broadcast.content, frozenset(clients)
-        held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, CodecCost(), None
+        held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, NO_COST, None
 
     def _untouched(self, schema: Schema) -> _Held | None:
         """Return what clients hold of a kind of payload; nothing if an algorithm wrote to the server's copy of it."""
@@ -217,7 +217,7 @@ class Broadcaster:
         whole = Encoding(model.schema, self._chunk_bytes, coding).encode(own)
         sent = whole.decode()
         replica = Replica(sent, in_mean=in_mean)
-        cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else CodecCost()
+        cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else NO_COST
         held = _Held(replica, replica.version, in_mean=in_mean, cost=cost, whole=whole)
         self._held[model.schema] = held
         return held

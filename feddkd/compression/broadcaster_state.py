@@ -21,6 +21,9 @@ class CodecCost:
     error: float = 0.0
 
 
+NO_COST = CodecCost()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptReplica:
     """What outlives a process of what clients hold of one kind of payload.
