@@ -100,6 +100,7 @@ class RunState:
         self._round_started_s = 0.0
         self._finished: FinishedRound | None = None
         self._members: set[str] = set()
+        self._available: set[str] = set()
 
     @property
     def is_delivered(self) -> bool:
@@ -108,8 +109,8 @@ class RunState:
 
     @property
     def members(self) -> set[str]:
-        """The clients of the open attempt; once its first exchange is done, those that replied to it."""
-        return self._members if self.open is not None else set(self.known_clients)
+        """The clients of the open attempt, once its first exchange is done those that replied; else those that were there last."""
+        return self._members if self.open is not None else self._available
 
     @property
     def blobs(self) -> set[str]:
@@ -155,6 +156,7 @@ class RunState:
 
     def _see_clients(self, available: Counts) -> Iterator[Told]:
         self.known_clients.update(available)
+        self._available = set(available)
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
