@@ -1,10 +1,15 @@
-"""A TCP connection between clients and a server that a test can cut, at a byte of its choice."""
+"""A TCP connection between clients and a server that a test can cut, at a byte of its choice, reset or block.
+
+`feddkd.bench.throttle` makes it slow: throttled(cable.address, [link]).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
+from collections import Counter
 from typing import Literal, Self
 
 from feddkd.engines.simulation import LOOPBACK
@@ -13,6 +18,8 @@ Direction = Literal["up", "down"]
 """Up is towards the server."""
 
 _READ_BYTES = 1 << 16
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""What is closed with this is reset: the other end gets an error, and nothing that was still on its way."""
 
 
 class _Connection:
@@ -24,11 +31,21 @@ class _Connection:
             "down": (far, near),
         }
         self._pumps = len(self.ends)
+        self._is_reset = False
 
     def end(self) -> None:
+        how = socket.SHUT_RD if self._is_reset else socket.SHUT_RDWR
         for end in self.ends["up"]:
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                end.shutdown(how)
+
+    def reset(self) -> None:
+        """End it once nobody reads it any more, as a router does that has forgotten it."""
+        self._is_reset = True
+        for end in self.ends["up"]:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.end()
 
     def leave(self) -> None:
         """One of the two directions is not read any more."""
@@ -44,19 +61,25 @@ class Cable:
     Attributes:
         address: where clients connect, instead of to the server.
         cuts: how often a connection was cut at a byte.
+        crossed: bytes that were handed on, by direction.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, *, resets: bool = False) -> None:
         """Begin to listen.
 
         Args:
             server: HOST:PORT of the server.
+            resets: break connections by a reset, and not by their end.
         """
         host, _, port = server.rpartition(":")
         self._server = (host, int(port))
         self._listener = socket.create_server((LOOPBACK, 0))
         self.address = f"{LOOPBACK}:{self._listener.getsockname()[1]}"
         self.cuts = 0
+        self.crossed: Counter[Direction] = Counter()
+        self._resets = resets
+        self._passes: dict[Direction, threading.Event] = {"up": threading.Event(), "down": threading.Event()}
+        self.unblock()
         self._lock = threading.Lock()
         self._plugged_in = True
         self._open: set[_Connection] = set()
@@ -70,6 +93,7 @@ class Cable:
 
     def __exit__(self, *_: object) -> None:
         self.unplug()
+        self.unblock()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
@@ -103,10 +127,20 @@ class Cable:
             self._left[direction] = byte
             self._every[direction] = byte if again else None
 
+    def block(self, *directions: Direction) -> None:
+        """Let nothing cross in these directions, while all connections stay open; what is sent waits."""
+        for direction in directions:
+            self._passes[direction].clear()
+
+    def unblock(self) -> None:
+        """Let everything cross again."""
+        for passes in self._passes.values():
+            passes.set()
+
     def _cut(self) -> None:
-        """Break every connection. Both ends see its end, after all that has crossed."""
+        """Break every connection. Unless it is reset, both ends see its end after all that has crossed."""
         for connection in self._open:
-            connection.end()
+            connection.reset() if self._resets else connection.end()
         self._open.clear()
 
     def _accept(self) -> None:
@@ -136,7 +170,9 @@ class Cable:
         with contextlib.suppress(OSError):
             while data := source.recv(_READ_BYTES):
                 allowed = self._allowed(direction, len(data))
+                self._passes[direction].wait()
                 target.sendall(data[:allowed])
+                self.crossed[direction] += allowed
                 if allowed < len(data):
                     self.cut()
                     break

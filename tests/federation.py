@@ -1,0 +1,177 @@
+"""A federation of processes: `feddkd server` and `feddkd client`, as a user starts them, and killed as a user never would.
+
+    with Federation(folder, CONFIGS["feddkd"]) as federation:
+        federation.run(server="journal.append.before_fsync=kill@3")
+    assert violations(federation.history()) == []
+
+A process that was killed is started again with the same command, without its failpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Self
+
+from processes import PATIENCE_S, Process, StuckError
+from run_history import RunHistory, record_folder
+
+from feddkd.config import Config
+from feddkd.engines.simulation import LOOPBACK
+from feddkd.observability.run_folder import EXCHANGES
+
+SERVER = "server"
+"""The name of the server's process; the others are named as the clients."""
+
+SMALL = (
+    "rounds=2",
+    "data.subset=300",
+    "training.epochs=1",
+    "dkd.steps=3",
+    "scheduler.clients=3",
+    "scheduler.reconnect_grace_s=60",
+    "runtime.threads=1",
+    "transport.chunk_bytes=4096",
+)
+
+CONFIGS: Mapping[str, Sequence[str]] = {
+    "fedavg": (*SMALL, "algorithm.name=fedavg"),
+    "feddkd": SMALL,
+    "frugal": (*SMALL, "communication.preset=frugal", "dkd.batch_size=32"),
+    "scaffold": (*SMALL, "algorithm.name=scaffold"),
+}
+"""The tiny federations that every fault is tried on, as overrides of the default configuration; a model is nine chunks."""
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Federation:
+    """The processes of one run, and the folder with all that they leave behind.
+
+    Attributes:
+        folder: holds the configuration, the state directories, the logs and the clients' histories.
+        port: where the server listens.
+        names: the clients' ids.
+        processes: those that were started last, by name.
+        starts: how often each was started.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str], *, clients: int = 3) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of a simulation's tables only the partition matters: `feddkd client` deals the data by it.
+        config = Config.load(overrides=[f"partition.clients={clients}", "partition.labels=4", *overrides])
+        (folder / "config.toml").write_text(config.to_toml())
+        self.port = free_port()
+        self.names = [f"client-{index}" for index in range(clients)]
+        self.processes: dict[str, Process] = {}
+        self.starts = dict.fromkeys([SERVER, *self.names], 0)
+        self._addresses: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+    @property
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def state(self) -> Path:
+        """The server's state directory."""
+        return self.folder / "server-state"
+
+    def client_state(self, name: str) -> Path:
+        return self.folder / f"state-{name}"
+
+    def reach_server_at(self, name: str, address: str) -> None:
+        """Let a client connect to this address instead of the server's."""
+        self._addresses[name] = address
+
+    def start(self, failpoints: Mapping[str, str] = {}) -> None:
+        """Start all processes.
+
+        Args:
+            failpoints: by the process's name.
+        """
+        for name in (SERVER, *self.names):
+            self.restart(name, failpoints.get(name, ""))
+
+    def restart(self, name: str, failpoints: str = "") -> Process:
+        """Start a process with the command of before."""
+        process = Process(name, self.command(name), self.folder, failpoints)
+        self.put(process)
+        return process
+
+    def command(self, name: str) -> list[str]:
+        """The arguments of a process's command."""
+        if name == SERVER:
+            return ["-v", "server", "config.toml", "--listen", self.address, "--state", str(self.state), "--no-report"]
+        place = ["--server", self._addresses.get(name, self.address), "--state", str(self.client_state(name))]
+        return ["-v", "client", "--id", name, "--partition-index", str(self.names.index(name)), *place]
+
+    def put(self, process: Process) -> None:
+        """Take in a process that was started in another way."""
+        self.processes[process.name] = process
+        self.starts[process.name] += 1
+
+    def run(self, failpoints: Mapping[str, str] = {}) -> None:
+        """Start all processes, and return once the run is over for all of them. Raises StuckError."""
+        self.start(failpoints)
+        self.finish()
+
+    def finish(self, patience_s: float = PATIENCE_S) -> None:
+        """Start again whatever is killed, until all have ended with exit code 0.
+
+        Raises:
+            StuckError: that took too long, or a process ended in another way.
+        """
+        until_s = time.monotonic() + patience_s
+        while running := self._running():
+            if not wait([process.sentinel for process in running], until_s - time.monotonic()):
+                raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
+            for process in running:
+                if process.exit_code not in (None, 0, -signal.SIGKILL):
+                    raise StuckError(f"{process.name} ended with exit code {process.exit_code}\n{self.logs()}")
+                if process.exit_code == -signal.SIGKILL:
+                    self.restart(process.name)
+
+    def wait_for_exchanges(self, count: int) -> None:
+        """Return once the record has lines of so many exchanges. Raises StuckError."""
+        until_s = time.monotonic() + PATIENCE_S
+        pause = threading.Event()
+        while self._exchanges() < count:
+            if time.monotonic() > until_s:
+                raise StuckError(f"{self._exchanges()} exchanges after {PATIENCE_S:g} s\n{self.logs()}")
+            pause.wait(0.005)
+
+    def _exchanges(self) -> int:
+        with contextlib.suppress(OSError):
+            return (record_folder(self.state) / EXCHANGES).read_text().count("\n")
+        return 0
+
+    def _running(self) -> list[Process]:
+        """The processes that have not ended well."""
+        return [process for process in self.processes.values() if process.exit_code != 0]
+
+    def history(self) -> RunHistory:
+        """What the run left behind."""
+        return RunHistory.read(record_folder(self.state), {name: self.folder / f"{name}.history" for name in self.starts})
+
+    def logs(self, names: Iterable[str] | None = None) -> str:
+        """What the processes wrote to standard error."""
+        logs = [self.folder / f"{name}.log" for name in names or self.starts]
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs if log.exists())
