@@ -83,7 +83,7 @@ class Cable:
         self._lock = threading.Lock()
         self._plugged_in = True
         self._open: set[_Connection] = set()
-        self._left: dict[Direction, int | None] = {"up": None, "down": None}
+        self._cuts_at: dict[Direction, list[int]] = {"up": [], "down": []}
         self._every: dict[Direction, int | None] = {"up": None, "down": None}
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -115,17 +115,17 @@ class Cable:
         with self._lock:
             self._plugged_in = True
 
-    def cut_at(self, direction: Direction, byte: int, *, again: bool = False) -> None:
+    def cut_at(self, direction: Direction, *bytes_until: int, again: bool = False) -> None:
         """Break every connection once so many bytes more have crossed.
 
         Args:
             direction: which bytes count.
-            byte: 0 cuts before the next one.
-            again: cut each time that so many bytes have crossed, not only once.
+            bytes_until: 0 cuts before the next one. With several numbers, each counts from the cut before.
+            again: cut each time that the last of these numbers has crossed, not only once.
         """
         with self._lock:
-            self._left[direction] = byte
-            self._every[direction] = byte if again else None
+            self._cuts_at[direction] = [*bytes_until]
+            self._every[direction] = bytes_until[-1] if again else None
 
     def block(self, *directions: Direction) -> None:
         """Let nothing cross in these directions, while all connections stay open; what is sent waits."""
@@ -184,10 +184,15 @@ class Cable:
     def _allowed(self, direction: Direction, count: int) -> int:
         """How many of the next bytes may pass; fewer than `count` if the cut is among them."""
         with self._lock:
-            left = self._left[direction]
-            if left is None or count <= left:
-                self._left[direction] = None if left is None else left - count
+            cuts_at = self._cuts_at[direction]
+            if not cuts_at:
                 return count
-            self._left[direction] = self._every[direction]
+            if count <= cuts_at[0]:
+                cuts_at[0] -= count
+                return count
+            allowed = cuts_at.pop(0)
+            every = self._every[direction]
+            if not cuts_at and every is not None:
+                cuts_at.append(every)
             self.cuts += 1
-            return left
+            return allowed

@@ -1,8 +1,8 @@
 """A federation of processes: `feddkd server` and `feddkd client`, as a user starts them, and killed as a user never would.
 
     with Federation(folder, CONFIGS["feddkd"]) as federation:
-        federation.run(server="journal.append.before_fsync=kill@3")
-    assert violations(federation.history()) == []
+        federation.run({SERVER: "journal.append.before_fsync=kill@3"})
+    check(federation, undisturbed("feddkd"))
 
 A process that was killed is started again with the same command, without its failpoints.
 """
@@ -14,13 +14,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Self
 
 from processes import PATIENCE_S, Process, StuckError
-from run_history import RunHistory, record_folder
+from run_history import RunHistory, differences, record_folder, violations
 
 from feddkd.config import Config
 from feddkd.engines.simulation import LOOPBACK
@@ -151,11 +151,18 @@ class Federation:
 
     def wait_for_exchanges(self, count: int) -> None:
         """Return once the record has lines of so many exchanges. Raises StuckError."""
-        until_s = time.monotonic() + PATIENCE_S
-        pause = threading.Event()
-        while self._exchanges() < count:
+        self._wait(lambda: self._exchanges() >= count, f"{count} exchanges")
+
+    def wait_for_log(self, name: str, text: str) -> None:
+        """Return once a process has said something. Raises StuckError."""
+        log = self.processes[name].log
+        self._wait(lambda: log.exists() and text in log.read_text(), f"{text!r} of {name}")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        until_s, pause = time.monotonic() + PATIENCE_S, threading.Event()
+        while not condition():
             if time.monotonic() > until_s:
-                raise StuckError(f"{self._exchanges()} exchanges after {PATIENCE_S:g} s\n{self.logs()}")
+                raise StuckError(f"no {what} after {PATIENCE_S:g} s\n{self.logs()}")
             pause.wait(0.005)
 
     def _exchanges(self) -> int:
@@ -175,3 +182,10 @@ class Federation:
         """What the processes wrote to standard error."""
         logs = [self.folder / f"{name}.log" for name in names or self.starts]
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs if log.exists())
+
+
+def check(federation: Federation, undisturbed: RunHistory) -> None:
+    """The run kept every promise, and its result and its record are those of the run that nothing disturbed."""
+    history = federation.history()
+    problems = [*violations(history), *differences(undisturbed, history)]
+    assert not problems, "\n".join([*problems, federation.logs()])
