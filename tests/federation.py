@@ -143,9 +143,8 @@ class Federation:
         while running := self._running():
             if not wait([process.sentinel for process in running], until_s - time.monotonic()):
                 raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
+            self._check_exit_codes()
             for process in running:
-                if process.exit_code not in (None, 0, -signal.SIGKILL):
-                    raise StuckError(f"{process.name} ended with exit code {process.exit_code}\n{self.logs()}")
                 if process.exit_code == -signal.SIGKILL:
                     self.restart(process.name)
 
@@ -161,9 +160,16 @@ class Federation:
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         until_s, pause = time.monotonic() + PATIENCE_S, threading.Event()
         while not condition():
+            self._check_exit_codes()
             if time.monotonic() > until_s:
                 raise StuckError(f"no {what} after {PATIENCE_S:g} s\n{self.logs()}")
             pause.wait(0.005)
+
+    def _check_exit_codes(self) -> None:
+        """Raises StuckError if a process ended otherwise than well or by a kill."""
+        for process in self.processes.values():
+            if process.exit_code not in (None, 0, -signal.SIGKILL):
+                raise StuckError(f"{process.name} ended with exit code {process.exit_code}\n{self.logs()}")
 
     def _exchanges(self) -> int:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from forking import CONTEXT
 from witness import watch
 
+import feddkd
 from feddkd import cli
 from feddkd.failpoints import planned
 
@@ -85,7 +86,8 @@ class SpawnedProcess(Process):
         self.history = folder / f"{name}.history"
         with self.log.open("a") as log:
             command = [sys.executable, "-m", "feddkd", *arguments]
-            self._popen = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log)
+            path = {"PYTHONPATH": str(Path(feddkd.__file__).parents[1])}
+            self._popen = subprocess.Popen(command, cwd=folder, env={**os.environ, **path, **environment}, stdout=log, stderr=log)
         self._sentinel = os.pidfd_open(self._popen.pid)
 
     @property
