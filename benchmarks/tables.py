@@ -76,7 +76,7 @@ def exact_table() -> str:
                 ]
                 rows.append([*ours, _published(algorithm, partition)])
     header = ["MNIST, NIID-Bench's protocol", "rounds", "best accuracy: mean ± deviation (lowest seed)", "on the wire", "published"]
-    sources = {source["short"]: source["note"] for source in read_toml("published.toml")["source"]}
+    sources = {source["short"]: source["note"] for source in read_toml("published.toml")["source"] if "mnist" in source}
     legend = "; ".join(f"{name}: {note}" for name, note in sources.items())
     control = "" if CONTROL in found.algorithms else " The control has not run under this protocol yet."
     return "\n".join([table(header, rows), "", f"Published: {legend}.{control} {_grid_source('exact')}"])

@@ -108,6 +108,10 @@ class PausedError(RunError):
     """The run paused for lack of clients and its patience ran out."""
 
 
+class StoppedError(RunError):
+    """The process was told to stop, and the run with it."""
+
+
 class StateError(RunError):
     """A state directory or a record is locked, belongs to another run, or cannot be read or written."""
 

@@ -314,6 +314,8 @@ class Outcome:
         replies: the numbers of those who replied, in client order; without their contributions.
         missing: why each of the others did not, in client order.
         traffic: bytes that crossed the network for it.
+        useful: the part of its bytes on the wire that a network without faults and stragglers would have moved for
+            those who replied: broadcast, reply and receipt of each, once. Payloads are not counted.
         seconds: from the broadcast until it was reduced.
         decode_s: seconds that the server spent on decoding contributions.
         fault: why there is no reduction although clients replied; empty if there is one.
@@ -326,6 +328,7 @@ class Outcome:
     seconds: float
     fault: str = ""
     decode_s: float = 0.0
+    useful: Traffic = field(default_factory=Traffic)
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Weighted mean of the clients' losses, or None if no client reported one."""
@@ -340,6 +343,14 @@ class Outcome:
                 by_name.setdefault(name, {})[client] = value
         means = {name: _weighted_mean(values, weights) for name, values in sorted(by_name.items())}
         return {name: mean for name, mean in means.items() if mean is not None}
+
+    @property
+    def lost(self) -> Traffic:
+        """The part of its bytes on the wire that bought nothing."""
+        total, useful = self.traffic, self.useful
+        return Traffic(
+            wire_bytes_down=total.wire_bytes_down - useful.wire_bytes_down, wire_bytes_up=total.wire_bytes_up - useful.wire_bytes_up
+        )
 
     @property
     def gradient_evaluations(self) -> int:

@@ -35,6 +35,11 @@ from feddkd.errors import ConfigError
 VARIABLE = "FEDDKD_FAILPOINTS"
 
 SERVER_FAILPOINTS: tuple[str, ...] = (
+    "engine.exchange.after_begin",
+    "engine.reply.after_chunk",
+    "engine.exchange.before_outcome",
+    "engine.acknowledge.before",
+    "engine.acknowledge.after_first",
     "journal.append.before_write",
     "journal.append.before_fsync",
     "journal.append.after_fsync",
@@ -52,7 +57,21 @@ SERVER_FAILPOINTS: tuple[str, ...] = (
 )
 """Every point that a server's process comes to, or may come to, during a run."""
 
-CLIENT_FAILPOINTS: tuple[str, ...] = ()
+CLIENT_FAILPOINTS: tuple[str, ...] = (
+    "client.join.after",
+    "client.broadcast.after_chunk",
+    "client.task.before_compute",
+    "client.teacher.before_save",
+    "client.teacher.after_save",
+    "client.state.before_rename",
+    "client.state.after_rename",
+    "client.outbox.before_write",
+    "client.outbox.after_write",
+    "client.outbox.before_remove",
+    "client.reply.before_send",
+    "client.receipt.before_settle",
+    "client.receipt.after_settle",
+)
 """The same of a client's process."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 Direction = Literal["down", "up"]
 
@@ -25,7 +25,8 @@ class Traffic:
     """Byte counts of one exchange, or of a sum of them.
 
     Attributes:
-        payload_bytes_down: encoded tensors that reached clients whole.
+        payload_bytes_down: encoded tensors that reached clients whole, counted once for each client however often its
+            connection breaks.
         payload_bytes_up: encoded tensors of the contributions that were reduced, each counted once.
         wire_bytes_down: serialized gRPC messages written to clients, retries included.
         wire_bytes_up: serialized gRPC messages read from clients, retries included.
@@ -48,10 +49,23 @@ class Traffic:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
 
+    def __add__(self, other: Traffic) -> Traffic:
+        total = dataclasses.replace(self)
+        total += other
+        return total
+
     @property
     def wire_bytes(self) -> int:
         """Both directions together."""
         return self.wire_bytes_down + self.wire_bytes_up
+
+
+class Mirror(Protocol):
+    """Counts the same messages as a meter."""
+
+    def down(self, message_bytes: int) -> None: ...
+
+    def up(self, message_bytes: int) -> None: ...
 
 
 class Meter:
@@ -61,13 +75,15 @@ class Meter:
     broadcast. From then on everything counts on the meter of what belongs to no exchange.
     """
 
-    def __init__(self, after_close: Meter | None = None) -> None:
+    def __init__(self, after_close: Meter | None = None, mirror: Mirror | None = None) -> None:
         """Start at zero.
 
         Args:
             after_close: counts what comes after `close`; None for a meter that is never closed.
+            mirror: told of every message that is counted here.
         """
         self._traffic = Traffic()
+        self._mirror = mirror
         self._after_close = after_close
         self._closed = False
 
@@ -78,11 +94,17 @@ class Meter:
 
     def down(self, message_bytes: int) -> None:
         """Count a message that is about to be written to a client."""
-        self._open_traffic.wire_bytes_down += message_bytes
+        meter = self._open
+        meter._traffic.wire_bytes_down += message_bytes
+        if meter._mirror is not None:
+            meter._mirror.down(message_bytes)
 
     def up(self, message_bytes: int) -> None:
         """Count a message that was read from a client."""
-        self._open_traffic.wire_bytes_up += message_bytes
+        meter = self._open
+        meter._traffic.wire_bytes_up += message_bytes
+        if meter._mirror is not None:
+            meter._mirror.up(message_bytes)
 
     def payload_down(self, payload_bytes: int, *, dense_bytes: int | None = None, snapshot: bool = False) -> None:
         """Count a broadcast whose last message is about to be written to a client.
@@ -91,7 +113,7 @@ class Meter:
             dense_bytes: what its tensors take without a codec; None where there is no codec.
             snapshot: whether this client gets a whole model because it lacks the one before it.
         """
-        traffic = self._open_traffic
+        traffic = self._open._traffic
         traffic.payload_bytes_down += payload_bytes
         traffic.dense_bytes_down += payload_bytes if dense_bytes is None else dense_bytes
         traffic.snapshot_bytes_down += payload_bytes if snapshot else 0
@@ -102,7 +124,7 @@ class Meter:
         Args:
             dense_bytes: what their tensors take without a codec; None where there is no codec.
         """
-        traffic = self._open_traffic
+        traffic = self._open._traffic
         traffic.payload_bytes_up += payload_bytes
         traffic.dense_bytes_up += payload_bytes if dense_bytes is None else dense_bytes
 
@@ -112,7 +134,8 @@ class Meter:
         return self.traffic
 
     @property
-    def _open_traffic(self) -> Traffic:
+    def _open(self) -> Meter:
+        """The meter that counts now: this one, or what comes after it."""
         if self._closed and self._after_close is not None:
-            return self._after_close._open_traffic
-        return self._traffic
+            return self._after_close._open
+        return self

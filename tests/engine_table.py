@@ -110,6 +110,7 @@ class Facts:
     replies: list[tuple[str, Reply]]
     missing: list[tuple[str, Missing]]
     traffic: Traffic
+    useful: Traffic
     fault: str
 
     @classmethod
@@ -120,6 +121,7 @@ class Facts:
             list(outcome.replies.items()),
             list(outcome.missing.items()),
             outcome.traffic,
+            outcome.useful,
             outcome.fault,
         )
 

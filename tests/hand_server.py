@@ -92,7 +92,17 @@ class HandServer:
         self.joins: list[pb.JoinRequest] = []
         self.address = ""
         self._streams: asyncio.Queue[HandStream] = asyncio.Queue()
+        self._joined: asyncio.Queue[pb.JoinRequest] = asyncio.Queue()
         self._open: list[HandStream] = []
+
+    @property
+    def nobody_has_opened_a_stream(self) -> bool:
+        """Whether `stream` would wait."""
+        return self._streams.empty()
+
+    async def join(self) -> pb.JoinRequest:
+        """The next Join."""
+        return await self._joined.get()
 
     async def stream(self) -> HandStream:
         """The next stream that a client opens, after its Hello."""
@@ -103,6 +113,7 @@ class HandServer:
 
     async def _join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         self.joins.append(request)
+        self._joined.put_nowait(request)
         return pb.JoinResponse(manifest=self.manifest, session_token="0" * 32)
 
     async def _participate(self, _: AsyncIterator[bytes], context: Context) -> None:

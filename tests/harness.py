@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -30,7 +30,7 @@ from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import LOOPBACK, initial_model
 from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
-from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
+from feddkd.scheduler.engine import ClientStates, Engine, Keep, OpenExchange
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
@@ -413,6 +413,20 @@ def answer_frames(work: pb.Work, contribution: Tensors, chunk_bytes: int | None 
     return [pb.ParticipateRequest(answer=answer).SerializeToString(), *payload.frames()]
 
 
+class Changed:
+    """An open exchange whose outcome is changed."""
+
+    def __init__(self, begun: OpenExchange, change: Callable[[Outcome], Outcome]) -> None:
+        self._begun = begun
+        self._change = change
+
+    def outcome(self) -> Outcome:
+        return self._change(self._begun.outcome())
+
+    def acknowledge(self) -> None:
+        self._begun.acknowledge()
+
+
 class EngineProxy(Engine):
     """Passes everything on to another engine; override what should go wrong."""
 
@@ -426,12 +440,24 @@ class EngineProxy(Engine):
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         return self.engine.wait_for_clients(count, timeout_s)
 
+    def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
+        return self.engine.wait_for(clients, timeout_s)
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self.engine.remember(counted)
+
+    def last_heard(self) -> Mapping[str, float]:
+        return self.engine.last_heard()
+
+    def waiting_for(self) -> list[str]:
+        return self.engine.waiting_for()
+
     def begin(self, exchange: Exchange) -> OpenExchange:
         return self.engine.begin(exchange)
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
         self.carried_out.append(exchange.id)
-        return self.engine.carry_out(exchange)
+        return super().carry_out(exchange, keep)
 
     def abort(self, reason: str) -> None:
         self.engine.abort(reason)
@@ -445,8 +471,8 @@ class EngineProxy(Engine):
     def states(self) -> ClientStates:
         return self.engine.states()
 
-    def finish(self, completed: bool, reason: str) -> None:
-        self.engine.finish(completed, reason)
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
+        self.engine.finish(completed, reason, paused)
 
 
 def run_in_process(

@@ -66,6 +66,9 @@ class Done:
     def outcome(self) -> Outcome:
         return self._outcome
 
+    def acknowledge(self) -> None:
+        """Nobody is told anything."""
+
 
 Moment = tuple[int, int, str]
 """Round, attempt and exchange."""
@@ -140,7 +143,7 @@ class ScriptedEngine(Engine):
         if self.aborted is not None:
             raise self.aborted
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         self.finished.append((completed, reason))
 
     def ids(self) -> list[tuple[int, str]]:

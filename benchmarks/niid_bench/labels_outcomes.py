@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feddkd.observability.budgets import Spread, spread
+from feddkd.observability.budgets import Curve, Spread, common_budget, spread
 from niid_bench.cells import LABELS, Cell
 from niid_bench.labels import CASES, STUDY
 from niid_bench.outcomes import Outcome, Outcomes
@@ -25,10 +25,12 @@ class Lead:
 
     Attributes:
         points: percentage points, for the seeds that both have run; not empty.
+        megabytes: where both are read at the same bytes: these, as the mean over the seeds.
     """
 
     rival: str
     points: dict[int, float]
+    megabytes: float | None = None
 
     @property
     def mean(self) -> float:
@@ -43,6 +45,11 @@ class Lead:
     def is_level(self) -> bool:
         """Whether some seeds are at or above and others below."""
         return min(self.points.values()) < 0 <= max(self.points.values())
+
+    @property
+    def standing(self) -> str:
+        """By the sign of every seed: ahead or behind on all, or level."""
+        return "level" if self.is_level or self.mean == 0 else "ahead" if self.mean > 0 else "behind"
 
 
 class LabelOutcomes:
@@ -88,6 +95,21 @@ class LabelOutcomes:
         leads = [lead for rival in rivals if (lead := self.lead(case, row, partition, rival, at_best=at_best)) is not None]
         return min(leads, key=lambda lead: lead.mean, default=None)
 
+    def lead_at_equal_bytes(self, case: str, row: str, partition: str, rival: str) -> Lead | None:
+        """How far a row's last round is above another's best within the smaller of their total bytes, seed by seed.
+
+        A curve that is cut there has not delivered its last model to the clients, which flatters it by less than one of its rounds.
+        """
+        ours, theirs = ({own.cell.seed: own.curve for own in self.of(case, name, partition)} for name in (row, rival))
+        points, budgets = {}, []
+        for seed in ours.keys() & theirs.keys():
+            budget = common_budget([ours[seed].wire_bytes, theirs[seed].wire_bytes])
+            own, others = (_accuracies_within(curve, budget) for curve in (ours[seed], theirs[seed]))
+            if own and others:
+                points[seed] = 100 * (own[-1] - max(others))
+                budgets.append(budget)
+        return Lead(rival, points, statistics.fmean(budgets) / 1e6) if points else None
+
     def teachers(self, case: str, row: str, partition: str) -> Spread | None:
         """The teachers' accuracy on the labelled examples that clients hold out, at the end."""
         return spread(_at_the_end(own.line["metrics"].get("teacher_accuracy", [])) for own in self.of(case, row, partition))
@@ -107,3 +129,9 @@ def _at_the_end(values: Sequence[float | None]) -> float | None:
     """Mean over the last rounds that have a value."""
     known = [value for value in values if value is not None][-LAST_ROUNDS:]
     return statistics.fmean(known) if known else None
+
+
+def _accuracies_within(curve: Curve, wire_bytes: float) -> list[float]:
+    """Of the evaluated rounds that end within so many bytes."""
+    pairs = zip(curve.accuracy, curve.wire_bytes, strict=True)
+    return [value for value, size in pairs if value is not None and size <= wire_bytes]

@@ -13,21 +13,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
+from niid_bench import labels_bytes_figure, labels_figure
 from niid_bench.cells import LABELS, ROOT
 from niid_bench.frontier_verdicts import verdict_table
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.labels import CASES, FEW, MILD, RESULT, SEEDS, SKEWED
-from niid_bench.labels_figure import draw, has_points
+from niid_bench.labels_exact import exact_section
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import (
     AUTO,
+    CIFAR_PARTITIONS,
     CONTROL,
+    UNALIKE,
     auto_targets,
     boundaries,
     case_title,
     cifar_targets,
     few_targets,
+    not_ahead,
     said_lead,
+    sentence_case,
     wrong_targets,
 )
 from niid_bench.markdown import MISSING, accuracy, table
@@ -36,8 +41,10 @@ from niid_bench.pages import write
 PAGE = ROOT / "docs" / "labels.md"
 README = ROOT / "README.md"
 PICTURE = "labels_few.png"
+BYTES_PICTURE = "labels_cifar_bytes.png"
 SCRIPT = "benchmarks/niid_bench/labels_tables.py"
 NO_RESULTS = "No results yet: `python benchmarks/niid_bench/labels.py`."
+NO_CIFAR_RESULTS = "No results yet: `python benchmarks/niid_bench/labels.py --data cifar10_jpeg`."
 
 FEW_CASES = ("all", "10%", "3%", "1%")
 WRONG_CASES = ("noise20", "noise40", "noise60", "own20", "own30")
@@ -52,16 +59,23 @@ def verdicts_section(mnist: LabelOutcomes, cifar: LabelOutcomes) -> str:
             "MNIST:",
             verdict_table([*few_targets(mnist), *wrong_targets(mnist)], SKEWED),
             "CIFAR-10 as JPEG:",
-            verdict_table(cifar_targets(cifar), SKEWED),
+            verdict_table(cifar_targets(cifar), CIFAR_PARTITIONS),
         ]
     )
 
 
 def picture_section(found: LabelOutcomes) -> str:
     """The picture, if there is anything to draw."""
-    if not has_points(found):
+    if not labels_figure.has_points(found):
         return NO_RESULTS
     return f"![Test accuracy by the share of images that have a label, with two classes a client and with Dirichlet 0.1]({PICTURE})"
+
+
+def bytes_section(found: LabelOutcomes) -> str:
+    """The picture of CIFAR-10, if there is anything to draw."""
+    if not labels_bytes_figure.has_points(found):
+        return NO_CIFAR_RESULTS
+    return f"![Test accuracy on CIFAR-10 as JPEG by bytes on the wire, with one class and with two classes a client]({BYTES_PICTURE})"
 
 
 def rows_section() -> str:
@@ -71,14 +85,8 @@ def rows_section() -> str:
 
 def cases_section(found: LabelOutcomes, cases: Sequence[str]) -> str:
     """One table a case: every row that has run, on every partition."""
-    parts = [f"**{_title(case)}**\n\n{_case_table(found, case)}" for case in cases if found.by_case[case].all]
+    parts = [f"**{sentence_case(case_title(case))}**\n\n{_case_table(found, case)}" for case in cases if found.by_case[case].all]
     return "\n\n".join([*parts, *filter(None, [notes(found)])]) or NO_RESULTS
-
-
-def _title(case: str) -> str:
-    """With a capital letter, as a heading has it."""
-    title = case_title(case)
-    return title[0].upper() + title[1:]
 
 
 def _case_table(found: LabelOutcomes, case: str) -> str:
@@ -141,11 +149,11 @@ def choice_section(found: LabelOutcomes) -> str:
     return f"{verdict_table(auto_targets(found), (*SKEWED, *MILD))}\n\nWhat the steps went by, in rounds of all seeds:\n\n{chosen}"
 
 
-def costs_section(found: LabelOutcomes, case: str, partition: str) -> str:
-    """What each row spends, on one partition and in one case."""
+def costs_section(found: LabelOutcomes, case: str, partitions: Sequence[str]) -> str:
+    """What each row spends in one case, as the mean over some partitions, and what it reaches on each."""
     rows = []
     for row in found.by_case[case].algorithms:
-        curves = [own.curve for own in found.of(case, row, partition)]
+        curves = [own.curve for partition in partitions for own in found.of(case, row, partition)]
         if curves:
             rows.append(
                 [
@@ -153,11 +161,12 @@ def costs_section(found: LabelOutcomes, case: str, partition: str) -> str:
                     str(len(curves[0].rounds)),
                     f"{statistics.fmean(curve.wire_bytes[-1] for curve in curves) / 1e6:,.0f}",
                     f"{statistics.fmean(curve.gradient_evaluations[-1] for curve in curves) / 1e3:,.0f}",
-                    _both(found, case, row, partition),
+                    *(_both(found, case, row, partition) for partition in partitions),
                 ]
             )
-    header = ["row", "rounds", "MB on the wire", "thousand gradient evaluations", "accuracy, last round / best"]
-    return f"{_title(case)}, {partition}:\n\n{table(header, rows)}" if rows else NO_RESULTS
+    reached = [f"{partition}, last round / best" for partition in partitions]
+    header = ["row", "rounds", "MB on the wire", "thousand gradient evaluations", *reached]
+    return f"{sentence_case(case_title(case))}:\n\n{table(header, rows)}" if rows else NO_RESULTS
 
 
 README_ROWS = {
@@ -194,6 +203,34 @@ def notes(found: LabelOutcomes) -> str:
     return f"Run with other settings than the files of settings say today: {', '.join(outdated)}." if outdated else ""
 
 
+def sections_of(mnist: LabelOutcomes, cifar: LabelOutcomes, exact: LabelOutcomes) -> dict[str, str]:
+    """What stands between the marks of the page, by mark."""
+    return {
+        "labels:picture": picture_section(mnist),
+        "labels:verdicts": verdicts_section(mnist, cifar),
+        "labels:boundaries": boundaries_section(mnist, cifar),
+        "labels:teachers": teachers_section(mnist),
+        "labels:choice": choice_section(mnist),
+        "labels:rows": rows_section(),
+        "labels:few": cases_section(mnist, FEW_CASES),
+        "labels:wrong": cases_section(mnist, WRONG_CASES),
+        "labels:costs": costs_section(mnist, "3%", ("c2",)),
+        "labels:cifar_standing": not_ahead(cifar),
+        "labels:cifar": cases_section(cifar, tuple(CASES)),
+        "labels:cifar_costs": "\n\n".join([costs_section(cifar, "all", UNALIKE), costs_section(cifar, "10%", SKEWED)]),
+        "labels:cifar_bytes": bytes_section(cifar),
+        "labels:exact": "\n\n".join([exact_section(exact), *filter(None, [notes(exact)])]),
+    }
+
+
+def draw_pictures(mnist: LabelOutcomes, cifar: LabelOutcomes, folder: Path) -> None:
+    """Draw those that have anything to show."""
+    if labels_figure.has_points(mnist):
+        labels_figure.draw(mnist, folder / PICTURE)
+    if labels_bytes_figure.has_points(cifar):
+        labels_bytes_figure.draw(cifar, folder / BYTES_PICTURE)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite the page and draw the picture, or compare the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,24 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"folder of {RESULT}")
     options = parser.parse_args(arguments)
     lines = read_lines(options.results / RESULT)
-    mnist, cifar = LabelOutcomes("mnist", lines), LabelOutcomes("cifar10_jpeg", lines)
-    sections = {
-        "labels:picture": picture_section(mnist),
-        "labels:verdicts": verdicts_section(mnist, cifar),
-        "labels:boundaries": boundaries_section(mnist, cifar),
-        "labels:teachers": teachers_section(mnist),
-        "labels:choice": choice_section(mnist),
-        "labels:rows": rows_section(),
-        "labels:few": cases_section(mnist, FEW_CASES),
-        "labels:wrong": cases_section(mnist, WRONG_CASES),
-        "labels:cifar": cases_section(cifar, tuple(CASES)),
-        "labels:costs": costs_section(mnist, "3%", "c2"),
-    }
-    readme = {"results:labels": readme_section({"mnist": mnist, "cifar10_jpeg": cifar})}
+    sets = {data: LabelOutcomes(data, lines) for data in DATA_TITLES}
+    sections = sections_of(sets["mnist"], sets["cifar10_jpeg"], LabelOutcomes("cifar10_jpeg", lines, "exact"))
     up_to_date = write(options.page, sections, check=options.check, script=SCRIPT)
-    up_to_date &= write(options.readme, readme, check=options.check, script=SCRIPT)
-    if not options.check and has_points(mnist):
-        draw(mnist, options.page.parent / PICTURE)
+    up_to_date &= write(options.readme, {"results:labels": readme_section(sets)}, check=options.check, script=SCRIPT)
+    if not options.check:
+        draw_pictures(sets["mnist"], sets["cifar10_jpeg"], options.page.parent)
     return int(not up_to_date)
 
 

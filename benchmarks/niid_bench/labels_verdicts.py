@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from niid_bench.cells import TITLES
+from niid_bench.cells import LABELS, TITLES
 from niid_bench.frontier_verdicts import NOT_MEASURED, Target
-from niid_bench.labels import FEW, MILD, SEEDS, SKEWED, WRONG
+from niid_bench.labels import CASES, FEW, MILD, SEEDS, SKEWED, WRONG, case_of
 from niid_bench.labels_outcomes import LabelOutcomes, Lead
 from niid_bench.markdown import MISSING, table
+from niid_bench.outcomes import Outcome
 
 OURS = "feddkd"
 TEACHERS = "feddkd_teachers"
@@ -34,6 +35,21 @@ AUTO_TOLERANCE = 1.0
 COLLAPSED = 0.5
 """A run has collapsed if its last round has less than this share of its best round's accuracy."""
 
+AT_CHANCE = 0.15
+"""A run has also collapsed if it ends below this: of ten classes, chance is 10 %."""
+
+STEPPING = (*(row for row in LABELS if row.startswith("feddkd")), *CONTROLS)
+"""The rows whose steps may fail: all of FedDKD, and the controls."""
+
+ONE_EXCHANGE = ("fedavg", "fedavg_tuned", "fedavgm", "fedadagrad")
+"""Algorithms of one exchange a round, in as many rounds as FedDKD."""
+
+FRUGAL, CODED = "feddkd_frugal", "fedavg_coded"
+"""FedDKD and FedAvg with the same codecs."""
+
+UNALIKE = ("c1", "c2")
+CIFAR_PARTITIONS = ("c1", *SKEWED, *MILD)
+
 BOUNDARIES = (
     *((case, partition) for partition in MILD for case in (*FEW, "noise40")),
     *((case, partition) for case in ("1%", "noise20", "own20", "own30") for partition in SKEWED),
@@ -57,7 +73,12 @@ def wrong_targets(found: LabelOutcomes) -> list[Target]:
 
 def cifar_targets(found: LabelOutcomes) -> list[Target]:
     """What was asked on CIFAR-10 as JPEG."""
-    return [*(_control_target(found, case, points) for case, points in OVER_CONTROL_CIFAR.items()), _no_collapse_target(found)]
+    return [
+        *(_control_target(found, case, points) for case, points in OVER_CONTROL_CIFAR.items()),
+        _one_exchange_target(found),
+        _equal_bytes_target(found),
+        no_collapse_target(found, CIFAR_PARTITIONS),
+    ]
 
 
 def auto_targets(found: LabelOutcomes) -> list[Target]:
@@ -122,18 +143,82 @@ def said_lead(lead: Lead) -> str:
     """For instance "+8.31 points (worst +7.90)"."""
     count = len(lead.points)
     note = f" (worst {lead.worst:+.2f})" if count > 1 else ""
-    return f"{lead.mean:+.2f} points{note}{'' if count == len(SEEDS) else f' (n={count})'}"
+    where = "" if lead.megabytes is None else f" at {lead.megabytes:,.0f} MB"
+    return f"{lead.mean:+.2f} points{where}{note}{'' if count == len(SEEDS) else f' (n={count})'}"
 
 
-def _no_collapse_target(found: LabelOutcomes) -> Target:
+def _one_exchange_target(found: LabelOutcomes) -> Target:
+    """Not measured before every rival has run; what has run is said then, too."""
+
     def judge(partition: str) -> str:
-        runs = [own for own in found.all if own.cell.partition == partition and own.cell.algorithm in (OURS, TEACHERS, CONTROL)]
+        lead = found.least_lead("all", OURS, partition, ONE_EXCHANGE)
+        if lead is None:
+            return NOT_MEASURED
+        missing = [f"`{row}`" for row in ONE_EXCHANGE if found.lead("all", OURS, partition, row) is None]
+        verdict = f"{NOT_MEASURED} beside {', '.join(missing)}" if missing else _ahead_verdict(lead)
+        return f"{verdict}: {said_lead(lead)} to `{lead.rival}`"
+
+    return Target(f"all labels: `{OURS}` above the best round of every algorithm of one exchange, at equal rounds", UNALIKE, judge)
+
+
+def _equal_bytes_target(found: LabelOutcomes) -> Target:
+    def judge(partition: str) -> str:
+        lead = found.lead_at_equal_bytes("all", FRUGAL, partition, CODED)
+        return NOT_MEASURED if lead is None else f"{_ahead_verdict(lead)}: {said_lead(lead)}"
+
+    return Target(f"all labels: `{FRUGAL}` above the best round of `{CODED}`, at equal bytes", UNALIKE, judge)
+
+
+def _ahead_verdict(lead: Lead) -> str:
+    """To be above is more than to be as good."""
+    if lead.mean > 0:
+        return "met"
+    return "level" if lead.standing == "level" else "missed"
+
+
+def no_collapse_target(found: LabelOutcomes, partitions: Sequence[str]) -> Target:
+    """All that has run of FedDKD and the controls, in all cases."""
+
+    def judge(partition: str) -> str:
+        runs = [own for own in found.all if own.cell.partition == partition and own.cell.algorithm in STEPPING]
         if not runs:
             return NOT_MEASURED
-        fallen = sum((own.curve.final_accuracy or 0.0) < COLLAPSED * (own.curve.best_accuracy or 0.0) for own in runs)
-        return f"{'missed' if fallen else 'met'}: {fallen} of {len(runs)} runs"
+        fallen = [f"`{own.cell.algorithm}` ({case_title(case_of(own.cell))}, seed {own.cell.seed})" for own in runs if _has_collapsed(own)]
+        named = f": {', '.join(fallen)}" if fallen else ""
+        return f"{'missed' if fallen else 'met'}: {len(fallen)} of {len(runs)} runs{named}"
 
-    return Target(f"all cases: no run of FedDKD or the control ends below {COLLAPSED:.0%} of its best round", SKEWED, judge)
+    what = f"below {COLLAPSED:.0%} of its best round, or below {AT_CHANCE:.0%}"
+    return Target(f"all cases: no run of a row of FedDKD or a control ends {what}", partitions, judge)
+
+
+def _has_collapsed(outcome: Outcome) -> bool:
+    final, best = outcome.curve.final_accuracy or 0.0, outcome.curve.best_accuracy or 0.0
+    return final < max(COLLAPSED * best, AT_CHANCE)
+
+
+def not_ahead(found: LabelOutcomes) -> str:
+    """Where FedDKD is level with another row or behind it, in plain words; at equal rounds, and with codecs at equal bytes."""
+    lines, leads = [], []
+    for case in CASES:
+        for partition in CIFAR_PARTITIONS:
+            others = {f"`{row}`": found.lead(case, OURS, partition, row) for row in (*RIVALS, *ONE_EXCHANGE)}
+            coded = {f"`{row}`": found.lead_at_equal_bytes(case, FRUGAL, partition, row) for row in (CODED, *ONE_EXCHANGE)}
+            leads += [lead for lead in (*others.values(), *coded.values()) if lead is not None]
+            said = [f"`{row}` is {text}" for row, own in ((OURS, others), (FRUGAL, coded)) if (text := _not_ahead(own))]
+            if said:
+                lines.append(f"- **{sentence_case(case_title(case))}, {partition}:** {'; '.join(said)}.")
+    if not leads:
+        return "Not measured yet."
+    counts = {standing: sum(lead.standing == standing for lead in leads) for standing in ("ahead", "level", "behind")}
+    sums = ", ".join(f"{standing} in {count}" for standing, count in counts.items())
+    return "\n".join([*lines, *([""] if lines else []), f"**Of these {len(leads)} comparisons: {sums}.**"])
+
+
+def _not_ahead(leads: Mapping[str, Lead | None]) -> str:
+    """For instance "behind `control`: -0.51 points (n=1), level with `fedavg`: +0.02 points (worst -0.10)"."""
+    words = {"behind": "behind", "level": "level with"}
+    found = [(words.get(lead.standing), rival, lead) for rival, lead in leads.items() if lead is not None]
+    return ", ".join(f"{word} {rival}: {said_lead(lead)}" for word, rival, lead in sorted(found, key=lambda each: str(each[0])) if word)
 
 
 def boundaries(found: LabelOutcomes) -> str:
@@ -175,3 +260,8 @@ def case_title(case: str) -> str:
     if case.startswith("own"):
         return f"{case[3:]} % wrong, own classes"
     return f"{case[5:]} % wrong"
+
+
+def sentence_case(text: str) -> str:
+    """With a capital letter, as a heading has it."""
+    return text[0].upper() + text[1:]

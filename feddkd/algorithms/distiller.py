@@ -15,6 +15,7 @@ from feddkd.dkd import Distillation, StepLoss, distillation_gradient, mean_entro
 from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.failpoints import failpoint
 from feddkd.tensors import Tensors
 
 TEACHER = "teacher"
@@ -69,7 +70,9 @@ class Distiller:
     def store_teacher(self, task: Task) -> None:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
         if self.step_loss.needs_teacher:
+            failpoint("client.teacher.before_save")
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._label(task))
+            failpoint("client.teacher.after_save")
 
     def teacher_entropy(self, task: Task) -> float:
         """Compute the mean entropy in nats of the teacher's predictions. Raises ClientError like `gradient`."""

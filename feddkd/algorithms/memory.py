@@ -28,27 +28,32 @@ class RoundMemory:
     def recall(self, exchange: ExchangeId, schema: Schema) -> Tensors | None:
         """Load the tensors of this run's latest round before that of `exchange`, or None.
 
+        Where those are damaged, the ones of the round before are the next best.
+
         Raises:
-            StateError: they are damaged or of another model.
+            StateError: they cannot be read, or are of another model.
         """
-        slot = self._slot_before(exchange)
-        return None if slot is None else self._store.load(slot, schema, self._store.label(slot) or "")
+        for slot in self._slots_before(exchange):
+            found = self._store.load(slot, schema, self._store.label(slot) or "")
+            if found is not None:
+                return found
+        return None
 
     def keep(self, exchange: ExchangeId, tensors: Tensors) -> None:
         """Store `tensors` as this round's; they survive a crash once this returns."""
-        before = self._slot_before(exchange)
-        slot = next(slot for slot in self._slots if slot != before)
+        before = self._slots_before(exchange)[:1]
+        slot = next(slot for slot in self._slots if slot not in before)
         self._store.save(slot, tensors, label=f"{exchange.run_id}/{exchange.round}")
 
     @property
     def _slots(self) -> tuple[str, ...]:
         return tuple(f"{self._name}-{slot}" for slot in SLOTS)
 
-    def _slot_before(self, exchange: ExchangeId) -> str | None:
-        """The slot of the latest earlier round of this run."""
+    def _slots_before(self, exchange: ExchangeId) -> list[str]:
+        """The slots of earlier rounds of this run, the latest first."""
         rounds: dict[int, str] = {}
         for slot in self._slots:
             run_id, _, number = (self._store.label(slot) or "").rpartition("/")
             if run_id == exchange.run_id and int(number) < exchange.round:
                 rounds[int(number)] = slot
-        return rounds[max(rounds)] if rounds else None
+        return [rounds[number] for number in sorted(rounds, reverse=True)]

@@ -27,17 +27,17 @@ class Store(Protocol):
         """
 
     def label(self, name: str) -> str | None:
-        """Read the label of what is stored under `name`; None if nothing is.
+        """Read the label of what is stored under `name`; None if nothing is, or if it is damaged.
 
         Raises:
-            StateError: it is damaged.
+            StateError: it cannot be read.
         """
 
     def load(self, name: str, schema: Schema, label: str) -> Tensors | None:
-        """Load what is stored under `name`; None if nothing is, or if it has another label.
+        """Load what is stored under `name`; None if nothing is, if it has another label, or if it is damaged.
 
         Raises:
-            StateError: it is damaged or has another schema.
+            StateError: it cannot be read, or has another schema.
         """
 
 

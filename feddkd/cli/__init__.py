@@ -1,6 +1,6 @@
 """The command line: `feddkd --help`.
 
-Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 130 interrupted.
+Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 75 a run was stopped and can go on, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from rich.logging import RichHandler
 
 from feddkd import __version__
 from feddkd.cli.output import error_console
-from feddkd.errors import AddressInUseError, ConfigError, FedDKDError
+from feddkd.errors import AddressInUseError, ConfigError, FedDKDError, StoppedError
 from feddkd.text import PrintableFilter, printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130
 
 MESSAGE_LETTERS = 4000
@@ -82,6 +83,8 @@ def main() -> None:
         app()
     except (ConfigError, AddressInUseError) as error:
         _fail(error, EXIT_USAGE)
+    except StoppedError as error:
+        _fail(error, EXIT_STOPPED)
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:

@@ -43,7 +43,7 @@ def client(
     """
     host, _ = parse_address(server, "--server")
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.client.agent import Membership
+    from feddkd.client.membership import Membership
     from feddkd.client.own_site import fetch_server_config, site_config, site_tables, site_worker
     from feddkd.client.process import take_part
     from feddkd.client.state_dir import StateDir
@@ -61,7 +61,7 @@ def client(
     described = fetch_server_config(server, tls, retry_for)
     worker = site_worker(site_config(described.config, own), state_dir, partition_index)
     typer.echo(f"{client_id}: {_examples(worker)}", err=True)
-    membership = Membership(state_dir.instance_id, described)
+    membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint)
     farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")

@@ -18,14 +18,17 @@ from feddkd.scheduler.records import Observer
 
 
 @contextlib.contextmanager
-def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str) -> Iterator[Observers]:
+def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str, *, again: bool = False) -> Iterator[Observers]:
     """The ledger in `out`, the console, and metrics if a port is given.
 
     They hear of any failure before it goes on.
+
+    Args:
+        again: `out` may hold the record of this run already.
     """
     console = error_console()
     with contextlib.ExitStack() as stack:
-        ledger = Ledger(out, config)
+        ledger = Ledger(out, config, again=again)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
         if metrics_port is not None:

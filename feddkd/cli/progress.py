@@ -24,6 +24,8 @@ HEADER = "  round   accuracy  loss    at clients  step loss        down        u
 class ConsoleProgress(Observer):
     """Prints rounds as they complete; `step loss` is the mean loss of the round's first and last gradient step."""
 
+    follows_history = False
+
     def __init__(self, config: Config, console: Console) -> None:
         self._config = config
         self._console = console
@@ -65,6 +67,10 @@ class ConsoleProgress(Observer):
         total = ExampleCounts.sum_of(self._examples.values())
         if total.unlabelled:
             self._print(f"  examples: {counted_examples(*total)}, at {len(self._examples)} clients")
+        self._print(HEADER)
+
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int) -> None:
+        self._print(f"run {run_id} goes on after round {rounds_done} of {rounds} (process {incarnation})")
         self._print(HEADER)
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:

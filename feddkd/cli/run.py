@@ -12,6 +12,8 @@ import typer
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, WithReport
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config
+from feddkd.errors import ConfigError
+from feddkd.observability.run_folder import CONFIG
 
 
 class EngineChoice(StrEnum):
@@ -26,10 +28,21 @@ Out = Annotated[
 ]
 
 
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="DIR", help="Go on with the run whose record is there, from its last exchange.", show_default=False),
+]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", min=1, metavar="N", help="Rounds in all; with --resume, extends a run.", show_default=False)
+]
+
+
 def run(
     config: ConfigFile = None,
     override: Overrides = None,
     out: Out = None,
+    resume: Resume = None,
+    rounds: Rounds = None,
     engine: Annotated[
         EngineChoice, typer.Option(help="A real gRPC server and client processes, or everything in this process.")
     ] = EngineChoice.GRPC,
@@ -47,19 +60,33 @@ def run(
     `feddkd run -o algorithm.name=fedavg --out runs/fedavg`
 
     `feddkd run examples/mnist_one_class.toml -o data.root=data/mnist`
+
+    `feddkd run --resume runs/fedavg`
     """
-    loaded = Config.load(config, override or ())
+    loaded = _loaded(config, [*(override or ()), *([f"rounds={rounds}"] if rounds else [])], out, resume)
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.observing import observe
+    from feddkd.cli.stopping import StopSignals
     from feddkd.engines.resolve import resolve
     from feddkd.engines.simulation import run_federation
     from feddkd.observability.ledger import summarize
 
     resolved = resolve(loaded)
-    folder = out or default_out(resolved)
-    with observe(resolved, folder, metrics_port, METRICS_HOST) as observers:
-        record = run_federation(resolved, engine.value, folder, observers)
+    folder = resume or out or default_out(resolved)
+    signals = StopSignals()
+    with signals.handled(), observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None) as observers:
+        observers.add(signals)
+        record = run_federation(resolved, engine.value, folder, observers, resumed=resume is not None)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+
+
+def _loaded(config: Path | None, overrides: list[str], out: Path | None, resume: Path | None) -> Config:
+    """Read the configuration of a new run, or that of the run to go on with. Raises ConfigError or StateError."""
+    if resume is None:
+        return Config.load(config, overrides)
+    if config is not None or out is not None:
+        raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
+    return Config.load(resume / CONFIG, overrides)
 
 
 def default_out(config: Config) -> Path:

@@ -21,7 +21,6 @@ from feddkd.cli.options import (
     WithReport,
     parse_address,
 )
-from feddkd.cli.output import error_console, note
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
@@ -42,12 +41,18 @@ def server(
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
     insecure: Insecure = False,
+    new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever the state directory holds.")] = False,
+    linger: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Stay after the last round for clients that were away for the final model.")
+    ] = 0.0,
     report: WithReport = True,
     as_json: Json = False,
 ) -> None:
     """Serve one federation: wait for clients, run all rounds, deliver the final model, exit.
 
     The server needs no data; with `data.test_set = true` it evaluates every round on the test split.
+    Started again on the same state directory, it goes on with the run there: after a crash from the last
+    exchange that was done. A finished run's model is served for `--linger` seconds.
 
     Examples:
     `feddkd server federation.toml --listen 127.0.0.1:50061 --state server-state`
@@ -57,14 +62,8 @@ def server(
     loaded = Config.load(config, override or ())
     host, port = parse_address(listen, "--listen")
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd import algorithms
-    from feddkd.cli.observing import observe
-    from feddkd.cli.serving import ended_by_sigterm, with_shapes
-    from feddkd.engines.grpc import GrpcEngine
-    from feddkd.engines.simulation import initial_model, make_evaluator, new_run_id
+    from feddkd.cli.serving import Listening, serve, with_shapes
     from feddkd.observability.ledger import summarize
-    from feddkd.scheduler.downlink import check_codecs
-    from feddkd.scheduler.rounds import Scheduler
     from feddkd.scheduler.server_state import ServerState
     from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
@@ -73,29 +72,9 @@ def server(
     if credentials is None:
         check_plaintext_allowed(host, insecure)
     _warn_of_small_rounds(resolved.scheduler)
-    run_id = new_run_id()
-    algorithm = algorithms.build(resolved)
-    resolved.check_exchanges(algorithm.exchanges(resolved))
-    model, evaluator = initial_model(resolved), make_evaluator(resolved)
-    algorithms.check_fits(algorithm, model.schema)
-    check_codecs(resolved)
-    folder = out or state / run_id
     with ServerState(state) as server_state:
-        if server_state.unfinished_run is not None:
-            logger.warning("run %s did not finish; this version cannot resume it, so a new one begins", server_state.unfinished_run)
-        engine = GrpcEngine(resolved, run_id, model.schema, state)
-        bound = engine.start(host, port, credentials)
-        completed = False
-        try:
-            server_state.mark(run_id, "running")
-            note(error_console(), f"listening on {host}:{bound}, waiting for {resolved.scheduler.starting_clients} clients")
-            with ended_by_sigterm(engine), observe(resolved, folder, metrics_port, metrics_host) as observers:
-                record = Scheduler(resolved, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator).run(model)
-            completed = True
-        finally:
-            # The farewell first: clients must not wait for a server whose disk is full.
-            engine.finish(completed=False, reason="the server stopped")
-            server_state.mark(run_id, "completed" if completed else "failed")
+        listening = Listening(host, port, credentials, metrics_port, metrics_host)
+        record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

@@ -2,48 +2,36 @@
 
 Messages are read on the event loop while the worker computes in a thread, so that a closed exchange
 is noticed at once. The exchange in hand outlives the connection: after a loss the client says what
-it holds, and neither receives nor computes it again.
+it holds, and neither receives nor computes it again. With a state directory, a finished reply also
+outlives the process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from feddkd.client.backoff import Backoff
 from feddkd.client.held import Held
-from feddkd.client.server_config import ServerConfig
-from feddkd.client.work import KeptReply, TaskRunner, Work
-from feddkd.errors import ProtocolError, RefusedError, SchemaError, UnreachableError
+from feddkd.client.kept_reply import KeptReply
+from feddkd.client.leftovers import Leftovers
+from feddkd.client.membership import Membership
+from feddkd.client.outbox import Outbox
+from feddkd.client.server_check import ServerCheck
+from feddkd.client.work import TaskRunner, Work
+from feddkd.errors import ProtocolError, UnreachableError
 from feddkd.exchange import Task
-from feddkd.tensors import Schema
+from feddkd.failpoints import failpoint
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
 from feddkd.transport.frames import is_chunk
 from feddkd.transport.messages import MAX_REASON_CHARACTERS, Verdict, failure_message, id_from_message, lacking_message
-from feddkd.transport.payload import schema_from_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """What a client shows and expects when it joins.
-
-    Attributes:
-        instance_id: a secret that is the same in every process of this client; by it the server
-            knows a restarted process. By default one that only this object has.
-        config: the configuration that the worker was built from; None takes what the server runs
-            at the first join.
-    """
-
-    instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
-    config: ServerConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +42,13 @@ class Farewell:
         run_id: the run.
         completed: whether the run finished as planned.
         reason: one line of the server's, safe to print.
+        paused: the run is not over, and its next server will ask for this client.
     """
 
     run_id: str
     completed: bool
     reason: str
+    paused: bool = False
 
 
 class Agent:
@@ -85,6 +75,9 @@ class Agent:
             tls: None for plaintext.
             retry_for_s: seconds to keep trying a server that does not answer; None for ever.
             membership: by default that of a client that has no state directory.
+
+        Raises:
+            StateError: the state directory cannot be read.
         """
         self._address = address
         self._tls = tls
@@ -92,8 +85,10 @@ class Agent:
         self._worker = worker
         self._executor = executor
         self._membership = membership or Membership()
-        self._config = self._membership.config
         self._backoff = Backoff(client_id, retry_for_s)
+        state, config = self._membership.state, self._membership.config
+        self._check = ServerCheck(address, config, worker.model_schema, state)
+        self._outbox = Outbox(state, self._membership.computes_with)
         self._run_id = ""
         self._stream: ServerStream | None = None
         self._work: Work | None = None
@@ -121,36 +116,44 @@ class Agent:
     async def _take_part(self, server: ServerConnection) -> Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError if it breaks."""
         joined = await server.join(self._client_id, self._worker.counts, self._membership.instance_id)
-        self._check_manifest(joined.manifest)
+        self._check.check(joined.manifest)
+        await self._enter(joined.manifest.run_id)
+        failpoint("client.join.after")
         holding = self._work.holding if self._work is not None else None
         async with server.participate(joined.session_token, holding) as stream:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():
                     farewell = self._handle(message)
-                    self._backoff.reset()  # only now: a message that is refused is no success
+                    if farewell is None or not farewell.paused:
+                        self._backoff.reset()  # only now: a message that is refused is no success
                     if farewell is not None:
-                        return farewell
+                        return self._part(farewell)
             except ProtocolError as error:
                 raise UnreachableError(f"server {self._address}: {printable(str(error))}") from None
             finally:
                 self._stream = None
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
-    def _check_manifest(self, manifest: pb.Manifest) -> None:
-        """Refuse to compute with settings that are not the server's. Raises RefusedError."""
-        if self._config is None:
-            self._config = ServerConfig(manifest.config_toml)
-        difference = self._config.difference(manifest.config_toml)
-        if difference is not None:
-            raise RefusedError(f"server {self._address}: it runs another configuration now ({difference}); start this client again")
-        try:
-            _check_model(schema_from_message(manifest.model), self._worker.model_schema)
-        except ProtocolError as error:
-            raise RefusedError(f"this client's model is not the server's: {printable(str(error))}") from None
-        if manifest.run_id != self._run_id:
-            self._held = Held()  # what another run left must not reach this one
-        self._run_id = manifest.run_id
+    def _part(self, farewell: Farewell) -> Farewell:
+        """Return a farewell; but raise UnreachableError if the next server of the run is to be waited for."""
+        if farewell.paused and self._membership.outlives_pause:
+            raise UnreachableError(f"server {self._address}: it has paused the run ({farewell.reason})")
+        return farewell
+
+    async def _enter(self, run_id: str) -> None:
+        """Take up what an earlier process left in this run. What is left of another run must not reach it."""
+        if run_id == self._run_id:
+            return
+        self._let_go()
+        self._run_id = run_id
+        stored = await asyncio.to_thread(self._outbox.restore, run_id)
+        state = self._membership.state
+        self._held = Held(Leftovers(state, run_id) if state is not None else None)
+        if stored is not None:
+            if stored.reply.leftover is not None:
+                self._held.resume(stored.exchange, stored.reply.leftover)
+            self._work = Work(stored.work, self._worker, self._held, reply=stored.reply)
 
     def _handle(self, message: bytes) -> Farewell | None:
         """Take in one message; return the farewell, if it is that. Raises ProtocolError."""
@@ -167,13 +170,13 @@ class Agent:
                 self._send_again(response.resend)
             case "farewell":
                 reason = printable(response.farewell.reason, MAX_REASON_CHARACTERS)
-                return Farewell(self._run_id, response.farewell.completed, reason)
+                return Farewell(self._run_id, response.farewell.completed, reason, response.farewell.paused)
         return None
 
     def _begin(self, message: pb.Work) -> None:
         """Go on with the exchange in hand if it is the same, else begin this one instead."""
         if self._work is None or not self._work.is_same_as(message):
-            self._let_go()
+            self._give_up()
             self._work = Work(message, self._worker, self._held)
             if self._work.refusal is not None:
                 logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)
@@ -189,6 +192,7 @@ class Agent:
         except ProtocolError:
             self._let_go()  # damaged on the way: the next connection begins the broadcast again
             raise
+        failpoint("client.broadcast.after_chunk")
         self._advance()
 
     def _send_again(self, resend: pb.Resend) -> None:
@@ -207,8 +211,11 @@ class Agent:
         exchange = id_from_message(receipt.id)
         if self._work is None or self._work.exchange != exchange:
             return
+        failpoint("client.receipt.before_settle")
         counted = receipt.verdict in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE)
         self._held.settle(counted=counted)
+        self._outbox.settle(exchange, counted=counted)
+        failpoint("client.receipt.after_settle")
         if not counted:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
             logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
@@ -227,7 +234,7 @@ class Agent:
             self._computing = asyncio.create_task(self._compute(work, work.start()))
         if work.has_reply and stream is not None and self._wanted_from is not None:
             offset, self._wanted_from = self._wanted_from, None
-            stream.send(work.reply_from(offset))
+            stream.send(map(_about_to_send, work.reply_from(offset)))
 
     async def _compute(self, work: Work, task: Task) -> None:
         """Compute one reply. Another exchange waits until this has ended, also if it was cancelled."""
@@ -238,6 +245,8 @@ class Agent:
             self._computing = None
         if reply is not None:
             work.keep(reply)
+        if work.cancelled.is_set():  # while the reply was written
+            self._outbox.discard(work.exchange)
         self._advance()
 
     def _reply_to(self, work: Work, task: Task) -> KeptReply | None:
@@ -246,7 +255,10 @@ class Agent:
         Nothing is raised: some exceptions, StopIteration for one, do not pass through a future.
         """
         try:
-            return work.compute(task)
+            failpoint("client.task.before_compute")
+            reply = work.compute(task)
+            self._outbox.keep(work.message, reply)
+            return reply
         except Exception as error:  # models and data are the user's, and may raise anything
             if work.cancelled.is_set():
                 logger.info("%s: %s was closed by the server", self._client_id, work.exchange)
@@ -254,8 +266,14 @@ class Agent:
             logger.exception("%s: %s failed", self._client_id, work.exchange)
             return work.failure(error)
 
+    def _give_up(self) -> None:
+        """Let go of an exchange that is closed, and of its reply."""
+        if self._work is not None:
+            self._outbox.discard(self._work.exchange)
+        self._let_go()
+
     def _let_go(self) -> None:
-        """Stop working on the exchange in hand, and stop sending its reply."""
+        """Stop working on the exchange in hand, and stop sending its reply; its file stays."""
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -264,10 +282,7 @@ class Agent:
             self._stream.send(())
 
 
-def _check_model(servers: Schema, own: Schema) -> None:
-    """Compare a client's model with the server's. Raises SchemaError for other tensors, or others that are trained."""
-    servers.check_same(own)
-    for spec in own.specs:
-        if spec.trainable != servers.by_name[spec.name].trainable:
-            here, there = ("trained", "not") if spec.trainable else ("not trained", "it is")
-            raise SchemaError(f"tensor {spec.name!r} is {here} here, and {there} at the server")
+def _about_to_send(message: bytes) -> bytes:
+    """Pass a message of a reply on."""
+    failpoint("client.reply.before_send")
+    return message

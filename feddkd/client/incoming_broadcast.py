@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from feddkd.client.codings import coding_of
 from feddkd.client.held import Held
-from feddkd.compression import lossless
-from feddkd.compression.codecs import find
-from feddkd.compression.encoding import Coding
 from feddkd.compression.replica import Replica
 from feddkd.errors import CorruptionError, SchemaError
 from feddkd.tensors import Schema, Tensors
@@ -99,14 +97,6 @@ class IncomingBroadcast:
             self.lacking = True
         else:
             raise CorruptionError("the broadcast is not the model that the server names")
-
-
-def coding_of(header: tensors_pb2.PayloadHeader) -> Coding:
-    """Read how the server encodes a payload. Raises ConfigError for what cannot be decoded here."""
-    if header.zstd:
-        lossless.require()
-    codec = find(header.codec, unbiased=False) if header.codec else None
-    return Coding(codec, header.seed, header.zstd)
 
 
 def _as_expected(listed: Schema, expected: Schema) -> Schema:

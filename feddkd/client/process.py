@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import logging
 import signal
 import sys
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from feddkd.client.agent import Agent, Farewell, Membership
+from feddkd.client.agent import Agent, Farewell
+from feddkd.client.membership import Membership
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import TaskRunner
@@ -73,7 +75,9 @@ def take_part(
 def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None = None) -> dict[str, Worker]:
     """Make workers that each hold a slice of one data set, as `[partition]` deals it.
 
-    They share the data and, where it remembers nothing that does not travel, the network.
+    They share the data and, where it remembers nothing that does not travel, the network. What they
+    save survives the end of their process, but is not written through to the disk: with all clients
+    on one machine that would take a quarter of a round on small models.
 
     Args:
         config: of the run.
@@ -94,7 +98,7 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
             config,
             ids[index],
             examples.subset(parts[index]),
-            StateDir(state / ids[index], ids[index]),
+            StateDir(state / ids[index], ids[index], durable=False),
             info,
             network=network if network.can_be_shared else None,
         )
@@ -109,7 +113,9 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
         StateError: a state directory cannot be used.
     """
     known = ServerConfig(config.shared_toml())
-    return {client: Membership(StateDir(state / client, client).instance_id, known) for client in clients}
+    computes_with = hashlib.sha256(config.to_toml().encode()).hexdigest()
+    states = {client: StateDir(state / client, client, durable=False) for client in clients}
+    return {client: Membership(own.instance_id, known, own, computes_with, outlives_pause=False) for client, own in states.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedDKDError as error:
         print(f"client process: {error}", file=sys.stderr)
         return 1
-    return 0 if farewell.completed else 1
+    return 0 if farewell.completed or farewell.paused else 1
 
 
 if __name__ == "__main__":

@@ -9,21 +9,10 @@ from collections.abc import Mapping
 import torch
 
 from feddkd.client.held import Held
-from feddkd.compression import lossless
-from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoded, Encoding, relative_error
 from feddkd.exchange import MAX_METRICS, Reply
 from feddkd.tensors import Tensors
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
-from feddkd.transport.pb import federation_pb2 as pb
-
-
-def reply_coding(message: pb.Work) -> Coding:
-    """Read how the reply has to be encoded. Raises ConfigError for a codec that is not known here."""
-    if message.answer_zstd:
-        lossless.require()
-    codec = find(message.answer_codec, unbiased=True) if message.answer_codec else None
-    return Coding(codec, message.answer_seed, message.answer_zstd)
 
 
 class ReplyEncoder:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
+from feddkd.client.codings import reply_coding
 from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
-from feddkd.client.reply_encoder import ReplyEncoder, reply_coding
+from feddkd.client.kept_reply import KeptReply
+from feddkd.client.reply_encoder import ReplyEncoder
 from feddkd.errors import DataError, FedDKDError
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
 from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message, repeated_answer_message
+from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -46,26 +46,6 @@ class TaskRunner(Protocol):
         """Compute the client's part of an exchange."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeptReply:
-    """A reply as messages, or the word that there will be none.
-
-    Attributes:
-        header: the first message.
-        payload: what follows it in chunks, if anything does.
-    """
-
-    header: bytes
-    payload: Payload | None = None
-
-    def messages(self, offset: int, *, again: bool = False) -> Iterable[bytes]:
-        """Return the header and the chunks from byte `offset` on. Raises ProtocolError if none begins there."""
-        if self.payload is None:
-            return (self.header,)
-        header = repeated_answer_message(self.header, self.payload) if again else self.header
-        return itertools.chain((header,), self.payload.frames(offset))
-
-
 class Work:
     """One exchange in a client's hands; it outlives the connection it came over.
 
@@ -74,30 +54,34 @@ class Work:
 
     Attributes:
         exchange: which exchange.
+        message: what the server asked for.
         cancelled: set once its reply is no longer wanted; long computations look at it.
         refusal: why the broadcast is not what this client can take, if it is not; one line.
     """
 
-    def __init__(self, message: pb.Work, worker: TaskRunner, held: Held | None = None) -> None:
+    def __init__(self, message: pb.Work, worker: TaskRunner, held: Held | None = None, reply: KeptReply | None = None) -> None:
         """Prepare to receive the broadcast that `message` announces.
 
         Args:
             held: what the client keeps between exchanges; by default nothing.
+            reply: what an earlier process computed, which may have been sent already.
 
         Raises:
             ProtocolError: the exchange has no proper id.
         """
         self.exchange = id_from_message(message.id)
         self.cancelled = threading.Event()
-        self._message = message
+        self.message = message
         self._worker = worker
         self._held = held or Held()
         self._broadcast: IncomingBroadcast | None = None
         self._decode_s = 0.0
-        self._reply: KeptReply | None = None
-        self._sent_from = -1
+        self._reply = reply
+        self._sent_from = -1 if reply is None else 0
         self._sends_without_progress = 0
         self.refusal: str | None = None
+        if reply is not None:
+            return
         try:
             expected = worker.broadcast_schema(self.exchange.name)
             self._reply_coding = reply_coding(message)
@@ -111,7 +95,7 @@ class Work:
         """What the server need not send again."""
         if self.is_lacking:
             return None
-        header = self._message.payload
+        header = self.message.payload
         size_bytes = self._broadcast.received_bytes if self._broadcast is not None else header.size_bytes
         return Holding(self.exchange, header.digest, size_bytes)
 
@@ -132,7 +116,7 @@ class Work:
 
     def is_same_as(self, message: pb.Work) -> bool:
         """Whether the server asks for what is in hand already."""
-        mine = self._message
+        mine = self.message
         return mine.id == message.id and mine.payload.digest == message.payload.digest
 
     def receive(self, message: bytes) -> None:
@@ -145,11 +129,11 @@ class Work:
         assert self._broadcast is not None
         self._decode_s = self._broadcast.decode_s
         payload, self._broadcast = self._broadcast.take(), None
-        deadline_s = self._message.deadline_s
+        deadline_s = self.message.deadline_s
         return Task(
             self.exchange,
             payload,
-            self._message.evaluate,
+            self.message.evaluate,
             deadline_s=deadline_s if deadline_s > 0 else None,
             cancelled=self.cancelled,
         )
@@ -160,13 +144,14 @@ class Work:
         reply = self._worker.carry_out(task)
         task.check_cancelled()
         if reply.contribution is None:
+            self._held.settle(counted=False)  # the receipt for this reply must not settle one before it
             return KeptReply(answer_message(self.exchange, reply, None))
-        self._held.enter(self.exchange.round, self.exchange.attempt)
-        chunk_bytes, few = self._message.payload.chunk_bytes, self.exchange.step < MEASURED_STEPS
+        self._held.enter(self.exchange)
+        chunk_bytes, few = self.message.payload.chunk_bytes, self.exchange.step < MEASURED_STEPS
         encoder = ReplyEncoder(chunk_bytes, self._reply_coding, self._held, measures_error=few)
         reply, encoded = encoder.encode(self.exchange.name, reply, reply.contribution, decode_s=self._decode_s)
         payload = Payload.of(encoded)
-        return KeptReply(answer_message(self.exchange, reply, payload), payload)
+        return KeptReply(answer_message(self.exchange, reply, payload), payload, self._held.unsettled)
 
     def failure(self, error: Exception) -> KeptReply:
         """Make the reply that says what the worker raised."""

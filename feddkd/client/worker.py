@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import threading
 import time
 from collections.abc import Sequence
@@ -167,8 +168,16 @@ class Worker:
                 reply = self._reply(task)
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
 
+    @property
+    def fingerprint(self) -> str:
+        """Name what this client computes with, its configuration and its labels, by a SHA-256 in hexadecimal digits."""
+        digest = hashlib.sha256(self.site.config.to_toml().encode())
+        for examples in (self.site.examples, self.site.held_out):
+            digest.update(f"{len(examples)} ".encode() + examples.labels.numpy().tobytes())
+        return digest.hexdigest()
+
     def has_final_model(self, run_id: str) -> bool:
-        """Whether this client has the final model of a run. Raises StateError if its file is damaged."""
+        """Whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _evaluate(self, task: Task) -> Evaluation:

@@ -54,6 +54,45 @@ class Broadcast:
     has_codec: bool = True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptReplica:
+    """What outlives a process of what clients hold of one kind of payload.
+
+    Attributes:
+        model: what the server holds, and clients once they have taken `step`.
+        mean: the running mean of the trainable parameters; None if it is empty.
+        mean_count: models in it.
+        base: as in `Broadcast`, like `holders`, `step`, `in_mean`, `take_mean` and `cost`.
+        is_whole: `model` was adopted as a snapshot.
+        whole: the snapshot's code, where it has a codec.
+    """
+
+    model: Tensors
+    mean: Tensors | None
+    mean_count: int
+    base: bytes
+    holders: frozenset[str]
+    step: Encoded | None
+    in_mean: bool
+    take_mean: bool
+    cost: CodecCost
+    is_whole: bool
+    whole: Encoded | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BroadcasterState:
+    """All that the broadcasts of a run build on.
+
+    Attributes:
+        num_codes: as in `Broadcaster`.
+        held: for each kind of payload.
+    """
+
+    num_codes: int
+    held: tuple[KeptReplica, ...]
+
+
 @dataclass(slots=True)
 class _Held:
     """What clients hold of one kind of payload, and what they have not been sent yet.
@@ -73,11 +112,37 @@ class _Held:
     cost: CodecCost = CodecCost()
     whole: Encoded | None = None
 
+    def kept(self) -> KeptReplica:
+        """Return what another process needs to go on."""
+        whole = self.whole if self.whole is not None and self.whole.encoding.coding.codec is not None else None
+        return KeptReplica(
+            model=self.replica.model,
+            mean=self.replica.running_mean,
+            mean_count=self.replica.mean_count,
+            base=self.base,
+            holders=self.holders,
+            step=self.step,
+            in_mean=self.in_mean,
+            take_mean=self.take_mean,
+            cost=self.cost,
+            is_whole=self.whole is not None,
+            whole=whole,
+        )
+
+    @classmethod
+    def of(cls, kept: KeptReplica, whole: Encoded | None) -> _Held:
+        """Go on from what `kept` returned."""
+        replica = Replica.of(kept.model, kept.mean, kept.mean_count)
+        return cls(replica, kept.base, kept.holders, kept.step, kept.in_mean, kept.take_mean, kept.cost, whole)
+
 
 class Broadcaster:
     """The server's half of the replicas: encodes steps, and knows who holds what.
 
     Equal sequences of calls give equal codes.
+
+    Attributes:
+        num_codes: encoded so far; their number seeds the next one.
     """
 
     def __init__(self, chunk_bytes: int, seed: int, snapshot: Codec | None = None, *, zstd: bool = False) -> None:
@@ -94,7 +159,22 @@ class Broadcaster:
         self._snapshot = snapshot
         self._uncoded = Coding(zstd=zstd)
         self._held: dict[Schema, _Held] = {}
-        self._num_codes = 0
+        self.num_codes = 0
+
+    def state(self) -> BroadcasterState:
+        """Return all that later broadcasts build on, as it is now: write it down before the next call."""
+        return BroadcasterState(self.num_codes, tuple(held.kept() for held in self._held.values()))
+
+    def load(self, state: BroadcasterState) -> None:
+        """Go on from what `state` returned. Raises SchemaError."""
+        self.num_codes = state.num_codes
+        self._held = {kept.model.schema: _Held.of(kept, self._whole_of(kept)) for kept in state.held}
+
+    def _whole_of(self, kept: KeptReplica) -> Encoded | None:
+        """Return the snapshot of a model that was adopted as one: uncoded, it is the model itself."""
+        if kept.whole is not None or not kept.is_whole:
+            return kept.whole
+        return Encoding(kept.model.schema, self._chunk_bytes, self._uncoded).encode(kept.model)
 
     def forget(self) -> None:
         """Take it that no client holds anything: the next broadcast is whole."""
@@ -211,8 +291,8 @@ class Broadcaster:
         return len(asked) * snapshot_bytes < holders * held.step.size_bytes + (len(asked) - holders) * whole_bytes
 
     def _coding(self, codec: Codec) -> Coding:
-        self._num_codes += 1
-        return Coding(codec, derive_seed(self._seed, "broadcast", self._num_codes), self._uncoded.zstd)
+        self.num_codes += 1
+        return Coding(codec, derive_seed(self._seed, "broadcast", self.num_codes), self._uncoded.zstd)
 
     def _nothing(self) -> Encoded:
         return Encoding(Schema([]), self._chunk_bytes, self._uncoded).encode(Tensors(Schema([])))

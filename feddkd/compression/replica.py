@@ -7,6 +7,7 @@ code. So its model is exactly what clients hold: no error is left that somebody 
 from __future__ import annotations
 
 import hashlib
+from typing import Self
 
 from feddkd.compression.running_mean import RunningMean
 from feddkd.errors import SchemaError
@@ -36,6 +37,28 @@ class Replica:
         """
         self._mean = RunningMean()
         self._hold(model, in_mean=in_mean)
+
+    @classmethod
+    def of(cls, model: Tensors, mean: Tensors | None, mean_count: int) -> Self:
+        """Go on with a replica of another process.
+
+        Args:
+            mean: its `running_mean`.
+            mean_count: its `mean_count`.
+        """
+        replica = cls(model)
+        replica._mean = RunningMean(mean, mean_count)
+        return replica
+
+    @property
+    def running_mean(self) -> Tensors | None:
+        """The running mean of the trainable parameters; None if it is empty."""
+        return self._mean.parameters
+
+    @property
+    def mean_count(self) -> int:
+        """Models in the running mean."""
+        return self._mean.count
 
     def advance(self, step: Tensors, *, in_mean: bool = False) -> None:
         """Take a step.

@@ -13,24 +13,26 @@ class RunningMean:
     """The mean of the trainable parameters of the models added so far.
 
     Attributes:
+        parameters: the mean, or None if no model was added.
         count: models added.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean: Tensors | None = None
+    def __init__(self, parameters: Tensors | None = None, count: int = 0) -> None:
+        """Begin with no model, or go on with another object's mean."""
+        self.count = count
+        self.parameters = parameters
 
     def add(self, model: Tensors) -> None:
         """Add a model; takes the memory of one, whatever their number."""
         self.count += 1
-        if self._mean is None:
-            self._mean = model.select(model.schema.trainable)
+        if self.parameters is None:
+            self.parameters = model.select(model.schema.trainable)
         else:
-            _move_towards(self._mean, model, 1 / self.count)
+            _move_towards(self.parameters, model, 1 / self.count)
 
     def of(self, last: Tensors) -> Tensors:
         """Return `last` with averaged parameters; unchanged if no model was added."""
-        return last if self._mean is None else last.replace(self._mean)
+        return last if self.parameters is None else last.replace(self.parameters)
 
 
 def _move_towards(mean: Tensors, target: Tensors, share: float) -> None:

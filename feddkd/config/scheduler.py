@@ -93,6 +93,16 @@ class SchedulerConfig(Table):
         le=SECONDS_MAX,
         description="seconds a paused run waits for clients before it fails",
     )
+    durability: Literal["exchange", "round", "none"] = Field(
+        "exchange",
+        description="after what a crash of the server loses nothing: each exchange, each round, or nothing is kept at all",
+    )
+    resume_grace_s: float = Field(
+        120.0,
+        ge=0,
+        le=SECONDS_MAX,
+        description="seconds that a server which was started again waits for the clients of the round that was open",
+    )
 
     @property
     def num_clients(self) -> int | None:

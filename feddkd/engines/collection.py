@@ -328,7 +328,7 @@ class Collection:
         if contribution.has_begun:
             contribution.resume(answer.payload, now)
             return
-        contribution.begin(numbers, answer.payload if schema is not None else None, schema, now)
+        contribution.begin(numbers, answer, schema, now)
         self._note(contribution, now)
 
     def _judge_again(self, contribution: Contribution, answer: pb.Answer) -> Judgement:

@@ -14,8 +14,10 @@ from feddkd.engines.spool import Block
 from feddkd.errors import ProtocolError
 from feddkd.exchange import Missing, Reply
 from feddkd.tensors import Schema, Segment
-from feddkd.transport.frames import Chunk
+from feddkd.transport.frames import Chunk, chunk_message_bytes
+from feddkd.transport.messages import answer_message_bytes
 from feddkd.transport.payload import ChunkSequence, check_values, copied
+from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.pb import tensors_pb2
 
 _WIDE = (torch.float32, torch.float64)
@@ -45,6 +47,7 @@ class Contribution:
         blocks: what has arrived, in order.
         upload: how many uploads have begun; an interrupted one that goes on is the same.
         writing: chunks on their way into blocks.
+        message_bytes: size of the messages that the reply takes, each counted once, as far as it has come.
     """
 
     def __init__(self, client_id: str, weight: float, norm_limit: NormLimit | None = None, coding: Coding = UNCODED) -> None:
@@ -59,6 +62,7 @@ class Contribution:
         self.blocks: list[Block] = []
         self.upload = 0
         self.writing = 0
+        self.message_bytes = 0
         self._norm_limit = norm_limit
         self._progress = Progress.AWAITED
         self._interrupted = False
@@ -100,12 +104,14 @@ class Contribution:
             self._content = content.digest()
         return self._content
 
-    def begin(self, numbers: Reply, header: tensors_pb2.PayloadHeader | None, schema: Schema | None, now: float) -> None:
-        """Take in a reply's header. Raises SchemaError if it announces anything but `schema`."""
+    def begin(self, numbers: Reply, answer: pb.Answer, schema: Schema | None, now: float) -> None:
+        """Take in a reply's first message. Raises SchemaError if it announces anything but `schema`."""
+        header = answer.payload if schema is not None else None
         if header is not None and schema is not None:
             self._sequence = ChunkSequence(header, schema, self.coding)
             self._header = header
         self.numbers = numbers
+        self.message_bytes = answer_message_bytes(answer)
         self.upload += 1
         self.last_arrival = now
         self._update_progress()
@@ -143,6 +149,7 @@ class Contribution:
         """
         assert self._sequence is not None
         piece, sent = self._sequence.accept(chunk)
+        self.message_bytes += chunk_message_bytes(chunk.offset, chunk.crc32c, len(chunk.data))
         data = copied(sent)
         if piece.codec is not None:
             piece.codec.check(data, piece.segment.numel)

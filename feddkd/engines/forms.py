@@ -30,9 +30,9 @@ class Forms:
         return broadcast is not None and client in broadcast.holders and client not in self._lacking
 
     def is_snapshot(self, client: str) -> bool:
-        """Whether a client receives a whole model because it does not hold what a step leads from."""
+        """Whether a client is to receive a whole model because it does not hold what a step leads from."""
         broadcast = self._exchange.broadcast
-        return broadcast is not None and broadcast.has_codec and not self.is_step(client)
+        return broadcast is not None and broadcast.has_codec and client not in broadcast.holders
 
     def lacks(self, client: str) -> bool:
         """Take in that a client cannot use the step; returns whether that is news."""
@@ -43,7 +43,14 @@ class Forms:
 
     def payload(self, client: str) -> Payload:
         """What a client is sent."""
-        if self.is_step(client):
+        return self._form(is_step=self.is_step(client))
+
+    def _planned(self, client: str) -> Payload:
+        """What it was to be sent before it was known to lack anything."""
+        return self._form(is_step=self.is_step(client) or client in self._lacking)
+
+    def _form(self, *, is_step: bool) -> Payload:
+        if is_step:
             self._step = self._step or self._step_payload()
             return self._step
         self._whole = self._whole or self._whole_payload()
@@ -64,17 +71,29 @@ class Forms:
         encoding = Encoding(exchange.payload.schema, self._chunk_bytes, Coding(zstd=exchange.zstd))
         return Payload.of(encoding.encode(exchange.payload), shared=self._shared)
 
+    def is_whole(self, client: str, digest: bytes) -> bool:
+        """Whether a client that is to receive a step has the model that is sent to those who lack its base."""
+        if not self.is_step(client):
+            return False
+        self._whole = self._whole or self._whole_payload()
+        return self._whole.header.digest == digest
+
     def message(self, client: str) -> bytes:
         """What precedes it."""
+        return self._message(client, self.payload(client), whole=not self.is_step(client))
+
+    def planned_bytes(self, client: str) -> int:
+        """Size of the messages that bring the broadcast to a client that lacks nothing, each counted once."""
+        payload = self._planned(client)
+        return len(self._message(client, payload, whole=payload is self._whole)) + payload.frames_bytes
+
+    def _message(self, client: str, payload: Payload, *, whole: bool) -> bytes:
         exchange = self._exchange
-        replica = None
-        if exchange.broadcast is not None:
-            replica = replica_message(exchange.broadcast, whole=not self.is_step(client))
         return work_message(
             exchange.id,
-            self.payload(client),
+            payload,
             evaluate=exchange.evaluate,
             deadline_s=exchange.closing.deadline_s,
-            replica=replica,
+            replica=replica_message(exchange.broadcast, whole=whole) if exchange.broadcast is not None else None,
             reply_coding=exchange.reply_coding(client),
         )

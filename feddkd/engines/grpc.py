@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 
 from feddkd.config import Config
-from feddkd.engines.collection import Judgement, max_evaluated
+from feddkd.engines.collection import max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
+from feddkd.engines.grpc_inbox import ExchangeInbox
 from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
-from feddkd.errors import RunError
+from feddkd.engines.traffic_mark import TrafficMark
+from feddkd.errors import RunError, StateError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
-from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import Holding, Verdict, farewell_message, id_from_message, receipt_message
+from feddkd.transport.messages import farewell_message
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
-from feddkd.transport.sessions import Outgoing, Session
+from feddkd.transport.sessions import Outgoing, Owner
 
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""
 
 
-class GrpcEngine(Engine):
+class GrpcEngine(ExchangeInbox, Engine):
     """Carries out exchanges over gRPC.
 
     The public methods are called from the scheduler's thread, or where they say so from any; everything else
@@ -38,20 +40,45 @@ class GrpcEngine(Engine):
     the client takes part in.
     """
 
-    def __init__(self, config: Config, run_id: str, model_schema: Schema, spool_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_id: str,
+        model_schema: Schema,
+        spool_folder: Path | None = None,
+        *,
+        mark: Path | None = None,
+        incarnation: int = 1,
+        owners: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare to serve a run.
 
         Args:
             spool_folder: where contributions go that do not fit into `transport.staging_bytes`.
+            mark: the file that keeps the wire bytes beyond this process, a `TrafficMark`; None to keep them nowhere.
+            incarnation: counts the processes of the run's server; clients do not go back to an earlier one.
+            owners: what `owners` returned in an earlier process: no other client gets these ids.
+
+        Raises:
+            StateError: the mark cannot be made, or an owner cannot be read.
         """
         self._config = config
-        manifest = pb.Manifest(run_id=run_id, config_toml=config.shared_toml(), model=schema_to_message(model_schema))
-        self.other = Meter()
-        self._server = FederationServer(manifest, self, admission=_admission(config), write_stall_s=config.scheduler.stall_timeout_s)
+        manifest = pb.Manifest(
+            run_id=run_id,
+            config_toml=config.shared_toml(),
+            model=schema_to_message(model_schema),
+            incarnation=incarnation,
+        )
+        self._mark = TrafficMark(mark) if mark is not None else None
+        super().__init__(run_id, Meter(mirror=self._mark.other if self._mark is not None else None))
+        self._server = FederationServer(
+            manifest,
+            self,
+            admission=_admission(config),
+            write_stall_s=config.scheduler.stall_timeout_s,
+            owners=_read_owners(owners or {}),
+        )
         self._open: set[GrpcExchange] = set()
-        self._of_client: dict[str, GrpcExchange] = {}
-        self._last_judgement: dict[str, tuple[ExchangeId, Judgement]] = {}
-        self._joined = asyncio.Event()
         self._aborted: RunError | None = None
         self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
         # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
@@ -71,16 +98,37 @@ class GrpcEngine(Engine):
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
-        return self._server.call(self._wait_for_clients(count, timeout_s)).result()
+        return self._server.call(self._wait_until(lambda: len(self._server.connected()) >= count, timeout_s)).result()
+
+    def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
+        self.check_aborted()
+        return self._server.call(self._wait_until(lambda: all(map(self._is_connected, clients)), timeout_s)).result()
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self._server.call(self._remember(counted)).result()
 
     def begin(self, exchange: Exchange) -> PendingOutcome:
         self.check_aborted()
-        return PendingOutcome(self, self._server.call(self._begin(exchange)).result())
+        return PendingOutcome(self, *self._server.call(self._begin(exchange)).result())
+
+    def acknowledge(self, begun: GrpcExchange) -> None:
+        """Send the receipts of an exchange that has closed. Raises RunError."""
+        self._server.call(self._acknowledge(begun)).result()
+
+    def owners(self) -> Mapping[str, str]:
+        """What shows that a client is the one that had its id before, by id; hashes, for a later process. From any thread."""
+        return {client: owner.text for client, owner in self._server.owners().items()}
+
+    def last_heard(self) -> Mapping[str, float]:
+        return self._server.last_heard()
+
+    def waiting_for(self) -> list[str]:
+        return sorted(client for client, begun in dict(self.of_client).items() if begun.waits_for(client))
 
     def states(self) -> ClientStates:
         if self._finished:
             return ClientStates()  # who has been let go is not lost
-        connected, of_client = self._server.connected(), dict(self._of_client)
+        connected, of_client = self._server.connected(), dict(self.of_client)
         working = sum(session.client_id in of_client and of_client[session.client_id].waits_for(session.client_id) for session in connected)
         return ClientStates(len(connected) - working, working, self.num_joined - len(connected))
 
@@ -102,11 +150,11 @@ class GrpcEngine(Engine):
         if not self._finished:
             self._server.call(self._abort())
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         if self._finished:
             return
         self._finished = True
-        self._server.call(self._finish(completed, reason)).result()
+        self._server.call(self._finish(completed, reason, paused)).result()
         self._server.stop(FAREWELL_GRACE_S)
         self._executor.shutdown()
         self._spool.close()
@@ -117,52 +165,71 @@ class GrpcEngine(Engine):
         present = self._server.present(self._config.scheduler.reconnect_grace_s)
         return {session.client_id: session.counts for session in present}
 
-    async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+    async def _remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self.receipts.remember(counted)
+        self.receipts.answer_questions(self._server.session, self.current)
+
+    def _is_connected(self, client: str) -> bool:
+        session = self._server.session(client)
+        return session is not None and session.stream is not None
+
+    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Look again whenever a client connects; False after the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
-                while len(self._server.connected()) < count:
+                while not reached():
                     self.check_aborted()
-                    self._joined.clear()
-                    await self._joined.wait()
+                    self.joined.clear()
+                    await self.joined.wait()
         except TimeoutError:
             return False
         self.check_aborted()
         return True
 
-    async def _begin(self, exchange: Exchange) -> Future[Outcome]:
+    async def _begin(self, exchange: Exchange) -> tuple[GrpcExchange, Future[Outcome]]:
         self.check_aborted()  # an abort may have reached the loop first
-        if busy := [client for client in exchange.clients if client in self._of_client]:
-            raise ValueError(f"{busy[0]} takes part in {self._of_client[busy[0]].exchange.id}, which is open")
+        if busy := [client for client in exchange.clients if client in self.of_client]:
+            raise ValueError(f"{busy[0]} takes part in {self.of_client[busy[0]].exchange.id}, which is open")
         sessions = {client: self._server.session(client) for client in exchange.clients}
         holdout = self._config.data.holdout
         limits = {client: max_evaluated(session.counts.labelled, holdout) for client, session in sessions.items() if session is not None}
-        begun = GrpcExchange(exchange, Meter(self.other), self._spool, self._executor, self._config.transport.chunk_bytes, limits)
+        meter = self._meter(exchange.id)
+        begun = GrpcExchange(exchange, meter, self._spool, self._executor, self._config.transport.chunk_bytes, limits)
         self._open.add(begun)
-        self._of_client.update(dict.fromkeys(exchange.clients, begun))
+        asked = self.receipts.begin(exchange.clients)
+        self.of_client.update(dict.fromkeys(exchange.clients, begun))
         for client, session in sessions.items():
             if session is None or session.stream is None:
                 begun.disconnected(client)
             else:
-                begun.connected(session, None)
+                begun.connected(session, asked.get(client))
+        failpoint("engine.exchange.after_begin")
         outcome: Future[Outcome] = Future()
         begun.task = asyncio.create_task(self._complete(begun))
         # Not the task itself: one that is cancelled before it has started does nothing.
         begun.task.add_done_callback(lambda task: self._end(begun, task, outcome))
-        return outcome
+        return begun, outcome
+
+    def _meter(self, exchange: ExchangeId) -> Meter:
+        """Count the messages of an exchange that begins."""
+        if self._mark is None:
+            return Meter(self.other)
+        if not self.of_client:  # none is open
+            self._mark.begin(exchange)
+        return Meter(self.other, self._mark.open)
 
     async def _complete(self, begun: GrpcExchange) -> Outcome:
-        """Wait for an exchange's outcome, and tell its clients."""
+        """Wait for an exchange's outcome."""
         reduced = await begun.run()
-        for client, judgement in begun.judgements():
-            self._tell(client, begun, judgement)
-        return begun.close(reduced)
+        failpoint("engine.exchange.before_outcome")
+        return begun.close(reduced, {session.client_id for session in self._server.connected()})
 
     def _end(self, begun: GrpcExchange, task: asyncio.Task[Outcome], outcome: Future[Outcome]) -> None:
-        """Let an exchange go, however it ended, and hand its outcome to the thread that waits for it."""
+        """Hand the outcome of an exchange to the thread that waits for it; let one that has none go."""
         begun.release()
         self._open.discard(begun)
-        for client in begun.exchange.clients:
-            del self._of_client[client]
+        if task.cancelled() or task.exception() is not None:
+            self._release_clients(begun)
         if task.cancelled():
             outcome.set_exception(self._aborted or RunError("the server stopped"))
         elif (error := task.exception()) is not None:  # for instance what a rule raises
@@ -170,98 +237,60 @@ class GrpcEngine(Engine):
         else:
             outcome.set_result(task.result())
 
+    async def _acknowledge(self, begun: GrpcExchange) -> None:
+        self.check_aborted()
+        failpoint("engine.acknowledge.before")
+        if any(self.of_client.get(client) is begun for client in begun.exchange.clients):
+            self._release_clients(begun)
+            for receipt in begun.receipts:
+                self.receipts.send(receipt, self._server.session(receipt.client), _first_sent)
+            self.receipts.answer_questions(self._server.session, self.current)
+
+    def _release_clients(self, begun: GrpcExchange) -> None:
+        for client in begun.exchange.clients:
+            del self.of_client[client]
+
     async def _abort(self) -> None:
-        self._joined.set()
+        self.joined.set()
         for begun in self._open:
             if begun.task is not None:
                 begun.task.cancel()
 
-    async def _finish(self, completed: bool, reason: str) -> None:
-        message = farewell_message(completed, reason)
+    async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
+        message = farewell_message(completed, reason, paused)
         for session in self._server.connected():
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()
 
-    def _tell(self, client: str, begun: GrpcExchange, judgement: Judgement) -> None:
-        """Send a receipt, and keep it for a client that is away and will ask."""
-        self._last_judgement[client] = begun.exchange.id, judgement
-        session = self._server.session(client)
-        if session is not None:
-            begun.tell(session, judgement)
-
-    # What the server reports.
-
-    def connected(self, session: Session, holding: Holding | None) -> None:
-        self._joined.set()
-        begun = self._of_client.get(session.client_id)
-        if begun is not None and begun.waits_for(session.client_id):
-            begun.connected(session, holding)
-        elif begun is not None and holding is not None and holding.exchange == begun.exchange.id:
-            begun.reconnected(session)
-        elif holding is not None:
-            self._reply_to_closed(session, holding.exchange)
-
-    def disconnected(self, session: Session) -> None:
-        begun = self._of_client.get(session.client_id)
-        if begun is not None:
-            begun.disconnected(session.client_id)
-
-    def replied(self, session: Session, answer: pb.Answer) -> Meter:
-        exchange = id_from_message(answer.id)
-        begun = self._of_client.get(session.client_id)
-        if begun is None or begun.exchange.id != exchange:
-            self._reply_to_closed(session, exchange)
-            return self.other
-        begun.replied(session, answer)
-        return begun.meter
-
-    def meter_of(self, session: Session) -> Meter:
-        begun = self._of_client.get(session.client_id)
-        return begun.meter if begun is not None and begun.is_sending(session.client_id) else self.other
-
-    async def received(self, session: Session, chunk: Chunk) -> None:
-        begun = self._of_client.get(session.client_id)
-        if begun is not None:
-            await begun.received(session, chunk)
-
-    def failed(self, session: Session, failure: pb.Failure) -> Meter:
-        exchange = id_from_message(failure.id)
-        begun = self._of_client.get(session.client_id)
-        if begun is None or begun.exchange.id != exchange:
-            self._reply_to_closed(session, exchange)
-            return self.other
-        begun.failed(session.client_id, failure.reason)
-        return begun.meter
-
-    def lacking(self, session: Session, lacking: pb.Lacking) -> Meter:
-        begun = self._of_client.get(session.client_id)
-        if begun is None or begun.exchange.id != id_from_message(lacking.id):
-            return self.other
-        begun.lacking(session)
-        return begun.meter
-
-    def _reply_to_closed(self, session: Session, exchange: ExchangeId) -> None:
-        """Say what became of a reply to an exchange that is not open, and where the run is."""
-        told, judgement = self._last_judgement.get(session.client_id, (None, None))
-        if judgement is None or told != exchange:
-            judgement = Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed")
-        begun = self._of_client.get(session.client_id)
-        current = begun.exchange.id if begun is not None else None
-        message = receipt_message(exchange, judgement.verdict, judgement.reason, current)
-        session.send(Outgoing((message,), self.other))
-
 
 class PendingOutcome:
     """An exchange that is open on the server's loop."""
 
-    def __init__(self, engine: GrpcEngine, future: Future[Outcome]) -> None:
+    def __init__(self, engine: GrpcEngine, begun: GrpcExchange, future: Future[Outcome]) -> None:
         self._engine = engine
+        self._begun = begun
         self._future = future
 
     def outcome(self) -> Outcome:
         self._engine.check_aborted()
         return self._future.result()
+
+    def acknowledge(self) -> None:
+        self.outcome()
+        self._engine.acknowledge(self._begun)
+
+
+def _read_owners(texts: Mapping[str, str]) -> dict[str, Owner]:
+    """Read who owns which client id. Raises StateError."""
+    try:
+        return {client: Owner.of_text(text) for client, text in texts.items()}
+    except ValueError as error:
+        raise StateError(str(error)) from error
+
+
+def _first_sent() -> None:
+    failpoint("engine.acknowledge.after_first")
 
 
 def _admission(config: Config) -> Admission:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -12,13 +12,16 @@ from itertools import chain
 from feddkd.engines.collection import Arrival, Collection, Judgement
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
+from feddkd.engines.receipts import Receipt
 from feddkd.engines.spool import Spool
+from feddkd.engines.useful import useful_traffic
 from feddkd.errors import ProtocolError, StateError
 from feddkd.exchange import Exchange, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
-from feddkd.transport.messages import Holding, receipt_message, resend_message
+from feddkd.transport.messages import Holding, Verdict, receipt_message, resend_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Outgoing, Session
@@ -33,12 +36,13 @@ class Reduced:
 
 
 class GrpcExchange:
-    """An exchange between its broadcast and its outcome; lives on the server's loop.
+    """An exchange from its broadcast until it is acknowledged; lives on the server's loop.
 
     Attributes:
         exchange: what is carried out.
         meter: counts its messages.
         task: completes it; cancelled by an abort.
+        receipts: what its clients are to be told, once it has closed and until it is acknowledged.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class GrpcExchange:
         self.exchange = exchange
         self.meter = meter
         self.task: asyncio.Task[Outcome] | None = None
+        self.receipts: list[Receipt] = []
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
@@ -69,6 +74,9 @@ class GrpcExchange:
         self._fold = Fold(self._collection, schema, chunk_bytes) if schema is not None else None
         self._changed = asyncio.Event()
         self._error: StateError | None = None
+        self._repeated: set[str] = set()
+        self._counted: set[str] = set()
+        self._closed = False
 
     @staticmethod
     def _now() -> float:
@@ -87,7 +95,7 @@ class GrpcExchange:
     def connected(self, session: Session, holding: Holding | None) -> None:
         """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
         client = session.client_id
-        payload = self._forms.payload(client)
+        payload = self._payload(client, holding)
         held_bytes = self._held_bytes(payload, holding)
         self._sending.discard(client)
         self._collection.connect(client, self._now(), holds_broadcast=held_bytes == payload.size_bytes)
@@ -96,16 +104,30 @@ class GrpcExchange:
             message = resend_message(self.exchange.id, contribution.received_bytes)
             session.send(Outgoing((message,), self.meter))
             return
-        is_new = held_bytes is None or held_bytes < payload.size_bytes
+        snapshot = self._forms.is_snapshot(client)
         outgoing = Outgoing(
             chain((self._forms.message(client),), payload.frames(held_bytes or 0)),
             self.meter,
-            payload_bytes=payload.size_bytes if is_new else 0,
-            dense_bytes=self.exchange.payload.schema.size_bytes if is_new else 0,
-            snapshot=self._forms.is_snapshot(client),
             still_needed=lambda: self.waits_for(client),
+            on_last=lambda: self._count_payload(client, payload, snapshot=snapshot),
         )
         session.send_work(outgoing)
+
+    def _payload(self, client: str, holding: Holding | None) -> Payload:
+        """What a client is to have: the whole model if it was sent that by an earlier process of the server."""
+        payload = self._forms.payload(client)
+        if holding is None or holding.exchange != self.exchange.id or holding.digest == payload.header.digest:
+            return payload
+        if self._forms.is_whole(client, holding.digest):
+            self._count_payload(client, payload, snapshot=False)  # the step that it could not use
+            self._forms.lacks(client)
+        return self._forms.payload(client)
+
+    def _count_payload(self, client: str, payload: Payload, *, snapshot: bool) -> None:
+        """Count what a client is sent: once, however often its connection breaks, and whether or not it can use it."""
+        if client not in self._counted:
+            self._counted.add(client)
+            self.meter.payload_down(payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=snapshot)
 
     def lacking(self, session: Session) -> None:
         """A client cannot use the step: send it the whole model, once."""
@@ -115,6 +137,8 @@ class GrpcExchange:
 
     def reconnected(self, session: Session) -> None:
         """A client that is not waited for is back: it may not have heard that it is left out."""
+        if self._closed:
+            return  # its receipt comes when the outcome is kept
         judgement = self._collection.remind(session.client_id)
         if judgement is not None:
             self.tell(session, judgement)
@@ -137,10 +161,15 @@ class GrpcExchange:
 
     def replied(self, session: Session, answer: pb.Answer) -> None:
         """A reply begins."""
+        if self._closed:
+            return  # its receipt comes when the outcome is kept
         try:
             judgement = self._collection.reply(session.client_id, answer, self._now())
         except StateError as error:
             self._fail(error)
+            return
+        if judgement is not None and judgement.verdict == Verdict.VERDICT_DUPLICATE:
+            self._repeated.add(session.client_id)  # told at the end: until the outcome is kept, it may be lost
             return
         self._sending.add(session.client_id)
         self._settle(session, judgement)
@@ -173,6 +202,7 @@ class GrpcExchange:
         self._store(session, arrival)
 
     def _store(self, session: Session, arrival: Arrival) -> None:
+        failpoint("engine.reply.after_chunk")
         try:
             self._settle(session, self._collection.store(arrival, self._now()))
         except StateError as error:
@@ -192,9 +222,11 @@ class GrpcExchange:
         self._changed.set()
 
     def tell(self, session: Session, judgement: Judgement) -> None:
-        """Send a receipt."""
-        message = receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
-        session.send(Outgoing((message,), self.meter))
+        """Send a receipt while the exchange is open: a refusal."""
+        session.send(Outgoing((self._message(judgement),), self.meter))
+
+    def _message(self, judgement: Judgement) -> bytes:
+        return receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
 
     def _fail(self, error: StateError) -> None:
         self._error = error
@@ -240,13 +272,15 @@ class GrpcExchange:
         except TimeoutError:
             self._collection.expire(self._now())
 
-    def judgements(self) -> Iterator[tuple[str, Judgement]]:
-        """What each client is to be told at the end."""
-        return self._collection.judgements()
+    def close(self, reduced: Reduced, connected: Container[str]) -> Outcome:
+        """Put the outcome together; messages that cross from now on belong to no exchange, but for the receipts.
 
-    def close(self, reduced: Reduced) -> Outcome:
-        """Put the outcome together; messages that cross from now on belong to no exchange."""
+        Args:
+            connected: the clients that can be told what became of their replies.
+        """
+        self._closed = True
         replies = self._collection.replies()
+        self.receipts = [self._receipt(*told, connected) for told in self._collection.judgements()]
         if self._fold is not None:
             self.meter.payload_up(len(replies) * self._fold.code_bytes, dense_bytes=len(replies) * self._fold.dense_bytes)
         return Outcome(
@@ -257,7 +291,18 @@ class GrpcExchange:
             seconds=self._now() - self._started,
             fault=reduced.fault,
             decode_s=self._fold.decode_s if self._fold is not None else 0.0,
+            useful=useful_traffic(self._collection, self._forms),
         )
+
+    def _receipt(self, client: str, judgement: Judgement, connected: Container[str]) -> Receipt:
+        """Build a receipt, and count it: of a client that replied also if it is away, for it will ask."""
+        counts = judgement.verdict == Verdict.VERDICT_OK
+        if client in self._repeated and counts:
+            judgement = Judgement(Verdict.VERDICT_DUPLICATE)
+        message, counted = self._message(judgement), counts or client in connected
+        if counted:
+            self.meter.down(len(message))
+        return Receipt(client, self.exchange.id, judgement, message, counted)
 
     def release(self) -> None:
         """Give back what the exchange holds, however it ended."""

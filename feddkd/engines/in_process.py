@@ -15,13 +15,16 @@ from types import TracebackType
 from typing import Self
 
 from feddkd.client.held import Held
-from feddkd.client.work import KeptReply, TaskRunner, Work
+from feddkd.client.kept_reply import KeptReply
+from feddkd.client.work import TaskRunner, Work
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
+from feddkd.engines.useful import useful_traffic
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, Outcome
+from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
 from feddkd.traffic import Meter, Traffic
@@ -86,6 +89,7 @@ class InProcessEngine(Engine):
         collection = Collection(exchange, self._spool, chunk_bytes=self._chunk_bytes, now=NOW, max_evaluated=limits)
         begun = InProcessExchange(self, collection, self._chunk_bytes)
         self._open.update(dict.fromkeys(exchange.clients, begun))
+        failpoint("engine.exchange.after_begin")
         return begun
 
     def other_traffic(self) -> Traffic:
@@ -98,6 +102,9 @@ class InProcessEngine(Engine):
         working = sum(begun.waits_for(client) for client, begun in open_exchanges.items() if client in self._workers)
         return ClientStates(len(self._workers) - working, working)
 
+    def last_heard(self) -> Mapping[str, float]:
+        return dict.fromkeys(self._workers, 0.0)
+
     def abort(self, reason: str) -> None:
         if self._aborted is None:
             self._aborted = RunError(reason)
@@ -108,7 +115,7 @@ class InProcessEngine(Engine):
         if self._aborted is not None:
             raise self._aborted
 
-    def finish(self, completed: bool, reason: str) -> None:
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         """Give back the memory and the temporary file; nobody has to be told."""
         self._finished = True
         self._spool.close()
@@ -142,8 +149,8 @@ class InProcessEngine(Engine):
         if client in self._held:
             self._held[client].settle(counted=counted)
 
-    def closed(self, exchange: Exchange) -> None:
-        """Take in that an exchange has its outcome."""
+    def release_clients(self, exchange: Exchange) -> None:
+        """Take in that an exchange is not open any more."""
         for client in exchange.clients:
             del self._open[client]
 
@@ -158,6 +165,7 @@ class InProcessExchange:
         self._collection = collection
         self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
+        self._is_open = True
 
     def waits_for(self, client: str) -> bool:
         """Whether the client still has a reply to send. From any thread."""
@@ -172,8 +180,22 @@ class InProcessExchange:
                 self._outcome.set_exception(error)
             finally:
                 self._collection.close()
-                self._engine.closed(self.exchange)
+                if not self._outcome.done() or self._outcome.exception() is not None:
+                    self._release()
         return self._outcome.result()
+
+    def acknowledge(self) -> None:
+        replies = self.outcome().replies
+        failpoint("engine.acknowledge.before")
+        if self._is_open:
+            self._release()
+            for client in self.exchange.clients:
+                self._engine.settle(client, counted=client in replies)
+                failpoint("engine.acknowledge.after_first")
+
+    def _release(self) -> None:
+        self._is_open = False
+        self._engine.release_clients(self.exchange)
 
     def _carry_out(self) -> Outcome:
         started = time.monotonic()
@@ -188,32 +210,37 @@ class InProcessExchange:
         while not self._collection.settled:  # clients that are not here
             self._collection.expire(self._collection.next_expiry())
         reduced, fault = self._reduce(fold) if fold is not None else (None, "")
+        failpoint("engine.exchange.before_outcome")
         for client, judgement in self._collection.judgements():
             if self._engine.has(client):
                 self._tell(judgement)
         replies = self._collection.replies()
-        for client in exchange.clients:
-            self._engine.settle(client, counted=client in replies)
         decode_s = 0.0
         if fold is not None:
             self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)
             decode_s = fold.decode_s
         seconds = time.monotonic() - started
-        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s)
+        useful = useful_traffic(self._collection, forms)
+        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s, useful)
 
     def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
         """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""
-        message, payload = forms.message(client), forms.payload(client)
-        self._meter.down(len(message) + payload.frames_bytes)
+        payload = forms.payload(client)
         self._meter.payload_down(
             payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=forms.is_snapshot(client)
         )
+        return self._sent_form(client, forms)
+
+    def _sent_form(self, client: str, forms: Forms) -> Iterable[bytes]:
+        """Send the broadcast in the form that a client can use, as far as that is known."""
+        message, payload = forms.message(client), forms.payload(client)
+        self._meter.down(len(message) + payload.frames_bytes)
         messages = self._engine.reply_of(client, pb.ParticipateResponse.FromString(message).work, payload.frames())
         if messages is not None:
             return messages
         self._meter.up(len(lacking_message(self.exchange.id)))
         assert forms.lacks(client), "a whole model builds on nothing"
-        return self._sent(client, forms)
+        return self._sent_form(client, forms)
 
     def _take(self, client: str, messages: Iterable[bytes]) -> None:
         """Collect a client's messages."""
@@ -234,6 +261,7 @@ class InProcessExchange:
                     arrival.write()
                     # Never refused: only an upload that was interrupted is looked at again.
                     self._collection.store(arrival, NOW)
+                    failpoint("engine.reply.after_chunk")
                 case Judgement() as judgement:
                     self._tell(judgement)
                     return

@@ -23,21 +23,28 @@ from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
+from feddkd.engines.traffic_mark import TrafficMark
 from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.registry import build_model
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
-from feddkd.scheduler.rounds import Evaluator, Scheduler
-from feddkd.tensors import Tensors
+from feddkd.scheduler.recovery import Spent, new_journal, resume
+from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
+from feddkd.scheduler.state import fold
+from feddkd.tensors import Schema, Tensors
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["grpc", "in-process"]
 LOOPBACK = "127.0.0.1"
+
+TRAFFIC_MARK = "traffic"
+"""File in a run's folder with the wire bytes that its server has counted."""
 
 
 def new_run_id() -> str:
@@ -65,12 +72,37 @@ def make_evaluator(config: Config) -> Evaluator | None:
     return evaluate_model
 
 
-def run_federation(config: Config, engine_name: EngineName, out: Path, observers: Observers | Iterable[Observer] = ()) -> RunRecord:
+def spent_before(folder: Path) -> Spent | None:
+    """What an earlier process of the run in this folder had counted when it ended; None if it left no word."""
+    marked = TrafficMark.read(folder / TRAFFIC_MARK)
+    return Spent(*marked) if marked is not None else None
+
+
+def engine_of(config: Config, journal: Journal, model_schema: Schema, folder: Path) -> GrpcEngine:
+    """Prepare the server of a run, as the process that its journal counts.
+
+    Args:
+        folder: of the run: what does not fit into memory goes there, and the mark of the bytes on the wire.
+    """
+    state = fold(journal.entries, journal.run_id, config.scheduler.quorum)
+    mark = None if isinstance(journal, NoJournal) else folder / TRAFFIC_MARK
+    return GrpcEngine(config, journal.run_id, model_schema, folder, mark=mark, incarnation=state.incarnation, owners=state.owners)
+
+
+def run_federation(
+    config: Config,
+    engine_name: EngineName,
+    out: Path,
+    observers: Observers | Iterable[Observer] = (),
+    *,
+    resumed: bool = False,
+) -> RunRecord:
     """Run all rounds with simulated clients on this machine.
 
     Args:
         config: resolved here; where observers keep a record of it, give them and this function `resolve(config)`.
-        out: the clients' state directories and their configuration go below it, into `clients`.
+        out: the journal goes there, and below it, into `clients`, the clients' state directories and configuration.
+        resumed: go on with the run whose journal is there.
 
     Raises:
         ConfigError: data, partition, model or algorithm are not as the configuration says.
@@ -79,16 +111,21 @@ def run_federation(config: Config, engine_name: EngineName, out: Path, observers
     config = resolve(config)
     algorithm = algorithms.build(config)
     config.check_exchanges(algorithm.exchanges(config))
-    run_id = new_run_id()
     model = initial_model(config)
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
     evaluator = make_evaluator(config)
     counts = _class_counts(config)
     told = Observers.of(observers)
-    told.tell(lambda observer: observer.partitioned(counts))
-    with _engine(engine_name, config, run_id, model, out) as engine:
-        return Scheduler(config, algorithm, engine, run_id=run_id, observers=told, evaluator=evaluator).run(model)
+    journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
+    with contextlib.closing(journal):
+        told.tell(lambda observer: observer.partitioned(counts))
+        with _engine(engine_name, config, journal, model, out) as engine:
+            extensions = Extensions(journal=journal)
+            scheduler = Scheduler(
+                config, algorithm, engine, run_id=journal.run_id, observers=told, evaluator=evaluator, extensions=extensions
+            )
+            return scheduler.run(model)
 
 
 def _class_counts(config: Config) -> dict[str, list[int]]:
@@ -103,7 +140,7 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 
 
 @contextlib.contextmanager
-def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: Path) -> Iterator[Engine]:
+def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if name == "in-process":
         transport = config.transport
@@ -111,7 +148,7 @@ def _engine(name: EngineName, config: Config, run_id: str, model: Tensors, out: 
         with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
             yield local
         return
-    engine = GrpcEngine(config, run_id, model.schema, out)
+    engine = engine_of(config, journal, model.schema, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:

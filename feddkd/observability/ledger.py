@@ -38,8 +38,11 @@ class Ledger(Observer):
 
     essential = True
 
-    def __init__(self, out: Path, config: Config) -> None:
+    def __init__(self, out: Path, config: Config, *, again: bool = False) -> None:
         """Start the record of a run.
+
+        Args:
+            again: the folder may hold the record of this run; it is written again from what is told of its history.
 
         Raises:
             StateError: the folder cannot be written, or already holds the record of another run.
@@ -49,7 +52,7 @@ class Ledger(Observer):
         self._began = False
         try:
             out.mkdir(parents=True, exist_ok=True)
-            self._exchanges = _open_for_one_run(out)
+            self._exchanges = _open_for_one_run(out, again=again)
             (out / CONFIG).write_text(config.to_toml(), encoding="utf-8")
             self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
         except OSError as error:
@@ -70,6 +73,7 @@ class Ledger(Observer):
             "clients_reported": record.clients_reported,
             "clients_missing": dict(record.clients_missing),
             **_byte_counts(record.traffic),
+            **_lost(record.lost),
             "seconds": round(record.seconds, 6),
             "client_seconds": round(record.client_seconds, 6),
             "gradient_evaluations": record.gradient_evaluations,
@@ -88,6 +92,7 @@ class Ledger(Observer):
             "loss": _finite(record.evaluation.loss) if record.evaluation else None,
             **_client_evaluation(record.client_evaluation),
             **_byte_counts(record.traffic),
+            **_lost(record.lost),
             "cumulative_wire_bytes": record.cumulative_wire_bytes,
             "seconds": round(record.seconds, 6),
             "clients_reported": record.clients_reported,
@@ -142,6 +147,7 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
         "other_wire_bytes_up": record.other_traffic.wire_bytes_up,
         "other_wire_bytes_down": record.other_traffic.wire_bytes_down,
+        **_lost(record.lost_traffic),
         **_tensor_bytes(record.traffic),
         "exchanges": {name: _byte_counts(traffic) for name, traffic in record.exchange_traffic.items()},
         "gradient_evaluations": record.gradient_evaluations,
@@ -164,6 +170,11 @@ def _byte_counts(traffic: Traffic) -> dict[str, int]:
         "wire_bytes_down": traffic.wire_bytes_down,
         "wire_bytes_up": traffic.wire_bytes_up,
     }
+
+
+def _lost(traffic: Traffic) -> dict[str, int]:
+    """What bought nothing: the part of the wire bytes that a run without faults would not have spent."""
+    return {"lost_wire_bytes_down": traffic.wire_bytes_down, "lost_wire_bytes_up": traffic.wire_bytes_up}
 
 
 def _tensor_bytes(traffic: Traffic) -> dict[str, int]:
@@ -194,8 +205,11 @@ def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in metrics.items()}
 
 
-def _open_for_one_run(out: Path) -> TextIO:
+def _open_for_one_run(out: Path, *, again: bool) -> TextIO:
     """Open `exchanges.jsonl`, and lock it for as long as this process has it open.
+
+    Args:
+        again: what it holds is of this run, and is written from the beginning.
 
     Raises:
         StateError: another run has written to it, or is about to.
@@ -203,12 +217,13 @@ def _open_for_one_run(out: Path) -> TextIO:
     stream = (out / EXCHANGES).open("a", encoding="utf-8")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = stream.tell() == 0
+        is_free = again or stream.tell() == 0
     except BlockingIOError:
         is_free = False
     if not is_free:
         stream.close()
-        raise StateError(f"{out} already holds the record of a run; choose another --out")
+        raise StateError(f"{out} already holds the record of a run; choose another --out, or go on with it with --resume")
+    stream.truncate(0)
     return stream
 
 

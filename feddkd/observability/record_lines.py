@@ -143,6 +143,8 @@ class MeasuredLine(TensorBytes):
     client_loss: Number = None
     wire_bytes_down: Count = 0
     wire_bytes_up: Count = 0
+    lost_wire_bytes_down: Count = 0
+    lost_wire_bytes_up: Count = 0
     seconds: Seconds
     clients_reported: Count = 0
     clients_missing: Texts = {}
@@ -199,6 +201,8 @@ class Summary(TensorBytes):
     total_wire_bytes_down: Count = 0
     other_wire_bytes_up: Count = 0
     other_wire_bytes_down: Count = 0
+    lost_wire_bytes_up: Count = 0
+    lost_wire_bytes_down: Count = 0
     exchanges: CountsByName = {}
     gradient_evaluations: Count | None = None
     seconds: Seconds | None = None

@@ -13,7 +13,7 @@ from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.sites import numbers_by_client
 from feddkd.tensors import Tensors
-from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS, Traffic
+from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 
 DRIFT_DIVERSITY = "drift_diversity"
 """Weighted mean of ||w_k - w_t||² over the squared norm of the mean update: 1 where all updates agree, the larger the
@@ -24,6 +24,10 @@ MAX_DIVERSITY = 1e30
 
 MAX_MISSES = 2
 """Exchanges of a round that a client may miss before the rest of the round goes on without it."""
+
+
+Account = Callable[[Outcome], ExchangeRecord]
+"""Takes in the outcome of an exchange and makes its record. Called once for each exchange, before its clients are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,6 @@ class RoundCohort:
     gone silent costs a round one deadline.
 
     Attributes:
-        traffic: summed over the exchanges so far.
         clients_reported: clients that replied to the first exchange.
         clients_missing: why each of the others did not, and what the first exchange was that another one missed.
         loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
@@ -62,8 +65,7 @@ class RoundCohort:
         attempt: Attempt,
         clients: Mapping[str, ExampleCounts],
         plan: ExchangePlan,
-        carry_out: Callable[[Exchange], Outcome],
-        on_exchange: Callable[[ExchangeRecord], None],
+        carry_out: Callable[[Exchange, Account], None],
         *,
         available: Mapping[str, ExampleCounts],
         min_clients: int,
@@ -72,6 +74,7 @@ class RoundCohort:
 
         Args:
             clients: what each client computes on, by id.
+            carry_out: carries out an exchange and hands its outcome to the second argument.
             available: the same of all clients, those that take no part in this round included.
             min_clients: fewest replies with which an exchange succeeds.
         """
@@ -79,13 +82,11 @@ class RoundCohort:
         self._clients = dict(sorted(clients.items()))
         self._plan = plan
         self._carry_out = carry_out
-        self._on_exchange = on_exchange
         self._available = available
         self._min_clients = min_clients
         self._opened = False
         self._misses: dict[str, int] = {}
         self._dropped: dict[str, Missing] = {}
-        self.traffic = Traffic()
         self.clients_reported = 0
         self.clients_missing: dict[str, str] = {}
         self.loss: float | None = None
@@ -141,13 +142,24 @@ class RoundCohort:
         with _encoding(identity):
             exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
         self.sent = exchange.payload
-        outcome = self._carry_out(exchange)
+        outcome = self._outcome_of(exchange)
         self._plan.downlink.received(exchange, outcome.replies)
-        self._account(exchange, outcome)
         if outcome.fault:
             raise NotFiniteError(f"{identity}: {outcome.fault}")
         self._check_diverged(exchange, outcome)
         self._check_quorum(exchange, outcome)
+        return outcome
+
+    def _outcome_of(self, exchange: Exchange) -> Outcome:
+        """Have an exchange carried out, and take in how its clients did."""
+        kept: list[Outcome] = []
+
+        def keep(outcome: Outcome) -> ExchangeRecord:
+            kept.append(outcome)
+            return self._account(exchange, outcome)
+
+        self._carry_out(exchange, keep)
+        (outcome,) = kept
         return outcome
 
     def _weights(self, clients: Mapping[str, ExampleCounts], name: str) -> dict[str, float]:
@@ -177,29 +189,29 @@ class RoundCohort:
         """Return why each client without a reply has none, those that were not asked included, in client order."""
         return dict(sorted({**self._dropped, **outcome.missing}.items()))
 
-    def _account(self, exchange: Exchange, outcome: Outcome) -> None:
-        self.traffic += outcome.traffic
+    def _account(self, exchange: Exchange, outcome: Outcome) -> ExchangeRecord:
+        """Note who replied; returns what the record says of it."""
         self.loss = outcome.mean_loss(exchange.clients)
-        self._on_exchange(
-            ExchangeRecord(
-                id=exchange.id,
-                clients_selected=len(self._clients),
-                clients_reported=len(outcome.replies),
-                clients_missing={client: item.reason for client, item in self._missing(outcome).items()},
-                traffic=outcome.traffic,
-                seconds=outcome.seconds,
-                client_seconds=outcome.client_seconds,
-                gradient_evaluations=outcome.gradient_evaluations,
-                loss=self.loss,
-                client_evaluation=outcome.evaluation,
-                metrics=self._metrics(exchange, outcome),
-                by_client=numbers_by_client(exchange, outcome),
-            )
+        record = ExchangeRecord(
+            id=exchange.id,
+            clients_selected=len(self._clients),
+            clients_reported=len(outcome.replies),
+            clients_missing={client: item.reason for client, item in self._missing(outcome).items()},
+            traffic=outcome.traffic,
+            lost=outcome.lost,
+            seconds=outcome.seconds,
+            client_seconds=outcome.client_seconds,
+            gradient_evaluations=outcome.gradient_evaluations,
+            loss=self.loss,
+            client_evaluation=outcome.evaluation,
+            metrics=self._metrics(exchange, outcome),
+            by_client=numbers_by_client(exchange, outcome),
         )
         if not self._opened:
             self._open(outcome)
         else:
             self._count_misses(exchange, outcome)
+        return record
 
     def _open(self, outcome: Outcome) -> None:
         """Take in who replied to the round's first exchange."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from feddkd.compression import lossless
-from feddkd.compression.broadcaster import Broadcast, Broadcaster
+from feddkd.compression.broadcaster import Broadcast, Broadcaster, BroadcasterState
 from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.config import Config
@@ -33,9 +33,28 @@ class Downlink:
         names = (communication.down, *(own.down for own in communication.exchanges.values()))
         return any(name not in (None, PLAIN) for name in names)
 
-    def forget(self) -> None:
-        """Take it that no client holds anything."""
+    @property
+    def codes(self) -> int:
+        """Broadcasts that were encoded so far: their number seeds the next one."""
+        return self._broadcaster.num_codes
+
+    def state(self) -> BroadcasterState:
+        """Return what later rounds build on."""
+        return self._broadcaster.state()
+
+    def load(self, state: BroadcasterState) -> None:
+        """Go on from what `state` returned. Raises SchemaError."""
+        self._broadcaster.load(state)
+
+    def forget(self, codes: int | None = None) -> None:
+        """Take it that no client holds anything.
+
+        Args:
+            codes: that were encoded so far, where another process did it.
+        """
         self._broadcaster.forget()
+        if codes is not None:
+            self._broadcaster.num_codes = codes
 
     def adopt(self, exchange: str, model: Tensors, *, in_mean: bool) -> Tensors:
         """Replace a model by the one that clients will hold once it is sent."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from feddkd.exchange import ExampleCounts, Exchange, Outcome
+from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.traffic import Traffic
 
 
@@ -26,14 +26,28 @@ class ClientStates:
     lost: int = 0
 
 
+Keep = Callable[[Outcome], None]
+"""Makes an outcome durable."""
+
+
 class OpenExchange(Protocol):
-    """An exchange that was begun."""
+    """An exchange that was begun. It is open until it is acknowledged, or has failed."""
 
     def outcome(self) -> Outcome:
         """Wait until it has closed and its contributions are reduced; again the same when asked again.
 
         Raises:
             RunError: the run was aborted, or the contributions cannot be kept (a full disk).
+        """
+
+    def acknowledge(self) -> None:
+        """Tell the clients what became of their replies, which they keep until then; again does nothing.
+
+        To be called once the outcome is kept: what a client forgets the server must not lose. Only a refusal is
+        told sooner. The messages were counted when the exchange closed.
+
+        Raises:
+            RunError: as `outcome`; then nobody is told.
         """
 
 
@@ -56,13 +70,39 @@ class Engine(ABC):
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         """Block until `count` clients are connected; False if `timeout_s` passes first (None: no timeout)."""
 
+    def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
+        """Block until all these clients are connected; False if `timeout_s` passes first.
+
+        By default says whether they are: where clients do not come and go, nothing is to be waited for.
+        """
+        return set(clients) <= self.clients().keys()
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:  # noqa: B027  # where replies cannot be lost
+        """Take in what clients were told by an earlier process of the server, before the first exchange begins.
+
+        A client that asks what became of its reply to the exchange named here is told that it counted, as the
+        process before would have told it. By default does nothing: clients then live and die with the engine.
+
+        Args:
+            counted: the last exchange that each client's reply counted in, by client.
+        """
+
     @abstractmethod
     def begin(self, exchange: Exchange) -> OpenExchange:
         """Broadcast an exchange. Raises ValueError if one of its clients takes part in an open one."""
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        """Begin an exchange and wait for its outcome."""
-        return self.begin(exchange).outcome()
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
+        """Begin an exchange, wait for its outcome, and acknowledge it.
+
+        Args:
+            keep: is called before any client is told anything. What it raises is raised here, and nobody is told.
+        """
+        begun = self.begin(exchange)
+        outcome = begun.outcome()
+        if keep is not None:
+            keep(outcome)
+        begun.acknowledge()
+        return outcome
 
     @abstractmethod
     def other_traffic(self) -> Traffic:
@@ -71,6 +111,18 @@ class Engine(ABC):
     @abstractmethod
     def states(self) -> ClientStates:
         """How many clients are in which state now. From any thread."""
+
+    def owners(self) -> Mapping[str, str]:
+        """What proves who owns which client id, never the secret itself; another process of the server needs it."""
+        return {}
+
+    def last_heard(self) -> Mapping[str, float]:
+        """How many seconds ago each client that has joined was heard, by id. From any thread."""
+        return {}
+
+    def waiting_for(self) -> list[str]:
+        """The clients whose reply is expected now, in client order. From any thread."""
+        return []
 
     @abstractmethod
     def abort(self, reason: str) -> None:
@@ -81,5 +133,9 @@ class Engine(ABC):
         """Raise RunError if the run was aborted: for work between two exchanges. From any thread."""
 
     @abstractmethod
-    def finish(self, completed: bool, reason: str) -> None:
-        """Tell the clients that the run is over and why, and let them go; doing it again does nothing."""
+    def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
+        """Tell the clients that the run is over and why, and let them go; doing it again does nothing.
+
+        Args:
+            paused: the run is not over: clients keep what they have in hand, and come back to the next server.
+        """

@@ -1,32 +1,390 @@
-"""The journal's seam: what makes a round survive a crash by replay.
+"""Keeps the events of a run, so that another process can go on with it.
 
-`RoundCohort.exchange` asks the journal before it asks the network, and tells it what came back. Because a
-round function is replayable (see `Algorithm.run_round`), running it again after a crash returns the
-journalled outcomes for the exchanges that were done and goes to the network for the first that was not.
+`append` and `store` are durable when they return. A crash leaves a journal that ends with an event, or
+with a piece of one, which is cut off when the journal is opened.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import contextlib
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
-from feddkd.exchange import ExchangeId, Outcome
+from pydantic import ValidationError
+from pydantic_core import from_json as parse_json
+from torch import Tensor
+
+from feddkd.durable import sync_folder
+from feddkd.errors import StateError
+from feddkd.failpoints import failpoint
+from feddkd.scheduler.blobs import Blob, BlobStore
+from feddkd.scheduler.events import Event, ExchangeDone, RoundStarted, from_json, to_json
+from feddkd.text import printable
+
+FORMAT = 1
+"""Version of what a journal holds."""
+
+JOURNAL = "journal.jsonl"
+BLOBS = "blobs"
+
+Durability = Literal["exchange", "round", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event of a journal.
+
+    Attributes:
+        at_s: seconds that processes had worked on the run by then.
+        time: seconds since 1970, by the clock on the wall.
+    """
+
+    event: Event
+    at_s: float
+    time: float
 
 
 class Journal(Protocol):
-    """Remembers the exchanges of the round in progress."""
+    """Where a run's events go."""
 
-    def recall(self, exchange: ExchangeId) -> Outcome | None:
-        """What this exchange returned before, or None if it has not completed."""
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
 
-    def record(self, exchange: ExchangeId, outcome: Outcome) -> None:
-        """Keep the outcome; durable when this returns."""
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The events so far; those of earlier processes first."""
+
+    def append(self, event: Event) -> Entry:
+        """Keep an event. Raises StateError."""
+
+    def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
+        """Keep tensors; returns the name to load them by, empty if they are not kept. Raises StateError.
+
+        Args:
+            checkpoint: a round ends with them.
+        """
+
+    def load(self, name: str) -> Blob:
+        """Return what was stored. Raises DamagedError."""
+
+    def prune(self, names: Collection[str]) -> None:
+        """Delete all that was stored but these."""
+
+    def close(self) -> None:
+        """Let another process have it."""
+
+
+class Stopwatch:
+    """Counts the seconds that processes have worked on a run."""
+
+    def __init__(self, before_s: float = 0.0) -> None:
+        self._since = time.monotonic() - before_s
+
+    @property
+    def now_s(self) -> float:
+        return time.monotonic() - self._since
 
 
 class NoJournal:
-    """Remembers nothing: a crash of the server ends the run."""
+    """Keeps nothing: a crash of the server ends the run."""
 
-    def recall(self, exchange: ExchangeId) -> Outcome | None:
+    def __init__(self, run_id: str = "") -> None:
+        self.run_id = run_id
+        self._stopwatch = Stopwatch()
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        return ()
+
+    def append(self, event: Event) -> Entry:
+        return Entry(event, self._stopwatch.now_s, time.time())
+
+    def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
+        return ""
+
+    def load(self, name: str) -> Blob:
+        raise StateError("nothing of this run is kept")
+
+    def prune(self, names: Collection[str]) -> None:
+        """Nothing is there."""
+
+    def close(self) -> None:
+        """Nobody waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a journal.
+
+    Attributes:
+        config: of the run, as TOML.
+    """
+
+    run_id: str
+    config: str
+
+
+class FileJournal:
+    """A file of one JSON object a line, and a folder of blobs.
+
+    Each line but the first holds the checksum of its event. The file is locked for as long as this object
+    has it open.
+    """
+
+    def __init__(self, folder: Path, descriptor: int, header: Header, entries: Sequence[tuple[Entry, int]], durability: Durability) -> None:
+        """Go on with a file that is open and locked; see `create` and `open`.
+
+        Args:
+            entries: with the byte after each.
+        """
+        self.folder = folder
+        self.header = header
+        self.durability = durability
+        self.entries = [entry for entry, _ in entries]
+        self.blobs = BlobStore(folder / BLOBS)
+        self._descriptor = descriptor
+        self._ends = [end for _, end in entries]
+        self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        self._broken = False
+        self._stopwatch = Stopwatch(self.entries[-1].at_s if self.entries else 0.0)
+
+    @classmethod
+    def create(cls, folder: Path, header: Header, durability: Durability) -> FileJournal:
+        """Begin the journal of a run.
+
+        Raises:
+            StateError: there is one, or it cannot be written.
+        """
+        file = folder / JOURNAL
+        line = json.dumps({"format": FORMAT, "run_id": header.run_id, "config": header.config}) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f"{JOURNAL}.partial"  # a journal without its first line is none
+            partial.unlink(missing_ok=True)
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            _lock(descriptor, file)
+            _write_all(descriptor, line.encode())
+            os.fsync(descriptor)
+            os.link(partial, file)
+            partial.unlink()
+            sync_folder(folder)
+        except FileExistsError:
+            raise StateError(f"{folder} already holds the journal of a run") from None
+        except OSError as error:
+            raise StateError(f"cannot write {file}: {error.strerror}") from error
+        return cls(folder, descriptor, header, [], durability)
+
+    @classmethod
+    def open(cls, folder: Path, durability: Durability = "exchange") -> FileJournal:
+        """Open the journal of a run to go on with it; what cannot be read at its end is cut off.
+
+        Raises:
+            StateError: there is none, another process has it open, or it is of another version.
+        """
+        file = folder / JOURNAL
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as error:
+            raise StateError(f"cannot open {file}: {error.strerror}") from error
+        _lock(descriptor, file)
+        header, entries = read_journal(folder)
+        journal = cls(folder, descriptor, header, entries, durability)
+        journal.cut(len(journal.entries))
+        return journal
+
+    @property
+    def run_id(self) -> str:
+        return self.header.run_id
+
+    def append(self, event: Event) -> Entry:
+        """Keep an event; it survives a crash once this returns.
+
+        One that others depend on is on the disk when it returns; `RoundStarted` is on it with the next one.
+
+        Raises:
+            StateError: it cannot be written. Nothing of it stays, and no other event can follow.
+        """
+        failpoint("journal.append.before_write")
+        if self._broken:
+            raise StateError(f"{self.folder / JOURNAL} could not be written before")
+        entry = Entry(event, self._stopwatch.now_s, time.time())
+        line = _line_of(len(self.entries), entry)
+        try:
+            _write_all(self._descriptor, line)
+            failpoint("journal.append.before_fsync")
+            if self._is_durable(event):
+                os.fsync(self._descriptor)
+        except OSError as error:
+            # What is on the disk after a failed write or fsync is not known: only opening it again tells.
+            self._broken = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size_bytes)
+            raise StateError(f"cannot write {self.folder / JOURNAL}: {error.strerror}") from error
+        self._size_bytes += len(line)
+        self.entries.append(entry)
+        self._ends.append(self._size_bytes)
+        failpoint("journal.append.after_fsync")
+        return entry
+
+    def _is_durable(self, event: Event) -> bool:
+        if isinstance(event, RoundStarted):
+            return False
+        return self.durability == "exchange" or not isinstance(event, ExchangeDone)
+
+    def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
+        if self.durability == "round" and not checkpoint:
+            return ""
+        return self.blobs.write(tensors, text)
+
+    def load(self, name: str) -> Blob:
+        return self.blobs.read(name)
+
+    def prune(self, names: Collection[str]) -> None:
+        self.blobs.keep_only(names)
+
+    def cut(self, count: int) -> list[Event]:
+        """Keep the first `count` events; what follows is moved to a file beside the journal.
+
+        Returns the events that were cut off. Raises StateError.
+        """
+        end = self._ends[count - 1] if count else self._first_end
+        cut = [entry.event for entry in self.entries[count:]]
+        if end < self._size_bytes:
+            try:
+                rest = os.pread(self._descriptor, self._size_bytes - end, end)
+                _aside(self.folder / JOURNAL).write_bytes(rest)
+                os.ftruncate(self._descriptor, end)
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise StateError(f"cannot write {self.folder / JOURNAL}: {error.strerror}") from error
+        del self.entries[count:], self._ends[count:]
+        self._size_bytes = end
+        return cut
+
+    @property
+    def _first_end(self) -> int:
+        return os.pread(self._descriptor, 1 << 24, 0).index(b"\n") + 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the journal and its blobs."""
+        return self._size_bytes + self.blobs.size_bytes
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read a journal up to the first line that is not whole, without changing it.
+
+    Returns:
+        The first line, and the events, each with the byte after it.
+
+    Raises:
+        StateError: it cannot be read, is not a journal, or is of another version.
+    """
+    file = folder / JOURNAL
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    first, _, rest = content.partition(b"\n")
+    header = _header(file, first)
+    entries: list[tuple[Entry, int]] = []
+    end = len(first) + 1
+    for line in rest.splitlines(keepends=True):
+        entry = _entry(len(entries), line)
+        if entry is None:
+            break
+        end += len(line)
+        entries.append((entry, end))
+    return header, entries
+
+
+def has_journal(folder: Path) -> bool:
+    """Whether a folder holds the journal of a run."""
+    return (folder / JOURNAL).exists()
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a process has the journal in a folder open. Raises StateError."""
+    try:
+        descriptor = os.open(folder / JOURNAL, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"cannot open {folder / JOURNAL}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _line_of(number: int, entry: Entry) -> bytes:
+    event = to_json(entry.event)
+    start = json.dumps({"seq": number, "at_s": round(entry.at_s, 6), "time": round(entry.time, 3), "crc32": zlib.crc32(event)})
+    return start[:-1].encode() + b', "event": ' + event + b"}\n"
+
+
+def _entry(number: int, line: bytes) -> Entry | None:
+    """Read a line; None if it is not the one that was written."""
+    start, separator, event = line.partition(b', "event": ')
+    if not separator or not line.endswith(b"}\n"):
+        return None
+    event = event[:-2]
+    try:
+        outer = parse_json(start + b"}")
+        if outer["seq"] != number or outer["crc32"] != zlib.crc32(event):
+            return None
+        return Entry(from_json(event), float(outer["at_s"]), float(outer["time"]))
+    except (ValueError, KeyError, TypeError, ValidationError):
         return None
 
-    def record(self, exchange: ExchangeId, outcome: Outcome) -> None:
-        """Nothing is kept."""
+
+def _header(file: Path, line: bytes) -> Header:
+    try:
+        found = parse_json(line)
+        version, run_id, config = found["format"], found["run_id"], found["config"]
+    except (ValueError, KeyError, TypeError):
+        raise StateError(f"{file} is not the journal of a run") from None
+    if version != FORMAT:
+        raise StateError(f"{file} is of format {printable(str(version))}; this version of feddkd reads format {FORMAT}")
+    if not isinstance(run_id, str) or not isinstance(config, str):
+        raise StateError(f"{file} is not the journal of a run")
+    return Header(run_id, config)
+
+
+def _lock(descriptor: int, file: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise StateError(f"another process has {file} open: it runs this run") from None
+        raise StateError(f"cannot lock {file}: {error.strerror}") from error
+
+
+def _aside(file: Path) -> Path:
+    """A name for what is cut off a file: the first that is free."""
+    number = 1
+    while (aside := file.with_name(f"{file.stem}.cut-{number}{file.suffix}")).exists():
+        number += 1
+    return aside
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -27,13 +27,22 @@ class Observers:
         """The same object if it is one already, so that an observer that was dropped stays dropped."""
         return observers if isinstance(observers, Observers) else cls(observers)
 
-    def tell(self, event: Callable[[Observer], None]) -> None:
+    def add(self, observer: Observer) -> None:
+        """Let another observer hear what comes from now on."""
+        self._observers.append(observer)
+
+    def tell(self, event: Callable[[Observer], None], *, history: bool = False) -> None:
         """Call `event` with every observer.
+
+        Args:
+            history: it happened in an earlier process of the run.
 
         Raises:
             Exception: what an essential observer raised; later observers do not hear of the event.
         """
         for observer in list(self._observers):
+            if history and not observer.follows_history:
+                continue
             try:
                 event(observer)
             except Exception as error:  # whatever it is, only an essential observer may end the run

@@ -27,6 +27,8 @@ class ExchangeRecord:
         client_evaluation: of the model that was broadcast, on what the clients hold out.
         metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
         by_client: the few numbers that are kept for each client, by name and client.
+        lost: the part of `traffic` that bought nothing: messages that were repeated, and those of clients whose reply
+            does not count.
     """
 
     id: ExchangeId
@@ -41,6 +43,7 @@ class ExchangeRecord:
     client_evaluation: Evaluation | None
     metrics: Mapping[str, float]
     by_client: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    lost: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class RoundRecord:
         metrics: mean of each metric over the exchanges that have it, of the attempt that succeeded, and what the
             algorithm's server side noted.
         examples: of the clients that replied to the first exchange, added up.
+        lost: summed over the round's exchanges.
     """
 
     round: int
@@ -70,6 +74,7 @@ class RoundRecord:
     gradient_evaluations: int
     metrics: Mapping[str, float]
     examples: ExampleCounts = NO_EXAMPLES
+    lost: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class RunRecord:
         exchange_traffic: `traffic` by the name of the exchange, in order of first appearance.
         examples: of each client that could take part, as it said last; empty for very many clients.
         doubtful_labels: sites whose labels may be wrong, by client.
+        lost_traffic: the part of all this that bought nothing.
     """
 
     run_id: str
@@ -101,6 +107,7 @@ class RunRecord:
     exchange_traffic: Mapping[str, Traffic] = field(default_factory=dict)
     examples: Mapping[str, ExampleCounts] = field(default_factory=dict)
     doubtful_labels: Mapping[str, Doubt] = field(default_factory=dict)
+    lost_traffic: Traffic = field(default_factory=Traffic)
 
 
 class Observer:
@@ -108,9 +115,11 @@ class Observer:
 
     Attributes:
         essential: whether the run ends when this observer raises; any other is dropped.
+        follows_history: whether it is also told what earlier processes of the run did, as it happened.
     """
 
     essential: ClassVar[bool] = False
+    follows_history: ClassVar[bool] = True
 
     def engine_ready(self, engine: Engine) -> None:
         """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""
@@ -123,6 +132,15 @@ class Observer:
 
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""
+
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int) -> None:
+        """Another process goes on with the run.
+
+        Args:
+            rounds: how many are planned now.
+            rounds_done: how many have a model.
+            incarnation: counts the processes; that which began is 1.
+        """
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         """A cohort of so many clients was selected."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.locking import DirectoryLock
 from feddkd.text import printable
@@ -14,7 +15,7 @@ from feddkd.text import printable
 RUN = "run.json"
 MAX_SIZE = 1 << 16
 
-Status = Literal["running", "completed", "failed"]
+Status = Literal["running", "paused", "completed", "failed"]
 
 
 class RunMark(BaseModel):
@@ -55,8 +56,12 @@ class ServerState:
         self._lock.release()
 
     @property
-    def unfinished_run(self) -> str | None:
-        """The run that was going on when the last server on this directory ended, if it did not finish."""
+    def last_run(self) -> RunMark | None:
+        """The run that the last server on this directory served, and how it stood; None if there was none.
+
+        Raises:
+            StateError: the file is damaged.
+        """
         file = self.path / RUN
         try:
             with file.open("rb") as stream:
@@ -69,7 +74,7 @@ class ServerState:
             problem = error.errors(include_url=False)[0]
             key = ".".join(map(str, problem["loc"])) or "it"
             raise StateError(f"{file} is damaged: {printable(key)}: {printable(problem['msg'])}") from None
-        return last.run_id if last.status == "running" else None
+        return last
 
     def mark(self, run_id: str, status: Status) -> None:
         """Write down which run this is and how it stands, in one step.
@@ -77,9 +82,7 @@ class ServerState:
         Raises:
             StateError: the file cannot be written.
         """
-        partial = self.path / f"{RUN}.partial"
         try:
-            partial.write_text(RunMark(run_id=run_id, status=status).model_dump_json() + "\n", encoding="utf-8")
-            partial.replace(self.path / RUN)
+            write_durably(self.path / RUN, (RunMark(run_id=run_id, status=status).model_dump_json() + "\n").encode())
         except OSError as error:
             raise StateError(f"cannot write {self.path / RUN}: {error.strerror}") from error

@@ -18,6 +18,7 @@ class FinishedRound:
     number: int
     evaluation: Evaluation | None
     traffic: Traffic
+    lost: Traffic
     seconds: float
     clients_reported: int
     clients_missing: Mapping[str, str]
@@ -30,10 +31,14 @@ class RoundTally:
     """What adds up over the exchanges of a round: work over all attempts, metrics over the one that succeeds."""
 
     def __init__(self) -> None:
+        self.traffic = Traffic()
+        self.lost = Traffic()
         self.gradient_evaluations = 0
         self._metrics: dict[str, list[float]] = {}
 
     def add(self, record: ExchangeRecord) -> None:
+        self.traffic += record.traffic
+        self.lost += record.lost
         self.gradient_evaluations += record.gradient_evaluations
         for name, value in record.metrics.items():
             self._metrics.setdefault(name, []).append(value)
@@ -49,9 +54,17 @@ class RoundTally:
 
 @dataclass(slots=True)
 class RunTally:
-    """What adds up over a run."""
+    """What adds up over a run.
+
+    Attributes:
+        traffic: of all exchanges.
+        other: of none: joining, late replies, farewells.
+        lost: the part of both that bought nothing, exchanges whose outcome was lost included.
+    """
 
     traffic: Traffic = field(default_factory=Traffic)
+    other: Traffic = field(default_factory=Traffic)
+    lost: Traffic = field(default_factory=Traffic)
     exchange_traffic: dict[str, Traffic] = field(default_factory=dict)
     gradient_evaluations: int = 0
     cumulative_wire_bytes: int = 0
@@ -61,6 +74,7 @@ class RunTally:
 
     def add_exchange(self, record: ExchangeRecord) -> None:
         self.traffic += record.traffic
+        self.lost += record.lost
         of_its_kind = self.exchange_traffic.setdefault(record.id.name, Traffic())
         of_its_kind += record.traffic
         self.gradient_evaluations += record.gradient_evaluations

@@ -104,6 +104,14 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     return pb.ParticipateRequest(answer=answer).SerializeToString()
 
 
+def answer_message_bytes(answer: pb.Answer) -> int:
+    """Size of an answer's message as a client sends it first, in bytes; one that is sent again names its content."""
+    first = pb.ParticipateRequest(answer=answer)
+    if answer.payload.content_sha256:
+        first.answer.payload.ClearField("content_sha256")
+    return first.ByteSize()
+
+
 def repeated_answer_message(message: bytes, payload: Payload) -> bytes:
     """An answer that is sent again: it names its content, so that the server can tell whether it is the same."""
     request = pb.ParticipateRequest.FromString(message)
@@ -199,8 +207,10 @@ def resend_message(exchange: ExchangeId, offset: int = 0) -> bytes:
     return pb.ParticipateResponse(resend=pb.Resend(id=id_to_message(exchange), offset=offset)).SerializeToString()
 
 
-def farewell_message(completed: bool, reason: str) -> bytes:
-    return pb.ParticipateResponse(farewell=pb.Farewell(completed=completed, reason=_sendable(reason))).SerializeToString()
+def farewell_message(completed: bool, reason: str, paused: bool = False) -> bytes:
+    """Say that the run is over, or, if it is `paused`, that the server goes and will come back."""
+    farewell = pb.Farewell(completed=completed, reason=_sendable(reason), paused=paused)
+    return pb.ParticipateResponse(farewell=farewell).SerializeToString()
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:

@@ -19,6 +19,10 @@ def always() -> bool:
     return True
 
 
+def nothing() -> None:
+    """What is done where nobody asks for anything."""
+
+
 @dataclass(slots=True, eq=False)
 class Outgoing:
     """Messages for one client, written one after another.
@@ -26,18 +30,16 @@ class Outgoing:
     Attributes:
         frames: the messages; produced only as fast as the client takes them.
         meter: counts each message: of a broadcast before it is written, short ones when they are sent.
-        payload_bytes: counted by the meter when the last message is handed to gRPC.
         still_needed: asked before each message; once it returns False the rest is dropped.
-        dense_bytes: as `Meter.payload_down` counts it.
-        snapshot: likewise.
+        on_last: called when the last message is about to be written.
+        on_written: called when it has been handed to gRPC.
     """
 
     frames: Iterable[bytes]
     meter: Meter
-    payload_bytes: int = 0
     still_needed: Callable[[], bool] = always
-    dense_bytes: int | None = None
-    snapshot: bool = False
+    on_last: Callable[[], None] = nothing
+    on_written: Callable[[], None] = nothing
 
 
 class Outbox:
@@ -65,8 +67,8 @@ class Outbox:
         if messages > MAX_WAITING_MESSAGES or size_bytes > MAX_WAITING_BYTES:
             return False
         self._messages, self._bytes = messages, size_bytes
-        # Counted now, not when it is written: an exchange's last messages are its receipts, and its record
-        # must be whole when they are sent.
+        # Counted now, not when it is written: a refusal belongs to its exchange, which may close before the
+        # client reads it.
         for frame in short.frames:
             outgoing.meter.down(len(frame))
         self._add(short)
@@ -146,12 +148,12 @@ class _Writing:
             return None
         frame = self._next if self._started else next(self._frames, None)
         if frame is None:
+            self.outgoing.on_written()
             return None
         self._started = True
         self._next = next(self._frames, None)
         if self._next is None:
-            written = self.outgoing
-            written.meter.payload_down(written.payload_bytes, dense_bytes=written.dense_bytes, snapshot=written.snapshot)
+            self.outgoing.on_last()
         self.outgoing.meter.down(len(frame))
         return frame
 

@@ -109,7 +109,12 @@ def check_header(header: pb.PayloadHeader, expected: Schema, coding: Coding = UN
 
 
 class Payload:
-    """Tensors ready to be sent, to one receiver or to many."""
+    """Tensors ready to be sent, to one receiver or to many.
+
+    Attributes:
+        encoding: the layout of the bytes.
+        block: the bytes, uint8 [size_bytes].
+    """
 
     def __init__(self, tensors: Tensors, chunk_bytes: int, *, shared: bool = False) -> None:
         """Prepare tensors to be sent as they are; `Payload.of` takes encoded ones."""
@@ -133,6 +138,7 @@ class Payload:
         self.encoding = encoded.encoding
         self._shared = shared
         self._listed = listed
+        self.block = encoded.block
         self._data = encoded.block.numpy().data
         self._pieces = encoded.encoding.pieces
         self._checksums = [crc32c(self._data[piece.start : piece.stop]) for piece in self._pieces]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -58,9 +58,11 @@ class FederationServer:
         *,
         admission: Admission,
         write_stall_s: float = WRITE_STALL_S,
+        owners: Mapping[str, Owner] | None = None,
     ) -> None:
         """Args:
         write_stall_s: seconds one message may wait for a client that does not read.
+        owners: who owned which client id in an earlier process of the run's server.
         """
         self._inbox = inbox
         self._admission = admission
@@ -68,6 +70,7 @@ class FederationServer:
         self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
         self._responses = Responses(len(self._joined))
         self._sessions = Sessions()
+        self._reserved = owners or {}
         self._participation = Participation(
             self._sessions,
             inbox,
@@ -132,6 +135,15 @@ class FederationServer:
         """
         return self._sessions.present(self._loop.time() - grace_s)
 
+    def owners(self) -> dict[str, Owner]:
+        """Return who owns which client id, in client order. From any thread."""
+        return self._sessions.owners()
+
+    def last_heard(self) -> dict[str, float]:
+        """Return how many seconds ago each client was heard, in client order. From any thread."""
+        now = self._loop.time()
+        return {session.client_id: session.silent_s(now) for session in self.sessions()}
+
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))
@@ -141,6 +153,7 @@ class FederationServer:
         except RuntimeError as error:
             why = "the port is taken or the address is not this machine's"
             raise AddressInUseError(f"cannot listen on {address}: {why}") from error
+        self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
         return bound
@@ -203,8 +216,8 @@ class FederationServer:
         known = self._sessions.find(request.client_id)
         if known is None:
             self._check_room(now)
-        else:
-            check_owner(known, owner, now)
+        if (holder := self._sessions.holder(request.client_id)) is not None:
+            check_owner(holder, owner, now)
         if certificate is not None and (known is None or known.owner.certificate != certificate):
             self._check_certificate(certificate)
         if known is not None:

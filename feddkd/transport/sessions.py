@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -39,6 +40,22 @@ class Owner(NamedTuple):
     def of(cls, instance_id: str, certificate: bytes | None) -> Self:
         return cls(_sha256(instance_id) if instance_id else None, certificate)
 
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """Read what `text` wrote. Raises ValueError."""
+        known = dict.fromkeys(cls._fields, b"")
+        for part in text.split():
+            name, _, digits = part.partition(":")
+            if name not in known or known[name] or len(digits) != 2 * hashlib.sha256().digest_size:
+                raise ValueError(f"{text!r} does not name the owner of a client id")
+            known[name] = bytes.fromhex(digits)
+        return cls(known["instance"] or None, known["certificate"] or None)
+
+    @property
+    def text(self) -> str:
+        """The hashes by their names, for instance "instance:2c26b4...": for a record that outlives the process."""
+        return " ".join(f"{name}:{value.hex()}" for name, value in self._asdict().items() if value is not None)
+
     def is_also(self, other: Owner) -> bool:
         """Return whether both are one client: they share the instance id or the certificate."""
         pairs = zip(self, other, strict=True)
@@ -46,6 +63,7 @@ class Owner(NamedTuple):
 
 
 NOBODY = Owner()
+NO_EXAMPLES = ExampleCounts(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +97,9 @@ class Session:
             self.stream.send_work(outgoing)
 
     def silent_s(self, now: float) -> float:
-        """Seconds since the client was heard."""
-        return now - self.heard_at if self.stream is None else self.stream.silent_s(now)
+        """Seconds since the client was heard. From any thread."""
+        stream = self.stream
+        return now - self.heard_at if stream is None else stream.silent_s(now)
 
     @property
     def hold_s(self) -> float:
@@ -93,6 +112,9 @@ class Sessions:
 
     A session that never had a stream expires. When the table is full, one whose client has been
     away for long makes room, unless a certificate is bound to its id.
+
+    After a restart of the server an id is reserved for its owner of before: as if that had been heard when the
+    server began to listen, and was away since.
     """
 
     def __init__(self) -> None:
@@ -104,12 +126,28 @@ class Sessions:
         self._away: OrderedDict[str, Session] = OrderedDict()
         self._lost: OrderedDict[str, Session] = OrderedDict()
         self._of_certificate: Counter[bytes] = Counter()
+        self._reserved: dict[str, Session] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def find(self, client_id: str) -> Session | None:
         return self._by_id.get(client_id)
+
+    def reserve(self, owners: Mapping[str, Owner], now: float) -> None:
+        """Take in who owned which id in an earlier process of the server."""
+        for client_id, owner in owners.items():
+            self._reserved[client_id] = Session(client_id, NO_EXAMPLES, owner, heard_at=now, has_connected=True)
+
+    def holder(self, client_id: str) -> Session | None:
+        """Return the session of an id, or that which it is reserved for."""
+        return self._by_id.get(client_id) or self._reserved.get(client_id)
+
+    def owners(self) -> dict[str, Owner]:
+        """Return who owns the ids of clients that have opened a stream, or are expected back. From any thread."""
+        sessions = [*list(self._reserved.values()), *list(self._by_id.values())]
+        known = {session.client_id: session.owner for session in sessions if session.has_connected}
+        return {client_id: owner for client_id, owner in sorted(known.items()) if owner != NOBODY}
 
     def of_token(self, token: str) -> Session | None:
         """Return the session that a token opens. A look-up of its hash: timing tells nothing."""
@@ -149,9 +187,11 @@ class Sessions:
         """Add a session, in place of the one of this id. Returns it and its token."""
         token = secrets.token_hex(16)
         session = Session(client_id, counts, owner, _sha256(token), now, now)
+        if (holder := self.holder(client_id)) is not None:
+            session.has_connected = holder.has_connected and holder.owner.is_also(owner)
         if (previous := self._by_id.get(client_id)) is not None:
-            session.has_connected = previous.has_connected and previous.owner.is_also(owner)
             self._remove(previous)
+        self._reserved.pop(client_id, None)
         self._by_id[client_id] = self._by_token[session.token] = session
         if owner.certificate is not None:
             self._of_certificate[owner.certificate] += 1

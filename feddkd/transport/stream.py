@@ -90,9 +90,10 @@ class Stream:
     def silent_s(self, now: float) -> float:
         """Seconds that the server has listened to the client in vain.
 
-        0 while the inbox holds the client back: then the silence is not the client's.
+        0 while the inbox holds the client back: then the silence is not the client's. From any thread.
         """
-        return 0.0 if self._listening_since is None else now - self._listening_since
+        since = self._listening_since
+        return 0.0 if since is None else now - since
 
     async def read(self, context: Context) -> bytes | None:
         """Return the client's next message, or None at its end or after too long a silence."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from coding import MIXED, Alternate, coding, know
 from engine_table import ENGINES, REFERENCE, EngineUnderTest, Facts, agreed, on_every_engine
-from harness import RUN_ID, EngineProxy, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, small_config
+from harness import RUN_ID, Changed, EngineProxy, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, small_config
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Cohort, CohortAround
@@ -30,7 +30,7 @@ from feddkd.engines.forms import Forms
 from feddkd.engines.simulation import initial_model
 from feddkd.errors import PausedError
 from feddkd.exchange import DELIVER, Cause, Exchange, Missing, Outcome, Reply, Task
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, Keep, OpenExchange
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import Schema, Tensors, TensorSpec
@@ -237,6 +237,12 @@ def test_a_client_that_does_not_hold_the_base_is_sent_the_model_once(engine: Eng
     assert outcome.missing == {}
     assert {worker.seen[-1] for worker in workers.values()} == {second.payload.sha256()}
     assert outcome.traffic.snapshot_bytes_down == 3 * MIXED.size_bytes
+    forms = Forms(second, CHUNK_BYTES)
+    for client in "abc":
+        forms.lacks(client)
+    whole = sum(len(forms.message(client)) + sum(map(len, forms.payload(client).frames())) for client in "abc")
+    receipts = 3 * len(receipt_message(second.id, Verdict.VERDICT_OK))
+    assert outcome.useful.wire_bytes_down == whole + receipts  # the steps bought nothing
 
 
 @on_every_engine
@@ -258,6 +264,7 @@ def test_the_bytes_on_the_wire_are_those_of_the_messages(engine: EngineUnderTest
                 code = Payload.of(Encoding(MIXED, CHUNK_BYTES, exchange.reply_coding(client)).encode(PARTS[client]))
                 up += len(answer_message(exchange.id, outcome.replies[client], code)) + sum(map(len, code.frames()))
             assert (outcome.traffic.wire_bytes_down, outcome.traffic.wire_bytes_up) == (down, up)
+            assert outcome.useful == Traffic(wire_bytes_down=down, wire_bytes_up=up)
 
 
 @on_every_engine
@@ -437,10 +444,10 @@ def test_the_model_that_is_evaluated_is_the_one_that_a_sampled_cohort_receives(a
     received: list[str] = []
 
     class Watched(EngineProxy):
-        def carry_out(self, exchange: Exchange) -> Outcome:
+        def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
             if exchange.id.name in ("local_train", DELIVER):
                 received.append(exchange.payload.sha256())
-            return super().carry_out(exchange)
+            return super().carry_out(exchange, keep)
 
     run = Run(REFERENCE, config, tmp_path, around=Watched)
     assert received[1:] == run.recorder.models
@@ -489,8 +496,8 @@ class Counting(EngineProxy):
         self.forms: Counter[str] = Counter()
         self._chunk_bytes = chunk_bytes
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        outcome = super().carry_out(exchange)
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
+        outcome = super().carry_out(exchange, keep)
         clients, broadcast = len(exchange.clients), exchange.broadcast
         assert broadcast is not None
         steps = len(broadcast.holders)
@@ -621,12 +628,12 @@ class FailingOnce(EngineProxy):
         super().__init__(engine)
         self._name = name
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        outcome = super().carry_out(exchange)
+    def begin(self, exchange: Exchange) -> OpenExchange:
+        begun = super().begin(exchange)
         if (exchange.id.round, exchange.id.attempt, exchange.id.name) != (2, 0, self._name):
-            return outcome
+            return begun
         gone = dict.fromkeys(exchange.clients, Missing(Cause.DISCONNECTED, "not connected"))
-        return replace(outcome, reduced=None, replies={}, missing=gone)
+        return Changed(begun, lambda outcome: replace(outcome, reduced=None, replies={}, missing=gone))
 
 
 @on_every_engine

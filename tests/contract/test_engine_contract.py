@@ -42,12 +42,13 @@ from harness import (
     filled,
     mean_of,
     small_config,
+    until,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feddkd import algorithms
+from feddkd import algorithms, failpoints
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Cohort, CohortAround
@@ -71,10 +72,12 @@ from feddkd.exchange import (
     Reply,
     Task,
 )
+from feddkd.failpoints import FailpointError, planned
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
 from feddkd.tensors import DTYPES, Schema, Segment, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 from feddkd.transport.payload import Payload
 
 _T = TypeVar("_T")
@@ -306,7 +309,7 @@ def test_payloads_may_be_empty(engine: EngineUnderTest) -> None:
 @on_every_engine
 def test_an_exchange_of_nobody_has_an_outcome(engine: EngineUnderTest) -> None:
     outcome = agreed(engine, exchange_of([], PAYLOAD), HONEST)
-    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, "")
+    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "")
     assert outcome.traffic.wire_bytes == 0
 
 
@@ -352,6 +355,24 @@ def test_no_client_can_touch_the_broadcast_of_another(engine: EngineUnderTest) -
 
 
 @on_every_engine
+def test_without_faults_every_byte_on_the_wire_is_useful(engine: EngineUnderTest) -> None:
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST)
+    assert (outcome.useful.wire_bytes_down, outcome.useful.wire_bytes_up) == (
+        outcome.traffic.wire_bytes_down,
+        outcome.traffic.wire_bytes_up,
+    )
+
+
+@on_every_engine
+def test_what_is_moved_for_clients_that_do_not_count_is_of_no_use(engine: EngineUnderTest) -> None:
+    bad = raising(ClientError("not today"))
+    outcome = agreed(engine, exchange_of(WEIGHTS, PAYLOAD), HONEST | {"b": bad})
+    without = agreed(engine, exchange_of({"a": 3.0, "c": 7.0}, PAYLOAD), HONEST)
+    assert outcome.useful == without.useful
+    assert outcome.traffic.wire_bytes > outcome.useful.wire_bytes
+
+
+@on_every_engine
 def test_equal_exchanges_have_equal_outcomes(engine: EngineUnderTest) -> None:
     good, bad = filled(FLOATS, 1), filled(FLOATS, 2)
     bad["w"][0, 0] = math.nan
@@ -385,6 +406,8 @@ def test_exchanges_of_one_name_may_be_open_with_different_clients(engine: Engine
     with engine.running(HONEST) as running:
         begun = [running.begin(first), running.begin(second)]
         outcomes = [each.outcome() for each in begun]
+        for each in begun:
+            each.acknowledge()
         check_usable(running)
     assert [list(outcome.replies) for outcome in outcomes] == [["a"], ["b", "c"]]
 
@@ -406,6 +429,9 @@ def test_a_client_takes_part_in_one_open_exchange_at_a_time(engine: EngineUnderT
         go.set()
         assert list(first.outcome().replies) == ["a", "b"]
         assert list(second.outcome().replies) == ["c"]
+        with pytest.raises(ValueError, match=busy):
+            running.begin(numbered(3, "a"))  # nobody has been told of the first
+        first.acknowledge()
         assert running.begin(numbered(3, "a")).outcome().missing == {}
 
 
@@ -414,8 +440,106 @@ def test_an_outcome_may_be_asked_for_again(engine: EngineUnderTest) -> None:
     with engine.running(HONEST) as running:
         begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
         first = begun.outcome()
+        begun.acknowledge()
         running.carry_out(numbered(1, *WEIGHTS))
         assert begun.outcome() is first
+
+
+# Receipts.
+
+
+@on_every_engine
+def test_an_outcome_is_kept_before_any_client_is_told(engine: EngineUnderTest) -> None:
+    """Until then every client has its reply: it is in no exchange but this one."""
+    kept: list[Outcome] = []
+    with engine.running(HONEST) as running:
+
+        def keep(outcome: Outcome) -> None:
+            kept.append(outcome)
+            with pytest.raises(ValueError, match=r"^c takes part in"):
+                running.begin(numbered(1, "c"))
+
+        outcome = running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        assert kept == [outcome]
+        check_usable(running)
+
+
+@on_every_engine
+def test_what_cannot_be_kept_is_not_acknowledged(engine: EngineUnderTest) -> None:
+    def keep(_: Outcome) -> None:
+        raise StateError("the disk is full")
+
+    with engine.running(HONEST) as running:
+        with pytest.raises(StateError, match=r"^the disk is full$"):
+            running.carry_out(exchange_of(WEIGHTS, PAYLOAD), keep)
+        with pytest.raises(ValueError, match=r"^a takes part in"):
+            running.begin(numbered(1, "a"))
+
+
+@on_every_engine
+def test_an_exchange_that_is_acknowledged_again_tells_nobody_anything(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(numbered(1, *WEIGHTS))
+        traffic = begun.outcome().traffic
+        other = running.other_traffic()
+        begun.acknowledge()
+        following = running.begin(numbered(2, *WEIGHTS))
+        begun.acknowledge()
+        assert running.other_traffic() == other  # the receipts were counted with the exchange
+        assert following.outcome().traffic == traffic
+
+
+@on_every_engine
+def test_an_acknowledgement_waits_for_the_outcome(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.acknowledge()
+        assert list(begun.outcome().replies) == list(WEIGHTS)
+        check_usable(running)
+
+
+@on_every_engine
+def test_nothing_is_acknowledged_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.outcome()
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            begun.acknowledge()
+
+
+class Visits:
+    """Stands in the place of a plan of failpoints, and writes down which are visited."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def visit(self, name: str) -> None:
+        self.names.append(name)
+
+
+@on_every_engine
+def test_every_engine_comes_to_the_same_failpoints(engine: EngineUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    visits, kept = Visits(), list[int]()
+    monkeypatch.setattr(failpoints, "_plan", visits)
+    with engine.running(HONEST) as running:
+        running.carry_out(exchange_of(WEIGHTS, PAYLOAD), lambda _: kept.append(len(visits.names)))
+        acknowledged = ["engine.acknowledge.before", *["engine.acknowledge.after_first"] * 3]
+        until(lambda: len(visits.names) == kept[0] + len(acknowledged))  # the receipts are written soon after
+    chunks = ["engine.reply.after_chunk"] * 3 * Payload(PAYLOAD, 1 << 20).num_frames
+    assert visits.names[: kept[0]] == ["engine.exchange.after_begin", *chunks, "engine.exchange.before_outcome"]
+    assert visits.names[kept[0] :] == acknowledged
+
+
+@on_every_engine
+def test_a_crash_before_the_acknowledgement_tells_nobody(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        begun = running.begin(exchange_of(WEIGHTS, PAYLOAD))
+        begun.outcome()
+        with planned("engine.acknowledge.before=raise"), pytest.raises(FailpointError):
+            begun.acknowledge()
+        begun.acknowledge()
+        check_usable(running)
 
 
 # Clients that fail.
@@ -896,6 +1020,19 @@ def test_a_client_with_a_reply_to_send_is_counted_as_working(engine: EngineUnder
             go.set()
             waiting.result()
         assert running.states() == ClientStates(connected=3)
+
+
+@on_every_engine
+def test_who_is_there_can_be_asked_by_name_and_after_an_abort(engine: EngineUnderTest) -> None:
+    with engine.running(HONEST) as running:
+        assert running.wait_for(["a", "c"], 0.0)
+        assert not running.wait_for(["a", "stranger"], 0.0)
+        running.remember({})
+        stop(running)
+        with pytest.raises(RunError, match=STOPPED):
+            running.wait_for(["a"], 0.0)
+        assert list(running.last_heard()) == list(WEIGHTS)
+        assert running.waiting_for() == []
 
 
 @on_every_engine

@@ -33,9 +33,10 @@ from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import RunError
-from feddkd.exchange import Cause, Closing, ExampleCounts, Exchange, Missing
-from feddkd.scheduler.engine import ClientStates
+from feddkd.exchange import Cause, Closing, ExampleCounts, Exchange, Missing, Outcome
+from feddkd.scheduler.engine import ClientStates, OpenExchange
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
+from feddkd.traffic import Traffic
 from feddkd.transport.frames import Chunk, decode_chunk, is_chunk
 from feddkd.transport.messages import (
     Holding,
@@ -153,6 +154,20 @@ def good_receipt(exchange: Exchange) -> bytes:
     return receipt_message(exchange.id, Verdict.VERDICT_OK)
 
 
+def undisturbed(exchange: Exchange, work: pb.Work, *contributions: Tensors) -> Traffic:
+    """What an exchange moves for clients that reply at once, on the wire."""
+    up = [frame for contribution in contributions for frame in answer_frames(work, contribution)]
+    down = [*broadcast_of(exchange), good_receipt(exchange)] * len(contributions)
+    return Traffic(wire_bytes_down=size(*down), wire_bytes_up=size(*up))
+
+
+def acknowledged(begun: OpenExchange) -> Outcome:
+    """The outcome of an exchange; its clients have been told."""
+    outcome = begun.outcome()
+    begun.acknowledge()
+    return outcome
+
+
 # Away between two exchanges.
 
 
@@ -168,6 +183,7 @@ def test_a_client_that_is_away_between_two_exchanges_is_in_the_next_one(scene: S
         assert (list(outcome.replies), outcome.missing) == (["hand", "other"], {})
         assert outcome.reduced is not None
         assert outcome.reduced.sha256() == MEAN.sha256()
+        begun.acknowledge()
         scene.lose(hand)
 
 
@@ -197,9 +213,11 @@ def test_a_client_that_holds_the_broadcast_is_not_sent_it_again(scene: Scene) ->
     assert hand.response().work == work
     frames = answer_frames(work, MINE)
     hand.send(*frames)
+    outcome = acknowledged(begun)
+    traffic = outcome.traffic
+    assert outcome.useful == undisturbed(exchange, work, MINE)
     assert not is_chunk(message := hand.receive())  # the next thing that it hears
     assert pb.ParticipateResponse.FromString(message).receipt.verdict == Verdict.VERDICT_OK
-    traffic = begun.outcome().traffic
     message, *chunks = broadcast_of(exchange)
     assert traffic.wire_bytes_down == size(message, *chunks, message, good_receipt(exchange))
     assert traffic.wire_bytes_up == size(*frames)
@@ -234,8 +252,9 @@ def test_a_client_is_sent_what_it_lacks(
     chunks = [decode_chunk(hand.receive()) for _ in range(5 - offset // CHUNK)]
     assert [chunk.offset for chunk in chunks] == list(range(offset, FLOATS.size_bytes, CHUNK))
     hand.send(*answer_frames(work, MINE))
+    traffic = acknowledged(begun).traffic
     assert hand.receipt().verdict == Verdict.VERDICT_OK
-    assert begun.outcome().traffic.payload_bytes_down == 2 * FLOATS.size_bytes
+    assert traffic.payload_bytes_down == FLOATS.size_bytes
 
 
 @pytest.mark.parametrize("arrived", range(6))
@@ -259,11 +278,12 @@ def test_an_upload_that_broke_goes_on_where_it_broke(arrived: int, scene: Scene)
         hand.send(*rest)
     frames = answer_frames(other.work()[0], OTHER)
     other.send(*frames)
+    outcome = acknowledged(begun)
     assert hand.receipt() == pb.Receipt(id=work.id, verdict=Verdict.VERDICT_OK)
-    outcome = begun.outcome()
     assert outcome.reduced is not None
     assert outcome.reduced.sha256() == MEAN.sha256()
     assert outcome.traffic.wire_bytes_up == size(*first, *rest, *frames)
+    assert outcome.useful == undisturbed(exchange, work, MINE, OTHER)
     asked_again = [resend_message(exchange.id, offset)] if rest else []
     to_each = [*broadcast_of(exchange), good_receipt(exchange)]
     assert outcome.traffic.wire_bytes_down == size(*to_each, *asked_again, *to_each)
@@ -288,12 +308,13 @@ def test_a_client_that_comes_back_without_the_broadcast_starts_over(scene: Scene
     hand = scene.client()  # another process: it may compute something else
     again = answer_frames(hand.work()[0], MINE)
     hand.send(*again)
+    outcome = acknowledged(begun)
     assert hand.receipt().verdict == Verdict.VERDICT_OK
-    outcome = begun.outcome()
     assert outcome.reduced is not None
     assert outcome.reduced.sha256() == MINE.sha256()
     assert outcome.traffic.wire_bytes_up == size(*first, *again)
-    assert outcome.traffic.payload_bytes_down == 2 * FLOATS.size_bytes
+    assert outcome.useful == undisturbed(exchange, work, MINE)
+    assert outcome.traffic.payload_bytes_down == FLOATS.size_bytes
     assert outcome.traffic.payload_bytes_up == FLOATS.size_bytes
 
 
@@ -320,6 +341,64 @@ def test_a_client_that_failed_and_comes_back_is_told_why_it_is_left_out(
     assert list(begun.outcome().replies) == ["other"]
 
 
+def test_a_reply_that_names_its_content_is_as_useful_as_one_that_does_not(scene: Scene) -> None:
+    """A client that has sent it to an earlier process of the server names it."""
+    exchange = numbered(0)
+    begun = scene.engine.begin(exchange)
+    hand = scene.client()
+    work, _ = hand.work()
+    again = answer_again(work, MINE, 0)
+    hand.send(*again)
+    outcome = begun.outcome()
+    assert outcome.useful == undisturbed(exchange, work, MINE)
+    assert outcome.traffic.wire_bytes_up == size(*again) > outcome.useful.wire_bytes_up
+
+
+# Before the outcome is kept.
+
+
+@pytest.mark.parametrize("question", ["hello", "answer", "failure"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_nobody_is_told_anything_between_outcome_and_acknowledgement(question: str, counted: bool, scene: Scene) -> None:
+    hand, other = scene.client(), scene.client("other")
+    begun = scene.engine.begin(numbered(0, "hand", "other", closing=GRACE if counted else ONE_IS_ENOUGH))
+    work, _ = hand.work()
+    answer = answer_frames(work, MINE)
+    if counted:
+        hand.send(*answer)
+        until(lambda: scene.engine.chunks["hand"] == 5)
+    other.send(*answer_frames(other.work()[0], OTHER))
+    outcome = begun.outcome()
+    before = scene.engine.other_traffic().wire_bytes_up
+    if question == "hello":
+        scene.lose(hand)
+        hand = scene.client(holding=holding(work))
+    else:
+        messages = answer if question == "answer" else [failure_message(id_from_message(work.id), "too late")]
+        hand.send(*messages)
+        until(lambda: scene.engine.other_traffic().wire_bytes_up == before + size(*messages))
+    told = scene.engine.other_traffic().wire_bytes_down
+    begun.acknowledge()
+    receipt = hand.receipt()
+    assert receipt.verdict == (Verdict.VERDICT_OK if counted else Verdict.VERDICT_DEADLINE_EXCEEDED)
+    assert scene.engine.other_traffic().wire_bytes_down == told  # it was counted when the exchange closed
+    assert list(outcome.replies) == (["hand", "other"] if counted else ["other"])
+    hand.send(failure_message(ELSEWHERE, "what else?"))
+    assert hand.receipt().id == id_to_message(ELSEWHERE)  # nothing came between
+
+
+def test_no_receipt_leaves_where_the_run_ends_before_the_outcome_is_kept(scene: Scene) -> None:
+    hand = scene.client()
+    begun = scene.engine.begin(numbered(0))
+    work, _ = hand.work()
+    hand.send(*answer_frames(work, MINE))
+    begun.outcome()
+    finishing = scene.server.background(lambda: scene.engine.finish(False, "the disk is full"))
+    assert hand.response().farewell.reason == "the disk is full"
+    hand.hang_up()
+    finishing.result()
+
+
 # Too late.
 
 
@@ -328,7 +407,7 @@ def test_a_late_reply_hears_what_was_said_when_the_exchange_closed(scene: Scene)
     begun = scene.engine.begin(numbered(0, "hand", "other", closing=ONE_IS_ENOUGH))
     work, _ = hand.work()
     other.send(*answer_frames(other.work()[0], OTHER))
-    outcome = begun.outcome()
+    outcome = acknowledged(begun)
     missing = Missing(Cause.CLOSED, "the exchange closed after 1 replies")
     assert outcome.missing == {"hand": missing}
     told = pb.Receipt(id=work.id, verdict=Verdict.VERDICT_DEADLINE_EXCEEDED, reason=missing.reason)
@@ -366,8 +445,13 @@ def test_a_client_that_was_away_when_its_exchange_closed_is_told_when_it_is_back
         hand.send(*answer_frames(work, MINE))
         until(lambda: scene.engine.chunks["hand"] == 5)
     scene.lose(hand)
-    other.send(*answer_frames(other.work()[0], OTHER))
-    assert list(begun.outcome().replies) == (["hand", "other"] if counted else ["other"])
+    answer = answer_frames(other.work()[0], OTHER)
+    other.send(*answer)
+    outcome = acknowledged(begun)
+    assert list(outcome.replies) == (["hand", "other"] if counted else ["other"])
+    # The receipt of a reply that counts belongs to its exchange, whenever it is sent.
+    num_receipts = 2 if counted else 1
+    assert outcome.traffic.wire_bytes_down == size(*broadcast_of(numbered(0)) * 2, *[good_receipt(numbered(0))] * num_receipts)
     scene.lose(scene.client())  # to see what a connection costs
     before = scene.engine.other_traffic().wire_bytes_down
     scene.lose(scene.client())
@@ -377,7 +461,7 @@ def test_a_client_that_was_away_when_its_exchange_closed_is_told_when_it_is_back
     assert receipt.id == work.id
     assert receipt.verdict == (Verdict.VERDICT_OK if counted else Verdict.VERDICT_DEADLINE_EXCEEDED)
     total = scene.engine.other_traffic().wire_bytes_down - before - connection
-    assert total == connection + pb.ParticipateResponse(receipt=receipt).ByteSize()
+    assert total == connection + (0 if counted else pb.ParticipateResponse(receipt=receipt).ByteSize())
 
 
 @pytest.mark.parametrize("next_is_open", [False, True])
@@ -390,9 +474,10 @@ def test_bytes_of_a_straggler_belong_to_no_exchange(next_is_open: bool, scene: S
     until(lambda: scene.engine.chunks["hand"] == 1)
     frames = answer_frames(other.work()[0], OTHER)
     other.send(*frames)
-    outcome = first.outcome()
+    outcome = acknowledged(first)
     assert list(outcome.missing) == ["hand"]
     assert outcome.traffic.wire_bytes_up == size(header, chunks[0], *frames)
+    assert outcome.useful == undisturbed(numbered(0), work, OTHER)
     before = scene.engine.other_traffic().wire_bytes_up
     second = scene.engine.begin(numbered(1)) if next_is_open else None
     hand.send(*chunks[1:])
@@ -443,7 +528,6 @@ def test_a_fault_waits_for_the_replies_that_are_arriving(lost: bool, scene: Scen
         hand.send(failure_message(id_from_message(work.id), "the disk is full"))
     else:
         hand.send(*chunks[1:])
-        assert hand.receipt().verdict == Verdict.VERDICT_OK
     outcome = begun.outcome()
     if lost:
         assert outcome.fault == ""
@@ -467,8 +551,8 @@ def test_an_abort_ends_an_exchange_in_the_middle_of_an_upload(scene: Scene) -> N
     scene.engine.abort("the operator stopped it")
     with pytest.raises(RunError, match=r"^the operator stopped it$"):
         waiting.result()
-    finishing = scene.server.background(lambda: scene.engine.finish(False, "stopped"))
-    assert hand.response().farewell == pb.Farewell(completed=False, reason="stopped")
+    finishing = scene.server.background(lambda: scene.engine.finish(False, "stopped", paused=True))
+    assert hand.response().farewell == pb.Farewell(completed=False, reason="stopped", paused=True)
     hand.hang_up()
     finishing.result()
 
@@ -550,7 +634,7 @@ def test_clients_are_waited_for_and_counted_by_what_they_do(scene: Scene) -> Non
     hand = scene.client(holding=holding(work))
     assert scene.engine.states() == ClientStates(working=1, lost=1)
     hand.send(*answer_frames(work, MINE))
-    begun.outcome()
+    acknowledged(begun)
     assert scene.engine.states() == ClientStates(connected=1, lost=1)
     assert scene.engine.clients() == {"hand": ExampleCounts(1)}
     hand.hang_up()

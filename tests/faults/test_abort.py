@@ -260,12 +260,12 @@ class AbortedWhileWaiting(GrpcEngine):
 
     waits = 1
 
-    async def _wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
+    async def _wait_until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
         self.waits -= 1
         if self.waits == 0:
             # When this method suspends for want of clients.
             asyncio.get_running_loop().call_soon(self.abort, REASON)
-        return await super()._wait_for_clients(count, timeout_s)
+        return await super()._wait_until(reached, timeout_s)
 
 
 def test_an_abort_ends_the_wait_for_the_first_clients() -> None:

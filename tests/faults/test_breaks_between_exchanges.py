@@ -25,7 +25,7 @@ from feddkd.client.agent import Agent
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
 from feddkd.engines.simulation import initial_model
-from feddkd.exchange import DELIVER, Exchange, Outcome
+from feddkd.exchange import DELIVER, Exchange
 from feddkd.scheduler.engine import Engine, OpenExchange
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
@@ -66,9 +66,6 @@ class Interrupted(EngineProxy):
         if this == self._moment:
             self._cable.plug_in()
         return begun
-
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        return self.begin(exchange).outcome()
 
 
 class LosesAfter(Recorder):

@@ -40,7 +40,7 @@ from feddkd.compression.encoding import Encoding
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing, Exchange, Outcome, Reply, Task
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, Keep
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.payload import Payload
@@ -183,10 +183,10 @@ class Interrupted(EngineProxy):
         self._moment = moment
         self._act = act
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
         if (exchange.id.name, exchange.id.round, exchange.id.step) == (self._moment.exchange, self._moment.round, self._moment.step):
             self._act()
-        return super().carry_out(exchange)
+        return super().carry_out(exchange, keep)
 
 
 @pytest.mark.parametrize("start", ["average", "previous"])
@@ -265,7 +265,7 @@ def test_a_client_that_restarts_while_it_replies_to_a_broadcast_without_bytes_st
             assert work.payload.size_bytes == 0
             header, first, *_ = answer_frames(work, filled(SCHEMA, 2))
             before.send(header, first)
-            until(lambda: server.engine._of_client["hand"]._collection.contributions["hand"].received_bytes > 0)
+            until(lambda: server.engine.of_client["hand"]._collection.contributions["hand"].received_bytes > 0)
         with HandClient(server.address) as after:
             after.connect()
             response = after.response()

@@ -11,7 +11,7 @@ from feddkd import algorithms
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Exchange, Outcome
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, Keep
 from feddkd.scheduler.rounds import Scheduler
 
 NAMES = ["client-0", "client-1", "client-2"]
@@ -25,11 +25,11 @@ class RestartingEngine(EngineProxy):
         self.rounds = rounds
         self.restart = restart
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
         if exchange.id.round in self.rounds:
             self.rounds.remove(exchange.id.round)
             self.restart()
-        return super().carry_out(exchange)
+        return super().carry_out(exchange, keep)
 
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "moon"])
@@ -69,9 +69,9 @@ def test_what_a_client_remembers_makes_a_difference(algorithm: str, tmp_path: Pa
     remembering = run_in_process(config, tmp_path / "kept").model.sha256()
 
     class ForgetfulEngine(EngineProxy):
-        def carry_out(self, exchange: Exchange) -> Outcome:
+        def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
             for file in (tmp_path / "lost" / "clients").rglob("*.safetensors"):
                 file.unlink()
-            return super().carry_out(exchange)
+            return super().carry_out(exchange, keep)
 
     assert run_in_process(config, tmp_path / "lost", around=ForgetfulEngine).model.sha256() != remembering

@@ -12,7 +12,7 @@ import pytest
 from harness import RUN_ID, Server, filled, serving, small_config
 
 from feddkd import algorithms, cli
-from feddkd.client import state_dir
+from feddkd.client import tensor_file
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL
 from feddkd.config import Config
@@ -76,7 +76,7 @@ def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_mod
     def disk_full(tensors: object, path: Path, metadata: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state_dir, "save_file", disk_full)
+    monkeypatch.setattr(tensor_file, "save_file", disk_full)
     with serving(engine=engine_of(config)) as server:
         running = start_run(server, config)
         code, lines = client(server, tmp_path / "state")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from harness import RUN_ID, EngineProxy, OrderSensitiveMean, Recorder, run_in_process, run_in_threads, small_config
+from harness import RUN_ID, Changed, EngineProxy, OrderSensitiveMean, Recorder, run_in_process, run_in_threads, small_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import ClientError
 from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.observability.ledger import Ledger
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, Keep, OpenExchange
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.tensors import Schema, Tensors
@@ -201,10 +201,10 @@ class DyingEngine(EngineProxy):
         super().__init__(engine)
         self.after = after
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
+    def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
         if len(self.carried_out) == self.after:
             raise PowerCutError
-        return super().carry_out(exchange)
+        return super().carry_out(exchange, keep)
 
 
 @pytest.mark.parametrize(("run", "moments"), [(run_in_process, range(7)), (run_in_threads, (1, 2, 5))], ids=ENGINES)
@@ -234,10 +234,12 @@ class ForgetfulEngine(EngineProxy):
         super().__init__(engine)
         self.lost = lost
 
-    def carry_out(self, exchange: Exchange) -> Outcome:
-        outcome = super().carry_out(exchange)
-        if exchange.id != self.lost:
-            return outcome
+    def begin(self, exchange: Exchange) -> OpenExchange:
+        begun = super().begin(exchange)
+        return Changed(begun, self._lose) if exchange.id == self.lost else begun
+
+    @staticmethod
+    def _lose(outcome: Outcome) -> Outcome:
         lost = Missing(Cause.DISCONNECTED, "lost on the way")
         return Outcome(None, {}, dict.fromkeys(outcome.replies, lost), outcome.traffic, outcome.seconds)
 

@@ -7,12 +7,15 @@ import ssl
 import grpc
 import pytest
 from fake_streams import Connection, NotJoinedError, Server, clock, run, settle
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feddkd.exchange import ExampleCounts
 from feddkd.transport.admission import Admission, example_counts
 from feddkd.transport.messages import CLIENT_HEARTBEAT, hello_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import CONNECT_TIMEOUT_S, ID_HOLD_S, Owner
+from feddkd.transport.tls import certificate_hash
 
 PEM, OTHER_PEM = (ssl.DER_cert_to_PEM_cert(der).encode() for der in (b"one", b"two"))
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -297,3 +300,91 @@ def test_a_malformed_question_is_refused() -> None:
 def test_all_examples_have_a_label_unless_the_client_says_otherwise(labelled: int | None, expected: ExampleCounts) -> None:
     found = request(num_examples=5) if labelled is None else request(num_examples=5, num_labelled=labelled)
     assert example_counts(pb.JoinRequest.FromString(found)) == expected
+
+
+# A server that was started again.
+
+
+def restarted(**owners: Owner) -> Server:
+    """A server that begins to listen now, after a process that these clients took part in."""
+    server = Server()
+    server.server._sessions.reserve(owners, clock().time())
+    return server
+
+
+@pytest.mark.parametrize(
+    ("instance", "certificate"), [("secret", None), ("secret", OTHER_PEM), ("new", PEM)], ids=["secret", "new certificate", "new disk"]
+)
+def test_the_owner_of_before_gets_its_id_at_once(instance: str, certificate: bytes | None) -> None:
+    async def come_back() -> None:
+        server = restarted(site=Owner.of("secret", certificate_hash({"x509_pem_cert": [PEM]})))
+        await server.join("site", instance, certificate=certificate)
+        assert server.session().has_connected  # so that it keeps the id if it is slow to open its stream
+        await server.close()
+
+    run(come_back())
+
+
+def test_another_process_does_not_get_the_id_of_a_client_that_has_not_come_back_yet() -> None:
+    async def intrude() -> None:
+        server = restarted(site=Owner.of("secret", None))
+        assert "is away; the id is free in 35 s unless it returns" in await refusal(server, "other")
+        assert server.server.session("site") is None
+        await clock().pass_time(ID_HOLD_S - 1)
+        assert "free in 1 s" in await refusal(server, "other")
+        await clock().pass_time(1)
+        await server.connect("site", "other")  # a client that has lost its disk
+        assert "takes part" in await refusal(server, "secret")
+        assert server.server.owners() == {"site": Owner.of("other", None)}
+        await server.close()
+
+    run(intrude())
+
+
+def test_an_id_stays_bound_to_its_certificate_across_a_restart() -> None:
+    async def intrude() -> None:
+        server = restarted(site=Owner(None, certificate_hash({"x509_pem_cert": [PEM]})))
+        await clock().pass_time(10 * ID_HOLD_S)
+        assert "bound to another certificate" in await refusal(server, "other", OTHER_PEM)
+        assert "bound to another certificate" in await refusal(server, "other")
+        await server.join("site", "other", certificate=PEM)
+        await server.close()
+
+    run(intrude())
+
+
+def test_the_owners_are_those_that_have_taken_part_and_can_show_it() -> None:
+    async def take_part() -> None:
+        server = restarted(away=Owner.of("one", None), back=Owner.of("two", None))
+        await server.connect("back", "two")
+        await server.connect("unknown", "")
+        await server.join("never", "four")
+        gone = await server.connect("gone", "five")
+        gone.half_close()
+        await settle()
+        expected = {"away": "one", "back": "two", "gone": "five"}
+        assert server.server.owners() == {client: Owner.of(instance, None) for client, instance in expected.items()}
+        await server.close()
+
+    run(take_part())
+
+
+HASHES = st.none() | st.binary(min_size=32, max_size=32)
+
+
+@given(st.builds(Owner, HASHES, HASHES))
+def test_an_owner_is_read_as_it_was_written(owner: Owner) -> None:
+    assert Owner.of_text(owner.text) == owner
+
+
+def test_an_owners_text_does_not_hold_the_secret() -> None:
+    text = Owner.of("secret", None).text
+    assert text == "instance:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
+
+
+@pytest.mark.parametrize(
+    "text", ["instance", "instance:", "instance:2bb8", f"instance:{'x' * 64}", f"name:{'0' * 64}", f"instance:{'1' * 64} " * 2]
+)
+def test_what_is_no_owner_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"does not name the owner|non-hexadecimal"):
+        Owner.of_text(text)

@@ -19,7 +19,8 @@ from hand_server import HandServer, HandStream, broadcast, chunk_offsets, exchan
 from harness import SCHEMA, FakeWorker, filled
 
 from feddkd.client import backoff
-from feddkd.client.agent import Agent, Farewell, Membership
+from feddkd.client.agent import Agent, Farewell
+from feddkd.client.membership import Membership
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MAX_SENDS_WITHOUT_PROGRESS

@@ -21,7 +21,7 @@ from feddkd.compression.replica import Replica, version_of
 from feddkd.compression.running_mean import RunningMean
 from feddkd.engines.forms import Forms
 from feddkd.errors import CorruptionError, ProtocolError
-from feddkd.exchange import MAX_METRICS, Exchange, Reply
+from feddkd.exchange import MAX_METRICS, Exchange, ExchangeId, Reply
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 from feddkd.transport.frames import decode_chunk, encode_chunk
@@ -29,6 +29,12 @@ from feddkd.transport.payload import Assembly, Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
 CHUNK_BYTES = 256
+
+
+def at(number: int, attempt: int) -> ExchangeId:
+    return ExchangeId("run", number, attempt, "local_train", 0)
+
+
 INT8 = find("int8", unbiased=False)
 MODEL, OTHER, THIRD = (filled(MIXED, seed) for seed in range(3))
 UPDATE = filled(MIXED, 9)
@@ -438,9 +444,9 @@ def test_a_reply_that_did_not_count_leaves_what_was_left_before() -> None:
 
 def test_a_receipt_does_not_settle_an_earlier_reply_of_which_nothing_was_heard() -> None:
     held = Held()
-    held.enter(1, 0)
+    held.enter(at(1, 0))
     ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), 0), held).encode("local_train", Reply(), UPDATE)
-    held.enter(1, 0)
+    held.enter(at(1, 0))
     ReplyEncoder(CHUNK_BYTES, coding("eden1"), held).encode("dkd_step", Reply(), OTHER)
     held.settle(counted=True)
     assert held.with_leftover("local_train", UPDATE) is UPDATE
@@ -449,16 +455,16 @@ def test_a_receipt_does_not_settle_an_earlier_reply_of_which_nothing_was_heard()
 def test_an_attempt_starts_from_what_was_left_before_its_round() -> None:
     """What failed attempts sent was not used, so nothing of theirs is left over."""
     held = Held()
-    held.enter(1, 0)
+    held.enter(at(1, 0))
     ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), 0), held).encode("local_train", Reply(), UPDATE)
     held.settle(counted=True)
-    held.enter(2, 0)
+    held.enter(at(2, 0))
     before = held.with_leftover("local_train", Tensors(MIXED)).block
     for attempt in range(1, 4):
         ReplyEncoder(CHUNK_BYTES, Coding(Alternate(), attempt), held).encode("local_train", Reply(), OTHER)
         held.settle(counted=True)
         assert not held.with_leftover("local_train", Tensors(MIXED)).block.equal(before)
-        held.enter(2, attempt)
+        held.enter(at(2, attempt))
         assert held.with_leftover("local_train", Tensors(MIXED)).block.equal(before)
 
 

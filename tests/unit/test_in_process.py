@@ -357,7 +357,7 @@ def test_a_client_takes_part_in_one_open_exchange_at_a_time() -> None:
     with pytest.raises(ValueError, match=r"^b takes part in round 1 local_train\[0\], which is"):
         engine.begin(numbered(["b", "c"], 1))
     assert engine.begin(numbered(["c"], 2)).outcome().missing == {}  # it was not taken
-    first.outcome()
+    first.acknowledge()
     assert engine.begin(numbered(["b"], 1)).outcome().missing == {}
 
 

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from grid_cells import ROOT, TINY, run_here
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from niid_bench import grid, labels, labels_figure, labels_tables
+from niid_bench import grid, labels, labels_bytes_figure, labels_figure, labels_tables
 from niid_bench.cells import LABELS, Cell, Settings, configure
 from niid_bench.labels import CASES, STUDY
+from niid_bench.labels_exact import exact_section, exact_targets
 from niid_bench.labels_outcomes import LabelOutcomes
-from niid_bench.labels_verdicts import auto_targets, boundaries, case_title, cifar_targets, few_targets, wrong_targets
+from niid_bench.labels_verdicts import auto_targets, boundaries, case_title, cifar_targets, few_targets, not_ahead, wrong_targets
 
 
 def cell(row: str, case: str = "3%", partition: str = "c2", seed: int = 40, data: str = "mnist") -> Cell:
@@ -74,6 +76,11 @@ def test_a_data_set_may_have_rounds_and_rates_of_its_own(monkeypatch: pytest.Mon
     assert (own.rounds, own.dkd.lr) == (7, 0.5)
     assert (other.rounds, other.dkd.lr) == (15, 0.008)
     assert own.dkd.model_copy(update={"lr": 0.008}) == other.dkd
+
+
+def test_fedavg_with_codecs_has_the_rate_that_does_not_diverge_with_one_class_a_client() -> None:
+    rates = {part: config_of("fedavg_coded", "all", partition=part, data="cifar10_jpeg").training.lr for part in ("c1", "c2")}
+    assert rates == {"c1": 0.01, "c2": 0.03}
 
 
 def test_a_row_does_not_meet_an_algorithm_of_the_same_name() -> None:
@@ -139,7 +146,7 @@ def test_a_cell_states_its_case_and_its_command_runs_it_again(tmp_path: Path, mo
 
 def line(row: str, case: str, partition: str, seed: int, accuracy: Sequence[float], **more: Any) -> dict[str, Any]:
     """A line as labels.py writes it, as far as the page reads it."""
-    own = cell(row, case, partition, seed, more.get("data", "mnist"))
+    own = replace(cell(row, case, partition, seed, more.get("data", "mnist")), tier=more.get("tier", "mini"))
     metrics = {"teacher_accuracy": [0.95] * len(accuracy)} if row in labels.HELD_OUT else {}
     return {
         "tier": "mini",
@@ -227,13 +234,121 @@ def test_seeds_that_only_one_of_both_has_run_do_not_count() -> None:
     assert judged(few_targets(found), "3 % of the labels: `feddkd` at least 7 points", "c2") == "not measured"
 
 
-def test_a_run_that_falls_to_chance_is_a_collapse() -> None:
-    fine = line("feddkd", "10%", "c2", 40, [0.3, 0.45], data="svhn")
-    fallen = line("control", "10%", "c2", 40, [0.4, 0.1], data="svhn")
+def cifar(row: str, accuracy: Sequence[float], case: str = "all", partition: str = "c1", seed: int = 40, **more: Any) -> dict[str, Any]:
+    return line(row, case, partition, seed, accuracy, data="cifar10_jpeg", **more)
+
+
+def found_on_cifar(*lines: dict[str, Any], tier: str = "mini") -> LabelOutcomes:
+    return LabelOutcomes("cifar10_jpeg", lines, tier)
+
+
+@pytest.mark.parametrize("row", ["feddkd", "feddkd_paper", "feddkd_frugal", "feddkd_holdout", "control", "control_slow"])
+@pytest.mark.parametrize(("case", "partition"), [("10%", "c2"), ("all", "c1"), ("noise40", "iid")])
+def test_a_run_that_ends_below_half_of_its_best_round_is_a_collapse_in_every_case(row: str, case: str, partition: str) -> None:
+    fine, fallen = cifar("feddkd", [0.3, 0.45], case, partition, seed=41), cifar(row, [0.4, 0.19], case, partition)
     start = "all cases: no run"
-    assert judged(cifar_targets(LabelOutcomes("svhn", [fine])), start, "c2") == "met: 0 of 1 runs"
-    assert judged(cifar_targets(LabelOutcomes("svhn", [fine, fallen])), start, "c2") == "missed: 1 of 2 runs"
-    assert judged(cifar_targets(LabelOutcomes("svhn", [])), start, "c2") == "not measured"
+    assert judged(cifar_targets(found_on_cifar(fine)), start, partition) == "met: 0 of 1 runs"
+    said = f"missed: 1 of 2 runs: `{row}` ({case_title(case)}, seed 40)"
+    assert judged(cifar_targets(found_on_cifar(fine, fallen)), start, partition) == said
+    assert judged(cifar_targets(found_on_cifar()), start, partition) == "not measured"
+
+
+def test_a_run_that_never_leaves_chance_is_a_collapse_and_an_algorithm_without_steps_is_not_judged() -> None:
+    dead, stuck = cifar("control", [0.1, 0.1]), cifar("fedavg", [0.1, 0.1])
+    assert judged(cifar_targets(found_on_cifar(dead, stuck)), "all cases: no run", "c1").startswith("missed: 1 of 1 runs")
+    assert judged(cifar_targets(found_on_cifar(stuck)), "all cases: no run", "c1") == "not measured"
+
+
+ONE_EXCHANGE = "all labels: `feddkd` above the best round of every algorithm of one exchange"
+RIVALS = [cifar("fedavg", [0.2, 0.1]), cifar("fedavg_tuned", [0.1, 0.4]), cifar("fedavgm", [0.1, 0.3]), cifar("fedadagrad", [0.45, 0.2])]
+
+
+def test_with_all_labels_the_strongest_algorithm_of_one_exchange_decides() -> None:
+    ahead = found_on_cifar(cifar("feddkd", [0.6, 0.5]), *RIVALS)
+    assert judged(cifar_targets(ahead), ONE_EXCHANGE, "c1") == "met: +5.00 points (n=1) to `fedadagrad`"
+    behind = found_on_cifar(cifar("feddkd", [0.6, 0.44]), *RIVALS)
+    assert judged(cifar_targets(behind), ONE_EXCHANGE, "c1") == "missed: -1.00 points (n=1) to `fedadagrad`"
+    equal = found_on_cifar(cifar("feddkd", [0.6, 0.45]), *RIVALS)
+    assert judged(cifar_targets(equal), ONE_EXCHANGE, "c1") == "level: +0.00 points (n=1) to `fedadagrad`"
+
+
+def test_an_algorithm_of_one_exchange_that_has_not_run_leaves_it_unmeasured() -> None:
+    found = found_on_cifar(cifar("feddkd", [0.5]), *RIVALS[:3])
+    assert judged(cifar_targets(found), ONE_EXCHANGE, "c1") == "not measured beside `fedadagrad`: +10.00 points (n=1) to `fedavg_tuned`"
+    assert judged(cifar_targets(found), ONE_EXCHANGE, "c2") == "not measured"
+
+
+EQUAL_BYTES = "all labels: `feddkd_frugal` above the best round of `fedavg_coded`"
+
+
+def test_at_equal_bytes_both_curves_are_cut_at_the_smaller_total() -> None:
+    ours = cifar("feddkd_frugal", [0.3, 0.42], cumulative_wire_bytes=[20_000_000, 40_000_000])
+    theirs = cifar("fedavg_coded", [0.41, 0.40, 0.9], cumulative_wire_bytes=[20_000_000, 40_000_000, 40_000_001])
+    assert judged(cifar_targets(found_on_cifar(ours, theirs)), EQUAL_BYTES, "c1") == "met: +1.00 points at 40 MB (n=1)"
+    shorter = cifar("fedavg_coded", [0.31], cumulative_wire_bytes=[30_000_000])
+    assert judged(cifar_targets(found_on_cifar(ours, shorter)), EQUAL_BYTES, "c1") == "missed: -1.00 points at 30 MB (n=1)"
+    assert judged(cifar_targets(found_on_cifar(ours)), EQUAL_BYTES, "c1") == "not measured"
+
+
+def test_a_row_without_a_finished_round_at_equal_bytes_is_not_compared() -> None:
+    early = cifar("fedavg_coded", [0.3], cumulative_wire_bytes=[10_000_000])
+    late = cifar("feddkd_frugal", [0.5], cumulative_wire_bytes=[20_000_000])
+    assert judged(cifar_targets(found_on_cifar(early, late)), EQUAL_BYTES, "c1") == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("rivals", "said"),
+    [
+        ((0.39, 0.41, 0.42), "level: -0.67 points at 1 MB (worst -2.00)"),
+        ((0.38, 0.39, 0.41), "met: +0.67 points at 1 MB (worst -1.00)"),
+        ((0.41, 0.41, 0.42), "missed: -1.33 points at 1 MB (worst -2.00)"),
+    ],
+)
+def test_at_equal_bytes_the_mean_decides_and_seeds_that_disagree_are_level(rivals: Sequence[float], said: str) -> None:
+    ours = [cifar("feddkd_frugal", [0.4], seed=seed) for seed in SEEDS]
+    theirs = [cifar("fedavg_coded", [accuracy], seed=seed) for seed, accuracy in zip(SEEDS, rivals, strict=True)]
+    assert judged(cifar_targets(found_on_cifar(*ours, *theirs)), EQUAL_BYTES, "c1") == said
+
+
+def test_where_feddkd_is_not_ahead_is_said_in_words() -> None:
+    control = [cifar("control", [0.51]), cifar("control", [0.52], "10%", "c2"), cifar("control", [0.48], "10%", "c2", seed=41)]
+    ours = [cifar("feddkd", [0.5]), cifar("feddkd", [0.5], "10%", "c2"), cifar("feddkd", [0.5], "10%", "c2", seed=41)]
+    coded = [cifar("feddkd_frugal", [0.3]), cifar("fedavg_coded", [0.4])]
+    assert not_ahead(found_on_cifar(*control, *ours, *coded, cifar("fedavg", [0.1]))) == (
+        "- **All labels, c1:** `feddkd` is behind `control`: -1.00 points (n=1); "
+        "`feddkd_frugal` is behind `fedavg_coded`: -10.00 points at 1 MB (n=1).\n"
+        "- **10 % of the labels, c2:** `feddkd` is level with `control`: +0.00 points (worst -2.00) (n=2).\n\n"
+        "**Of these 5 comparisons: ahead in 2, level in 1, behind in 2.**"
+    )
+    assert not_ahead(found_on_cifar(ours[0], cifar("fedavg", [0.1]))) == "**Of these 1 comparisons: ahead in 1, level in 0, behind in 0.**"
+    assert not_ahead(found_on_cifar()) == "Not measured yet."
+
+
+def test_the_whole_protocol_is_judged_by_the_best_round_beside_published_numbers_of_the_original() -> None:
+    lines = [
+        cifar("feddkd", [0.2, 0.551, 0.54], tier="exact"),
+        cifar("feddkd", [0.2, 0.599], partition="c2", tier="exact"),
+        cifar("fedavg", [0.1, 0.12], tier="exact"),
+        cifar("feddkd", [0.9], partition="dir0.5"),  # of the other tier
+    ]
+    found = found_on_cifar(*lines, tier="exact")
+    of_original = "best published of the original CIFAR-10"
+    assert judged(exact_targets(found), "`feddkd` at its best round", "c1") == f"met: 55.10; {of_original}: 22.8"
+    assert judged(exact_targets(found), "`feddkd` at its best round", "c2") == f"missed: 59.90; {of_original}: 51.2"
+    assert judged(exact_targets(found), "`feddkd` at its best round", "dir0.5") == "not measured"
+    assert judged(exact_targets(found), "all cases: no run", "c1") == "met: 0 of 1 runs"
+    text = exact_section(found)
+    assert "| c1 | `feddkd` | 3 | 54.00 | 55.10 | 3 | 6 |" in text
+    assert "| c1 | `fedavg` | 2 | 12.00 | 12.00 | 2 | 4 |" in text
+    assert "| dir0.5 | `feddkd` | not measured | - | - | - | - |" in text
+    assert "| dir0.5 | best published, of the original CIFAR-10 | - | - | 69.8 (`scaffold`, NIID-Bench) | - | - |" in text
+
+
+def test_what_rows_spend_is_a_mean_over_partitions() -> None:
+    lines = [cifar("fedavg", [0.1, 0.2]), cifar("fedavg", [0.3] * 4, partition="c2"), cifar("control", [0.4], partition="c2")]
+    text = labels_tables.costs_section(found_on_cifar(*lines), "all", ("c1", "c2"))
+    assert "| `fedavg` | 2 | 3 | 6 | 20.00 / 20.00 (n=1) | 30.00 / 30.00 (n=1) |" in text
+    assert "| `control` | 1 | 1 | 2 | - | 40.00 / 40.00 (n=1) |" in text
 
 
 def test_auto_is_held_against_the_best_of_what_it_chooses_from() -> None:
@@ -292,6 +407,16 @@ def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: 
     assert "| `control` | 2 | 2 | 4 | 80.00 ± 0.00 / 89.00 |" in text
     assert f"({labels_tables.PICTURE})" in text
     assert (tmp_path / labels_tables.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_a_picture_of_accuracy_by_bytes(page: Callable[..., str], tmp_path: Path) -> None:
+    text = page([cifar(row, [0.1, 0.3], partition=part, seed=seed) for row in LABELS for part in ("c1", "c2") for seed in (40, 41)])
+    assert f"({labels_tables.BYTES_PICTURE})" in text
+    assert (tmp_path / labels_tables.BYTES_PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_draws_every_row_of_the_comparison() -> None:
+    assert labels_bytes_figure.ROWS.keys() == labels_bytes_figure.LOOKS.keys() == set(labels.CIFAR_GRID.rows)
 
 
 def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:

@@ -349,7 +349,8 @@ def test_a_receipt_names_the_open_exchange_only_if_there_is_one() -> None:
 def test_the_other_messages_say_what_they_are() -> None:
     assert id_from_message(from_server(resend_message(EXCHANGE)).resend.id) == EXCHANGE
     farewell = from_server(farewell_message(True, "done")).farewell
-    assert (farewell.completed, farewell.reason) == (True, "done")
+    assert (farewell.completed, farewell.reason, farewell.paused) == (True, "done", False)
+    assert from_server(farewell_message(False, "", paused=True)).farewell.paused
     assert from_client(hello_message("secret")).hello.session_token == "secret"
 
 

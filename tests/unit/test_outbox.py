@@ -27,7 +27,7 @@ class Broadcast:
 
     @property
     def outgoing(self) -> Outgoing:
-        return Outgoing(self._frames(), self.meter, 1_000, lambda: self.needed)
+        return Outgoing(self._frames(), self.meter, lambda: self.needed, lambda: self.meter.payload_down(1_000))
 
     def _frames(self) -> Iterator[bytes]:
         for _ in range(self.size):
@@ -70,6 +70,18 @@ def test_the_payload_counts_with_the_last_message() -> None:
     assert counted == [(4, 0), (8, 0), (12, 1_000)]
 
 
+def test_who_asks_is_told_when_the_last_message_was_written_and_not_before() -> None:
+    written: list[bytes] = []
+    outbox = Outbox()
+    outbox.put(Outgoing((b"1", b"2"), Meter(), on_written=lambda: written.append(b"2")))
+    outbox.put(Outgoing((b"3",), Meter(), on_written=lambda: written.append(b"3")))
+    found = []
+    while (frame := outbox.next_frame()) is not None:
+        found.append((frame, list(written)))
+    assert found == [(b"1", []), (b"2", []), (b"3", [b"2"])]
+    assert written == [b"2", b"3"]
+
+
 def test_a_broadcast_that_is_no_longer_needed_ends_and_does_not_count() -> None:
     outbox, broadcast = Outbox(), Broadcast(b"work", 3)
     outbox.put_work(broadcast.outgoing)
@@ -102,7 +114,7 @@ def test_a_broadcast_under_way_is_not_kept_once_it_is_not_needed() -> None:
     outbox, needed = Outbox(), [True]
     payload = Payload()
     freed = weakref.ref(payload)
-    outbox.put_work(Outgoing(payload.frames(), Meter(), 1_000, lambda: needed[0]))
+    outbox.put_work(Outgoing(payload.frames(), Meter(), lambda: needed[0]))
     del payload
     assert outbox.next_frame() == b"1"
     needed[0] = False

@@ -84,9 +84,29 @@ def test_names_do_not_mix(memory: RoundMemory, tmp_path: Path) -> None:
     assert recalled(RoundMemory(StateDir(tmp_path, "a"), "other"), at(2)) is None
 
 
+def test_where_the_last_round_is_damaged_the_one_before_is_recalled_and_rounds_go_on(memory: RoundMemory, tmp_path: Path) -> None:
+    for number in (1, 2):
+        memory.keep(at(number), value(number))
+    (tmp_path / "control-odd.safetensors").write_bytes(b"damaged")
+    memory = RoundMemory(StateDir(tmp_path, "a"), "control")
+    assert recalled(memory, at(3)) == value(1).sha256()
+    memory.keep(at(3), value(3))
+    assert recalled(memory, at(4)) == value(3).sha256()
+
+
+@pytest.mark.parametrize("byte", [-1, 30])
+def test_damage_that_comes_while_the_client_runs_costs_one_round_at_most(memory: RoundMemory, tmp_path: Path, byte: int) -> None:
+    for number in (1, 2):
+        memory.keep(at(number), value(number))
+    content = bytearray((tmp_path / "control-odd.safetensors").read_bytes())
+    content[byte] ^= 1
+    (tmp_path / "control-odd.safetensors").write_bytes(content)
+    assert recalled(memory, at(3)) == value(1).sha256()
+
+
 def test_the_memory_of_another_model_is_refused(memory: RoundMemory) -> None:
     memory.keep(at(1), value(1))
-    with pytest.raises(StateError, match="damaged or of another model"):
+    with pytest.raises(StateError, match="of another model"):
         memory.recall(at(2), SCHEMA.trainable.beside({"x": SCHEMA}))
 
 

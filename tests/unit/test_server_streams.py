@@ -59,7 +59,8 @@ async def serving(write_stall_s: float = 60.0) -> AsyncIterator[Server]:
 def work(size: int = 3, meter: Meter | None = None) -> Outgoing:
     """A broadcast of a few frames that a test can tell from other messages."""
     frames = (pb.ParticipateResponse(work=pb.Work(deadline_s=1)).SerializeToString(),) * size
-    return Outgoing(frames, meter or Meter(), payload_bytes=100 * size)
+    counted = meter or Meter()
+    return Outgoing(frames, counted, on_last=lambda: counted.payload_down(100 * size))
 
 
 # The end of a stream.

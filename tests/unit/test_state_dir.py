@@ -2,16 +2,20 @@ import errno
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from harness import SCHEMA, filled
 from hypothesis import HealthCheck, given, settings
+from safetensors.torch import save_file
 from strategies import any_tensors
 
 from feddkd.client.state_dir import StateDir
 from feddkd.errors import StateError
+from feddkd.failpoints import planned
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 TENSORS = filled(SCHEMA, 1)
@@ -54,26 +58,127 @@ def test_the_label_says_what_is_there_without_reading_it(tmp_path: Path) -> None
         state.save("teacher", TENSORS, label)
         assert StateDir(tmp_path, "a").label("teacher") == label
     assert state.label("model") is None
-    (tmp_path / "teacher.safetensors").write_bytes(b"not one")
-    with pytest.raises(StateError, match=r"teacher\.safetensors is damaged"):
-        state.label("teacher")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 8, 50, -1])
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, kept: int) -> None:
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.name not in ("client", "lock"))
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit of the last tensor the other way round."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def relabelled(content: bytes) -> bytes:
+    return content.replace(b"run/1/0", b"run/2/0")
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def pickled(content: bytes) -> bytes:
+    return b"\x80\x04\x95pickle, say" * 100
+
+
+DAMAGE = [flipped, relabelled, half, pickled, *(partial(lambda kept, content: content[:kept], kept) for kept in (0, 1, 7, 8, 50, -1))]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_set_aside_at_the_start_and_named_in_one_warning(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = StateDir(tmp_path, "a")
+    for name in ("teacher", "model", "whole"):
+        state.save(name, TENSORS, "run/1/0")
+    contents = {}
+    for name in ("teacher", "model"):
+        file = tmp_path / f"{name}.safetensors"
+        contents[name] = damage(file.read_bytes())
+        file.write_bytes(contents[name])
+    state = StateDir(tmp_path, "a")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"a: {tmp_path}/model.safetensors is damaged (")
+    assert warning.endswith(") and is now teacher.safetensors.corrupt-1")
+    assert "\n" not in warning
+    assert names(tmp_path) == ["model.safetensors.corrupt-1", "teacher.safetensors.corrupt-1", "whole.safetensors"]
+    assert (tmp_path / "teacher.safetensors.corrupt-1").read_bytes() == contents["teacher"]
+    assert state.load("teacher", SCHEMA, "run/1/0") is None
+    assert state.load("whole", SCHEMA, "run/1/0") is not None
+    StateDir(tmp_path, "a")
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("look", ["label", "load"])
+def test_a_file_that_is_damaged_later_is_set_aside_when_it_is_read(tmp_path: Path, look: str, caplog: pytest.LogCaptureFixture) -> None:
+    state = StateDir(tmp_path, "a")
+    for number in (1, 2):
+        state.save("teacher", TENSORS, "run/1/0")
+        (tmp_path / "teacher.safetensors").write_bytes(b"not one")
+        found = state.label("teacher") if look == "label" else state.load("teacher", SCHEMA, "run/1/0")
+        assert found is None
+        assert caplog.messages[-1].endswith(f"and is now teacher.safetensors.corrupt-{number}")
+    assert names(tmp_path) == ["teacher.safetensors.corrupt-1", "teacher.safetensors.corrupt-2"]
+
+
+def test_a_bit_that_flips_later_is_noticed_before_the_tensors_are_used(tmp_path: Path) -> None:
     state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
     file = tmp_path / "teacher.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(StateError, match=rf"{file} is damaged") as error:
-        state.load("teacher", SCHEMA, "run/1/0")
-    assert "\n" not in str(error.value)
+    file.write_bytes(flipped(file.read_bytes()))
+    assert state.load("teacher", SCHEMA, "run/1/0") is None
+    assert names(tmp_path) == ["teacher.safetensors.corrupt-1"]
 
 
-def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "teacher.safetensors").write_bytes(b"\x80\x04\x95pickle, say" * 100)
-    with pytest.raises(StateError, match="is damaged"):
-        StateDir(tmp_path, "a").load("teacher", SCHEMA, "run/1/0")
+def test_a_file_from_before_there_were_digests_is_read(tmp_path: Path) -> None:
+    StateDir(tmp_path, "a")
+    save_file(dict(TENSORS), tmp_path / "teacher.safetensors", metadata={"label": "run/1/0"})
+    loaded = StateDir(tmp_path, "a").load("teacher", SCHEMA, "run/1/0")
+    assert loaded is not None
+    assert loaded.sha256() == TENSORS.sha256()
+
+
+def test_a_damaged_file_that_cannot_be_set_aside_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    StateDir(tmp_path, "a").save("teacher", TENSORS, "run/1/0")
+    (tmp_path / "teacher.safetensors").write_bytes(b"not one")
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    with pytest.raises(StateError, match=r"teacher\.safetensors is damaged, and cannot be set aside: Read-only file system$"):
+        StateDir(tmp_path, "a")
+
+
+@pytest.mark.parametrize(("directory", "durable"), [(True, True), (True, False), (False, True)])
+def test_what_is_saved_is_on_the_disk_before_it_takes_the_place_of_what_was_there(
+    tmp_path: Path, directory: bool, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its new name is on the disk before `save` returns."""
+    state, steps = StateDir(tmp_path, "a", durable=directory), list[str]()
+    replace = Path.replace
+
+    def fsync(descriptor: int) -> None:
+        steps.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        steps.append(f"rename {self.name} to {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    state.save("teacher", TENSORS, "run/1/0", durable=durable)
+    renamed = "rename teacher.partial to teacher.safetensors"
+    assert steps == (["fsync teacher.partial", renamed, f"fsync {tmp_path.name}"] if directory and durable else [renamed])
+
+
+def test_a_disk_that_cannot_be_written_through_to_keeps_what_was_there(tmp_path: Path) -> None:
+    state = StateDir(tmp_path, "a")
+    state.save("teacher", TENSORS, "run/1/0")
+    with planned("client.state.before_rename=eio"), pytest.raises(StateError, match=r"cannot write .*Input/output error"):
+        state.save("teacher", filled(SCHEMA, 2), "run/2/0")
+    assert names(tmp_path) == ["teacher.safetensors"]
+    assert state.label("teacher") == "run/1/0"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +218,7 @@ def test_a_failed_write_is_an_error_and_keeps_what_was_there(tmp_path: Path, mon
         path.write_bytes(b"the beginning")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("feddkd.client.state_dir.save_file", disk_full)
+    monkeypatch.setattr("feddkd.client.tensor_file.save_file", disk_full)
     with pytest.raises(StateError, match=r"cannot write .*teacher\.safetensors.*No space left"):
         state.save("teacher", filled(SCHEMA, 2), "run/2/0")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["client", "lock", "teacher.safetensors"]
@@ -168,6 +273,7 @@ def test_a_secret_that_is_none_is_made_again(tmp_path: Path, content: str) -> No
     (tmp_path / "instance").write_text(content)
     (tmp_path / "instance.partial").write_text("left by a crash")
     assert StateDir(tmp_path, "a").instance_id == (tmp_path / "instance").read_text().strip() != content
+    assert (tmp_path / "instance.corrupt-1").read_text() == content
 
 
 def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

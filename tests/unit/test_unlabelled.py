@@ -29,6 +29,7 @@ from feddkd.dkd import DIVERGENCES, Distillation, OwnPredictions, distillation_g
 from feddkd.errors import ConfigError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, ExchangeKind, Outcome, Task
+from feddkd.scheduler.engine import Keep
 from feddkd.tensors import Tensors
 
 CPU = torch.device("cpu")
@@ -206,9 +207,9 @@ def test_the_mean_of_a_step_is_over_all_examples_and_that_of_an_update_over_the_
     seen = dict[str, list[float]]()
 
     class Weighing(EngineProxy):
-        def carry_out(self, exchange: Exchange) -> Outcome:
+        def carry_out(self, exchange: Exchange, keep: Keep | None = None) -> Outcome:
             seen[exchange.id.name] = list(exchange.clients.values())
-            return super().carry_out(exchange)
+            return super().carry_out(exchange, keep)
 
     run_in_process(config, tmp_path / "run", around=Weighing)
     assert seen["local_train"] == [float(count.labelled) for count in counts]

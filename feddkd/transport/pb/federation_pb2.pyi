@@ -121,11 +121,16 @@ class Manifest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CONFIG_TOML_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Names the run; chosen by the server when it starts."""
     config_toml: _builtins.str
     """The resolved configuration as TOML. A client takes models and training from it, but never runs
     code by import path on the server's word alone: its own configuration must name the same path.
+    """
+    incarnation: _builtins.int
+    """How many processes have served this run, this one included; 0: not said. A client that has seen a higher one for the
+    same run must not talk to a server with a lower one: that server was replaced.
     """
     @_builtins.property
     def model(self) -> _tensors_pb2.Schema:
@@ -139,10 +144,11 @@ class Manifest(_message.Message):
         run_id: _builtins.str = ...,
         config_toml: _builtins.str = ...,
         model: _tensors_pb2.Schema | None = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_toml", b"config_toml", "model", b"model", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_toml", b"config_toml", "incarnation", b"incarnation", "model", b"model", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -785,25 +791,29 @@ Global___Resend: _TypeAlias = Resend  # noqa: Y015
 
 @_typing.final
 class Farewell(_message.Message):
-    """The last message of a run."""
+    """The last message of a server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COMPLETED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     completed: _builtins.bool
     """Whether the run finished as planned."""
     reason: _builtins.str
     """One line that says how it ended."""
+    paused: _builtins.bool
+    """The run is not over: the server goes, and will come back. Keep what is in hand, and try again later."""
     def __init__(
         self,
         *,
         completed: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "paused", b"paused", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,31 @@
+"""Says as whom a client takes part."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from feddkd.client.server_config import ServerConfig
+from feddkd.client.state_dir import StateDir
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a client shows and expects when it joins.
+
+    Attributes:
+        instance_id: a secret that is the same in every process of this client; by it the server
+            knows a restarted process. By default one that only this object has.
+        config: the configuration that the worker was built from; None takes what the server runs
+            at the first join.
+        state: where the client keeps what its next process needs; None keeps it in memory.
+        computes_with: names the worker's own configuration and data; what an earlier process computed
+            with other ones is not sent.
+        outlives_pause: wait for the next server when this one pauses the run, instead of parting.
+    """
+
+    instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    config: ServerConfig | None = None
+    state: StateDir | None = None
+    computes_with: str = ""
+    outlives_pause: bool = True

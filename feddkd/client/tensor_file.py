@@ -1,0 +1,87 @@
+"""Keep named tensors in one safetensors file that shows whether it is whole; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from feddkd.errors import StateError
+
+LABEL, DIGEST = "label", "sha256"
+
+
+class DamagedFileError(StateError):
+    """A file is not as it was written; the message says in what."""
+
+
+class StoredTensors(NamedTuple):
+    """What a file holds."""
+
+    label: str
+    tensors: Mapping[str, Tensor]
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], label: str) -> None:
+    """Write tensors, contiguous and on the CPU, with a label and the SHA-256 of both.
+
+    Raises:
+        OSError: it cannot be written.
+        SafetensorError: likewise; safetensors does not always tell why.
+    """
+    save_file(dict(tensors), file, metadata={LABEL: label, DIGEST: _digest(tensors, label)})
+
+
+def read_label(file: Path) -> str | None:
+    """Read the label alone; what the tensors hold is not checked.
+
+    Raises:
+        DamagedFileError: it is no safetensors file, or not all of one.
+        StateError: it cannot be read.
+    """
+    with _problems(file), safe_open(file, framework="pt") as stored:
+        return (stored.metadata() or {}).get(LABEL)
+
+
+def read_tensors(file: Path) -> StoredTensors:
+    """Read all tensors.
+
+    Raises:
+        DamagedFileError: it is not as it was written.
+        StateError: it cannot be read.
+    """
+    with _problems(file), safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    label = metadata.get(LABEL, "")
+    # An earlier version wrote no digest.
+    if metadata.get(DIGEST, digest := _digest(tensors, label)) != digest:
+        raise DamagedFileError("its SHA-256 is another one")
+    return StoredTensors(label, tensors)
+
+
+@contextmanager
+def _problems(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise DamagedFileError(str(error)) from error
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error}") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], label: str) -> str:
+    """Hash the label, and name, dtype, shape and bytes of every tensor; returns hexadecimal digits."""
+    digest = hashlib.sha256(f"{label}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,170 @@
+"""Says what happens in a run: the events that a journal keeps and that the run's state is the fold of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from feddkd.exchange import Evaluation, ExampleCounts
+from feddkd.scheduler.records import ExchangeRecord
+from feddkd.traffic import Traffic
+
+Counts = Mapping[str, ExampleCounts]
+"""The examples of clients, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """Enough clients are there, and round 1 is about to begin.
+
+    Attributes:
+        available: the clients that are there.
+        rounds: how many are planned.
+        owners: what proves who owns which client id.
+    """
+
+    rounds: int
+    available: Counts
+    owners: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["run_started"] = "run_started"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Another process goes on with the run.
+
+    Attributes:
+        incarnation: counts the processes of the run; the first is 1.
+        rounds: how many are planned now; a finished run can be extended.
+        open_exchange: wire bytes that the process before spent on the exchange that was open when it ended.
+        lost: wire bytes that it spent on exchanges whose outcome is of no use any more.
+        other: wire bytes that it spent on no exchange.
+        lost_s: seconds from the last event until now, by the clocks on the wall.
+    """
+
+    incarnation: int
+    rounds: int
+    open_exchange: Traffic = field(default_factory=Traffic)
+    lost: Traffic = field(default_factory=Traffic)
+    other: Traffic = field(default_factory=Traffic)
+    lost_s: float = 0.0
+    kind: Literal["resumed"] = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """An attempt at a round begins.
+
+    Attributes:
+        cohort: the clients that were drawn for it.
+        available: all that were there.
+        codes: broadcasts that were encoded before it: their number seeds the next one.
+        owners: what proves who owns which client id, of clients that no event before has named.
+    """
+
+    round: int
+    attempt: int
+    cohort: Counts
+    available: Counts
+    codes: int = 0
+    owners: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["round_started"] = "round_started"
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeDone:
+    """An exchange has its outcome.
+
+    Attributes:
+        outcome: names the blob of its outcome; empty if it was not kept.
+    """
+
+    record: ExchangeRecord
+    outcome: str = ""
+    kind: Literal["exchange_done"] = "exchange_done"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFailed:
+    """An attempt at a round failed.
+
+    Attributes:
+        codes: as in `RoundStarted`, for the next attempt.
+    """
+
+    round: int
+    attempt: int
+    reason: str
+    codes: int = 0
+    kind: Literal["round_failed"] = "round_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """A round has its model.
+
+    Attributes:
+        evaluation: of the model, on the server's test set, if there is one.
+        clients_reported: clients that replied to the round's first exchange.
+        clients_missing: why each of the others did not, and those that were away.
+        notes: numbers of the algorithm's server side.
+        examples: of the clients that replied to the first exchange, added up.
+        model: names the blob of the model; empty if it was not kept.
+        state: names the blob of what algorithm and codecs carry on, likewise.
+    """
+
+    round: int
+    evaluation: Evaluation | None
+    clients_reported: int
+    clients_missing: Mapping[str, str]
+    notes: Mapping[str, float]
+    examples: ExampleCounts
+    model: str = ""
+    state: str = ""
+    kind: Literal["round_finished"] = "round_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStarted:
+    """The final model is about to be delivered.
+
+    Attributes:
+        cohort: the clients that are there.
+        absent: why each of the others is not.
+    """
+
+    cohort: Counts
+    absent: Mapping[str, str]
+    kind: Literal["delivery_started"] = "delivery_started"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """All rounds are done and the final model was delivered.
+
+    Attributes:
+        other: wire bytes of this process that belong to no exchange.
+        not_delivered: why each client that took part did not get the final model.
+    """
+
+    other: Traffic
+    not_delivered: Mapping[str, str]
+    kind: Literal["run_finished"] = "run_finished"
+
+
+Event = RunStarted | Resumed | RoundStarted | ExchangeDone | RoundFailed | RoundFinished | DeliveryStarted | RunFinished
+
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants"))
+
+
+def to_json(event: Event) -> bytes:
+    """Write an event as one line of JSON, every number exactly; NaN and infinity as Python's `json` writes them."""
+    return _EVENTS.dump_json(event)
+
+
+def from_json(text: bytes | str) -> Event:
+    """Read what `to_json` wrote. Raises pydantic.ValidationError."""
+    return _EVENTS.validate_json(text)

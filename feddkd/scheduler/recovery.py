@@ -1,0 +1,175 @@
+"""Brings the journal of a run back to its newest good state, so that another process can go on with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feddkd.config import Config
+from feddkd.config.table import flatten
+from feddkd.config.toml import parse_toml
+from feddkd.errors import ConfigError, StateError
+from feddkd.exchange import ExchangeId
+from feddkd.scheduler.blobs import DamagedError
+from feddkd.scheduler.events import DeliveryStarted, Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
+from feddkd.scheduler.journal import Entry, FileJournal, Header, Journal, NoJournal
+from feddkd.scheduler.state import CHECKPOINTS, RunState, fold
+from feddkd.text import printable
+from feddkd.traffic import Traffic
+
+logger = logging.getLogger(__name__)
+
+FREE_KEYS = ("rounds", "data.root", "scheduler.durability", "scheduler.resume_grace_s")
+"""Settings that may differ when a run goes on; so may all of `[runtime]`. None of them changes a round's model."""
+
+KEYS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Wire bytes that a process had counted when it ended.
+
+    Attributes:
+        exchange: the one that it began last, or None if it began none.
+        open: spent on that.
+        other: spent on no exchange.
+    """
+
+    exchange: ExchangeId | None = None
+    open: Traffic = field(default_factory=Traffic)
+    other: Traffic = field(default_factory=Traffic)
+
+
+def is_finished(entries: Sequence[Entry]) -> bool:
+    """Whether a run came to its end, and was not extended since."""
+    return bool(entries) and isinstance(entries[-1].event, RunFinished)
+
+
+def new_journal(folder: Path, run_id: str, config: Config) -> Journal:
+    """Begin the journal of a run, or none if `scheduler.durability` says so. Raises StateError."""
+    durability = config.scheduler.durability
+    if durability == "none":
+        return NoJournal(run_id)
+    return FileJournal.create(folder, Header(run_id, config.to_toml()), durability)
+
+
+def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJournal:
+    """Open the journal of a run, cut it back to its newest good state, and note that another process goes on.
+
+    Args:
+        config: of this process; it may differ from the run's in `FREE_KEYS` alone, and have more rounds.
+        spent: what the process before had counted; None if nobody knows.
+
+    Raises:
+        StateError: there is no journal, another process has it open, or it is of another configuration.
+    """
+    journal = FileJournal.open(folder, config.scheduler.durability)
+    try:
+        check_same(folder, journal.header, config)
+        cut = journal.cut(_good_entries(journal))
+        if cut:
+            logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
+        state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
+        if state.rounds_done > config.rounds:
+            raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
+        if state.ended is None or config.rounds > state.rounds_done:
+            journal.append(_resumed(journal, state, config, cut, spent or Spent()))
+        journal.prune(fold(journal.entries, journal.header.run_id, config.scheduler.quorum).blobs)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def check_same(folder: Path, header: Header, config: Config) -> None:
+    """Check that a run goes on with its own configuration. Raises StateError."""
+    try:
+        before = Config.parse(parse_toml(header.config, "its configuration"))
+    except ConfigError as error:
+        raise StateError(f"{folder} holds a run that this version of feddkd cannot go on with: {error}") from None
+    ours, theirs = _settings(config), _settings(before)
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if keys:
+        shown = ", ".join(f"{key} = {_value(ours, key)} (not {_value(theirs, key)})" for key in keys[:KEYS_SHOWN])
+        more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+        raise StateError(f"{folder} holds run {header.run_id} of another configuration: {printable(shown)}{more}")
+
+
+def _settings(config: Config) -> dict[str, object]:
+    """The settings that must be equal, by dotted key."""
+    found = flatten(config.model_dump(mode="json", exclude_none=True))
+    return {key: value for key, value in found.items() if key not in FREE_KEYS and not key.startswith("runtime.")}
+
+
+def _value(settings: dict[str, object], key: str) -> object:
+    return settings.get(key, "unset")
+
+
+def _good_entries(journal: FileJournal) -> int:
+    """Count the events that lead to the newest state of which everything is there."""
+    entries = journal.entries
+    if is_finished(entries):
+        newest = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RoundFinished))
+        if _is_good(journal, entries[newest].event):
+            return len(entries)
+    begun = _newest_checkpoint(journal)
+    attempts = [index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
+    for index in range(max(attempts, default=begun), len(entries)):
+        if not _is_good(journal, entries[index].event):
+            return index
+    return len(entries)
+
+
+def _newest_checkpoint(journal: FileJournal) -> int:
+    """Return how many events there are up to the newest finished round whose model and state can be read."""
+    finished = [index for index, entry in enumerate(journal.entries) if isinstance(entry.event, RoundFinished)]
+    for index in reversed(finished[-CHECKPOINTS:]):
+        if _is_good(journal, journal.entries[index].event):
+            return index + 1
+    if finished:
+        logger.warning("%s: no round's model can be read; the run begins again", journal.folder)
+    return next((index for index, entry in enumerate(journal.entries) if isinstance(entry.event, RoundStarted)), len(journal.entries))
+
+
+def _is_good(journal: FileJournal, event: Event) -> bool:
+    """Whether all that an event names is there. What is damaged is moved aside and named."""
+    names: tuple[str, ...] = ()
+    if isinstance(event, RoundFinished):
+        names = (event.model, event.state)
+    elif isinstance(event, ExchangeDone):
+        names = (event.outcome,)
+    for name in names:
+        if not name:
+            return False  # it was not kept
+        try:
+            journal.load(name)
+        except DamagedError as error:
+            logger.warning("%s", error)
+            return False
+    return True
+
+
+def _resumed(journal: FileJournal, state: RunState, config: Config, cut: Sequence[Event], spent: Spent) -> Resumed:
+    """Describe what the process before had done that leaves nothing."""
+    lost = Traffic()
+    for event in cut:
+        if isinstance(event, ExchangeDone):
+            lost += event.record.traffic
+    is_open = spent.exchange is not None and not _is_done(journal, spent.exchange)
+    last_s = journal.entries[-1].time if journal.entries else time.time()
+    return Resumed(
+        incarnation=state.incarnation + 1,
+        rounds=config.rounds,
+        open_exchange=spent.open if is_open else Traffic(),
+        lost=lost,
+        other=spent.other,
+        lost_s=max(0.0, time.time() - last_s),
+    )
+
+
+def _is_done(journal: FileJournal, exchange: ExchangeId) -> bool:
+    """Whether the outcome of an exchange is in the journal."""
+    return any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == exchange for entry in journal.entries)

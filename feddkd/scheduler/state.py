@@ -1,0 +1,244 @@
+"""The state of a run: the fold of its events. It owns every total."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.scheduler.events import (
+    Counts,
+    DeliveryStarted,
+    Event,
+    ExchangeDone,
+    Resumed,
+    RoundFailed,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+)
+from feddkd.scheduler.journal import Entry
+from feddkd.scheduler.records import Observer, RoundRecord
+from feddkd.scheduler.sites import LabelDoubts
+from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
+from feddkd.traffic import Traffic
+
+Told = Callable[[Observer], None]
+"""What observers are told: called with each of them."""
+
+CHECKPOINTS = 2
+"""Finished rounds whose model and state are kept: should the newest be damaged, there is one before it."""
+
+
+@dataclass(slots=True)
+class OpenAttempt:
+    """An attempt at a round, or at the delivery, that has begun.
+
+    Attributes:
+        outcomes: names of the blobs of its exchanges' outcomes, in order.
+    """
+
+    attempt: int
+    cohort: Counts
+    available: Counts
+    absent: Mapping[str, str] = field(default_factory=dict)
+    outcomes: dict[ExchangeId, str] = field(default_factory=dict)
+
+
+class RunState:
+    """Everything that a run has come to.
+
+    Attributes:
+        run_id: names the run.
+        has_started: whether the clients that round 1 waits for were there.
+        rounds: how many are planned.
+        rounds_done: how many have a model.
+        failed_attempts: at the round after those.
+        codes: broadcasts that were encoded before the attempt that is open or comes next.
+        spent: wire bytes of earlier processes on the exchange that is open.
+        open: the attempt or the delivery that has begun, if one has.
+        delivering: whether that is the delivery.
+        checkpoints: the last finished rounds, the newest last.
+        ended: the last event of a finished run.
+        tally: what adds up over the run.
+        known_clients: the examples of each client that was there, as it said last.
+        owners: what proves who owns which client id.
+        label_doubts: sites whose labels may be wrong.
+        replied: the last exchange that each client's reply counted in.
+        incarnation: counts the processes of the run.
+        elapsed_s: seconds that they have worked on it.
+    """
+
+    def __init__(self, run_id: str, quorum: int) -> None:
+        """Begin before the first event.
+
+        Args:
+            quorum: replies with which an exchange succeeds.
+        """
+        self.run_id = run_id
+        self.has_started = False
+        self.rounds = 0
+        self.rounds_done = 0
+        self.failed_attempts = 0
+        self.codes = 0
+        self.spent = Traffic()
+        self.open: OpenAttempt | None = None
+        self.delivering = False
+        self.checkpoints: list[RoundFinished] = []
+        self.ended: RunFinished | None = None
+        self.tally = RunTally()
+        self.known_clients: dict[str, ExampleCounts] = {}
+        self.owners: dict[str, str] = {}
+        self.label_doubts = LabelDoubts()
+        self.replied: dict[str, ExchangeId] = {}
+        self.incarnation = 1
+        self.elapsed_s = 0.0
+        self._quorum = quorum
+        self._round_tally = RoundTally()
+        self._round_started_s = 0.0
+        self._finished: FinishedRound | None = None
+        self._members: set[str] = set()
+
+    @property
+    def members(self) -> set[str]:
+        """The clients of the open attempt; once its first exchange is done, those that replied to it."""
+        return self._members if self.open is not None else set(self.known_clients)
+
+    @property
+    def blobs(self) -> set[str]:
+        """Names of the blobs that resuming needs."""
+        kept = {name for event in self.checkpoints for name in (event.model, event.state)}
+        return kept | (set(self.open.outcomes.values()) if self.open is not None else set())
+
+    def apply(self, entry: Entry) -> list[Told]:
+        """Take in the next event; returns what observers are told of it, in order."""
+        told = list(self._apply(entry.event, entry.at_s))
+        self.elapsed_s = entry.at_s
+        return told
+
+    def _apply(self, event: Event, at_s: float) -> Iterator[Told]:
+        match event:
+            case RunStarted():
+                self.has_started, self.rounds = True, event.rounds
+                self.owners.update(event.owners)
+                yield from self._see_clients(event.available)
+                yield lambda observer: observer.run_started(self.run_id, event.rounds)
+            case Resumed():
+                self._resume(event)
+            case RoundStarted():
+                yield from self._start_round(event, at_s)
+            case ExchangeDone():
+                yield from self._add_exchange(event, at_s)
+            case RoundFailed():
+                self.open = None
+                self.failed_attempts, self.codes = event.attempt + 1, event.codes
+                self._round_tally.start_again()
+                yield lambda observer: observer.round_failed(event.round, event.attempt, event.reason)
+            case RoundFinished():
+                yield from self._finish_round(event, at_s)
+            case DeliveryStarted():
+                self.delivering = True
+                self._members = set(event.cohort)
+                self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
+            case RunFinished():
+                yield from self.close()
+                self.open, self.delivering = None, False
+                self.ended = event
+                self.tally.other += event.other
+
+    def _see_clients(self, available: Counts) -> Iterator[Told]:
+        self.known_clients.update(available)
+        yield lambda observer: observer.clients_available(available)
+
+    def _resume(self, event: Resumed) -> None:
+        if event.rounds > self.rounds_done and self.ended is not None:
+            self.ended, self.delivering = None, False
+        self.incarnation = event.incarnation
+        self.rounds = event.rounds
+        self.spent += event.open_exchange
+        self.tally.lost += event.lost
+        self.tally.other += event.other
+
+    def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
+        if self._round_started_s == 0.0:
+            self._round_started_s = at_s
+            self._round_tally = RoundTally()
+        self.open = OpenAttempt(event.attempt, event.cohort, event.available)
+        self.codes = event.codes
+        self.owners.update(event.owners)
+        self._members = set(event.cohort)
+        yield from self._see_clients(event.available)
+        yield lambda observer: observer.round_started(event.round, event.attempt, len(event.cohort))
+
+    def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
+        record = event.record
+        assert self.open is not None
+        self.open.outcomes[record.id] = event.outcome
+        self.spent = Traffic()
+        self.tally.add_exchange(record)
+        self._round_tally.add(record)
+        self.label_doubts.see(record.id.round, record.by_client)
+        replied = self._members - set(record.clients_missing)
+        self.replied.update(dict.fromkeys(replied, record.id))
+        if len(self.open.outcomes) == 1:
+            self._members = replied  # later exchanges ask no other client
+        yield lambda observer: observer.exchange_done(record)
+        if record.id.name == DELIVER and self._finished is not None:
+            self._finished.traffic += record.traffic
+            self._finished.lost += record.lost
+        # The first broadcast after a round carried its model, and the replies what the clients think of it; too few
+        # replies are not their opinion, and the broadcast will be repeated.
+        if record.id.name == DELIVER or record.clients_reported >= self._quorum:
+            yield from self.close(record.client_evaluation)
+
+    def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
+        self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
+        self.checkpoints = [*self.checkpoints, event][-CHECKPOINTS:]
+        self._finished = FinishedRound(
+            event.round,
+            event.evaluation,
+            self._round_tally.traffic,
+            self._round_tally.lost,
+            at_s - self._round_started_s,
+            event.clients_reported,
+            event.clients_missing,
+            self._round_tally.gradient_evaluations,
+            self._round_tally.metrics | dict(event.notes),
+            event.examples,
+        )
+        self._round_started_s = 0.0
+        evaluation = event.evaluation
+        if evaluation is not None:
+            yield lambda observer: observer.round_evaluated(event.round, evaluation)
+
+    def close(self, client_evaluation: Evaluation | None = None) -> Iterator[Told]:
+        """Tell of the last finished round, once everything about it is known."""
+        if self._finished is None:
+            return
+        finished, self._finished = self._finished, None
+        evaluation = finished.evaluation or client_evaluation
+        self.tally.add_round(finished, evaluation)
+        record = RoundRecord(
+            round=finished.number,
+            evaluation=evaluation,
+            client_evaluation=client_evaluation,
+            traffic=finished.traffic,
+            lost=finished.lost,
+            cumulative_wire_bytes=self.tally.cumulative_wire_bytes,
+            seconds=finished.seconds,
+            clients_reported=finished.clients_reported,
+            clients_missing=finished.clients_missing,
+            gradient_evaluations=finished.gradient_evaluations,
+            metrics=finished.metrics,
+            examples=finished.examples,
+        )
+        yield lambda observer: observer.round_done(record)
+
+
+def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:
+    """Fold all events of a run, and tell nobody."""
+    state = RunState(run_id, quorum)
+    for entry in entries:
+        state.apply(entry)
+    return state
