@@ -10,16 +10,19 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from harness import RUN_ID, HandClient, Server, answer_frames, exchange_of, filled, serving, small_config, until
+from harness import RUN_ID, FakeWorker, HandClient, Server, answer_frames, exchange_of, filled, serving, small_config, start_agent, until
 
+from feddkd.client import backoff
+from feddkd.client.agent import Agent
 from feddkd.compression.broadcaster import Broadcaster
 from feddkd.compression.codecs import find
 from feddkd.engines.forms import Forms
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import LOOPBACK
 from feddkd.engines.traffic_mark import Marked, TrafficMark
 from feddkd.errors import RunError, StateError
-from feddkd.exchange import Exchange, ExchangeId
-from feddkd.tensors import Schema, TensorSpec
+from feddkd.exchange import Exchange, ExchangeId, Reply, Task
+from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import is_chunk
 from feddkd.transport.messages import Holding, Verdict, failure_message, hello_message, id_from_message, id_to_message, receipt_message
@@ -132,6 +135,46 @@ def test_who_was_sent_the_model_in_place_of_a_step_is_not_sent_either_again(scen
     traffic = begun.outcome().traffic
     assert traffic.payload_bytes_down == broadcast.step.size_bytes + FLOATS.size_bytes
     assert traffic.snapshot_bytes_down == FLOATS.size_bytes
+
+
+def test_clients_do_not_compute_again_for_a_server_that_died_before_it_kept_the_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All had replied; the bytes of the first process are the useful ones."""
+    monkeypatch.setattr(backoff, "FIRST_DELAY_S", 0.01)
+    computed: list[str] = []
+
+    def worker(name: str, contribution: Tensors) -> FakeWorker:
+        def respond(_: Task) -> Reply:
+            computed.append(name)
+            return Reply(contribution)
+
+        return FakeWorker(respond, FLOATS)
+
+    config, exchange = small_config(f"transport.chunk_bytes={CHUNK}"), numbered(3, "a", "b")
+    with serving(engine=GrpcEngine(config, RUN_ID, FLOATS, mark=tmp_path / "mark")) as first:
+        agents = [start_agent(Agent(first.address, name, worker(name, part), first._threads)) for name, part in (("a", MINE), ("b", NEXT))]
+        first.wait_for("a", "b")
+        lost = first.engine.begin(exchange).outcome()
+        first.engine._server.stop()  # without a farewell, as when the process dies
+        found = TrafficMark.read(tmp_path / "mark")
+        second = GrpcEngine(config, RUN_ID, FLOATS, incarnation=2, owners=first.engine.owners())
+        second.start(LOOPBACK, int(first.address.rpartition(":")[2]))
+        assert second.wait_for(["a", "b"], 1000.0)
+        outcome = second.carry_out(exchange)
+        second.finish(True, "done")
+        assert [agent.result().reason for agent in agents] == ["done", "done"]
+        first.engine._finished = True
+    assert sorted(computed) == ["a", "b"]
+    assert outcome.reduced is not None
+    assert lost.reduced is not None
+    assert outcome.reduced.sha256() == lost.reduced.sha256()
+    assert outcome.useful == lost.useful
+    assert outcome.traffic.payload_bytes_down == lost.traffic.payload_bytes_down
+    # So what the second process has moved is what the crash has cost: no broadcast, but every reply once more.
+    assert found == Marked(exchange.id, lost.useful, first.engine.other_traffic())
+    assert outcome.traffic.wire_bytes_down < FLOATS.size_bytes
+    assert 2 * FLOATS.size_bytes < outcome.traffic.wire_bytes_up < 3 * FLOATS.size_bytes
 
 
 # Exchanges that were over.
