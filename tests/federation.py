@@ -77,6 +77,7 @@ class Federation:
         self.processes: dict[str, Process] = {}
         self.starts = dict.fromkeys([SERVER, *self.names], 0)
         self._addresses: dict[str, str] = {}
+        self._failpoints: dict[str, list[str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -101,20 +102,28 @@ class Federation:
         """Let a client connect to this address instead of the server's."""
         self._addresses[name] = address
 
-    def start(self, failpoints: Mapping[str, str] = {}) -> None:
+    def start(self, failpoints: Mapping[str, str | Sequence[str]] = {}) -> None:
         """Start all processes.
 
         Args:
-            failpoints: by the process's name.
+            failpoints: by the process's name; several for its first starts one after another.
         """
+        for name, texts in failpoints.items():
+            self._failpoints[name] = [texts] if isinstance(texts, str) else list(texts)
         for name in (SERVER, *self.names):
-            self.restart(name, failpoints.get(name, ""))
+            self.restart(name)
 
-    def restart(self, name: str, failpoints: str = "") -> Process:
-        """Start a process with the command of before."""
-        process = Process(name, self.command(name), self.folder, failpoints)
+    def restart(self, name: str) -> Process:
+        """Start a process with the command of before, and with the failpoints that are planned for this start."""
+        planned = self._failpoints.get(name)
+        process = Process(name, self.command(name), self.folder, planned.pop(0) if planned else "")
         self.put(process)
         return process
+
+    def run(self, failpoints: Mapping[str, str | Sequence[str]] = {}) -> None:
+        """Start all processes, and return once the run is over for all of them. Raises StuckError."""
+        self.start(failpoints)
+        self.finish()
 
     def command(self, name: str) -> list[str]:
         """The arguments of a process's command."""
@@ -127,11 +136,6 @@ class Federation:
         """Take in a process that was started in another way."""
         self.processes[process.name] = process
         self.starts[process.name] += 1
-
-    def run(self, failpoints: Mapping[str, str] = {}) -> None:
-        """Start all processes, and return once the run is over for all of them. Raises StuckError."""
-        self.start(failpoints)
-        self.finish()
 
     def finish(self, patience_s: float = PATIENCE_S) -> None:
         """Start again whatever is killed, until all have ended with exit code 0.

@@ -59,11 +59,7 @@ def test_every_failpoint_is_met_in_a_run(process: str, point: str, undisturbed: 
 def test_a_server_that_is_killed_again_and_again_gets_there(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """Each of its processes dies after one more exchange."""
     with Federation(tmp_path, CONFIGS["feddkd"]) as federation:
-        federation.start({SERVER: "scheduler.exchange.after_append=kill"})
-        for _ in range(4):
-            federation.processes[SERVER].wait()
-            federation.restart(SERVER, "scheduler.exchange.after_append=kill")
-        federation.finish()
+        federation.run({SERVER: ["scheduler.exchange.after_append=kill"] * 5})
         assert federation.starts[SERVER] == 6
         check(federation, undisturbed("feddkd"))
 
