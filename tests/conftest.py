@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run
 
     @cache
     def run(name: str) -> RunHistory:
-        with Federation(tmp_path_factory.mktemp(name), CONFIGS[name]) as federation:
+        with Federation(tmp_path_factory.mktemp(name), CONFIGS[name], visits=True) as federation:
             federation.run()
             history = federation.history()
         assert violations(history) == []

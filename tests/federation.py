@@ -64,9 +64,11 @@ class Federation:
         names: the clients' ids.
         processes: those that were started last, by name.
         starts: how often each was started.
+        tolerated: exit codes after which a process is started again.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str], *, clients: int = 3) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str], *, clients: int = 3, visits: bool = False) -> None:
+        """Write the configuration; `visits` lets the histories say which failpoints the processes come to."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         # Of a simulation's tables only the partition matters: `feddkd client` deals the data by it.
@@ -76,6 +78,8 @@ class Federation:
         self.names = [f"client-{index}" for index in range(clients)]
         self.processes: dict[str, Process] = {}
         self.starts = dict.fromkeys([SERVER, *self.names], 0)
+        self.tolerated = {-signal.SIGKILL}
+        self._visits = visits
         self._addresses: dict[str, str] = {}
         self._failpoints: dict[str, list[str]] = {}
 
@@ -109,14 +113,18 @@ class Federation:
             failpoints: by the process's name; several for its first starts one after another.
         """
         for name, texts in failpoints.items():
-            self._failpoints[name] = [texts] if isinstance(texts, str) else list(texts)
+            self.plan(name, *([texts] if isinstance(texts, str) else texts))
         for name in (SERVER, *self.names):
             self.restart(name)
+
+    def plan(self, name: str, *failpoints: str) -> None:
+        """Let the next starts of a process have these failpoints."""
+        self._failpoints[name] = [*failpoints]
 
     def restart(self, name: str) -> Process:
         """Start a process with the command of before, and with the failpoints that are planned for this start."""
         planned = self._failpoints.get(name)
-        process = Process(name, self.command(name), self.folder, planned.pop(0) if planned else "")
+        process = Process(name, self.command(name), self.folder, planned.pop(0) if planned else "", visits=self._visits)
         self.put(process)
         return process
 
@@ -138,7 +146,7 @@ class Federation:
         self.starts[process.name] += 1
 
     def finish(self, patience_s: float = PATIENCE_S) -> None:
-        """Start again whatever is killed, until all have ended with exit code 0.
+        """Start again whatever is killed or ends as is tolerated, until all have ended with exit code 0.
 
         Raises:
             StuckError: that took too long, or a process ended in another way.
@@ -149,7 +157,7 @@ class Federation:
                 raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
             self._check_exit_codes()
             for process in running:
-                if process.exit_code == -signal.SIGKILL:
+                if process.exit_code in self.tolerated:
                     self.restart(process.name)
 
     def wait_for_exchanges(self, count: int) -> None:
@@ -170,9 +178,9 @@ class Federation:
             pause.wait(0.005)
 
     def _check_exit_codes(self) -> None:
-        """Raises StuckError if a process ended otherwise than well or by a kill."""
+        """Raises StuckError if a process ended otherwise than well or as is tolerated."""
         for process in self.processes.values():
-            if process.exit_code not in (None, 0, -signal.SIGKILL):
+            if process.exit_code not in (None, 0, *self.tolerated):
                 raise StuckError(f"{process.name} ended with exit code {process.exit_code}\n{self.logs()}")
 
     def _exchanges(self) -> int:

@@ -34,12 +34,12 @@ class Process:
         history: what it sees, NAME.history.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path, failpoints: str = "") -> None:
-        """Start `feddkd ARGUMENTS` in `folder`."""
+    def __init__(self, name: str, arguments: Sequence[str], folder: Path, failpoints: str = "", *, visits: bool = False) -> None:
+        """Start `feddkd ARGUMENTS` in `folder`; `visits` says whether its history also has the failpoints that it comes to."""
         self.name = name
         self.log = folder / f"{name}.log"
         self.history = folder / f"{name}.history"
-        self._process = CONTEXT.Process(target=_feddkd, args=(list(arguments), folder, self.log, self.history, failpoints))
+        self._process = CONTEXT.Process(target=_feddkd, args=(list(arguments), folder, self.log, self.history, failpoints, visits))
         self._process.start()
 
     @property
@@ -107,12 +107,12 @@ class SpawnedProcess(Process):
             self._popen.wait(timeout_s)
 
 
-def _feddkd(arguments: list[str], folder: Path, log: Path, history: Path, failpoints: str) -> None:
+def _feddkd(arguments: list[str], folder: Path, log: Path, history: Path, failpoints: str, visits: bool) -> None:
     os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
-    watch(history)
+    watch(history, visits=visits)
     sys.argv = ["feddkd", *arguments]
     with planned(failpoints):
         cli.main()

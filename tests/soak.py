@@ -2,6 +2,7 @@
 
     scripts/soak --runs 200 --seed 7         200 runs, each with kills of its own
     scripts/soak --seed 7 --first 41         run 41 of these again: the same failpoints, the same moments
+    scripts/soak --minutes 30 --seed 7       long runs under every fault, with an eye on memory, threads and files
 
 A kill at a failpoint happens at the same step again. One after some seconds finds the process where it
 is by then, so that a run may have to be repeated to fail again.
@@ -10,20 +11,26 @@ is by then, so that a run may have to be repeated to fail again.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cable import Cable
 from federation import CONFIGS, SERVER, Federation
 from processes import StuckError
 from run_history import RunHistory, differences, violations
+from weather import FEWEST_SAMPLES, Weather, growth
 
 from feddkd.failpoints import CLIENT_FAILPOINTS, SERVER_FAILPOINTS
 
@@ -31,6 +38,7 @@ MOST_DEATHS = 3
 """At failpoints, of one process in a run."""
 
 MOST_MOMENTS = 4
+LONG_PATIENCE_S = 900.0
 LATEST_S = 3.0
 """A run that nothing disturbs takes a second, and one whose processes are killed some more."""
 
@@ -128,7 +136,7 @@ def undisturbed_runs(folder: Path) -> dict[str, RunHistory]:
     """A run of each of CONFIGS."""
     runs = {}
     for name, overrides in CONFIGS.items():
-        with Federation(folder / name, overrides) as federation:
+        with Federation(folder / name, overrides, visits=True) as federation:
             federation.run()
             runs[name] = federation.history()
     return runs
@@ -154,15 +162,70 @@ def soak(seed: int, numbers: Sequence[int], folder: Path) -> int:
     return failed
 
 
+LONG = (*CONFIGS["feddkd"], "rounds=200", "scheduler.durability=exchange")
+SPARED = (SERVER, "client-0")
+"""Not killed in every other run, so that their memory, threads and files can be followed."""
+
+
+def soak_for(minutes: float, seed: int, folder: Path) -> int:
+    """Carry out long runs under every fault until the time is over; returns how many of them went wrong."""
+    failed, faults = 0, Counter[str]()
+    with Federation(folder / "undisturbed", LONG) as federation:
+        federation.run()
+        undisturbed = federation.history()
+    until_s = time.monotonic() + 60 * minutes
+    for number in itertools.count():
+        if time.monotonic() > until_s:
+            break
+        spared, begun_s = SPARED if number % 2 == 0 else (), time.monotonic()
+        with Federation(folder / f"long-{number}", LONG) as federation:
+            problems, weather = sail_through(federation, random.Random(f"{seed}:{number}"), spared, undisturbed)
+        failed += bool(problems)
+        faults += weather.faults
+        starts = ", ".join(f"{name} {count}" for name, count in federation.starts.items())
+        print(f"long run {number} (--seed {seed}): {time.monotonic() - begun_s:.0f} s, {dict(weather.faults)}, starts: {starts}")
+        for name, pid in weather.samples:
+            samples = weather.samples[name, pid]
+            if len(samples) >= FEWEST_SAMPLES:
+                print(f"    {name}: {samples[len(samples) // 4]} to {samples[-1]} in {len(samples)} samples")
+        for problem in problems:
+            print(f"    {problem}", flush=True)
+    print(f"{number} long runs, {dict(faults)}, {failed} went wrong", flush=True)
+    return failed
+
+
+def sail_through(federation: Federation, rng: random.Random, spared: Sequence[str], undisturbed: RunHistory) -> tuple[list[str], Weather]:
+    """Carry out one long run; returns what is wrong with it, and the faults that it met."""
+    federation.tolerated = {-signal.SIGKILL, 1}  # a server whose disk fails ends with 1
+    with contextlib.ExitStack() as stack:
+        cables = {name: stack.enter_context(Cable(federation.address, resets=rng.random() < 0.5)) for name in federation.names}
+        for name, cable in cables.items():
+            federation.reach_server_at(name, cable.address)
+        federation.start()
+        weather = Weather(federation, cables, rng, spared)
+        stack.callback(weather.stop)
+        try:
+            federation.finish(LONG_PATIENCE_S)
+        except StuckError as error:
+            return [str(error)], weather
+    history = federation.history()
+    grown = [f"{name}: {what}" for (name, _), samples in weather.samples.items() for what in growth(samples)]
+    return [*violations(history), *differences(undisturbed, history), *grown], weather
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: another one each time")
     parser.add_argument("--runs", type=int, default=1, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first run")
+    parser.add_argument("--minutes", type=float, metavar="M", help="carry out long runs for this time instead")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="feddkd-soak-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
-    failed = soak(options.seed, range(options.first, options.first + options.runs), folder)
+    if options.minutes is not None:
+        failed = soak_for(options.minutes, options.seed, folder)
+    else:
+        failed = soak(options.seed, range(options.first, options.first + options.runs), folder)
     if not failed:
         shutil.rmtree(folder)
     sys.exit(bool(failed))

@@ -24,18 +24,24 @@ from feddkd.transport.pb import federation_pb2 as pb
 Tell = Callable[..., None]
 
 
-def watch(history: Path) -> None:
-    """Write down what this process sees, until it ends."""
+def watch(history: Path, *, visits: bool) -> None:
+    """Write down what this process sees, until it ends.
+
+    Args:
+        visits: also the failpoints that it comes to.
+    """
     descriptor = os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def tell(saw: str, **what: object) -> None:
         os.write(descriptor, (json.dumps({"saw": saw, **what}) + "\n").encode())
 
-    for owner, name, telling in (
+    watched: list[tuple[Any, str, Callable[..., Any]]] = [
         (agent, "parse_response", _telling_of_messages),
         (Worker, "carry_out", _telling_of_replies),
-        (Plan, "visit", _telling_of_failpoints),
-    ):
+    ]
+    if visits:
+        watched.append((Plan, "visit", _telling_of_failpoints))
+    for owner, name, telling in watched:
         setattr(owner, name, telling(getattr(owner, name), tell))
 
 
