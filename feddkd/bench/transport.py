@@ -15,8 +15,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,7 +25,7 @@ from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.process import take_part
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Reply, Task
+from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 STEP = 2.0**-10
@@ -66,8 +67,15 @@ class EchoWorker:
         return Reply(contribution=task.payload)
 
 
-def serve(workload: Workload) -> dict[str, object]:
-    """Run the exchanges and return their times in seconds, byte counts, and this process's peak memory in bytes."""
+Kept = Callable[[Exchange, Outcome], None]
+
+
+def serve(workload: Workload, keep: Kept | None = None) -> dict[str, object]:
+    """Run the exchanges and return their times in seconds, byte counts, and this process's peak memory in bytes.
+
+    Args:
+        keep: makes an outcome durable before clients are told that they may forget.
+    """
     schema = workload.schema
     engine = GrpcEngine(Config(), "benchmark", schema)
     port = engine.start("127.0.0.1", 0)
@@ -87,7 +95,7 @@ def serve(workload: Workload) -> dict[str, object]:
                 closing=Closing(DEADLINE_S, enough=workload.clients),
             )
             started = time.perf_counter()
-            outcome = engine.carry_out(exchange)
+            outcome = engine.carry_out(exchange, partial(keep, exchange) if keep is not None else None)
             seconds.append(time.perf_counter() - started)
             assert outcome.reduced is not None, outcome.fault
             assert len(outcome.replies) == workload.clients, outcome.missing

@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +25,9 @@ from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
 
 _PIECE_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 20
+"""From here on a thread more pays: it waits for the disk while the content is hashed."""
+
 _TEXT = "text"
 _DTYPES = {
     torch.float64: "F64",
@@ -87,13 +92,8 @@ class BlobStore:
             StateError: the file cannot be written. Nothing of it stays.
         """
         plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items(), key=_place)}
-        digest = hashlib.sha256()
-        for piece in _pieces(plain, text):
-            digest.update(piece)
-        name = digest.hexdigest()
-        final, partial = self._file(name), self.folder / f"{name}.partial"
-        if final.exists():
-            return name
+        partial = self.folder / f"{secrets.token_hex(16)}.partial"
+        final: Path | None = None
         try:
             failpoint("blobs.write.before_write")
             with partial.open("wb") as stream:
@@ -101,16 +101,17 @@ class BlobStore:
                     stream.write(piece)
                 stream.flush()
                 failpoint("blobs.write.before_fsync")
-                os.fsync(stream.fileno())
+                name = _hash_and_sync(plain, text, stream)
             failpoint("blobs.write.before_rename")
+            final = self._file(name)
             partial.replace(final)
             failpoint("blobs.write.after_rename")
             sync_folder(self.folder)
         except OSError as error:
-            for file in (partial, final):  # what may not be on the disk must not be found there
+            for file in filter(None, (partial, final)):  # what may not be on the disk must not be found there
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
-            raise StateError(f"cannot write {final}: {error.strerror}") from error
+            raise StateError(f"cannot write {final or partial}: {error.strerror}") from error
         return name
 
     def read(self, name: str) -> Blob:
@@ -155,6 +156,25 @@ class BlobStore:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def _hash_and_sync(tensors: Mapping[str, Tensor], text: str, stream: IO[bytes]) -> str:
+    """Put a file on the disk and hash what was written meanwhile; returns the SHA-256. Raises OSError."""
+    if os.fstat(stream.fileno()).st_size < _LARGE_BYTES:
+        os.fsync(stream.fileno())
+        return _hash(tensors, text)
+    with ThreadPoolExecutor(1) as executor:
+        synced = executor.submit(os.fsync, stream.fileno())
+        name = _hash(tensors, text)
+        synced.result()
+    return name
+
+
+def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256()
+    for piece in _pieces(tensors, text):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _place(item: tuple[str, Tensor]) -> tuple[int, str]:

@@ -6,21 +6,34 @@ import errno
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import RUN_ID, Server, filled, serving, small_config
+from harness import RUN_ID, Server, exchange_of, filled, serving, small_config
 
 from feddkd import algorithms, cli
 from feddkd.client import tensor_file
+from feddkd.client.kept_reply import KeptReply
+from feddkd.client.outbox import Outbox
+from feddkd.client.own_site import site_config, site_worker
+from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL
+from feddkd.compression.broadcaster import Broadcaster
+from feddkd.compression.codecs import find
 from feddkd.config import Config
 from feddkd.data.datasets import describe
+from feddkd.engines.forms import Forms
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model
+from feddkd.exchange import DELIVER, Closing, Exchange, Reply
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
+from feddkd.tensors import Tensors
+from feddkd.transport.messages import answer_message
+from feddkd.transport.payload import Payload
+from feddkd.transport.pb import federation_pb2 as pb
 
 Client = Callable[..., tuple[int, list[str]]]
 """client(server, state directory, ...) -> exit code and the lines of standard error"""
@@ -122,3 +135,62 @@ def test_what_a_stopped_run_left_is_not_the_final_model(client: Client, tmp_path
     assert code == 1
     assert lines[-1] == r"feddkd: the run ended early: the server stopped\x1b[2J"
     assert not (tmp_path / "state" / f"{FINAL_MODEL}.safetensors").exists()
+
+
+def no_computation(*_: object) -> None:
+    raise AssertionError("the client computed")
+
+
+@pytest.mark.parametrize("down", ["none", "int8"])
+@pytest.mark.parametrize("before", ["nothing", "an unsent reply", "another run"])
+def test_a_client_that_was_away_at_the_end_gets_the_model_when_it_comes_back(
+    down: str, before: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs nothing of the exchange before, not even the model that a step would lead from, and computes nothing."""
+    config, state = federation_of_one(), tmp_path / "state"
+    model = filled(initial_model(config).schema, 3)
+    leave_behind(before, state, config)
+    monkeypatch.setattr("feddkd.client.worker.answer", no_computation)
+    with serving(engine=engine_of(config)) as server:
+        delivery = deliver(model, down)
+        outcome = server.background(lambda: server.engine.carry_out(delivery))
+        outcome.add_done_callback(lambda _: server.engine.finish(completed=True, reason="all rounds are done"))
+        code, lines = client(server, state)
+        assert list(outcome.result().replies) == ["site"]
+    assert code == 0, lines
+    kept = StateDir(state, "site").load(FINAL_MODEL, model.schema, RUN_ID)
+    assert kept is not None
+    assert kept.sha256() == delivery.payload.sha256()
+    assert not (state / "outbox.safetensors").exists()
+
+
+def leave_behind(what: str, state: Path, config: Config) -> None:
+    """What an earlier process left in the state directory."""
+    schema, own = initial_model(config).schema, StateDir(state, "site")
+    if what == "another run":
+        own.save(FINAL_MODEL, filled(schema, 1), "an older run")
+    if what == "an unsent reply":
+        trained = exchange_of(["site"], filled(schema, 1), reply_schema=schema, round_number=config.rounds)
+        message = pb.ParticipateResponse.FromString(Forms(trained, config.transport.chunk_bytes).message("site")).work
+        payload = Payload(filled(schema, 2), config.transport.chunk_bytes)
+        reply = KeptReply(answer_message(trained.id, Reply(), payload), payload)
+        Outbox(own, worker_fingerprint(own, config)).keep(message, reply)
+
+
+def worker_fingerprint(own: StateDir, config: Config) -> str:
+    return site_worker(site_config(ServerConfig(config.shared_toml()).config, {}), own, 0).fingerprint
+
+
+def deliver(model: Tensors, down: str) -> Exchange:
+    """The last exchange; with a codec it is sent as a step from what the client would hold, had it been there."""
+    closing = Closing(60.0, reconnect_grace_s=60.0)
+    exchange = exchange_of(["site"], model, reply_schema=None, name=DELIVER, closing=closing)
+    if down == "none":
+        return exchange
+    codec, broadcaster = find(down, unbiased=False), Broadcaster(1 << 20, 3)
+    sent, broadcast = broadcaster.broadcast(codec, filled(model.schema, 9), ["site"])
+    broadcaster.received(broadcast, sent, ["site"])
+    sent, broadcast = broadcaster.broadcast(codec, model, ["site"])
+    assert broadcast is not None
+    assert broadcast.holders == {"site"}
+    return replace(exchange, payload=sent, broadcast=broadcast)
