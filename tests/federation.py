@@ -29,13 +29,18 @@ from feddkd.observability.run_folder import EXCHANGES
 SERVER = "server"
 """The name of the server's process; the others are named as the clients."""
 
+LINGER_S = 3.0
+"""Seconds that a server of a finished run stays for clients that come late."""
+
+SERVING = ("--no-report", "--linger", str(LINGER_S))
+
 SMALL = (
     "rounds=2",
     "data.subset=300",
     "training.epochs=1",
     "dkd.steps=3",
     "scheduler.clients=3",
-    "scheduler.reconnect_grace_s=60",
+    "scheduler.reconnect_grace_s=20",
     "runtime.threads=1",
     "transport.chunk_bytes=4096",
 )
@@ -136,7 +141,7 @@ class Federation:
     def command(self, name: str) -> list[str]:
         """The arguments of a process's command."""
         if name == SERVER:
-            return ["-v", "server", "config.toml", "--listen", self.address, "--state", str(self.state), "--no-report"]
+            return ["-v", "server", "config.toml", "--listen", self.address, "--state", str(self.state), *SERVING]
         place = ["--server", self._addresses.get(name, self.address), "--state", str(self.client_state(name))]
         return ["-v", "client", "--id", name, "--partition-index", str(self.names.index(name)), *place]
 
@@ -148,13 +153,20 @@ class Federation:
     def finish(self, patience_s: float = PATIENCE_S) -> None:
         """Start again whatever is killed or ends as is tolerated, until all have ended with exit code 0.
 
+        A client that is killed when the run is over for the others finds no server. Then the server is started
+        again, and serves the final model.
+
         Raises:
             StuckError: that took too long, or a process ended in another way.
         """
         until_s = time.monotonic() + patience_s
         while running := self._running():
-            if not wait([process.sentinel for process in running], until_s - time.monotonic()):
-                raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
+            is_over = self.processes[SERVER].exit_code == 0
+            left_s = until_s - time.monotonic()
+            if not wait([process.sentinel for process in running], min(left_s, LINGER_S) if is_over else left_s):
+                if left_s <= LINGER_S:
+                    raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
+                self.restart(SERVER)
             self._check_exit_codes()
             for process in running:
                 if process.exit_code in self.tolerated:

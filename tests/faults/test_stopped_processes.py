@@ -17,7 +17,7 @@ Undisturbed = Callable[[str], RunHistory]
 
 def stand_still(process: str, seconds: float, folder: Path, undisturbed: Undisturbed) -> None:
     """Stop a process in the middle of a run for some seconds, and check the run."""
-    with Federation(folder, CONFIGS["feddkd"]) as federation:
+    with Federation(folder, [*CONFIGS["feddkd"], "scheduler.reconnect_grace_s=60"]) as federation:
         federation.start()
         federation.wait_for_exchanges(2)
         stopped = federation.processes[process]

@@ -188,6 +188,12 @@ def test_a_receipt_that_refuses_promises_nothing(run: Run) -> None:
     assert violations(run.read()) == []
 
 
+def test_a_model_that_a_finished_run_delivers_again_belongs_to_no_record(run: Run) -> None:
+    again = {"exchange": ["run", 2, 1, "deliver", 0]}
+    run.client += [seen("work", 2, "deliver") | again, seen("receipt", 2, "deliver", verdict="OK") | again]
+    assert violations(run.read()) == []
+
+
 def test_work_of_an_older_round_is_seen(run: Run) -> None:
     run.client.append(seen("work", 1, "dkd_step", 1))
     assert only_violation(run) == "work goes forward: client-0 was asked for (1, 0, 'dkd_step', 1) after a receipt of round 2"
