@@ -241,12 +241,12 @@ class FileJournal:
         Raises:
             StateError: it cannot be written. Nothing of it stays, and no other event can follow.
         """
-        failpoint("journal.append.before_write")
         if self._broken:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
         entry = Entry(event, self._stopwatch.now_s, time.time())
         line = _line_of(len(self.entries), entry)
         try:
+            failpoint("journal.append.before_write")
             _write_all(self._descriptor, line)
             failpoint("journal.append.before_fsync")
             if self._is_durable(event):

@@ -116,11 +116,13 @@ def _good_entries(journal: FileJournal) -> int:
         if _is_good(journal, entries[newest].event):
             return len(entries)
     begun = _newest_checkpoint(journal)
-    attempts = [index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
-    for index in range(max(attempts, default=begun), len(entries)):
+    # A finished round after it is one that cannot be read: what followed that is of no use either.
+    end = next((index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundFinished)), len(entries))
+    attempts = [index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
+    for index in range(max(attempts, default=begun), end):
         if not _is_good(journal, entries[index].event):
             return index
-    return len(entries)
+    return end
 
 
 def _newest_checkpoint(journal: FileJournal) -> int:
