@@ -34,6 +34,9 @@ FORMAT = 1
 JOURNAL = "journal.jsonl"
 BLOBS = "blobs"
 
+LOCK_TRIES = 3
+LOCK_PAUSE_S = 0.05
+
 Durability = Literal["exchange", "round", "none"]
 
 
@@ -215,7 +218,8 @@ class FileJournal:
         failpoint("journal.append.before_write")
         if self._broken:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
-        entry = Entry(event, self._stopwatch.now_s, time.time())
+        # As the line has them: what is folded now is what is folded from the file.
+        entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
         line = _line_of(len(self.entries), entry)
         try:
             _write_all(self._descriptor, line)
@@ -299,6 +303,15 @@ def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
         content = file.read_bytes()
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
+    return parse_journal(file, content)
+
+
+def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read the bytes of a journal up to the first line that is not whole, as `read_journal` does.
+
+    Args:
+        file: for messages.
+    """
     first, _, rest = content.partition(b"\n")
     header = _header(file, first)
     entries: list[tuple[Entry, int]] = []
@@ -334,7 +347,7 @@ def is_open(folder: Path) -> bool:
 
 def _line_of(number: int, entry: Entry) -> bytes:
     event = to_json(entry.event)
-    start = json.dumps({"seq": number, "at_s": round(entry.at_s, 6), "time": round(entry.time, 3), "crc32": zlib.crc32(event)})
+    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time, "crc32": zlib.crc32(event)})
     return start[:-1].encode() + b', "event": ' + event + b"}\n"
 
 
@@ -367,13 +380,19 @@ def _header(file: Path, line: bytes) -> Header:
 
 
 def _lock(descriptor: int, file: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise StateError(f"another process has {file} open: it runs this run") from None
-        raise StateError(f"cannot lock {file}: {error.strerror}") from error
+    """Lock a journal for this process; `is_open` of another one may hold it for an instant."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(LOCK_PAUSE_S)
+        except OSError as error:
+            os.close(descriptor)
+            raise StateError(f"cannot lock {file}: {error.strerror}") from error
+    os.close(descriptor)
+    raise StateError(f"another process has {file} open: it runs this run")
 
 
 def _aside(file: Path) -> Path:
