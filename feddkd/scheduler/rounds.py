@@ -207,7 +207,7 @@ class Scheduler:
             clients_missing=self._absent(available) | cohort.clients_missing,
             notes=cohort.notes,
             examples=cohort.examples,
-            model=self._journal.store(model, checkpoint=True),
+            model=self._journal.store(*checkpoint.encode_model(model), checkpoint=True),
             state=self._journal.store(*checkpoint.encode(self._algorithm.state_dict(), self._downlink.state()), checkpoint=True),
         )
         entry = self._journal.append(event)
