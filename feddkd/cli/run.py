@@ -75,8 +75,12 @@ def run(
     resolved = resolve(loaded)
     folder = resume or out or default_out(resolved)
     signals = StopSignals()
-    status = None if resolved.scheduler.durability == "none" else StatusFile(folder)
-    with signals.handled(), observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers:
+    resumed_by = f"feddkd run --resume {folder}" if resolved.scheduler.durability != "none" else None
+    status = StatusFile(folder) if resumed_by is not None else None
+    with (
+        signals.handled(resumed_by),
+        observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers,
+    ):
         observers.add(signals)
         record = run_federation(resolved, engine.value, folder, observers, resumed=resume is not None)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from feddkd.compression.broadcaster import BroadcasterState, CodecCost, KeptReplica
+from feddkd.compression.broadcaster_state import BroadcasterState, CodecCost, KeptReplica
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoded, Encoding
 from feddkd.errors import SchemaError, StateError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
 import zlib
@@ -21,12 +22,14 @@ from pydantic import ValidationError
 from pydantic_core import from_json as parse_json
 from torch import Tensor
 
-from feddkd.durable import sync_folder
+from feddkd.durable import free_bytes, network_file_system, sync_folder
 from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.blobs import Blob, BlobStore
 from feddkd.scheduler.events import Event, ExchangeDone, RoundStarted, from_json, to_json
 from feddkd.text import printable
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of what a journal holds."""
@@ -36,6 +39,9 @@ BLOBS = "blobs"
 
 LOCK_TRIES = 3
 LOCK_PAUSE_S = 0.05
+
+MODELS_A_ROUND = 8
+"""Models' worth of bytes that a round is taken to write before one was measured: its outcomes, its model, its state."""
 
 Durability = Literal["exchange", "round", "none"]
 
@@ -81,6 +87,16 @@ class Journal(Protocol):
     def prune(self, names: Collection[str]) -> None:
         """Delete all that was stored but these."""
 
+    def check_space(self, model_bytes: int) -> None:
+        """Check that a round fits on the disk.
+
+        Args:
+            model_bytes: size of the model.
+
+        Raises:
+            StateError: it probably does not.
+        """
+
     def close(self) -> None:
         """Let another process have it."""
 
@@ -118,6 +134,9 @@ class NoJournal:
 
     def prune(self, names: Collection[str]) -> None:
         """Nothing is there."""
+
+    def check_space(self, model_bytes: int) -> None:
+        """Nothing is written."""
 
     def close(self) -> None:
         """Nobody waits for it."""
@@ -157,7 +176,10 @@ class FileJournal:
         self._ends = [end for _, end in entries]
         self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         self._broken = False
+        self._stored_bytes = self._most_stored_bytes = 0
         self._stopwatch = Stopwatch(self.entries[-1].at_s if self.entries else 0.0)
+        if (kind := network_file_system(folder)) is not None:
+            logger.warning("%s is on a network file system (%s): its locks and what is on its disks are its own matter", folder, kind)
 
     @classmethod
     def create(cls, folder: Path, header: Header, durability: Durability) -> FileJournal:
@@ -246,6 +268,7 @@ class FileJournal:
     def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
         if self.durability == "round" and not checkpoint:
             return ""
+        self._stored_bytes += len(text) + sum(value.numel() * value.element_size() for value in tensors.values())
         return self.blobs.write(tensors, text)
 
     def load(self, name: str) -> Blob:
@@ -253,6 +276,17 @@ class FileJournal:
 
     def prune(self, names: Collection[str]) -> None:
         self.blobs.keep_only(names)
+        self._most_stored_bytes = max(self._most_stored_bytes, self._stored_bytes)
+        self._stored_bytes = 0
+
+    def check_space(self, model_bytes: int) -> None:
+        needed = max(self._most_stored_bytes, MODELS_A_ROUND * model_bytes)
+        try:
+            free = free_bytes(self.folder)
+        except OSError as error:
+            raise StateError(f"cannot look at {self.folder}: {error.strerror}") from error
+        if free < needed:
+            raise StateError(f"{self.folder}: a round writes up to {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
 
     def cut(self, count: int) -> list[Event]:
         """Keep the first `count` events; what follows is moved to a file beside the journal.
@@ -283,10 +317,15 @@ class FileJournal:
         return self._size_bytes + self.blobs.size_bytes
 
     def close(self) -> None:
-        """Let another process have it."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let another process have it. One without an event is deleted: its folder is free for another run."""
+        if self._descriptor < 0:
+            return
+        if not self.entries:
+            with contextlib.suppress(OSError):
+                (self.folder / JOURNAL).unlink()
+                self.blobs.folder.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
