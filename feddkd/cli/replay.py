@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.options import Json
-from feddkd.cli.output import LINE_LETTERS, megabytes, say, size
+from feddkd.cli.output import LINE_LETTERS, say, size
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
 from feddkd.text import printable
 
@@ -156,7 +156,7 @@ def rows(found: Replayed) -> list[tuple[str, str]]:
         ("run", f"{journal.header.run_id}: {'finished' if state.ended is not None else f'goes on {goes_on(state)}'}"),
         ("rounds", f"{state.rounds_done} of {state.rounds}"),
         ("exchanges", counted or "none"),
-        ("bytes on the wire", f"{megabytes(total.wire_bytes_down)} down, {megabytes(total.wire_bytes_up)} up"),
+        ("bytes on the wire", f"{size(total.wire_bytes_down)} down, {size(total.wire_bytes_up)} up"),
     ]
     if tally.lost.wire_bytes:
         lines.append(("lost of these", f"{size(tally.lost.wire_bytes_down)} down, {size(tally.lost.wire_bytes_up)} up"))

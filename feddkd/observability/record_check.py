@@ -17,7 +17,6 @@ from feddkd.observability.ledger import exchange_line, round_line, summarize
 from feddkd.observability.run_folder import EXCHANGES, MODEL, ROUNDS, SUMMARY
 from feddkd.scheduler.journal import Entry
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
-from feddkd.scheduler.rounds import run_record
 from feddkd.scheduler.state import RunState
 from feddkd.tensors import Tensors
 from feddkd.text import printable
@@ -75,7 +74,7 @@ def check_record(folder: Path, run_id: str, entries: Iterable[Entry], config: Co
     for name, expected in ((EXCHANGES, lines.exchanges), (ROUNDS, lines.rounds)):
         _check_lines(folder / name, expected, check, is_finished=is_finished)
     if is_finished and model is not None:
-        _check_summary(folder / SUMMARY, summarize(run_record(state, model), config), check)
+        _check_summary(folder / SUMMARY, summarize(state.record(model), config), check)
         _check_model(folder / MODEL, model, check)
     return check
 

@@ -385,22 +385,28 @@ def is_open(folder: Path) -> bool:
 
 
 def _line_of(number: int, entry: Entry) -> bytes:
+    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time})[:-1].encode()
     event = to_json(entry.event)
-    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time, "crc32": zlib.crc32(event)})
-    return start[:-1].encode() + b', "event": ' + event + b"}\n"
+    return start + b', "crc32": %d, "event": ' % _checksum(start, event) + event + b"}\n"
+
+
+def _checksum(start: bytes, event: bytes) -> int:
+    """Of all that a line says: what stands before the checksum, and the event."""
+    return zlib.crc32(event, zlib.crc32(start))
 
 
 def _entry(number: int, line: bytes) -> Entry | None:
     """Read a line; None if it is not the one that was written."""
-    start, separator, event = line.partition(b', "event": ')
-    if not separator or not line.endswith(b"}\n"):
+    outer, _, event = line.partition(b', "event": ')
+    start, _, checksum = outer.partition(b', "crc32": ')
+    if not line.endswith(b"}\n"):
         return None
     event = event[:-2]
     try:
-        outer = parse_json(start + b"}")
-        if outer["seq"] != number or outer["crc32"] != zlib.crc32(event):
+        found = parse_json(start + b"}")
+        if found["seq"] != number or int(checksum) != _checksum(start, event):
             return None
-        return Entry(from_json(event), float(outer["at_s"]), float(outer["time"]))
+        return Entry(from_json(event), float(found["at_s"]), float(found["time"]))
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
 

@@ -5,35 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from killed_runs import OVERRIDES, cut_after, finished_run, round_2_began, snapshot
 from typer.testing import CliRunner
 
 from feddkd import cli
 from feddkd.cli.run_place import RunPlace
 from feddkd.cli.run_status import RunStatus
-from feddkd.config import Config
-from feddkd.engines.simulation import run_federation
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
 from feddkd.observability.status_file import STATUS, StatusFile
-from feddkd.scheduler.events import RoundStarted
 from feddkd.scheduler.journal import JOURNAL, FileJournal, read_journal
 from feddkd.scheduler.server_state import ServerState
-
-OVERRIDES = ["rounds=2", "partition.clients=3", "partition.labels=4", "training.epochs=1", "dkd.steps=2"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_federation(Config.load(None, OVERRIDES), "in-process", folder)
-    return folder
+    folder = tmp_path_factory.mktemp("runs")
+    return finished_run(folder / "finished", folder / "blobs")
 
 
 @pytest.fixture
@@ -42,16 +35,8 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def cut_after(folder: Path, is_last: Callable[[Any], bool]) -> None:
-    """Leave the journal that a crash would have left right after the first event for which `is_last` holds."""
-    _, entries = read_journal(folder)
-    end = next(end for entry, end in entries if is_last(entry.event))
-    content = (folder / JOURNAL).read_bytes()
-    (folder / JOURNAL).write_bytes(content[:end])
-
-
 def kill_in_round_2(folder: Path) -> None:
-    cut_after(folder, lambda event: isinstance(event, RoundStarted) and event.round == 2)
+    cut_after(folder, round_2_began)
 
 
 def look(folder: Path) -> RunStatus:
@@ -172,17 +157,11 @@ def test_a_journal_that_is_being_written_can_be_read(folder: Path) -> None:
 
 def test_looking_changes_nothing(folder: Path) -> None:
     kill_in_round_2(folder)
-
-    def snapshot() -> dict[str, tuple[int, int]]:
-        return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))}
-
-    before = snapshot()
-    as_printed(folder)
     shutil.rmtree(folder / "blobs")
+    before = snapshot(folder)
+    as_printed(folder)
     as_printed(folder, "--json")
-    assert {name: value for name, value in before.items() if "blobs" not in name and name != str(folder)} == {
-        name: value for name, value in snapshot().items() if name != str(folder)
-    }
+    assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("kind", ["nothing", "an empty folder", "a run without a journal"])
