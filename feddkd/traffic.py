@@ -32,8 +32,9 @@ class Traffic:
         wire_bytes_up: serialized gRPC messages read from clients, retries included.
         dense_bytes_down: what the tensors of `payload_bytes_down` take without a codec.
         dense_bytes_up: what the tensors of `payload_bytes_up` take without a codec.
-        snapshot_bytes_down: the part of `payload_bytes_down` that was a whole model, for clients that did not
-            hold the one before it, in a run that sends steps.
+        snapshot_bytes_down: the part of `payload_bytes_down` that was a whole model, for clients that were not sent
+            the one before it, in a run that sends steps. A client that was, and has lost it, is sent the whole model
+            beyond what counts here; that is on the wire alone.
     """
 
     payload_bytes_down: int = 0

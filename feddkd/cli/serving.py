@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
 from feddkd.errors import StateError, StoppedError
 from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
+from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import Downlink, check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal, has_journal
+from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
@@ -93,31 +97,39 @@ def serve(
     model, evaluator = initial_model(config), make_evaluator(config)
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
+
+    def run(served: Served, engine: GrpcEngine, observers: Observers) -> RunRecord:
+        extensions = Extensions(journal=served.journal)
+        run_id = served.journal.run_id
+        return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator, extensions=extensions).run(
+            model
+        )
+
     with _opened(state, config, new=new) as served:
-        folder, signals = out or served.folder, StopSignals()
-        was_finished = served.is_finished
+        folder, was_finished = out or served.folder, served.is_finished
         with _listening(config, served, model.schema, listening, state) as engine:
-            with (
-                signals.handled(),
-                observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed) as observers,
-            ):
-                observers.add(signals)
-                scheduler = Scheduler(
-                    config,
-                    algorithm,
-                    engine,
-                    run_id=served.journal.run_id,
-                    observers=observers,
-                    evaluator=evaluator,
-                    extensions=Extensions(journal=served.journal),
-                )
-                record = scheduler.run(model)
+            with _observed(config, served, folder, listening) as observers:
+                record = run(served, engine, observers)
             if was_finished:
                 deliver_again(engine, config, record, linger_s)
         if not was_finished and record.not_delivered and linger_s > 0:
             with _listening(config, served, model.schema, listening, state) as engine:
                 deliver_again(engine, config, record, linger_s)
     return record, folder
+
+
+@contextlib.contextmanager
+def _observed(config: Config, served: Served, folder: Path, listening: Listening) -> Iterator[Observers]:
+    """Keep the record of the run, and let signals stop it."""
+    signals = StopSignals()
+    is_kept = not isinstance(served.journal, NoJournal)
+    status = StatusFile(served.folder, _command()) if is_kept else None
+    with (
+        signals.handled("start the same command again" if is_kept else None),
+        observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed, status=status) as observers,
+    ):
+        observers.add(signals)
+        yield observers
 
 
 @contextlib.contextmanager
@@ -192,6 +204,11 @@ def deliver_again(engine: GrpcEngine, config: Config, record: RunRecord, linger_
         if left_s <= 0 or not engine.wait_for_clients(len(engine.clients()) + 1, left_s):
             break
     return delivered
+
+
+def _command() -> str:
+    """How this process was started, without what would begin another run."""
+    return shlex.join(["feddkd", *(word for word in sys.argv[1:] if word != "--new")])
 
 
 def with_shapes(config: Config) -> Config:

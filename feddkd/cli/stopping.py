@@ -43,11 +43,15 @@ class StopSignals(Observer):
         threading.Thread(target=self._engine.abort, args=[self.reason], daemon=True).start()
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[Self]:
+    def handled(self, resumed_by: str | None) -> Iterator[Self]:
         """Handle the signals for a while.
+
+        Args:
+            resumed_by: how the run goes on later; None if it cannot.
 
         Raises:
             StoppedError: a signal came, and the run ended for it.
+            KeyboardInterrupt: likewise, where the run cannot go on.
         """
         previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
         try:
@@ -55,7 +59,9 @@ class StopSignals(Observer):
         except RunError as error:
             if not self.reason:
                 raise
-            raise StoppedError(self.reason) from error
+            if resumed_by is None:
+                raise KeyboardInterrupt from error
+            raise StoppedError(f"{self.reason}; to go on, {resumed_by}") from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

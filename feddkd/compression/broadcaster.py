@@ -8,23 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from feddkd.compression.broadcaster_state import NO_COST, BroadcasterState, CodecCost, KeptReplica
 from feddkd.compression.codec import Codec
 from feddkd.compression.encoding import Coding, Encoded, Encoding, derive_seed, relative_error
 from feddkd.compression.replica import Replica
 from feddkd.tensors import Schema, Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class CodecCost:
-    """What the codec of a broadcast cost.
-
-    Attributes:
-        seconds: spent on it at the server.
-        error: ||what is sent - what was to be sent|| over the norm of the step that was to be taken.
-    """
-
-    seconds: float = 0.0
-    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,47 +38,8 @@ class Broadcast:
     holders: frozenset[str] = frozenset()
     in_mean: bool = False
     take_mean: bool = False
-    cost: CodecCost = CodecCost()
+    cost: CodecCost = NO_COST
     has_codec: bool = True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptReplica:
-    """What outlives a process of what clients hold of one kind of payload.
-
-    Attributes:
-        model: what the server holds, and clients once they have taken `step`.
-        mean: the running mean of the trainable parameters; None if it is empty.
-        mean_count: models in it.
-        base: as in `Broadcast`, like `holders`, `step`, `in_mean`, `take_mean` and `cost`.
-        is_whole: `model` was adopted as a snapshot.
-        whole: the snapshot's code, where it has a codec.
-    """
-
-    model: Tensors
-    mean: Tensors | None
-    mean_count: int
-    base: bytes
-    holders: frozenset[str]
-    step: Encoded | None
-    in_mean: bool
-    take_mean: bool
-    cost: CodecCost
-    is_whole: bool
-    whole: Encoded | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BroadcasterState:
-    """All that the broadcasts of a run build on.
-
-    Attributes:
-        num_codes: as in `Broadcaster`.
-        held: for each kind of payload.
-    """
-
-    num_codes: int
-    held: tuple[KeptReplica, ...]
 
 
 @dataclass(slots=True)
@@ -109,7 +58,7 @@ class _Held:
     step: Encoded | None = None
     in_mean: bool = False
     take_mean: bool = False
-    cost: CodecCost = CodecCost()
+    cost: CodecCost = NO_COST
     whole: Encoded | None = None
 
     def kept(self) -> KeptReplica:
@@ -240,7 +189,7 @@ class Broadcaster:
         """Take in who has received a broadcast; the others hold nothing of use any more."""
         held = self._held[payload.schema]
         held.base, held.holders = broadcast.content, frozenset(clients)
-        held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, CodecCost(), None
+        held.step, held.in_mean, held.take_mean, held.cost, held.whole = None, False, False, NO_COST, None
 
     def _untouched(self, schema: Schema) -> _Held | None:
         """Return what clients hold of a kind of payload; nothing if an algorithm wrote to the server's copy of it."""
@@ -268,7 +217,7 @@ class Broadcaster:
         whole = Encoding(model.schema, self._chunk_bytes, coding).encode(own)
         sent = whole.decode()
         replica = Replica(sent, in_mean=in_mean)
-        cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else CodecCost()
+        cost = CodecCost(time.perf_counter() - started, relative_error(model, sent)) if codec is not None else NO_COST
         held = _Held(replica, replica.version, in_mean=in_mean, cost=cost, whole=whole)
         self._held[model.schema] = held
         return held

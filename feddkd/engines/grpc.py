@@ -252,6 +252,7 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     async def _abort(self) -> None:
         self.joined.set()
+        self.receipts.pause()
         for begun in self._open:
             if begun.task is not None:
                 begun.task.cancel()

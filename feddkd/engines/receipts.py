@@ -74,6 +74,10 @@ class Receipts:
         self._has_begun = True
         return {client: self._questions.pop(client) for client in clients if client in self._questions}
 
+    def pause(self) -> None:
+        """Take in that what was open has no outcome: another process of the server may open it again."""
+        self._has_begun = False
+
     def ask(self, session: Session, holding: Holding, current: ExchangeId | None) -> None:
         """Answer a client that connects with a broadcast of an exchange that is not open, now or later."""
         if not self.answer(session, holding.exchange, current):
@@ -111,8 +115,8 @@ class Receipts:
             current: the exchange that is open for this client.
 
         Returns:
-            Whether that is known: before the first exchange, one that was open in an earlier process of the server
-            may open again.
+            Whether that is known: before the first exchange, and after an abort, one that was open may open again in
+            this process of the server or a later one.
         """
         told = self._told.get(session.client_id)
         if told is None or told.exchange != exchange:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from feddkd.compression import lossless
-from feddkd.compression.broadcaster import Broadcast, Broadcaster, BroadcasterState
+from feddkd.compression.broadcaster import Broadcast, Broadcaster
+from feddkd.compression.broadcaster_state import BroadcasterState
 from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.config import Config

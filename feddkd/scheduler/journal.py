@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
 import zlib
@@ -21,18 +22,26 @@ from pydantic import ValidationError
 from pydantic_core import from_json as parse_json
 from torch import Tensor
 
-from feddkd.durable import sync_folder
+from feddkd.durable import free_bytes, network_file_system, sync_folder
 from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.blobs import Blob, BlobStore
 from feddkd.scheduler.events import Event, ExchangeDone, RoundStarted, from_json, to_json
 from feddkd.text import printable
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Version of what a journal holds."""
 
 JOURNAL = "journal.jsonl"
 BLOBS = "blobs"
+
+LOCK_TRIES = 3
+LOCK_PAUSE_S = 0.05
+
+MODELS_A_ROUND = 8
+"""Models' worth of bytes that a round is taken to write before one was measured: its outcomes, its model, its state."""
 
 Durability = Literal["exchange", "round", "none"]
 
@@ -78,6 +87,16 @@ class Journal(Protocol):
     def prune(self, names: Collection[str]) -> None:
         """Delete all that was stored but these."""
 
+    def check_space(self, model_bytes: int) -> None:
+        """Check that a round fits on the disk.
+
+        Args:
+            model_bytes: size of the model.
+
+        Raises:
+            StateError: it probably does not.
+        """
+
     def close(self) -> None:
         """Let another process have it."""
 
@@ -115,6 +134,9 @@ class NoJournal:
 
     def prune(self, names: Collection[str]) -> None:
         """Nothing is there."""
+
+    def check_space(self, model_bytes: int) -> None:
+        """Nothing is written."""
 
     def close(self) -> None:
         """Nobody waits for it."""
@@ -154,7 +176,10 @@ class FileJournal:
         self._ends = [end for _, end in entries]
         self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         self._broken = False
+        self._stored_bytes = self._most_stored_bytes = 0
         self._stopwatch = Stopwatch(self.entries[-1].at_s if self.entries else 0.0)
+        if (kind := network_file_system(folder)) is not None:
+            logger.warning("%s is on a network file system (%s): its locks and what is on its disks are its own matter", folder, kind)
 
     @classmethod
     def create(cls, folder: Path, header: Header, durability: Durability) -> FileJournal:
@@ -219,12 +244,13 @@ class FileJournal:
         Raises:
             StateError: it cannot be written. Nothing of it stays, and no other event can follow.
         """
-        failpoint("journal.append.before_write")
         if self._broken:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
-        entry = Entry(event, self._stopwatch.now_s, time.time())
+        # As the line has them: what is folded now is what is folded from the file.
+        entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
         line = _line_of(len(self.entries), entry)
         try:
+            failpoint("journal.append.before_write")
             _write_all(self._descriptor, line)
             failpoint("journal.append.before_fsync")
             if self._is_durable(event):
@@ -249,6 +275,7 @@ class FileJournal:
     def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
         if self.durability == "round" and not checkpoint:
             return ""
+        self._stored_bytes += len(text) + sum(value.numel() * value.element_size() for value in tensors.values())
         return self.blobs.write(tensors, text)
 
     def load(self, name: str) -> Blob:
@@ -256,6 +283,17 @@ class FileJournal:
 
     def prune(self, names: Collection[str]) -> None:
         self.blobs.keep_only(names)
+        self._most_stored_bytes = max(self._most_stored_bytes, self._stored_bytes)
+        self._stored_bytes = 0
+
+    def check_space(self, model_bytes: int) -> None:
+        needed = max(self._most_stored_bytes, MODELS_A_ROUND * model_bytes)
+        try:
+            free = free_bytes(self.folder)
+        except OSError as error:
+            raise StateError(f"cannot look at {self.folder}: {error.strerror}") from error
+        if free < needed:
+            raise StateError(f"{self.folder}: a round writes up to {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
 
     def cut(self, count: int) -> list[Event]:
         """Keep the first `count` events; what follows is moved to a file beside the journal.
@@ -286,10 +324,15 @@ class FileJournal:
         return self._size_bytes + self.blobs.size_bytes
 
     def close(self) -> None:
-        """Let another process have it."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let another process have it. One without an event is deleted: its folder is free for another run."""
+        if self._descriptor < 0:
+            return
+        if not self.entries:
+            with contextlib.suppress(OSError):
+                (self.folder / JOURNAL).unlink()
+                self.blobs.folder.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
@@ -306,6 +349,15 @@ def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
         content = file.read_bytes()
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
+    return parse_journal(file, content)
+
+
+def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read the bytes of a journal up to the first line that is not whole, as `read_journal` does.
+
+    Args:
+        file: for messages.
+    """
     first, _, rest = content.partition(b"\n")
     header = _header(file, first)
     entries: list[tuple[Entry, int]] = []
@@ -340,22 +392,28 @@ def is_open(folder: Path) -> bool:
 
 
 def _line_of(number: int, entry: Entry) -> bytes:
+    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time})[:-1].encode()
     event = to_json(entry.event)
-    start = json.dumps({"seq": number, "at_s": round(entry.at_s, 6), "time": round(entry.time, 3), "crc32": zlib.crc32(event)})
-    return start[:-1].encode() + b', "event": ' + event + b"}\n"
+    return start + b', "crc32": %d, "event": ' % _checksum(start, event) + event + b"}\n"
+
+
+def _checksum(start: bytes, event: bytes) -> int:
+    """Of all that a line says: what stands before the checksum, and the event."""
+    return zlib.crc32(event, zlib.crc32(start))
 
 
 def _entry(number: int, line: bytes) -> Entry | None:
     """Read a line; None if it is not the one that was written."""
-    start, separator, event = line.partition(b', "event": ')
-    if not separator or not line.endswith(b"}\n"):
+    outer, _, event = line.partition(b', "event": ')
+    start, _, checksum = outer.partition(b', "crc32": ')
+    if not line.endswith(b"}\n"):
         return None
     event = event[:-2]
     try:
-        outer = parse_json(start + b"}")
-        if outer["seq"] != number or outer["crc32"] != zlib.crc32(event):
+        found = parse_json(start + b"}")
+        if found["seq"] != number or int(checksum) != _checksum(start, event):
             return None
-        return Entry(from_json(event), float(outer["at_s"]), float(outer["time"]))
+        return Entry(from_json(event), float(found["at_s"]), float(found["time"]))
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
 
@@ -384,12 +442,17 @@ def _closed_if_raised(descriptor: int) -> Iterator[None]:
 
 
 def _lock(descriptor: int, file: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
-            raise StateError(f"another process has {file} open: it runs this run") from None
-        raise StateError(f"cannot lock {file}: {error.strerror}") from error
+    """Lock a journal for this process; `is_open` of another one may hold it for an instant."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(LOCK_PAUSE_S)
+        except OSError as error:
+            raise StateError(f"cannot lock {file}: {error.strerror}") from error
+    raise StateError(f"another process has {file} open: it runs this run")
 
 
 def _aside(file: Path) -> Path:

@@ -7,9 +7,7 @@ the journal return what they returned, and the first that is not there goes to t
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +18,13 @@ from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange, ExchangeId, Outcome
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange
 from feddkd.failpoints import failpoint
-from feddkd.scheduler import checkpoint, outcomes
 from feddkd.scheduler.cohort import Account, Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.events import (
     DeliveryStarted,
-    Event,
-    ExchangeDone,
     RoundFailed,
     RoundFinished,
     RoundStarted,
@@ -37,13 +32,13 @@ from feddkd.scheduler.events import (
     RunStarted,
 )
 from feddkd.scheduler.journal import Journal, NoJournal
-from feddkd.scheduler.metric_names import MetricNames
+from feddkd.scheduler.large_clients import LargeClients
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import Observer, RunRecord
+from feddkd.scheduler.run_log import Checkpoint, RunLog
 from feddkd.scheduler.selection import select_cohort
-from feddkd.scheduler.sites import MOST_CLIENTS
-from feddkd.scheduler.state import RunState, Told
+from feddkd.scheduler.state import RunState
 from feddkd.tensors import Tensors
 
 logger = logging.getLogger(__name__)
@@ -59,9 +54,6 @@ LARGEST_LOSS = 1e4
 
 SHARE_FOR_STEPS = 0.5
 """With a cohort of less than this share of the clients, a round's model is sent whole rather than as a step."""
-
-LARGE_SHARE = 0.5
-"""A client with more than this share of the weight decides every mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +90,13 @@ class Scheduler:
         self._config = config
         self._algorithm = algorithm
         self._engine = engine
-        self._observers = Observers.of(observers)
         self._evaluator = evaluator
-        self._journal = extensions.journal
         self._rule = extensions.rule
         self._downlink = Downlink(config)
         self._layers = extensions.layers
         self._state = RunState(run_id, config.scheduler.quorum)
-        self._metric_names = MetricNames()
-        self._large_clients: set[str] = set()
-        self._recalled: Mapping[ExchangeId, str] = {}
+        self._log = RunLog(extensions.journal, self._state, observers)
+        self._large_clients = LargeClients()
 
     def run(self, model: Tensors) -> RunRecord:
         """Take the initial model through all rounds, deliver the final one, and say farewell to the clients.
@@ -116,65 +105,49 @@ class Scheduler:
             PausedError: too few clients were there, or replied, for longer than the configuration allows.
             RunError: the run was aborted.
         """
-        self._tell(lambda observer: observer.engine_ready(self._engine))
+        self._log.tell(lambda observer: observer.engine_ready(self._engine))
         try:
-            model = self._begin(model)
+            if self._log.has_history:
+                model = self._take_up(model)
             if self._state.ended is None:
+                self._wait_for_clients()
                 for number in range(self._state.rounds_done + 1, self._config.rounds + 1):
                     model = self._run_round(number, model)
                 self._end(model)
         finally:
-            self._tell_all(self._state.close())
-        self._journal.prune(self._state.blobs)
-        record = run_record(self._state, model)
-        self._tell(lambda observer: observer.run_done(record))
+            self._log.tell(*self._state.close())
+        self._log.prune()
+        record = self._state.record(model)
+        self._log.tell(lambda observer: observer.run_done(record))
         return record
 
-    def _end(self, model: Tensors) -> None:
-        """Deliver the final model, and let the clients go."""
-        not_delivered = self._deliver(model)
-        failpoint("scheduler.run.before_finish")
-        self._engine.finish(completed=True, reason="all rounds are done")
-        # Last: a process that is started after a crash before it says farewell again to those who missed it.
-        self._happen(RunFinished(self._engine.other_traffic(), not_delivered))
-        failpoint("scheduler.run.after_finish")
-
-    def _begin(self, model: Tensors) -> Tensors:
-        """Wait for clients and begin with the initial model, or go on where another process stopped."""
-        if not self._journal.entries:
-            self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
-            self._happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
-            return model
-        for entry in self._journal.entries:
-            for told in self._state.apply(entry):
-                self._observers.tell(told, history=True)
-            if isinstance(entry.event, ExchangeDone):
-                self._metric_names.add(entry.event.record.metrics)
-        return self._go_on(model)
-
-    def _go_on(self, model: Tensors) -> Tensors:
-        """Take up what the last finished round left, and wait for the clients of the one that is open."""
+    def _take_up(self, model: Tensors) -> Tensors:
+        """Go on where another process stopped; returns the model of the last finished round, or the initial one."""
+        self._log.take_in_history()
         state = self._state
-        self._tell(lambda observer: observer.run_resumed(state.run_id, self._config.rounds, state.rounds_done, state.incarnation))
-        if state.checkpoints:
-            newest = state.checkpoints[-1]
-            model = Tensors.copy_of(model.schema, self._journal.load(newest.model).tensors)
-            algorithm, codecs = checkpoint.decode(self._journal.load(newest.state))
-            self._algorithm.load_state_dict(algorithm)
-            self._downlink.load(codecs)
-            self._tell(lambda observer: observer.round_finished(newest.round, model))
+        self._log.tell(lambda observer: observer.run_resumed(state.run_id, self._config.rounds, state.rounds_done, state.incarnation))
+        left = self._log.checkpoint(model.schema)
+        if left is not None:
+            model = left.model
+            self._algorithm.load_state_dict(left.algorithm)
+            self._downlink.load(left.codecs)
+            self._log.tell(lambda observer: observer.round_finished(state.rounds_done, model))
         if state.failed_attempts:
             self._downlink.forget(codes=state.codes)
-        if state.ended is not None:
-            return model
-        self._recalled = dict(state.open.outcomes) if state.open is not None else {}
-        self._engine.remember(state.replied)
-        if not state.has_started:
-            self._engine.wait_for_clients(self._config.scheduler.starting_clients, None)
-            self._happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
-        else:
-            self._engine.wait_for(sorted(state.members), self._config.scheduler.resume_grace_s)
         return model
+
+    def _wait_for_clients(self) -> None:
+        """Wait for the clients that round 1 begins with, or for those of the round that was open."""
+        config, state = self._config.scheduler, self._state
+        if not state.has_started:
+            self._engine.wait_for_clients(config.starting_clients, None)
+            self._log.happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
+            return
+        self._engine.remember(state.replied)
+        # Those that have the final model may have heard the farewell, and come no more.
+        timeout_s = config.reconnect_grace_s if state.is_delivered else config.resume_grace_s
+        if not self._engine.wait_for(sorted(state.members), timeout_s):
+            logger.warning("not all clients of the open round are back after %g s", timeout_s)
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """Take the global model of one round to that of the next."""
@@ -192,29 +165,16 @@ class Scheduler:
                     self._downlink.forget()
                     failing_since = failing_since or time.monotonic()
                     self._round_failed(number, error, failing_since)
-        self._finish_round(number, new_model, evaluation, cohort, available)
-        return new_model
-
-    def _finish_round(
-        self, number: int, model: Tensors, evaluation: Evaluation | None, cohort: RoundCohort, available: Mapping[str, ExampleCounts]
-    ) -> None:
-        """Keep what the next round begins with."""
-        failpoint("scheduler.round.before_checkpoint")
-        event = RoundFinished(
+        finished = RoundFinished(
             round=number,
             evaluation=evaluation,
             clients_reported=cohort.clients_reported,
             clients_missing=self._absent(available) | cohort.clients_missing,
             notes=cohort.notes,
             examples=cohort.examples,
-            model=self._journal.store(model, checkpoint=True),
-            state=self._journal.store(*checkpoint.encode(self._algorithm.state_dict(), self._downlink.state()), checkpoint=True),
         )
-        entry = self._journal.append(event)
-        failpoint("scheduler.round.after_checkpoint")
-        self._tell(lambda observer: observer.round_finished(number, model))
-        self._tell_all(self._state.apply(entry))
-        self._journal.prune(self._state.blobs)
+        self._log.finish_round(finished, Checkpoint(new_model, self._algorithm.state_dict(), self._downlink.state()))
+        return new_model
 
     def _adopt(self, cohort: Cohort, model: Tensors) -> Tensors:
         """Replace a round's model by what clients will hold of it, so that no other one is evaluated and kept.
@@ -250,24 +210,33 @@ class Scheduler:
         config = self._config.scheduler
         assert self._state.open is not None
         attempt = self._state.open.attempt
-        self._happen(RoundFailed(number, attempt, str(error), self._downlink.codes))
+        self._log.happen(RoundFailed(number, attempt, str(error), self._downlink.codes))
         connected = len(self._engine.clients())
         if error.silent and not error.connection_lost:
             raise PausedError(f"{error}; another attempt would wait as long again")
         if (attempt + 1) % (config.retries + 1) != 0:
             return
         if connected >= config.quorum and not error.connection_lost:
-            self._tell(lambda observer: observer.paused(str(error)))
+            self._log.tell(lambda observer: observer.paused(str(error)))
             raise PausedError(f"{error}; {connected} clients are connected, so waiting for more would not help")
         if time.monotonic() - failing_since > config.pause_timeout_s:
             raise PausedError(f"{error}; the round has failed for longer than scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
         self._pause(str(error))
 
+    def _end(self, model: Tensors) -> None:
+        """Deliver the final model, and let the clients go."""
+        not_delivered = self._deliver(model)
+        failpoint("scheduler.run.before_finish")
+        self._engine.finish(completed=True, reason="all rounds are done")
+        # Last: a process that is started after a crash before it says farewell again to those who missed it.
+        self._log.happen(RunFinished(self._engine.other_traffic(), not_delivered))
+        failpoint("scheduler.run.after_finish")
+
     def _deliver(self, model: Tensors) -> dict[str, str]:
         """Give every client the final model; returns why each of the others did not get it."""
         if not self._state.delivering:
             clients = self._engine.clients()
-            self._happen(DeliveryStarted(clients, self._absent(clients)))
+            self._log.happen(DeliveryStarted(clients, self._absent(clients)))
         begun = self._state.open
         assert begun is not None
         plan = ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink)
@@ -286,16 +255,17 @@ class Scheduler:
         plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink)
         begun = self._state.open
         if begun is None:
+            self._log.check_space(model.schema)
             attempt = self._state.failed_attempts
             if (connected := len(self._engine.clients())) < config.quorum:
                 self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")
             available = self._engine.clients()
             chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
             counts = {client: available[client] for client in chosen}
-            self._happen(RoundStarted(number, attempt, counts, available, self._downlink.codes, self._new_owners()))
+            self._log.happen(RoundStarted(number, attempt, counts, available, self._downlink.codes, self._new_owners()))
             begun = self._state.open
             assert begun is not None
-        self._warn_of_large_clients(plan, begun.available)
+        self._large_clients.warn(plan, begun.available)
         attempt_id = Attempt(self._state.run_id, number, begun.attempt)
         return self._cohort(attempt_id, begun.cohort, begun.available, plan, min_clients=config.quorum), begun.available
 
@@ -321,39 +291,7 @@ class Scheduler:
         return cohort
 
     def _carry_out(self, exchange: Exchange, account: Account) -> None:
-        """Let the engine carry out an exchange, or take what the journal holds of it.
-
-        Args:
-            account: makes the record of the outcome. Clients may forget their replies once that is in the journal.
-        """
-        name = self._recalled.get(exchange.id)
-        if name is not None:
-            account(self._with_known_metrics(outcomes.decode(self._journal.load(name), exchange)))
-            return
-
-        def make_durable(outcome: Outcome) -> None:
-            failpoint("scheduler.exchange.before_append")
-            outcome = dataclasses.replace(outcome, traffic=outcome.traffic + self._state.spent)
-            stored = self._journal.store(*outcomes.encode(outcome))
-            self._happen(ExchangeDone(account(self._with_known_metrics(outcome)), stored))
-            failpoint("scheduler.exchange.after_append")
-
-        self._engine.carry_out(exchange, make_durable)
-
-    def _with_known_metrics(self, outcome: Outcome) -> Outcome:
-        replies = {client: self._metric_names.known(reply) for client, reply in outcome.replies.items()}
-        return dataclasses.replace(outcome, replies=replies)
-
-    def _warn_of_large_clients(self, plan: ExchangePlan, available: Mapping[str, ExampleCounts]) -> None:
-        """Say once of each client that it holds most of the weight: it decides every mean, and says so itself."""
-        for name, kind in plan.kinds.items():
-            weights = {client: plan.weight(name, counts) for client, counts in available.items()}
-            total = math.fsum(weights.values())
-            for client, weight in weights.items():
-                if len(available) > 1 and weight > LARGE_SHARE * total and client not in self._large_clients:
-                    self._large_clients.add(client)
-                    claimed = kind.examples(available[client])
-                    logger.warning("%s claims %d examples, %.0f %% of all", client, claimed, 100 * weight / total)
+        self._log.carry_out(exchange, account, self._engine.carry_out)
 
     def _absent(self, available: Mapping[str, ExampleCounts]) -> dict[str, str]:
         """Clients that belong to the federation and were not there when a round began."""
@@ -364,40 +302,6 @@ class Scheduler:
     def _pause(self, reason: str) -> None:
         """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
         config = self._config.scheduler
-        self._tell(lambda observer: observer.paused(reason))
+        self._log.tell(lambda observer: observer.paused(reason))
         if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
             raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
-
-    def _happen(self, event: Event) -> None:
-        """Keep an event, take it in, and tell the observers."""
-        self._tell_all(self._state.apply(self._journal.append(event)))
-
-    def _tell_all(self, told: Iterable[Told]) -> None:
-        for event in told:
-            self._tell(event)
-
-    def _tell(self, event: Told) -> None:
-        self._observers.tell(event)
-
-
-def run_record(state: RunState, model: Tensors) -> RunRecord:
-    """Sum up a finished run."""
-    tally, ended = state.tally, state.ended
-    assert ended is not None
-    return RunRecord(
-        run_id=state.run_id,
-        rounds=state.rounds_done,
-        model=model,
-        final_evaluation=tally.last_evaluation,
-        best_accuracy=tally.best_accuracy,
-        traffic=tally.traffic,
-        other_traffic=tally.other,
-        lost_traffic=tally.lost,
-        gradient_evaluations=tally.gradient_evaluations,
-        seconds=state.elapsed_s,
-        rounds_missed=dict(sorted(tally.rounds_missed.items())),
-        not_delivered=dict(ended.not_delivered),
-        exchange_traffic=tally.exchange_traffic,
-        examples=dict(sorted(state.known_clients.items())) if len(state.known_clients) <= MOST_CLIENTS else {},
-        doubtful_labels=dict(sorted(state.label_doubts.found.items())),
-    )

@@ -19,9 +19,10 @@ from feddkd.scheduler.events import (
     RunStarted,
 )
 from feddkd.scheduler.journal import Entry
-from feddkd.scheduler.records import Observer, RoundRecord
-from feddkd.scheduler.sites import LabelDoubts
+from feddkd.scheduler.records import Observer, RoundRecord, RunRecord
+from feddkd.scheduler.sites import MOST_CLIENTS, LabelDoubts
 from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
+from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
 Told = Callable[[Observer], None]
@@ -99,11 +100,17 @@ class RunState:
         self._round_started_s = 0.0
         self._finished: FinishedRound | None = None
         self._members: set[str] = set()
+        self._available: set[str] = set()
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the final model was delivered, and nothing is left but the farewell."""
+        return self.delivering and self.open is not None and bool(self.open.outcomes)
 
     @property
     def members(self) -> set[str]:
-        """The clients of the open attempt; once its first exchange is done, those that replied to it."""
-        return self._members if self.open is not None else set(self.known_clients)
+        """The clients of the open attempt, once its first exchange is done those that replied; else those that were there last."""
+        return self._members if self.open is not None else self._available
 
     @property
     def blobs(self) -> set[str]:
@@ -149,6 +156,7 @@ class RunState:
 
     def _see_clients(self, available: Counts) -> Iterator[Told]:
         self.known_clients.update(available)
+        self._available = set(available)
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
@@ -235,6 +243,32 @@ class RunState:
             examples=finished.examples,
         )
         yield lambda observer: observer.round_done(record)
+
+    def record(self, model: Tensors) -> RunRecord:
+        """Sum up a finished run.
+
+        Args:
+            model: the final one.
+        """
+        assert self.ended is not None
+        tally = self.tally
+        return RunRecord(
+            run_id=self.run_id,
+            rounds=self.rounds_done,
+            model=model,
+            final_evaluation=tally.last_evaluation,
+            best_accuracy=tally.best_accuracy,
+            traffic=tally.traffic,
+            other_traffic=tally.other,
+            lost_traffic=tally.lost,
+            gradient_evaluations=tally.gradient_evaluations,
+            seconds=self.elapsed_s,
+            rounds_missed=dict(sorted(tally.rounds_missed.items())),
+            not_delivered=dict(self.ended.not_delivered),
+            exchange_traffic=tally.exchange_traffic,
+            examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
+            doubtful_labels=dict(sorted(self.label_doubts.found.items())),
+        )
 
 
 def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:

@@ -118,7 +118,7 @@ def test_who_holds_a_part_of_it_is_sent_the_rest(scene: Scene) -> None:
 
 
 def test_who_was_sent_the_model_in_place_of_a_step_is_not_sent_either_again(scene: Scene) -> None:
-    """It counts as in the process before: the step that the client could not use, and the model."""
+    """Its payload counts as was planned; the model itself is on the wire of the process before, and lost."""
     server = Broadcaster(CHUNK, 3)
     codec = find("int8", unbiased=False)
     sent, broadcast = server.broadcast(codec, PAYLOAD, ["hand"])
@@ -133,8 +133,8 @@ def test_who_was_sent_the_model_in_place_of_a_step_is_not_sent_either_again(scen
     assert (work.replica.base_sha256, work.payload.digest) == (b"", whole.header.digest)
     hand.send(*answer_frames(work, MINE))
     traffic = begun.outcome().traffic
-    assert traffic.payload_bytes_down == broadcast.step.size_bytes + FLOATS.size_bytes
-    assert traffic.snapshot_bytes_down == FLOATS.size_bytes
+    assert traffic.payload_bytes_down == broadcast.step.size_bytes
+    assert traffic.snapshot_bytes_down == 0
 
 
 def test_clients_do_not_compute_again_for_a_server_that_died_before_it_kept_the_outcome(
@@ -221,6 +221,19 @@ def test_who_asked_and_has_gone_is_not_answered(scene: Scene) -> None:
     assert received.sha256() == PAYLOAD.sha256()
     hand.send(*answer_frames(work, MINE))
     assert begun.outcome().missing == {}
+
+
+def test_a_reply_that_comes_after_an_abort_is_kept_for_the_next_process(scene: Scene) -> None:
+    exchange = numbered(3)
+    hand = scene.client()
+    begun = scene.engine.begin(exchange)
+    work, _ = hand.work()
+    scene.engine.abort("stopped")
+    with pytest.raises(RunError):
+        begun.outcome()
+    hand.send(*answer_frames(work, MINE))
+    scene.engine.finish(completed=False, reason="stopped", paused=True)
+    assert hand.response().WhichOneof("message") == "farewell"  # nobody was told that the exchange is closed
 
 
 def test_an_exchange_of_another_run_never_opens_again(scene: Scene) -> None:

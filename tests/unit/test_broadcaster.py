@@ -13,7 +13,8 @@ from harness import filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feddkd.compression.broadcaster import Broadcast, Broadcaster, CodecCost
+from feddkd.compression.broadcaster import Broadcast, Broadcaster
+from feddkd.compression.broadcaster_state import CodecCost
 from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import derive_seed, relative_error

@@ -1,0 +1,33 @@
+"""Warns of clients that decide every mean."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+from feddkd.exchange import ExampleCounts
+from feddkd.scheduler.plan import ExchangePlan
+
+logger = logging.getLogger(__name__)
+
+LARGE_SHARE = 0.5
+"""A client with more than this share of the weight decides every mean."""
+
+
+class LargeClients:
+    """Says once of each client that it holds most of the weight: a client says itself how much it holds."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def warn(self, plan: ExchangePlan, available: Mapping[str, ExampleCounts]) -> None:
+        """Look at the clients that a round can draw from."""
+        for name, kind in plan.kinds.items():
+            weights = {client: plan.weight(name, counts) for client, counts in available.items()}
+            total = math.fsum(weights.values())
+            for client, weight in weights.items():
+                if len(available) > 1 and weight > LARGE_SHARE * total and client not in self._known:
+                    self._known.add(client)
+                    claimed = kind.examples(available[client])
+                    logger.warning("%s claims %d examples, %.0f %% of all", client, claimed, 100 * weight / total)
