@@ -71,6 +71,9 @@ class CrashingJournal:
     def prune(self, names: Collection[str]) -> None:
         self.journal.prune(names)
 
+    def check_space(self, model_bytes: int) -> None:
+        self.journal.check_space(model_bytes)
+
     def close(self) -> None:
         self.journal.close()
 
@@ -221,7 +224,7 @@ class DyingProcesses(RuleBasedStateMachine):
             return
         lines = file.read_bytes().splitlines(keepends=True)
         kinds = [b'"kind":"round_started"'] + ([] if self.keeps_exchanges else [b'"kind":"exchange_done"'])
-        while any(kind in lines[-1] for kind in kinds):
+        while len(lines) > 1 and any(kind in lines[-1] for kind in kinds):
             del lines[-1]
         file.write_bytes(b"".join(lines))
 
