@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
+from federation import CONFIGS, Federation
 from gated import ClientProcess, Moment
 from hypothesis import settings
 from live import Scene, errors_in, live_scene
+from run_history import RunHistory, violations
 from watching import Clock
 
 from feddkd.engines.grpc_exchange import GrpcExchange
@@ -56,3 +59,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(GrpcExchange, "_now", staticmethod(lambda: clock.now))
     return clock
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunHistory]:
+    """undisturbed(name): what one of CONFIGS leaves behind when nothing goes wrong."""
+
+    @cache
+    def run(name: str) -> RunHistory:
+        with Federation(tmp_path_factory.mktemp(name), CONFIGS[name], visits=True) as federation:
+            federation.run()
+            history = federation.history()
+        assert violations(history) == []
+        return history
+
+    return run

@@ -6,7 +6,6 @@ arrived, then waits for a word; nothing depends on how long anything takes.
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
+from forking import CONTEXT
 from torch import nn
 
 from feddkd.algorithms.feddkd import FedDKD, FedDKDClient
@@ -33,9 +33,6 @@ class Moment(NamedTuple):
 
 GATES: dict[Moment, Connection[Any, Any]] = {}
 """The gates of this process."""
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["feddkd.client.process", "sklearn.datasets", "torch._dynamo"])
 
 
 class GatedClient(FedDKDClient):
@@ -77,9 +74,9 @@ class ClientProcess:
     """A process that runs `python -m feddkd.client.process`, forked from one that has imported it already."""
 
     def __init__(self, arguments: Sequence[str], gates: Sequence[Moment] = (), start: Callable[[Sequence[str]], int] = main) -> None:
-        pipes = {moment: _context.Pipe() for moment in gates}
+        pipes = {moment: CONTEXT.Pipe() for moment in gates}
         self._gates = {moment: ours for moment, (ours, _) in pipes.items()}
-        self._process = _context.Process(
+        self._process = CONTEXT.Process(
             target=_run, args=(start, list(arguments), {moment: theirs for moment, (_, theirs) in pipes.items()})
         )
         self._process.start()

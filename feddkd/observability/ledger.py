@@ -231,7 +231,8 @@ def _open_for_one_run(out: Path, *, again: bool) -> TextIO:
     if not is_free:
         stream.close()
         raise StateError(f"{out} already holds the record of a run; choose another --out, or go on with it with --resume")
-    stream.truncate(0)
+    if stream.tell() > 0:
+        stream.truncate(0)
     return stream
 
 

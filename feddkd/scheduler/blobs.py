@@ -96,6 +96,7 @@ class BlobStore:
         plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items(), key=_place)}
         partial = self.folder / f"{secrets.token_hex(16)}.partial"
         final: Path | None = None
+        is_new = False
         try:
             failpoint("blobs.write.before_write")
             with partial.open("wb") as stream:
@@ -106,11 +107,13 @@ class BlobStore:
                 name = _hash_and_sync(plain, text, stream)
             failpoint("blobs.write.before_rename")
             final = self._file(name)
+            is_new = not final.exists()
             partial.replace(final)
             failpoint("blobs.write.after_rename")
             sync_folder(self.folder)
         except OSError as error:
-            for file in filter(None, (partial, final)):  # what may not be on the disk must not be found there
+            # What may not be on the disk must not be found there; what was there before is, and others may need it.
+            for file in (partial, final) if final is not None and is_new else (partial,):
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
             raise StateError(f"cannot write {final or partial}: {error.strerror}") from error

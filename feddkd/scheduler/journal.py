@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -190,22 +190,28 @@ class FileJournal:
         """
         file = folder / JOURNAL
         line = json.dumps({"format": FORMAT, "run_id": header.run_id, "config": header.config}) + "\n"
+        if file.exists():
+            raise StateError(f"{folder} already holds the journal of a run")
+        partial = folder / f"{JOURNAL}.partial"  # a journal without its first line is none
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"{JOURNAL}.partial"  # a journal without its first line is none
             partial.unlink(missing_ok=True)
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            _lock(descriptor, file)
-            _write_all(descriptor, line.encode())
-            os.fsync(descriptor)
-            os.link(partial, file)
-            partial.unlink()
-            sync_folder(folder)
-        except FileExistsError:
-            raise StateError(f"{folder} already holds the journal of a run") from None
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
-        return cls(folder, descriptor, header, [], durability)
+        with _closed_if_raised(descriptor):
+            _lock(descriptor, file)
+            try:
+                _write_all(descriptor, line.encode())
+                os.fsync(descriptor)
+                os.link(partial, file)
+                partial.unlink()
+                sync_folder(folder)
+            except FileExistsError:
+                raise StateError(f"{folder} already holds the journal of a run") from None
+            except OSError as error:
+                raise StateError(f"cannot write {file}: {error.strerror}") from error
+            return cls(folder, descriptor, header, [], durability)
 
     @classmethod
     def open(cls, folder: Path, durability: Durability = "exchange") -> FileJournal:
@@ -219,11 +225,12 @@ class FileJournal:
             descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
             raise StateError(f"cannot open {file}: {error.strerror}") from error
-        _lock(descriptor, file)
-        header, entries = read_journal(folder)
-        journal = cls(folder, descriptor, header, entries, durability)
-        journal.cut(len(journal.entries))
-        return journal
+        with _closed_if_raised(descriptor):
+            _lock(descriptor, file)
+            header, entries = read_journal(folder)
+            journal = cls(folder, descriptor, header, entries, durability)
+            journal.cut(len(journal.entries))
+            return journal
 
     @property
     def run_id(self) -> str:
@@ -237,13 +244,13 @@ class FileJournal:
         Raises:
             StateError: it cannot be written. Nothing of it stays, and no other event can follow.
         """
-        failpoint("journal.append.before_write")
         if self._broken:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
         # As the line has them: what is folded now is what is folded from the file.
         entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
         line = _line_of(len(self.entries), entry)
         try:
+            failpoint("journal.append.before_write")
             _write_all(self._descriptor, line)
             failpoint("journal.append.before_fsync")
             if self._is_durable(event):
@@ -424,6 +431,16 @@ def _header(file: Path, line: bytes) -> Header:
     return Header(run_id, config)
 
 
+@contextlib.contextmanager
+def _closed_if_raised(descriptor: int) -> Iterator[None]:
+    """Let another process have a file that cannot be gone on with."""
+    try:
+        yield
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def _lock(descriptor: int, file: Path) -> None:
     """Lock a journal for this process; `is_open` of another one may hold it for an instant."""
     for tries_left in reversed(range(LOCK_TRIES)):
@@ -434,9 +451,7 @@ def _lock(descriptor: int, file: Path) -> None:
             if tries_left:
                 time.sleep(LOCK_PAUSE_S)
         except OSError as error:
-            os.close(descriptor)
             raise StateError(f"cannot lock {file}: {error.strerror}") from error
-    os.close(descriptor)
     raise StateError(f"another process has {file} open: it runs this run")
 
 

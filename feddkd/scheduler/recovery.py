@@ -121,11 +121,13 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
         if _is_good(entries[newest].event, is_there):
             return len(entries)
     begun = _newest_checkpoint(entries, is_there)
-    attempts = [index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
-    for index in range(max(attempts, default=begun), len(entries)):
+    # A finished round after it is one that cannot be read: what followed that is of no use either.
+    end = next((index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundFinished)), len(entries))
+    attempts = [index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
+    for index in range(max(attempts, default=begun), end):
         if not _is_good(entries[index].event, is_there):
             return index
-    return len(entries)
+    return end
 
 
 def _newest_checkpoint(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> int:
