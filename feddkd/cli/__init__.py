@@ -61,11 +61,13 @@ def _options(
 
 def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
-    from feddkd.cli import bench, client, compare, config, data, report, run, server
+    from feddkd.cli import bench, client, compare, config, data, replay, report, run, server, status
 
     app.command("run")(run.run)
     app.command("server")(server.server)
     app.command("client")(client.client)
+    app.command("status")(status.status)
+    app.command("replay")(replay.replay)
     app.command("compare")(compare.compare)
     app.command("report")(report.report)
     app.add_typer(data.app, name="data")

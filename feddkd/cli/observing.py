@@ -13,18 +13,22 @@ from feddkd.errors import FedDKDError
 from feddkd.imports import one_line
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
 
 
 @contextlib.contextmanager
-def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: str, *, again: bool = False) -> Iterator[Observers]:
-    """The ledger in `out`, the console, and metrics if a port is given.
+def observe(
+    config: Config, out: Path, metrics_port: int | None, metrics_host: str, *, again: bool = False, status: StatusFile | None = None
+) -> Iterator[Observers]:
+    """The ledger in `out`, the console, metrics if a port is given, and `status.json`.
 
     They hear of any failure before it goes on.
 
     Args:
         again: `out` may hold the record of this run already.
+        status: beside the journal of the run; None for a run without one.
     """
     console = error_console()
     with contextlib.ExitStack() as stack:
@@ -37,6 +41,8 @@ def observe(config: Config, out: Path, metrics_port: int | None, metrics_host: s
             stack.callback(server.close)
             note(console, f"metrics on http://{metrics_host}:{server.port}/metrics")
             found.append(metrics)
+        if status is not None:
+            found.append(stack.enter_context(status))
         found.append(stack.enter_context(ConsoleProgress(config, console)))
         observers = Observers(found)
         try:

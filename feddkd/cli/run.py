@@ -70,12 +70,17 @@ def run(
     from feddkd.engines.resolve import resolve
     from feddkd.engines.simulation import run_federation
     from feddkd.observability.ledger import summarize
+    from feddkd.observability.status_file import StatusFile
 
     resolved = resolve(loaded)
     folder = resume or out or default_out(resolved)
     signals = StopSignals()
     resumed_by = f"feddkd run --resume {folder}" if resolved.scheduler.durability != "none" else None
-    with signals.handled(resumed_by), observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None) as observers:
+    status = StatusFile(folder) if resumed_by is not None else None
+    with (
+        signals.handled(resumed_by),
+        observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers,
+    ):
         observers.add(signals)
         record = run_federation(resolved, engine.value, folder, observers, resumed=resume is not None)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)

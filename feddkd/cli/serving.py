@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
 from feddkd.errors import StateError, StoppedError
 from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
+from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import Downlink, check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal, has_journal
 from feddkd.scheduler.observers import Observers
@@ -119,10 +122,11 @@ def serve(
 def _observed(config: Config, served: Served, folder: Path, listening: Listening) -> Iterator[Observers]:
     """Keep the record of the run, and let signals stop it."""
     signals = StopSignals()
-    resumed_by = None if isinstance(served.journal, NoJournal) else "start the same command again"
+    is_kept = not isinstance(served.journal, NoJournal)
+    status = StatusFile(served.folder, _command()) if is_kept else None
     with (
-        signals.handled(resumed_by),
-        observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed) as observers,
+        signals.handled("start the same command again" if is_kept else None),
+        observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed, status=status) as observers,
     ):
         observers.add(signals)
         yield observers
@@ -200,6 +204,11 @@ def deliver_again(engine: GrpcEngine, config: Config, record: RunRecord, linger_
         if left_s <= 0 or not engine.wait_for_clients(len(engine.clients()) + 1, left_s):
             break
     return delivered
+
+
+def _command() -> str:
+    """How this process was started, without what would begin another run."""
+    return shlex.join(["feddkd", *(word for word in sys.argv[1:] if word != "--new")])
 
 
 def with_shapes(config: Config) -> Config:

@@ -23,7 +23,7 @@ from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
-from feddkd.engines.traffic_mark import TrafficMark
+from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 EngineName = Literal["grpc", "in-process"]
 LOOPBACK = "127.0.0.1"
-
-TRAFFIC_MARK = "traffic"
-"""File in a run's folder with the wire bytes that its server has counted."""
 
 
 def new_run_id() -> str:

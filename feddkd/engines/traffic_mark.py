@@ -15,6 +15,9 @@ from feddkd.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
+TRAFFIC_MARK = "traffic"
+"""File in a run's folder with the wire bytes that its server has counted."""
+
 SIZE_BYTES = 4096
 """One page of memory."""
 

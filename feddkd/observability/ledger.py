@@ -64,46 +64,11 @@ class Ledger(Observer):
             file.write_text(json.dumps(counts) + "\n", encoding="utf-8")
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        line = {
-            "round": record.id.round,
-            "attempt": record.id.attempt,
-            "exchange": record.id.name,
-            "step": record.id.step,
-            "clients_selected": record.clients_selected,
-            "clients_reported": record.clients_reported,
-            "clients_missing": dict(record.clients_missing),
-            **_byte_counts(record.traffic),
-            **_lost(record.lost),
-            "seconds": round(record.seconds, 6),
-            "client_seconds": round(record.client_seconds, 6),
-            "gradient_evaluations": record.gradient_evaluations,
-            "loss": _finite(record.loss),
-            **_client_evaluation(record.client_evaluation),
-            "metrics": _finite_metrics(record.metrics),
-            **({"by_client": {name: dict(values) for name, values in record.by_client.items()}} if record.by_client else {}),
-        }
         self._began = True
-        _append(self._exchanges, line)
+        _append(self._exchanges, exchange_line(record))
 
     def round_done(self, record: RoundRecord) -> None:
-        line = {
-            "round": record.round,
-            "accuracy": record.evaluation.accuracy if record.evaluation else None,
-            "loss": _finite(record.evaluation.loss) if record.evaluation else None,
-            **_client_evaluation(record.client_evaluation),
-            **_byte_counts(record.traffic),
-            **_lost(record.lost),
-            "cumulative_wire_bytes": record.cumulative_wire_bytes,
-            "seconds": round(record.seconds, 6),
-            "clients_reported": record.clients_reported,
-            "clients_missing": dict(record.clients_missing),
-            "gradient_evaluations": record.gradient_evaluations,
-            "class_accuracy": record.evaluation.class_accuracy if record.evaluation else None,
-            "metrics": _finite_metrics(record.metrics),
-            "labelled_examples": record.examples.labelled,
-            "unlabelled_examples": record.examples.unlabelled,
-        }
-        _append(self._rounds, line)
+        _append(self._rounds, round_line(record))
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """Keep the newest global model, so that a run that is cut off leaves what it had learned."""
@@ -129,6 +94,49 @@ class Ledger(Observer):
         if not self._began:
             (self._out / EXCHANGES).unlink(missing_ok=True)
             (self._out / ROUNDS).unlink(missing_ok=True)
+
+
+def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
+    """The content of a line of `exchanges.jsonl`."""
+    return {
+        "round": record.id.round,
+        "attempt": record.id.attempt,
+        "exchange": record.id.name,
+        "step": record.id.step,
+        "clients_selected": record.clients_selected,
+        "clients_reported": record.clients_reported,
+        "clients_missing": dict(record.clients_missing),
+        **_byte_counts(record.traffic),
+        **_lost(record.lost),
+        "seconds": round(record.seconds, 6),
+        "client_seconds": round(record.client_seconds, 6),
+        "gradient_evaluations": record.gradient_evaluations,
+        "loss": _finite(record.loss),
+        **_client_evaluation(record.client_evaluation),
+        "metrics": _finite_metrics(record.metrics),
+        **({"by_client": {name: dict(values) for name, values in record.by_client.items()}} if record.by_client else {}),
+    }
+
+
+def round_line(record: RoundRecord) -> dict[str, Any]:
+    """The content of a line of `rounds.jsonl`."""
+    return {
+        "round": record.round,
+        "accuracy": record.evaluation.accuracy if record.evaluation else None,
+        "loss": _finite(record.evaluation.loss) if record.evaluation else None,
+        **_client_evaluation(record.client_evaluation),
+        **_byte_counts(record.traffic),
+        **_lost(record.lost),
+        "cumulative_wire_bytes": record.cumulative_wire_bytes,
+        "seconds": round(record.seconds, 6),
+        "clients_reported": record.clients_reported,
+        "clients_missing": dict(record.clients_missing),
+        "gradient_evaluations": record.gradient_evaluations,
+        "class_accuracy": record.evaluation.class_accuracy if record.evaluation else None,
+        "metrics": _finite_metrics(record.metrics),
+        "labelled_examples": record.examples.labelled,
+        "unlabelled_examples": record.examples.unlabelled,
+    }
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
@@ -223,7 +231,8 @@ def _open_for_one_run(out: Path, *, again: bool) -> TextIO:
     if not is_free:
         stream.close()
         raise StateError(f"{out} already holds the record of a run; choose another --out, or go on with it with --resume")
-    stream.truncate(0)
+    if stream.tell() > 0:
+        stream.truncate(0)
     return stream
 
 

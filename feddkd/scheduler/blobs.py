@@ -57,15 +57,17 @@ class Blob(NamedTuple):
 
 
 class DamagedError(StateError):
-    """A file is not what its name says; it was moved aside.
+    """A file is not what its name says, or is not there.
 
     Attributes:
         name: of the blob.
+        is_other_content: whether the file is there, and its content is not what was written.
     """
 
-    def __init__(self, name: str, message: str) -> None:
+    def __init__(self, name: str, message: str, *, is_other_content: bool = False) -> None:
         super().__init__(message)
         self.name = name
+        self.is_other_content = is_other_content
 
 
 class BlobStore:
@@ -94,6 +96,7 @@ class BlobStore:
         plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items(), key=_place)}
         partial = self.folder / f"{secrets.token_hex(16)}.partial"
         final: Path | None = None
+        is_new = False
         try:
             failpoint("blobs.write.before_write")
             with partial.open("wb") as stream:
@@ -104,11 +107,13 @@ class BlobStore:
                 name = _hash_and_sync(plain, text, stream)
             failpoint("blobs.write.before_rename")
             final = self._file(name)
+            is_new = not final.exists()
             partial.replace(final)
             failpoint("blobs.write.after_rename")
             sync_folder(self.folder)
         except OSError as error:
-            for file in filter(None, (partial, final)):  # what may not be on the disk must not be found there
+            # What may not be on the disk must not be found there; what was there before is, and others may need it.
+            for file in (partial, final) if final is not None and is_new else (partial,):
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
             raise StateError(f"cannot write {final or partial}: {error.strerror}") from error
@@ -121,25 +126,16 @@ class BlobStore:
             DamagedError: it is not there, or its content is not what was written; it is moved to `NAME.corrupt`.
             StateError: it cannot be read.
         """
-        file = self._file(name)
         try:
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise DamagedError(name, f"{file} is missing") from None
-        except OSError as error:
-            raise StateError(f"cannot read {file}: {error.strerror}") from error
-        if found != name:
+            return read_blob(self.folder, name)
+        except DamagedError as error:
+            if not error.is_other_content:
+                raise
+            file = self._file(name)
             aside = file.with_suffix(".corrupt")
             with contextlib.suppress(OSError):
                 file.replace(aside)
-            raise DamagedError(name, f"{file} is damaged: its SHA-256 is {found[:12]}...; it was moved to {aside.name}")
-        try:
-            with safe_open(file, framework="pt") as stored:
-                text = (stored.metadata() or {}).get(_TEXT, "")
-                return Blob({key: stored.get_tensor(key) for key in stored.keys()}, text)  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DamagedError(name, f"{file} cannot be read: {error}") from error
+            raise DamagedError(name, f"{error}; it was moved to {aside.name}") from None
 
     def keep_only(self, names: Collection[str]) -> None:
         """Delete all blobs but these, and what a crash left half written. A file that cannot be deleted stays."""
@@ -155,7 +151,36 @@ class BlobStore:
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return _file_of(self.folder, name)
+
+
+def read_blob(folder: Path, name: str) -> Blob:
+    """Read a blob and check it, without changing anything in its folder.
+
+    Raises:
+        DamagedError: it is not there, or its content is not what was written.
+        StateError: it cannot be read.
+    """
+    file = _file_of(folder, name)
+    try:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DamagedError(name, f"{file} is missing") from None
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    if found != name:
+        raise DamagedError(name, f"{file} is damaged: its SHA-256 is {found[:12]}...", is_other_content=True)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get(_TEXT, "")
+            return Blob({key: stored.get_tensor(key) for key in stored.keys()}, text)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(name, f"{file} cannot be read: {error}") from error
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
 
 
 def _hash_and_sync(tensors: Mapping[str, Tensor], text: str, stream: IO[bytes]) -> str:

@@ -59,6 +59,21 @@ class _Codecs:
 
 
 _CODECS = TypeAdapter(_Codecs)
+_NAMES = TypeAdapter(list[str])
+
+
+def encode_model(model: Tensors) -> tuple[Tensors, str]:
+    """Lay out a round's model as the tensors and the text of a blob: the text names the tensors in their order."""
+    return model, _NAMES.dump_json(list(model)).decode()
+
+
+def decode_model(blob: Blob) -> Tensors:
+    """Read what `encode_model` laid out, without the network that it is of. Raises StateError."""
+    try:
+        specs = [TensorSpec(name, blob.tensors[name].dtype, tuple(blob.tensors[name].shape)) for name in _NAMES.validate_json(blob.text)]
+        return Tensors.copy_of(Schema(specs), blob.tensors)
+    except (ValidationError, SchemaError, KeyError) as error:
+        raise StateError(f"the model of a round cannot be read: {error}") from error
 
 
 def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState) -> tuple[dict[str, Tensor], str]:

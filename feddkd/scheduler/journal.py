@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -36,6 +36,9 @@ FORMAT = 1
 
 JOURNAL = "journal.jsonl"
 BLOBS = "blobs"
+
+LOCK_TRIES = 3
+LOCK_PAUSE_S = 0.05
 
 MODELS_A_ROUND = 8
 """Models' worth of bytes that a round is taken to write before one was measured: its outcomes, its model, its state."""
@@ -187,22 +190,28 @@ class FileJournal:
         """
         file = folder / JOURNAL
         line = json.dumps({"format": FORMAT, "run_id": header.run_id, "config": header.config}) + "\n"
+        if file.exists():
+            raise StateError(f"{folder} already holds the journal of a run")
+        partial = folder / f"{JOURNAL}.partial"  # a journal without its first line is none
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"{JOURNAL}.partial"  # a journal without its first line is none
             partial.unlink(missing_ok=True)
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            _lock(descriptor, file)
-            _write_all(descriptor, line.encode())
-            os.fsync(descriptor)
-            os.link(partial, file)
-            partial.unlink()
-            sync_folder(folder)
-        except FileExistsError:
-            raise StateError(f"{folder} already holds the journal of a run") from None
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
-        return cls(folder, descriptor, header, [], durability)
+        with _closed_if_raised(descriptor):
+            _lock(descriptor, file)
+            try:
+                _write_all(descriptor, line.encode())
+                os.fsync(descriptor)
+                os.link(partial, file)
+                partial.unlink()
+                sync_folder(folder)
+            except FileExistsError:
+                raise StateError(f"{folder} already holds the journal of a run") from None
+            except OSError as error:
+                raise StateError(f"cannot write {file}: {error.strerror}") from error
+            return cls(folder, descriptor, header, [], durability)
 
     @classmethod
     def open(cls, folder: Path, durability: Durability = "exchange") -> FileJournal:
@@ -216,11 +225,12 @@ class FileJournal:
             descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
             raise StateError(f"cannot open {file}: {error.strerror}") from error
-        _lock(descriptor, file)
-        header, entries = read_journal(folder)
-        journal = cls(folder, descriptor, header, entries, durability)
-        journal.cut(len(journal.entries))
-        return journal
+        with _closed_if_raised(descriptor):
+            _lock(descriptor, file)
+            header, entries = read_journal(folder)
+            journal = cls(folder, descriptor, header, entries, durability)
+            journal.cut(len(journal.entries))
+            return journal
 
     @property
     def run_id(self) -> str:
@@ -236,7 +246,8 @@ class FileJournal:
         """
         if self._broken:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
-        entry = Entry(event, self._stopwatch.now_s, time.time())
+        # As the line has them: what is folded now is what is folded from the file.
+        entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
         line = _line_of(len(self.entries), entry)
         try:
             failpoint("journal.append.before_write")
@@ -338,6 +349,15 @@ def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
         content = file.read_bytes()
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
+    return parse_journal(file, content)
+
+
+def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read the bytes of a journal up to the first line that is not whole, as `read_journal` does.
+
+    Args:
+        file: for messages.
+    """
     first, _, rest = content.partition(b"\n")
     header = _header(file, first)
     entries: list[tuple[Entry, int]] = []
@@ -372,22 +392,28 @@ def is_open(folder: Path) -> bool:
 
 
 def _line_of(number: int, entry: Entry) -> bytes:
+    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time})[:-1].encode()
     event = to_json(entry.event)
-    start = json.dumps({"seq": number, "at_s": round(entry.at_s, 6), "time": round(entry.time, 3), "crc32": zlib.crc32(event)})
-    return start[:-1].encode() + b', "event": ' + event + b"}\n"
+    return start + b', "crc32": %d, "event": ' % _checksum(start, event) + event + b"}\n"
+
+
+def _checksum(start: bytes, event: bytes) -> int:
+    """Of all that a line says: what stands before the checksum, and the event."""
+    return zlib.crc32(event, zlib.crc32(start))
 
 
 def _entry(number: int, line: bytes) -> Entry | None:
     """Read a line; None if it is not the one that was written."""
-    start, separator, event = line.partition(b', "event": ')
-    if not separator or not line.endswith(b"}\n"):
+    outer, _, event = line.partition(b', "event": ')
+    start, _, checksum = outer.partition(b', "crc32": ')
+    if not line.endswith(b"}\n"):
         return None
     event = event[:-2]
     try:
-        outer = parse_json(start + b"}")
-        if outer["seq"] != number or outer["crc32"] != zlib.crc32(event):
+        found = parse_json(start + b"}")
+        if found["seq"] != number or int(checksum) != _checksum(start, event):
             return None
-        return Entry(from_json(event), float(outer["at_s"]), float(outer["time"]))
+        return Entry(from_json(event), float(found["at_s"]), float(found["time"]))
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
 
@@ -405,14 +431,28 @@ def _header(file: Path, line: bytes) -> Header:
     return Header(run_id, config)
 
 
-def _lock(descriptor: int, file: Path) -> None:
+@contextlib.contextmanager
+def _closed_if_raised(descriptor: int) -> Iterator[None]:
+    """Let another process have a file that cannot be gone on with."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        yield
+    except BaseException:
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise StateError(f"another process has {file} open: it runs this run") from None
-        raise StateError(f"cannot lock {file}: {error.strerror}") from error
+        raise
+
+
+def _lock(descriptor: int, file: Path) -> None:
+    """Lock a journal for this process; `is_open` of another one may hold it for an instant."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(LOCK_PAUSE_S)
+        except OSError as error:
+            raise StateError(f"cannot lock {file}: {error.strerror}") from error
+    raise StateError(f"another process has {file} open: it runs this run")
 
 
 def _aside(file: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,10 +69,12 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
     journal = FileJournal.open(folder, config.scheduler.durability)
     try:
         check_same(folder, journal.header, config)
-        cut = journal.cut(_good_entries(journal))
+        cut = journal.cut(good_entries(journal.entries, lambda name: _can_load(journal, name)))
         if cut:
             logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
+        if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
+            logger.warning("%s: no round's model can be read; the run begins again", folder)
         if state.rounds_done > config.rounds:
             raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
         if state.ended is None or config.rounds > state.rounds_done:
@@ -108,49 +110,52 @@ def _value(settings: dict[str, object], key: str) -> object:
     return settings.get(key, "unset")
 
 
-def _good_entries(journal: FileJournal) -> int:
-    """Count the events that lead to the newest state of which everything is there."""
-    entries = journal.entries
+def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> int:
+    """Count the events that lead to the newest state of which everything is there: a run goes on after these.
+
+    Args:
+        is_there: whether the blob of this name can be read. Only those that decide are asked for.
+    """
     if is_finished(entries):
         newest = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RoundFinished))
-        if _is_good(journal, entries[newest].event):
+        if _is_good(entries[newest].event, is_there):
             return len(entries)
-    begun = _newest_checkpoint(journal)
+    begun = _newest_checkpoint(entries, is_there)
     # A finished round after it is one that cannot be read: what followed that is of no use either.
     end = next((index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundFinished)), len(entries))
     attempts = [index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
     for index in range(max(attempts, default=begun), end):
-        if not _is_good(journal, entries[index].event):
+        if not _is_good(entries[index].event, is_there):
             return index
     return end
 
 
-def _newest_checkpoint(journal: FileJournal) -> int:
+def _newest_checkpoint(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> int:
     """Return how many events there are up to the newest finished round whose model and state can be read."""
-    finished = [index for index, entry in enumerate(journal.entries) if isinstance(entry.event, RoundFinished)]
+    finished = [index for index, entry in enumerate(entries) if isinstance(entry.event, RoundFinished)]
     for index in reversed(finished[-CHECKPOINTS:]):
-        if _is_good(journal, journal.entries[index].event):
+        if _is_good(entries[index].event, is_there):
             return index + 1
-    if finished:
-        logger.warning("%s: no round's model can be read; the run begins again", journal.folder)
-    return next((index for index, entry in enumerate(journal.entries) if isinstance(entry.event, RoundStarted)), len(journal.entries))
+    return next((index for index, entry in enumerate(entries) if isinstance(entry.event, RoundStarted)), len(entries))
 
 
-def _is_good(journal: FileJournal, event: Event) -> bool:
-    """Whether all that an event names is there. What is damaged is moved aside and named."""
+def _is_good(event: Event, is_there: Callable[[str], bool]) -> bool:
+    """Whether all that an event names is there."""
     names: tuple[str, ...] = ()
     if isinstance(event, RoundFinished):
         names = (event.model, event.state)
     elif isinstance(event, ExchangeDone):
         names = (event.outcome,)
-    for name in names:
-        if not name:
-            return False  # it was not kept
-        try:
-            journal.load(name)
-        except DamagedError as error:
-            logger.warning("%s", error)
-            return False
+    return all(name and is_there(name) for name in names)  # without a name, it was not kept
+
+
+def _can_load(journal: FileJournal, name: str) -> bool:
+    """Whether a blob can be read. What is damaged is moved aside and named."""
+    try:
+        journal.load(name)
+    except DamagedError as error:
+        logger.warning("%s", error)
+        return False
     return True
 
 

@@ -88,7 +88,7 @@ class RunLog:
     def finish_round(self, event: RoundFinished, left: Checkpoint) -> None:
         """Keep a finished round and what it leaves to the next one. Raises StateError."""
         failpoint("scheduler.round.before_checkpoint")
-        model = self._journal.store(left.model, checkpoint=True)
+        model = self._journal.store(*checkpoint.encode_model(left.model), checkpoint=True)
         state = self._journal.store(*checkpoint.encode(left.algorithm, left.codecs), checkpoint=True)
         entry = self._journal.append(dataclasses.replace(event, model=model, state=state))
         failpoint("scheduler.round.after_checkpoint")

@@ -57,24 +57,8 @@ class ServerState:
 
     @property
     def last_run(self) -> RunMark | None:
-        """The run that the last server on this directory served, and how it stood; None if there was none.
-
-        Raises:
-            StateError: the file is damaged.
-        """
-        file = self.path / RUN
-        try:
-            with file.open("rb") as stream:
-                last = RunMark.model_validate_json(stream.read(MAX_SIZE))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateError(f"cannot read {file}: {error.strerror}") from error
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(map(str, problem["loc"])) or "it"
-            raise StateError(f"{file} is damaged: {printable(key)}: {printable(problem['msg'])}") from None
-        return last
+        """The run that the last server on this directory served, and how it stood; as `read_run`."""
+        return read_run(self.path)
 
     def mark(self, run_id: str, status: Status) -> None:
         """Write down which run this is and how it stands, in one step.
@@ -86,3 +70,23 @@ class ServerState:
             write_durably(self.path / RUN, (RunMark(run_id=run_id, status=status).model_dump_json() + "\n").encode())
         except OSError as error:
             raise StateError(f"cannot write {self.path / RUN}: {error.strerror}") from error
+
+
+def read_run(folder: Path) -> RunMark | None:
+    """Return which run the last server on a state directory served, and how it stood; None if there was none.
+
+    Raises:
+        StateError: the file is damaged.
+    """
+    file = folder / RUN
+    try:
+        with file.open("rb") as stream:
+            return RunMark.model_validate_json(stream.read(MAX_SIZE))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"])) or "it"
+        raise StateError(f"{file} is damaged: {printable(key)}: {printable(problem['msg'])}") from None

@@ -160,8 +160,8 @@ class RunState:
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
-        if event.rounds > self.rounds_done and self.ended is not None:
-            self.ended, self.delivering = None, False
+        if event.rounds > self.rounds_done and (self.delivering or self.ended is not None):
+            self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
         self.incarnation = event.incarnation
         self.rounds = event.rounds
         self.spent += event.open_exchange
@@ -171,7 +171,6 @@ class RunState:
     def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
         if self._round_started_s == 0.0:
             self._round_started_s = at_s
-            self._round_tally = RoundTally()
         self.open = OpenAttempt(event.attempt, event.cohort, event.available)
         self.codes = event.codes
         self.owners.update(event.owners)
@@ -185,7 +184,8 @@ class RunState:
         self.open.outcomes[record.id] = event.outcome
         self.spent = Traffic()
         self.tally.add_exchange(record)
-        self._round_tally.add(record)
+        if record.id.name != DELIVER:
+            self._round_tally.add(record)
         self.label_doubts.see(record.id.round, record.by_client)
         replied = self._members - set(record.clients_missing)
         self.replied.update(dict.fromkeys(replied, record.id))
@@ -203,16 +203,17 @@ class RunState:
     def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
         self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
         self.checkpoints = [*self.checkpoints, event][-CHECKPOINTS:]
+        tally, self._round_tally = self._round_tally, RoundTally()
         self._finished = FinishedRound(
             event.round,
             event.evaluation,
-            self._round_tally.traffic,
-            self._round_tally.lost,
+            tally.traffic,
+            tally.lost,
             at_s - self._round_started_s,
             event.clients_reported,
             event.clients_missing,
-            self._round_tally.gradient_evaluations,
-            self._round_tally.metrics | dict(event.notes),
+            tally.gradient_evaluations,
+            tally.metrics | dict(event.notes),
             event.examples,
         )
         self._round_started_s = 0.0

@@ -210,7 +210,7 @@ def test_a_client_that_is_new_is_sent_the_model_and_the_others_the_step(engine: 
 @on_every_engine
 @pytest.mark.parametrize("following", [OTHER, MODEL], ids=["another model", "the same model"])
 def test_a_client_that_writes_to_its_payload_heals_itself(following: Tensors, engine: EngineUnderTest) -> None:
-    """It asks for the whole model, which counts as a snapshot; on every engine the same bytes."""
+    """It asks for the whole model, which is lost: the record says what was planned; on every engine the same bytes."""
     found = []
     for each in (engine, REFERENCE):
         steps = Steps()
@@ -222,7 +222,8 @@ def test_a_client_that_writes_to_its_payload_heals_itself(following: Tensors, en
         assert all(outcome.missing == {} for outcome in outcomes)
         for worker in workers.values():
             assert worker.seen == [exchange.payload.sha256() for exchange in exchanges]
-        assert [outcome.traffic.snapshot_bytes_down for outcome in outcomes[1:]] == [MIXED.size_bytes, 0]
+        assert [outcome.traffic.snapshot_bytes_down for outcome in outcomes[1:]] == [0, 0]
+        assert [outcome.lost.wire_bytes_down > MIXED.size_bytes for outcome in outcomes] == [False, True, False]
         found.append([facts(outcome) for outcome in outcomes])
     assert found[0] == found[1]
 
@@ -236,13 +237,15 @@ def test_a_client_that_does_not_hold_the_base_is_sent_the_model_once(engine: Eng
         outcome = running.carry_out(second)
     assert outcome.missing == {}
     assert {worker.seen[-1] for worker in workers.values()} == {second.payload.sha256()}
-    assert outcome.traffic.snapshot_bytes_down == 3 * MIXED.size_bytes
+    assert outcome.traffic.snapshot_bytes_down == 0
+    assert second.broadcast is not None
+    assert second.broadcast.step is not None
+    assert outcome.traffic.payload_bytes_down == 3 * second.broadcast.step.size_bytes
     forms = Forms(second, CHUNK_BYTES)
-    for client in "abc":
-        forms.lacks(client)
-    whole = sum(len(forms.message(client)) + sum(map(len, forms.payload(client).frames())) for client in "abc")
+    planned = sum(len(forms.message(client)) + sum(map(len, forms.payload(client).frames())) for client in "abc")
     receipts = 3 * len(receipt_message(second.id, Verdict.VERDICT_OK))
-    assert outcome.useful.wire_bytes_down == whole + receipts  # the steps bought nothing
+    assert outcome.useful.wire_bytes_down == planned + receipts
+    assert outcome.lost.wire_bytes_down > 3 * MIXED.size_bytes
 
 
 @on_every_engine

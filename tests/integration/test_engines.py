@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -25,8 +26,10 @@ from feddkd.errors import ClientError
 from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.engine import Engine, Keep, OpenExchange
+from feddkd.scheduler.events import ExchangeDone
 from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.records import Observer, RunRecord
+from feddkd.scheduler.recovery import new_journal, resume
 from feddkd.tensors import Schema, Tensors
 from feddkd.traffic import Meter
 from feddkd.transport.messages import id_from_message
@@ -176,18 +179,9 @@ def test_integer_buffers_stay_integers_and_count_the_batches(run: RunIt, tmp_pat
     assert {-(-size // 50) for size in sizes} == {int(batches)}
 
 
-class MemoryJournal:
-    """What a durable journal would hold."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[ExchangeId, Outcome] = {}
-
-    def recall(self, exchange: ExchangeId) -> Outcome | None:
-        return self.outcomes.get(exchange)
-
-    def record(self, exchange: ExchangeId, outcome: Outcome) -> None:
-        assert exchange not in self.outcomes
-        self.outcomes[exchange] = outcome
+def journalled(journal: Journal) -> list[ExchangeId]:
+    """The exchanges whose outcome a journal holds, in order."""
+    return [entry.event.record.id for entry in journal.entries if isinstance(entry.event, ExchangeDone)]
 
 
 class PowerCutError(Exception):
@@ -210,18 +204,19 @@ class DyingEngine(EngineProxy):
 @pytest.mark.parametrize(("run", "moments"), [(run_in_process, range(7)), (run_in_threads, (1, 2, 5))], ids=ENGINES)
 def test_a_run_that_is_replayed_from_its_journal_goes_on_where_it_stopped(run: RunIt, moments: Sequence[int], tmp_path: Path) -> None:
     config = small_config("dkd.optimizer_state=keep")
-    clean = MemoryJournal()
-    expected = run(config, tmp_path / "clean", journal=clean).model.sha256()
-    exchanges = list(clean.outcomes)
+    with closing(new_journal(tmp_path / "clean", RUN_ID, config)) as journal:
+        expected = run(config, tmp_path / "clean", journal=journal).model.sha256()
+        exchanges = journalled(journal)
     assert len(exchanges) == 2 * 3 + 1
     for moment in moments:
-        journal, out = MemoryJournal(), tmp_path / str(moment)
-        with pytest.raises(PowerCutError):
+        out = tmp_path / str(moment)
+        with closing(new_journal(out, RUN_ID, config)) as journal, pytest.raises(PowerCutError):
             run(config, out, journal=journal, around=lambda engine, moment=moment: DyingEngine(engine, moment))  # type: ignore[misc]
-        assert list(journal.outcomes) == exchanges[:moment]
         proxies: list[EngineProxy] = []
         recorder = Recorder()
-        record = run(config, out, [recorder], journal=journal, around=lambda engine: proxies.append(EngineProxy(engine)) or proxies[0])  # type: ignore[func-returns-value]  # noqa: B023
+        with closing(resume(out, config)) as journal:
+            assert journalled(journal) == exchanges[:moment]
+            record = run(config, out, [recorder], journal=journal, around=lambda engine: proxies.append(EngineProxy(engine)) or proxies[0])  # type: ignore[func-returns-value]  # noqa: B023
         assert proxies[0].carried_out == exchanges[moment:]
         assert record.model.sha256() == expected
         assert [exchange.id for exchange in recorder.exchanges] == exchanges

@@ -116,8 +116,7 @@ def cohort_of(
         Attempt(RUN_ID, 3, 1),
         {client: ExampleCounts(number) for client, number in clients.items()},
         ExchangePlan(CONFIG, KINDS, schema, WeightedMean(), Downlink(CONFIG)),
-        carry_out,
-        on_exchange,
+        lambda exchange, account: on_exchange(account(carry_out(exchange))),
         available={client: ExampleCounts(number) for client, number in {**clients, "other": others}.items()},
         min_clients=min_clients,
     )
@@ -272,7 +271,7 @@ def test_below_the_quorum_an_exchange_fails_and_says_who_is_missing_and_why() ->
     # It is on record all the same, and its bytes are counted.
     assert records[0].clients_missing == {"a": "not connected", "c": "no reply within 7 s"}
     assert records[0].clients_selected == 3
-    assert cohort.traffic == Traffic(1, 10, 100, 1000)
+    assert records[0].traffic == Traffic(1, 10, 100, 1000)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +315,7 @@ def test_a_payload_that_is_not_finite_is_not_sent(value: float) -> None:
     cohort = cohort_of(engine, CLIENTS, on_exchange=records.append)
     with pytest.raises(NotFiniteError, match=r"^round 3 step\[1\] attempt 1: .* not finite$"):
         cohort.exchange("step", payload, 1)
-    assert (engine.exchanges, records, cohort.traffic) == ([], [], Traffic())
+    assert (engine.exchanges, records) == ([], [])
 
 
 def test_a_reduction_that_failed_is_on_record_and_then_fails_the_attempt() -> None:
@@ -328,7 +327,7 @@ def test_a_reduction_that_failed_is_on_record_and_then_fails_the_attempt() -> No
     assert str(failed.value) == f"round 3 train[0] attempt 1: {engine.fault}"
     assert not failed.value.connection_lost
     assert [record.clients_reported for record in records] == [3]
-    assert cohort.traffic == Traffic(1, 10, 100, 1000)
+    assert [record.traffic for record in records] == [Traffic(1, 10, 100, 1000)]
 
 
 # What is on record.
@@ -344,7 +343,7 @@ def test_records_tell_counts_bytes_and_the_weighted_loss() -> None:
     assert (first.clients_selected, first.clients_reported) == (3, 2)
     assert first.clients_missing == {"c": "no reply within 7 s"}
     assert first.loss == pytest.approx((2 * 1 + 3 * 2) / 5)
-    assert cohort.traffic == Traffic(2, 20, 200, 2000)
+    assert [record.traffic for record in records] == [Traffic(1, 10, 100, 1000)] * 2
 
 
 @pytest.mark.parametrize("weights", [{"a": 1, "b": 1}, {"a": 1, "b": 3}])

@@ -57,8 +57,7 @@ class Rounds:
             Attempt(RUN_ID, number, attempt),
             CLIENTS,
             plan,
-            self._carry_out,
-            self.records.append,
+            lambda exchange, account: self.records.append(account(self._carry_out(exchange))),
             available=CLIENTS,
             min_clients=1,
         )

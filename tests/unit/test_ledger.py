@@ -29,17 +29,22 @@ BYTES = ("payload_bytes_down", "payload_bytes_up", "wire_bytes_down", "wire_byte
 EXCHANGE_KEYS = {"round", "exchange", "step", "clients_selected", "clients_reported", *BYTES, "seconds", "loss"}
 ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "seconds", "clients_reported"}
 # What came after it.
+LOST = {"lost_wire_bytes_down", "lost_wire_bytes_up"}
 TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
-EXCHANGE_EXTRAS = TENSOR_EXTRAS | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
+EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
     *("rounds_missed", "not_delivered", "examples", "doubtful_labels"),
-    *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS),
+    *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
-ROUND_EXTRAS = TENSOR_EXTRAS | {
-    *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
-    *("labelled_examples", "unlabelled_examples"),
-}
+ROUND_EXTRAS = (
+    TENSOR_EXTRAS
+    | LOST
+    | {
+        *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
+        *("labelled_examples", "unlabelled_examples"),
+    }
+)
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
@@ -59,6 +64,7 @@ EXCHANGE = ExchangeRecord(
     loss=1.5,
     client_evaluation=Evaluation(8, 6, 4.0),
     metrics={"update_norm_squared": 4.0, "drift_diversity": 2.0},
+    lost=Traffic(0, 0, 3, 4),
 )
 ROUND = RoundRecord(
     round=1,
@@ -72,6 +78,7 @@ ROUND = RoundRecord(
     gradient_evaluations=900,
     metrics={"drift_diversity": 2.0},
     examples=ExampleCounts(40, 60),
+    lost=Traffic(0, 0, 3, 4),
 )
 
 
@@ -127,6 +134,8 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "snapshot_bytes_down": 5,
             "wire_bytes_down": 30,
             "wire_bytes_up": 40,
+            "lost_wire_bytes_down": 3,
+            "lost_wire_bytes_up": 4,
             "seconds": 0.25,
             "client_seconds": 0.5,
             "gradient_evaluations": 700,
@@ -164,6 +173,8 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "snapshot_bytes_down": 5,
             "wire_bytes_down": 30,
             "wire_bytes_up": 40,
+            "lost_wire_bytes_down": 3,
+            "lost_wire_bytes_up": 4,
             "cumulative_wire_bytes": 70,
             "seconds": 1.25,
             "clients_reported": 2,
@@ -318,7 +329,7 @@ def test_a_run_leaves_sites_numbers_that_average_to_the_record(run: Run) -> None
 
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
-        *("config.toml", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
+        *("config.toml", "journal.jsonl", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
     }
     for line in run.exchanges:
         assert line.keys() - {"by_client"} == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS

@@ -8,20 +8,25 @@ from feddkd.errors import StateError
 from feddkd.scheduler.server_state import ServerState
 
 
-def test_a_run_that_did_not_finish_is_known_until_another_ends(tmp_path: Path) -> None:
-    found: list[str | None] = []
+def test_the_last_run_is_known_with_how_it_stood(tmp_path: Path) -> None:
+    found: list[tuple[str, str] | None] = []
+
+    def look(state: ServerState) -> None:
+        last = state.last_run
+        found.append((last.run_id, last.status) if last is not None else None)
+
     with ServerState(tmp_path) as state:
-        found.append(state.unfinished_run)
+        look(state)
         state.mark("abc", "running")
-        found.append(state.unfinished_run)
+        look(state)
         state.mark("abc", "completed")
-        found.append(state.unfinished_run)
-        state.mark("def", "running")
+        look(state)
+        state.mark("def", "paused")
     with ServerState(tmp_path) as state:
-        found.append(state.unfinished_run)
+        look(state)
         state.mark("def", "failed")
-        found.append(state.unfinished_run)
-    assert found == [None, "abc", None, "def", None]
+        look(state)
+    assert found == [None, ("abc", "running"), ("abc", "completed"), ("def", "paused"), ("def", "failed")]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     with ServerState(tmp_path) as state:
         (tmp_path / "run.json").write_bytes(content)
         with pytest.raises(StateError, match=r"run\.json is damaged: ") as refused:
-            state.unfinished_run  # noqa: B018
+            state.last_run  # noqa: B018
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1000
 

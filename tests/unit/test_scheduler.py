@@ -1,13 +1,15 @@
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from harness import RUN_ID
 from scripted import THREE, FullRecorder, Moment, ScriptedEngine, Setup, number
 
 from feddkd.algorithms.base import Cohort, CohortAround
-from feddkd.errors import NotFiniteError, PausedError
+from feddkd.errors import NotFiniteError, PausedError, RunError
 from feddkd.exchange import (
     DELIVER,
     MAX_METRICS,
@@ -15,11 +17,14 @@ from feddkd.exchange import (
     Evaluation,
     Exchange,
     ExchangeId,
-    Missing,
     Outcome,
     Reply,
 )
-from feddkd.scheduler.rounds import MAX_METRIC_NAMES, CohortLayer
+from feddkd.scheduler.engine import OpenExchange
+from feddkd.scheduler.events import ExchangeDone
+from feddkd.scheduler.journal import FileJournal, Header, Journal
+from feddkd.scheduler.metric_names import MAX_METRIC_NAMES
+from feddkd.scheduler.rounds import CohortLayer
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
@@ -453,37 +458,52 @@ def test_an_error_of_a_layer_that_rejects_a_result_fails_the_attempt() -> None:
 # The journal.
 
 
-class RememberingJournal:
-    def __init__(self, known: Mapping[ExchangeId, Outcome]) -> None:
-        self.known = known
-        self.recorded: list[ExchangeId] = []
-
-    def recall(self, exchange: ExchangeId) -> Outcome | None:
-        return self.known.get(exchange)
-
-    def record(self, exchange: ExchangeId, outcome: Outcome) -> None:
-        self.recorded.append(exchange)
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[FileJournal]:
+    with closing(FileJournal.create(tmp_path, Header(RUN_ID, ""), "exchange")) as journal:
+        yield journal
 
 
-def test_what_the_journal_knows_does_not_go_to_the_engine() -> None:
-    first = ExchangeId(RUN_ID, 1, 0, "first", 0)
-    gone = Missing(Cause.DISCONNECTED, "gone")
-    missing = {"a": gone, "c": gone}
-    remembered = Outcome(number(7), {"b": Reply()}, missing, Traffic(5, 5, 5, 5), 1.0)
-    journal = RememberingJournal({first: remembered})
-    setup = Setup(ScriptedEngine(THREE), "rounds=1", journal=journal)
-    assert setup.run() == 8
-    asked = [(exchange.id.name, list(exchange.clients)) for exchange in setup.engine.exchanges]
-    assert asked == [("second", ["b"]), ("deliver", ["a", "b", "c"])]
-    assert [exchange.name for exchange in journal.recorded] == ["second", "deliver"]
+def journalled(journal: Journal) -> list[str]:
+    return [entry.event.record.id.name for entry in journal.entries if isinstance(entry.event, ExchangeDone)]
+
+
+def test_what_the_journal_knows_does_not_go_to_the_engine(journal: FileJournal, tmp_path: Path) -> None:
+    engine = ScriptedEngine(THREE, {(1, 0, "first"): {"a", "c"}}, reduced={(1, 0, "first"): 7.0}, cause=Cause.DISCONNECTED)
+    setup = Setup(engine, "rounds=1", journal=journal)
+    setup.recorder.on_event = lambda event: setup.engine.abort("the process dies") if event == "first 1.0" else None
+    with pytest.raises(RunError):
+        setup.run()
+    assert journalled(journal) == ["first"]
+    journal.close()
+    with closing(FileJournal.open(tmp_path)) as again:
+        setup = Setup(ScriptedEngine(THREE), "rounds=1", journal=again)
+        assert setup.run() == 8
+        asked = [(exchange.id.name, list(exchange.clients)) for exchange in setup.engine.exchanges]
+        assert asked == [("second", ["b"]), ("deliver", ["a", "b", "c"])]
+        assert journalled(again) == ["first", "second", "deliver"]
     assert [record.id.name for record in setup.recorder.exchanges] == ["first", "second", "deliver"]
-    assert setup.recorder.rounds[0].clients_missing == {"a": "gone", "c": "gone"}
+    assert setup.recorder.rounds[0].clients_missing == {"a": "lost", "c": "lost"}
 
 
-def test_an_outcome_is_journalled_before_anything_is_made_of_it() -> None:
-    journal = RememberingJournal({})
+def test_an_outcome_is_journalled_before_anything_is_made_of_it(journal: FileJournal) -> None:
     engine = ScriptedEngine(THREE, {(1, 0, "first"): set(THREE)})
     setup = Setup(engine, "scheduler.retries=0", journal=journal)
+    found: list[list[str]] = []
+    setup.recorder.on_event = lambda event: found.append(journalled(journal)) if event == "first 1.0" else None
     with pytest.raises(PausedError):
         setup.run()
-    assert journal.recorded == [ExchangeId(RUN_ID, 1, 0, "first", 0)]
+    assert found == [["first"]]
+
+
+def test_clients_hear_of_an_outcome_once_it_is_in_the_journal(journal: FileJournal) -> None:
+    told: list[list[str]] = []
+
+    class Telling(ScriptedEngine):
+        def begin(self, exchange: Exchange) -> OpenExchange:
+            begun = super().begin(exchange)
+            begun.acknowledge = lambda: told.append(journalled(journal))  # type: ignore[method-assign]
+            return begun
+
+    Setup(Telling(THREE), "rounds=1", journal=journal).run()
+    assert told == [["first"], ["first", "second"], ["first", "second", "deliver"]]
