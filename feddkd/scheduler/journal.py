@@ -176,6 +176,7 @@ class FileJournal:
         self._ends = [end for _, end in entries]
         self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         self._broken = False
+        self._is_new = False
         self._stored_bytes = self._most_stored_bytes = 0
         self._stopwatch = Stopwatch(self.entries[-1].at_s if self.entries else 0.0)
         if (kind := network_file_system(folder)) is not None:
@@ -211,7 +212,9 @@ class FileJournal:
                 raise StateError(f"{folder} already holds the journal of a run") from None
             except OSError as error:
                 raise StateError(f"cannot write {file}: {error.strerror}") from error
-            return cls(folder, descriptor, header, [], durability)
+            journal = cls(folder, descriptor, header, [], durability)
+            journal._is_new = True
+            return journal
 
     @classmethod
     def open(cls, folder: Path, durability: Durability = "exchange") -> FileJournal:
@@ -324,10 +327,10 @@ class FileJournal:
         return self._size_bytes + self.blobs.size_bytes
 
     def close(self) -> None:
-        """Let another process have it. One without an event is deleted: its folder is free for another run."""
+        """Let another process have it. One that was begun here without an event is deleted: its folder is free for another run."""
         if self._descriptor < 0:
             return
-        if not self.entries:
+        if self._is_new and not self.entries:
             with contextlib.suppress(OSError):
                 (self.folder / JOURNAL).unlink()
                 self.blobs.folder.rmdir()

@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(happened=st.lists(events, max_size=6))
+@given(happened=st.lists(events, min_size=1, max_size=6))
 def test_any_events_are_there_when_it_is_opened_again(tmp_path_factory: pytest.TempPathFactory, happened: list[Event]) -> None:
     folder = tmp_path_factory.mktemp("journal")
     begun(folder, *happened).close()
@@ -294,11 +294,27 @@ def test_its_size_is_that_of_its_files(tmp_path: Path) -> None:
 
 def test_a_header_longer_than_a_block_is_found_again(tmp_path: Path) -> None:
     header = Header("run-1", "x" * (1 << 20))
-    FileJournal.create(tmp_path, header, "exchange").close()
+    with closing(FileJournal.create(tmp_path, header, "exchange")) as journal:
+        journal.append(THREE[0])
     with closing(FileJournal.open(tmp_path)) as journal:
         assert journal.header == header
-        journal.append(THREE[0])
-    assert events_of(tmp_path) == [THREE[0]]
+        journal.cut(0)
+        journal.append(THREE[1])
+    assert events_of(tmp_path) == [THREE[1]]
+
+
+def test_one_that_was_begun_and_left_without_an_event_is_deleted(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    assert names(tmp_path) == []
+    begun(tmp_path, *THREE).close()
+
+
+def test_one_whose_events_are_all_damaged_is_not_deleted(content: bytes, tmp_path: Path) -> None:
+    first, *others = content.splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(first + b"x" + b"".join(others))
+    FileJournal.open(tmp_path).close()
+    assert (tmp_path / "journal.jsonl").read_bytes() == first
+    assert (tmp_path / "journal.cut-1.jsonl").read_bytes() == b"x" + b"".join(others)
 
 
 def test_without_a_journal_nothing_is_kept(tmp_path: Path) -> None:

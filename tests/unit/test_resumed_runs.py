@@ -1,0 +1,270 @@
+"""A run whose processes die at any moment comes to what an undisturbed one comes to."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from harness import RUN_ID
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scripted import THREE, FullRecorder, Moment, ScriptedEngine, Setup, number
+from torch import Tensor
+
+from feddkd.config import Config
+from feddkd.exchange import Evaluation, Exchange, ExchangeId, Outcome, Reply
+from feddkd.scheduler.blobs import Blob
+from feddkd.scheduler.events import Event
+from feddkd.scheduler.journal import Entry, FileJournal, Journal
+from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
+from feddkd.scheduler.recovery import new_journal, resume
+from feddkd.scheduler.state import RunState, fold
+from feddkd.tensors import Tensors
+
+ROUNDS = 3
+
+
+class CrashError(Exception):
+    """The process dies."""
+
+
+class CrashingJournal:
+    """Dies around an append.
+
+    Attributes:
+        left: events that are appended before that.
+        after: whether the event that it dies at is in the journal.
+    """
+
+    def __init__(self, journal: FileJournal, left: int, *, after: bool) -> None:
+        self.journal = journal
+        self.left = left
+        self.after = after
+        self.run_id = journal.run_id
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        return self.journal.entries
+
+    def append(self, event: Event) -> Entry:
+        self.left -= 1
+        if self.left < 0 and not self.after:
+            raise CrashError
+        entry = self.journal.append(event)
+        if self.left < 0:
+            raise CrashError
+        return entry
+
+    def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
+        return self.journal.store(tensors, text, checkpoint=checkpoint)
+
+    def load(self, name: str) -> Blob:
+        return self.journal.load(name)
+
+    def prune(self, names: Collection[str]) -> None:
+        self.journal.prune(names)
+
+    def check_space(self, model_bytes: int) -> None:
+        self.journal.check_space(model_bytes)
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+class Sending(ScriptedEngine):
+    """Writes down what clients are sent, bit for bit, and what they contribute depends on it."""
+
+    def __init__(self, clients: Mapping[str, int], lost: Mapping[Moment, set[str]]) -> None:
+        super().__init__(clients, lost)
+        self.sent: dict[ExchangeId, list[object]] = {}
+        self.acknowledged: list[ExchangeId] = []
+        self.remembered: Mapping[str, ExchangeId] = {}
+
+    def outcome_of(self, exchange: Exchange) -> Outcome:
+        broadcast = exchange.broadcast
+        forms = [None if form is None else form.block.tolist() for form in (broadcast.whole, broadcast.step)] if broadcast else []
+        extra = [broadcast.content, broadcast.base, broadcast.holders] if broadcast else []
+        self.sent[exchange.id] = [exchange.payload.sha256(), dict(exchange.clients), exchange.closing, *forms, *extra]
+        outcome = super().outcome_of(exchange)
+        computed = Reply(loss=0.5, gradient_evaluations=3, metrics={"moment": exchange.id.round + 0.5 * exchange.id.attempt})
+        outcome = replace(
+            outcome, replies={client: replace(computed, evaluation=old.evaluation) for client, old in outcome.replies.items()}
+        )
+        if outcome.reduced is None:
+            return outcome
+        return replace(outcome, reduced=number(1 + 0.37 * len(outcome.replies) + 0.1 * float(exchange.payload["w"])))
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self.remembered = dict(counted)
+
+
+def evaluate(model: Tensors, _: object) -> Evaluation:
+    return Evaluation(10, int(model["w"]) % 10, float(model["w"]))
+
+
+def timeless(record: Any) -> Any:
+    """A record without what a clock says."""
+    if isinstance(record, ExchangeRecord):
+        return replace(record, metrics={name: value for name, value in record.metrics.items() if not name.startswith("codec_s")})
+    if isinstance(record, RoundRecord):
+        return replace(
+            record, seconds=0.0, metrics={name: value for name, value in record.metrics.items() if not name.startswith("codec_s")}
+        )
+    if isinstance(record, RunRecord):
+        return replace(record, seconds=0.0, model=record.model.sha256())  # type: ignore[arg-type]
+    return record
+
+
+def observed(recorder: FullRecorder) -> list[Any]:
+    """All that an observer of the whole run is told; a model only by the process that made it."""
+    told = [event for event in recorder.events if not event.startswith("model")]
+    return [told, *([timeless(record) for record in records] for records in (recorder.exchanges, recorder.rounds)), recorder.failures]
+
+
+def totals(state: RunState) -> list[Any]:
+    tally = state.tally
+    return [
+        *(tally.traffic, tally.other, tally.lost, tally.exchange_traffic, tally.gradient_evaluations, tally.cumulative_wire_bytes),
+        *(tally.last_evaluation, tally.best_accuracy, tally.rounds_missed),
+        *(state.rounds_done, state.failed_attempts, state.codes, state.known_clients, state.replied, state.members, state.delivering),
+    ]
+
+
+SETTINGS = {
+    "plain": [],
+    "codec": ["communication.down=int8"],
+    "snapshot": ["communication.down=int4", "communication.snapshot=int8"],
+    "some": ["scheduler.cohort=2"],
+    "some with a codec": ["scheduler.cohort=1", "communication.down=int8"],
+}
+LOST: list[dict[Moment, set[str]]] = [
+    {},
+    {(1, 0, "second"): {"a", "b", "c"}},
+    {(2, 0, "first"): {"a", "b", "c"}, (2, 1, "second"): {"a", "b", "c"}},
+    {(3, 0, "first"): {"b"}, (3, 0, "deliver"): {"c"}},
+]
+
+
+class Run:
+    """One run, and the folder of its journal."""
+
+    def __init__(self, folder: Path, overrides: Sequence[str], lost: Mapping[Moment, set[str]]) -> None:
+        self.folder = folder
+        self.overrides = [f"rounds={ROUNDS}", *overrides]
+        self.config = Config.load(overrides=self.overrides)
+        self.lost = lost
+        self.sent: dict[ExchangeId, list[object]] = {}
+
+    def process(self, journal: Journal) -> tuple[RunRecord | None, FullRecorder]:
+        """Let a process work on the run until its end or a crash."""
+        engine = Sending(THREE, self.lost)
+        setup = Setup(engine, *self.overrides, evaluator=evaluate, journal=journal)
+        try:
+            record = setup.scheduler.run(number(0))
+            assert setup.algorithm.rounds == ROUNDS
+            return record, setup.recorder
+        except CrashError:
+            return None, setup.recorder
+        finally:
+            for exchange, sent in engine.sent.items():
+                assert self.sent.setdefault(exchange, sent) == sent  # also where it is sent again
+
+    def opened(self) -> FileJournal:
+        if (self.folder / "journal.jsonl").exists():
+            return resume(self.folder, self.config)
+        journal = new_journal(self.folder, RUN_ID, self.config)
+        assert isinstance(journal, FileJournal)
+        return journal
+
+
+class DyingProcesses(RuleBasedStateMachine):
+    """Processes of one run die at any event; the power may fail, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.patched = mock.patch("os.fsync")  # nothing here depends on the disk's speed
+        self.patched.start()
+        self.record: RunRecord | None = None
+        self.crashes = 0
+
+    @initialize(
+        overrides=st.sampled_from(list(SETTINGS.values())), lost=st.sampled_from(LOST), durability=st.sampled_from(["exchange", "round"])
+    )
+    def begin(self, overrides: list[str], lost: Mapping[Moment, set[str]], durability: str) -> None:
+        overrides = [*overrides, f"scheduler.durability={durability}"]
+        self.keeps_exchanges = durability == "exchange"
+        self.undisturbed = Run(self.root / "undisturbed", overrides, lost)
+        with closing(self.undisturbed.opened()) as journal:
+            record, self.expected = self.undisturbed.process(journal)
+            assert record is not None
+            self.expected_record = record
+            self.expected_totals = totals(fold(journal.entries, RUN_ID, self.undisturbed.config.scheduler.quorum))
+        self.run = Run(self.root / "run", overrides, lost)
+
+    @precondition(lambda self: self.record is None)
+    @rule(count=st.integers(0, 12), after=st.booleans())
+    def work(self, count: int, after: bool) -> None:
+        with closing(self.run.opened()) as journal:
+            self.record, self.recorder = self.run.process(CrashingJournal(journal, count, after=after))
+        self.crashes += 1
+
+    @rule()
+    def the_power_fails(self) -> None:
+        """What was not synced is gone."""
+        file = self.run.folder / "journal.jsonl"
+        if not file.exists():
+            return
+        lines = file.read_bytes().splitlines(keepends=True)
+        kinds = [b'"kind":"round_started"'] + ([] if self.keeps_exchanges else [b'"kind":"exchange_done"'])
+        while len(lines) > 1 and any(kind in lines[-1] for kind in kinds):
+            del lines[-1]
+        file.write_bytes(b"".join(lines))
+
+    @rule(data=st.data())
+    def the_last_line_is_torn(self, data: st.DataObject) -> None:
+        file = self.run.folder / "journal.jsonl"
+        if not file.exists() or self.record is not None:
+            return
+        with file.open("ab") as stream:
+            stream.write(b'{"seq": 3, "at_s": 1'[: data.draw(st.integers(0, 20))])
+
+    @invariant()
+    def blobs_that_nobody_needs_are_few(self) -> None:
+        blobs = self.root / "run" / "blobs"
+        if blobs.exists():
+            assert len(list(blobs.iterdir())) <= 2 * 2 + 2 + 3  # two checkpoints, a third, and an attempt's outcomes
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "run"):
+                self.check()
+        finally:
+            self.patched.stop()
+            shutil.rmtree(self.root)
+
+    def check(self) -> None:
+        """Take the run to its end; everything is as if nothing had happened."""
+        with closing(self.run.opened()) as journal:
+            if self.record is None or self.crashes:
+                self.record, self.recorder = self.run.process(journal)
+            state = fold(journal.entries, RUN_ID, self.run.config.scheduler.quorum)
+        assert self.record is not None
+        assert self.run.sent == self.undisturbed.sent
+        assert observed(self.recorder) == observed(self.expected)
+        if self.keeps_exchanges:
+            assert timeless(self.record) == timeless(self.expected_record)
+            assert totals(state) == self.expected_totals
+        assert self.record.model.sha256() == self.expected_record.model.sha256()
+        assert self.record.traffic == self.expected_record.traffic
+
+
+DyingProcesses.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None, report_multiple_bugs=False)
+TestDyingProcesses = DyingProcesses.TestCase
