@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from forking import CONTEXT
@@ -39,6 +40,7 @@ class Process:
         self.name = name
         self.log = folder / f"{name}.log"
         self.history = folder / f"{name}.history"
+        self._lock = threading.Lock()
         self._process = CONTEXT.Process(target=_feddkd, args=(list(arguments), folder, self.log, self.history, failpoints, visits))
         self._process.start()
 
@@ -55,7 +57,8 @@ class Process:
     @property
     def exit_code(self) -> int | None:
         """The exit code, the negative number of the signal that ended it, or None while it runs."""
-        return self._process.exitcode
+        with self._lock:  # two threads that ask at once would both read the one message that says it
+            return self._process.exitcode
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
@@ -67,7 +70,8 @@ class Process:
         self.join(PATIENCE_S)
 
     def join(self, timeout_s: float) -> None:
-        self._process.join(timeout_s)
+        """Wait until it has ended, or so long."""
+        wait([self.sentinel], timeout_s)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Return the exit code, once it has one. Raises StuckError after `timeout_s`."""
@@ -101,10 +105,6 @@ class SpawnedProcess(Process):
     @property
     def exit_code(self) -> int | None:
         return self._popen.poll()
-
-    def join(self, timeout_s: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout_s)
 
 
 def _feddkd(arguments: list[str], folder: Path, log: Path, history: Path, failpoints: str, visits: bool) -> None:

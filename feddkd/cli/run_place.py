@@ -45,7 +45,9 @@ class RunPlace:
         if mark is None:
             raise StateError(f"{folder} holds no run: neither {JOURNAL} nor {RUN} is there (scheduler.durability = none keeps no journal)")
         if not has_journal(folder / mark.run_id):
-            raise StateError(f"run {mark.run_id} is {mark.status}, and has no journal in {folder} (scheduler.durability = none)")
+            raise StateError(
+                f"run {mark.run_id} is {mark.status}, and has no journal in {folder}: it had not begun, or scheduler.durability = none"
+            )
         return cls(folder / mark.run_id, folder, mark.status)
 
     @classmethod

@@ -58,7 +58,7 @@ class Cost:
 
     Attributes:
         traffic: of everything so far.
-        lost: the part of it that bought nothing.
+        lost: the part of it that bought nothing; of an exchange that is open nobody knows yet.
         events: in the journal.
     """
 
@@ -151,7 +151,7 @@ class RunStatus:
             state=stand,
             reason=live.ended if live is not None and stand == "paused" else "",
             progress=progress,
-            cost=_cost(place.folder, state, len(entries), mark if progress.open_exchange else None, mark, is_running=is_running),
+            cost=_cost(place.folder, state, len(entries), mark, is_open=progress.open_exchange is not None),
             process=process,
             clients=_clients(state, live, process.waiting_for),
             go_on=_go_on(place, live) if stand in ("dead", "paused") else "",
@@ -200,23 +200,20 @@ def _process(incarnation: int, live: LiveStatus | None, config: Config) -> Proce
     return Process(incarnation, live.pid, waits_for, live.waiting_for, live.num_waiting, max(0.0, time.time() - live.time))
 
 
-def _cost(folder: Path, state: RunState, events: int, open_mark: Marked | None, mark: Marked | None, *, is_running: bool) -> Cost:
+def _cost(folder: Path, state: RunState, events: int, mark: Marked | None, *, is_open: bool) -> Cost:
     """Add to the totals of the journal what its last process has counted since.
 
     Args:
-        open_mark: of an exchange that has no outcome; what a dead process spent on it is lost.
-        mark: of everything else.
+        is_open: whether the exchange that was begun last has no outcome.
     """
     traffic = state.tally.traffic + state.tally.other + state.spent
-    lost = state.tally.lost + state.spent
-    if open_mark is not None:
-        traffic += open_mark.open
-        lost += Traffic() if is_running else open_mark.open
+    if mark is not None and is_open:
+        traffic += mark.open
     if mark is not None and state.ended is None:
         traffic += mark.other
     blobs = folder / BLOBS
     blob_bytes = sum(map(_size_of, blobs.iterdir())) if blobs.is_dir() else 0
-    return Cost(traffic, lost, events, _size_of(folder / JOURNAL), blob_bytes)
+    return Cost(traffic, state.tally.lost, events, _size_of(folder / JOURNAL), blob_bytes)
 
 
 def _size_of(file: Path) -> int:

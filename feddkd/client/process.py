@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import hashlib
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,16 +120,28 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
     return {client: Membership(own.instance_id, known, own, computes_with, outlives_pause=False) for client, own in states.items()}
 
 
+def _end_with_stdin() -> None:
+    """End this process as a kill would, when nobody can write to its standard input any more.
+
+    A simulation that was killed can go on at once: its clients do not hold their state directories.
+    """
+    os.read(sys.stdin.fileno(), 1)  # sys.stdin itself would be locked while Python ends
+    os._exit(1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the client processes that `feddkd run` starts."""
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)
     parser.add_argument("config", type=Path, help="resolved configuration")
     parser.add_argument("--server", required=True, help="HOST:PORT")
     parser.add_argument("--state", type=Path, required=True, help="folder with one state directory for each client")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end at once when standard input does: its writer has died")
     parser.add_argument("--clients", type=int, nargs="+", required=True, help="indices of the clients that this process hosts")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says farewell
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         config = Config.load(options.config)
         workers = simulated_workers(config, options.state, options.clients)

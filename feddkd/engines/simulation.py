@@ -180,9 +180,9 @@ class ClientProcesses:
         environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
         self.processes = [
             subprocess.Popen(
-                [*command, "--clients", *(str(client) for client in clients[first::count])],
+                [*command, "--end-with-stdin", "--clients", *(str(client) for client in clients[first::count])],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
                 stdout=subprocess.DEVNULL,
             )
             for first in range(count)
@@ -219,3 +219,6 @@ class ClientProcesses:
                 process.kill()
         for watcher in self._watchers:
             watcher.join()
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()

@@ -509,7 +509,7 @@ def test_nothing_is_acknowledged_after_an_abort(engine: EngineUnderTest) -> None
 
 
 class Visits:
-    """Stands in the place of a plan of failpoints, and writes down which of the engine's are visited: clients are in this process."""
+    """Stands in the place of a plan of failpoints, and writes down which of an engine are visited; clients have some too."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

@@ -116,10 +116,7 @@ def test_an_exchange_that_was_open_and_its_bytes_come_from_the_servers_mark(fold
     assert dead.progress.open_exchange == ExchangeId(run_id, 2, 0, "local_train", 0)
     assert dead.cost.traffic.wire_bytes_down == before.traffic.wire_bytes_down + 1000
     assert dead.cost.traffic.wire_bytes_up == before.traffic.wire_bytes_up + 7
-    assert dead.cost.lost.wire_bytes_down == 1000
-    journal = FileJournal.open(folder)
-    assert look(folder).cost.lost.wire_bytes_down == 0  # a living server may still get something for it
-    journal.close()
+    assert dead.cost.lost == before.lost  # the next process may still get something for it
 
 
 def test_a_servers_state_directory_names_its_run_and_its_command(folder: Path, tmp_path: Path) -> None:
