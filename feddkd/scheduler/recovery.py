@@ -15,7 +15,7 @@ from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.blobs import DamagedError
 from feddkd.scheduler.events import DeliveryStarted, Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
-from feddkd.scheduler.journal import Entry, FileJournal, Header, Journal, NoJournal
+from feddkd.scheduler.journal import JOURNAL, Entry, FileJournal, Header, Journal, NoJournal, is_open, read_journal
 from feddkd.scheduler.state import CHECKPOINTS, RunState, fold
 from feddkd.text import printable
 from feddkd.traffic import Traffic
@@ -77,8 +77,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
         if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
             logger.warning("%s: no round's model can be read; the run begins again", folder)
-        if state.rounds_done > config.rounds:
-            raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
+        _check_rounds(folder, state, config)
         if state.ended is None or config.rounds > state.rounds_done:
             last_s = journal.entries[-1].time if journal.entries else time.time()
             journal.append(_resumed(before, state, config.rounds, uncounted, max(0.0, time.time() - last_s)))
@@ -87,6 +86,20 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         journal.close()
         raise
     return journal
+
+
+def check_resumable(folder: Path, config: Config) -> None:
+    """Check that a run can go on, and change nothing: before its record is written again. Raises StateError as `resume`."""
+    header, entries = read_journal(folder)
+    if is_open(folder):
+        raise StateError(f"another process has {folder / JOURNAL} open: it runs this run")
+    check_same(folder, header, config)
+    _check_rounds(folder, fold([entry for entry, _ in entries], header.run_id, config.scheduler.quorum), config)
+
+
+def _check_rounds(folder: Path, state: RunState, config: Config) -> None:
+    if state.rounds_done > config.rounds:
+        raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
 
 
 def check_same(folder: Path, header: Header, config: Config) -> None:
