@@ -143,7 +143,7 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
                 yield Served(journal, folder, is_resumed=True)
             return
         if last.status != "completed":
-            logger.warning("run %s did not finish and left no journal (scheduler.durability = none): a new one begins", last.run_id)
+            logger.warning("run %s did not finish and left no journal: a new one begins", last.run_id)
     run_id = new_run_id()
     folder = state.path / run_id
     with contextlib.closing(new_journal(folder, run_id, config)) as journal:
