@@ -347,10 +347,7 @@ class Outcome:
     @property
     def lost(self) -> Traffic:
         """The part of its bytes on the wire that bought nothing."""
-        total, useful = self.traffic, self.useful
-        return Traffic(
-            wire_bytes_down=total.wire_bytes_down - useful.wire_bytes_down, wire_bytes_up=total.wire_bytes_up - useful.wire_bytes_up
-        )
+        return self.traffic.wire_beyond(self.useful)
 
     @property
     def gradient_evaluations(self) -> int:

@@ -55,6 +55,10 @@ class Traffic:
         total += other
         return total
 
+    def wire_beyond(self, other: Traffic) -> Traffic:
+        """The bytes on the wire that are not in `other`, which is a part of these."""
+        return Traffic(wire_bytes_down=self.wire_bytes_down - other.wire_bytes_down, wire_bytes_up=self.wire_bytes_up - other.wire_bytes_up)
+
     @property
     def wire_bytes(self) -> int:
         """Both directions together."""

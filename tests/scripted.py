@@ -128,7 +128,7 @@ class ScriptedEngine(Engine):
         missing = {client: Missing(self.cause, "lost") for client in sorted(lost)}
         value = number(self.reduced.get(moment, 1.0))
         reduced = value if exchange.reply_schema and replies else None
-        return Outcome(reduced, replies, missing, Traffic(1, 1, 10, 100), 0.1)
+        return Outcome(reduced, replies, missing, Traffic(1, 1, 10, 100), 0.1, useful=Traffic(0, 0, 10, 100))
 
     def other_traffic(self) -> Traffic:
         return Traffic(0, 0, 3, 4)

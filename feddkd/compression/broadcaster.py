@@ -112,12 +112,18 @@ class Broadcaster:
 
     def state(self) -> BroadcasterState:
         """Return all that later broadcasts build on, as it is now: write it down before the next call."""
-        return BroadcasterState(self.num_codes, tuple(held.kept() for held in self._held.values()))
+        untouched = (held for held in self._held.values() if held.replica.is_untouched)
+        return BroadcasterState(self.num_codes, tuple(held.kept() for held in untouched))
 
     def load(self, state: BroadcasterState) -> None:
         """Go on from what `state` returned. Raises SchemaError."""
         self.num_codes = state.num_codes
         self._held = {kept.model.schema: _Held.of(kept, self._whole_of(kept)) for kept in state.held}
+
+    def lent(self, model: Tensors) -> Tensors:
+        """Return the server's own copy of a model if clients are to hold that one: what is written to it must be noticed."""
+        held = self._held.get(model.schema)
+        return held.replica.model if held is not None and _same(model, held.replica.model) else model
 
     def _whole_of(self, kept: KeptReplica) -> Encoded | None:
         """Return the snapshot of a model that was adopted as one: uncoded, it is the model itself."""
@@ -136,8 +142,10 @@ class Broadcaster:
         is sent whole, unless it is the mean of the models in the running mean.
         """
         held = self._untouched(model.schema)
-        if held is None or _same(model, held.replica.model):
+        if held is None:
             return model
+        if _same(model, held.replica.model):
+            return held.replica.model
         if _same(model, held.replica.mean):
             held.replica.take_mean()
             held.take_mean = True

@@ -47,6 +47,10 @@ class Downlink:
         """Go on from what `state` returned. Raises SchemaError."""
         self._broadcaster.load(state)
 
+    def lent(self, model: Tensors) -> Tensors:
+        """Return the server's own copy of a model, where it has one."""
+        return self._broadcaster.lent(model)
+
     def forget(self, codes: int | None = None) -> None:
         """Take it that no client holds anything.
 

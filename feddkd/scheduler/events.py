@@ -43,6 +43,7 @@ class Resumed:
         lost: wire bytes that it spent on exchanges whose outcome is of no use any more.
         other: wire bytes that it spent on no exchange.
         lost_s: seconds from the last event until now, by the clocks on the wall.
+        owners: as in `RoundStarted`, of clients that were named by events that were cut off.
     """
 
     incarnation: int
@@ -51,6 +52,7 @@ class Resumed:
     lost: Traffic = field(default_factory=Traffic)
     other: Traffic = field(default_factory=Traffic)
     lost_s: float = 0.0
+    owners: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["resumed"] = "resumed"
 
 

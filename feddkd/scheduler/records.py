@@ -83,7 +83,7 @@ class RunRecord:
 
     Attributes:
         traffic: of all exchanges.
-        other_traffic: bytes that belong to no exchange: joining, late answers, farewells.
+        other_traffic: bytes that belong to no exchange: joining, late answers, farewells, exchanges whose outcome was lost.
         gradient_evaluations: summed over all exchanges.
         rounds_missed: rounds that went on without a client, by its id; clients that missed none are not there.
         not_delivered: why each client that took part did not get the final model.

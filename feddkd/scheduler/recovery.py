@@ -69,6 +69,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
     journal = FileJournal.open(folder, config.scheduler.durability)
     try:
         check_same(folder, journal.header, config)
+        before = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
+        uncounted = _uncounted(spent or Spent(), before, journal.entries)
         cut = journal.cut(good_entries(journal.entries, lambda name: _can_load(journal, name)))
         if cut:
             logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
@@ -78,7 +80,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         if state.rounds_done > config.rounds:
             raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
         if state.ended is None or config.rounds > state.rounds_done:
-            journal.append(_resumed(journal, state, config, cut, spent or Spent()))
+            last_s = journal.entries[-1].time if journal.entries else time.time()
+            journal.append(_resumed(before, state, config.rounds, uncounted, max(0.0, time.time() - last_s)))
         journal.prune(fold(journal.entries, journal.header.run_id, config.scheduler.quorum).blobs)
     except BaseException:
         journal.close()
@@ -159,24 +162,31 @@ def _can_load(journal: FileJournal, name: str) -> bool:
     return True
 
 
-def _resumed(journal: FileJournal, state: RunState, config: Config, cut: Sequence[Event], spent: Spent) -> Resumed:
-    """Describe what the process before had done that leaves nothing."""
-    lost = Traffic()
-    for event in cut:
-        if isinstance(event, ExchangeDone):
-            lost += event.record.traffic
-    is_open = spent.exchange is not None and not _is_done(journal, spent.exchange)
-    last_s = journal.entries[-1].time if journal.entries else time.time()
+def _resumed(before: RunState, state: RunState, rounds: int, uncounted: Spent, lost_s: float) -> Resumed:
+    """Describe what the process before had done that leaves nothing.
+
+    Args:
+        before: what the run had come to.
+        state: what is left of that.
+        uncounted: what the process before had spent beyond it.
+    """
     return Resumed(
-        incarnation=state.incarnation + 1,
-        rounds=config.rounds,
-        open_exchange=spent.open if is_open else Traffic(),
-        lost=lost,
-        other=spent.other,
-        lost_s=max(0.0, time.time() - last_s),
+        # Whatever was cut off: clients refuse a server that counts lower than one that they have seen.
+        incarnation=before.incarnation + 1,
+        rounds=rounds,
+        open_exchange=uncounted.open,
+        lost=before.traffic.wire_beyond(state.traffic),
+        other=uncounted.other,
+        lost_s=lost_s,
+        owners={client: owner for client, owner in before.owners.items() if state.owners.get(client) != owner},
     )
 
 
-def _is_done(journal: FileJournal, exchange: ExchangeId) -> bool:
-    """Whether the outcome of an exchange is in the journal."""
-    return any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == exchange for entry in journal.entries)
+def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spent:
+    """Leave out what is in the journal: exchanges that are done, and all of a process that finished the run."""
+    is_done = any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == spent.exchange for entry in entries)
+    return Spent(
+        spent.exchange,
+        open=Traffic() if is_done or spent.exchange is None else spent.open,
+        other=spent.other if before.ended is None else Traffic(),
+    )

@@ -128,9 +128,9 @@ class Scheduler:
         self._log.tell(lambda observer: observer.run_resumed(state.run_id, self._config.rounds, state.rounds_done, state.incarnation))
         left = self._log.checkpoint(model.schema)
         if left is not None:
-            model = left.model
             self._algorithm.load_state_dict(left.algorithm)
             self._downlink.load(left.codecs)
+            model = self._downlink.lent(left.model)
             self._log.tell(lambda observer: observer.round_finished(state.rounds_done, model))
         if state.failed_attempts:
             self._downlink.forget(codes=state.codes)

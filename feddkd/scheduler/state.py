@@ -108,6 +108,11 @@ class RunState:
         return self.delivering and self.open is not None and bool(self.open.outcomes)
 
     @property
+    def traffic(self) -> Traffic:
+        """All bytes that are known so far."""
+        return self.tally.traffic + self.tally.other + self.spent
+
+    @property
     def members(self) -> set[str]:
         """The clients of the open attempt, once its first exchange is done those that replied; else those that were there last."""
         return self._members if self.open is not None else self._available
@@ -164,9 +169,10 @@ class RunState:
             self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
         self.incarnation = event.incarnation
         self.rounds = event.rounds
+        self.owners.update(event.owners)
         self.spent += event.open_exchange
         self.tally.lost += event.lost
-        self.tally.other += event.other
+        self.tally.other += event.lost + event.other
 
     def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
         if self._round_started_s == 0.0:

@@ -58,8 +58,8 @@ class RunTally:
 
     Attributes:
         traffic: of all exchanges.
-        other: of none: joining, late replies, farewells.
-        lost: the part of both that bought nothing, exchanges whose outcome was lost included.
+        other: of none: joining, late replies, farewells, and exchanges whose outcome was lost.
+        lost: the part of both that bought nothing.
     """
 
     traffic: Traffic = field(default_factory=Traffic)

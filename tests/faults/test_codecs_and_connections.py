@@ -217,7 +217,7 @@ def test_a_client_that_restarts_between_exchanges_asks_for_the_model_and_goes_on
 
 
 def check_run(recorder: Recorder, moment: Moment, schema: Schema) -> None:
-    """Nobody was missing, and one whole model was sent, to the client that had lost its own."""
+    """Nobody was missing, and one whole model was sent and lost, to the client that had lost its own."""
     assert recorder.failures == []
     for record in recorder.exchanges:
         assert record.clients_missing == {}
@@ -225,7 +225,8 @@ def check_run(recorder: Recorder, moment: Moment, schema: Schema) -> None:
             assert record.traffic.snapshot_bytes_down == 3 * schema.size_bytes
         else:
             here = (record.id.name, record.id.round, record.id.step) == (moment.exchange, moment.round, moment.step)
-            assert record.traffic.snapshot_bytes_down == (schema.size_bytes if here else 0), record.id
+            assert record.traffic.snapshot_bytes_down == 0  # no such client was to be expected
+            assert (record.lost.wire_bytes_down > schema.size_bytes) == here, record.id
 
 
 @pytest.mark.usefixtures("importable_tests")

@@ -38,10 +38,10 @@ def test_a_run_whose_record_cannot_be_written_ends_with_one_line(engine: str, fi
 def test_a_model_that_outgrows_the_quota_ends_the_run_with_one_line(tmp_path: Path) -> None:
     done = feddkd_run(tmp_path, capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("feddkd: cannot write out/model.safetensors: ")
+    assert done.stderr.splitlines()[-1].startswith("feddkd: cannot write out/blobs/")
     assert "File too large" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out" / "model.safetensors.partial").exists()
+    assert list((tmp_path / "out").rglob("*.partial")) == []
 
 
 def test_a_console_that_is_gone_does_not_end_a_run(tmp_path: Path) -> None:

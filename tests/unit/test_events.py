@@ -57,7 +57,7 @@ records = st.builds(
 )
 EVENTS: dict[type, st.SearchStrategy[Event]] = {
     RunStarted: st.builds(RunStarted, counts, clients, reasons),
-    Resumed: st.builds(Resumed, counts, counts, traffics, traffics, traffics, floats),
+    Resumed: st.builds(Resumed, counts, counts, traffics, traffics, traffics, floats, reasons),
     RoundStarted: st.builds(RoundStarted, counts, counts, clients, clients, counts, reasons),
     ExchangeDone: st.builds(ExchangeDone, records, texts),
     RoundFailed: st.builds(RoundFailed, counts, counts, texts, counts),

@@ -1,19 +1,21 @@
-"""How SIGTERM ends a server."""
+"""How signals stop a run that can go on later."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
 
-from feddkd.cli import serving
-from feddkd.engines.grpc import GrpcEngine
+from feddkd.cli.stopping import SIGNALS, StopSignals
+from feddkd.errors import RunError, StoppedError
+from feddkd.scheduler.engine import Engine
 
 
-class Engine:
+class AbortableEngine:
     """Keeps for what reason it was aborted."""
 
     def __init__(self) -> None:
@@ -25,12 +27,66 @@ class Engine:
         self.aborted.set()
 
 
-def test_a_server_ends_even_where_the_exception_of_sigterm_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "SECOND_CHANCE_S", 0.0)
-    engine, before = Engine(), signal.getsignal(signal.SIGTERM)
-    with serving.ended_by_sigterm(cast("GrpcEngine", engine)):
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+@pytest.fixture
+def engine() -> AbortableEngine:
+    return AbortableEngine()
+
+
+@pytest.fixture
+def signals(engine: AbortableEngine) -> StopSignals:
+    signals = StopSignals()
+    signals.engine_ready(cast("Engine", engine))
+    return signals
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def aborted_by(number: signal.Signals, engine: AbortableEngine) -> None:
+    """Wait for the engine, as a run does."""
+    os.kill(os.getpid(), number)
+    assert engine.aborted.wait(60)
+    assert engine.reason == f"stopped by {number.name}"
+    raise RunError(engine.reason)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_the_first_signal_aborts_the_engine_and_raises_nothing_where_it_arrives(
+    number: signal.Signals, signals: StopSignals, engine: AbortableEngine
+) -> None:
+    with pytest.raises(StoppedError, match=f"^stopped by {number.name}; to go on, type it again$"), signals.handled("type it again"):
+        aborted_by(number, engine)
+
+
+def test_the_second_signal_interrupts(signals: StopSignals, engine: AbortableEngine) -> None:
+    with signals.handled("x"):
+        os.kill(os.getpid(), signal.SIGTERM)
         assert engine.aborted.wait(60)
-    assert engine.reason == "the server was stopped"
-    assert signal.getsignal(signal.SIGTERM) == before
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_without_an_engine_the_first_signal_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignals().handled("x"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_cannot_go_on_is_interrupted(signals: StopSignals, engine: AbortableEngine) -> None:
+    with pytest.raises(KeyboardInterrupt), signals.handled(None):
+        aborted_by(signal.SIGTERM, engine)
+
+
+def test_a_failure_without_a_signal_stays_what_it_is(signals: StopSignals) -> None:
+    with pytest.raises(RunError, match=r"^too few clients$") as failed, signals.handled("x"):
+        raise RunError("too few clients")
+    assert not isinstance(failed.value, StoppedError)
+
+
+def test_a_run_that_ends_although_a_signal_came_has_ended(signals: StopSignals, engine: AbortableEngine) -> None:
+    with signals.handled("x"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert engine.aborted.wait(60)

@@ -1,0 +1,330 @@
+"""A journal is brought back to its newest good state before a run goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from harness import RUN_ID
+from scripted import THREE, Moment, ScriptedEngine, Setup
+
+from feddkd.config import Config
+from feddkd.errors import RunError, StateError
+from feddkd.exchange import DELIVER, ExchangeId
+from feddkd.failpoints import FailpointError, planned
+from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RunFinished
+from feddkd.scheduler.journal import FileJournal, NoJournal, read_journal
+from feddkd.scheduler.recovery import Spent, new_journal, resume
+from feddkd.scheduler.state import fold
+from feddkd.traffic import Traffic
+
+EACH = Traffic(1, 1, 10, 100)
+"""Of each exchange."""
+
+WIRE = Traffic(0, 0, 10, 100)
+"""The part of it that is on the wire."""
+
+Overrides = tuple[str, ...]
+
+
+def config(*overrides: str) -> Config:
+    return Config.load(overrides=["rounds=2", *overrides])
+
+
+def begin(folder: Path, until: str, *overrides: str, lost: dict[Moment, set[str]] | None = None) -> None:
+    """Let a first process work on a run of two rounds until an event."""
+    with closing(new_journal(folder, RUN_ID, config(*overrides))) as journal:
+        setup = Setup(ScriptedEngine(THREE, lost), *overrides, journal=journal)
+        setup.recorder.on_event = lambda event: setup.engine.abort("it dies") if event == until else None
+        with pytest.raises(RunError, match="it dies"):
+            setup.run()
+
+
+def go_on(folder: Path, *overrides: str, spent: Spent | None = None) -> Setup:
+    """Let another process take the run to its end."""
+    with closing(resume(folder, config(*overrides), spent)) as journal:
+        setup = Setup(ScriptedEngine(THREE), *overrides, journal=journal)
+        setup.run()
+    return setup
+
+
+def asked(setup: Setup) -> list[tuple[int, str]]:
+    return setup.engine.ids()
+
+
+def events_of(folder: Path, kind: type[Event]) -> list[Event]:
+    return [entry.event for entry, _ in read_journal(folder)[1] if isinstance(entry.event, kind)]
+
+
+def damage(folder: Path, name: str) -> None:
+    file = folder / "blobs" / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def resumed(folder: Path) -> Resumed:
+    """The last time that another process went on."""
+    event = events_of(folder, Resumed)[-1]
+    assert isinstance(event, Resumed)
+    return event
+
+
+def finished(folder: Path) -> list[RoundFinished]:
+    return [event for event in events_of(folder, RoundFinished) if isinstance(event, RoundFinished)]
+
+
+def test_a_run_goes_on_after_its_last_exchange(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    setup = go_on(tmp_path)
+    assert asked(setup) == [(2, "second"), (2, DELIVER)]
+    assert resumed(tmp_path).incarnation == 2
+    assert setup.recorder.run is not None
+    assert setup.recorder.run.lost_traffic == Traffic()
+
+
+def test_by_round_only_the_open_round_is_lost(tmp_path: Path) -> None:
+    by_round = "scheduler.durability=round"
+    begin(tmp_path, "first 2.0", by_round)
+    setup = go_on(tmp_path, by_round)
+    assert asked(setup) == [(2, "first"), (2, "second"), (2, DELIVER)]
+    assert resumed(tmp_path).lost == WIRE
+    record = setup.recorder.run
+    assert record is not None
+    assert record.lost_traffic == WIRE
+    assert record.traffic.wire_bytes == 5 * EACH.wire_bytes
+    # All that crossed the network is in the totals.
+    assert (record.traffic + record.other_traffic).wire_bytes == 6 * EACH.wire_bytes + ScriptedEngine(THREE).other_traffic().wire_bytes
+
+
+def test_a_damaged_outcome_of_the_open_round_is_asked_for_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begin(tmp_path, "second 2.0")
+    name = events_of(tmp_path, ExchangeDone)[2].outcome  # type: ignore[union-attr]
+    damage(tmp_path, name)
+    with caplog.at_level(logging.WARNING):
+        setup = go_on(tmp_path)
+    assert asked(setup) == [(2, "first"), (2, "second"), (2, DELIVER)]
+    assert resumed(tmp_path).lost == WIRE + WIRE
+    assert name in caplog.messages[0]
+    assert "2 events after the newest good state were cut off" in caplog.messages[1]
+    assert (tmp_path / "blobs" / f"{name}.corrupt").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "state"])
+@pytest.mark.parametrize("gone", [False, True], ids=["damaged", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, part: str, gone: bool) -> None:
+    begin(tmp_path, "first 3.0", "rounds=3")
+    name = getattr(finished(tmp_path)[1], part)
+    if gone:
+        (tmp_path / "blobs" / f"{name}.safetensors").unlink()
+    else:
+        damage(tmp_path, name)
+    setup = go_on(tmp_path, "rounds=3")
+    assert asked(setup) == [(2, "first"), (2, "second"), (3, "first"), (3, "second"), (3, DELIVER)]
+    assert [event.round for event in finished(tmp_path)] == [1, 2, 3]
+    assert setup.recorder.run is not None
+    assert float(setup.recorder.run.model["w"]) == 6
+    assert resumed(tmp_path).lost == WIRE + WIRE + WIRE
+
+
+def test_where_no_checkpoint_is_good_the_run_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begin(tmp_path, "first 3.0", "rounds=3")
+    for event in finished(tmp_path):
+        damage(tmp_path, event.model)
+    with caplog.at_level(logging.WARNING):
+        setup = go_on(tmp_path, "rounds=3")
+    assert asked(setup)[:2] == [(1, "first"), (1, "second")]
+    assert any("the run begins again" in message for message in caplog.messages)
+    assert setup.recorder.run is not None
+    assert float(setup.recorder.run.model["w"]) == 6
+
+
+def test_a_process_counts_on_where_events_of_others_were_cut_off(tmp_path: Path) -> None:
+    """Clients refuse a server that counts lower than one that they have seen."""
+    begin(tmp_path, "first 2.0")
+    spent = Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), Traffic(0, 0, 5, 6), Traffic(0, 0, 7, 8))
+    for incarnation in (2, 3):
+        with closing(resume(tmp_path, config(), spent)) as journal:
+            assert fold(journal.entries, RUN_ID, 1).incarnation == incarnation
+        spent = Spent()
+    damage(tmp_path, finished(tmp_path)[0].model)
+    with closing(resume(tmp_path, config())) as journal:
+        state = fold(journal.entries, RUN_ID, 1)
+    assert state.incarnation == 4
+    # What those processes had spent is not forgotten either.
+    assert state.tally.lost == Traffic(0, 0, 12, 14) + WIRE + WIRE + WIRE
+    assert state.traffic == state.tally.lost
+
+
+def test_who_owns_an_id_is_known_although_the_event_that_said_so_was_cut_off(tmp_path: Path) -> None:
+    class Owned(ScriptedEngine):
+        def owners(self) -> Mapping[str, str]:
+            return {client: f"hash of {client}" for client in self.connected}
+
+    with closing(new_journal(tmp_path, RUN_ID, config())) as journal:
+        setup = Setup(Owned({"a": 1, "b": 1}), journal=journal)
+        happens = {"model 1 is 2": lambda: setup.engine.connected.update(c=1), "second 2.0": lambda: setup.engine.abort("it dies")}
+        setup.recorder.on_event = lambda event: happens.get(event, lambda: None)()
+        with pytest.raises(RunError, match="it dies"):
+            setup.run()
+        known = fold(journal.entries, RUN_ID, 1).owners
+    damage(tmp_path, finished(tmp_path)[0].model)
+    with closing(resume(tmp_path, config())) as journal:
+        assert fold(journal.entries, RUN_ID, 1).owners == known
+    assert known["c"] == "hash of c"
+
+
+def test_what_the_process_before_spent_on_the_open_exchange_is_part_of_it(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    spent = Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), Traffic(0, 0, 5, 6), Traffic(0, 0, 7, 8))
+    setup = go_on(tmp_path, spent=spent)
+    record = setup.recorder.of("second", 2)
+    assert record.traffic == EACH + Traffic(0, 0, 5, 6)
+    assert setup.recorder.run is not None
+    assert setup.recorder.run.other_traffic == Traffic(0, 0, 7, 8) + setup.engine.other_traffic()
+
+
+def test_the_bytes_of_an_exchange_that_is_done_do_not_count_again(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
+    assert setup.recorder.of("second", 2).traffic == EACH
+    assert setup.recorder.run is not None
+    assert setup.recorder.run.traffic.wire_bytes == 5 * EACH.wire_bytes
+
+
+def test_the_bytes_of_an_exchange_whose_outcome_is_damaged_count_once_as_lost(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    damage(tmp_path, events_of(tmp_path, ExchangeDone)[-1].outcome)  # type: ignore[union-attr]
+    go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
+    assert resumed(tmp_path).lost == WIRE
+    assert resumed(tmp_path).open_exchange == Traffic()
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """The folder of a finished run."""
+    with closing(new_journal(tmp_path, RUN_ID, config())) as journal:
+        Setup(ScriptedEngine(THREE, {(2, 0, DELIVER): {"b"}}), journal=journal).run()
+    return tmp_path
+
+
+def test_a_finished_run_stays_as_it_is(done: Path) -> None:
+    before = (done / "journal.jsonl").read_bytes()
+    setup = go_on(done)
+    assert asked(setup) == []
+    assert (done / "journal.jsonl").read_bytes() == before
+    record = setup.recorder.run
+    assert record is not None
+    assert (float(record.model["w"]), record.not_delivered, record.rounds) == (4, {"b": "lost"}, 2)
+    assert [found.round for found in setup.recorder.rounds] == [1, 2]
+
+
+def test_a_finished_run_can_be_extended(done: Path) -> None:
+    other = ScriptedEngine(THREE).other_traffic()
+    # The mark of the process that finished it is still there.
+    setup = go_on(done, "rounds=3", spent=Spent(ExchangeId(RUN_ID, 2, 0, DELIVER, 0), EACH, other))
+    assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
+    record = setup.recorder.run
+    assert record is not None
+    assert (float(record.model["w"]), record.rounds, record.not_delivered) == (6, 3, {})
+    assert [(found.round, found.traffic.wire_bytes) for found in setup.recorder.rounds] == [(1, 220), (2, 330), (3, 330)]
+    assert record.traffic.wire_bytes == 880
+    assert record.other_traffic == other + other
+    assert len(events_of(done, RunFinished)) == 2
+
+
+def test_a_run_that_died_before_its_farewell_can_be_extended(tmp_path: Path) -> None:
+    with closing(new_journal(tmp_path, RUN_ID, config())) as journal:
+        setup = Setup(ScriptedEngine(THREE), journal=journal)
+        with planned("scheduler.run.before_finish=raise"), pytest.raises(FailpointError):
+            setup.run()
+    setup = go_on(tmp_path, "rounds=3")
+    assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
+    assert setup.recorder.run is not None
+    assert float(setup.recorder.run.model["w"]) == 6
+    assert [found.round for found in setup.recorder.rounds] == [1, 2, 3]
+
+
+def test_a_run_that_stopped_before_its_delivery_can_be_extended(tmp_path: Path) -> None:
+    begin(tmp_path, "model 2 is 4")
+    setup = go_on(tmp_path, "rounds=3")
+    assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
+
+
+def test_a_run_that_died_while_it_delivered_can_be_extended(tmp_path: Path) -> None:
+    class Dying(ScriptedEngine):
+        def begin(self, exchange):  # type: ignore[no-untyped-def]
+            if exchange.id.name == DELIVER:
+                self.abort("it dies")
+            return super().begin(exchange)
+
+    with closing(new_journal(tmp_path, RUN_ID, config())) as journal, pytest.raises(RunError, match="it dies"):
+        Setup(Dying(THREE), journal=journal).run()
+    setup = go_on(tmp_path, "rounds=3")
+    assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
+    assert [found.round for found in setup.recorder.rounds] == [1, 2, 3]
+
+
+def test_fewer_rounds_than_are_done_are_refused(done: Path) -> None:
+    before = (done / "journal.jsonl").read_bytes()
+    with pytest.raises(StateError, match=r"holds a run with 2 rounds done, which is more than rounds = 1$"):
+        resume(done, config("rounds=1"))
+    assert (done / "journal.jsonl").read_bytes() == before
+    resume(done, config()).close()
+
+
+def test_fewer_rounds_than_planned_end_a_run_earlier(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0", "rounds=5")
+    setup = go_on(tmp_path, "rounds=2")
+    assert asked(setup) == [(2, "second"), (2, DELIVER)]
+
+
+def test_another_configuration_is_refused_and_its_keys_are_named(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(StateError, match="of another configuration") as refused:
+        resume(tmp_path, config("seed=7", "training.lr=0.5", "scheduler.min_clients=2"))
+    message = str(refused.value)
+    assert RUN_ID in message
+    assert "scheduler.min_clients = 2 (not unset)" in message
+    assert "seed = 7 (not 0)" in message
+    assert "training.lr = 0.5 (not " in message
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert asked(go_on(tmp_path)) == [(2, "second"), (2, DELIVER)]
+
+
+def test_what_changes_no_model_may_change(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    free = ("scheduler.durability=round", "scheduler.resume_grace_s=1", "runtime.threads=2", "data.root=elsewhere")
+    assert asked(go_on(tmp_path, *free))[-1] == (2, DELIVER)
+
+
+def test_a_run_of_another_version_of_the_configuration_is_refused(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    file = tmp_path / "journal.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"seed = ", b"seeds = ", 1))
+    with pytest.raises(StateError, match=r"holds a run that this version of feddkd cannot go on with: .*seeds"):
+        resume(tmp_path, config())
+
+
+@pytest.mark.parametrize("refuse", [lambda folder: resume(folder, config("seed=7")), lambda folder: resume(folder, config("rounds=1"))])
+def test_a_run_that_is_refused_is_let_go(done: Path, refuse: Callable[[Path], FileJournal]) -> None:
+    with pytest.raises(StateError):
+        refuse(done)
+    FileJournal.open(done).close()
+
+
+def test_without_durability_there_is_no_journal(tmp_path: Path) -> None:
+    assert isinstance(new_journal(tmp_path, RUN_ID, config("scheduler.durability=none")), NoJournal)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_does_not_need_any_more_is_deleted(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    (tmp_path / "blobs" / "half.partial").write_bytes(b"half")
+    go_on(tmp_path)
+    needed = {name for event in finished(tmp_path) for name in (event.model, event.state)}
+    assert {file.stem for file in (tmp_path / "blobs").iterdir()} == needed
