@@ -133,10 +133,12 @@ def _round(found: RunStatus) -> str:
 
 
 def _exchange(found: RunStatus) -> str:
-    progress = found.progress
-    if progress.open_exchange is not None:
-        return f"{progress.open_exchange} is open"
-    return f"{progress.last_exchange} was the last one done" if progress.last_exchange is not None else "none yet"
+    """Not as `str` has it: the row above tells the attempt, and counts it from 1."""
+    exchange = found.progress.open_exchange or found.progress.last_exchange
+    if exchange is None:
+        return "none yet"
+    name = f"{exchange.name}[{exchange.step}] of round {exchange.round}"
+    return f"{name} is open" if exchange == found.progress.open_exchange else f"{name} was the last one done"
 
 
 def _waits(found: RunStatus) -> str:

@@ -70,6 +70,7 @@ def test_a_run_that_nobody_works_on_is_dead_and_says_how_to_go_on(folder: Path) 
     table = as_printed(folder)
     assert "dead" in table
     assert "2 of 2" in table
+    assert "dkd_step[1] of round 1 was the last one done" in table
     assert "feddkd run --resume" in table
 
 

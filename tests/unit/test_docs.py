@@ -65,3 +65,13 @@ def test_configuration_page_is_up_to_date() -> None:
 def test_the_numbers_in_the_readme_are_those_of_the_result_files() -> None:
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_that_the_page_of_faults_names_exist() -> None:
+    text = text_of(ROOT / "docs" / "faults.md")
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    files, names = set(re.findall(r"`((?:faults|unit|integration|contract)/\w+\.py)`", text)), set(re.findall(r"`(test_\w+)`", text))
+    assert len(files) > 10
+    assert len(names) > 10
+    assert [file for file in sorted(files) if not (ROOT / "tests" / file).exists()] == []
+    assert [name for name in sorted(names) if f"def {name}(" not in sources] == []
