@@ -14,7 +14,7 @@ from feddkd.config.toml import parse_toml
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.blobs import DamagedError
-from feddkd.scheduler.events import DeliveryStarted, Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
+from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
 from feddkd.scheduler.journal import JOURNAL, Entry, FileJournal, Header, Journal, NoJournal, is_open, read_journal
 from feddkd.scheduler.state import CHECKPOINTS, RunState, fold
 from feddkd.text import printable
@@ -141,9 +141,12 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
     begun = _newest_checkpoint(entries, is_there)
     # A finished round after it is one that cannot be read: what followed that is of no use either.
     end = next((index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundFinished)), len(entries))
-    attempts = [index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
-    for index in range(max(attempts, default=begun), end):
-        if not _is_good(entries[index].event, is_there):
+    # The outcomes of attempts that failed, and of a delivery that more rounds came after, are not kept: nobody needs them.
+    attempt = fold(entries[:end], "", quorum=0).open
+    needed = attempt.outcomes if attempt is not None else {}
+    for index in range(begun, end):
+        event = entries[index].event
+        if isinstance(event, ExchangeDone) and event.record.id in needed and not _is_good(event, is_there):
             return index
     return end
 
