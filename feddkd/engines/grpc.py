@@ -69,7 +69,7 @@ class GrpcEngine(ExchangeInbox, Engine):
             model=schema_to_message(model_schema),
             incarnation=incarnation,
         )
-        self._mark = TrafficMark(mark) if mark is not None else None
+        self._mark = TrafficMark(mark, incarnation) if mark is not None else None
         super().__init__(run_id, Meter(mirror=self._mark.other if self._mark is not None else None))
         self._server = FederationServer(
             manifest,

@@ -21,12 +21,12 @@ TRAFFIC_MARK = "traffic"
 SIZE_BYTES = 4096
 """One page of memory."""
 
-MAGIC = int.from_bytes(b"feddkd01", "little")
+MAGIC = int.from_bytes(b"feddkd02", "little")
 
-_OPEN, _OTHER, _ID_BYTES = 1, 3, 5
-"""Positions of what follows `MAGIC`, in words of 8 bytes: down and up of each, and the length of the exchange's id."""
+_OPEN, _OTHER, _ID_BYTES, _INCARNATION = 1, 3, 5, 6
+"""Positions of what follows `MAGIC`, in words of 8 bytes: down and up of each, the length of the exchange's id, the process."""
 
-_ID = 6 * 8
+_ID = 7 * 8
 """Byte at which the id begins."""
 
 
@@ -37,11 +37,13 @@ class Marked(NamedTuple):
         exchange: the one that it began last, open or closed; None if it began none. If several were open, the first.
         open: wire bytes spent on that, or on all that were open.
         other: wire bytes that belong to no exchange.
+        incarnation: which process of the run counted.
     """
 
     exchange: ExchangeId | None
     open: Traffic
     other: Traffic
+    incarnation: int = 1
 
 
 class TrafficMark:
@@ -55,8 +57,15 @@ class TrafficMark:
         other: counts those of none.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Make the file, with zeros, in place of an earlier process's: `read` that one first. Raises StateError."""
+    def __init__(self, path: Path, incarnation: int = 1) -> None:
+        """Make the file, with zeros, in place of an earlier process's: `read` that one first.
+
+        Args:
+            incarnation: counts the processes of the run; this is its number.
+
+        Raises:
+            StateError: the file cannot be made.
+        """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -68,6 +77,7 @@ class TrafficMark:
         except OSError as error:
             raise StateError(f"cannot make {path}: {error.strerror}") from error
         self._words = memoryview(self._map).cast("Q")
+        self._words[_INCARNATION] = incarnation
         self._words[0] = MAGIC
         self.open = Tally(self._words, _OPEN)
         self.other = Tally(self._words, _OTHER)
@@ -127,7 +137,7 @@ def _parse(content: bytes) -> Marked:
     if words[_ID_BYTES]:
         run_id, number, attempt, name, step = json.loads(content[_ID : _ID + words[_ID_BYTES]])
         exchange = ExchangeId(run_id, number, attempt, name, step)
-    return Marked(exchange, _traffic(words, _OPEN), _traffic(words, _OTHER))
+    return Marked(exchange, _traffic(words, _OPEN), _traffic(words, _OTHER), words[_INCARNATION])
 
 
 def _traffic(words: memoryview[int], at: int) -> Traffic:

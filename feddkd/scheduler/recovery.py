@@ -36,11 +36,13 @@ class Spent:
         exchange: the one that it began last, or None if it began none.
         open: spent on that.
         other: spent on no exchange.
+        incarnation: which process of the run it was.
     """
 
     exchange: ExchangeId | None = None
     open: Traffic = field(default_factory=Traffic)
     other: Traffic = field(default_factory=Traffic)
+    incarnation: int = 1
 
 
 def is_finished(entries: Sequence[Entry]) -> bool:
@@ -183,7 +185,12 @@ def _resumed(before: RunState, state: RunState, rounds: int, uncounted: Spent, l
 
 
 def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spent:
-    """Leave out what is in the journal: exchanges that are done, and all of a process that finished the run."""
+    """Leave out what is in the journal: exchanges that are done, and all of a process that finished the run.
+
+    So is all that a process spent of which the next one has said so, even if that has counted nothing itself.
+    """
+    if spent.incarnation != before.incarnation:
+        return Spent()
     is_done = any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == spent.exchange for entry in entries)
     return Spent(
         spent.exchange,

@@ -254,16 +254,16 @@ def test_the_mark_has_every_byte_on_the_wire(scene: Scene, tmp_path: Path) -> No
         return TrafficMark.read(tmp_path / "mark")
 
     hand, other = scene.client(), scene.client("other")
-    assert marked() == Marked(None, Traffic(), scene.engine.other_traffic())
+    assert marked() == Marked(None, Traffic(), scene.engine.other_traffic(), incarnation=3)
     exchange = numbered(3, "hand", "other")
     begun = scene.engine.begin(exchange)
     for client in (hand, other):
         client.send(*answer_frames(client.work()[0], MINE))
     traffic = begun.outcome().traffic
     expected = Traffic(wire_bytes_down=traffic.wire_bytes_down, wire_bytes_up=traffic.wire_bytes_up)
-    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic())
+    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic(), incarnation=3)
     begun.acknowledge()
-    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic())  # until the next one begins
+    assert marked() == Marked(exchange.id, expected, scene.engine.other_traffic(), incarnation=3)  # until the next one begins
     several = [scene.engine.begin(numbered(step, client)) for step, client in ((4, "hand"), (5, "other"))]
     for client in (hand, other):
         client.send(failure_message(id_from_message(client.work()[0].id), "enough"))

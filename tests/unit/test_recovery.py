@@ -328,3 +328,15 @@ def test_what_a_run_does_not_need_any_more_is_deleted(tmp_path: Path) -> None:
     go_on(tmp_path)
     needed = {name for event in finished(tmp_path) for name in (event.model, event.state)}
     assert {file.stem for file in (tmp_path / "blobs").iterdir()} == needed
+
+
+def test_what_a_process_spent_counts_once_though_the_next_one_died_before_it_counted_anything(tmp_path: Path) -> None:
+    """It had said so in the journal, and left the mark of the process before it."""
+    begin(tmp_path, "first 2.0")
+    spent = Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), EACH, EACH, incarnation=1)
+    resume(tmp_path, config(), spent).close()
+    journal = resume(tmp_path, config(), spent)
+    journal.close()
+    first, second = (entry.event for entry in journal.entries if isinstance(entry.event, Resumed))
+    assert (first.open_exchange, first.other) == (EACH, EACH)
+    assert (second.open_exchange, second.other) == (Traffic(), Traffic())
