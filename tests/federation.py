@@ -22,6 +22,7 @@ from typing import Self
 from processes import PATIENCE_S, Process, StuckError
 from run_history import RunHistory, differences, record_folder, violations
 
+from feddkd.cli.replay import replayed
 from feddkd.config import Config
 from feddkd.engines.simulation import LOOPBACK
 from feddkd.observability.run_folder import EXCHANGES
@@ -29,10 +30,11 @@ from feddkd.observability.run_folder import EXCHANGES
 SERVER = "server"
 """The name of the server's process; the others are named as the clients."""
 
-LINGER_S = 3.0
-"""Seconds that a server of a finished run stays for clients that come late."""
+FAREWELL_S = 1.0
+"""Seconds after a server's end by which its clients have ended too, unless they were killed at a bad moment."""
 
-SERVING = ("--no-report", "--linger", str(LINGER_S))
+LINGER_S = 15
+"""Seconds that the server of a finished run then stays for these: longer than a client waits between two tries."""
 
 SMALL = (
     "rounds=2",
@@ -85,6 +87,7 @@ class Federation:
         self.starts = dict.fromkeys([SERVER, *self.names], 0)
         self.tolerated = {-signal.SIGKILL}
         self._visits = visits
+        self._lingering: list[str] = []
         self._addresses: dict[str, str] = {}
         self._failpoints: dict[str, list[str]] = {}
 
@@ -141,7 +144,7 @@ class Federation:
     def command(self, name: str) -> list[str]:
         """The arguments of a process's command."""
         if name == SERVER:
-            return ["-v", "server", "config.toml", "--listen", self.address, "--state", str(self.state), *SERVING]
+            return ["-v", "server", "config.toml", "--listen", self.address, "--state", str(self.state), "--no-report", *self._lingering]
         place = ["--server", self._addresses.get(name, self.address), "--state", str(self.client_state(name))]
         return ["-v", "client", "--id", name, "--partition-index", str(self.names.index(name)), *place]
 
@@ -154,7 +157,7 @@ class Federation:
         """Start again whatever is killed or ends as is tolerated, until all have ended with exit code 0.
 
         A client that is killed when the run is over for the others finds no server. Then the server is started
-        again, and serves the final model.
+        again, with `--linger`, and serves the final model.
 
         Raises:
             StuckError: that took too long, or a process ended in another way.
@@ -163,9 +166,10 @@ class Federation:
         while running := self._running():
             is_over = self.processes[SERVER].exit_code == 0
             left_s = until_s - time.monotonic()
-            if not wait([process.sentinel for process in running], min(left_s, LINGER_S) if is_over else left_s):
-                if left_s <= LINGER_S:
+            if not wait([process.sentinel for process in running], min(left_s, FAREWELL_S) if is_over else left_s):
+                if not is_over or left_s <= FAREWELL_S:
                     raise StuckError(f"{[process.name for process in running]} still run after {patience_s:g} s\n{self.logs()}")
+                self._lingering = ["--linger", str(LINGER_S)]
                 self.restart(SERVER)
             self._check_exit_codes()
             for process in running:
@@ -214,8 +218,14 @@ class Federation:
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs if log.exists())
 
 
-def check(federation: Federation, undisturbed: RunHistory) -> None:
-    """The run kept every promise, and its result and its record are those of the run that nothing disturbed."""
+def problems_of(federation: Federation, undisturbed: RunHistory) -> list[str]:
+    """Promises that the run broke, and differences of its result and its record from the run that nothing disturbed."""
     history = federation.history()
-    problems = [*violations(history), *differences(undisturbed, history)]
+    replay = replayed(history.folder, history.folder)
+    return [*violations(history), *differences(undisturbed, history), *replay.problems]
+
+
+def check(federation: Federation, undisturbed: RunHistory) -> None:
+    """Assert that there are no problems."""
+    problems = problems_of(federation, undisturbed)
     assert not problems, "\n".join([*problems, federation.logs()])

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cable import Cable
-from federation import CONFIGS, SERVER, Federation
+from federation import CONFIGS, SERVER, Federation, problems_of
 from processes import StuckError
-from run_history import RunHistory, differences, violations
+from run_history import RunHistory
 from weather import FEWEST_SAMPLES, Weather, growth
 
 from feddkd.failpoints import CLIENT_FAILPOINTS, SERVER_FAILPOINTS
@@ -124,8 +124,7 @@ def live_through(fate: Fate, folder: Path, undisturbed: RunHistory) -> tuple[lis
             federation.run(fate.failpoints)
             killer.stop()
             federation.finish()  # a process may have been killed when it had ended well
-            history = federation.history()
-            return [*violations(history), *differences(undisturbed, history)], federation.starts
+            return problems_of(federation, undisturbed), federation.starts
         except StuckError as error:
             return [str(error)], federation.starts
         finally:
@@ -208,9 +207,8 @@ def sail_through(federation: Federation, rng: random.Random, spared: Sequence[st
             federation.finish(LONG_PATIENCE_S)
         except StuckError as error:
             return [str(error)], weather
-    history = federation.history()
     grown = [f"{name}: {what}" for (name, _), samples in weather.samples.items() for what in growth(samples)]
-    return [*violations(history), *differences(undisturbed, history), *grown], weather
+    return [*problems_of(federation, undisturbed), *grown], weather
 
 
 def main() -> None:

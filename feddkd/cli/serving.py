@@ -27,7 +27,8 @@ from feddkd.errors import StateError, StoppedError
 from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import Downlink, check_codecs
-from feddkd.scheduler.journal import Journal, NoJournal, has_journal
+from feddkd.scheduler.journal import Journal, NoJournal
+from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import RunRecord

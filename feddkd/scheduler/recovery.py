@@ -15,7 +15,9 @@ from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.blobs import DamagedError
 from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
-from feddkd.scheduler.journal import JOURNAL, Entry, FileJournal, Header, Journal, NoJournal, is_open, read_journal
+from feddkd.scheduler.journal import Entry, Journal, NoJournal
+from feddkd.scheduler.journal_file import FileJournal, is_open
+from feddkd.scheduler.journal_lines import JOURNAL, Header, read_journal
 from feddkd.scheduler.state import CHECKPOINTS, RunState, fold
 from feddkd.text import printable
 from feddkd.traffic import Traffic

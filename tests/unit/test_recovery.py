@@ -16,7 +16,9 @@ from feddkd.errors import RunError, StateError
 from feddkd.exchange import DELIVER, ExchangeId
 from feddkd.failpoints import FailpointError, planned
 from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
-from feddkd.scheduler.journal import FileJournal, NoJournal, read_journal
+from feddkd.scheduler.journal import NoJournal
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import Spent, new_journal, resume
 from feddkd.scheduler.state import fold
 from feddkd.traffic import Traffic

@@ -23,7 +23,8 @@ from feddkd.config import Config
 from feddkd.exchange import Evaluation, Exchange, ExchangeId, Outcome, Reply
 from feddkd.scheduler.blobs import Blob
 from feddkd.scheduler.events import Event
-from feddkd.scheduler.journal import Entry, FileJournal, Journal
+from feddkd.scheduler.journal import Entry, Journal
+from feddkd.scheduler.journal_file import FileJournal
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.scheduler.recovery import new_journal, resume
 from feddkd.scheduler.state import RunState, fold
