@@ -109,7 +109,7 @@ def serve(
     with _opened(state, config, new=new) as served:
         folder, was_finished = out or served.folder, served.is_finished
         with _listening(config, served, model.schema, listening, state) as engine:
-            with _observed(config, served, folder, listening) as observers:
+            with _observed(config, served, folder, listening, engine) as observers:
                 record = run(served, engine, observers)
             if was_finished:
                 deliver_again(engine, config, record, linger_s)
@@ -120,9 +120,10 @@ def serve(
 
 
 @contextlib.contextmanager
-def _observed(config: Config, served: Served, folder: Path, listening: Listening) -> Iterator[Observers]:
+def _observed(config: Config, served: Served, folder: Path, listening: Listening, engine: GrpcEngine) -> Iterator[Observers]:
     """Keep the record of the run, and let signals stop it."""
     signals = StopSignals()
+    signals.engine_ready(engine)  # at once: clients are to hear that the run is paused
     is_kept = not isinstance(served.journal, NoJournal)
     status = StatusFile(served.folder, _command()) if is_kept else None
     with (

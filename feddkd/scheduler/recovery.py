@@ -84,7 +84,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         _check_rounds(folder, state, config)
         if state.ended is None or config.rounds > state.rounds_done:
             last_s = journal.entries[-1].time if journal.entries else time.time()
-            journal.append(_resumed(before, state, config.rounds, uncounted, max(0.0, time.time() - last_s)))
+            journal.append(_resumed(before, state, config.rounds, uncounted, _again(cut, spent, state), max(0.0, time.time() - last_s)))
         journal.prune(fold(journal.entries, journal.header.run_id, config.scheduler.quorum).blobs)
     except BaseException:
         journal.close()
@@ -182,20 +182,22 @@ def _can_load(journal: FileJournal, name: str) -> bool:
     return True
 
 
-def _resumed(before: RunState, state: RunState, rounds: int, uncounted: Spent, lost_s: float) -> Resumed:
+def _resumed(before: RunState, state: RunState, rounds: int, uncounted: Spent, again: Traffic, lost_s: float) -> Resumed:
     """Describe what the process before had done that leaves nothing.
 
     Args:
         before: what the run had come to.
         state: what is left of that.
         uncounted: what the process before had spent beyond it.
+        again: the part of what is cut off that was spent on the exchange that is open again.
     """
+    lost = before.traffic.wire_beyond(state.traffic)
     return Resumed(
         # Whatever was cut off: clients refuse a server that counts lower than one that they have seen.
         incarnation=before.incarnation + 1,
         rounds=rounds,
-        open_exchange=uncounted.open,
-        lost=before.traffic.wire_beyond(state.traffic),
+        open_exchange=uncounted.open + again,
+        lost=lost.wire_beyond(again),
         other=uncounted.other,
         lost_s=lost_s,
         owners={client: owner for client, owner in before.owners.items() if state.owners.get(client) != owner},
@@ -215,3 +217,14 @@ def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spen
         open=Traffic() if is_done or spent.exchange is None else spent.open,
         other=spent.other if before.ended is None else Traffic(),
     )
+
+
+def _again(cut: Sequence[Event], spent: Spent | None, state: RunState) -> Traffic:
+    """Bytes on the wire of the exchange that was begun last, if that is the first to be carried out again.
+
+    Its clients may still have their replies, and then these bytes are what those replies took.
+    """
+    first = next((event.record for event in cut if isinstance(event, ExchangeDone)), None)
+    if first is None or spent is None or first.id != spent.exchange:
+        return Traffic()
+    return first.traffic.wire_beyond(state.spent)

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,9 @@ def test_a_terminated_server_ends_in_order(tmp_path: Path) -> None:
         stack.callback(server.kill)  # or a failure would wait for it
         assert server.stderr is not None
         assert "listening on" in server.stderr.readline()
+        pause = threading.Event()
+        while not list((tmp_path / "state").glob("*/exchanges.jsonl")):
+            pause.wait(0.005)
         server.terminate()
         rest = server.stderr.read()
         assert server.wait(30) == 75

@@ -234,12 +234,23 @@ def test_the_bytes_of_an_exchange_that_is_done_do_not_count_again(tmp_path: Path
     assert setup.recorder.run.traffic.wire_bytes == 5 * EACH.wire_bytes
 
 
-def test_the_bytes_of_an_exchange_whose_outcome_is_damaged_count_once_as_lost(tmp_path: Path) -> None:
+def test_the_bytes_of_an_exchange_that_is_open_again_count_once(tmp_path: Path) -> None:
+    """Its clients may still have their replies: then these are the bytes that those took."""
     begin(tmp_path, "first 2.0")
     damage(tmp_path, events_of(tmp_path, ExchangeDone)[-1].outcome)  # type: ignore[union-attr]
-    go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
-    assert resumed(tmp_path).lost == WIRE
-    assert resumed(tmp_path).open_exchange == Traffic()
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
+    assert (resumed(tmp_path).open_exchange, resumed(tmp_path).lost) == (WIRE, Traffic())
+    assert setup.recorder.of("first", 2).traffic == EACH + WIRE
+    assert setup.recorder.run is not None
+    assert setup.recorder.run.traffic.wire_bytes == 6 * EACH.wire_bytes
+
+
+def test_the_bytes_of_earlier_exchanges_that_are_carried_out_again_are_lost(tmp_path: Path) -> None:
+    begin(tmp_path, "second 2.0")
+    damage(tmp_path, events_of(tmp_path, ExchangeDone)[-2].outcome)  # type: ignore[union-attr]
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), EACH))
+    assert (resumed(tmp_path).open_exchange, resumed(tmp_path).lost) == (Traffic(), WIRE + WIRE)
+    assert setup.recorder.of("first", 2).traffic == EACH
 
 
 @pytest.fixture
