@@ -26,7 +26,8 @@ from feddkd.engines.simulation import run_federation
 from feddkd.exchange import Exchange, Outcome
 from feddkd.scheduler import outcomes
 from feddkd.scheduler.events import ExchangeDone
-from feddkd.scheduler.journal import FileJournal, Header
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import Header
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 
 MODES = ("none", "exchange")

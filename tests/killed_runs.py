@@ -11,7 +11,7 @@ from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import run_federation
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.events import Event, ExchangeDone, RoundFinished, RoundStarted
-from feddkd.scheduler.journal import JOURNAL, read_journal
+from feddkd.scheduler.journal_lines import JOURNAL, read_journal
 
 OVERRIDES = ("rounds=2", "partition.clients=3", "partition.labels=4", "training.epochs=1", "dkd.steps=2")
 

@@ -76,7 +76,8 @@ def replayed(folder: Path, record: Path) -> Replayed:
     from feddkd.cli.run_status import config_of
     from feddkd.observability.record_check import check_record
     from feddkd.scheduler.inspection import inspect
-    from feddkd.scheduler.journal import is_open, read_journal
+    from feddkd.scheduler.journal_file import is_open
+    from feddkd.scheduler.journal_lines import read_journal
 
     config = config_of(folder, read_journal(folder)[0])
     for _ in range(LOOKS):

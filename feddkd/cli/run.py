@@ -71,8 +71,11 @@ def run(
     from feddkd.engines.simulation import run_federation
     from feddkd.observability.ledger import summarize
     from feddkd.observability.status_file import StatusFile
+    from feddkd.scheduler.recovery import check_resumable
 
     resolved = resolve(loaded)
+    if resume is not None:
+        check_resumable(resume, resolved)
     folder = resume or out or default_out(resolved)
     signals = StopSignals()
     resumed_by = f"feddkd run --resume {folder}" if resolved.scheduler.durability != "none" else None

@@ -36,7 +36,7 @@ class RunPlace:
         if not folder.is_dir():
             raise StateError(f"{folder} is not a folder")
         # These import torch, which takes seconds: a typing error should not.
-        from feddkd.scheduler.journal import JOURNAL, has_journal
+        from feddkd.scheduler.journal_lines import JOURNAL, has_journal
         from feddkd.scheduler.server_state import RUN, read_run
 
         if has_journal(folder):

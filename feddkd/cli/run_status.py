@@ -16,7 +16,9 @@ from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.observability.status_file import JOINING, LiveStatus, read_status
 from feddkd.scheduler.events import ExchangeDone
-from feddkd.scheduler.journal import BLOBS, JOURNAL, Entry, Header, is_open, read_journal
+from feddkd.scheduler.journal import Entry
+from feddkd.scheduler.journal_file import BLOBS, is_open
+from feddkd.scheduler.journal_lines import JOURNAL, Header, read_journal
 from feddkd.scheduler.recovery import is_finished
 from feddkd.scheduler.state import RunState, fold
 from feddkd.traffic import Traffic

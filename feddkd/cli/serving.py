@@ -27,7 +27,8 @@ from feddkd.errors import StateError, StoppedError
 from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import Downlink, check_codecs
-from feddkd.scheduler.journal import Journal, NoJournal, has_journal
+from feddkd.scheduler.journal import Journal, NoJournal
+from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import RunRecord
@@ -143,7 +144,7 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
                 yield Served(journal, folder, is_resumed=True)
             return
         if last.status != "completed":
-            logger.warning("run %s did not finish and left no journal (scheduler.durability = none): a new one begins", last.run_id)
+            logger.warning("run %s did not finish and left no journal: a new one begins", last.run_id)
     run_id = new_run_id()
     folder = state.path / run_id
     with contextlib.closing(new_journal(folder, run_id, config)) as journal:

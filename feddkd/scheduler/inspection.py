@@ -9,7 +9,9 @@ from pathlib import Path
 from feddkd.errors import StateError
 from feddkd.scheduler import checkpoint
 from feddkd.scheduler.blobs import Blob, read_blob
-from feddkd.scheduler.journal import BLOBS, JOURNAL, Entry, Header, parse_journal
+from feddkd.scheduler.journal import Entry
+from feddkd.scheduler.journal_file import BLOBS
+from feddkd.scheduler.journal_lines import JOURNAL, Header, parse_journal
 from feddkd.scheduler.recovery import good_entries
 from feddkd.scheduler.state import RunState, fold
 from feddkd.tensors import Tensors

@@ -14,8 +14,10 @@ from feddkd.config.toml import parse_toml
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.blobs import DamagedError
-from feddkd.scheduler.events import DeliveryStarted, Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
-from feddkd.scheduler.journal import Entry, FileJournal, Header, Journal, NoJournal
+from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
+from feddkd.scheduler.journal import Entry, Journal, NoJournal
+from feddkd.scheduler.journal_file import FileJournal, is_open
+from feddkd.scheduler.journal_lines import JOURNAL, Header, read_journal
 from feddkd.scheduler.state import CHECKPOINTS, RunState, fold
 from feddkd.text import printable
 from feddkd.traffic import Traffic
@@ -79,8 +81,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
         if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
             logger.warning("%s: no round's model can be read; the run begins again", folder)
-        if state.rounds_done > config.rounds:
-            raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
+        _check_rounds(folder, state, config)
         if state.ended is None or config.rounds > state.rounds_done:
             last_s = journal.entries[-1].time if journal.entries else time.time()
             journal.append(_resumed(before, state, config.rounds, uncounted, max(0.0, time.time() - last_s)))
@@ -89,6 +90,20 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         journal.close()
         raise
     return journal
+
+
+def check_resumable(folder: Path, config: Config) -> None:
+    """Check that a run can go on, and change nothing: before its record is written again. Raises StateError as `resume`."""
+    header, entries = read_journal(folder)
+    if is_open(folder):
+        raise StateError(f"another process has {folder / JOURNAL} open: it runs this run")
+    check_same(folder, header, config)
+    _check_rounds(folder, fold([entry for entry, _ in entries], header.run_id, config.scheduler.quorum), config)
+
+
+def _check_rounds(folder: Path, state: RunState, config: Config) -> None:
+    if state.rounds_done > config.rounds:
+        raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
 
 
 def check_same(folder: Path, header: Header, config: Config) -> None:
@@ -128,9 +143,12 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
     begun = _newest_checkpoint(entries, is_there)
     # A finished round after it is one that cannot be read: what followed that is of no use either.
     end = next((index for index in range(begun, len(entries)) if isinstance(entries[index].event, RoundFinished)), len(entries))
-    attempts = [index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted)]
-    for index in range(max(attempts, default=begun), end):
-        if not _is_good(entries[index].event, is_there):
+    # The outcomes of attempts that failed, and of a delivery that more rounds came after, are not kept: nobody needs them.
+    attempt = fold(entries[:end], "", quorum=0).open
+    needed = attempt.outcomes if attempt is not None else {}
+    for index in range(begun, end):
+        event = entries[index].event
+        if isinstance(event, ExchangeDone) and event.record.id in needed and not _is_good(event, is_there):
             return index
     return end
 

@@ -161,6 +161,7 @@ def test_a_taken_port_is_named(command, tmp_path: Path) -> None:  # type: ignore
         code, _, err = command("server", "f.toml", "--listen", address, "--state", "state")
     assert code == 2
     assert f"cannot listen on {address}" in err
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["lock"]  # nobody has heard of the run
 
 
 def test_a_state_directory_serves_one_server(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -180,10 +181,10 @@ def test_a_terminated_server_ends_in_order(tmp_path: Path) -> None:
         assert "listening on" in server.stderr.readline()
         server.terminate()
         rest = server.stderr.read()
-        assert server.wait(30) == 130
+        assert server.wait(30) == 75
     assert "Traceback" not in rest
     assert "pending" not in rest
-    assert json.loads((tmp_path / "state" / "run.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "state" / "run.json").read_text())["status"] == "paused"
 
 
 def test_an_impossible_id_is_refused_before_anything_is_loaded(command) -> None:  # type: ignore[no-untyped-def]

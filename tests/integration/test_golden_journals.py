@@ -1,6 +1,6 @@
 """Journals of an earlier day can be read, and a run of that day goes on to the same model.
 
-If a change makes them unreadable on purpose, raise `FORMAT` in `feddkd/scheduler/journal.py`, and make them again
+If a change makes them unreadable on purpose, raise `FORMAT` in `feddkd/scheduler/journal_lines.py`, and make them again
 with `scripts/golden-journals --write`.
 """
 
@@ -19,7 +19,7 @@ from golden_journals import CRASHED, FINISHED
 from feddkd.cli.replay import replayed
 from feddkd.config import Config
 from feddkd.config.toml import parse_toml
-from feddkd.scheduler.journal import read_journal
+from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import check_same
 from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
 

@@ -20,7 +20,8 @@ from feddkd.config import Config
 from feddkd.config.toml import parse_toml
 from feddkd.scheduler.events import Event, ExchangeDone, RoundFinished
 from feddkd.scheduler.inspection import inspect
-from feddkd.scheduler.journal import JOURNAL, FileJournal, read_journal
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import JOURNAL, read_journal
 from feddkd.scheduler.recovery import resume
 
 

@@ -18,7 +18,8 @@ from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
 from feddkd.observability.status_file import STATUS, StatusFile
-from feddkd.scheduler.journal import JOURNAL, FileJournal, read_journal
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import JOURNAL, read_journal
 from feddkd.scheduler.server_state import ServerState
 
 

@@ -18,7 +18,9 @@ from feddkd.errors import StateError
 from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.failpoints import planned
 from feddkd.scheduler.events import Event, ExchangeDone, RoundFailed, RoundStarted, RunFinished, RunStarted
-from feddkd.scheduler.journal import FileJournal, Header, NoJournal, has_journal, is_open, read_journal
+from feddkd.scheduler.journal import NoJournal
+from feddkd.scheduler.journal_file import FileJournal, is_open
+from feddkd.scheduler.journal_lines import Header, has_journal, read_journal
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
 

@@ -15,8 +15,10 @@ from feddkd.config import Config
 from feddkd.errors import RunError, StateError
 from feddkd.exchange import DELIVER, ExchangeId
 from feddkd.failpoints import FailpointError, planned
-from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RunFinished
-from feddkd.scheduler.journal import FileJournal, NoJournal, read_journal
+from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
+from feddkd.scheduler.journal import NoJournal
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import Spent, new_journal, resume
 from feddkd.scheduler.state import fold
 from feddkd.traffic import Traffic
@@ -86,6 +88,21 @@ def test_a_run_goes_on_after_its_last_exchange(tmp_path: Path) -> None:
     assert setup.recorder.run.lost_traffic == Traffic()
 
 
+def test_the_engine_remembers_whose_replies_counted(tmp_path: Path) -> None:
+    begin(tmp_path, "second 2.0", lost={(2, 0, "first"): {"b"}, (2, 0, "second"): {"c"}})
+    told: list[Mapping[str, ExchangeId]] = []
+
+    class Remembering(ScriptedEngine):
+        def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+            assert self.exchanges == []
+            told.append(dict(counted))
+
+    with closing(resume(tmp_path, config())) as journal:
+        Setup(Remembering(THREE), journal=journal).run()
+    ids = [ExchangeId(RUN_ID, *moment, 0) for moment in ((2, 0, "second"), (1, 0, "second"), (2, 0, "first"))]
+    assert told == [dict(zip("abc", ids, strict=True))]
+
+
 def test_by_round_only_the_open_round_is_lost(tmp_path: Path) -> None:
     by_round = "scheduler.durability=round"
     begin(tmp_path, "first 2.0", by_round)
@@ -111,6 +128,28 @@ def test_a_damaged_outcome_of_the_open_round_is_asked_for_again(tmp_path: Path, 
     assert name in caplog.messages[0]
     assert "2 events after the newest good state were cut off" in caplog.messages[1]
     assert (tmp_path / "blobs" / f"{name}.corrupt").exists()
+
+
+def test_outcomes_of_an_attempt_that_failed_are_not_needed(tmp_path: Path) -> None:
+    lost: dict[Moment, set[str]] = {(1, 0, "second"): set(THREE)}
+    begin(tmp_path, "round 1.0 failed", lost=lost)
+    for _ in range(2):  # the first deletes them
+        resume(tmp_path, config()).close()
+    setup = go_on(tmp_path)
+    assert asked(setup)[0] == (1, "first")
+    assert setup.engine.exchanges[0].id.attempt == 1
+    assert resumed(tmp_path).lost == Traffic()
+
+
+def test_the_outcome_of_a_delivery_that_more_rounds_came_after_is_not_needed(tmp_path: Path) -> None:
+    with closing(new_journal(tmp_path, RUN_ID, config())) as journal:
+        setup = Setup(ScriptedEngine(THREE), journal=journal)
+        with planned("scheduler.run.before_finish=raise"), pytest.raises(FailpointError):
+            setup.run()
+    for _ in range(2):
+        resume(tmp_path, config("rounds=3")).close()
+    assert asked(go_on(tmp_path, "rounds=3")) == [(3, "first"), (3, "second"), (3, DELIVER)]
+    assert resumed(tmp_path).lost == Traffic()
 
 
 @pytest.mark.parametrize("part", ["model", "state"])
@@ -266,6 +305,7 @@ def test_a_run_that_died_while_it_delivered_can_be_extended(tmp_path: Path) -> N
     setup = go_on(tmp_path, "rounds=3")
     assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
     assert [found.round for found in setup.recorder.rounds] == [1, 2, 3]
+    assert [event.round for event in events_of(tmp_path, RoundStarted)] == [1, 2, 3]  # type: ignore[union-attr]
 
 
 def test_fewer_rounds_than_are_done_are_refused(done: Path) -> None:

@@ -18,11 +18,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scripted import THREE, FullRecorder, Moment, ScriptedEngine, Setup, number
 from torch import Tensor
 
+from feddkd.algorithms.base import Cohort
 from feddkd.config import Config
 from feddkd.exchange import Evaluation, Exchange, ExchangeId, Outcome, Reply
 from feddkd.scheduler.blobs import Blob
 from feddkd.scheduler.events import Event
-from feddkd.scheduler.journal import Entry, FileJournal, Journal
+from feddkd.scheduler.journal import Entry, Journal
+from feddkd.scheduler.journal_file import FileJournal
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.scheduler.recovery import new_journal, resume
 from feddkd.scheduler.state import RunState, fold
@@ -88,10 +90,12 @@ class Sending(ScriptedEngine):
         self.remembered: Mapping[str, ExchangeId] = {}
 
     def outcome_of(self, exchange: Exchange) -> Outcome:
+        sent: list[object] = [exchange.payload.sha256(), dict(exchange.clients), exchange.closing]
         broadcast = exchange.broadcast
-        forms = [None if form is None else form.block.tolist() for form in (broadcast.whole, broadcast.step)] if broadcast else []
-        extra = [broadcast.content, broadcast.base, broadcast.holders] if broadcast else []
-        self.sent[exchange.id] = [exchange.payload.sha256(), dict(exchange.clients), exchange.closing, *forms, *extra]
+        if broadcast is not None:
+            sent += [broadcast.content, broadcast.base, broadcast.holders]
+            sent += [(form.block.tolist(), form.encoding.coding) for form in (broadcast.whole, broadcast.step) if form is not None]
+        self.sent[exchange.id] = sent
         outcome = super().outcome_of(exchange)
         computed = Reply(loss=0.5, gradient_evaluations=3, metrics={"moment": exchange.id.round + 0.5 * exchange.id.attempt})
         outcome = replace(
@@ -141,6 +145,7 @@ SETTINGS = {
     "plain": [],
     "codec": ["communication.down=int8"],
     "snapshot": ["communication.down=int4", "communication.snapshot=int8"],
+    "seeds": ["communication.down=eden2"],
     "some": ["scheduler.cohort=2"],
     "some with a codec": ["scheduler.cohort=1", "communication.down=int8"],
 }
@@ -153,10 +158,16 @@ LOST: list[dict[Moment, set[str]]] = [
 
 
 class Run:
-    """One run, and the folder of its journal."""
+    """One run, and the folder of its journal.
 
-    def __init__(self, folder: Path, overrides: Sequence[str], lost: Mapping[Moment, set[str]]) -> None:
+    Attributes:
+        writes: whether the algorithm writes to the model that it is given.
+        sent: what clients were sent in each exchange, the same by every process.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str], lost: Mapping[Moment, set[str]], *, writes: bool) -> None:
         self.folder = folder
+        self.writes = writes
         self.overrides = [f"rounds={ROUNDS}", *overrides]
         self.config = Config.load(overrides=self.overrides)
         self.lost = lost
@@ -166,6 +177,14 @@ class Run:
         """Let a process work on the run until its end or a crash."""
         engine = Sending(THREE, self.lost)
         setup = Setup(engine, *self.overrides, evaluator=evaluate, journal=journal)
+        if self.writes:
+            run_round = setup.algorithm.run_round
+
+            def write(cohort: Cohort, model: Tensors) -> Tensors:
+                model["w"].add_(0.5)
+                return run_round(cohort, model)
+
+            setup.algorithm.run_round = write  # type: ignore[method-assign]
         try:
             record = setup.scheduler.run(number(0))
             assert setup.algorithm.rounds == ROUNDS
@@ -196,18 +215,23 @@ class DyingProcesses(RuleBasedStateMachine):
         self.crashes = 0
 
     @initialize(
-        overrides=st.sampled_from(list(SETTINGS.values())), lost=st.sampled_from(LOST), durability=st.sampled_from(["exchange", "round"])
+        overrides=st.sampled_from(list(SETTINGS.values())),
+        lost=st.sampled_from(LOST),
+        durability=st.sampled_from(["exchange", "round"]),
+        writes=st.booleans(),
     )
-    def begin(self, overrides: list[str], lost: Mapping[Moment, set[str]], durability: str) -> None:
+    def begin(self, overrides: list[str], lost: Mapping[Moment, set[str]], durability: str, writes: bool) -> None:
+        if writes:
+            lost = {}  # an attempt that fails would leave what it wrote
         overrides = [*overrides, f"scheduler.durability={durability}"]
         self.keeps_exchanges = durability == "exchange"
-        self.undisturbed = Run(self.root / "undisturbed", overrides, lost)
+        self.undisturbed = Run(self.root / "undisturbed", overrides, lost, writes=writes)
         with closing(self.undisturbed.opened()) as journal:
             record, self.expected = self.undisturbed.process(journal)
             assert record is not None
             self.expected_record = record
             self.expected_totals = totals(fold(journal.entries, RUN_ID, self.undisturbed.config.scheduler.quorum))
-        self.run = Run(self.root / "run", overrides, lost)
+        self.run = Run(self.root / "run", overrides, lost, writes=writes)
 
     @precondition(lambda self: self.record is None)
     @rule(count=st.integers(0, 12), after=st.booleans())
@@ -264,6 +288,9 @@ class DyingProcesses(RuleBasedStateMachine):
             assert totals(state) == self.expected_totals
         assert self.record.model.sha256() == self.expected_record.model.sha256()
         assert self.record.traffic == self.expected_record.traffic
+        # What was lost is in the totals, and is all that came in addition.
+        expected = self.expected_record.traffic.wire_bytes + self.expected_record.other_traffic.wire_bytes
+        assert state.traffic.wire_bytes - state.tally.lost.wire_bytes == expected
 
 
 DyingProcesses.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None, report_multiple_bugs=False)

@@ -22,7 +22,9 @@ from feddkd.exchange import (
 )
 from feddkd.scheduler.engine import OpenExchange
 from feddkd.scheduler.events import ExchangeDone
-from feddkd.scheduler.journal import FileJournal, Header, Journal
+from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal_file import FileJournal
+from feddkd.scheduler.journal_lines import Header
 from feddkd.scheduler.metric_names import MAX_METRIC_NAMES
 from feddkd.scheduler.rounds import CohortLayer
 from feddkd.tensors import Tensors

@@ -1,0 +1,120 @@
+"""How a journal is written: one JSON object a line, the first about the run, each other with an event and a checksum."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import from_json as parse_json
+
+from feddkd.errors import StateError
+from feddkd.scheduler.events import from_json, to_json
+from feddkd.scheduler.journal import Entry
+from feddkd.text import printable
+
+FORMAT = 1
+"""Version of what a journal holds."""
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a journal.
+
+    Attributes:
+        config: of the run, as TOML.
+    """
+
+    run_id: str
+    config: str
+
+
+def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read a journal up to the first line that is not whole, without changing it.
+
+    Returns:
+        The first line, and the events, each with the byte after it.
+
+    Raises:
+        StateError: it cannot be read, is not a journal, or is of another version.
+    """
+    file = folder / JOURNAL
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    return parse_journal(file, content)
+
+
+def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry, int]]]:
+    """Read the bytes of a journal up to the first line that is not whole, as `read_journal` does.
+
+    Args:
+        file: for messages.
+    """
+    first, _, rest = content.partition(b"\n")
+    header = _header(file, first)
+    entries: list[tuple[Entry, int]] = []
+    end = len(first) + 1
+    for line in rest.splitlines(keepends=True):
+        entry = _entry(len(entries), line)
+        if entry is None:
+            break
+        end += len(line)
+        entries.append((entry, end))
+    return header, entries
+
+
+def has_journal(folder: Path) -> bool:
+    """Whether a folder holds the journal of a run."""
+    return (folder / JOURNAL).exists()
+
+
+def first_line(header: Header) -> bytes:
+    """Write the line that a journal begins with."""
+    return (json.dumps({"format": FORMAT, "run_id": header.run_id, "config": header.config}) + "\n").encode()
+
+
+def line_of(number: int, entry: Entry) -> bytes:
+    """Write the line of an event, which is the journal's `number`-th from 0."""
+    start = json.dumps({"seq": number, "at_s": entry.at_s, "time": entry.time})[:-1].encode()
+    event = to_json(entry.event)
+    return start + b', "crc32": %d, "event": ' % _checksum(start, event) + event + b"}\n"
+
+
+def _checksum(start: bytes, event: bytes) -> int:
+    """Of all that a line says: what stands before the checksum, and the event."""
+    return zlib.crc32(event, zlib.crc32(start))
+
+
+def _entry(number: int, line: bytes) -> Entry | None:
+    """Read a line; None if it is not the one that was written."""
+    outer, _, event = line.partition(b', "event": ')
+    start, _, checksum = outer.partition(b', "crc32": ')
+    if not line.endswith(b"}\n"):
+        return None
+    event = event[:-2]
+    try:
+        found = parse_json(start + b"}")
+        if found["seq"] != number or int(checksum) != _checksum(start, event):
+            return None
+        return Entry(from_json(event), float(found["at_s"]), float(found["time"]))
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _header(file: Path, line: bytes) -> Header:
+    try:
+        found = parse_json(line)
+        version, run_id, config = found["format"], found["run_id"], found["config"]
+    except (ValueError, KeyError, TypeError):
+        raise StateError(f"{file} is not the journal of a run") from None
+    if version != FORMAT:
+        raise StateError(f"{file} is of format {printable(str(version))}; this version of feddkd reads format {FORMAT}")
+    if not isinstance(run_id, str) or not isinstance(config, str):
+        raise StateError(f"{file} is not the journal of a run")
+    return Header(run_id, config)
