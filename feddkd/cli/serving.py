@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from pathlib import Path
 import grpc
 
 from feddkd import algorithms
-from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.cli.observing import observe
 from feddkd.cli.output import error_console, note
 from feddkd.cli.stopping import StopSignals
@@ -23,14 +20,11 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
-from feddkd.errors import StateError, StoppedError
-from feddkd.exchange import DELIVER, DELIVER_KIND, ExchangeId
 from feddkd.observability.status_file import StatusFile
-from feddkd.scheduler.downlink import Downlink, check_codecs
+from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
-from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
@@ -99,24 +93,22 @@ def serve(
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
 
-    def run(served: Served, engine: GrpcEngine, observers: Observers) -> RunRecord:
-        extensions = Extensions(journal=served.journal)
-        run_id = served.journal.run_id
-        return Scheduler(config, algorithm, engine, run_id=run_id, observers=observers, evaluator=evaluator, extensions=extensions).run(
-            model
-        )
-
     with _opened(state, config, new=new) as served:
-        folder, was_finished = out or served.folder, served.is_finished
-        with _listening(config, served, model.schema, listening, state) as engine:
-            with _observed(config, served, folder, listening, engine) as observers:
-                record = run(served, engine, observers)
-            if was_finished:
-                deliver_again(engine, config, record, linger_s)
-        if not was_finished and record.not_delivered and linger_s > 0:
-            with _listening(config, served, model.schema, listening, state) as engine:
-                deliver_again(engine, config, record, linger_s)
-    return record, folder
+        folder = out or served.folder
+        with (
+            _listening(config, served, model.schema, listening, state) as engine,
+            _observed(config, served, folder, listening, engine) as observers,
+        ):
+            scheduler = Scheduler(
+                config,
+                algorithm,
+                engine,
+                run_id=served.journal.run_id,
+                observers=observers,
+                evaluator=evaluator,
+                extensions=Extensions(journal=served.journal, linger_s=linger_s),
+            )
+            return scheduler.run(model), folder
 
 
 @contextlib.contextmanager
@@ -148,8 +140,14 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
             logger.warning("run %s did not finish and left no journal: a new one begins", last.run_id)
     run_id = new_run_id()
     folder = state.path / run_id
-    with contextlib.closing(new_journal(folder, run_id, config)) as journal:
-        yield Served(journal, folder, is_resumed=False)
+    try:
+        with contextlib.closing(new_journal(folder, run_id, config)) as journal:
+            yield Served(journal, folder, is_resumed=False)
+    finally:
+        with contextlib.suppress(OSError):  # nobody has heard of a run that left nothing
+            if not has_journal(folder):
+                (folder / TRAFFIC_MARK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -157,12 +155,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
     """Listen for clients, and write down how the run stands when that ends."""
     run_id = served.journal.run_id
     engine = engine_of(config, served.journal, schema, served.folder)
-    try:
-        bound = engine.start(listening.host, listening.port, listening.credentials)
-    except BaseException:
-        if not served.is_resumed:
-            shutil.rmtree(served.folder, ignore_errors=True)  # nobody has heard of this run
-        raise
+    bound = engine.start(listening.host, listening.port, listening.credentials)
     status: str = "failed"
     paused, reason = False, "the server stopped"
     try:
@@ -170,42 +163,13 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
         note(error_console(), f"listening on {listening.host}:{bound}, waiting for {config.scheduler.starting_clients} clients")
         yield engine
         status = "completed"
-    except StoppedError as error:
-        paused, reason = not isinstance(served.journal, NoJournal), str(error)
-        raise
-    except StateError as error:  # a full disk, say: once there is room, the run can go on
-        paused, reason = not isinstance(served.journal, NoJournal), str(error)
+    except BaseException as error:  # whatever it was: with a journal, the same command goes on
+        paused, reason = not isinstance(served.journal, NoJournal), one_line(error)
         raise
     finally:
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
         state.mark(run_id, "completed" if status == "completed" else "paused" if paused else "failed")
-
-
-def deliver_again(engine: GrpcEngine, config: Config, record: RunRecord, linger_s: float) -> set[str]:
-    """Give the model of a finished run to clients that come within `linger_s` seconds.
-
-    Ends early when every client that missed it has it.
-
-    Returns:
-        The clients that it was delivered to.
-    """
-    missed, delivered = set(record.not_delivered), set[str]()
-    until = time.monotonic() + linger_s
-    plan = ExchangePlan(config, {DELIVER: DELIVER_KIND}, record.model.schema, WeightedMean(), Downlink(config))
-    attempt = 0
-    while not missed or not missed <= delivered:
-        clients = [client for client in engine.clients() if client not in delivered]
-        if clients:
-            attempt += 1
-            identity = ExchangeId(record.run_id, record.rounds, attempt, DELIVER, 0)
-            exchange = plan.describe(identity, dict.fromkeys(clients, 1.0), record.model, evaluate=False)
-            delivered |= set(engine.carry_out(exchange).replies)
-            continue
-        left_s = until - time.monotonic()
-        if left_s <= 0 or not engine.wait_for_clients(len(engine.clients()) + 1, left_s):
-            break
-    return delivered
 
 
 def _command() -> str:

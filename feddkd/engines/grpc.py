@@ -150,6 +150,9 @@ class GrpcEngine(ExchangeInbox, Engine):
         if not self._finished:
             self._server.call(self._abort())
 
+    def let_go(self, clients: Collection[str], reason: str) -> None:
+        self._server.call(self._let_go(frozenset(clients), reason)).result()
+
     def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         if self._finished:
             return
@@ -258,8 +261,14 @@ class GrpcEngine(ExchangeInbox, Engine):
                 begun.task.cancel()
 
     async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
-        message = farewell_message(completed, reason, paused)
-        for session in self._server.connected():
+        self._say_farewell(self._server.connected(), farewell_message(completed, reason, paused))
+
+    async def _let_go(self, clients: Collection[str], reason: str) -> None:
+        sessions = [session for session in self._server.connected() if session.client_id in clients]
+        self._say_farewell(sessions, farewell_message(completed=True, reason=reason))
+
+    def _say_farewell(self, sessions: Iterable[Session], message: bytes) -> None:
+        for session in sessions:
             session.send(Outgoing((message,), self.other))
             if session.stream is not None:
                 session.stream.close()

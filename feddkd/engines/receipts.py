@@ -41,8 +41,15 @@ class _Told:
     owed_bytes: int = 0
 
 
+COUNTED = (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE)
+"""Verdicts that say that a reply counts."""
+
+
 class Receipts:
-    """The last receipt of every client, and who asks for one; lives on the server's loop."""
+    """The last receipt of every client, the last one that said that its reply counts, and who asks for one.
+
+    Lives on the server's loop.
+    """
 
     def __init__(self, run_id: str, other: Meter) -> None:
         """Begin with clients that have been told nothing.
@@ -53,17 +60,20 @@ class Receipts:
         self._run_id = run_id
         self._other = other
         self._told: dict[str, _Told] = {}
+        self._counted: dict[str, _Told] = {}
         self._questions: dict[str, Holding] = {}
         self._has_begun = False
 
     def remember(self, counted: Mapping[str, ExchangeId]) -> None:
         """Take in the last exchange that each client's reply counted in, in an earlier process of the server."""
         for client, exchange in counted.items():
-            self._told[client] = _Told(exchange, Judgement(Verdict.VERDICT_OK))
+            self._counted[client] = _Told(exchange, Judgement(Verdict.VERDICT_OK))
 
     def send(self, receipt: Receipt, session: Session | None, on_written: Callable[[], None] = nothing) -> None:
         """Send a receipt, and keep what it says for a client that is away and will ask."""
         told = self._told[receipt.client] = _Told(receipt.exchange, receipt.judgement)
+        if receipt.judgement.verdict in COUNTED:
+            self._counted[receipt.client] = told
         if session is not None and session.stream is not None:
             session.send(Outgoing((receipt.message,), Meter() if receipt.counted else self._other, on_written=on_written))
         elif receipt.counted:
@@ -104,8 +114,7 @@ class Receipts:
         Args:
             current: the exchange that is open for this client.
         """
-        told = self._told.get(session.client_id)
-        if told is not None and told.exchange == exchange:
+        if self._find(session.client_id, exchange) is not None:
             self.answer(session, exchange, current)
 
     def answer(self, session: Session, exchange: ExchangeId, current: ExchangeId | None) -> bool:
@@ -118,8 +127,8 @@ class Receipts:
             Whether that is known: before the first exchange, and after an abort, one that was open may open again in
             this process of the server or a later one.
         """
-        told = self._told.get(session.client_id)
-        if told is None or told.exchange != exchange:
+        told = self._find(session.client_id, exchange)
+        if told is None:
             if exchange.run_id == self._run_id and not self._has_begun:
                 return False
             told = _Told(exchange, Judgement(Verdict.VERDICT_FAILED_PRECONDITION, f"{exchange} is closed"))
@@ -131,3 +140,8 @@ class Receipts:
         else:
             session.send(Outgoing((message,), self._other))
         return True
+
+    def _find(self, client: str, exchange: ExchangeId) -> _Told | None:
+        """Find what a client was told of an exchange: of the last one, and of the last one that its reply counted in."""
+        candidates = (self._told.get(client), self._counted.get(client))
+        return next((told for told in candidates if told is not None and told.exchange == exchange), None)

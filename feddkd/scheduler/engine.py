@@ -132,6 +132,9 @@ class Engine(ABC):
     def check_aborted(self) -> None:
         """Raise RunError if the run was aborted: for work between two exchanges. From any thread."""
 
+    def let_go(self, clients: Collection[str], reason: str) -> None:  # noqa: B027  # where nobody waits to be told
+        """Tell some clients that the run is over for them, as planned; the others stay."""
+
     @abstractmethod
     def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         """Tell the clients that the run is over and why, and let them go; doing it again does nothing.

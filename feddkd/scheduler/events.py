@@ -144,6 +144,19 @@ class DeliveryStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveredLate:
+    """Clients that were away for the delivery came back and have the final model.
+
+    Attributes:
+        traffic: what that took.
+    """
+
+    clients: tuple[str, ...]
+    traffic: Traffic
+    kind: Literal["delivered_late"] = "delivered_late"
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """All rounds are done and the final model was delivered.
 
@@ -157,7 +170,7 @@ class RunFinished:
     kind: Literal["run_finished"] = "run_finished"
 
 
-Event = RunStarted | Resumed | RoundStarted | ExchangeDone | RoundFailed | RoundFinished | DeliveryStarted | RunFinished
+Event = RunStarted | Resumed | RoundStarted | ExchangeDone | RoundFailed | RoundFinished | DeliveryStarted | DeliveredLate | RunFinished
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants"))
 

@@ -49,7 +49,8 @@ class Spent:
 
 def is_finished(entries: Sequence[Entry]) -> bool:
     """Whether a run came to its end, and was not extended since."""
-    return bool(entries) and isinstance(entries[-1].event, RunFinished)
+    last = next((entry.event for entry in reversed(entries) if not isinstance(entry.event, DeliveredLate)), None)
+    return isinstance(last, RunFinished)
 
 
 def new_journal(folder: Path, run_id: str, config: Config) -> Journal:

@@ -33,6 +33,7 @@ from feddkd.scheduler.events import (
 )
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.large_clients import LargeClients
+from feddkd.scheduler.lingering import OVER, deliver_late
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import Observer, RunRecord
@@ -64,11 +65,13 @@ class Extensions:
         rule: reduces contributions.
         layers: stand around each round's cohort, the first outermost.
         journal: keeps the events of the run; the run goes on after those that it holds already.
+        linger_s: seconds to stay for clients that were away for the delivery.
     """
 
     rule: Rule = field(default_factory=WeightedMean)
     layers: Sequence[CohortLayer] = ()
     journal: Journal = field(default_factory=NoJournal)
+    linger_s: float = 0.0
 
 
 class Scheduler:
@@ -94,6 +97,7 @@ class Scheduler:
         self._rule = extensions.rule
         self._downlink = Downlink(config)
         self._layers = extensions.layers
+        self._linger_s = extensions.linger_s
         self._state = RunState(run_id, config.scheduler.quorum)
         self._log = RunLog(extensions.journal, self._state, observers)
         self._large_clients = LargeClients()
@@ -114,6 +118,8 @@ class Scheduler:
                 for number in range(self._state.rounds_done + 1, self._config.rounds + 1):
                     model = self._run_round(number, model)
                 self._end(model)
+            else:
+                self._linger(model, self._state.not_delivered)
         finally:
             self._log.tell(*self._state.close())
         self._log.prune()
@@ -226,8 +232,11 @@ class Scheduler:
     def _end(self, model: Tensors) -> None:
         """Deliver the final model, and let the clients go."""
         not_delivered = self._deliver(model)
+        if not_delivered:
+            self._engine.let_go([client for client in self._state.members if client not in not_delivered], OVER)
+            self._linger(model, not_delivered)
         failpoint("scheduler.run.before_finish")
-        self._engine.finish(completed=True, reason="all rounds are done")
+        self._engine.finish(completed=True, reason=OVER)
         # Last: a process that is started after a crash before it says farewell again to those who missed it.
         self._log.happen(RunFinished(self._engine.other_traffic(), not_delivered))
         failpoint("scheduler.run.after_finish")
@@ -239,11 +248,19 @@ class Scheduler:
             self._log.happen(DeliveryStarted(clients, self._absent(clients)))
         begun = self._state.open
         assert begun is not None
-        plan = ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink)
         attempt = Attempt(self._state.run_id, self._config.rounds, 0)
-        cohort = self._cohort(attempt, begun.cohort, begun.cohort, plan, min_clients=0)
+        cohort = self._cohort(attempt, begun.cohort, begun.cohort, self._delivery(model), min_clients=0)
         outcome = cohort.report(DELIVER, model)
         return dict(begun.absent) | {client: missing.reason for client, missing in outcome.missing.items()}
+
+    def _linger(self, model: Tensors, missed: Mapping[str, str]) -> None:
+        """Stay for clients that were away for the delivery."""
+        last = Attempt(self._state.run_id, self._config.rounds, 0).exchange(DELIVER, 0)
+        for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
+            self._log.happen(event)
+
+    def _delivery(self, model: Tensors) -> ExchangePlan:
+        return ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink)
 
     def _select(self, model: Tensors, number: int) -> tuple[RoundCohort, Mapping[str, ExampleCounts]]:
         """Draw the cohort of an attempt; also returns the example counts of all clients that are available.

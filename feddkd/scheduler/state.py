@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.events import (
     Counts,
+    DeliveredLate,
     DeliveryStarted,
     Event,
     ExchangeDone,
@@ -66,6 +67,7 @@ class RunState:
         known_clients: the examples of each client that was there, as it said last.
         owners: what proves who owns which client id.
         label_doubts: sites whose labels may be wrong.
+        delivered_late: clients that were away for the delivery and have the model now.
         replied: the last exchange that each client's reply counted in.
         incarnation: counts the processes of the run.
         elapsed_s: seconds that they have worked on it.
@@ -92,6 +94,7 @@ class RunState:
         self.known_clients: dict[str, ExampleCounts] = {}
         self.owners: dict[str, str] = {}
         self.label_doubts = LabelDoubts()
+        self.delivered_late: set[str] = set()
         self.replied: dict[str, ExchangeId] = {}
         self.incarnation = 1
         self.elapsed_s = 0.0
@@ -111,6 +114,12 @@ class RunState:
     def traffic(self) -> Traffic:
         """All bytes that are known so far."""
         return self.tally.traffic + self.tally.other + self.spent
+
+    @property
+    def not_delivered(self) -> dict[str, str]:
+        """Why each client that took part in a finished run does not have its model."""
+        assert self.ended is not None
+        return {client: why for client, why in self.ended.not_delivered.items() if client not in self.delivered_late}
 
     @property
     def members(self) -> set[str]:
@@ -153,6 +162,9 @@ class RunState:
                 self.delivering = True
                 self._members = set(event.cohort)
                 self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
+            case DeliveredLate():
+                self.delivered_late.update(event.clients)
+                self.tally.other += event.traffic
             case RunFinished():
                 yield from self.close()
                 self.open, self.delivering = None, False
@@ -256,7 +268,6 @@ class RunState:
         Args:
             model: the final one.
         """
-        assert self.ended is not None
         tally = self.tally
         return RunRecord(
             run_id=self.run_id,
@@ -270,7 +281,7 @@ class RunState:
             gradient_evaluations=tally.gradient_evaluations,
             seconds=self.elapsed_s,
             rounds_missed=dict(sorted(tally.rounds_missed.items())),
-            not_delivered=dict(self.ended.not_delivered),
+            not_delivered=self.not_delivered,
             exchange_traffic=tally.exchange_traffic,
             examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
             doubtful_labels=dict(sorted(self.label_doubts.found.items())),
