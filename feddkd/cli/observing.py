@@ -20,7 +20,14 @@ from feddkd.scheduler.records import Observer
 
 @contextlib.contextmanager
 def observe(
-    config: Config, out: Path, metrics_port: int | None, metrics_host: str, *, again: bool = False, status: StatusFile | None = None
+    config: Config,
+    out: Path,
+    metrics_port: int | None,
+    metrics_host: str,
+    *,
+    again: bool = False,
+    run_id: str | None = None,
+    status: StatusFile | None = None,
 ) -> Iterator[Observers]:
     """The ledger in `out`, the console, metrics if a port is given, and `status.json`.
 
@@ -28,11 +35,12 @@ def observe(
 
     Args:
         again: `out` may hold the record of this run already.
+        run_id: the run, where it is known by now.
         status: beside the journal of the run; None for a run without one.
     """
     console = error_console()
     with contextlib.ExitStack() as stack:
-        ledger = Ledger(out, config, again=again)
+        ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
         if metrics_port is not None:

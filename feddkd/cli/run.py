@@ -13,7 +13,6 @@ from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Over
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config
 from feddkd.errors import ConfigError
-from feddkd.observability.run_folder import CONFIG
 
 
 class EngineChoice(StrEnum):
@@ -95,7 +94,10 @@ def _loaded(config: Path | None, overrides: list[str], out: Path | None, resume:
         return Config.load(config, overrides)
     if config is not None or out is not None:
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
-    return Config.load(resume / CONFIG, overrides)
+    from feddkd.scheduler.journal_lines import read_journal
+
+    header, _ = read_journal(resume)  # not the record's: that is written again, and may be in the middle of it
+    return Config.loads(header.config, overrides, source=str(resume))
 
 
 def default_out(config: Config) -> Path:

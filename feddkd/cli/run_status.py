@@ -208,7 +208,7 @@ def _cost(folder: Path, state: RunState, events: int, mark: Marked | None, *, is
     Args:
         is_open: whether the exchange that was begun last has no outcome.
     """
-    traffic = state.tally.traffic + state.tally.other + state.spent
+    traffic = state.traffic
     if mark is not None and is_open:
         traffic += mark.open
     if mark is not None and state.ended is None:

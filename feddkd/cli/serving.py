@@ -20,13 +20,16 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
+from feddkd.engines.traffic_mark import TRAFFIC_MARK
+from feddkd.errors import FedDKDError
+from feddkd.imports import one_line
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.recovery import is_finished, new_journal, resume
+from feddkd.scheduler.recovery import new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tensors import Schema
@@ -62,11 +65,6 @@ class Served:
     journal: Journal
     folder: Path
     is_resumed: bool
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all rounds are done and the model was delivered."""
-        return is_finished(self.journal.entries)
 
 
 def serve(
@@ -120,7 +118,15 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
     status = StatusFile(served.folder, _command()) if is_kept else None
     with (
         signals.handled("start the same command again" if is_kept else None),
-        observe(config, folder, listening.metrics_port, listening.metrics_host, again=served.is_resumed, status=status) as observers,
+        observe(
+            config,
+            folder,
+            listening.metrics_port,
+            listening.metrics_host,
+            again=served.is_resumed,
+            run_id=served.journal.run_id,
+            status=status,
+        ) as observers,
     ):
         observers.add(signals)
         yield observers
@@ -164,7 +170,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
         yield engine
         status = "completed"
     except BaseException as error:  # whatever it was: with a journal, the same command goes on
-        paused, reason = not isinstance(served.journal, NoJournal), one_line(error)
+        paused, reason = not isinstance(served.journal, NoJournal), str(error) if isinstance(error, FedDKDError) else one_line(error)
         raise
     finally:
         # The farewell first: clients must not wait for a server whose disk is full.

@@ -46,7 +46,7 @@ from feddkd.config.tables import (
     TrainingConfig,
     TransportConfig,
 )
-from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_value
+from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.errors import ConfigError
 
 __all__ = [
@@ -146,6 +146,14 @@ class Config(Table):
             ConfigError: the file cannot be read, is not TOML, or a key or value is wrong.
         """
         return cls.parse(read_tables(path, overrides), source=str(path) if path else "configuration")
+
+    @classmethod
+    def loads(cls, text: str, overrides: Iterable[str] = (), *, source: str = "configuration") -> Self:
+        """Parse TOML that `to_toml` wrote, and apply overrides. Raises ConfigError, naming `source`."""
+        tree = parse_toml(text, source)
+        for override in overrides:
+            _apply_override(tree, override)
+        return cls.parse(tree, source)
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any], source: str = "configuration") -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from feddkd.transport.messages import farewell_message
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
-from feddkd.transport.sessions import Outgoing, Owner
+from feddkd.transport.sessions import Outgoing, Owner, Session
 
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""

@@ -103,7 +103,7 @@ class TrafficMark:
             return None
         try:
             return _parse(content)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             logger.warning("%s is damaged (%s); the bytes of the server before this one are not known", path, error)
             return None
 

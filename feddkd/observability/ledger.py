@@ -21,12 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from feddkd.config import Config
+from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
 from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
+from feddkd.text import printable
 from feddkd.traffic import Traffic
 
 
@@ -38,11 +40,12 @@ class Ledger(Observer):
 
     essential = True
 
-    def __init__(self, out: Path, config: Config, *, again: bool = False) -> None:
+    def __init__(self, out: Path, config: Config, *, again: bool = False, run_id: str | None = None) -> None:
         """Start the record of a run.
 
         Args:
             again: the folder may hold the record of this run; it is written again from what is told of its history.
+            run_id: the run, where it is known by now; no other run's record is written over then.
 
         Raises:
             StateError: the folder cannot be written, or already holds the record of another run.
@@ -52,8 +55,9 @@ class Ledger(Observer):
         self._began = False
         try:
             out.mkdir(parents=True, exist_ok=True)
+            _check_whose(out / CONFIG, run_id)
             self._exchanges = _open_for_one_run(out, again=again)
-            (out / CONFIG).write_text(config.to_toml(), encoding="utf-8")
+            write_durably(out / CONFIG, (_whose(run_id) + config.to_toml()).encode())
             self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
         except OSError as error:
             raise StateError(f"cannot write the record of the run to {out}: {error.strerror}") from error
@@ -211,6 +215,22 @@ def _finite(value: float | None) -> float | None:
 
 def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in metrics.items()}
+
+
+def _whose(run_id: str | None) -> str:
+    """The comment that `config.toml` begins with."""
+    return f"# run {run_id}\n" if run_id is not None else ""
+
+
+def _check_whose(file: Path, run_id: str | None) -> None:
+    """Refuse a record that names another run. Raises StateError or OSError."""
+    try:
+        with file.open("rb") as stream:
+            first = stream.readline(256).decode(errors="replace").rstrip("\n")
+    except FileNotFoundError:
+        return
+    if run_id is not None and first.startswith("# run ") and first != _whose(run_id).rstrip("\n"):
+        raise StateError(f"{file.parent} holds the record of {printable(first[2:])}; choose another --out for run {run_id}")
 
 
 def _open_for_one_run(out: Path, *, again: bool) -> TextIO:

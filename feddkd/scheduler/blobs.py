@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,14 @@ from torch import Tensor
 from feddkd.durable import sync_folder
 from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
+from feddkd.text import printable
 
 _PIECE_BYTES = 1 << 20
 _LARGE_BYTES = 1 << 20
 """From here on a thread more pays: it waits for the disk while the content is hashed."""
 
 _TEXT = "text"
+_NAME = re.compile("[0-9a-f]{64}")
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -138,17 +141,16 @@ class BlobStore:
             raise DamagedError(name, f"{error}; it was moved to {aside.name}") from None
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Delete all blobs but these, and what a crash left half written. A file that cannot be deleted stays."""
+        """Delete all blobs but these, and what a crash left half written. What cannot be deleted stays."""
         failpoint("blobs.prune.before")
-        for file in self.folder.iterdir():
+        try:
+            files = list(self.folder.iterdir())
+        except OSError:
+            return
+        for file in files:
             if file.suffix == ".partial" or (file.suffix == ".safetensors" and file.stem not in names):
                 with contextlib.suppress(OSError):
                     file.unlink()
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files in the folder, damaged ones included."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
 
     def _file(self, name: str) -> Path:
         return _file_of(self.folder, name)
@@ -180,6 +182,8 @@ def read_blob(folder: Path, name: str) -> Blob:
 
 
 def _file_of(folder: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise DamagedError(name, f"{printable(name, 80)!r} names no blob")
     return folder / f"{name}.safetensors"
 
 

@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from feddkd.exchange import Evaluation, ExampleCounts
+from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
+
+BlobName = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+"""Names a blob; empty for none."""
 
 Counts = Mapping[str, ExampleCounts]
 """The examples of clients, by id."""
@@ -39,8 +42,7 @@ class Resumed:
     Attributes:
         incarnation: counts the processes of the run; the first is 1.
         rounds: how many are planned now; a finished run can be extended.
-        open_exchange: wire bytes that the process before spent on the exchange that was open when it ended.
-        lost: wire bytes that it spent on exchanges whose outcome is of no use any more.
+        spent: wire bytes that earlier processes spent on exchanges that are not done, or have to be done again.
         other: wire bytes that it spent on no exchange.
         lost_s: seconds from the last event until now, by the clocks on the wall.
         owners: as in `RoundStarted`, of clients that were named by events that were cut off.
@@ -48,8 +50,7 @@ class Resumed:
 
     incarnation: int
     rounds: int
-    open_exchange: Traffic = field(default_factory=Traffic)
-    lost: Traffic = field(default_factory=Traffic)
+    spent: tuple[tuple[ExchangeId, Traffic], ...] = ()
     other: Traffic = field(default_factory=Traffic)
     lost_s: float = 0.0
     owners: Mapping[str, str] = field(default_factory=dict)
@@ -61,16 +62,16 @@ class RoundStarted:
     """An attempt at a round begins.
 
     Attributes:
-        cohort: the clients that were drawn for it.
-        available: all that were there.
+        cohort: the clients that were drawn for it; None for all that were there.
+        available: those; None if they are as in the event before that named them.
         codes: broadcasts that were encoded before it: their number seeds the next one.
         owners: what proves who owns which client id, of clients that no event before has named.
     """
 
     round: int
     attempt: int
-    cohort: Counts
-    available: Counts
+    cohort: tuple[str, ...] | None
+    available: Counts | None
     codes: int = 0
     owners: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["round_started"] = "round_started"
@@ -85,7 +86,7 @@ class ExchangeDone:
     """
 
     record: ExchangeRecord
-    outcome: str = ""
+    outcome: BlobName = ""
     kind: Literal["exchange_done"] = "exchange_done"
 
 
@@ -124,8 +125,8 @@ class RoundFinished:
     clients_missing: Mapping[str, str]
     notes: Mapping[str, float]
     examples: ExampleCounts
-    model: str = ""
-    state: str = ""
+    model: BlobName = ""
+    state: BlobName = ""
     kind: Literal["round_finished"] = "round_finished"
 
 

@@ -41,6 +41,9 @@ class Journal(Protocol):
     def entries(self) -> Sequence[Entry]:
         """The events so far; those of earlier processes first."""
 
+    def release(self) -> None:
+        """Forget the events that were read: they have been taken in."""
+
     def append(self, event: Event) -> Entry:
         """Keep an event. Raises StateError."""
 
@@ -92,6 +95,9 @@ class NoJournal:
     @property
     def entries(self) -> Sequence[Entry]:
         return ()
+
+    def release(self) -> None:
+        """Nothing was read."""
 
     def append(self, event: Event) -> Entry:
         return Entry(event, self._stopwatch.now_s, time.time())

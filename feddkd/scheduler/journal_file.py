@@ -16,11 +16,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from feddkd.durable import free_bytes, network_file_system, sync_folder
+from feddkd.durable import free_bytes, network_file_system, sync_folder, write_durably
 from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.blobs import Blob, BlobStore
-from feddkd.scheduler.events import Event, ExchangeDone, RoundStarted
+from feddkd.scheduler.events import Event, ExchangeDone
 from feddkd.scheduler.journal import Durability, Entry, Stopwatch
 from feddkd.scheduler.journal_lines import JOURNAL, Header, first_line, line_of, read_journal
 
@@ -55,6 +55,8 @@ class FileJournal:
         self.blobs = BlobStore(folder / BLOBS)
         self._descriptor = descriptor
         self._ends = [end for _, end in entries]
+        self._count = len(entries)
+        self._collects = True
         self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         self._broken = False
         self._is_new = False
@@ -86,11 +88,8 @@ class FileJournal:
             try:
                 _write_all(descriptor, line)
                 os.fsync(descriptor)
-                os.link(partial, file)
-                partial.unlink()
+                partial.rename(file)
                 sync_folder(folder)
-            except FileExistsError:
-                raise StateError(f"{folder} already holds the journal of a run") from None
             except OSError as error:
                 raise StateError(f"cannot write {file}: {error.strerror}") from error
             journal = cls(folder, descriptor, header, [], durability)
@@ -123,7 +122,7 @@ class FileJournal:
     def append(self, event: Event) -> Entry:
         """Keep an event; it survives a crash once this returns.
 
-        One that others depend on is on the disk when it returns; `RoundStarted` is on it with the next one.
+        With durability "round", the end of an exchange is on the disk with the next event that is not one.
 
         Raises:
             StateError: it cannot be written. Nothing of it stays, and no other event can follow.
@@ -132,7 +131,7 @@ class FileJournal:
             raise StateError(f"{self.folder / JOURNAL} could not be written before")
         # As the line has them: what is folded now is what is folded from the file.
         entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
-        line = line_of(len(self.entries), entry)
+        line = line_of(self._count, entry)
         try:
             failpoint("journal.append.before_write")
             _write_all(self._descriptor, line)
@@ -146,14 +145,20 @@ class FileJournal:
                 os.ftruncate(self._descriptor, self._size_bytes)
             raise StateError(f"cannot write {self.folder / JOURNAL}: {error.strerror}") from error
         self._size_bytes += len(line)
-        self.entries.append(entry)
-        self._ends.append(self._size_bytes)
+        self._count += 1
+        if self._collects:
+            self.entries.append(entry)
+            self._ends.append(self._size_bytes)
         failpoint("journal.append.after_fsync")
         return entry
 
+    def release(self) -> None:
+        """Forget the events: memory must not grow with the length of a run."""
+        self._collects = False
+        self.entries.clear()
+        self._ends.clear()
+
     def _is_durable(self, event: Event) -> bool:
-        if isinstance(event, RoundStarted):
-            return False
         return self.durability == "exchange" or not isinstance(event, ExchangeDone)
 
     def store(self, tensors: Mapping[str, Tensor], text: str = "", *, checkpoint: bool = False) -> str:
@@ -188,13 +193,13 @@ class FileJournal:
         cut = [entry.event for entry in self.entries[count:]]
         if end < self._size_bytes:
             try:
-                rest = os.pread(self._descriptor, self._size_bytes - end, end)
-                _aside(self.folder / JOURNAL).write_bytes(rest)
+                write_durably(_aside(self.folder / JOURNAL), os.pread(self._descriptor, self._size_bytes - end, end))
                 os.ftruncate(self._descriptor, end)
                 os.fsync(self._descriptor)
             except OSError as error:
                 raise StateError(f"cannot write {self.folder / JOURNAL}: {error.strerror}") from error
         del self.entries[count:], self._ends[count:]
+        self._count = count
         self._size_bytes = end
         return cut
 
@@ -202,16 +207,11 @@ class FileJournal:
     def _first_end(self) -> int:
         return os.pread(self._descriptor, 1 << 24, 0).index(b"\n") + 1
 
-    @property
-    def size_bytes(self) -> int:
-        """Of the journal and its blobs."""
-        return self._size_bytes + self.blobs.size_bytes
-
     def close(self) -> None:
         """Let another process have it. One that was begun here without an event is deleted: its folder is free for another run."""
         if self._descriptor < 0:
             return
-        if self._is_new and not self.entries:
+        if self._is_new and not self._count:
             with contextlib.suppress(OSError):
                 (self.folder / JOURNAL).unlink()
                 self.blobs.folder.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,9 @@ def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry,
     Args:
         file: for messages.
     """
-    first, _, rest = content.partition(b"\n")
+    first, newline, rest = content.partition(b"\n")
+    if not newline:
+        raise StateError(f"{file} is not the journal of a run: its first line has no end")
     header = _header(file, first)
     entries: list[tuple[Entry, int]] = []
     end = len(first) + 1
@@ -102,8 +105,9 @@ def _entry(number: int, line: bytes) -> Entry | None:
         found = parse_json(start + b"}")
         if found["seq"] != number or int(checksum) != _checksum(start, event):
             return None
-        return Entry(from_json(event), float(found["at_s"]), float(found["time"]))
-    except (ValueError, KeyError, TypeError, ValidationError):
+        at_s, time_s = float(found["at_s"]), float(found["time"])
+        return Entry(from_json(event), at_s, time_s) if math.isfinite(at_s) and math.isfinite(time_s) else None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ValidationError):
         return None
 
 
@@ -111,7 +115,7 @@ def _header(file: Path, line: bytes) -> Header:
     try:
         found = parse_json(line)
         version, run_id, config = found["format"], found["run_id"], found["config"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StateError(f"{file} is not the journal of a run") from None
     if version != FORMAT:
         raise StateError(f"{file} is of format {printable(str(version))}; this version of feddkd reads format {FORMAT}")

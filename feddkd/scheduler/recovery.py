@@ -10,11 +10,10 @@ from pathlib import Path
 
 from feddkd.config import Config
 from feddkd.config.table import flatten
-from feddkd.config.toml import parse_toml
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
 from feddkd.scheduler.blobs import DamagedError
-from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
+from feddkd.scheduler.events import DeliveredLate, DeliveryStarted, Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
 from feddkd.scheduler.journal import Entry, Journal, NoJournal
 from feddkd.scheduler.journal_file import FileJournal, is_open
 from feddkd.scheduler.journal_lines import JOURNAL, Header, read_journal
@@ -71,6 +70,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
     Raises:
         StateError: there is no journal, another process has it open, or it is of another configuration.
     """
+    if config.scheduler.durability == "none":
+        raise StateError(f"{folder} holds a run with a journal, which goes on with one: scheduler.durability = exchange or round")
     journal = FileJournal.open(folder, config.scheduler.durability)
     try:
         check_same(folder, journal.header, config)
@@ -79,14 +80,15 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         cut = journal.cut(good_entries(journal.entries, lambda name: _can_load(journal, name)))
         if cut:
             logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
-        state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
+        state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum) if cut else before
         if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
             logger.warning("%s: no round's model can be read; the run begins again", folder)
         _check_rounds(folder, state, config)
         if state.ended is None or config.rounds > state.rounds_done:
             last_s = journal.entries[-1].time if journal.entries else time.time()
-            journal.append(_resumed(before, state, config.rounds, uncounted, _again(cut, spent, state), max(0.0, time.time() - last_s)))
-        journal.prune(fold(journal.entries, journal.header.run_id, config.scheduler.quorum).blobs)
+            resumed = _resumed(before, state, cut, config.rounds, uncounted, max(0.0, time.time() - last_s))
+            state.apply(journal.append(resumed))
+        journal.prune(state.blobs)
     except BaseException:
         journal.close()
         raise
@@ -110,7 +112,7 @@ def _check_rounds(folder: Path, state: RunState, config: Config) -> None:
 def check_same(folder: Path, header: Header, config: Config) -> None:
     """Check that a run goes on with its own configuration. Raises StateError."""
     try:
-        before = Config.parse(parse_toml(header.config, "its configuration"))
+        before = Config.loads(header.config, source="its configuration")
     except ConfigError as error:
         raise StateError(f"{folder} holds a run that this version of feddkd cannot go on with: {error}") from None
     ours, theirs = _settings(config), _settings(before)
@@ -138,8 +140,8 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
         is_there: whether the blob of this name can be read. Only those that decide are asked for.
     """
     if is_finished(entries):
-        newest = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RoundFinished))
-        if _is_good(entries[newest].event, is_there):
+        newest = next((entry.event for entry in reversed(entries) if isinstance(entry.event, RoundFinished)), None)
+        if newest is not None and _is_good(newest, is_there):
             return len(entries)
     begun = _newest_checkpoint(entries, is_there)
     # A finished round after it is one that cannot be read: what followed that is of no use either.
@@ -147,11 +149,11 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
     # The outcomes of attempts that failed, and of a delivery that more rounds came after, are not kept: nobody needs them.
     attempt = fold(entries[:end], "", quorum=0).open
     needed = attempt.outcomes if attempt is not None else {}
-    for index in range(begun, end):
-        event = entries[index].event
-        if isinstance(event, ExchangeDone) and event.record.id in needed and not _is_good(event, is_there):
-            return index
-    return end
+    done = (entry.event for entry in entries[begun:end] if isinstance(entry.event, ExchangeDone))
+    if all(_is_good(event, is_there) for event in done if event.record.id in needed):
+        return end
+    # The attempt begins again: what clients remember of it leads back to its first exchange alone.
+    return 1 + max(index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted))
 
 
 def _newest_checkpoint(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> int:
@@ -183,23 +185,27 @@ def _can_load(journal: FileJournal, name: str) -> bool:
     return True
 
 
-def _resumed(before: RunState, state: RunState, rounds: int, uncounted: Spent, again: Traffic, lost_s: float) -> Resumed:
-    """Describe what the process before had done that leaves nothing.
+def _resumed(before: RunState, state: RunState, cut: Sequence[Event], rounds: int, uncounted: Spent, lost_s: float) -> Resumed:
+    """Describe what the processes before had done that is not in the journal, or not any more.
 
     Args:
         before: what the run had come to.
         state: what is left of that.
-        uncounted: what the process before had spent beyond it.
-        again: the part of what is cut off that was spent on the exchange that is open again.
+        uncounted: what the last process had spent beyond `before`.
     """
-    lost = before.traffic.wire_beyond(state.traffic)
+    pending = dict(before.spent)
+    for event in cut:
+        if isinstance(event, ExchangeDone):
+            pending[event.record.id] = pending.get(event.record.id, Traffic()) + event.record.traffic
+    if uncounted.exchange is not None:
+        pending[uncounted.exchange] = pending.get(uncounted.exchange, Traffic()) + uncounted.open
+    spent = {exchange: traffic.wire_beyond(state.spent.get(exchange, Traffic())) for exchange, traffic in pending.items()}
     return Resumed(
         # Whatever was cut off: clients refuse a server that counts lower than one that they have seen.
-        incarnation=before.incarnation + 1,
+        incarnation=max(before.incarnation, uncounted.incarnation) + 1,
         rounds=rounds,
-        open_exchange=uncounted.open + again,
-        lost=lost.wire_beyond(again),
-        other=uncounted.other,
+        spent=tuple((exchange, traffic) for exchange, traffic in spent.items() if traffic.wire_bytes),
+        other=uncounted.other + before.tally.other.wire_beyond(state.tally.other),
         lost_s=lost_s,
         owners={client: owner for client, owner in before.owners.items() if state.owners.get(client) != owner},
     )
@@ -210,22 +216,12 @@ def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spen
 
     So is all that a process spent of which the next one has said so, even if that has counted nothing itself.
     """
-    if spent.incarnation != before.incarnation:
-        return Spent()
+    if spent.incarnation < before.incarnation:
+        return Spent(incarnation=before.incarnation)
     is_done = any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == spent.exchange for entry in entries)
     return Spent(
-        spent.exchange,
-        open=Traffic() if is_done or spent.exchange is None else spent.open,
+        None if is_done else spent.exchange,
+        open=Traffic() if is_done else spent.open,
         other=spent.other if before.ended is None else Traffic(),
+        incarnation=spent.incarnation,
     )
-
-
-def _again(cut: Sequence[Event], spent: Spent | None, state: RunState) -> Traffic:
-    """Bytes on the wire of the exchange that was begun last, if that is the first to be carried out again.
-
-    Its clients may still have their replies, and then these bytes are what those replies took.
-    """
-    first = next((event.record for event in cut if isinstance(event, ExchangeDone)), None)
-    if first is None or spent is None or first.id != spent.exchange:
-        return Traffic()
-    return first.traffic.wire_beyond(state.spent)

@@ -111,7 +111,7 @@ class Scheduler:
         """
         self._log.tell(lambda observer: observer.engine_ready(self._engine))
         try:
-            if self._log.has_history:
+            if self._log.take_in_history():
                 model = self._take_up(model)
             if self._state.ended is None:
                 self._wait_for_clients()
@@ -129,7 +129,6 @@ class Scheduler:
 
     def _take_up(self, model: Tensors) -> Tensors:
         """Go on where another process stopped; returns the model of the last finished round, or the initial one."""
-        self._log.take_in_history()
         state = self._state
         self._log.tell(lambda observer: observer.run_resumed(state.run_id, self._config.rounds, state.rounds_done, state.incarnation))
         left = self._log.checkpoint(model.schema)
@@ -278,8 +277,16 @@ class Scheduler:
                 self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")
             available = self._engine.clients()
             chosen = select_cohort(config, list(available), self._config.seed, number, attempt)
-            counts = {client: available[client] for client in chosen}
-            self._log.happen(RoundStarted(number, attempt, counts, available, self._downlink.codes, self._new_owners()))
+            # What is as it was is not written again: with thousands of clients it would be most of the journal.
+            event = RoundStarted(
+                number,
+                attempt,
+                cohort=None if len(chosen) == len(available) else tuple(chosen),
+                available=None if dict(available) == dict(self._state.available) else available,
+                codes=self._downlink.codes,
+                owners=self._new_owners(),
+            )
+            self._log.happen(event)
             begun = self._state.open
             assert begun is not None
         self._large_clients.warn(plan, begun.available)

@@ -19,6 +19,7 @@ from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
 from feddkd.scheduler.state import RunState, Told
 from feddkd.tensors import Schema, Tensors
+from feddkd.traffic import Traffic
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,19 +51,20 @@ class RunLog:
         self._metric_names = MetricNames()
         self._recalled: Mapping[ExchangeId, str] = {}
 
-    @property
-    def has_history(self) -> bool:
-        """Whether an earlier process of the run has left events."""
-        return bool(self._journal.entries)
+    def take_in_history(self) -> bool:
+        """Fold the events of earlier processes; observers are told of them as they were then.
 
-    def take_in_history(self) -> None:
-        """Fold the events of earlier processes; observers are told of them as they were then."""
+        Returns whether there are any. Raises StateError if they do not fit together.
+        """
+        has_history = bool(self._journal.entries)
         for entry in self._journal.entries:
             for told in self.state.apply(entry):
                 self._observers.tell(told, history=True)
             if isinstance(entry.event, ExchangeDone):
                 self._metric_names.add(entry.event.record.metrics)
         self._recalled = dict(self.state.open.outcomes) if self.state.open is not None else {}
+        self._journal.release()
+        return has_history
 
     def checkpoint(self, schema: Schema) -> Checkpoint | None:
         """Load what the last finished round left; None if there is none.
@@ -112,7 +114,7 @@ class RunLog:
 
         def keep(outcome: Outcome) -> None:
             failpoint("scheduler.exchange.before_append")
-            outcome = dataclasses.replace(outcome, traffic=outcome.traffic + self.state.spent)
+            outcome = dataclasses.replace(outcome, traffic=outcome.traffic + self.state.spent.get(exchange.id, Traffic()))
             name = self._journal.store(*outcomes.encode(outcome))
             self.happen(ExchangeDone(account(self._with_known_metrics(outcome)), name))
             failpoint("scheduler.exchange.after_append")

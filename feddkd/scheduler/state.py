@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.events import (
     Counts,
@@ -58,7 +59,8 @@ class RunState:
         rounds_done: how many have a model.
         failed_attempts: at the round after those.
         codes: broadcasts that were encoded before the attempt that is open or comes next.
-        spent: wire bytes of earlier processes on the exchange that is open.
+        available: the examples of the clients that were there last.
+        spent: wire bytes of earlier processes on exchanges that are not done yet, or not any more.
         open: the attempt or the delivery that has begun, if one has.
         delivering: whether that is the delivery.
         checkpoints: the last finished rounds, the newest last.
@@ -85,7 +87,7 @@ class RunState:
         self.rounds_done = 0
         self.failed_attempts = 0
         self.codes = 0
-        self.spent = Traffic()
+        self.spent: dict[ExchangeId, Traffic] = {}
         self.open: OpenAttempt | None = None
         self.delivering = False
         self.checkpoints: list[RoundFinished] = []
@@ -102,8 +104,8 @@ class RunState:
         self._round_tally = RoundTally()
         self._round_started_s = 0.0
         self._finished: FinishedRound | None = None
+        self.available: Counts = {}
         self._members: set[str] = set()
-        self._available: set[str] = set()
 
     @property
     def is_delivered(self) -> bool:
@@ -113,7 +115,7 @@ class RunState:
     @property
     def traffic(self) -> Traffic:
         """All bytes that are known so far."""
-        return self.tally.traffic + self.tally.other + self.spent
+        return sum(self.spent.values(), self.tally.traffic + self.tally.other)
 
     @property
     def not_delivered(self) -> dict[str, str]:
@@ -124,7 +126,7 @@ class RunState:
     @property
     def members(self) -> set[str]:
         """The clients of the open attempt, once its first exchange is done those that replied; else those that were there last."""
-        return self._members if self.open is not None else self._available
+        return self._members if self.open is not None else set(self.available)
 
     @property
     def blobs(self) -> set[str]:
@@ -133,7 +135,11 @@ class RunState:
         return kept | (set(self.open.outcomes.values()) if self.open is not None else set())
 
     def apply(self, entry: Entry) -> list[Told]:
-        """Take in the next event; returns what observers are told of it, in order."""
+        """Take in the next event; returns what observers are told of it, in order.
+
+        Raises:
+            StateError: it cannot come after those before it.
+        """
         told = list(self._apply(entry.event, entry.at_s))
         self.elapsed_s = entry.at_s
         return told
@@ -170,10 +176,11 @@ class RunState:
                 self.open, self.delivering = None, False
                 self.ended = event
                 self.tally.other += event.other
+                self._give_up_spent()
 
     def _see_clients(self, available: Counts) -> Iterator[Told]:
         self.known_clients.update(available)
-        self._available = set(available)
+        self.available = available
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
@@ -182,25 +189,35 @@ class RunState:
         self.incarnation = event.incarnation
         self.rounds = event.rounds
         self.owners.update(event.owners)
-        self.spent += event.open_exchange
-        self.tally.lost += event.lost
-        self.tally.other += event.lost + event.other
+        for exchange, traffic in event.spent:
+            self.spent[exchange] = self.spent.get(exchange, Traffic()) + traffic
+        self.tally.other += event.other
+
+    def _give_up_spent(self) -> None:
+        """Bytes of exchanges that were not begun again bought nothing."""
+        for traffic in self.spent.values():
+            self.tally.other += traffic
+            self.tally.lost += traffic
+        self.spent.clear()
 
     def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
         if self._round_started_s == 0.0:
             self._round_started_s = at_s
-        self.open = OpenAttempt(event.attempt, event.cohort, event.available)
+        available = self.available if event.available is None else event.available
+        cohort = available if event.cohort is None else {client: available[client] for client in event.cohort if client in available}
+        self.open = OpenAttempt(event.attempt, cohort, available)
         self.codes = event.codes
         self.owners.update(event.owners)
-        self._members = set(event.cohort)
-        yield from self._see_clients(event.available)
-        yield lambda observer: observer.round_started(event.round, event.attempt, len(event.cohort))
+        self._members = set(cohort)
+        yield from self._see_clients(available)
+        yield lambda observer: observer.round_started(event.round, event.attempt, len(cohort))
 
     def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
         record = event.record
-        assert self.open is not None
+        if self.open is None:
+            raise StateError(f"{record.id} is done before it was begun")
         self.open.outcomes[record.id] = event.outcome
-        self.spent = Traffic()
+        self.spent.pop(record.id, None)
         self.tally.add_exchange(record)
         if record.id.name != DELIVER:
             self._round_tally.add(record)
