@@ -200,12 +200,14 @@ def _resumed(before: RunState, state: RunState, cut: Sequence[Event], rounds: in
     if uncounted.exchange is not None:
         pending[uncounted.exchange] = pending.get(uncounted.exchange, Traffic()) + uncounted.open
     spent = {exchange: traffic.wire_beyond(state.spent.get(exchange, Traffic())) for exchange, traffic in pending.items()}
+    known = before.traffic + uncounted.open + uncounted.other
     return Resumed(
         # Whatever was cut off: clients refuse a server that counts lower than one that they have seen.
         incarnation=max(before.incarnation, uncounted.incarnation) + 1,
         rounds=rounds,
         spent=tuple((exchange, traffic) for exchange, traffic in spent.items() if traffic.wire_bytes),
-        other=uncounted.other + before.tally.other.wire_beyond(state.tally.other),
+        # What is neither left nor said above: bytes of no exchange, but those that the end of the run had given up are open again.
+        other=known.wire_beyond(sum(spent.values(), state.traffic)),
         lost_s=lost_s,
         owners={client: owner for client, owner in before.owners.items() if state.owners.get(client) != owner},
     )

@@ -20,7 +20,7 @@ from feddkd.scheduler.journal import NoJournal
 from feddkd.scheduler.journal_file import FileJournal
 from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import Spent, new_journal, resume
-from feddkd.scheduler.state import fold
+from feddkd.scheduler.state import RunState, fold
 from feddkd.traffic import Traffic
 
 EACH = Traffic(1, 1, 10, 100)
@@ -28,6 +28,9 @@ EACH = Traffic(1, 1, 10, 100)
 
 WIRE = Traffic(0, 0, 10, 100)
 """The part of it that is on the wire."""
+
+OTHER = ScriptedEngine(THREE).other_traffic()
+"""Of each process that finishes the run."""
 
 Overrides = tuple[str, ...]
 
@@ -75,6 +78,32 @@ def resumed(folder: Path) -> Resumed:
     return event
 
 
+def spent(folder: Path) -> dict[tuple[int, str], Traffic]:
+    """What the processes before the last one had spent on exchanges that are open again."""
+    return by_place(dict(resumed(folder).spent))
+
+
+def by_place(traffic: Mapping[ExchangeId, Traffic]) -> dict[tuple[int, str], Traffic]:
+    """Traffic by round and exchange, of a run without failed attempts."""
+    return {(exchange.round, exchange.name): found for exchange, found in traffic.items()}
+
+
+def outcomes(folder: Path) -> list[str]:
+    """Names of the blobs of all outcomes."""
+    return [event.outcome for event in events_of(folder, ExchangeDone) if isinstance(event, ExchangeDone)]
+
+
+def state_of(folder: Path) -> RunState:
+    return fold([entry for entry, _ in read_journal(folder)[1]], RUN_ID, quorum=1)
+
+
+def all_bytes(setup: Setup) -> int:
+    """On the wire, of a finished run, but for what its last process spent on no exchange."""
+    record = setup.recorder.run
+    assert record is not None
+    return record.traffic.wire_bytes + record.other_traffic.wire_bytes - OTHER.wire_bytes
+
+
 def finished(folder: Path) -> list[RoundFinished]:
     return [event for event in events_of(folder, RoundFinished) if isinstance(event, RoundFinished)]
 
@@ -108,23 +137,27 @@ def test_by_round_only_the_open_round_is_lost(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0", by_round)
     setup = go_on(tmp_path, by_round)
     assert asked(setup) == [(2, "first"), (2, "second"), (2, DELIVER)]
-    assert resumed(tmp_path).lost == WIRE
+    assert spent(tmp_path) == {(2, "first"): WIRE}
+    again = setup.recorder.of("first", 2)
+    assert (again.traffic, again.lost) == (EACH + WIRE, WIRE)
     record = setup.recorder.run
     assert record is not None
     assert record.lost_traffic == WIRE
-    assert record.traffic.wire_bytes == 5 * EACH.wire_bytes
     # All that crossed the network is in the totals.
-    assert (record.traffic + record.other_traffic).wire_bytes == 6 * EACH.wire_bytes + ScriptedEngine(THREE).other_traffic().wire_bytes
+    assert record.traffic.wire_bytes == 6 * EACH.wire_bytes
+    assert record.other_traffic == OTHER
 
 
 def test_a_damaged_outcome_of_the_open_round_is_asked_for_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begin(tmp_path, "second 2.0")
-    name = events_of(tmp_path, ExchangeDone)[2].outcome  # type: ignore[union-attr]
+    name = outcomes(tmp_path)[2]
     damage(tmp_path, name)
     with caplog.at_level(logging.WARNING):
         setup = go_on(tmp_path)
     assert asked(setup) == [(2, "first"), (2, "second"), (2, DELIVER)]
-    assert resumed(tmp_path).lost == WIRE + WIRE
+    assert spent(tmp_path) == {(2, "first"): WIRE, (2, "second"): WIRE}
+    assert [setup.recorder.of(exchange, 2).lost for exchange in ("first", "second")] == [WIRE, WIRE]
+    assert all_bytes(setup) == 7 * EACH.wire_bytes
     assert name in caplog.messages[0]
     assert "2 events after the newest good state were cut off" in caplog.messages[1]
     assert (tmp_path / "blobs" / f"{name}.corrupt").exists()
@@ -138,7 +171,7 @@ def test_outcomes_of_an_attempt_that_failed_are_not_needed(tmp_path: Path) -> No
     setup = go_on(tmp_path)
     assert asked(setup)[0] == (1, "first")
     assert setup.engine.exchanges[0].id.attempt == 1
-    assert resumed(tmp_path).lost == Traffic()
+    assert resumed(tmp_path).spent == ()
 
 
 def test_the_outcome_of_a_delivery_that_more_rounds_came_after_is_not_needed(tmp_path: Path) -> None:
@@ -149,7 +182,7 @@ def test_the_outcome_of_a_delivery_that_more_rounds_came_after_is_not_needed(tmp
     for _ in range(2):
         resume(tmp_path, config("rounds=3")).close()
     assert asked(go_on(tmp_path, "rounds=3")) == [(3, "first"), (3, "second"), (3, DELIVER)]
-    assert resumed(tmp_path).lost == Traffic()
+    assert resumed(tmp_path).spent == ()
 
 
 @pytest.mark.parametrize("part", ["model", "state"])
@@ -166,7 +199,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, part:
     assert [event.round for event in finished(tmp_path)] == [1, 2, 3]
     assert setup.recorder.run is not None
     assert float(setup.recorder.run.model["w"]) == 6
-    assert resumed(tmp_path).lost == WIRE + WIRE + WIRE
+    assert spent(tmp_path) == {(2, "first"): WIRE, (2, "second"): WIRE, (3, "first"): WIRE}
+    assert all_bytes(setup) == 10 * EACH.wire_bytes
 
 
 def test_where_no_checkpoint_is_good_the_run_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -190,12 +224,18 @@ def test_a_process_counts_on_where_events_of_others_were_cut_off(tmp_path: Path)
             assert fold(journal.entries, RUN_ID, 1).incarnation == incarnation
         spent = Spent()
     damage(tmp_path, finished(tmp_path)[0].model)
-    with closing(resume(tmp_path, config())) as journal:
-        state = fold(journal.entries, RUN_ID, 1)
+    resume(tmp_path, config()).close()
+    state = state_of(tmp_path)
     assert state.incarnation == 4
-    # What those processes had spent is not forgotten either.
-    assert state.tally.lost == Traffic(0, 0, 12, 14) + WIRE + WIRE + WIRE
-    assert state.traffic == state.tally.lost
+    # What those processes had spent is not forgotten either, and is told by the exchange.
+    second = Traffic(0, 0, 5, 6)
+    assert by_place(state.spent) == {(1, "first"): WIRE, (1, "second"): WIRE, (2, "first"): WIRE, (2, "second"): second}
+    assert state.tally.other == Traffic(0, 0, 7, 8)
+    assert state.traffic == WIRE + WIRE + WIRE + second + Traffic(0, 0, 7, 8)
+    setup = go_on(tmp_path)
+    assert all_bytes(setup) == 8 * EACH.wire_bytes + second.wire_bytes + 15
+    assert setup.recorder.run is not None
+    assert setup.recorder.run.lost_traffic == WIRE + WIRE + WIRE + second
 
 
 def test_who_owns_an_id_is_known_although_the_event_that_said_so_was_cut_off(tmp_path: Path) -> None:
@@ -209,10 +249,10 @@ def test_who_owns_an_id_is_known_although_the_event_that_said_so_was_cut_off(tmp
         setup.recorder.on_event = lambda event: happens.get(event, lambda: None)()
         with pytest.raises(RunError, match="it dies"):
             setup.run()
-        known = fold(journal.entries, RUN_ID, 1).owners
+    known = state_of(tmp_path).owners
     damage(tmp_path, finished(tmp_path)[0].model)
-    with closing(resume(tmp_path, config())) as journal:
-        assert fold(journal.entries, RUN_ID, 1).owners == known
+    resume(tmp_path, config()).close()
+    assert state_of(tmp_path).owners == known
     assert known["c"] == "hash of c"
 
 
@@ -228,7 +268,7 @@ def test_what_the_process_before_spent_on_the_open_exchange_is_part_of_it(tmp_pa
 
 def test_the_bytes_of_an_exchange_that_is_done_do_not_count_again(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0")
-    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), WIRE))
     assert setup.recorder.of("second", 2).traffic == EACH
     assert setup.recorder.run is not None
     assert setup.recorder.run.traffic.wire_bytes == 5 * EACH.wire_bytes
@@ -237,20 +277,61 @@ def test_the_bytes_of_an_exchange_that_is_done_do_not_count_again(tmp_path: Path
 def test_the_bytes_of_an_exchange_that_is_open_again_count_once(tmp_path: Path) -> None:
     """Its clients may still have their replies: then these are the bytes that those took."""
     begin(tmp_path, "first 2.0")
-    damage(tmp_path, events_of(tmp_path, ExchangeDone)[-1].outcome)  # type: ignore[union-attr]
-    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), EACH))
-    assert (resumed(tmp_path).open_exchange, resumed(tmp_path).lost) == (WIRE, Traffic())
+    damage(tmp_path, outcomes(tmp_path)[-1])
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "first", 0), WIRE))
+    assert spent(tmp_path) == {(2, "first"): WIRE}
     assert setup.recorder.of("first", 2).traffic == EACH + WIRE
     assert setup.recorder.run is not None
     assert setup.recorder.run.traffic.wire_bytes == 6 * EACH.wire_bytes
 
 
-def test_the_bytes_of_earlier_exchanges_that_are_carried_out_again_are_lost(tmp_path: Path) -> None:
+def test_the_bytes_of_each_exchange_that_is_carried_out_again_are_its_own(tmp_path: Path) -> None:
     begin(tmp_path, "second 2.0")
-    damage(tmp_path, events_of(tmp_path, ExchangeDone)[-2].outcome)  # type: ignore[union-attr]
-    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), EACH))
-    assert (resumed(tmp_path).open_exchange, resumed(tmp_path).lost) == (Traffic(), WIRE + WIRE)
-    assert setup.recorder.of("first", 2).traffic == EACH
+    damage(tmp_path, outcomes(tmp_path)[-2])
+    setup = go_on(tmp_path, spent=Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), WIRE))
+    for exchange in ("first", "second"):
+        record = setup.recorder.of(exchange, 2)
+        assert (record.traffic, record.lost) == (EACH + WIRE, WIRE)
+    assert all_bytes(setup) == 7 * EACH.wire_bytes
+
+
+def test_where_the_later_outcome_is_damaged_the_attempt_begins_again_with_its_first_exchange(tmp_path: Path) -> None:
+    """Clients may not hold any more what the second exchange needs of the first."""
+    begin(tmp_path, "second 2.0")
+    damage(tmp_path, outcomes(tmp_path)[-1])
+    setup = go_on(tmp_path)
+    assert asked(setup) == [(2, "first"), (2, "second"), (2, DELIVER)]
+    assert [exchange.id.attempt for exchange in setup.engine.exchanges] == [0, 0, 0]
+    assert [event.round for event in events_of(tmp_path, RoundStarted)] == [1, 2]  # type: ignore[union-attr]
+    assert all_bytes(setup) == 7 * EACH.wire_bytes
+
+
+def test_bytes_of_an_exchange_that_is_never_carried_out_again_are_lost_in_the_end(tmp_path: Path) -> None:
+    """More rounds come before the delivery that was open."""
+    begin(tmp_path, "model 2 is 4")
+    delivery, half = ExchangeId(RUN_ID, 2, 0, DELIVER, 0), Traffic(0, 0, 5, 6)
+    setup = go_on(tmp_path, "rounds=3", spent=Spent(delivery, half))
+    record = setup.recorder.run
+    assert record is not None
+    assert (record.other_traffic, record.lost_traffic) == (OTHER + half, half)
+    assert all_bytes(setup) == 7 * EACH.wire_bytes + half.wire_bytes
+    assert state_of(tmp_path).spent == {}
+
+
+def test_bytes_that_were_given_up_count_once_though_the_end_of_the_run_is_cut_off(tmp_path: Path) -> None:
+    begin(tmp_path, "model 2 is 4")
+    half = Traffic(0, 0, 5, 6)
+    go_on(tmp_path, "rounds=3", spent=Spent(ExchangeId(RUN_ID, 2, 0, DELIVER, 0), half))
+    before = state_of(tmp_path).traffic
+    damage(tmp_path, finished(tmp_path)[-1].model)
+    resume(tmp_path, config("rounds=3")).close()
+    assert state_of(tmp_path).traffic.wire_bytes == before.wire_bytes
+    setup = go_on(tmp_path, "rounds=3")
+    record = setup.recorder.run
+    assert record is not None
+    assert record.lost_traffic == half + WIRE + WIRE + WIRE
+    # The process that had finished it had spent something on no exchange, too.
+    assert all_bytes(setup) == 10 * EACH.wire_bytes + half.wire_bytes + OTHER.wire_bytes
 
 
 @pytest.fixture
@@ -275,7 +356,7 @@ def test_a_finished_run_stays_as_it_is(done: Path) -> None:
 def test_a_finished_run_can_be_extended(done: Path) -> None:
     other = ScriptedEngine(THREE).other_traffic()
     # The mark of the process that finished it is still there.
-    setup = go_on(done, "rounds=3", spent=Spent(ExchangeId(RUN_ID, 2, 0, DELIVER, 0), EACH, other))
+    setup = go_on(done, "rounds=3", spent=Spent(ExchangeId(RUN_ID, 2, 0, DELIVER, 0), WIRE, other))
     assert asked(setup) == [(3, "first"), (3, "second"), (3, DELIVER)]
     record = setup.recorder.run
     assert record is not None
@@ -384,10 +465,9 @@ def test_what_a_run_does_not_need_any_more_is_deleted(tmp_path: Path) -> None:
 def test_what_a_process_spent_counts_once_though_the_next_one_died_before_it_counted_anything(tmp_path: Path) -> None:
     """It had said so in the journal, and left the mark of the process before it."""
     begin(tmp_path, "first 2.0")
-    spent = Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), EACH, EACH, incarnation=1)
-    resume(tmp_path, config(), spent).close()
-    journal = resume(tmp_path, config(), spent)
-    journal.close()
-    first, second = (entry.event for entry in journal.entries if isinstance(entry.event, Resumed))
-    assert (first.open_exchange, first.other) == (EACH, EACH)
-    assert (second.open_exchange, second.other) == (Traffic(), Traffic())
+    spent = Spent(ExchangeId(RUN_ID, 2, 0, "second", 0), WIRE, WIRE, incarnation=1)
+    for _ in range(2):
+        resume(tmp_path, config(), spent).close()
+    first, second = (event for event in events_of(tmp_path, Resumed) if isinstance(event, Resumed))
+    assert (by_place(dict(first.spent)), first.other) == ({(2, "second"): WIRE}, WIRE)
+    assert (second.spent, second.other) == ((), Traffic())
