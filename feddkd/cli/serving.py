@@ -117,7 +117,7 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
     is_kept = not isinstance(served.journal, NoJournal)
     status = StatusFile(served.folder, _command()) if is_kept else None
     with (
-        signals.handled("start the same command again" if is_kept else None),
+        signals.handled(_how_to_go_on() if is_kept else None),
         observe(
             config,
             folder,
@@ -178,6 +178,10 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
         state.mark(run_id, "completed" if status == "completed" else "paused" if paused else "failed")
+
+
+def _how_to_go_on() -> str:
+    return f"start the same command again{', without --new' if '--new' in sys.argv else ''}"
 
 
 def _command() -> str:

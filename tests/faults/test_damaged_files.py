@@ -163,13 +163,13 @@ def test_a_journal_of_another_version_is_refused(before: bytes, after: bytes, me
 def test_an_empty_journal_is_refused(federation: Federation) -> None:
     journal = journal_of(federation)
     journal.write_bytes(b"")
-    assert refused(federation) == f"feddkd: {journal} is not the journal of a run"
+    assert refused(federation) == f"feddkd: {journal} is not the journal of a run: its first line is damaged"
 
 
 def test_another_configuration_is_refused_by_the_key_that_differs(federation: Federation) -> None:
     file = federation.folder / "config.toml"
     file.write_text(file.read_text().replace("steps = 3", "steps = 4"))
-    assert "of another configuration: dkd.steps = 4 (not 3)" in refused(federation)
+    assert "of another configuration: dkd.steps = 3 there, 4 here" in refused(federation)
 
 
 def test_a_damaged_mark_of_the_run_is_refused(federation: Federation) -> None:

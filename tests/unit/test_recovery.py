@@ -402,7 +402,7 @@ def test_a_run_that_died_while_it_delivered_can_be_extended(tmp_path: Path) -> N
 
 def test_fewer_rounds_than_are_done_are_refused(done: Path) -> None:
     before = (done / "journal.jsonl").read_bytes()
-    with pytest.raises(StateError, match=r"holds a run with 2 rounds done, which is more than rounds = 1$"):
+    with pytest.raises(StateError, match=r"holds a run with round 2 begun, which is more than rounds = 1$"):
         resume(done, config("rounds=1"))
     assert (done / "journal.jsonl").read_bytes() == before
     resume(done, config()).close()
