@@ -37,6 +37,9 @@ from feddkd.tensors import Schema
 logger = logging.getLogger(__name__)
 
 
+WHAT_NEXT = "--linger SECONDS serves its model to clients that were away, more rounds extend it, --new begins another run"
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """Where a server can be reached.
@@ -93,6 +96,8 @@ def serve(
 
     with _opened(state, config, new=new) as served:
         folder = out or served.folder
+        if is_finished(served.journal.entries):
+            note(error_console(), f"run {served.journal.run_id} is finished, its record is in {folder}: {WHAT_NEXT}")
         with (
             _listening(config, served, model.schema, listening, state) as engine,
             _observed(config, served, folder, listening, engine) as observers,
