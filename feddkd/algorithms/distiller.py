@@ -72,6 +72,7 @@ class Distiller:
         if self.step_loss.needs_teacher:
             failpoint("client.teacher.before_save")
             self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._label(task))
+            self._cached_logits = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 
     def teacher_entropy(self, task: Task) -> float:

@@ -21,7 +21,7 @@ from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
 from feddkd.engines.traffic_mark import TRAFFIC_MARK
-from feddkd.errors import FedDKDError
+from feddkd.errors import FedDKDError, StateError
 from feddkd.imports import one_line
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import check_codecs
@@ -140,6 +140,8 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
         folder = state.path / last.run_id
         if has_journal(folder):
             with contextlib.closing(resume(folder, config, spent_before(folder))) as journal:
+                if journal.run_id != last.run_id:
+                    raise StateError(f"{folder} holds the journal of run {journal.run_id}, not of {last.run_id} as {state.path} says")
                 yield Served(journal, folder, is_resumed=True)
             return
         if last.status != "completed":

@@ -149,7 +149,7 @@ class Agent:
         self._run_id = run_id
         stored = await asyncio.to_thread(self._outbox.restore, run_id)
         state = self._membership.state
-        self._held = Held(Leftovers(state, run_id) if state is not None else None)
+        self._held = Held(await asyncio.to_thread(Leftovers, state, run_id))
         if stored is not None:
             if stored.reply.leftover is not None:
                 self._held.resume(stored.exchange, stored.reply.leftover)
@@ -214,7 +214,7 @@ class Agent:
         failpoint("client.receipt.before_settle")
         counted = receipt.verdict in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE)
         self._held.settle(counted=counted)
-        self._outbox.settle(exchange, counted=counted)
+        self._outbox.settle(exchange, self._held.leftovers, counted=counted)
         failpoint("client.receipt.after_settle")
         if not counted:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)

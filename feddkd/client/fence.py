@@ -68,7 +68,7 @@ class Fence:
 def _parse(text: str) -> dict[str, int]:
     try:
         seen = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(seen, dict):
         return {}

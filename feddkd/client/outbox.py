@@ -70,8 +70,12 @@ class Outbox:
         self._kept, self._leaves_over = exchange, reply.leftover is not None
         failpoint("client.outbox.after_write")
 
-    def settle(self, exchange: ExchangeId, *, counted: bool) -> None:
-        """Let the reply to an exchange go, of which the server has said whether it counted."""
+    def settle(self, exchange: ExchangeId, leftovers: Leftovers, *, counted: bool) -> None:
+        """Let the reply to an exchange go, of which the server has said whether it counted.
+
+        Args:
+            leftovers: of the run, what this reply left over included.
+        """
         if self._state is None or self._kept != exchange:
             return
         if not (counted and self._leaves_over):
@@ -79,7 +83,7 @@ class Outbox:
             return
         self._kept = None
         try:
-            self._state.rename(OUTBOX, Leftovers(self._state, exchange.run_id).slot(exchange))
+            leftovers.store(exchange, OUTBOX)
         except StateError as error:
             logger.warning("%s: if it ends now, what is left over from %s is lost: %s", self._state.client_id, exchange, error)
 

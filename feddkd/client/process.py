@@ -19,7 +19,7 @@ from feddkd.client.membership import Membership
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import TaskRunner
-from feddkd.client.worker import Network, Worker
+from feddkd.client.worker import Network, Worker, settings_of_replies
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.partitions import client_ids, partition
@@ -115,7 +115,7 @@ def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -
         StateError: a state directory cannot be used.
     """
     known = ServerConfig(config.shared_toml())
-    computes_with = hashlib.sha256(config.to_toml().encode()).hexdigest()
+    computes_with = hashlib.sha256(settings_of_replies(config).encode()).hexdigest()
     states = {client: StateDir(state / client, client, durable=False) for client in clients}
     return {client: Membership(own.instance_id, known, own, computes_with, outlives_pause=False) for client, own in states.items()}
 

@@ -39,7 +39,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], label: str) -> None
     save_file(dict(tensors), file, metadata={LABEL: label, DIGEST: _digest(tensors, label)})
 
 
-def read_label(file: Path) -> str | None:
+def read_label(file: Path) -> str:
     """Read the label alone; what the tensors hold is not checked.
 
     Raises:
@@ -47,7 +47,7 @@ def read_label(file: Path) -> str | None:
         StateError: it cannot be read.
     """
     with _problems(file), safe_open(file, framework="pt") as stored:
-        return (stored.metadata() or {}).get(LABEL)
+        return _said(stored.metadata())[0]
 
 
 def read_tensors(file: Path) -> StoredTensors:
@@ -58,13 +58,19 @@ def read_tensors(file: Path) -> StoredTensors:
         StateError: it cannot be read.
     """
     with _problems(file), safe_open(file, framework="pt") as stored:
-        metadata = stored.metadata() or {}
+        label, digest = _said(stored.metadata())
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    label = metadata.get(LABEL, "")
-    # An earlier version wrote no digest.
-    if metadata.get(DIGEST, digest := _digest(tensors, label)) != digest:
+    if _digest(tensors, label) != digest:
         raise DamagedFileError("its SHA-256 is another one")
     return StoredTensors(label, tensors)
+
+
+def _said(metadata: Mapping[str, str] | None) -> tuple[str, str]:
+    """Return label and digest. Raises DamagedFileError: every file has both."""
+    found = metadata or {}
+    if LABEL not in found or DIGEST not in found:
+        raise DamagedFileError("its label or its SHA-256 is missing")
+    return found[LABEL], found[DIGEST]
 
 
 @contextmanager

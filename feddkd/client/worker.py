@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -33,6 +34,16 @@ FINAL_MODEL = "model"
 
 _STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
 """Whose modules remember nothing outside their parameters and buffers."""
+
+
+def settings_of_replies(config: Config) -> str:
+    """Return what replies follow from, as JSON.
+
+    What may differ when a run goes on is left out: a reply of before is still of use, and what it left over is needed
+    if it counted.
+    """
+    excluded: Any = {"rounds": True, "data": {"root"}, "runtime": True, "scheduler": True}
+    return json.dumps(config.model_dump(mode="json", exclude=excluded), sort_keys=True)
 
 
 class ReplyStage(Protocol):
@@ -170,8 +181,8 @@ class Worker:
 
     @property
     def fingerprint(self) -> str:
-        """Name what this client computes with, its configuration and its labels, by a SHA-256 in hexadecimal digits."""
-        digest = hashlib.sha256(self.site.config.to_toml().encode())
+        """Name what this client computes with, its settings and its labels, by a SHA-256 in hexadecimal digits."""
+        digest = hashlib.sha256(settings_of_replies(self.site.config).encode())
         for examples in (self.site.examples, self.site.held_out):
             digest.update(f"{len(examples)} ".encode() + examples.labels.numpy().tobytes())
         return digest.hexdigest()

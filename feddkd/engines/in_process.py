@@ -14,16 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from feddkd.client.held import Held
 from feddkd.client.kept_reply import KeptReply
+from feddkd.client.membership import Membership
 from feddkd.client.work import TaskRunner, Work
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
+from feddkd.engines.in_process_memory import InProcessMemory
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.useful import useful_traffic
 from feddkd.errors import RunError
-from feddkd.exchange import ExampleCounts, Exchange, Outcome
+from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Tensors
@@ -47,6 +48,7 @@ class InProcessEngine(Engine):
         spool_folder: Path | None = None,
         *,
         holdout: float = 0.0,
+        memberships: Mapping[str, Membership] | None = None,
     ) -> None:
         """Take in the clients.
 
@@ -56,13 +58,14 @@ class InProcessEngine(Engine):
             staging_bytes: memory for contributions that wait to be reduced; more goes to a temporary file.
             spool_folder: where that file goes.
             holdout: `data.holdout`; bounds what a client can say that it has evaluated.
+            memberships: of the clients that remember, in a state directory, what earlier processes sent.
         """
         self._workers = dict(sorted(workers.items()))
         self._chunk_bytes = chunk_bytes
         self._spool = Spool(staging_bytes, chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
         self._holdout = holdout
         self._open: dict[str, InProcessExchange] = {}
-        self._held: dict[str, Held] = {}
+        self._memory = InProcessMemory(memberships or {})
         self._work: Work | None = None
         self._aborted: RunError | None = None
         self._finished = False
@@ -80,6 +83,9 @@ class InProcessEngine(Engine):
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
         return len(self._workers) >= count
+
+    def remember(self, counted: Mapping[str, ExchangeId]) -> None:
+        self._memory.remember(counted)
 
     def begin(self, exchange: Exchange) -> InProcessExchange:
         self.check_aborted()
@@ -129,7 +135,7 @@ class InProcessEngine(Engine):
 
         None where it lacks the model that the broadcast is to be added to.
         """
-        self._work = work = Work(message, self._workers[client], self._held.setdefault(client, Held()))
+        self._work = work = Work(message, self._workers[client], self._memory.held(client, message.id.run_id))
         try:
             self.check_aborted()
             # Put together for each client, as over the network: none can touch another's broadcast.
@@ -138,16 +144,16 @@ class InProcessEngine(Engine):
             if work.is_lacking:
                 return None
             if work.can_be_computed:
-                work.keep(_reply_to(work))
+                work.keep(reply := _reply_to(work))
+                self._memory.keep(client, message, reply)
             self.check_aborted()
             return work.reply_from(0)
         finally:
             self._work = None
 
-    def settle(self, client: str, *, counted: bool) -> None:
+    def settle(self, client: str, exchange: ExchangeId, *, counted: bool) -> None:
         """Let a client know what became of its reply."""
-        if client in self._held:
-            self._held[client].settle(counted=counted)
+        self._memory.settle(client, exchange, counted=counted)
 
     def release_clients(self, exchange: Exchange) -> None:
         """Take in that an exchange is not open any more."""
@@ -190,7 +196,7 @@ class InProcessExchange:
         if self._is_open:
             self._release()
             for client in self.exchange.clients:
-                self._engine.settle(client, counted=client in replies)
+                self._engine.settle(client, self.exchange.id, counted=client in replies)
                 failpoint("engine.acknowledge.after_first")
 
     def _release(self) -> None:

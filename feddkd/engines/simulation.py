@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from feddkd import algorithms
-from feddkd.client.process import simulated_workers
+from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
@@ -140,9 +140,7 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if name == "in-process":
-        transport = config.transport
-        workers = simulated_workers(config, state)
-        with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as local:
+        with _in_process(config, state, out) as local:
             yield local
         return
     engine = engine_of(config, journal, model.schema, out)
@@ -154,6 +152,18 @@ def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, 
         processes.stopping = True
         engine.finish(completed=False, reason="the run failed")
         processes.wait()
+
+
+def _in_process(config: Config, state: Path, out: Path) -> InProcessEngine:
+    workers = simulated_workers(config, state)
+    return InProcessEngine(
+        workers,
+        config.transport.chunk_bytes,
+        config.transport.staging_bytes,
+        out,
+        holdout=config.data.holdout,
+        memberships=simulated_memberships(config, state, workers),
+    )
 
 
 def _write_config(config: Config, state: Path) -> Path:

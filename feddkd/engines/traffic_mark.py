@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
+from feddkd.files import read_regular
 from feddkd.traffic import Traffic
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class TrafficMark:
     def read(path: Path) -> Marked | None:
         """Return what an earlier process left; None if it left nothing that can be read."""
         try:
-            content = path.read_bytes()
+            content = read_regular(path, SIZE_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:

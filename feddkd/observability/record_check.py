@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from feddkd.config import Config
 from feddkd.errors import SchemaError
+from feddkd.files import read_regular
 from feddkd.observability.ledger import exchange_line, round_line, summarize
-from feddkd.observability.run_folder import EXCHANGES, MODEL, ROUNDS, SUMMARY
+from feddkd.observability.run_folder import EXCHANGES, MAX_FILE, MODEL, ROUNDS, SUMMARY
 from feddkd.scheduler.journal import Entry
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.scheduler.state import RunState
@@ -81,7 +82,7 @@ def check_record(folder: Path, run_id: str, entries: Iterable[Entry], config: Co
 
 def _check_lines(file: Path, expected: list[dict[str, Any]], check: RecordCheck, *, is_finished: bool) -> None:
     try:
-        content = file.read_bytes()
+        content = read_regular(file, MAX_FILE)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -121,7 +122,7 @@ def _differing(line: bytes, expected: Mapping[str, Any]) -> list[str]:
 
 def _check_summary(file: Path, expected: Mapping[str, Any], check: RecordCheck) -> None:
     try:
-        content = file.read_bytes()
+        content = read_regular(file, MAX_FILE)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from feddkd.config import Config
 from feddkd.config.toml import load_toml
 from feddkd.errors import ConfigError, StateError
+from feddkd.files import open_regular
 from feddkd.observability.record_lines import ExchangeLine, Line, RoundLine, Summary, problem_of
 from feddkd.text import printable
 
@@ -115,7 +116,7 @@ def _complete_lines(file: Path) -> Iterator[bytes]:
     try:
         if file.stat().st_size > MAX_FILE:
             raise StateError(f"{file} is larger than {MAX_FILE:,} bytes")
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             for number in range(1, MAX_LINES + 2):
                 line = stream.readline(MAX_LINE)
                 if not line.endswith(b"\n"):
@@ -162,7 +163,7 @@ def _is_count(value: Any) -> bool:
 def _tensor_bytes(file: Path) -> int | None:
     """Bytes of the tensors in a safetensors file: what follows its header, whose length its first 8 bytes say."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             header_bytes = int.from_bytes(stream.read(8), "little")
             tensor_bytes = os.fstat(stream.fileno()).st_size - 8 - header_bytes
     except FileNotFoundError:
@@ -175,7 +176,7 @@ def _tensor_bytes(file: Path) -> int | None:
 def _content(file: Path) -> bytes | None:
     """The bytes of a small file, or None if there is none."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             content = stream.read(MAX_OBJECT + 1)
     except FileNotFoundError:
         return None

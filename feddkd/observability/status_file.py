@@ -14,6 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feddkd.files import open_regular
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord
 from feddkd.text import printable
@@ -74,7 +75,7 @@ class LiveStatus(BaseModel):
 def read_status(folder: Path) -> LiveStatus | None:
     """Return what the last process of the run in a folder wrote; None if there is nothing that can be read."""
     try:
-        with (folder / STATUS).open("rb") as stream:
+        with open_regular(folder / STATUS) as stream:
             return LiveStatus.model_validate_json(stream.read(MAX_FILE))
     except (OSError, ValidationError):
         return None

@@ -24,6 +24,7 @@ from torch import Tensor
 from feddkd.durable import sync_folder
 from feddkd.errors import StateError
 from feddkd.failpoints import failpoint
+from feddkd.files import open_regular
 from feddkd.text import printable
 
 _PIECE_BYTES = 1 << 20
@@ -165,7 +166,7 @@ def read_blob(folder: Path, name: str) -> Blob:
     """
     file = _file_of(folder, name)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise DamagedError(name, f"{file} is missing") from None

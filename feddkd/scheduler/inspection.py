@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feddkd.errors import StateError
+from feddkd.files import read_regular
 from feddkd.scheduler import checkpoint
 from feddkd.scheduler.blobs import Blob, read_blob
 from feddkd.scheduler.journal import Entry
 from feddkd.scheduler.journal_file import BLOBS
-from feddkd.scheduler.journal_lines import JOURNAL, Header, parse_journal
+from feddkd.scheduler.journal_lines import JOURNAL, MAX_BYTES, Header, parse_journal
 from feddkd.scheduler.recovery import good_entries
 from feddkd.scheduler.state import RunState, fold
 from feddkd.tensors import Tensors
@@ -75,7 +76,7 @@ def inspect(folder: Path, quorum: int) -> Inspection:
     """
     file = folder / JOURNAL
     try:
-        content = file.read_bytes()
+        content = read_regular(file, MAX_BYTES)
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
     header, found = parse_journal(file, content)

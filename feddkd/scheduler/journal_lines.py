@@ -12,9 +12,13 @@ from pydantic import ValidationError
 from pydantic_core import from_json as parse_json
 
 from feddkd.errors import StateError
+from feddkd.files import read_regular
 from feddkd.scheduler.events import from_json, to_json
 from feddkd.scheduler.journal import Entry
 from feddkd.text import printable
+
+MAX_BYTES = 1 << 31
+"""Of a journal that is read."""
 
 FORMAT = 1
 """Version of what a journal holds."""
@@ -45,7 +49,7 @@ def read_journal(folder: Path) -> tuple[Header, list[tuple[Entry, int]]]:
     """
     file = folder / JOURNAL
     try:
-        content = file.read_bytes()
+        content = read_regular(file, MAX_BYTES)
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
     return parse_journal(file, content)

@@ -105,8 +105,9 @@ def check_resumable(folder: Path, config: Config) -> None:
 
 
 def _check_rounds(folder: Path, state: RunState, config: Config) -> None:
-    if state.rounds_done > config.rounds:
-        raise StateError(f"{folder} holds a run with {state.rounds_done} rounds done, which is more than rounds = {config.rounds}")
+    begun = state.rounds_done + (state.open is not None and not state.delivering)
+    if begun > config.rounds:
+        raise StateError(f"{folder} holds a run with round {begun} begun, which is more than rounds = {config.rounds}")
 
 
 def check_same(folder: Path, header: Header, config: Config) -> None:

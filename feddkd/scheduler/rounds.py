@@ -101,6 +101,7 @@ class Scheduler:
         self._state = RunState(run_id, config.scheduler.quorum)
         self._log = RunLog(extensions.journal, self._state, observers)
         self._large_clients = LargeClients()
+        self._others_until_s = 0.0
 
     def run(self, model: Tensors) -> RunRecord:
         """Take the initial model through all rounds, deliver the final one, and say farewell to the clients.
@@ -153,6 +154,13 @@ class Scheduler:
         timeout_s = config.reconnect_grace_s if state.is_delivered else config.resume_grace_s
         if not self._engine.wait_for(sorted(state.members), timeout_s):
             logger.warning("not all clients of the open round are back after %g s", timeout_s)
+        self._others_until_s = time.monotonic() + timeout_s if state.open is not None else 0.0
+
+    def _wait_for_others(self) -> None:
+        """Let the clients that are not in the round that was open come back before the next cohort is drawn."""
+        left_s, self._others_until_s = self._others_until_s - time.monotonic(), 0.0
+        if left_s > 0:
+            self._engine.wait_for(sorted(self._state.available), left_s)
 
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """Take the global model of one round to that of the next."""
@@ -244,6 +252,7 @@ class Scheduler:
     def _deliver(self, model: Tensors) -> dict[str, str]:
         """Give every client the final model; returns why each of the others did not get it."""
         if not self._state.delivering:
+            self._wait_for_others()
             clients = self._engine.clients()
             self._log.happen(DeliveryStarted(clients, self._absent(clients)))
         begun = self._state.open
@@ -273,6 +282,7 @@ class Scheduler:
         begun = self._state.open
         if begun is None:
             self._log.check_space(model.schema)
+            self._wait_for_others()
             attempt = self._state.failed_attempts
             if (connected := len(self._engine.clients())) < config.quorum:
                 self._pause(f"round {number} needs {config.quorum} clients, {connected} are connected")

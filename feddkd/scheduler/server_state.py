@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
+from feddkd.files import open_regular
 from feddkd.locking import DirectoryLock
 from feddkd.text import printable
 
@@ -23,7 +24,7 @@ class RunMark(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    run_id: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    run_id: Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]
     status: Status
 
 
@@ -80,7 +81,7 @@ def read_run(folder: Path) -> RunMark | None:
     """
     file = folder / RUN
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return RunMark.model_validate_json(stream.read(MAX_SIZE))
     except FileNotFoundError:
         return None

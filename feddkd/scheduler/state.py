@@ -205,6 +205,8 @@ class RunState:
         self.spent.clear()
 
     def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
+        if event.round != self.rounds_done + 1:
+            raise StateError(f"round {event.round} begins after round {self.rounds_done}")
         if self._round_started_s == 0.0:
             self._round_started_s = at_s
         available = self.available if event.available is None else event.available
@@ -240,6 +242,8 @@ class RunState:
             yield from self.close(record.client_evaluation)
 
     def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
+        if event.round != self.rounds_done + 1 or self.open is None:
+            raise StateError(f"round {event.round} ends after round {self.rounds_done}, or before it was begun")
         self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
         self.checkpoints = [*self.checkpoints, event][-CHECKPOINTS:]
         tally, self._round_tally = self._round_tally, RoundTally()

@@ -21,6 +21,7 @@ from strategies import ordinary_tensors
 
 from feddkd.client import backoff
 from feddkd.client.kept_reply import KeptReply, save_reply
+from feddkd.client.leftovers import Leftovers
 from feddkd.client.membership import Membership
 from feddkd.client.outbox import OUTBOX, Outbox
 from feddkd.client.state_dir import StateDir
@@ -139,7 +140,7 @@ def test_a_client_without_a_state_directory_keeps_nothing(tmp_path: Path, monkey
     message, reply = computed(UPDATE)
     outbox = Outbox()
     outbox.keep(message, reply)
-    outbox.settle(exchange(), counted=True)
+    outbox.settle(exchange(), Leftovers(), counted=True)
     assert outbox.restore(run_of(message)) is None
     assert list(tmp_path.iterdir()) == []
 

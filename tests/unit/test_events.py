@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.events import (
+    DeliveredLate,
     DeliveryStarted,
     Event,
     ExchangeDone,
@@ -39,9 +40,12 @@ reasons = st.dictionaries(texts, texts, max_size=3)
 numbers = st.dictionaries(texts, floats, max_size=3)
 by_class = st.lists(counts, max_size=3).map(tuple)
 evaluations = st.builds(Evaluation, counts, counts, floats, by_class, by_class)
+several = st.lists(texts, max_size=3).map(tuple)
+ids = st.builds(ExchangeId, texts, counts, counts, texts, counts)
+names = st.just("") | st.text("0123456789abcdef", min_size=64, max_size=64)
 records = st.builds(
     ExchangeRecord,
-    id=st.builds(ExchangeId, texts, counts, counts, texts, counts),
+    id=ids,
     clients_selected=counts,
     clients_reported=counts,
     clients_missing=reasons,
@@ -57,12 +61,15 @@ records = st.builds(
 )
 EVENTS: dict[type, st.SearchStrategy[Event]] = {
     RunStarted: st.builds(RunStarted, counts, clients, reasons),
-    Resumed: st.builds(Resumed, counts, counts, traffics, traffics, traffics, floats, reasons),
-    RoundStarted: st.builds(RoundStarted, counts, counts, clients, clients, counts, reasons),
-    ExchangeDone: st.builds(ExchangeDone, records, texts),
+    Resumed: st.builds(Resumed, counts, counts, st.lists(st.tuples(ids, traffics), max_size=2).map(tuple), traffics, floats, reasons),
+    RoundStarted: st.builds(
+        RoundStarted, counts, counts, st.none() | st.lists(texts, max_size=3).map(tuple), st.none() | clients, counts, reasons
+    ),
+    ExchangeDone: st.builds(ExchangeDone, records, names),
     RoundFailed: st.builds(RoundFailed, counts, counts, texts, counts),
-    RoundFinished: st.builds(RoundFinished, counts, st.none() | evaluations, counts, reasons, numbers, examples, texts, texts),
+    RoundFinished: st.builds(RoundFinished, counts, st.none() | evaluations, counts, reasons, numbers, examples, names, names),
     DeliveryStarted: st.builds(DeliveryStarted, clients, reasons),
+    DeliveredLate: st.builds(DeliveredLate, several, traffics),
     RunFinished: st.builds(RunFinished, traffics, reasons),
 }
 events = st.one_of(*EVENTS.values())

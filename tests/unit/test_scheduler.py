@@ -22,9 +22,8 @@ from feddkd.exchange import (
 )
 from feddkd.scheduler.engine import OpenExchange
 from feddkd.scheduler.events import ExchangeDone
-from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.journal_file import FileJournal
-from feddkd.scheduler.journal_lines import Header
+from feddkd.scheduler.journal_lines import Header, read_journal
 from feddkd.scheduler.metric_names import MAX_METRIC_NAMES
 from feddkd.scheduler.rounds import CohortLayer
 from feddkd.tensors import Tensors
@@ -466,8 +465,9 @@ def journal(tmp_path: Path) -> Iterator[FileJournal]:
         yield journal
 
 
-def journalled(journal: Journal) -> list[str]:
-    return [entry.event.record.id.name for entry in journal.entries if isinstance(entry.event, ExchangeDone)]
+def journalled(folder: Path) -> list[str]:
+    _, entries = read_journal(folder)
+    return [entry.event.record.id.name for entry, _ in entries if isinstance(entry.event, ExchangeDone)]
 
 
 def test_what_the_journal_knows_does_not_go_to_the_engine(journal: FileJournal, tmp_path: Path) -> None:
@@ -476,14 +476,14 @@ def test_what_the_journal_knows_does_not_go_to_the_engine(journal: FileJournal, 
     setup.recorder.on_event = lambda event: setup.engine.abort("the process dies") if event == "first 1.0" else None
     with pytest.raises(RunError):
         setup.run()
-    assert journalled(journal) == ["first"]
+    assert journalled(journal.folder) == ["first"]
     journal.close()
     with closing(FileJournal.open(tmp_path)) as again:
         setup = Setup(ScriptedEngine(THREE), "rounds=1", journal=again)
         assert setup.run() == 8
         asked = [(exchange.id.name, list(exchange.clients)) for exchange in setup.engine.exchanges]
         assert asked == [("second", ["b"]), ("deliver", ["a", "b", "c"])]
-        assert journalled(again) == ["first", "second", "deliver"]
+        assert journalled(tmp_path) == ["first", "second", "deliver"]
     assert [record.id.name for record in setup.recorder.exchanges] == ["first", "second", "deliver"]
     assert setup.recorder.rounds[0].clients_missing == {"a": "lost", "c": "lost"}
 
@@ -492,7 +492,7 @@ def test_an_outcome_is_journalled_before_anything_is_made_of_it(journal: FileJou
     engine = ScriptedEngine(THREE, {(1, 0, "first"): set(THREE)})
     setup = Setup(engine, "scheduler.retries=0", journal=journal)
     found: list[list[str]] = []
-    setup.recorder.on_event = lambda event: found.append(journalled(journal)) if event == "first 1.0" else None
+    setup.recorder.on_event = lambda event: found.append(journalled(journal.folder)) if event == "first 1.0" else None
     with pytest.raises(PausedError):
         setup.run()
     assert found == [["first"]]
@@ -504,7 +504,7 @@ def test_clients_hear_of_an_outcome_once_it_is_in_the_journal(journal: FileJourn
     class Telling(ScriptedEngine):
         def begin(self, exchange: Exchange) -> OpenExchange:
             begun = super().begin(exchange)
-            begun.acknowledge = lambda: told.append(journalled(journal))  # type: ignore[method-assign]
+            begun.acknowledge = lambda: told.append(journalled(journal.folder))  # type: ignore[method-assign]
             return begun
 
     Setup(Telling(THREE), "rounds=1", journal=journal).run()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from harness import SCHEMA, filled
 from hypothesis import HealthCheck, given, settings
-from safetensors.torch import save_file
 from strategies import any_tensors
 
 from feddkd.client.state_dir import StateDir
@@ -130,12 +129,17 @@ def test_a_bit_that_flips_later_is_noticed_before_the_tensors_are_used(tmp_path:
     assert names(tmp_path) == ["teacher.safetensors.corrupt-1"]
 
 
-def test_a_file_from_before_there_were_digests_is_read(tmp_path: Path) -> None:
-    StateDir(tmp_path, "a")
-    save_file(dict(TENSORS), tmp_path / "teacher.safetensors", metadata={"label": "run/1/0"})
-    loaded = StateDir(tmp_path, "a").load("teacher", SCHEMA, "run/1/0")
-    assert loaded is not None
-    assert loaded.sha256() == TENSORS.sha256()
+@pytest.mark.parametrize("key", ["sha256", "label"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_file_whose_damage_hides_its_digest_or_its_label_is_set_aside(tmp_path: Path, key: str, restarts: bool) -> None:
+    state = StateDir(tmp_path, "a")
+    state.save("teacher", TENSORS, "run/1/0")
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes(file.read_bytes().replace(key.encode(), key.upper().encode()))
+    if restarts:
+        state = StateDir(tmp_path, "a")
+    assert state.load("teacher", SCHEMA, "run/1/0") is None
+    assert names(tmp_path) == ["teacher.safetensors.corrupt-1"]
 
 
 def test_a_damaged_file_that_cannot_be_set_aside_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

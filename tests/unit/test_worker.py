@@ -259,3 +259,18 @@ def test_simulated_clients_know_their_run_apart_from_what_the_server_keeps_to_it
     assert membership.config.difference(told.to_toml()) is None
     other = Config.load(overrides=["data.name=mnist", "training.lr=0.2", "data.holdout=0.3"])
     assert membership.config.difference(other.to_toml()) == "differs in data.holdout, training.lr"
+
+
+def test_a_teacher_that_is_trained_again_is_the_one_that_steps_go_by(tmp_path: Path) -> None:
+    """A server that goes back may repeat an attempt with another model than before."""
+    config = small_config("dkd.start=average")
+    (worker,) = simulated_workers(config, tmp_path / "again", [0]).values()
+    (other,) = simulated_workers(config, tmp_path / "once", [0]).values()
+    step = task_of(config, "dkd_step")
+    for task in (task_of(config), step, task_of(config, seed=1)):
+        worker.carry_out(task)
+    other.carry_out(task_of(config, seed=1))
+    found, expected = worker.carry_out(step).contribution, other.carry_out(step).contribution
+    assert found is not None
+    assert expected is not None
+    assert found.sha256() == expected.sha256()
