@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from harness import RUN_ID, Recorder
@@ -80,6 +80,7 @@ class ScriptedEngine(Engine):
     Attributes:
         reduced: what replies come to instead of 1.0.
         cause: why a client that is lost is missing.
+        gone: who was let go before the end.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ScriptedEngine(Engine):
         self.exchanges: list[Exchange] = []
         self.waits: list[tuple[int, float | None]] = []
         self.finished: list[tuple[bool, str]] = []
+        self.gone: list[str] = []
         self.on_wait: Callable[[], bool] = lambda: True
         self.on_loss: Callable[[set[str]], object] = lambda _: None
         self.aborted: RunError | None = None
@@ -142,6 +144,11 @@ class ScriptedEngine(Engine):
     def check_aborted(self) -> None:
         if self.aborted is not None:
             raise self.aborted
+
+    def let_go(self, clients: Collection[str], reason: str) -> None:
+        self.gone += sorted(clients)
+        for client in clients:
+            self.connected.pop(client, None)
 
     def finish(self, completed: bool, reason: str, paused: bool = False) -> None:
         self.finished.append((completed, reason))
@@ -207,6 +214,7 @@ class Setup:
         evaluator: Evaluator | None = None,
         journal: Journal | None = None,
         layers: Sequence[CohortLayer] = (),
+        linger_s: float = 0.0,
     ) -> None:
         self.engine = engine
         self.recorder = FullRecorder()
@@ -219,7 +227,7 @@ class Setup:
             run_id=RUN_ID,
             observers=[self.recorder],
             evaluator=evaluator,
-            extensions=Extensions(journal=journal or NoJournal(), layers=layers),
+            extensions=Extensions(journal=journal or NoJournal(), layers=layers, linger_s=linger_s),
         )
 
     def run(self) -> float:

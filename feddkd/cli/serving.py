@@ -29,7 +29,7 @@ from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.recovery import new_journal, resume
+from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tensors import Schema

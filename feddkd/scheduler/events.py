@@ -149,9 +149,11 @@ class DeliveredLate:
     """Clients that were away for the delivery came back and have the final model.
 
     Attributes:
+        exchange: another delivery, told from the one that they missed, and from others of its kind, by its attempt.
         traffic: what that took.
     """
 
+    exchange: ExchangeId
     clients: tuple[str, ...]
     traffic: Traffic
     kind: Literal["delivered_late"] = "delivered_late"

@@ -32,7 +32,7 @@ def deliver_late(
     is known to, it serves whoever comes. An abort ends it, too: the run is over without these clients.
 
     Args:
-        last: the delivery that they missed.
+        last: the newest delivery, whose clients are in the journal.
     """
     until, tried, done = time.monotonic() + linger_s, set[str](), set[str]()
     while (not missed or not done.issuperset(missed)) and (left_s := until - time.monotonic()) > 0:
@@ -41,13 +41,14 @@ def deliver_late(
             if not clients:
                 engine.wait_for_clients(len(engine.clients()) + 1, min(left_s, LOOK_S))
                 continue
-            identity = ExchangeId(last.run_id, last.round, last.attempt + 1 + len(tried), DELIVER, 0)
+            identity = ExchangeId(last.run_id, last.round, last.attempt + 1, DELIVER, 0)
             outcome = engine.carry_out(plan.describe(identity, dict.fromkeys(clients, 1.0), model, evaluate=False))
             engine.let_go(list(outcome.replies), OVER)
         except StateError:
             raise
         except RunError:
             return
+        last = identity
         tried.update(clients)
         done.update(outcome.replies)
-        yield DeliveredLate(tuple(outcome.replies), outcome.traffic)
+        yield DeliveredLate(identity, tuple(outcome.replies), outcome.traffic)

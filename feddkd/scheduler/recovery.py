@@ -214,6 +214,13 @@ def _resumed(before: RunState, state: RunState, cut: Sequence[Event], rounds: in
     )
 
 
+def _ends(event: Event, exchange: ExchangeId | None) -> bool:
+    """Whether an exchange is done with an event, which says what it took."""
+    if isinstance(event, ExchangeDone):
+        return event.record.id == exchange
+    return isinstance(event, DeliveredLate) and event.exchange == exchange
+
+
 def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spent:
     """Leave out what is in the journal: exchanges that are done, and all of a process that finished the run.
 
@@ -221,7 +228,7 @@ def _uncounted(spent: Spent, before: RunState, entries: Sequence[Entry]) -> Spen
     """
     if spent.incarnation < before.incarnation:
         return Spent(incarnation=before.incarnation)
-    is_done = any(isinstance(entry.event, ExchangeDone) and entry.event.record.id == spent.exchange for entry in entries)
+    is_done = any(_ends(entry.event, spent.exchange) for entry in entries)
     return Spent(
         None if is_done else spent.exchange,
         open=Traffic() if is_done else spent.open,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from feddkd.aggregator.rule import Rule
@@ -123,7 +123,7 @@ class Scheduler:
                     model = self._run_round(number, model)
                 self._end(model)
             else:
-                self._linger(model, self._state.not_delivered)
+                self._linger(model, self._state.not_delivered.keys())
         finally:
             self._log.tell(*self._state.close())
         self._log.prune()
@@ -248,7 +248,8 @@ class Scheduler:
         not_delivered = self._deliver(model)
         if not_delivered:
             self._engine.let_go([client for client in self._state.members if client not in not_delivered], OVER)
-            self._linger(model, not_delivered)
+            if missed := not_delivered.keys() - self._state.delivered_late:
+                self._linger(model, missed)
         failpoint("scheduler.run.before_finish")
         self._engine.finish(completed=True, reason=OVER)
         # Last: a process that is started after a crash before it says farewell again to those who missed it.
@@ -268,12 +269,12 @@ class Scheduler:
         outcome = cohort.report(DELIVER, model)
         return dict(begun.absent) | {client: missing.reason for client, missing in outcome.missing.items()}
 
-    def _linger(self, model: Tensors, missed: Mapping[str, str]) -> None:
+    def _linger(self, model: Tensors, missed: Collection[str]) -> None:
         """Stay for clients that were away for the delivery."""
         if self._linger_s > 0:
             who = f"{len(missed)} clients that were away" if missed else "clients that come"
             self._log.tell(lambda observer: observer.paused(f"the model is served for {self._linger_s:g} s to {who}"))
-        last = Attempt(self._state.run_id, self._config.rounds, 0).exchange(DELIVER, 0)
+        last = Attempt(self._state.run_id, self._config.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
         for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
             self._log.happen(event)
 

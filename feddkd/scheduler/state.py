@@ -70,6 +70,7 @@ class RunState:
         owners: what proves who owns which client id.
         label_doubts: sites whose labels may be wrong.
         delivered_late: clients that were away for the delivery and have the model now.
+        late_deliveries: how often it was delivered to such clients.
         replied: the last exchange that each client's reply counted in.
         incarnation: counts the processes of the run.
         elapsed_s: seconds that they have worked on it.
@@ -97,6 +98,7 @@ class RunState:
         self.owners: dict[str, str] = {}
         self.label_doubts = LabelDoubts()
         self.delivered_late: set[str] = set()
+        self.late_deliveries = 0
         self.replied: dict[str, ExchangeId] = {}
         self.incarnation = 1
         self.elapsed_s = 0.0
@@ -165,10 +167,12 @@ class RunState:
             case RoundFinished():
                 yield from self._finish_round(event, at_s)
             case DeliveryStarted():
-                self.delivering = True
+                self.delivering, self.late_deliveries = True, 0
+                self.delivered_late.clear()
                 self._members = set(event.cohort)
                 self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
             case DeliveredLate():
+                self.late_deliveries = event.exchange.attempt
                 self.delivered_late.update(event.clients)
                 self.tally.other += event.traffic
             case RunFinished():
