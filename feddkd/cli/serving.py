@@ -29,7 +29,7 @@ from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
-from feddkd.scheduler.recovery import new_journal, resume
+from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tensors import Schema
@@ -164,6 +164,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
     run_id = served.journal.run_id
     engine = engine_of(config, served.journal, schema, served.folder)
     bound = engine.start(listening.host, listening.port, listening.credentials)
+    was_finished = is_finished(served.journal.entries)
     status: str = "failed"
     paused, reason = False, "the server stopped"
     try:
@@ -177,7 +178,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
     finally:
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
-        state.mark(run_id, "completed" if status == "completed" else "paused" if paused else "failed")
+        state.mark(run_id, "completed" if was_finished or status == "completed" else "paused" if paused else "failed")
 
 
 def _command() -> str:
