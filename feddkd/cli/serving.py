@@ -169,6 +169,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
     run_id = served.journal.run_id
     engine = engine_of(config, served.journal, schema, served.folder)
     bound = engine.start(listening.host, listening.port, listening.credentials)
+    was_finished = is_finished(served.journal.entries)
     status: str = "failed"
     paused, reason = False, "the server stopped"
     try:
@@ -182,7 +183,7 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
     finally:
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
-        state.mark(run_id, "completed" if status == "completed" else "paused" if paused else "failed")
+        state.mark(run_id, "completed" if was_finished or status == "completed" else "paused" if paused else "failed")
 
 
 def _how_to_go_on() -> str:

@@ -143,6 +143,26 @@ def test_a_damaged_blob_is_named_and_the_run_goes_on_from_before_it(
     assert differences(expected, history) == []
 
 
+def test_where_the_journal_no_longer_names_earlier_processes_the_next_one_still_counts_on(
+    federation: Federation, expected: RunHistory
+) -> None:
+    """Clients have seen the third process, and refuse any that counts lower."""
+    federation.plan(SERVER, *["scheduler.exchange.after_append=kill@1"] * 2)
+    for _ in range(2):
+        federation.restart(SERVER).wait()
+    journal = journal_of(federation)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if b'"kind":"resumed"' in line)
+    lines[first - 1] = lines[first - 1].replace(b'"seq"', b'"sep"')
+    journal.write_bytes(b"".join(lines))
+    go_on(federation)
+    history = federation.history()
+    assert [event["incarnation"] for event in history.events("resumed")] == [4]
+    assert [line for line in violations(history) if not line.startswith("work goes forward")] == []
+    assert differences(expected, history) == []
+    assert federation.starts == {SERVER: 4, **dict.fromkeys(federation.names, 1)}
+
+
 @pytest.mark.parametrize("moment", [AT_THE_END], indirect=True)
 def test_a_damaged_blob_that_a_newer_one_replaces_does_not_matter(federation: Federation, expected: RunHistory) -> None:
     DAMAGES["missing"](blobs_of(federation)[0])

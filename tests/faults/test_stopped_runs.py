@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from processes import Process
 from run_history import RunHistory
 from safetensors.torch import load_file
 
-from feddkd.cli import EXIT_STOPPED
+from feddkd.cli import EXIT_STOPPED, EXIT_USAGE
+from feddkd.cli.replay import replayed
 
 Undisturbed = Callable[[str], RunHistory]
 
@@ -112,7 +115,13 @@ def test_a_finished_run_is_served_to_a_client_that_was_away(tmp_path: Path) -> N
         federation.restart(away)
         federation.finish()
         assert mark(federation) == {"run_id": run_id, "status": "completed"}
-        assert (federation.state / run_id / "journal.jsonl").read_bytes() == before
+        journal = (federation.state / run_id / "journal.jsonl").read_bytes()
+        assert journal.startswith(before)
+        (line,) = journal.removeprefix(before).splitlines()
+        event = json.loads(line)["event"]
+        assert (event["kind"], event["clients"]) == ("delivered_late", [away])
+        assert summary(federation.state / run_id)["not_delivered"] == {}
+        assert replayed(federation.state / run_id, federation.state / run_id).problems == []
         models = [load_file(folder / "model.safetensors") for folder in (federation.state / run_id, federation.client_state(away))]
         assert models[0].keys() == models[1].keys()
         assert all(models[0][name].equal(models[1][name]) for name in models[0])
@@ -120,4 +129,64 @@ def test_a_finished_run_is_served_to_a_client_that_was_away(tmp_path: Path) -> N
         another = Process(SERVER, [*federation.command(SERVER), "--new"], tmp_path)
         federation.put(another)
         until(lambda: mark(federation)["run_id"] != run_id, another)
-        assert (federation.state / run_id / "journal.jsonl").read_bytes() == before
+        assert (federation.state / run_id / "journal.jsonl").read_bytes() == journal
+
+
+def test_a_server_that_is_stopped_while_it_lingers_has_finished_its_run(tmp_path: Path) -> None:
+    away = "client-2"
+    overrides = [*CONFIGS["fedavg"], "scheduler.min_clients=2", "scheduler.reconnect_grace_s=0.5"]
+    with Federation(tmp_path, overrides) as federation:
+        server = Process(SERVER, [*federation.command(SERVER), "--linger", "600"], tmp_path)
+        federation.put(server)
+        for name in federation.names:
+            federation.restart(name)
+        federation.wait_for_exchanges(1)
+        federation.processes.pop(away).kill()
+        for name in federation.names[:2]:
+            assert federation.processes[name].wait() == 0  # those that have the model need not wait
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        folder = federation.state / mark(federation)["run_id"]
+        assert mark(federation)["status"] == "completed"
+        assert list(summary(folder)["not_delivered"]) == [away]
+        assert replayed(folder, folder).problems == []
+
+
+@pytest.fixture
+def finished(tmp_path: Path, undisturbed: Undisturbed) -> Iterator[Federation]:
+    """The server of a finished run, before it is started again."""
+    with Federation(tmp_path, CONFIGS["fedavg"]) as federation:
+        shutil.copytree(undisturbed("fedavg").folder.parent, federation.state)
+        yield federation
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files but the mark of what the process that is there counts, and its lock."""
+    kept = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("traffic", "lock")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in kept}
+
+
+def test_a_port_that_is_taken_costs_a_finished_run_nothing(finished: Federation) -> None:
+    before = files(finished.state)
+    with socket.create_server(("127.0.0.1", finished.port)):
+        server = finished.restart(SERVER)
+        assert server.wait() == EXIT_USAGE
+    assert files(finished.state) == before
+
+
+def test_the_record_of_another_run_is_not_written_over(finished: Federation, tmp_path: Path) -> None:
+    run_id = mark(finished)["run_id"]
+    out = tmp_path / "out"
+    shutil.copytree(finished.state / run_id, out)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace(run_id, "another"))
+    before = files(out)
+    journal = (finished.state / run_id / "journal.jsonl").read_bytes()
+    server = Process(SERVER, [*finished.command(SERVER), "--out", str(out)], tmp_path)
+    finished.put(server)
+    assert server.wait() == 1
+    assert server.log.read_text().splitlines()[-1] == (
+        f"feddkd: {out} holds the record of run another; choose another --out for run {run_id}"
+    )
+    assert files(out) == before
+    assert (finished.state / run_id / "journal.jsonl").read_bytes() == journal
+    assert mark(finished) == {"run_id": run_id, "status": "completed"}

@@ -408,6 +408,35 @@ def test_fewer_rounds_than_are_done_are_refused(done: Path) -> None:
     resume(done, config()).close()
 
 
+def test_a_round_that_has_begun_is_not_left_out(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    with pytest.raises(StateError, match=r"holds a run with round 2 begun, which is more than rounds = 1$"):
+        resume(tmp_path, config("rounds=1"))
+    assert asked(go_on(tmp_path)) == [(2, "second"), (2, DELIVER)]
+
+
+def test_a_run_with_a_journal_does_not_go_on_without(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(StateError, match=r"goes on with one: scheduler\.durability = exchange or round"):
+        resume(tmp_path, config("scheduler.durability=none"))
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_the_events_are_forgotten_once_they_are_taken_in(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    with closing(resume(tmp_path, config())) as journal:
+        Setup(ScriptedEngine(THREE), journal=journal).run()
+        assert journal.entries == []
+    assert state_of(tmp_path).ended is not None
+
+
+def test_what_the_mark_says_of_processes_counts_where_the_journal_has_lost_them(tmp_path: Path) -> None:
+    begin(tmp_path, "first 2.0")
+    go_on(tmp_path, spent=Spent(incarnation=7))
+    assert resumed(tmp_path).incarnation == 8
+
+
 def test_fewer_rounds_than_planned_end_a_run_earlier(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0", "rounds=5")
     setup = go_on(tmp_path, "rounds=2")
