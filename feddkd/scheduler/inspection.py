@@ -84,7 +84,7 @@ def inspect(folder: Path, quorum: int) -> Inspection:
     end = found[-1][1] if found else content.index(b"\n") + 1
     problems, notes = _rest(file, len(entries), content[end:])
     blobs = _Blobs(folder / BLOBS)
-    good = good_entries(entries, blobs.is_there)
+    good = good_entries(entries, blobs.is_there, lacks_lines=bool(problems))
     for name in sorted(filter(None, fold(entries, header.run_id, quorum).blobs)):
         blobs.is_there(name)
     state = fold(entries[:good], header.run_id, quorum)

@@ -43,6 +43,9 @@ class FileJournal:
 
     Each line but the first holds the checksum of its event. The file is locked for as long as this object
     has it open.
+
+    Attributes:
+        lacks_lines: whole lines were damaged when it was opened, so events that clients were told of are gone.
     """
 
     def __init__(self, folder: Path, descriptor: int, header: Header, entries: Sequence[tuple[Entry, int]], durability: Durability) -> None:
@@ -61,6 +64,7 @@ class FileJournal:
         self._count = len(entries)
         self._collects = True
         self._size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        self.lacks_lines = False
         self._broken = False
         self._is_new = False
         self._stored_bytes = self._most_stored_bytes = 0
@@ -128,6 +132,7 @@ class FileJournal:
         file, end = self.folder / JOURNAL, self._ends[-1] if self._ends else self._first_end
         rest = os.pread(self._descriptor, self._size_bytes - end, end)
         number, lines = len(self._ends) + 2, rest.count(b"\n")
+        self.lacks_lines = lines > 0
         if FINISHED in rest:
             raise StateError(
                 f"{file} line {number} is damaged, and the run it is of was finished. Nothing was changed: its model and its "

@@ -77,7 +77,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         check_same(folder, journal.header, config)
         before = fold(journal.entries, journal.header.run_id, config.scheduler.quorum)
         uncounted = _uncounted(spent or Spent(), before, journal.entries)
-        cut = journal.cut(good_entries(journal.entries, lambda name: _can_load(journal, name)))
+        good = good_entries(journal.entries, lambda name: _can_load(journal, name), lacks_lines=journal.lacks_lines)
+        cut = journal.cut(good)
         if cut:
             logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum) if cut else before
@@ -134,11 +135,12 @@ def _value(settings: dict[str, object], key: str) -> object:
     return settings.get(key, "unset")
 
 
-def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> int:
+def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool], *, lacks_lines: bool = False) -> int:
     """Count the events that lead to the newest state of which everything is there: a run goes on after these.
 
     Args:
         is_there: whether the blob of this name can be read. Only those that decide are asked for.
+        lacks_lines: events that came after these are gone.
     """
     if is_finished(entries):
         newest = next((entry.event for entry in reversed(entries) if isinstance(entry.event, RoundFinished)), None)
@@ -151,7 +153,7 @@ def good_entries(entries: Sequence[Entry], is_there: Callable[[str], bool]) -> i
     attempt = fold(entries[:end], "", quorum=0).open
     needed = attempt.outcomes if attempt is not None else {}
     done = (entry.event for entry in entries[begun:end] if isinstance(entry.event, ExchangeDone))
-    if all(_is_good(event, is_there) for event in done if event.record.id in needed):
+    if all(_is_good(event, is_there) for event in done if event.record.id in needed) and not (lacks_lines and needed):
         return end
     # The attempt begins again: what clients remember of it leads back to its first exchange alone.
     return 1 + max(index for index in range(begun, end) if isinstance(entries[index].event, RoundStarted | DeliveryStarted))

@@ -90,12 +90,9 @@ def test_what_stands_behind_the_last_event_is_cut_off(garbage: bytes, federation
     check(federation, expected)
 
 
-NOT_BEGUN_AGAIN = pytest.mark.xfail(reason="the attempt that the rest of a damaged journal belongs to is not begun again")
-
-
 @pytest.mark.parametrize(
     ("moment", "line"),
-    [(IN_ROUND_2, 6), (SCAFFOLD, 5), pytest.param(("topk", 12), -2, marks=NOT_BEGUN_AGAIN)],
+    [(IN_ROUND_2, 6), (SCAFFOLD, 5), (("topk", 12), -2)],
     indirect=["moment"],
 )
 def test_a_journal_that_is_damaged_in_its_middle_is_used_up_to_there(line: int, federation: Federation, expected: RunHistory) -> None:
