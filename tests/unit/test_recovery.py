@@ -418,7 +418,7 @@ def test_a_round_that_has_begun_is_not_left_out(tmp_path: Path) -> None:
 def test_a_run_with_a_journal_does_not_go_on_without(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0")
     before = (tmp_path / "journal.jsonl").read_bytes()
-    with pytest.raises(StateError, match="goes on with one: scheduler.durability = exchange or round"):
+    with pytest.raises(StateError, match=r"goes on with one: scheduler\.durability = exchange or round"):
         resume(tmp_path, config("scheduler.durability=none"))
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
