@@ -51,7 +51,8 @@ CONFIGS: Mapping[str, Sequence[str]] = {
     "fedavg": (*SMALL, "algorithm.name=fedavg"),
     "feddkd": SMALL,
     "frugal": (*SMALL, "communication.preset=frugal", "dkd.batch_size=32"),
-    "scaffold": (*SMALL, "algorithm.name=scaffold"),
+    "scaffold": (*SMALL, "rounds=3", "algorithm.name=scaffold"),
+    "topk": (*SMALL, "rounds=3", "communication.up=topk:0.05"),
 }
 """The tiny federations that every fault is tried on, as overrides of the default configuration; a model is nine chunks."""
 

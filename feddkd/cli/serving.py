@@ -37,6 +37,9 @@ from feddkd.tensors import Schema
 logger = logging.getLogger(__name__)
 
 
+WHAT_NEXT = "--linger SECONDS serves its model to clients that were away, more rounds extend it, --new begins another run"
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """Where a server can be reached.
@@ -93,6 +96,8 @@ def serve(
 
     with _opened(state, config, new=new) as served:
         folder = out or served.folder
+        if is_finished(served.journal.entries):
+            note(error_console(), f"run {served.journal.run_id} is finished, its record is in {folder}: {WHAT_NEXT}")
         with (
             _listening(config, served, model.schema, listening, state) as engine,
             _observed(config, served, folder, listening, engine) as observers,
@@ -117,7 +122,7 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
     is_kept = not isinstance(served.journal, NoJournal)
     status = StatusFile(served.folder, _command()) if is_kept else None
     with (
-        signals.handled("start the same command again" if is_kept else None),
+        signals.handled(_how_to_go_on() if is_kept else None),
         observe(
             config,
             folder,
@@ -179,6 +184,10 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
         state.mark(run_id, "completed" if was_finished or status == "completed" else "paused" if paused else "failed")
+
+
+def _how_to_go_on() -> str:
+    return f"start the same command again{', without --new' if '--new' in sys.argv else ''}"
 
 
 def _command() -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from feddkd.errors import StateError
 
-LABEL, DIGEST = "label", "sha256"
+SAID = "sha256 label"
+"""Key of what a file says of itself: its SHA-256, a space, and its label."""
 
 
 class DamagedFileError(StateError):
@@ -36,7 +37,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], label: str) -> None
         OSError: it cannot be written.
         SafetensorError: likewise; safetensors does not always tell why.
     """
-    save_file(dict(tensors), file, metadata={LABEL: label, DIGEST: _digest(tensors, label)})
+    # One key: safetensors writes several in no order, and equal tensors are to make equal files.
+    save_file(dict(tensors), file, metadata={SAID: f"{_digest(tensors, label)} {label}"})
 
 
 def read_label(file: Path) -> str:
@@ -67,10 +69,10 @@ def read_tensors(file: Path) -> StoredTensors:
 
 def _said(metadata: Mapping[str, str] | None) -> tuple[str, str]:
     """Return label and digest. Raises DamagedFileError: every file has both."""
-    found = metadata or {}
-    if LABEL not in found or DIGEST not in found:
-        raise DamagedFileError("its label or its SHA-256 is missing")
-    return found[LABEL], found[DIGEST]
+    digest, space, label = (metadata or {}).get(SAID, "").partition(" ")
+    if not space:
+        raise DamagedFileError("its label and its SHA-256 are missing")
+    return label, digest
 
 
 @contextmanager

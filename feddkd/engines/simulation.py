@@ -33,7 +33,7 @@ from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
-from feddkd.scheduler.recovery import Spent, new_journal, resume
+from feddkd.scheduler.recovery import Spent, is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.scheduler.state import fold
 from feddkd.tensors import Schema, Tensors
@@ -139,6 +139,10 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 @contextlib.contextmanager
 def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, out: Path) -> Iterator[Engine]:
     state = out / "clients"
+    if is_finished(journal.entries):  # nobody is needed but to write the record again
+        with InProcessEngine({}, config.transport.chunk_bytes) as empty:
+            yield empty
+        return
     if name == "in-process":
         with _in_process(config, state, out) as local:
             yield local

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 BLOBS = "blobs"
 
+FINISHED = b'"kind":"run_finished"'
+"""Stands in the line of a run's last event."""
+
 LOCK_TRIES = 3
 LOCK_PAUSE_S = 0.05
 
@@ -112,8 +115,26 @@ class FileJournal:
             _lock(descriptor, file)
             header, entries = read_journal(folder)
             journal = cls(folder, descriptor, header, entries, durability)
+            journal.look_at_rest()
             journal.cut(len(journal.entries))
             return journal
+
+    def look_at_rest(self) -> None:
+        """Say what follows the last line that is whole, before it is cut off.
+
+        Raises:
+            StateError: the run was finished by then: its model must not be thrown away for a line.
+        """
+        file, end = self.folder / JOURNAL, self._ends[-1] if self._ends else self._first_end
+        rest = os.pread(self._descriptor, self._size_bytes - end, end)
+        number, lines = len(self._ends) + 2, rest.count(b"\n")
+        if FINISHED in rest:
+            raise StateError(
+                f"{file} line {number} is damaged, and the run it is of was finished. Nothing was changed: its model and its "
+                "record are beside the journal, and `feddkd replay` says which of them are whole"
+            )
+        if lines:
+            logger.warning("%s line %d is damaged: it and the %d lines after it are set aside", file, number, lines - 1)
 
     @property
     def run_id(self) -> str:

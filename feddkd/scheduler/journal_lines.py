@@ -63,7 +63,7 @@ def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry,
     """
     first, newline, rest = content.partition(b"\n")
     if not newline:
-        raise StateError(f"{file} is not the journal of a run: its first line has no end")
+        raise StateError(f"{file} is not the journal of a run: its first line is damaged")
     header = _header(file, first)
     entries: list[tuple[Entry, int]] = []
     end = len(first) + 1
@@ -120,9 +120,9 @@ def _header(file: Path, line: bytes) -> Header:
         found = parse_json(line)
         version, run_id, config = found["format"], found["run_id"], found["config"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise StateError(f"{file} is not the journal of a run") from None
+        raise StateError(f"{file} is not the journal of a run: its first line is damaged") from None
     if version != FORMAT:
         raise StateError(f"{file} is of format {printable(str(version))}; this version of feddkd reads format {FORMAT}")
     if not isinstance(run_id, str) or not isinstance(config, str):
-        raise StateError(f"{file} is not the journal of a run")
+        raise StateError(f"{file} is not the journal of a run: its first line is damaged")
     return Header(run_id, config)

@@ -119,7 +119,7 @@ def check_same(folder: Path, header: Header, config: Config) -> None:
     ours, theirs = _settings(config), _settings(before)
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if keys:
-        shown = ", ".join(f"{key} = {_value(ours, key)} (not {_value(theirs, key)})" for key in keys[:KEYS_SHOWN])
+        shown = ", ".join(f"{key} = {_value(theirs, key)} there, {_value(ours, key)} here" for key in keys[:KEYS_SHOWN])
         more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
         raise StateError(f"{folder} holds run {header.run_id} of another configuration: {printable(shown)}{more}")
 

@@ -53,6 +53,9 @@ CohortLayer = Callable[[Cohort], Cohort]
 LARGEST_LOSS = 1e4
 """Cross-entropy on the test set, in nats, beyond which a model is ruined: no training leads back from it."""
 
+MOST_NAMED = 5
+"""Clients that a line names."""
+
 SHARE_FOR_STEPS = 0.5
 """With a cohort of less than this share of the clients, a round's model is sent whole rather than as a step."""
 
@@ -152,6 +155,10 @@ class Scheduler:
         self._engine.remember(state.replied)
         # Those that have the final model may have heard the farewell, and come no more.
         timeout_s = config.reconnect_grace_s if state.is_delivered else config.resume_grace_s
+        here = self._engine.clients()
+        if away := [client for client in sorted(state.members) if client not in here]:
+            who = ", ".join(away[:MOST_NAMED]) + (f" and {len(away) - MOST_NAMED} more" if len(away) > MOST_NAMED else "")
+            self._log.tell(lambda observer: observer.paused(f"waiting up to {timeout_s:g} s for {who} to come back"))
         if not self._engine.wait_for(sorted(state.members), timeout_s):
             logger.warning("not all clients of the open round are back after %g s", timeout_s)
         self._others_until_s = time.monotonic() + timeout_s if state.open is not None else 0.0
@@ -264,6 +271,9 @@ class Scheduler:
 
     def _linger(self, model: Tensors, missed: Collection[str]) -> None:
         """Stay for clients that were away for the delivery."""
+        if self._linger_s > 0:
+            who = f"{len(missed)} clients that were away" if missed else "clients that come"
+            self._log.tell(lambda observer: observer.paused(f"the model is served for {self._linger_s:g} s to {who}"))
         last = Attempt(self._state.run_id, self._config.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
         for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
             self._log.happen(event)

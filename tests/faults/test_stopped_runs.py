@@ -95,7 +95,7 @@ def test_what_is_refused_changes_nothing_of_the_record(tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()}
     refused = started(tmp_path, "in-process", "--resume", "out", "-o", "seed=7")
     assert refused.wait() == 1
-    assert "of another configuration: seed = 7 (not 0)" in refused.log.read_text()
+    assert "of another configuration: seed = 0 there, 7 here" in refused.log.read_text()
     assert started(tmp_path, "in-process", "--resume", "out", "--rounds", "1").wait() == 1
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()} == before
 

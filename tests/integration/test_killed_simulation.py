@@ -22,11 +22,13 @@ def run(*arguments: str, fault: str = "") -> int:
 
 
 @pytest.mark.slow
-def test_a_simulation_that_was_killed_goes_on_at_once(tmp_path: Path) -> None:
-    options = [option for override in OVERRIDES for option in ("-o", override)]
+@pytest.mark.parametrize("engine", ["grpc", "in-process"])
+def test_a_simulation_that_was_killed_goes_on_at_once(engine: str, tmp_path: Path) -> None:
+    """On either engine, with what the clients of the first one had left over."""
+    options = [option for override in (*OVERRIDES, "communication.up=topk:0.05") for option in ("-o", override)]
     folder = tmp_path / "killed"
-    assert run("--out", str(folder), *options, fault="scheduler.exchange.before_append=kill@3") == -signal.SIGKILL
-    assert run("--resume", str(folder)) == 0
+    assert run("--out", str(folder), *options, fault="scheduler.exchange.before_append=kill@4") == -signal.SIGKILL
+    assert run("--resume", str(folder), "--engine", engine) == 0
     assert run("--out", str(tmp_path / "whole"), *options, "--engine", "in-process") == 0
     hashes = [json.loads((record / "summary.json").read_text())["model_sha256"] for record in (folder, tmp_path / "whole")]
     assert hashes[0] == hashes[1]

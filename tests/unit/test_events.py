@@ -69,7 +69,7 @@ EVENTS: dict[type, st.SearchStrategy[Event]] = {
     RoundFailed: st.builds(RoundFailed, counts, counts, texts, counts),
     RoundFinished: st.builds(RoundFinished, counts, st.none() | evaluations, counts, reasons, numbers, examples, names, names),
     DeliveryStarted: st.builds(DeliveryStarted, clients, reasons),
-    DeliveredLate: st.builds(DeliveredLate, st.builds(ExchangeId, texts, counts, counts, texts, counts), several, traffics),
+    DeliveredLate: st.builds(DeliveredLate, ids, several, traffics),
     RunFinished: st.builds(RunFinished, traffics, reasons),
 }
 events = st.one_of(*EVENTS.values())

@@ -155,12 +155,12 @@ def test_a_line_of_control_characters_is_one_line(tmp_path: Path) -> None:
     [
         (b'{"format": 2, "run_id": "run-1", "config": ""}', r"is of format 2; this version of feddkd reads format 1$"),
         (b'{"format": "\\u001b[2J", "run_id": "run-1", "config": ""}', r"is of format .*\[2J; this version of feddkd reads format 1$"),
-        (b"", "is not the journal of a run$"),
-        (b"{}", "is not the journal of a run$"),
-        (b"[]", "is not the journal of a run$"),
-        (b"\xff\x00", "is not the journal of a run$"),
-        (b'{"format": 1, "run_id": 3, "config": ""}', "is not the journal of a run$"),
-        (b'{"format": 1, "run_id": "a"}', "is not the journal of a run$"),
+        (b"", "is not the journal of a run: its first line is damaged$"),
+        (b"{}", "is not the journal of a run: its first line is damaged$"),
+        (b"[]", "is not the journal of a run: its first line is damaged$"),
+        (b"\xff\x00", "is not the journal of a run: its first line is damaged$"),
+        (b'{"format": 1, "run_id": 3, "config": ""}', "is not the journal of a run: its first line is damaged$"),
+        (b'{"format": 1, "run_id": "a"}', "is not the journal of a run: its first line is damaged$"),
     ],
 )
 def test_what_is_no_journal_of_this_version_is_refused_by_name_and_not_changed(first: bytes, message: str, tmp_path: Path) -> None:

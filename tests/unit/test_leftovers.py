@@ -21,6 +21,7 @@ from feddkd.client.state_dir import StateDir
 from feddkd.client.work import Work
 from feddkd.compression.codecs import find
 from feddkd.engines.forms import Forms
+from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId, Reply
 from feddkd.scheduler.state import CHECKPOINTS
 from feddkd.tensors import Tensors
@@ -273,6 +274,21 @@ def test_what_is_not_known_any_more_is_worth_a_warning(tmp_path: Path, back_to: 
     assert (left_before(tmp_path, exchange(back_to)) is None) == (back_to < 3)
     expected = ["what replies before round 2 left over, if anything, is not known any more"]
     assert caplog.messages == (expected if warns else [])
+
+
+def test_a_disk_that_is_full_changes_nothing_for_a_client_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file does not hold stays in memory, also when the server goes back to before it."""
+    client, spared = Client(tmp_path), Client()
+
+    def full(*_: object) -> None:
+        raise StateError("no space left on device")
+
+    exchanges = [exchange(1), exchange(2), replace(exchange(2), step=1), exchange(3), exchange(4)]
+    for number, each in enumerate([*exchanges, exchange(3), exchange(4)]):
+        with monkeypatch.context() as patch:
+            if number in (1, 3, 4):
+                patch.setattr(StateDir, "rename", full)
+            assert same(take_part(client, each, "counted"), take_part(spared, each, "counted"))
 
 
 def test_what_another_run_left_over_is_not_added_and_is_removed(tmp_path: Path) -> None:
