@@ -160,6 +160,7 @@ class RunState:
             case ExchangeDone():
                 yield from self._add_exchange(event, at_s)
             case RoundFailed():
+                _check(self.open is not None, f"round {event.round} fails before it was begun")
                 self.open = None
                 self.failed_attempts, self.codes = event.attempt + 1, event.codes
                 self._round_tally.start_again()
@@ -167,15 +168,18 @@ class RunState:
             case RoundFinished():
                 yield from self._finish_round(event, at_s)
             case DeliveryStarted():
+                _check(self.rounds_done > 0, "the model of no round is delivered")
                 self.delivering, self.late_deliveries = True, 0
                 self.delivered_late.clear()
                 self._members = set(event.cohort)
                 self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
             case DeliveredLate():
+                _check(self.delivering or self.ended is not None, f"{event.exchange} comes before the delivery that it repeats")
                 self.late_deliveries = event.exchange.attempt
                 self.delivered_late.update(event.clients)
                 self.tally.other += event.traffic
             case RunFinished():
+                _check(self.delivering, "the run is finished before its model was delivered")
                 yield from self.close()
                 self.open, self.delivering = None, False
                 self.ended = event
@@ -205,8 +209,7 @@ class RunState:
         self.spent.clear()
 
     def _start_round(self, event: RoundStarted, at_s: float) -> Iterator[Told]:
-        if event.round != self.rounds_done + 1:
-            raise StateError(f"round {event.round} begins after round {self.rounds_done}")
+        _check(event.round == self.rounds_done + 1, f"round {event.round} begins after round {self.rounds_done}")
         if self._round_started_s == 0.0:
             self._round_started_s = at_s
         available = self.available if event.available is None else event.available
@@ -242,8 +245,8 @@ class RunState:
             yield from self.close(record.client_evaluation)
 
     def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
-        if event.round != self.rounds_done + 1 or self.open is None:
-            raise StateError(f"round {event.round} ends after round {self.rounds_done}, or before it was begun")
+        follows = event.round == self.rounds_done + 1 and self.open is not None
+        _check(follows, f"round {event.round} ends after round {self.rounds_done}, or before it was begun")
         self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
         self.checkpoints = [*self.checkpoints, event][-CHECKPOINTS:]
         tally, self._round_tally = self._round_tally, RoundTally()
@@ -311,6 +314,12 @@ class RunState:
             examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
             doubtful_labels=dict(sorted(self.label_doubts.found.items())),
         )
+
+
+def _check(can_follow: bool, message: str) -> None:
+    """Refuse an event that cannot come after those before it. Raises StateError."""
+    if not can_follow:
+        raise StateError(message)
 
 
 def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:

@@ -106,7 +106,6 @@ def test_a_client_that_fails_the_late_delivery_is_tried_once_and_lingering_ends_
 
 def test_lingering_ends_when_all_have_the_model(tmp_path: Path, clock: Clock) -> None:
     engine = Waiting(clock, {late(0): {"b", "c"}, late(1): {"c"}}, lambda: None, lambda: engine.connected.update(d=4))
-    engine.on_loss = lambda _: None
     setup = run(tmp_path, engine)
     # Who comes for the first time gets the model, too; c was tried and cannot be tried again.
     assert engine.asked_late() == [(1, ["b", "c"]), (2, ["d"])]
