@@ -132,7 +132,7 @@ class FileJournal:
         file, end = self.folder / JOURNAL, self._ends[-1] if self._ends else self._first_end
         rest = os.pread(self._descriptor, self._size_bytes - end, end)
         number, lines = len(self._ends) + 2, rest.count(b"\n")
-        self.lacks_lines = lines > 0
+        self.lacks_lines = lines > 0 and (b'"event"' in rest or b'"kind"' in rest)  # else nothing of ours was there
         if FINISHED in rest:
             raise StateError(
                 f"{file} line {number} is damaged, and the run it is of was finished. Nothing was changed: its model and its "
