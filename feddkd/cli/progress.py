@@ -97,6 +97,9 @@ class ConsoleProgress(Observer):
     def paused(self, reason: str) -> None:
         self._print(f"  paused: {reason}")
 
+    def waiting(self, reason: str) -> None:
+        self._print(f"  {reason}")
+
     def round_done(self, record: RoundRecord) -> None:
         evaluation, at_clients = record.evaluation, record.client_evaluation
         losses = self._step_losses.pop(record.round, [])

@@ -134,6 +134,9 @@ class StatusFile(Observer):
     def paused(self, reason: str) -> None:
         self._pause = printable(reason)
 
+    def waiting(self, reason: str) -> None:
+        self._pause = printable(reason)
+
     def run_failed(self, reason: str) -> None:
         self._ended = printable(reason)
 

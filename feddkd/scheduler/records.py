@@ -160,6 +160,9 @@ class Observer:
     def paused(self, reason: str) -> None:
         """The run waits for clients."""
 
+    def waiting(self, reason: str) -> None:
+        """The run waits for a while, and nothing is wrong: for clients to come back, or to serve its final model."""
+
     def round_done(self, record: RoundRecord) -> None:
         """A round is complete, its evaluation included."""
 

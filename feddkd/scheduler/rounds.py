@@ -158,7 +158,7 @@ class Scheduler:
         here = self._engine.clients()
         if away := [client for client in sorted(state.members) if client not in here]:
             who = ", ".join(away[:MOST_NAMED]) + (f" and {len(away) - MOST_NAMED} more" if len(away) > MOST_NAMED else "")
-            self._log.tell(lambda observer: observer.paused(f"waiting up to {timeout_s:g} s for {who} to come back"))
+            self._log.tell(lambda observer: observer.waiting(f"waiting up to {timeout_s:g} s for {who} to come back"))
         if not self._engine.wait_for(sorted(state.members), timeout_s):
             logger.warning("not all clients of the open round are back after %g s", timeout_s)
         self._others_until_s = time.monotonic() + timeout_s if state.open is not None else 0.0
@@ -273,7 +273,7 @@ class Scheduler:
         """Stay for clients that were away for the delivery."""
         if self._linger_s > 0:
             who = f"{len(missed)} clients that were away" if missed else "clients that come"
-            self._log.tell(lambda observer: observer.paused(f"the model is served for {self._linger_s:g} s to {who}"))
+            self._log.tell(lambda observer: observer.waiting(f"the model is served for {self._linger_s:g} s to {who}"))
         last = Attempt(self._state.run_id, self._config.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
         for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
             self._log.happen(event)

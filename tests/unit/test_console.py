@@ -60,6 +60,8 @@ def test_what_a_client_says_reaches_the_terminal_escaped_and_without_markup(prog
     assert shown.getvalue() == "  round 1 local_train: site-a is missing: \\x1b[2J[red]full[/]\\nroot: \\u202eok\n"
     progress.paused("[/nothing] \x07")
     assert shown.getvalue().splitlines()[-1] == "  paused: [/nothing] \\x07"
+    progress.waiting("waiting up to 120 s for [b] to come back")
+    assert shown.getvalue().splitlines()[-1] == "  waiting up to 120 s for [b] to come back"
 
 
 def test_a_line_is_bounded(progress: ConsoleProgress, shown: io.StringIO) -> None:

@@ -12,7 +12,7 @@ import pytest
 from feddkd.errors import RunError
 from feddkd.observability.status_file import JOINING, MOST_CLIENTS, REPLIES, RETURNING, STATUS, LiveStatus, StatusFile, read_status
 from feddkd.scheduler.engine import ClientStates, Engine
-from feddkd.scheduler.records import RunRecord
+from feddkd.scheduler.records import ExchangeRecord, RunRecord
 
 NEVER_S = 1e6
 
@@ -76,6 +76,17 @@ def test_a_pause_is_told_until_the_next_round_begins(tmp_path: Path) -> None:
     status.write()
     assert written(tmp_path).waits_for == "round 2 needs 3 clients, 1 is connected"
     status.round_started(2, 0, 3)
+    status.write()
+    assert written(tmp_path).waits_for == ""
+
+
+def test_whom_a_process_that_goes_on_waits_for_is_told_until_an_exchange_is_done(tmp_path: Path) -> None:
+    status = watching(tmp_path, StillEngine({}, []))
+    status.run_resumed("run", 3, 1, 2)
+    status.waiting("waiting up to 120 s for site-b to come back")
+    status.write()
+    assert written(tmp_path).waits_for == "waiting up to 120 s for site-b to come back"
+    status.exchange_done(cast("ExchangeRecord", None))
     status.write()
     assert written(tmp_path).waits_for == ""
 
