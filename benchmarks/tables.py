@@ -1,4 +1,4 @@
-"""Write the README's tables from the files in benchmarks/results/; `--check` fails if they are not what the files say.
+"""Write the tables of docs/results.md from the files in benchmarks/results/; `--check` fails if they are not what the files say.
 
 python benchmarks/tables.py [--check]
 """
@@ -20,7 +20,7 @@ from niid_bench.pages import write
 from niid_bench.verdicts import against_control
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 
 
 def accuracy_table(name: str, what: str) -> str:
@@ -105,7 +105,7 @@ def _megabytes(found: Outcomes, algorithm: str) -> str:
 
 def _grid_source(tier: str) -> str:
     path = f"benchmarks/results/niid_bench_{tier}.jsonl"
-    return f"From [`{path}`]({path}), which has the command of every run: `python benchmarks/niid_bench/run.py {tier}`."
+    return f"From [`{path}`](../{path}), which has the command of every run: `python benchmarks/niid_bench/run.py {tier}`."
 
 
 def transport_table() -> str:
@@ -135,18 +135,18 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _source(name: str, result: dict[str, Any]) -> str:
-    return f"From [`benchmarks/results/{name}.json`](benchmarks/results/{name}.json): `{result['command']}`."
+    return f"From [`benchmarks/results/{name}.json`](../benchmarks/results/{name}.json): `{result['command']}`."
 
 
 def main() -> int:
-    """Rewrite the README, or compare."""
+    """Rewrite the page, or compare."""
     tables = {
         "results:digits": accuracy_table("digits_default", "scikit-learn's digits, ten clients with one class each (`feddkd run`)"),
         "results:grid": grid_table(),
         "results:exact": exact_table(),
         "results:transport": transport_table(),
     }
-    return int(not write(README, tables, check="--check" in sys.argv[1:], script="benchmarks/tables.py"))
+    return int(not write(PAGE, tables, check="--check" in sys.argv[1:], script="benchmarks/tables.py"))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from niid_bench.pages import write
 from niid_bench.tables import notes
 
 PAGE = ROOT / "docs" / "frontier.md"
-README = ROOT / "README.md"
-README_ROWS = ("feddkd_fp32", "feddkd_balanced", "feddkd_frugal", "fedavg_coded", "fedavg_piggyback")
+SUMMARY = ROOT / "docs" / "results.md"
+SUMMARY_ROWS = ("feddkd_fp32", "feddkd_balanced", "feddkd_frugal", "fedavg_coded", "fedavg_piggyback")
 SCRIPT = "benchmarks/niid_bench/frontier_tables.py"
 TARGETS = (0.95, 0.97)
 NO_RESULTS = "No results yet: `python benchmarks/niid_bench/frontier.py`."
@@ -147,9 +147,9 @@ def grpc_section(lines: Sequence[dict[str, Any]], grpc_lines: Sequence[dict[str,
     return f"Of {len(pairs)} cells that also ran over gRPC, {what}: {cells}."
 
 
-def readme_section(found: Frontier) -> str:
-    """The few rows that a reader needs first."""
-    rows = [row for row in README_ROWS if found.final(row, "c1")]
+def summary_section(found: Frontier) -> str:
+    """Show the few rows that a reader needs first."""
+    rows = [row for row in SUMMARY_ROWS if found.final(row, "c1")]
     if not rows:
         return NO_RESULTS
     partitions = [partition for partition in ("c1", "c2", "dir0.1") if partition in found.partitions]
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="the pictures go beside it")
-    parser.add_argument("--readme", type=Path, default=README, metavar="FILE")
+    parser.add_argument("--summary", type=Path, default=SUMMARY, metavar="FILE")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"folder of {RESULT} and {GRPC_RESULT}")
     options = parser.parse_args(arguments)
     lines = read_lines(options.results / RESULT)
@@ -231,9 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "frontier:bytes_sampled": bytes_section(sampled),
         "frontier:grpc": grpc_section(lines, read_lines(options.results / GRPC_RESULT)),
     }
-    readme = {"results:frontier": readme_section(mini)}
+    summary = {"results:frontier": summary_section(mini)}
     up_to_date = write(options.page, sections, check=options.check, script=SCRIPT)
-    up_to_date &= write(options.readme, readme, check=options.check, script=SCRIPT)
+    up_to_date &= write(options.summary, summary, check=options.check, script=SCRIPT)
     if not options.check:
         from niid_bench.frontier_figure import draw
 

@@ -62,7 +62,7 @@ def test_configuration_page_is_up_to_date() -> None:
     subprocess.run([ROOT / "scripts" / "config_docs", "--check"], env=os.environ | {"PYTHON": sys.executable}, check=True)
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_result_files() -> None:
+def test_the_numbers_on_the_page_of_results_are_those_of_the_result_files() -> None:
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

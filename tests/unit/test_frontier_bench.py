@@ -177,9 +177,9 @@ def page(tmp_path: Path) -> Callable[..., str]:
             (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in content))
         path = tmp_path / "frontier.md"
         path.write_text((ROOT / "docs" / "frontier.md").read_text())
-        readme = tmp_path / "README.md"
-        readme.write_text((ROOT / "README.md").read_text())
-        arguments = ["--page", str(path), "--readme", str(readme), "--results", str(tmp_path)]
+        summary = tmp_path / "results.md"
+        summary.write_text(frontier_tables.SUMMARY.read_text())
+        arguments = ["--page", str(path), "--summary", str(summary), "--results", str(tmp_path)]
         assert frontier_tables.main(arguments) == 0
         assert frontier_tables.main([*arguments, "--check"]) == 0
         path.write_text(path.read_text().replace("| `", "| changed `", 1))
