@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
-    from torch import nn
+    from torch import Tensor, nn
 
 FIRST = ("round", "attempt", "exchange", "step", "accuracy", "loss")
 """Fields that a row begins with."""
@@ -84,8 +84,14 @@ class Run:
         return _status_by_journal(self.folder)
 
     @property
-    def summary(self) -> Summary | None:
-        """The content of `summary.json`: accuracy, bytes, time, versions. None while the run is not finished."""
+    def summary(self) -> Summary:
+        """The content of `summary.json`: accuracy, bytes, time, versions.
+
+        Raises:
+            StateError: the run is not finished, so there is none.
+        """
+        if self._record.summary is None:
+            raise StateError(f"{self.folder} has no summary: the run is not finished (Run.status); Run.rounds are there")
         return self._record.summary
 
     @cached_property
@@ -135,6 +141,25 @@ class Run:
         _load_weights(network, self.folder / MODEL)
         return network.eval()
 
+    def test_set(self) -> tuple[Tensor, Tensor]:
+        """Load the test split that the server evaluates on, all of it.
+
+        Returns:
+            Inputs, float32 [n, *input_shape], and labels, int64 [n].
+
+        Raises:
+            ConfigError: the data's function cannot be imported here.
+            DataError: the files are missing or damaged.
+        """
+        import torch
+
+        from feddkd.data.datasets import load_test
+        from feddkd.imports import given_objects
+
+        with given_objects(self._given):
+            examples = load_test(self.config.data)
+        return examples.gather(torch.arange(len(examples)))
+
     def report(self) -> Path:
         """Write `report.html` and its pictures into the folder of the record; return the path of the page.
 
@@ -166,7 +191,7 @@ class Run:
         """Name what one wants to know first, for a person."""
         rounds, accuracies = self._record.rounds, self._record.accuracy
         found = [
-            ("status", "finished" if self.summary is not None else "not finished"),
+            ("status", "finished" if self._record.summary is not None else "not finished"),
             ("algorithm", self.config.algorithm.name),
             ("rounds", f"{len(rounds)} of {self.config.rounds}"),
         ]

@@ -76,5 +76,5 @@ def _console(progress: bool | None) -> Console | None:
     console = error_console()
     if console.is_jupyter:
         # As text on standard output: rich would make an output of its own of each line, and needs ipywidgets for a bar.
-        return SafeConsole(file=sys.stdout, force_jupyter=False, width=WIDTH)
+        return SafeConsole(file=sys.stdout, force_jupyter=False, force_terminal=False, width=WIDTH)
     return console if progress or console.is_terminal else None
