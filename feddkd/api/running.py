@@ -42,7 +42,7 @@ def run(
 
     Args:
         config: the path of a TOML file; a mapping with nested tables or dotted keys, such as
-            `{"rounds": 3, "partition.clients": 4}`; a `Config`; or None for the embedded default
+            `{"rounds": 3, "dkd.steps": 10}`; a `Config`; or None for the embedded default
             (handwritten digits, ten clients with one class each, FedDKD).
         data: the examples, in place of `data.name`: a function called as `function(root, train)`, by
             keyword, that returns `(inputs, labels)` or a map-style data set; or a name or an import

@@ -142,7 +142,11 @@ def test_client_processes_can_import_what_is_importable() -> None:
 
 @pytest.mark.parametrize(
     ("found", "what"),
-    [(lambda: 0, f"<lambda> of {__name__}"), (closure(), f"closure.<locals>.build of {__name__}"), (Builder(), "an object of type Builder")],
+    [
+        (lambda: 0, f"<lambda> of {__name__}"),
+        (closure(), f"closure.<locals>.build of {__name__}"),
+        (Builder(), "an object of type Builder"),
+    ],
 )
 def test_what_client_processes_cannot_import_is_refused_with_the_way_out(found: Any, what: str) -> None:
     with pytest.raises(ConfigError) as caught:
