@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from feddkd.errors import ConfigError
 
+MAIN = "__main__"
+"""The module of a script, or of a notebook's cells; each process has its own."""
+
+GIVEN = "__given__"
+"""Stands in place of a module for an object that has no import path, such as a lambda."""
+
+WAY_OUT = "put it at the top level of a module that can be imported"
+
+_given: ContextVar[Mapping[tuple[str, str], Any]] = ContextVar("given", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def given_objects(objects: Mapping[tuple[str, str], Any]) -> Iterator[None]:
+    """Let `load_object` return these objects in place of an import, in this thread.
+
+    Args:
+        objects: by the arguments of `load_object`: configuration key and path.
+    """
+    token = _given.set(objects)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
 
 def load_object(path: str, key: str) -> Any:
-    """Import the object that `path`, the value of configuration key `key`, names.
+    """Return the object that `path`, the value of configuration key `key`, names: a given one, or import it.
 
     The current working directory is importable, as it is for a script that starts there; it stays
     so, because worker processes find the object again by its name.
@@ -22,6 +50,11 @@ def load_object(path: str, key: str) -> Any:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise ConfigError(f"{key} = {path!r}: not of the form package.module:name")
+    given = _given.get()
+    if (key, path) in given:
+        return given[key, path]
+    if module_name == GIVEN:
+        raise ConfigError(f"{key} = {path!r}: it was an object without an import path; to find it again, {WAY_OUT}")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -33,6 +66,10 @@ def load_object(path: str, key: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
+        if module_name == MAIN:
+            raise ConfigError(
+                f"{key} = {path!r}: it was defined in a script or a notebook, and not in the one that runs now; {WAY_OUT}"
+            ) from None
         raise ConfigError(f"{key} = {path!r}: module {module_name} ({_origin(module)}) has no {name!r}") from None
 
 

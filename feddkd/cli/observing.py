@@ -9,8 +9,6 @@ from pathlib import Path
 from feddkd.cli.output import error_console, note
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.config import Config
-from feddkd.errors import FedDKDError
-from feddkd.imports import one_line
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.status_file import StatusFile
@@ -53,14 +51,5 @@ def observe(
             found.append(stack.enter_context(status))
         found.append(stack.enter_context(ConsoleProgress(config, console)))
         observers = Observers(found)
-        try:
+        with observers.told_of_failure():
             yield observers
-        except BaseException as error:
-            observers.tell_failure(_reason(error))
-            raise
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    return str(error) if isinstance(error, FedDKDError) else one_line(error)

@@ -67,7 +67,7 @@ def run(
     from feddkd.cli.observing import observe
     from feddkd.cli.stopping import StopSignals
     from feddkd.engines.resolve import resolve
-    from feddkd.engines.simulation import run_federation
+    from feddkd.engines.simulation import prepare, run_federation
     from feddkd.observability.ledger import summarize
     from feddkd.observability.status_file import StatusFile
     from feddkd.scheduler.recovery import check_resumable
@@ -75,6 +75,7 @@ def run(
     resolved = resolve(loaded)
     if resume is not None:
         check_resumable(resume, resolved)
+    federation = prepare(resolved)  # what is wrong is said before there is a folder
     folder = resume or out or default_out(resolved)
     signals = StopSignals()
     resumed_by = f"feddkd run --resume {folder}" if resolved.scheduler.durability != "none" else None
@@ -84,7 +85,7 @@ def run(
         observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers,
     ):
         observers.add(signals)
-        record = run_federation(resolved, engine.value, folder, observers, resumed=resume is not None)
+        record = run_federation(federation, engine.value, folder, observers, resumed=resume is not None)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

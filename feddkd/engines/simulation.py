@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from feddkd import algorithms
+from feddkd.algorithms.base import Algorithm
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
@@ -86,8 +88,40 @@ def engine_of(config: Config, journal: Journal, model_schema: Schema, folder: Pa
     return GrpcEngine(config, journal.run_id, model_schema, folder, mark=mark, incarnation=state.incarnation, owners=state.owners)
 
 
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """A federation that can begin: what its configuration names is there and fits together.
+
+    Attributes:
+        config: resolved.
+        model: before round 1.
+        class_counts: examples of each class at each client; the clients will deal them in the same way.
+    """
+
+    config: Config
+    algorithm: Algorithm
+    model: Tensors
+    evaluator: Evaluator | None
+    class_counts: Mapping[str, list[int]]
+
+
+def prepare(config: Config) -> Federation:
+    """Find and check everything that can be wrong before a run begins; nothing is written.
+
+    Raises:
+        ConfigError: data, partition, model or algorithm are not as the configuration says.
+    """
+    config = resolve(config)
+    algorithm = algorithms.build(config)
+    config.check_exchanges(algorithm.exchanges(config))
+    model = initial_model(config)
+    algorithms.check_fits(algorithm, model.schema)
+    check_codecs(config)
+    return Federation(config, algorithm, model, make_evaluator(config), _class_counts(config))
+
+
 def run_federation(
-    config: Config,
+    federation: Config | Federation,
     engine_name: EngineName,
     out: Path,
     observers: Observers | Iterable[Observer] = (),
@@ -97,7 +131,8 @@ def run_federation(
     """Run all rounds with simulated clients on this machine.
 
     Args:
-        config: resolved here; where observers keep a record of it, give them and this function `resolve(config)`.
+        federation: what `prepare` returned, or the configuration, which is prepared here. Where observers keep a
+            record of the configuration, give them and this function `resolve(config)`.
         out: the journal goes there, and below it, into `clients`, the clients' state directories and configuration.
         resumed: go on with the run whose journal is there.
 
@@ -105,22 +140,21 @@ def run_federation(
         ConfigError: data, partition, model or algorithm are not as the configuration says.
         RunError: too few clients were there or answered, or a file cannot be written.
     """
-    config = resolve(config)
-    algorithm = algorithms.build(config)
-    config.check_exchanges(algorithm.exchanges(config))
-    model = initial_model(config)
-    algorithms.check_fits(algorithm, model.schema)
-    check_codecs(config)
-    evaluator = make_evaluator(config)
-    counts = _class_counts(config)
-    told = Observers.of(observers)
+    if isinstance(federation, Config):
+        federation = prepare(federation)
+    config, model, told = federation.config, federation.model, Observers.of(observers)
     journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
-        told.tell(lambda observer: observer.partitioned(counts))
+        told.tell(lambda observer: observer.partitioned(federation.class_counts))
         with _engine(engine_name, config, journal, model, out) as engine:
-            extensions = Extensions(journal=journal)
             scheduler = Scheduler(
-                config, algorithm, engine, run_id=journal.run_id, observers=told, evaluator=evaluator, extensions=extensions
+                config,
+                federation.algorithm,
+                engine,
+                run_id=journal.run_id,
+                observers=told,
+                evaluator=federation.evaluator,
+                extensions=Extensions(journal=journal),
             )
             return scheduler.run(model)
 
@@ -192,6 +226,8 @@ class ClientProcesses:
         command = [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
         # One thread pool a process: clients compute one at a time, so more OpenMP threads would only fight for cores.
         environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
+        # They import what this process can: a script's folder is on its path, and not on that of `python -m`.
+        environment["PYTHONPATH"] = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         self.processes = [
             subprocess.Popen(
                 [*command, "--end-with-stdin", "--clients", *(str(client) for client in clients[first::count])],

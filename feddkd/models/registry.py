@@ -42,7 +42,8 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
         except FedDKDError:
             raise
         except Exception as error:  # a user's function may raise anything
-            reason = str(error) if config.name in BUILT_IN else one_line(error)
+            called = f"calling it as function({info.input_shape}, {info.num_classes}) failed with"
+            reason = str(error) if config.name in BUILT_IN else f"{called} {one_line(error)}"
             raise ConfigError(f"{where} cannot be built for inputs of shape {info.input_shape}: {reason}") from error
         if not isinstance(model, nn.Module):
             raise ConfigError(f"{where}: it returned {type(model).__name__}, not a torch.nn.Module")

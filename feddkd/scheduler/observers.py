@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from feddkd.errors import FedDKDError
 from feddkd.imports import one_line
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
@@ -58,8 +60,23 @@ class Observers:
             except Exception as error:  # noqa: BLE001  # one failure must not hide the other
                 self._drop(observer, error)
 
+    @contextlib.contextmanager
+    def told_of_failure(self) -> Iterator[None]:
+        """Tell every observer of what is raised here, before it goes on."""
+        try:
+            yield
+        except BaseException as error:
+            self.tell_failure(_reason(error))
+            raise
+
     def _drop(self, observer: Observer, error: Exception) -> None:
         self._observers.remove(observer)
         name = type(observer).__name__
         logger.warning("%s failed and is told no more of this run: %s", name, printable(one_line(error)))
         logger.info("where %s failed", name, exc_info=error)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, FedDKDError) else one_line(error)

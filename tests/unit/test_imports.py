@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from feddkd.errors import ConfigError
-from feddkd.imports import load_object, one_line
+from feddkd.imports import given_objects, load_object, one_line
 
 
 @pytest.fixture
@@ -62,3 +62,22 @@ def test_a_path_of_another_form_is_refused(path: str) -> None:
 
 def test_one_line_of_an_error_without_message() -> None:
     assert one_line(EOFError()) == "EOFError"
+
+
+def test_a_given_object_stands_in_place_of_an_import_for_its_key_alone() -> None:
+    with given_objects({("data.name", "no_such_module_at_all:f"): 42}):
+        assert load_object("no_such_module_at_all:f", "data.name") == 42
+        with pytest.raises(ConfigError, match="there is no module"):
+            load_object("no_such_module_at_all:f", "model.name")
+    with pytest.raises(ConfigError, match="there is no module"):
+        load_object("no_such_module_at_all:f", "data.name")
+
+
+def test_an_object_without_an_import_path_is_not_searched_for() -> None:
+    with pytest.raises(ConfigError, match=r"^data.name = '__given__:f': it was an object without an import path; to find it again, put it"):
+        load_object("__given__:f", "data.name")
+
+
+def test_a_function_of_another_script_is_told_from_a_typing_error() -> None:
+    with pytest.raises(ConfigError, match="it was defined in a script or a notebook, and not in the one that runs now; put it"):
+        load_object("__main__:no_such_function_here", "data.name")

@@ -136,7 +136,7 @@ def test_a_model_of_ones_own_is_called_with_shape_and_classes_and_left_untouched
     ("name", "message"),
     [
         ("own_function", "it returned builtin_function_or_method, not a torch.nn.Module"),
-        ("own_failure", r"cannot be built for inputs of shape \(1, 8, 8\): KeyError: 'width'"),
+        ("own_failure", r"of shape \(1, 8, 8\): calling it as function\(\(1, 8, 8\), 10\) failed with KeyError: 'width'"),
         ("own_wrong_classes", r"to \(1, 11\), not to \(1, 10\) logits"),
         ("own_wrong_input", r"does not take inputs of shape \(1, 8, 8\): RuntimeError"),
         ("OwnTwoHeads", r"to tuple, not to \(1, 10\) logits"),

@@ -1,0 +1,1 @@
+"""The Python interface: run a federation and read its record. `feddkd` itself exports the public names."""

@@ -1,0 +1,129 @@
+"""Runs a federation from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from feddkd.api.given import AlgorithmClass, Data, Given, Model, check_importable
+from feddkd.api.results import Run
+from feddkd.api.settings import Settings, tables_of
+from feddkd.api.watching import Callback, observers_of, watched
+from feddkd.cli.run import default_out
+from feddkd.config import Config
+from feddkd.data.datasets import describe
+from feddkd.engines.simulation import EngineName, prepare, run_federation
+from feddkd.errors import ConfigError, RunError
+from feddkd.imports import GIVEN, MAIN, given_objects
+from feddkd.observability.run_folder import RunFolder
+
+
+def run(
+    config: Settings = None,
+    *,
+    data: Data | None = None,
+    model: Model | None = None,
+    algorithm: AlgorithmClass | None = None,
+    callbacks: Sequence[Callback] = (),
+    engine: EngineName = "in-process",
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Run a whole federation on this machine and return its record.
+
+    The same configuration and seed give the same final model, bit for bit, on both engines and with
+    `feddkd run`.
+
+    Args:
+        config: the path of a TOML file; a mapping with nested tables or dotted keys, such as
+            `{"rounds": 3, "dkd.steps": 10}`; a `Config`; or None for the embedded default
+            (handwritten digits, ten clients with one class each, FedDKD).
+        data: the examples, in place of `data.name`: a function called as `function(root, train)`, by
+            keyword, that returns `(inputs, labels)` or a map-style data set; or a name or an import
+            path `"package.module:function"`. It is called several times. What it shows of
+            `data.input_shape` and `data.num_classes` is written into the record.
+        model: the network, in place of `model.name`: a function or a class called as
+            `function(input_shape, num_classes)` that returns an `nn.Module` with logits
+            [B, num_classes]; or a name or an import path.
+        algorithm: a subclass of `Algorithm`, in place of `algorithm.name`; or a name or an import
+            path. Other keys of `[algorithm]` are its settings.
+        callbacks: an `Observer`, or a function that is called with the `RoundRecord` of each round.
+            A callback that raises is logged and not called any more; the run goes on.
+        engine: "in-process" computes everything here, so functions and classes of a script or a
+            notebook are welcome. "grpc" starts a real server and client processes on this machine;
+            `data`, `model` and `algorithm` must then be importable by these.
+        out: folder of the record; by default `runs/ALGORITHM-TIME`. It must not hold another record.
+        progress: whether to show a line for each round; None shows it on a terminal and in a notebook.
+
+    Returns:
+        The finished run. Where this raises `RunError`, what the run left behind is in the folder that
+        a note of the error names, and `load_run` reads it.
+
+    Raises:
+        ConfigError: a key or an argument is wrong, or the data, the model or the algorithm do not fit
+            together.
+        RunError: too few clients replied, or the record cannot be written.
+    """
+    if engine not in get_args(EngineName):
+        raise ConfigError(f"engine = {engine!r}: {' or '.join(map(repr, get_args(EngineName)))} is expected")
+    given = Given.of(data=data, model=model, algorithm=algorithm)
+    tables, source = tables_of(config)
+    given.write_into(tables)
+    parsed = Config.parse(tables, source)
+    if engine == "grpc":
+        check_importable(parsed, given.objects)
+    observers = observers_of(callbacks)
+    with given_objects(given.objects), _own_threads():
+        federation = prepare(_described(parsed))  # what is wrong is said before there is a folder
+        folder = Path(out) if out is not None else _free_folder(federation.config)
+        with _noting(folder), watched(federation.config, folder, observers, progress) as told:
+            run_federation(federation, engine, folder, told)
+    return Run(RunFolder.load(folder), given.objects)
+
+
+def _described(config: Config) -> Config:
+    """Write into the configuration what data of the user's own show of themselves.
+
+    A record then tells which network its model belongs to, where the data cannot be loaded.
+    """
+    if ":" not in config.data.name or (config.data.input_shape and config.data.num_classes):
+        return config
+    info = describe(config.data)
+    tables = config.model_dump(exclude_none=True)
+    tables["data"] |= {"input_shape": info.input_shape, "num_classes": info.num_classes}
+    return Config.parse(tables)
+
+
+def _free_folder(config: Config) -> Path:
+    """Return the default folder, with a number behind its name if it is taken: short runs begin in the same second."""
+    folder = default_out(config)
+    for module in (MAIN, GIVEN):
+        folder = folder.with_name(folder.name.removeprefix(f"{module}."))
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(found for found in itertools.chain([folder], numbered) if not found.exists())
+
+
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give the number of torch's threads back as it was: a run computes with `runtime.threads`."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _noting(folder: Path) -> Iterator[None]:
+    """Add to an error of the run where its record is."""
+    try:
+        yield
+    except RunError as error:
+        error.add_note(f"the record is in {folder}/: feddkd.load_run({str(folder)!r})")
+        raise
