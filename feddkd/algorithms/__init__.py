@@ -13,10 +13,11 @@ from feddkd.algorithms.chosen_teacher import ChosenTeacher
 from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.algorithms.local_training import check_batch_size
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
-from feddkd.algorithms.registry import ALGORITHMS, OBJECTIVES, find, find_objective
-from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, CrossEntropyConfig, Table
+from feddkd.algorithms.registry import find, find_objective
+from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
+from feddkd.config import Config, Table
 from feddkd.errors import ConfigError
+from feddkd.registry import ALGORITHMS, OBJECTIVES
 from feddkd.tensors import Schema
 
 __all__ = ["ALGORITHMS", "OBJECTIVES", "build", "check_fits", "chosen", "find", "objective_factory"]

@@ -1,7 +1,8 @@
 """Define an algorithm: a server side that asks for exchanges, a client side that answers them.
 
 To write a new one, subclass `Algorithm` and `ClientSide` in one file and name it in the
-configuration: `algorithm.name = "my_package.my_module:MyAlgorithm"`.
+configuration: `algorithm.name = "my_package.my_module:MyAlgorithm"`. A file in this package gives it a
+name of its own, with a table of settings: `@ALGORITHMS.register("mine")`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, CustomAlgorithmConfig, Table
+from feddkd.config import Config, CustomAlgorithmConfig, NamedTable, Table
 from feddkd.config.problems import describe
 from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeKind, Reply, Task
@@ -123,14 +124,19 @@ class Algorithm(ABC):
     """What an algorithm does at the server.
 
     Attributes:
+        table: the class of its settings, of `[algorithm]`; not used for an algorithm that the
+            configuration names by its import path.
         client_side: the class that answers its exchanges at a client.
         local_objective: what its clients minimise; None leaves the choice to the configuration.
         broadcasts_model: the first exchange of a round broadcasts the model that the round before it
             returned; a codec then encodes the step to it before it is evaluated.
+        takes_steps: its rounds take the steps of `[dkd]`, so a preset proposes settings for them.
     """
 
+    table: ClassVar[type[NamedTable]]
     client_side: ClassVar[type[ClientSide]]
     broadcasts_model: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = False
     local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:

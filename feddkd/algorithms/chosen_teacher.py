@@ -19,10 +19,10 @@ from torch import Tensor
 from feddkd.algorithms.base import ClientSide, Cohort
 from feddkd.algorithms.distiller import labels_distiller
 from feddkd.algorithms.feddkd import DKD_STEP, STARTED_OVER, FedDKD, FedDKDClient, chooses_start
-from feddkd.algorithms.self_trainer import SelfTrainer, own_predictions
+from feddkd.algorithms.self_trainer import SelfTrainer, SelfTrainingConfig, own_predictions
 from feddkd.algorithms.site import Site
 from feddkd.algorithms.teacher_choice import COUNTS, HELD_OUT, SELF_STEP, SGD_STEP, TeacherChoice, count_held_out
-from feddkd.config import Config, SelfTrainingConfig
+from feddkd.config import Config
 from feddkd.exchange import ExchangeKind, Reply, SchemaRule, Task
 from feddkd.tensors import Schema, Tensors
 

@@ -7,14 +7,21 @@ Decentralized Data. AISTATS 2017, arXiv 1602.05629.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
-from feddkd.config import Config
+from feddkd.config import AlgorithmTable, Config, NamedTable
 from feddkd.exchange import UPDATE_NORM_SQUARED, ExchangeKind, Reply, Task
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
+
+
+class FedAvgConfig(AlgorithmTable):
+    """The average of locally trained models (arXiv 1602.05629)."""
+
+    name: Literal["fedavg"] = "fedavg"
 
 
 class FedAvgClient(ClientSide):
@@ -45,9 +52,11 @@ class FedAvgClient(ClientSide):
         return {UPDATE_NORM_SQUARED: averaged.norm() ** 2}
 
 
+@ALGORITHMS.register("fedavg")
 class FedAvg(Algorithm):
     """w_{t+1} = w_t + sum_k p_k (w_k - w_t)."""
 
+    table: ClassVar[type[NamedTable]] = FedAvgConfig
     client_side: ClassVar[type[ClientSide]] = FedAvgClient
 
     @classmethod

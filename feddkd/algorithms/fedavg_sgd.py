@@ -11,12 +11,21 @@ than FedDKD's, as the record says. Only a network with buffers (BatchNorm) is tr
 
 from __future__ import annotations
 
+from typing import Literal
+
 from feddkd.algorithms.distiller import labels_distiller
 from feddkd.algorithms.feddkd import FedDKD, FedDKDClient
 from feddkd.algorithms.site import Site
 from feddkd.algorithms.teacher_choice import SGD_STEP
-from feddkd.config import Config
+from feddkd.config import AlgorithmTable, Config
 from feddkd.exchange import Reply, Task
+from feddkd.registry import ALGORITHMS
+
+
+class FedAvgSGDConfig(AlgorithmTable):
+    """The control: FedDKD's exchanges with true labels in place of the teachers'; its settings are in `[dkd]`."""
+
+    name: Literal["fedavg_sgd"] = "fedavg_sgd"
 
 
 class FedAvgSGDClient(FedDKDClient):
@@ -32,6 +41,7 @@ class FedAvgSGDClient(FedDKDClient):
         return self.distiller.gradient(task).reply
 
 
+@ALGORITHMS.register("fedavg_sgd")
 class FedAvgSGD(FedDKD):
     """v_0 = w_t + sum_k p_k (w_k - w_t); v_j = ServerOptimizer(v_{j-1}, sum_k p_k grad CE_k(v_{j-1})); w_{t+1} = v_J.
 
@@ -39,6 +49,7 @@ class FedAvgSGD(FedDKD):
     and start.
     """
 
+    table = FedAvgSGDConfig
     client_side = FedAvgSGDClient
     step_exchange = SGD_STEP
 

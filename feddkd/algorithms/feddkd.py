@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from feddkd.algorithms.distiller import Distiller, distillation_of, distiller_of
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
-from feddkd.config import Config, DKDConfig
+from feddkd.config import AlgorithmTable, Config, DKDConfig, NamedTable
 from feddkd.dkd import teacher_logits
 from feddkd.dkd.scope import Scope, in_scope, in_scope_and_untrained
 from feddkd.dkd.steps import Plateau, TailMean, clipped
@@ -45,6 +45,7 @@ from feddkd.exchange import (
     scalar,
     whole_model,
 )
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Schema, Tensors
 
 DKD_STEP = "dkd_step"
@@ -63,6 +64,12 @@ TEACHER_ACCURACY = "teacher_accuracy"
 
 LABEL_DISAGREEMENT = "label_disagreement"
 """Metric of a round's first step: the share of the site's labels that are not its teacher's most likely class."""
+
+
+class FedDKDConfig(AlgorithmTable):
+    """FedAvg, then distillation of all local models into the average (arXiv 2205.00706); its settings are in `[dkd]`."""
+
+    name: Literal["feddkd"] = "feddkd"
 
 
 class FedDKDClient(FedAvgClient):
@@ -169,6 +176,7 @@ class _Measured(NamedTuple):
     loss: float
 
 
+@ALGORITHMS.register("feddkd")
 class FedDKD(Algorithm):
     """v_0 = w_t + sum_k p_k (w_k - w_t); v_j = ServerOptimizer(v_{j-1}, sum_k p_k g_k); w_{t+1} = v_J.
 
@@ -196,8 +204,10 @@ class FedDKD(Algorithm):
         steps_by: the exchange that steps ask for.
     """
 
+    table: ClassVar[type[NamedTable]] = FedDKDConfig
     client_side: ClassVar[type[ClientSide]] = FedDKDClient
     step_exchange: ClassVar[str] = FedDKDClient.step_exchange
+    takes_steps = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

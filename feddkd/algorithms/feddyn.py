@@ -7,18 +7,27 @@ ICLR 2021, arXiv 2111.04263.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, FedDynConfig
+from feddkd.config import Config, NamedTable
 from feddkd.exchange import Task
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
+
+
+class FedDynConfig(NamedTable):
+    """Local losses whose minima agree with the global one's (arXiv 2111.04263)."""
+
+    name: Literal["feddyn"] = "feddyn"
+    alpha: float = Field(0.01, gt=0, description="weight of the dynamic regularizer")
 
 
 class DynamicRegularizer(LocalObjective):
@@ -55,6 +64,7 @@ class DynamicRegularizer(LocalObjective):
         self._memory.keep(task.id, self._linear_term - moved.scaled(self._alpha))
 
 
+@ALGORITHMS.register("feddyn")
 class FedDyn(FedAvg):
     """h <- h - alpha s sum_k p_k (w_k - w_t); w_{t+1} = sum_k p_k w_k - h / alpha, s the cohort's share of all clients.
 
@@ -62,6 +72,7 @@ class FedDyn(FedAvg):
     the change of a client whose reply did not count in its round (`RoundMemory`).
     """
 
+    table = FedDynConfig
     local_objective: ClassVar[type[LocalObjective] | None] = DynamicRegularizer
 
     def __init__(self, config: Config) -> None:

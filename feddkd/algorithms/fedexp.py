@@ -6,12 +6,14 @@ Jhunjhunwala, Wang, Joshi: FedExP: Speeding Up Federated Averaging via Extrapola
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings, within
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.config import Config, FedExPConfig
+from feddkd.config import AlgorithmTable, Config
 from feddkd.exchange import (
     UPDATE_NORM_SQUARED,
     ExchangeKind,
@@ -20,9 +22,17 @@ from feddkd.exchange import (
     read_scalar,
     scalar,
 )
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
 
 MAX_RATE_PER_CLIENT = 10.0
+
+
+class FedExPConfig(AlgorithmTable):
+    """A server step that is the longer, the more the updates disagree (arXiv 2301.09604)."""
+
+    name: Literal["fedexp"] = "fedexp"
+    epsilon: float = Field(1e-3, gt=0, description="added to the squared norm of the mean update")
 
 
 class FedExPClient(FedAvgClient):
@@ -37,6 +47,7 @@ class FedExPClient(FedAvgClient):
         return {}
 
 
+@ALGORITHMS.register("fedexp")
 class FedExP(Algorithm):
     """x_{t+1} = x_t + lr sum_k p_k D_k,  lr = max(1, sum_k p_k ||D_k||² / (2 (||sum_k p_k D_k||² + epsilon))).
 
@@ -48,6 +59,7 @@ class FedExP(Algorithm):
     `MAX_RATE_PER_CLIENT` times their number.
     """
 
+    table = FedExPConfig
     client_side = FedExPClient
     broadcasts_model = False
 

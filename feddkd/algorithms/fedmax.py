@@ -7,17 +7,27 @@ Federated Learning. ECML-PKDD 2020, arXiv 2004.03657.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.features import Features
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import FedMAXConfig
+from feddkd.config import NamedTable
+from feddkd.registry import ALGORITHMS, OBJECTIVES
 
 
+class FedMAXConfig(NamedTable):
+    """Local training that keeps the activations before the classifier spread out (arXiv 2004.03657)."""
+
+    name: Literal["fedmax"] = "fedmax"
+    beta: float = Field(10.0, ge=0, description="weight of KL(uniform || softmax(activations))")
+
+
+@OBJECTIVES.register("fedmax")
 class MaximumEntropy(LocalObjective):
     """CE + beta KL( uniform || softmax(a) ), a being the inputs of the last linear layer, D of them.
 
@@ -41,7 +51,9 @@ def kl_from_uniform(activations: Tensor) -> Tensor:
     return -math.log(activations.shape[1]) - F.log_softmax(activations, dim=1).mean()
 
 
+@ALGORITHMS.register("fedmax")
 class FedMAX(FedAvg):
     """FedAvg whose clients minimise `MaximumEntropy`. With beta = 0 it is FedAvg."""
 
+    table = FedMAXConfig
     local_objective: ClassVar[type[LocalObjective] | None] = MaximumEntropy

@@ -7,16 +7,24 @@ Optimization. NeurIPS 2020, arXiv 2007.07481.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from feddkd.algorithms.base import Algorithm, Cohort, within
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import effective_steps, local_steps
-from feddkd.config import Config
+from feddkd.config import AlgorithmTable, Config
 from feddkd.exchange import ExchangeKind, as_scalar, model_and, read_scalar, scalar
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
 
 MOST_EXAMPLES = 1_000_000
 """The examples of the largest client, where weights do not say how many it has."""
+
+
+class FedNovaConfig(AlgorithmTable):
+    """Updates averaged per local step, for clients that take different numbers of them (arXiv 2007.07481)."""
+
+    name: Literal["fednova"] = "fednova"
 
 
 class FedNovaClient(FedAvgClient):
@@ -28,6 +36,7 @@ class FedNovaClient(FedAvgClient):
         return update.replace(per_step).beside(effective_steps=as_scalar(length))
 
 
+@ALGORITHMS.register("fednova")
 class FedNova(Algorithm):
     """w_{t+1} = w_t + (sum_k p_k a_k) sum_k p_k (w_k - w_t) / a_k.
 
@@ -36,6 +45,7 @@ class FedNova(Algorithm):
     server does not know how many examples that is; `MOST_EXAMPLES` stands in.
     """
 
+    table = FedNovaConfig
     client_side = FedNovaClient
 
     @classmethod

@@ -6,19 +6,30 @@ NeurIPS 2022, arXiv 2106.03097.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import FedNTDConfig
+from feddkd.config import NamedTable
 from feddkd.dkd import kl, teacher_logits, without_true_class
 from feddkd.exchange import Task
+from feddkd.registry import ALGORITHMS, OBJECTIVES
 
 
+class FedNTDConfig(NamedTable):
+    """Local training that keeps what the global model says of the classes that are not true (arXiv 2106.03097)."""
+
+    name: Literal["fedntd"] = "fedntd"
+    beta: float = Field(1.0, ge=0, description="weight of the not-true distillation loss")
+    temperature: float = Field(1.0, gt=0, description="softens both sides of the not-true distillation")
+
+
+@OBJECTIVES.register("fedntd")
 class NotTrueDistillation(LocalObjective):
     """CE + beta T² KL( softmax of the global model's logits without the true class || the local model's ).
 
@@ -45,7 +56,9 @@ class NotTrueDistillation(LocalObjective):
         return F.cross_entropy(logits, labels) + self._beta * not_true
 
 
+@ALGORITHMS.register("fedntd")
 class FedNTD(FedAvg):
     """FedAvg whose clients minimise `NotTrueDistillation`. With beta = 0 it is FedAvg."""
 
+    table = FedNTDConfig
     local_objective: ClassVar[type[LocalObjective] | None] = NotTrueDistillation

@@ -8,15 +8,44 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.base import Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.config import Config, FedAdagradConfig, FedAdamConfig, FedYogiConfig
+from feddkd.config import AlgorithmTable, Config
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
+
+
+class _FedOptConfig(AlgorithmTable):
+    server_lr: float = Field(0.01, gt=0, description="learning rate of the server")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    tau: float = Field(1e-3, gt=0, description="adaptivity: added to the root of the second moment")
+
+
+class FedAdagradConfig(_FedOptConfig):
+    """Adagrad on the server (arXiv 2003.00295)."""
+
+    name: Literal["fedadagrad"] = "fedadagrad"
+    beta1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment")
+
+
+class FedAdamConfig(_FedOptConfig):
+    """Adam on the server (arXiv 2003.00295)."""
+
+    name: Literal["fedadam"] = "fedadam"
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+
+
+class FedYogiConfig(_FedOptConfig):
+    """Yogi on the server (arXiv 2003.00295)."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
 
 
 class _FedOpt(FedAvg):
@@ -63,6 +92,7 @@ class _FedOpt(FedAvg):
             self._state.setdefault(name, {})[moment] = value
 
 
+@ALGORITHMS.register("fedadagrad")
 class FedAdagrad(_FedOpt):
     """v <- v + D²."""
 
@@ -72,6 +102,7 @@ class FedAdagrad(_FedOpt):
         return v + squared_update
 
 
+@ALGORITHMS.register("fedadam")
 class FedAdam(_FedOpt):
     """v <- b2 v + (1 - b2) D²."""
 
@@ -82,6 +113,7 @@ class FedAdam(_FedOpt):
         return self._settings.beta2 * v + (1 - self._settings.beta2) * squared_update
 
 
+@ALGORITHMS.register("fedyogi")
 class FedYogi(_FedOpt):
     """v <- v - (1 - b2) D² sign(v - D²)."""
 

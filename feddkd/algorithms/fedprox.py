@@ -7,17 +7,27 @@ arXiv 1812.06127.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import FedProxConfig
+from feddkd.config import NamedTable
 from feddkd.exchange import Task
+from feddkd.registry import ALGORITHMS, OBJECTIVES
 
 
+class FedProxConfig(NamedTable):
+    """Local training held near the global model (arXiv 1812.06127)."""
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: float = Field(0.01, ge=0, description="weight of the proximal term (mu/2) ||w - w_t||²")
+
+
+@OBJECTIVES.register("fedprox")
 class Proximal(LocalObjective):
     """F_k(w) + (mu/2) ||w - w_t||², over the parameters that take gradients."""
 
@@ -39,7 +49,9 @@ class Proximal(LocalObjective):
             parameter.grad.add_(parameter - self._global[name], alpha=self._mu)
 
 
+@ALGORITHMS.register("fedprox")
 class FedProx(FedAvg):
     """FedAvg whose clients minimise `Proximal`. With mu = 0 it is FedAvg."""
 
+    table = FedProxConfig
     local_objective: ClassVar[type[LocalObjective] | None] = Proximal

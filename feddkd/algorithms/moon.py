@@ -8,21 +8,32 @@ linear layer, so all algorithms train the same network.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.features import Features
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import MOONConfig
+from feddkd.config import NamedTable
 from feddkd.exchange import Task
+from feddkd.registry import ALGORITHMS, OBJECTIVES
 from feddkd.tensors import Tensors
 
 
+class MOONConfig(NamedTable):
+    """Local training that pulls features to the global model's and away from the last local model's (arXiv 2103.16257)."""
+
+    name: Literal["moon"] = "moon"
+    mu: float = Field(1.0, ge=0, description="weight of the contrastive loss")
+    temperature: float = Field(0.5, gt=0, description="temperature of the contrastive loss")
+
+
+@OBJECTIVES.register("moon")
 class ModelContrast(LocalObjective):
     """CE - mu log( e^{sim(z, z_global)/T} / (e^{sim(z, z_global)/T} + e^{sim(z, z_previous)/T}) ), sim the cosine.
 
@@ -71,7 +82,9 @@ def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float
     return -F.log_softmax(similarities / temperature, dim=1)[:, 0].mean()
 
 
+@ALGORITHMS.register("moon")
 class MOON(FedAvg):
     """FedAvg whose clients minimise `ModelContrast`. With mu = 0 it is FedAvg."""
 
+    table = MOONConfig
     local_objective: ClassVar[type[LocalObjective] | None] = ModelContrast

@@ -11,9 +11,10 @@ plain ones (`effective_steps`). With K, (w_t - w_k) / (K lr) would overestimate 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings
@@ -21,9 +22,17 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import effective_steps
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, SCAFFOLDConfig
+from feddkd.config import Config, NamedTable
 from feddkd.exchange import ExchangeKind, Task, model_and, trainable_parameters
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
+
+
+class SCAFFOLDConfig(NamedTable):
+    """Local training corrected by control variates (arXiv 1910.06378)."""
+
+    name: Literal["scaffold"] = "scaffold"
+    server_lr: float = Field(1.0, gt=0, description="how far the server follows the mean update")
 
 
 class ControlVariates(LocalObjective):
@@ -71,6 +80,7 @@ class SCAFFOLDClient(FedAvgClient):
         return update.beside(control=self.objective.change)
 
 
+@ALGORITHMS.register("scaffold")
 class SCAFFOLD(Algorithm):
     """w_{t+1} = w_t + lr_server sum_k p_k (w_k - w_t); c <- c + s sum_k p_k (c_k+ - c_k), s the cohort's share of all clients.
 
@@ -79,6 +89,7 @@ class SCAFFOLD(Algorithm):
     c lacks the change of a client whose reply did not count in its round (`RoundMemory`).
     """
 
+    table = SCAFFOLDConfig
     client_side = SCAFFOLDClient
     local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
+
 from feddkd.algorithms.distiller import Distiller, StepGradient, labels_distiller
 from feddkd.algorithms.site import Site
-from feddkd.config import SelfTrainingConfig
+from feddkd.config import AlgorithmTable
 from feddkd.dkd.self_training import OwnPredictions
 from feddkd.exchange import ExchangeId, Task
+
+
+class SelfTrainingConfig(AlgorithmTable):
+    """FedDKD's exchanges with labels and the global model's own predictions in place of teachers; its settings are in `[dkd]`."""
+
+    name: Literal["self_training"] = "self_training"
+    confidence: float = Field(0.95, ge=0, lt=1, description="probability above which a prediction serves as a label")
+    classes: Literal["own", "all"] = Field("own", description="what can be predicted: classes that the client has labels of, or all")
 
 
 class SelfTrainer(Distiller):

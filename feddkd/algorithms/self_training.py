@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from feddkd.algorithms.base import own_settings
 from feddkd.algorithms.feddkd import FedDKD, FedDKDClient
-from feddkd.algorithms.self_trainer import SelfTrainer
+from feddkd.algorithms.self_trainer import SelfTrainer, SelfTrainingConfig
 from feddkd.algorithms.site import Site
 from feddkd.algorithms.teacher_choice import SELF_STEP
-from feddkd.config import Config, SelfTrainingConfig
+from feddkd.config import Config
 from feddkd.exchange import Reply, Task
+from feddkd.registry import ALGORITHMS
 
 
 class SelfTrainingClient(FedDKDClient):
@@ -33,9 +34,11 @@ class SelfTrainingClient(FedDKDClient):
         return self.distiller.gradient(task).reply
 
 
+@ALGORITHMS.register("self_training")
 class SelfTraining(FedDKD):
     """v_j = ServerOptimizer(v_{j-1}, sum_k p_k (grad CE_k on labels + grad CE_k on sure predictions)); w_{t+1} = v_J."""
 
+    table = SelfTrainingConfig
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP
 

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from feddkd.algorithms.augmentation import shifted
@@ -35,14 +36,25 @@ from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import can_train_on_one, train_locally
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, SemiFLConfig
+from feddkd.config import AlgorithmTable, Config
 from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.dkd import OwnPredictions, teacher_logits
 from feddkd.exchange import ExchangeKind, Reply, Task
+from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
 
 CONFIDENT_SHARE = "confident_share"
 """Metric of `pseudo_train`: the share of a client's examples without a label that the broadcast model is sure of."""
+
+
+class SemiFLConfig(AlgorithmTable):
+    """FedAvg on the labels, alternating with FedAvg on the average's own confident predictions (arXiv 2106.01432)."""
+
+    name: Literal["semifl"] = "semifl"
+    confidence: float = Field(0.95, ge=0, lt=1, description="probability above which a prediction serves as a label")
+    beta: float = Field(0.75, gt=0, description="shares of two mixed examples are drawn from Beta(beta, beta)")
+    mix_weight: float = Field(1.0, ge=0, description="weight of the loss on mixed examples")
+    augment: bool = Field(True, description="shift and flip images at random in the loss on confident examples")
 
 
 class FixAndMix(LocalObjective):
@@ -141,12 +153,14 @@ def _can_train(site: Site) -> bool:
     return len(site.labelled) > 1 or (len(site.labelled) == 1 and can_train_on_one(site))
 
 
+@ALGORITHMS.register("semifl")
 class SemiFL(Algorithm):
     """v = w_t + sum_k p_k (w_k - w_t), w_k trained on labels; w_{t+1} = v + sum_k q_k (v_k - v), v_k on v's predictions.
 
     p_k is the client's share of the labelled examples, q_k that of all.
     """
 
+    table = SemiFLConfig
     client_side: ClassVar[type[ClientSide]] = SemiFLClient
 
     @classmethod

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feddkd.config import Config, CrossEntropyConfig, Table
+from feddkd.config import Config, NamedTable, Table
 from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.exchange import ExampleCounts, ExchangeId, Task
+from feddkd.registry import OBJECTIVES
 from feddkd.tensors import Schema, Tensors
 
 
@@ -86,6 +87,13 @@ class Site:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+class CrossEntropyConfig(NamedTable):
+    """Plain local training: the cross-entropy of the true labels."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+@OBJECTIVES.register("cross_entropy")
 class LocalObjective:
     """What a client minimises in local training: the cross-entropy of the true labels.
 

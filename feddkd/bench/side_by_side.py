@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from feddkd import algorithms
+from feddkd.algorithms.fedavg import FedAvgConfig
 from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
-from feddkd.config import Config, FedAvgConfig
+from feddkd.config import Config
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
 from feddkd.observability.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread

@@ -11,31 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from feddkd.config.algorithm import (
-    AlgorithmConfig,
-    CrossEntropyConfig,
-    CustomAlgorithmConfig,
-    CustomObjectiveConfig,
-    FedAdagradConfig,
-    FedAdamConfig,
-    FedAvgConfig,
-    FedAvgMConfig,
-    FedDKDConfig,
-    FedDynConfig,
-    FedExPConfig,
-    FedMAXConfig,
-    FedNTDConfig,
-    FedProxConfig,
-    FedYogiConfig,
-    MOONConfig,
-    SCAFFOLDConfig,
-    SelfTrainingConfig,
-    SemiFLConfig,
-)
+from feddkd.config.algorithm import AlgorithmConfig, AlgorithmTable, CustomAlgorithmConfig, CustomObjectiveConfig
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.data import DataConfig, PartitionConfig
+from feddkd.config.named import NamedTable
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
 from feddkd.config.table import COUNT_MAX, ImportPath, Table, flatten
@@ -52,33 +33,19 @@ from feddkd.errors import ConfigError
 __all__ = [
     "AggregationConfig",
     "AlgorithmConfig",
+    "AlgorithmTable",
     "CommunicationConfig",
     "Config",
-    "CrossEntropyConfig",
     "CustomAlgorithmConfig",
     "CustomObjectiveConfig",
     "DKDConfig",
     "DataConfig",
-    "FedAdagradConfig",
-    "FedAdamConfig",
-    "FedAvgConfig",
-    "FedAvgMConfig",
-    "FedDKDConfig",
-    "FedDynConfig",
-    "FedExPConfig",
-    "FedMAXConfig",
-    "FedNTDConfig",
-    "FedProxConfig",
-    "FedYogiConfig",
     "ImportPath",
-    "MOONConfig",
     "ModelConfig",
+    "NamedTable",
     "PartitionConfig",
     "RuntimeConfig",
-    "SCAFFOLDConfig",
     "SchedulerConfig",
-    "SelfTrainingConfig",
-    "SemiFLConfig",
     "Table",
     "TrainingConfig",
     "TransportConfig",
@@ -95,8 +62,7 @@ class Config(Table):
     partition: PartitionConfig = PartitionConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    # As it is: to look up its table again would call back into Python, where pydantic swallows a KeyboardInterrupt.
-    algorithm: SerializeAsAny[AlgorithmConfig] = FedDKDConfig()
+    algorithm: AlgorithmConfig = Field({"name": "feddkd"}, validate_default=True)
     dkd: DKDConfig = DKDConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     aggregation: AggregationConfig = AggregationConfig()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from feddkd.config.table import Table
 from feddkd.errors import ConfigError
+from feddkd.registry import ALGORITHMS
 
 PLAIN: Literal["fp32"] = "fp32"
 """The name of no codec: elements travel as they are, whatever their dtype."""
@@ -115,8 +116,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """What each preset proposes, by table. `[dkd]` is proposed to the algorithms that have its steps."""
 
-_ALGORITHMS_WITH_STEPS = ("feddkd", "fedavg_sgd", "self_training")
-
 
 def with_proposals(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Add to a configuration what its preset proposes.
@@ -144,7 +143,13 @@ def _fitting(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def proposals(preset: str, algorithm: str) -> dict[str, Mapping[str, Any]]:
     """Return what a preset proposes to an algorithm, by table: `[dkd]` only where it has such steps."""
-    return {table: values for table, values in PRESETS[preset].items() if table != "dkd" or algorithm in _ALGORITHMS_WITH_STEPS}
+    return {table: values for table, values in PRESETS[preset].items() if table != "dkd" or _takes_steps(algorithm)}
+
+
+def _takes_steps(algorithm: str) -> bool:
+    """Tell whether the rounds of a built-in algorithm take the steps of `[dkd]`."""
+    known = ALGORITHMS.get(algorithm)
+    return known is not None and known.takes_steps
 
 
 def _given(table: Any) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import difflib
 import typing
 from typing import Any
 
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, ValidationError
+
+from feddkd.config.named import CUSTOM, NamedTable, tables_by_name
 
 LONGEST_VALUE = 200
 """Characters of a key or value that a message shows."""
@@ -40,25 +42,14 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         # Any other key of such a table is the name of an inner table: a value there is a key that was mistyped.
         message = f"unknown key {key!r}{_suggestion(key.rpartition('.')[2], holder)}"
     elif first["type"].startswith("union_tag"):
-        tags = tables_by_tag(table.model_fields[key.rpartition(".")[2]].annotation)
-        message = _unknown_name(key, first["input"], [tag for tag in tags if tag != "custom"])
+        names = tables_by_name(table.model_fields[key.rpartition(".")[2]])
+        message = _unknown_name(key, first["input"], [name for name in names if name != CUSTOM])
     elif first["type"] == "value_error" and key.rpartition(".")[2] not in table.model_fields:
         message = f"{key}.{_expectation(first)}".lstrip(".")  # of a whole table: what is wrong begins with the key
     else:
         message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_expectation, mine)))}"
     others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)
     return message + (f" (and {len(paths) - 1} more: {', '.join(others)})" if others else "")
-
-
-def tables_by_tag(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The table classes of a tagged union by their tags, or nothing for another annotation."""
-    found: dict[str, type[BaseModel]] = {}
-    for member in typing.get_args(annotation):
-        table, *metadata = typing.get_args(member) or (member,)
-        tag = next((item.tag for item in metadata if isinstance(item, Tag)), None)
-        if tag is not None:
-            found[tag] = table
-    return found
 
 
 def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
@@ -70,8 +61,8 @@ def _key_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str
         names.append(_shortened_key(str(part)))
         field = table.model_fields.get(str(part))
         annotation = field.annotation if field else getattr(table, "extra_table", None)
-        tagged = tables_by_tag(annotation)
-        inner = tagged.get(str(next(parts, ""))) if tagged else annotation
+        named = tables_by_name(field)
+        inner = named.get(str(next(parts, ""))) if named else annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             # The keys of a table of numbers are the user's own; of an array, its key alone is named.
             if typing.get_origin(inner) is dict:
@@ -118,11 +109,5 @@ def _suggestion(name: str, table: type[BaseModel]) -> str:
     if close:
         return f" (did you mean {close[0]!r}?)"
     # A table that is chosen by its name has that name for a default: say whose keys these are.
-    whose = table.model_fields["name"].default if _is_chosen_by_name(table) else None
+    whose = table.model_fields["name"].default if issubclass(table, NamedTable) else None
     return f"; known keys{f' of {whose}' if isinstance(whose, str) else ''}: {', '.join(table.model_fields)}"
-
-
-def _is_chosen_by_name(table: type[BaseModel]) -> bool:
-    """Whether a table is a member of a tagged union, whose `name` can have one value only."""
-    field = table.model_fields.get("name")
-    return field is not None and len(typing.get_args(field.annotation)) == 1

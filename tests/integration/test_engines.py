@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from feddkd.algorithms import ALGORITHMS
+from feddkd.algorithms import ALGORITHMS, OBJECTIVES
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
-from feddkd.config import Config, FedDKDConfig
-from feddkd.config.problems import tables_by_tag
+from feddkd.config import Config
 from feddkd.data.partitions import client_ids
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import initial_model, run_federation
@@ -55,14 +54,13 @@ ENGINES: dict[str, RunIt] = {"in-process": run_in_process, "grpc": run_in_thread
 
 on_both_engines = pytest.mark.parametrize("run", ENGINES.values(), ids=ENGINES)
 
-LOCAL_OBJECTIVES = [name for name in tables_by_tag(FedDKDConfig.model_fields["local_objective"].annotation) if name != "custom"]
 
 BATCH_NORM = ('model.name="gated:batch_norm_mlp"', "training.batch_size=50")  # so that no mini-batch is left with one example
 
 CONFIGURATIONS = {
     **{name: [f"algorithm.name={name}"] for name in ALGORITHMS},
     "semifl": ["algorithm.name=semifl", "algorithm.confidence=0", "data.labelled_share=0.3"],
-    **{f"feddkd_with_{name}": [f"algorithm.local_objective={name}", "dkd.steps=1"] for name in LOCAL_OBJECTIVES},
+    **{f"feddkd_with_{name}": [f"algorithm.local_objective={name}", "dkd.steps=1"] for name in OBJECTIVES},
     **{
         f"fraction_of_the_clients_of_{name}": [f"algorithm.name={name}", "scheduler.cohort=0.5", "rounds=3"]
         for name in ("scaffold", "feddyn", "moon")

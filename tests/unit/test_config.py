@@ -14,6 +14,10 @@ from pydantic.fields import FieldInfo
 
 from feddkd import algorithms
 from feddkd.algorithms import ALGORITHMS, OBJECTIVES
+from feddkd.algorithms.feddkd import FedDKDConfig
+from feddkd.algorithms.fedntd import FedNTDConfig
+from feddkd.algorithms.moon import MOONConfig
+from feddkd.algorithms.site import CrossEntropyConfig
 from feddkd.config import (
     AggregationConfig,
     Config,
@@ -21,7 +25,6 @@ from feddkd.config import (
     CustomObjectiveConfig,
     DataConfig,
     DKDConfig,
-    FedDKDConfig,
     ModelConfig,
     PartitionConfig,
     RuntimeConfig,
@@ -30,8 +33,7 @@ from feddkd.config import (
     TrainingConfig,
     TransportConfig,
 )
-from feddkd.config.algorithm import CrossEntropyConfig, FedNTDConfig, MOONConfig
-from feddkd.config.problems import tables_by_tag
+from feddkd.config.named import tables_by_name
 from feddkd.config.scheduler import first_repeated
 from feddkd.errors import ConfigError
 
@@ -61,8 +63,8 @@ many = st.integers(1, 10_000)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
-ALGORITHM_TABLES = tables_by_tag(Config.model_fields["algorithm"].annotation)
-OBJECTIVE_TABLES = tables_by_tag(FedDKDConfig.model_fields["local_objective"].annotation)
+ALGORITHM_TABLES = tables_by_name(Config.model_fields["algorithm"])
+OBJECTIVE_TABLES = tables_by_name(FedDKDConfig.model_fields["local_objective"])
 
 
 def settings_of(field: FieldInfo) -> st.SearchStrategy[Any]:
@@ -414,7 +416,7 @@ def test_a_configuration_cannot_be_changed_afterwards() -> None:
 
 
 def test_every_key_says_what_it_is_for() -> None:
-    tables = [type(field.default) for field in Config.model_fields.values() if isinstance(field.default, Table)]
+    tables = [type(value) for _, value in Config() if isinstance(value, Table)]
     assert len(tables) == 11
     chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
     for always_there in (table for table in tables if table not in chosen_by_name):
@@ -484,7 +486,7 @@ OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom
         (["algorithm.name=a b:c"], "algorithm.name = 'a b:c': package.module:function"),
         (["algorithm.name=fedprox", "algorithm.mu=-1"], "algorithm.mu = -1: input should be greater than or equal to 0"),
         (["algorithm.name=fedprox", "algorithm.muh=1"], "unknown key 'algorithm.muh' (did you mean 'mu'?)"),
-        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys of feddkd: local_objective, name"),
+        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys of feddkd: name, local_objective"),
         (
             ["algorithm.name=fedprox", "algorithm.local_objective=fedntd"],
             "unknown key 'algorithm.local_objective'; known keys of fedprox: name, mu",

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feddkd.algorithms.fedntd import NotTrueDistillation
-from feddkd.config import FedNTDConfig
+from feddkd.algorithms.fedntd import FedNTDConfig, NotTrueDistillation
 from feddkd.dkd import kl, without_true_class
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors

@@ -15,10 +15,9 @@ from torch import nn
 
 from feddkd import algorithms
 from feddkd.algorithms.local_training import takes_one_example, train_locally
-from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
-from feddkd.config.algorithm import CrossEntropyConfig
 from feddkd.data.examples import MemoryExamples
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import ClientError, ConfigError

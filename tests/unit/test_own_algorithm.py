@@ -18,10 +18,10 @@ from feddkd.algorithms.base import Cohort
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.fedavgm import FedAvgM
 from feddkd.algorithms.fedopt import FedYogi
-from feddkd.algorithms.fedprox import FedProx, Proximal
+from feddkd.algorithms.fedprox import FedProx, FedProxConfig, Proximal
 from feddkd.algorithms.scaffold import SCAFFOLD
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, CustomAlgorithmConfig, CustomObjectiveConfig, FedProxConfig
+from feddkd.config import Config, CustomAlgorithmConfig, CustomObjectiveConfig
 from feddkd.errors import ConfigError
 from feddkd.tensors import Tensors
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.memory import RoundMemory
-from feddkd.algorithms.scaffold import ControlVariates
-from feddkd.config import SCAFFOLDConfig
+from feddkd.algorithms.scaffold import ControlVariates, SCAFFOLDConfig
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors
 

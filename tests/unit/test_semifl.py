@@ -27,8 +27,7 @@ from by_hand import (
 from harness import RUN_ID
 from torch import Tensor, nn
 
-from feddkd.algorithms.semifl import CONFIDENT_SHARE, FixAndMix
-from feddkd.config import SemiFLConfig
+from feddkd.algorithms.semifl import CONFIDENT_SHARE, FixAndMix, SemiFLConfig
 from feddkd.data.examples import UNLABELLED, MemoryExamples
 from feddkd.errors import CancelledError
 from feddkd.exchange import ExchangeId, Reply, Task

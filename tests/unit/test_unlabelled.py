@@ -18,12 +18,12 @@ from feddkd import algorithms
 from feddkd.algorithms.distiller import distiller_of, labels_distiller
 from feddkd.algorithms.feddkd import FedDKD
 from feddkd.algorithms.local_training import local_steps, train_locally
-from feddkd.algorithms.self_trainer import SelfTrainer
-from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.algorithms.self_trainer import SelfTrainer, SelfTrainingConfig
+from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
 from feddkd.algorithms.teacher_choice import HELD_OUT, TeacherChoice, count_held_out
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
-from feddkd.config import Config, CrossEntropyConfig, SelfTrainingConfig
+from feddkd.config import Config
 from feddkd.data.examples import UNLABELLED, MemoryExamples
 from feddkd.dkd import DIVERGENCES, Distillation, OwnPredictions, distillation_gradient, teacher_logits
 from feddkd.errors import ConfigError, DataError

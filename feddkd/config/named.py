@@ -1,0 +1,81 @@
+"""Tables that are chosen by their `name`, from a registry that grows with the files of a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, Union
+
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from feddkd.config.table import Table
+from feddkd.registry import Registry
+
+CUSTOM = "custom"
+"""Stands for all import paths where the tables of a field are listed by name."""
+
+
+class NamedTable(Table):
+    """A table whose `name` says which other keys there are; a subclass allows one name, its default."""
+
+    name: str
+
+
+class ChosenByName:
+    """Annotates a field that holds a `NamedTable`, of the class that its name chooses.
+
+    A value is validated by a tagged union that has only the table of its name, so only the module that
+    registers this name is imported. For a name that is not known, it is the union of all.
+
+    Args:
+        registry: of classes that have their settings' class in the attribute `table`.
+        custom: the class of tables whose name is an import path, `package.module:Class`.
+        default: the name of a table that says none; None if it has to say one.
+    """
+
+    def __init__(self, registry: Registry, custom: type[NamedTable], default: str | None = None) -> None:
+        self._registry = registry
+        self._custom = custom
+        self._default = default
+
+    @property
+    def tables(self) -> dict[str, type[NamedTable]]:
+        """All table classes by name, that of import paths last; this imports the registry's package."""
+        return {**{name: found.table for name, found in self._registry.items()}, CUSTOM: self._custom}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(self._union(self.tables).core_schema)
+
+    def _validate(self, value: Any) -> Any:
+        name = self._name_of(value)
+        found = self._registry.get(name) if isinstance(name, str) and name != CUSTOM else None
+        tables = {name: found.table, CUSTOM: self._custom} if found is not None else self.tables
+        return self._union(tables).validate_python(value)
+
+    def _name_of(self, value: Any) -> Any:
+        """Tell which of `tables` a value is to be read with; what it says need not be one of them."""
+        name = value.get("name", self._default) if isinstance(value, dict) else getattr(value, "name", None)
+        return CUSTOM if isinstance(name, str) and ":" in name else name
+
+    def _union(self, tables: Mapping[str, type[NamedTable]]) -> TypeAdapter[Any]:
+        return _tagged_union(tuple(tables.items()), self._name_of)
+
+
+@cache
+def _tagged_union(tables: tuple[tuple[str, type[NamedTable]], ...], name_of: Callable[[Any], Any]) -> TypeAdapter[Any]:
+    """Build the validator of a union whose members are told apart by `name_of`."""
+    members = tuple(Annotated[table, Tag(name)] for name, table in tables)
+    union: Any = Annotated[Union[members], Discriminator(name_of)]  # noqa: UP007  # the members are a tuple
+    return TypeAdapter(union)
+
+
+def tables_by_name(field: FieldInfo | None) -> dict[str, type[NamedTable]]:
+    """List the table classes that a field chooses from by their names; none for a field that chooses nothing."""
+    markers = field.metadata if field is not None else []
+    return next((marker.tables for marker in markers if isinstance(marker, ChosenByName)), {})

@@ -1,0 +1,163 @@
+"""One new file in a package of feddkd is all that an algorithm, a local objective, a codec or a network takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
+from harness import run_in_process, small_config
+from one_file import file_in
+
+from feddkd.algorithms import ALGORITHMS, OBJECTIVES
+from feddkd.config import Config
+from feddkd.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+ALGORITHM = '''
+"""FedFoo: FedAvg that follows the mean update part of the way."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from feddkd.algorithms.base import Cohort, own_settings
+from feddkd.algorithms.fedavg import FedAvg
+from feddkd.algorithms.site import LocalObjective, Site
+from feddkd.config import AlgorithmTable, Config, NamedTable
+from feddkd.registry import ALGORITHMS, OBJECTIVES
+from feddkd.tensors import Tensors
+
+
+class FedFooConfig(AlgorithmTable):
+    """Follows the mean update part of the way."""
+
+    name: Literal["fedfoo"] = "fedfoo"
+    courage: float = Field(0.5, gt=0, le=1, description="share of the mean update that the server takes")
+
+
+@ALGORITHMS.register("fedfoo")
+class FedFoo(FedAvg):
+    """w_{t+1} = w_t + courage sum_k p_k (w_k - w_t)."""
+
+    table = FedFooConfig
+
+    def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
+        update = cohort.exchange("local_train", model)
+        return cohort.sent + update.scaled(own_settings(self.config, FedFooConfig).courage)
+
+
+class LouderConfig(NamedTable):
+    """The cross-entropy, times a factor."""
+
+    name: Literal["louder"] = "louder"
+    factor: float = Field(1.0, gt=0, description="what the loss is multiplied by")
+
+
+@OBJECTIVES.register("louder")
+class Louder(LocalObjective):
+    table = LouderConfig
+
+    def __init__(self, site: Site, settings: LouderConfig) -> None:
+        super().__init__(site, settings)
+        self._factor = settings.factor
+
+    def loss(self, index, inputs, labels):
+        return self._factor * super().loss(index, inputs, labels)
+'''
+
+
+@pytest.fixture
+def fedfoo(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    with file_in("feddkd.algorithms", folder, "fedfoo", ALGORITHM):
+        yield folder
+
+
+@pytest.mark.usefixtures("fedfoo")
+def test_an_algorithm_of_one_file_runs_with_its_settings(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"name": "fedfoo", "courage": 0.25})
+
+    def one_round(w: Vector, _: list[int]) -> Vector:
+        average = mean([sgd(w, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
+        return 0.75 * w + 0.25 * average
+
+    assert_follows(federation, one_round)
+
+
+@pytest.mark.usefixtures("fedfoo")
+def test_its_whole_step_is_fedavg_on_digits(tmp_path: Path) -> None:
+    mine = run_in_process(small_config("algorithm.name=fedfoo", "algorithm.courage=1"), tmp_path / "mine")
+    fedavg = run_in_process(small_config("algorithm.name=fedavg"), tmp_path / "fedavg")
+    assert mine.model.sha256() == fedavg.model.sha256()
+
+
+@pytest.mark.usefixtures("fedfoo")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.courrage=1", "unknown key 'algorithm.courrage' (did you mean 'courage'?)"),
+        ("algorithm.courage=2", "algorithm.courage = 2: input should be less than or equal to 1"),
+        ("algorithm.mu=2", "unknown key 'algorithm.mu'; known keys of fedfoo: name, local_objective, courage"),
+        ("algorithm.name=fedfo", "(did you mean 'fedfoo'?)"),
+        ("algorithm.local_objective=loud", "(did you mean 'louder'?)"),
+        ("algorithm.local_objective={name = 'louder', factor = 0}", "algorithm.local_objective.factor = 0: input should be greater than 0"),
+    ],
+)
+def test_its_settings_are_checked_like_those_of_any_other(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config.load(overrides=["algorithm.name=fedfoo", override])
+    assert str(refused.value).endswith(message)
+
+
+@pytest.mark.usefixtures("fedfoo")
+def test_its_configuration_survives_toml_and_is_in_the_schema() -> None:
+    config = Config.load(overrides=["algorithm.name=fedfoo", "algorithm.local_objective=louder"])
+    assert '[algorithm]\nname = "fedfoo"\ncourage = 0.5\n\n[algorithm.local_objective]\nname = "louder"\nfactor = 1.0\n' in config.to_toml()
+    assert Config.loads(config.to_toml()) == config
+    tables = Config.model_json_schema()["$defs"]
+    assert tables["FedFooConfig"]["properties"]["courage"]["maximum"] == 1
+    assert tables["LouderConfig"]["properties"]["factor"]["exclusiveMinimum"] == 0
+    assert "fedfoo" in ALGORITHMS  # so every test that runs over all algorithms runs over it
+    assert "louder" in OBJECTIVES
+
+
+@pytest.mark.usefixtures("fedfoo")
+def test_an_objective_of_one_file_is_trained_with(tmp_path: Path) -> None:
+    settings = {"name": "fedavg", "local_objective": {"name": "louder", "factor": 3}}
+
+    def one_round(w: Vector, _: list[int]) -> Vector:
+        return mean([sgd(w, lambda v, own=own: 3 * gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
+
+    assert_follows(Federation(tmp_path, settings), one_round)
+
+
+PYTHON = """#!{python}
+import sys
+import feddkd.algorithms
+feddkd.algorithms.__path__.append({folder!r})
+sys.argv.pop(0)
+exec(compile(sys.stdin.read(), "config_docs", "exec"))
+"""
+
+
+def test_its_settings_are_in_the_documentation_that_is_written(fedfoo: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(PYTHON.format(python=sys.executable, folder=str(fedfoo)), encoding="utf-8")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "scripts/config_docs", "--check"], env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    added = [line[1:] for line in done.stderr.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    assert '### name = "fedfoo"' in added
+    assert "| `courage` | `0.5` | number > 0, ≤ 1 | share of the mean update that the server takes |" in added
+    assert '### local_objective.name = "louder"' in added
