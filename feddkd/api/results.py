@@ -41,9 +41,15 @@ def load_run(folder: str | os.PathLike[str], *, model: Callable[..., nn.Module] 
 
     Raises:
         StateError: it holds no record, or a file in it is damaged; the message names file and line.
+        ConfigError: `model` is given and the record's network is a built-in one.
     """
     record = RunFolder.load(Path(folder))
-    return Run(record, {} if model is None else {("model.name", record.config.model.name): model})
+    if model is None:
+        return Run(record)
+    name = record.config.model.name
+    if ":" not in name:
+        raise ConfigError(f"model: the network of {folder} is the built-in {name!r}, so no function is needed")
+    return Run(record, {("model.name", name): model})
 
 
 class Run:

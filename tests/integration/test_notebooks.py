@@ -10,6 +10,14 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "examples" / "notebook
 CELL_TIMEOUT_S = 100
 
 
+RUN = """
+import feddkd
+settings = {"rounds": 1, "partition.clients": 2, "partition.name": "iid", "training.epochs": 1, "runtime.client_processes": 1}
+hashes = {feddkd.run(settings, algorithm="fedavg", engine=engine).summary.model_sha256 for engine in ("in-process", "grpc")}
+assert len(hashes) == 1
+"""
+
+
 def read(notebook: Path) -> nbformat.NotebookNode:
     content: nbformat.NotebookNode = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     return content
@@ -34,3 +42,13 @@ def test_every_cell_runs(notebook: Path, tmp_path: Path) -> None:
     assert not [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert any("<th" in output.get("data", {}).get("text/html", "") for output in outputs)
+
+
+def test_a_cell_shows_progress_as_text_and_can_start_client_processes(tmp_path: Path) -> None:
+    content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(RUN)])  # type: ignore[no-untyped-call]
+    NotebookClient(content, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = content.cells[0].outputs
+    assert {(output.output_type, output.name) for output in outputs} == {("stream", "stdout")}
+    text = "".join(output.text for output in outputs)
+    assert text.count("1/1") == 2
+    assert "\x1b" not in text

@@ -110,6 +110,12 @@ def test_an_object_without_an_import_path_is_found_again_only_where_it_is_given(
     assert torch.equal(again(inputs), run.model(inputs))
 
 
+def test_a_network_in_place_of_a_built_in_one_is_refused(tmp_path: Path) -> None:
+    run = feddkd.run(TINY, out=tmp_path / "run")
+    with pytest.raises(feddkd.ConfigError, match="is the built-in 'mlp', so no function is needed"):
+        feddkd.load_run(run.folder, model=lambda input_shape, num_classes: nn.Linear(64, 10))
+
+
 def test_the_final_model_has_the_accuracy_of_the_record(tmp_path: Path) -> None:
     run = feddkd.run(TINY, out=tmp_path / "run")
     inputs, labels = run.test_set()
