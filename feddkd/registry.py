@@ -32,17 +32,18 @@ class Registry(Mapping[str, Any]):
         self._package = package
         self._items: dict[str, Any] = {}
 
-    def register(self, name: str) -> Callable[[Item], Item]:
-        """Return a decorator that registers a class or function under `name`.
+    def register(self, *names: str) -> Callable[[Item], Item]:
+        """Return a decorator that registers a class or function under one name or several.
 
         Raises:
-            ConfigError: another one has the name; the decorator raises it.
+            ConfigError: another one has a name; the decorator raises it.
         """
 
         def add(item: Item) -> Item:
-            known = self._items.setdefault(name, item)
-            if known is not item:
-                raise ConfigError(f"{name!r} is registered twice: by {_place(known)} and by {_place(item)}")
+            for name in names:
+                known = self._items.setdefault(name, item)
+                if known is not item:
+                    raise ConfigError(f"{name!r} is registered twice: by {_place(known)} and by {_place(item)}")
             return item
 
         return add
@@ -90,3 +91,6 @@ ALGORITHMS = Registry("feddkd.algorithms")
 
 OBJECTIVES = Registry("feddkd.algorithms")
 """Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table` of settings."""
+
+MODELS = Registry("feddkd.models")
+"""Functions that build a network, `model.name`: called with the shape of one input and the number of classes."""

@@ -1,4 +1,4 @@
-"""Tables that are chosen by their `name`, from a registry that grows with the files of a package."""
+"""Names that a registry knows, and tables that are chosen by such a name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,32 @@ from typing import Annotated, Any, Union
 from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from feddkd.config.table import Table
 from feddkd.registry import Registry
 
 CUSTOM = "custom"
 """Stands for all import paths where the tables of a field are listed by name."""
+
+
+class RegisteredName:
+    """Annotates a string that is one of a registry's names; an error lists them, as that of a `Literal` does."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"enum": list(self._registry), "type": "string"}
+
+    def _validate(self, name: Any) -> Any:
+        if not isinstance(name, str) or name not in self._registry:
+            *others, last = map(repr, self._registry)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+        return name
 
 
 class NamedTable(Table):

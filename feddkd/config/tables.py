@@ -6,14 +6,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from feddkd.config.named import RegisteredName
 from feddkd.config.table import COUNT_MAX, PROCESSES_MAX, ImportPath, Table
+from feddkd.registry import MODELS
 
 
 class ModelConfig(Table):
     """Which network is trained."""
 
-    name: Literal["mlp", "niid_cnn", "mcmahan_cnn", "resnet18_gn"] | ImportPath = Field(
-        "mlp", description="a built-in model, or package.module:function for your own"
+    name: Annotated[str, RegisteredName(MODELS)] | ImportPath = Field(
+        "mlp",
+        validate_default=False,  # which would import it, and torch, as soon as this module is imported
+        description="a built-in model, or package.module:function for your own",
     )
 
 

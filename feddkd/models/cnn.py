@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from feddkd.registry import MODELS
 
+
+@MODELS.register("niid_cnn")
 def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
 
@@ -39,6 +42,7 @@ def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return _channels_last(model)
 
 
+@MODELS.register("mcmahan_cnn")
 def mcmahan_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
 

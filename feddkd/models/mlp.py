@@ -6,9 +6,12 @@ import math
 
 from torch import nn
 
+from feddkd.registry import MODELS
+
 WIDTH = 64
 
 
+@MODELS.register("mlp")
 def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Two hidden layers of 64 rectified units, for inputs of any shape: 8,970 parameters on digits."""
     return nn.Sequential(

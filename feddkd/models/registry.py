@@ -1,8 +1,6 @@
-"""Networks by name."""
+"""Build networks by their name in the configuration, or by an import path."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +9,7 @@ from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
 from feddkd.errors import ConfigError, FedDKDError
 from feddkd.imports import load_object, one_line
-from feddkd.models.cnn import mcmahan_cnn, niid_cnn
-from feddkd.models.mlp import mlp
-from feddkd.models.resnet import resnet18_gn
-
-BUILT_IN: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
-    "mlp": mlp,
-    "niid_cnn": niid_cnn,
-    "mcmahan_cnn": mcmahan_cnn,
-    "resnet18_gn": resnet18_gn,
-}
+from feddkd.registry import MODELS
 
 
 def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
@@ -32,7 +21,8 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
     Raises:
         ConfigError: the model cannot be imported or built, or does not fit the data.
     """
-    build = BUILT_IN.get(config.name) or load_object(config.name, "model.name")
+    own = ":" in config.name
+    build = load_object(config.name, "model.name") if own else MODELS[config.name]
     where = f"model.name = {config.name!r}"
     with torch.random.fork_rng(devices=[]):
         # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
@@ -43,7 +33,7 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
             raise
         except Exception as error:  # a user's function may raise anything
             called = f"calling it as function({info.input_shape}, {info.num_classes}) failed with"
-            reason = str(error) if config.name in BUILT_IN else f"{called} {one_line(error)}"
+            reason = f"{called} {one_line(error)}" if own else str(error)
             raise ConfigError(f"{where} cannot be built for inputs of shape {info.input_shape}: {reason}") from error
         if not isinstance(model, nn.Module):
             raise ConfigError(f"{where}: it returned {type(model).__name__}, not a torch.nn.Module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.registry import MODELS
 
 GROUPS = 2
 """Groups of each normalisation layer, as in Reddi et al., Adaptive Federated Optimization (2021)."""
@@ -13,6 +14,7 @@ SMALL_SIDE = 64
 """Images up to this many pixels a side get a 3x3 stem without pooling: the usual one halves them twice before the first block."""
 
 
+@MODELS.register("resnet18_gn")
 def resnet18_gn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """ResNet-18 of torchvision, untrained, with GroupNorm(2) in place of every batch normalisation.
 

@@ -140,6 +140,27 @@ def test_an_objective_of_one_file_is_trained_with(tmp_path: Path) -> None:
     assert_follows(Federation(tmp_path, settings), one_round)
 
 
+MODEL = """
+from torch import nn
+
+from feddkd.registry import MODELS
+
+
+@MODELS.register("softmax_regression")
+def softmax_regression(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_a_network_of_one_file_is_trained(tmp_path: Path) -> None:
+    with file_in("feddkd.models", tmp_path, "regression", MODEL):
+        assert "softmax_regression" in str(Config.model_json_schema()["$defs"]["ModelConfig"])
+        with pytest.raises(ConfigError, match=r"'niid_cnn', 'resnet18_gn' or 'softmax_regression'; or package\.module:function"):
+            Config.load(overrides=["model.name=softmax"])
+        run = run_in_process(small_config("model.name=softmax_regression", "algorithm.name=fedavg"), tmp_path)
+    assert [tensor.shape for tensor in run.model.values()] == [(10, 64), (10,)]
+
+
 PYTHON = """#!{python}
 import sys
 import feddkd.algorithms

@@ -23,7 +23,7 @@ from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import initial_model, run_federation
 from feddkd.errors import ClientError, DataError
 from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
-from feddkd.models.registry import BUILT_IN
+from feddkd.registry import MODELS
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
 
@@ -162,7 +162,7 @@ def test_how_clients_are_grouped_does_not_change_the_model(model: str, tmp_path:
     assert trained_in_groups(config, tmp_path / "four", [[0], [1], [2], [3]]) == in_process
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", MODELS)
 def test_clients_share_every_built_in_network(name: str) -> None:
     if name == "resnet18_gn":
         try:
