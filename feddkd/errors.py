@@ -109,7 +109,15 @@ class PausedError(RunError):
 
 
 class StoppedError(RunError):
-    """The process was told to stop, and the run with it."""
+    """The process was told to stop, and the run with it.
+
+    Attributes:
+        go_on: the command that goes on with the run.
+    """
+
+    def __init__(self, message: str, go_on: str) -> None:
+        super().__init__(message)
+        self.go_on = go_on
 
 
 class StateError(RunError):
