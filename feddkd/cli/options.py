@@ -24,16 +24,16 @@ def _check_port(port: int | None) -> int | None:
     return port
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file. Default: the built-in example.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file. Default: the built-in example.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the configuration. May be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=be_verbose, help="Log what happens, not only what goes wrong.")]
-WithReport = Annotated[
-    bool, typer.Option("--report/--no-report", help="Write report.html into the record. Needs the extra `plot`.")
-]
+WithReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the record. Needs the extra `plot`.")]
 MetricsPort = Annotated[
     int | None,
     typer.Option(
@@ -51,7 +51,7 @@ MetricsHost = Annotated[
 TlsCert = Annotated[
     Path | None, typer.Option("--tls-cert", metavar="PEM", help="Show this certificate to the other side.", show_default=False)
 ]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Use this private key, which belongs to `--tls-cert`.", show_default=False)]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of `--tls-cert`.", show_default=False)]
 TlsCA = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="PEM", help="Trust a server whose certificate this CA signed.", show_default=False)
 ]

@@ -14,8 +14,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feddkd.files import open_regular
 from feddkd.exchange import ExchangeId
+from feddkd.files import open_regular
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord
 from feddkd.text import printable
