@@ -88,7 +88,7 @@ def main() -> None:
     except (ConfigError, AddressInUseError) as error:
         _fail(error, EXIT_USAGE)
     except StoppedError as error:
-        _fail(error, EXIT_STOPPED, f"  {error.go_on}")
+        _fail(f"{error}; the record is in {error.record}; to go on:", EXIT_STOPPED, f"  {error.go_on}")
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:

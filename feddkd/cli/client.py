@@ -75,7 +75,8 @@ def client(
         raise RunError(f"the run ended early: {farewell.reason}")
     if not worker.has_final_model(farewell.run_id):
         raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-    tell(f"{farewell.reason}{in_words(progress.final, '; final ')}; the final model is in {state / FINAL_MODEL}.safetensors")
+    tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
+    tell(f"the final model is in {state / FINAL_MODEL}.safetensors")
 
 
 def _examples(worker: Worker) -> str:

@@ -59,9 +59,9 @@ def error_console() -> Console:
 
 
 def note(console: Console, text: str) -> None:
-    """Print a line for a person, or give up: a terminal that is gone is no reason to stop."""
+    """Print a line for a person, folded between words on a terminal. Raises nothing where the terminal is gone."""
     with contextlib.suppress(OSError):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def say(text: str, *, newline: bool = True) -> None:

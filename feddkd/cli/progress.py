@@ -191,4 +191,4 @@ class ConsoleProgress(Observer):
 
     def _print(self, *lines: str) -> None:
         for line in lines:  # some hold what a client said
-            self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=not self._console.is_terminal)

@@ -87,9 +87,9 @@ def _columns(config: Config) -> Iterator[Column]:
         yield Column(("test" if has_test_set else "client", "loss"), 6, 1, lambda row: _loss_of(row.record.evaluation))
     if has_steps(config):
         yield Column(("step loss", "first → last"), 13, 3, lambda row: _first_and_last(row.step_losses))
-    yield Column(("bytes", "down"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_down))
+    yield Column(("", "down"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_down))
     yield Column(("bytes", "up"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_up))
-    yield Column(("bytes", "so far"), 7, 0, lambda row: short_size(row.record.cumulative_wire_bytes))
+    yield Column(("", "so far"), 7, 0, lambda row: short_size(row.record.cumulative_wire_bytes))
     yield Column(("", "time"), 7, 0, lambda row: _seconds(row.record.seconds))
 
 

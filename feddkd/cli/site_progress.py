@@ -85,4 +85,4 @@ def in_words(evaluation: Evaluation | None, before: str) -> str:
     """How a model did on what the site holds out; empty where that is not known."""
     if evaluation is None:
         return ""
-    return f"{before}accuracy {evaluation.accuracy:.2%} on {evaluation.examples} examples held out here"
+    return f"{before}accuracy {evaluation.accuracy:.2%} ({evaluation.examples} held out)"

@@ -79,7 +79,7 @@ class StopSignals(Observer):
             if not self._resumed_by:
                 note(self._console, f"{self.reason}; the record is in {self._record}/")
                 raise KeyboardInterrupt from error
-            raise StoppedError(f"{self.reason}; the record is in {self._record}/; to go on:", self._resumed_by) from error
+            raise StoppedError(self.reason, f"{self._record}/", self._resumed_by) from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

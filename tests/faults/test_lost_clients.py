@@ -174,7 +174,7 @@ def test_a_run_below_its_quorum_pauses_and_gives_up_when_nobody_comes(tmp_path: 
         (
             1,
             0,
-            "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: not connected)",
+            "round 1 dkd_step 1: 2 of 3 clients answered, 3 are needed (client-1: not connected)",
         ),
     ]
     assert run.recorder.pauses == ["round 1 needs 3 clients, 2 are connected"]
