@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
-from feddkd.cli.output import present, say
+from feddkd.cli.output import WIDTH, output_width, present, say
 from feddkd.config import Config
 
 app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -53,6 +53,6 @@ def show(
     if as_json:
         say(json.dumps(summary_of(settings, counts, unlabelled)))
         return
-    present(table_of(counts, unlabelled, title))
+    present(table_of(counts, unlabelled, title, output_width()), width=WIDTH)
     if png is not None:
         say(f"heat map: {png}")

@@ -13,6 +13,11 @@ from feddkd.text import PrintableFilter
 
 def set_up_logging() -> None:
     """Log warnings. Does nothing where the log goes somewhere already."""
+    logging.basicConfig(level=logging.WARNING, handlers=[handler_of_stderr()])
+
+
+def handler_of_stderr() -> logging.Handler:
+    """Make the handler that suits standard error."""
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=error_console(), show_path=False, log_time_format="%H:%M:%S")
@@ -21,7 +26,7 @@ def set_up_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(PrintableFilter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    return handler
 
 
 def be_verbose(wanted: bool) -> None:

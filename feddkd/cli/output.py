@@ -75,9 +75,14 @@ def say(text: str, *, newline: bool = True) -> None:
         typer.echo(text, nl=newline)
 
 
+def output_width() -> int:
+    """Columns of standard output, or `WIDTH` where it is no terminal."""
+    return SafeConsole().width if sys.stdout.isatty() else WIDTH
+
+
 def say_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Print results as names and values, one a line; on a terminal a long value is folded below itself. Raises as `say` does."""
-    width = error_console().width if sys.stdout.isatty() else None
+    width = output_width() if sys.stdout.isatty() else None
     for name, value in fields:
         say("\n".join(_field_lines(name, printable(value, LINE_LETTERS), width)))
 

@@ -54,8 +54,8 @@ class RunTable:
             width: of the terminal, in characters.
         """
         self._columns = list(_columns(config))
-        while self._width(NARROW_GAP) > width and any(column.keep for column in self._columns):
-            self._columns.remove(min((column for column in self._columns if column.keep), key=lambda column: column.keep))
+        while self._width(NARROW_GAP) > width and (optional := [column.keep for column in self._columns if column.keep]):
+            self._columns = [column for column in self._columns if column.keep != min(optional)]
         self._gap = WIDE_GAP if self._width(WIDE_GAP) <= width else NARROW_GAP
 
     @property
@@ -88,8 +88,8 @@ def _columns(config: Config) -> Iterator[Column]:
     if has_steps(config):
         yield Column(("step loss", "first → last"), 13, 3, lambda row: _first_and_last(row.step_losses))
     yield Column(("", "down"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_down))
-    yield Column(("bytes", "up"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_up))
-    yield Column(("", "so far"), 7, 0, lambda row: short_size(row.record.cumulative_wire_bytes))
+    yield Column(("", "up"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_up))
+    yield Column(("bytes", "so far"), 7, 0, lambda row: short_size(row.record.cumulative_wire_bytes))
     yield Column(("", "time"), 7, 0, lambda row: _seconds(row.record.seconds))
 
 

@@ -58,8 +58,8 @@ def server(
     served for `--linger` seconds.
 
     ```console
-    feddkd server server.toml --listen 127.0.0.1:50061 --state server-state
-    feddkd server server.toml --listen 127.0.0.1:50061 --state server-state --new
+    feddkd server server.toml --listen 127.0.0.1:50061 --state state
+    feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
     ```
     """
     loaded = Config.load(config, override or ())

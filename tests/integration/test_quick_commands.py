@@ -12,7 +12,6 @@ COMMANDS = {
     "-h": 0,
     "--version": 0,
     "version": 0,
-    "--show-completion": 1,
     "run --help": 0,
     "run -h -v": 0,
     "-v run --help": 0,
