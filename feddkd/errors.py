@@ -109,7 +109,17 @@ class PausedError(RunError):
 
 
 class StoppedError(RunError):
-    """The process was told to stop, and the run with it."""
+    """The process was told to stop, and the run with it.
+
+    Attributes:
+        record: folder of the record of the run.
+        go_on: the command that goes on with the run.
+    """
+
+    def __init__(self, message: str, record: str, go_on: str) -> None:
+        super().__init__(message)
+        self.record = record
+        self.go_on = go_on
 
 
 class StateError(RunError):

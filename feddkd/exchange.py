@@ -109,6 +109,9 @@ DELIVER = "deliver"
 
 DELIVER_KIND = ExchangeKind(reply=None)
 
+ONCE_A_ROUND = ("local_train", DELIVER)
+"""Exchanges of these names need no number."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExchangeId:
@@ -127,8 +130,13 @@ class ExchangeId:
     name: str
     step: int
 
+    @property
+    def label(self) -> str:
+        """The exchange within its round, counted from 1: `dkd_step 3`, or only `local_train` where there is one a round."""
+        return self.name if self.name in ONCE_A_ROUND else f"{self.name} {self.step + 1}"
+
     def __str__(self) -> str:
-        return f"round {self.round} {self.name}[{self.step}]" + (f" attempt {self.attempt}" if self.attempt else "")
+        return f"round {self.round} {self.label}" + (f" (attempt {self.attempt + 1})" if self.attempt else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A terminal obeys escape sequences, and a newline in a log entry looks like the e
 
 from __future__ import annotations
 
+import datetime
 import logging
 import traceback
 
@@ -21,6 +22,13 @@ def printable(text: str, limit: int = LIMIT) -> str:
     """
     shown = "".join(map(_visible, text[: limit + 1]))
     return shown if len(shown) <= limit else f"{shown[: max(limit - 3, 0)]}..."
+
+
+def clock_time(in_s: float = 0.0) -> str:
+    """Say which time this machine's clock will show in so many seconds, with the date if that is another day."""
+    now = datetime.datetime.now().astimezone()
+    then = now + datetime.timedelta(seconds=in_s)
+    return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
 def _visible(character: str) -> str:

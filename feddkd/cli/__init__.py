@@ -6,19 +6,18 @@ Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 75 a ru
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.logging import RichHandler
 
 from feddkd import __version__
-from feddkd.cli.output import error_console
+from feddkd.cli.logs import set_up_logging
+from feddkd.cli.options import CONTEXT, Verbose
 from feddkd.errors import AddressInUseError, ConfigError, FedDKDError, StoppedError
-from feddkd.text import PrintableFilter, printable
+from feddkd.text import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,11 +26,16 @@ EXIT_INTERRUPTED = 130
 
 MESSAGE_LETTERS = 4000
 
+EXIT_CODES = """Exit codes: **0** success; **1** the run failed, or a file is damaged; **2** wrong usage or configuration,
+nothing was started; **75** stopped by a signal, and the same run can go on; **130** interrupted.
+"""
+
 app = typer.Typer(
     name="feddkd",
-    help="Federated learning with decentralized knowledge distillation over gRPC, measured byte by byte.",
+    help="Train one model across machines that keep their data: federated learning with knowledge distillation, over gRPC.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=CONTEXT,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -39,24 +43,21 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"feddkd {__version__}")
+        version()
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, not only what goes wrong.")] = False,
+    _verbose: Verbose = False,
     _version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=error_console(), show_path=False, show_time=verbose)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.addFilter(PrintableFilter())
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    set_up_logging()
+
+
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"feddkd {__version__}")
 
 
 def _register_commands() -> None:
@@ -73,6 +74,7 @@ def _register_commands() -> None:
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")
     app.add_typer(bench.app, name="bench")
+    app.command("version")(version)
 
 
 _register_commands()
@@ -86,11 +88,11 @@ def main() -> None:
     except (ConfigError, AddressInUseError) as error:
         _fail(error, EXIT_USAGE)
     except StoppedError as error:
-        _fail(error, EXIT_STOPPED)
+        _fail(f"{error}; the record is in {error.record}; to go on:", EXIT_STOPPED, f"  {error.go_on}")
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        _fail("interrupted", EXIT_INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -98,8 +100,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-def _fail(error: object, code: int) -> None:
+def _fail(error: object, code: int, *more: str) -> None:
     # A message may hold what another machine said, or what a file holds.
     with contextlib.suppress(OSError):
-        print(f"feddkd: {printable(str(error), MESSAGE_LETTERS)}", file=sys.stderr)
+        for line in (f"feddkd: {error}", *more):
+            print(printable(line, MESSAGE_LETTERS), file=sys.stderr)
     sys.exit(code)

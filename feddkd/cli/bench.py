@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from feddkd.cli.options import Json, check_can_save, save_text
+from feddkd.cli.options import Json, Verbose, check_can_save, save_text
 from feddkd.cli.output import present, say
 
 if TYPE_CHECKING:
     from feddkd.bench.peers import Measurement
 
-app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True, rich_markup_mode="markdown")
 
 TINY_MEGABYTES = 0.0001
 
@@ -27,20 +27,28 @@ def _benchmarks() -> None:
     """Measure speed on this machine."""
 
 
-@app.command(epilog="Example: `feddkd bench transport --megabytes 100 --flower-python ../flower/bin/python`")
+@app.command()
 def transport(
-    megabytes: Annotated[list[float] | None, typer.Option(help="Model size in MiB; may be repeated. Default: 0.0001, 10 and 100.")] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Client processes.")] = 4,
-    rounds: Annotated[int, typer.Option(min=2, help="Exchanges in a repetition; the first is warm-up.")] = 8,
-    tensors: Annotated[int, typer.Option(min=1, help="Tensors the model is divided into.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, in turn with the peer's.")] = 2,
-    flower_python: Annotated[
-        Path | None, typer.Option(help="Python of a virtual environment that has flwr, to measure it as well.", show_default=False)
+    megabytes: Annotated[
+        list[float] | None, typer.Option(metavar="MIB", help="Size of the model. May be repeated. Default: 0.0001, 10, 100.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file.", show_default=False)] = None,
+    clients: Annotated[int, typer.Option(metavar="N", min=1, help="Start so many client processes.")] = 4,
+    rounds: Annotated[int, typer.Option(metavar="N", min=2, help="Time so many exchanges in a repetition; the first is warm-up.")] = 8,
+    tensors: Annotated[int, typer.Option(metavar="N", min=1, help="Divide the model into so many tensors.")] = 1,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Repeat so often, in turn with the peer.")] = 2,
+    flower_python: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measure Flower, too, with this Python that has flwr.", show_default=False)
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON to this file.", show_default=False)] = None,
     as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
-    """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing."""
+    """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing.
+
+    ```console
+    feddkd bench transport --megabytes 100 --flower-python ../flower/bin/python
+    ```
+    """
     check_can_save(save)
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.bench.environment import environment

@@ -7,42 +7,45 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, parse_address
+from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
+from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.errors import ConfigError, RunError
+from feddkd.text import printable
 
 if TYPE_CHECKING:
     from feddkd.client.worker import Worker
 
 
 def client(
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")],
-    client_id: Annotated[str, typer.Option("--id", metavar="NAME", help="Name of this site; keep it across restarts.")],
-    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="State directory: the teacher, and in the end the final model.")],
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Connect to the server there.")],
+    client_id: Annotated[str, typer.Option("--id", metavar="NAME", help="Take part under this name. Keep it across restarts.")],
+    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="Keep there what a restart needs, and in the end the final model.")],
     config: ConfigFile = None,
     override: Overrides = None,
     partition_index: Annotated[
         int | None, typer.Option(metavar="N", help="Train on slice N of a shared data set instead of all of it.", show_default=False)
     ] = None,
     retry_for: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Give up on a silent server after this; default: never.", show_default=False)
+        float | None, typer.Option(metavar="SECONDS", help="Give up on a silent server after this. Default: never.", show_default=False)
     ] = None,
     tls_ca: TlsCA = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     insecure: Insecure = False,
+    _verbose: Verbose = False,
 ) -> None:
     """Take part in a federation with this site's own data.
 
     CONFIG says what is the site's own: in `[data]` what differs from the server's, and `[runtime]`. Everything else
     comes from the server.
 
-    Examples:
-    `feddkd client --server 10.0.0.1:50061 --id hospital-a --state state site.toml --tls-ca ca.pem`
-
-    `feddkd client --server 127.0.0.1:50061 --id client-0 --state state-0 --partition-index 0`
+    ```console
+    feddkd client --server 127.0.0.1:50061 --id site-a --state state-a site.toml
+    ```
     """
     host, _ = parse_address(server, "--server")
     # These import torch, which takes seconds: --help and a typing error should not.
+    from feddkd.cli.site_progress import SiteProgress, in_words
     from feddkd.client.membership import Membership
     from feddkd.client.own_site import fetch_server_config, site_config, site_tables, site_worker
     from feddkd.client.process import take_part
@@ -60,14 +63,20 @@ def client(
     state_dir = StateDir(state, client_id)
     described = fetch_server_config(server, tls, retry_for)
     worker = site_worker(site_config(described.config, own), state_dir, partition_index)
-    typer.echo(f"{client_id}: {_examples(worker)}", err=True)
-    membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint)
-    farewell = take_part(server, {client_id: worker}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
+
+    def tell(line: str) -> None:
+        note(error_console(), printable(f"{client_id}: {line}", LINE_LETTERS))
+
+    tell(_examples(worker))
+    progress = SiteProgress(worker, described.config, tell)
+    membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint, on_joined=progress.joined)
+    farewell = take_part(server, {client_id: progress}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")
     if not worker.has_final_model(farewell.run_id):
         raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-    typer.echo(f"{client_id}: {farewell.reason}; the final model is in {state / FINAL_MODEL}.safetensors", err=True)
+    tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
+    tell(f"the final model is in {state / FINAL_MODEL}.safetensors")
 
 
 def _examples(worker: Worker) -> str:

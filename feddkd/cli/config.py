@@ -8,26 +8,38 @@ import sys
 import typer
 from rich.syntax import Syntax
 
-from feddkd.cli.options import ConfigFile, Json, Overrides
+from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
 from feddkd.cli.output import present, say
 from feddkd.config import Config
 
-app = typer.Typer(help="Check, show and describe configurations.", no_args_is_help=True)
+app = typer.Typer(help="Check, show and describe configurations.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
-@app.command(epilog="Example: `feddkd config check examples/mnist_one_class.toml`")
-def check(config: ConfigFile = None, override: Overrides = None) -> None:
-    """Say whether a configuration is valid; exit code 2 and the wrong key if it is not."""
+@app.command()
+def check(config: ConfigFile = None, override: Overrides = None, _verbose: Verbose = False) -> None:
+    """Check a configuration.
+
+    Names the wrong key, with exit code 2, if it is not valid.
+
+    ```console
+    feddkd config check examples/mnist_one_class.toml
+    ```
+    """
     loaded = Config.load(config, override or ())
     from feddkd import algorithms  # imports torch, which takes seconds
 
     loaded.check_exchanges(algorithms.build(loaded).exchanges(loaded))
-    say(f"{config or 'the embedded default'}{' with these overrides' if override else ''} is valid")
+    say(f"{config or 'the built-in example'}{' with these overrides' if override else ''} is valid")
 
 
-@app.command(epilog="Example: `feddkd config show -o algorithm.name=fedavg > my.toml`")
-def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = False) -> None:
-    """Print the resolved configuration, every default included."""
+@app.command()
+def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Print the resolved configuration, every default included.
+
+    ```console
+    feddkd config show -o algorithm.name=fedavg > my.toml
+    ```
+    """
     resolved = Config.load(config, override or ())
     if as_json:
         say(json.dumps(resolved.model_dump(mode="json"), indent=2))
@@ -37,7 +49,12 @@ def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = 
         say(resolved.to_toml(), newline=False)
 
 
-@app.command(epilog="Example: `feddkd config schema > feddkd.schema.json`")
-def schema() -> None:
-    """Print the JSON schema of the configuration, for editors."""
+@app.command()
+def schema(_verbose: Verbose = False) -> None:
+    """Print the JSON schema of the configuration, for editors.
+
+    ```console
+    feddkd config schema > feddkd.schema.json
+    ```
+    """
     say(json.dumps(Config.model_json_schema(), indent=2))

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from feddkd.cli.output import present, say
+from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
+from feddkd.cli.output import WIDTH, output_width, present, say
 from feddkd.config import Config
 
-app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.callback()
@@ -22,14 +23,18 @@ def _group() -> None:
 
 @app.command()
 def show(
-    config: Annotated[Path | None, typer.Argument(help="TOML file; without one the embedded default", metavar="[CONFIG]")] = None,
-    override: Annotated[list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="set a configuration key")] = None,
-    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="also draw a heat map of classes by clients")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
+    config: ConfigFile = None,
+    override: Overrides = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw a heat map of classes by clients, too.")] = None,
+    as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
     """Show how many examples of each class every client gets.
 
-    Example: feddkd data show -o partition.name=dirichlet -o partition.alpha=0.1 --png partition.png
+    ```console
+    feddkd data show -o partition.name=dirichlet -o partition.alpha=0.1
+    feddkd data show federation.toml --png partition.png
+    ```
     """
     settings = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
@@ -48,6 +53,6 @@ def show(
     if as_json:
         say(json.dumps(summary_of(settings, counts, unlabelled)))
         return
-    present(table_of(counts, unlabelled, title))
+    present(table_of(counts, unlabelled, title, output_width()), width=WIDTH)
     if png is not None:
         say(f"heat map: {png}")

@@ -7,32 +7,51 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.logs import be_verbose
 from feddkd.errors import ConfigError
 
 METRICS_HOST = "127.0.0.1"
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+"""For every group of commands: `-h` shows the help."""
+
+MOST_PORTS = 65535
+
+
+def _check_port(port: int | None) -> int | None:
+    if port is not None and not 0 <= port <= MOST_PORTS:
+        raise typer.BadParameter(f"{port} is not in the range 0 to {MOST_PORTS}")
+    return port
+
+
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file; without it, the embedded default.", show_default=False)
+    Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file. Default: the built-in example.", show_default=False)
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key, e.g. `-o training.epochs=2`.")
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the configuration. May be repeated."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
-WithReport = Annotated[
-    bool, typer.Option("--report/--no-report", help="Write report.html into the record, where the extra `plot` is installed.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=be_verbose, help="Log what happens, not only what goes wrong.")]
+WithReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the record. Needs the extra `plot`.")]
 MetricsPort = Annotated[
     int | None,
-    typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on this port (0: any free one).", show_default=False),
+    typer.Option(
+        "--metrics-port",
+        metavar="PORT",
+        callback=_check_port,
+        help="Serve Prometheus metrics on this port; 0 takes a free one.",
+        show_default=False,
+    ),
 ]
 MetricsHost = Annotated[
     str,
-    typer.Option("--metrics-host", metavar="ADDRESS", help="Address of this machine that metrics are served on; they are not encrypted."),
+    typer.Option("--metrics-host", metavar="HOST", help="Serve metrics on this address. They are not encrypted."),
 ]
 TlsCert = Annotated[
-    Path | None, typer.Option("--tls-cert", metavar="PEM", help="Certificate to show to the other side.", show_default=False)
+    Path | None, typer.Option("--tls-cert", metavar="PEM", help="Show this certificate to the other side.", show_default=False)
 ]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of --tls-cert.", show_default=False)]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of `--tls-cert`.", show_default=False)]
 TlsCA = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="PEM", help="Trust a server whose certificate this CA signed.", show_default=False)
 ]
@@ -40,7 +59,7 @@ TlsClientCA = Annotated[
     Path | None,
     typer.Option("--tls-client-ca", metavar="PEM", help="Admit only clients whose certificate this CA signed.", show_default=False),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to or from other machines.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to and from other machines.")]
 
 
 def parse_address(text: str, option: str) -> tuple[str, int]:

@@ -7,9 +7,11 @@ command with a traceback.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feddkd.errors import RunError
+from feddkd.text import printable
 
 if TYPE_CHECKING:
     from feddkd.report.tables import Table as ReportTable
@@ -34,6 +37,9 @@ LABEL_LETTERS = 24
 WIDTH = 100
 """Columns of tables where no terminal says how wide it is."""
 
+NAME_WIDTH = 18
+"""Characters for the name of a field."""
+
 
 class SafeConsole(Console):
     """A console that raises BrokenPipeError for a closed pipe; rich ends the whole program."""
@@ -43,15 +49,19 @@ class SafeConsole(Console):
         raise
 
 
+@functools.cache
 def error_console() -> Console:
-    """The console for what a person wants to see while a command works."""
+    """Return the console for what a person wants to see while a command works.
+
+    It is one object: a line of the log or of a command then appears above the live progress bar, never inside it.
+    """
     return SafeConsole(stderr=True)
 
 
 def note(console: Console, text: str) -> None:
-    """Print a line for a person, or give up: a terminal that is gone is no reason to stop."""
+    """Print a line for a person, folded between words on a terminal. Raises nothing where the terminal is gone."""
     with contextlib.suppress(OSError):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def say(text: str, *, newline: bool = True) -> None:
@@ -63,6 +73,35 @@ def say(text: str, *, newline: bool = True) -> None:
     """
     with _standard_output():
         typer.echo(text, nl=newline)
+
+
+def output_width() -> int:
+    """Columns of standard output, or `WIDTH` where it is no terminal."""
+    return SafeConsole().width if sys.stdout.isatty() else WIDTH
+
+
+def say_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print results as names and values, one a line; on a terminal a long value is folded below itself. Raises as `say` does."""
+    width = output_width() if sys.stdout.isatty() else None
+    for name, value in fields:
+        say("\n".join(_field_lines(name, printable(value, LINE_LETTERS), width)))
+
+
+def _field_lines(name: str, value: str, width: int | None) -> list[str]:
+    """Fold a value between words. One with a word that does not fit gets the whole width, on lines of its own.
+
+    Args:
+        width: of the terminal; None for lines of any length.
+    """
+    head = f"  {name:<{NAME_WIDTH}} "
+    if width is None or len(head) + len(value) <= width:
+        return [head + value]
+    room = max(width - len(head), 1)
+    lines = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)
+    if all(len(line) <= room for line in lines):
+        return [head + lines[0], *(" " * len(head) + line for line in lines[1:])]
+    lines = textwrap.wrap(value, max(width - 4, 1), break_long_words=False, break_on_hyphens=False)
+    return [head.rstrip(), *(f"    {line}" for line in lines)]
 
 
 def present(*renderables: RenderableType, width: int | None = None) -> None:
@@ -103,6 +142,16 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.2f} MB"
 
 
+def short_size(size_bytes: float) -> str:
+    """A number of bytes in seven characters at most: `1.69 MB`."""
+    units = iter(("B", "kB", "MB", "GB"))
+    unit = next(units)
+    while size_bytes >= 999.5 and (larger := next(units, "")):
+        size_bytes, unit = size_bytes / 1000, larger
+    digits = 0 if unit == "B" or size_bytes >= 99.95 else 1 if size_bytes >= 9.995 else 2
+    return f"{size_bytes:.{digits}f} {unit}"
+
+
 def size(size_bytes: int) -> str:
     """A number of bytes with the unit that fits it."""
     return f"{size_bytes / 1e3:.2f} kB" if size_bytes < 1e6 else megabytes(size_bytes)
@@ -111,6 +160,18 @@ def size(size_bytes: int) -> str:
 def counted_examples(labelled: int, unlabelled: int) -> str:
     """How many examples have a label, and how many have none."""
     return f"{labelled:,} labelled, {unlabelled:,} unlabelled"
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on standard error what takes a moment: on a terminal for as long as it does, elsewhere in a line."""
+    console = error_console()
+    if not console.is_terminal:
+        note(console, what)
+        yield
+        return
+    with console.status(what):
+        yield
 
 
 def listed(items: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -16,11 +17,22 @@ MAX_COLUMNS = 20
 
 LARGEST = 5
 
+UNBOUNDED = 10_000
+"""Wider than any table is."""
 
-def table_of(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
-    """A table of `counts` (int64 [clients, classes]) and of examples without a label (int64 [clients]), if there are any."""
-    lay_out = _wide_table if counts.shape[1] <= MAX_COLUMNS else _compact_table
-    return lay_out(counts, unlabelled, title)
+
+def table_of(counts: Tensor, unlabelled: Tensor, title: str, width: int) -> Table:
+    """Lay out a table that is at most `width` characters wide.
+
+    Args:
+        counts: examples of each class, int64 [clients, classes].
+        unlabelled: examples without a label, int64 [clients].
+    """
+    if counts.shape[1] <= MAX_COLUMNS:
+        wide = _wide_table(counts, unlabelled, title)
+        if Console(width=UNBOUNDED).measure(wide).maximum <= width:
+            return wide
+    return _compact_table(counts, unlabelled, title)
 
 
 def title_of(settings: Config, examples: int) -> str:
@@ -66,8 +78,8 @@ def _wide_table(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
 
 def _compact_table(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
     table = _new_table(title, counts, unlabelled)
-    table.add_column("classes", footer=str(int((counts.sum(0) > 0).sum())), justify="right")
-    table.add_column("largest (class: examples)", footer=_largest(counts.sum(0)))
+    table.add_column("classes", no_wrap=True, footer=str(int((counts.sum(0) > 0).sum())), justify="right")
+    table.add_column("largest (class: examples)", footer=_largest(counts.sum(0)), no_wrap=True, overflow="ellipsis")
     for cells, row in zip(_first_cells(counts, unlabelled), counts, strict=True):
         table.add_row(*cells, str(int((row > 0).sum())), _largest(row))
     return table

@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
-from feddkd.cli.output import LINE_LETTERS, counted_examples, listed, megabytes
+from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
+from feddkd.cli.run_table import RunTable
 from feddkd.config import Config
-from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
+from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.text import printable
 
-HEADER = "  round   accuracy  loss    at clients  step loss        down        up     total    time"
+BAR_WIDTH = 16
+LEAST_ROOM = 16
+"""Characters for what is going on, on however narrow a terminal."""
+
+
+class Doing(ProgressColumn):
+    """What is going on, cut where it is too long for one line; while clients join, who is there."""
+
+    def __init__(self, console: Console, config: Config) -> None:
+        super().__init__()
+        self._console = console
+        self._expected = config.scheduler.starting_clients
+        self.joining: Engine | None = None
+
+    def render(self, task: Task) -> Text:
+        """The text of the task."""
+        text = Text(f"  {printable(self._who_is_there() or task.description)}", no_wrap=True)
+        others = BAR_WIDTH + len(task.fields["latest"]) + len(" 0:00:00") + 3
+        text.truncate(max(self._console.width - others, LEAST_ROOM), overflow="ellipsis")
+        return text
+
+    def _who_is_there(self) -> str:
+        if self.joining is None:
+            return ""
+        here = self.joining.here()
+        names = f": {', '.join(here)}" if here else ""
+        return f"waiting for clients, {len(here)} of {self._expected}{names}"
+
+
+class Clock(ProgressColumn):
+    """The time since the start; rich's own stops when the bar is full, which it is after every round."""
+
+    def render(self, task: Task) -> Text:
+        """The time as h:mm:ss."""
+        return Text(str(datetime.timedelta(seconds=int(task.elapsed or 0))), style="progress.elapsed")
 
 
 class ConsoleProgress(Observer):
@@ -30,36 +68,42 @@ class ConsoleProgress(Observer):
         self._config = config
         self._console = console
         self._rounds = config.rounds
+        self._table = RunTable(config, console.width)
         self._step_losses: dict[int, list[float]] = {}
         self._latest = ""
         self._examples: Mapping[str, ExampleCounts] = {}
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("  {task.description}", markup=False),
-                BarColumn(bar_width=30),
-                TextColumn("{task.fields[latest]}", markup=False),
-                TimeElapsedColumn(),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("waiting for clients", total=None, latest="")
+        self._open_round = 0
+        algorithm = ALGORITHMS.get(config.algorithm.name)
+        self._stepping = algorithm if algorithm is not None and issubclass(algorithm, FedDKD) else None
+        self._doing = Doing(console, config)
+        self._bar = Progress(
+            self._doing,
+            BarColumn(bar_width=BAR_WIDTH),
+            TextColumn("{task.fields[latest]}", markup=False),
+            Clock(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("waiting for clients", total=None, latest="")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):  # a terminal that is gone is no reason not to begin
-                self._bar.start()
+        with contextlib.suppress(OSError):  # a terminal that is gone is no reason not to begin
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
+
+    def engine_ready(self, engine: Engine) -> None:
+        self._doing.joining = engine
 
     def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
         self._examples = examples
 
     def run_started(self, run_id: str, rounds: int) -> None:
+        self._doing.joining = None
         what = f"{self._config.algorithm.name}, {self._config.model.name} on {self._config.data.name}"
         self._print(f"run {run_id}: {what}, {rounds} round{'s' if rounds != 1 else ''}")
         for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
@@ -67,28 +111,32 @@ class ConsoleProgress(Observer):
         total = ExampleCounts.sum_of(self._examples.values())
         if total.unlabelled:
             self._print(f"  examples: {counted_examples(*total)}, at {len(self._examples)} clients")
-        self._print(HEADER)
+        self._print(*self._table.heads)
 
-    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int) -> None:
-        self._print(f"run {run_id} goes on after round {rounds_done} of {rounds} (process {incarnation})")
-        self._print(HEADER)
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
+        self._doing.joining = None
+        where = f"round {rounds_done} of {rounds}" if last is None else f"{self._step_of(last)} in round {last.round} of {rounds}"
+        if last is None and rounds_done == 0:
+            where = "its start"
+        self._print(f"run {run_id} goes on after {where} (process {incarnation})")
+        self._print(*self._table.heads)
+        self._update("waiting for clients to come back")
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         again = f" (attempt {attempt + 1})" if attempt else ""
-        self._update(f"round {round_number}/{self._rounds}{again}: {clients} clients", total=self._exchanges_a_round, completed=0)
+        self._step_losses.pop(round_number, None)
+        self._begin(round_number, f"round {round_number}/{self._rounds}{again}: {clients} clients")
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        # The reply to local training may be the first step's, whose loss is a metric beside that of the training.
-        loss = record.metrics.get(FIRST_STEP_LOSS) if record.id.name == "local_train" else record.loss
-        if loss is not None and record.id.name != DELIVER:
-            self._step_losses.setdefault(record.id.round, []).append(loss)
-        step = f"[{record.id.step}]" if record.id.name != "local_train" else ""
-        self._update(f"round {record.id.round}/{self._rounds}: {record.id.name}{step}", advance=1)
+        self._add(record)
         for client, reason in record.clients_missing.items():
-            self._print(f"  round {record.id.round} {record.id.name}{step}: {client} is missing: {reason}")
+            self._print(f"  round {record.id.round} {self._step_of(record.id)}: {client} is missing: {reason}")
+
+    def exchange_recalled(self, record: ExchangeRecord) -> None:
+        self._add(record)
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
-        self._latest = f"accuracy {evaluation.accuracy:.1%}"
+        self._latest = f"test acc. {evaluation.accuracy:.1%}"
         self._update(None)
 
     def round_failed(self, round_number: int, attempt: int, reason: str) -> None:
@@ -96,44 +144,51 @@ class ConsoleProgress(Observer):
 
     def paused(self, reason: str) -> None:
         self._print(f"  paused: {reason}")
+        self._begin(0, f"paused: {reason}")
 
     def waiting(self, reason: str) -> None:
         self._print(f"  {reason}")
+        self._begin(0, reason)
 
     def round_done(self, record: RoundRecord) -> None:
-        evaluation, at_clients = record.evaluation, record.client_evaluation
-        losses = self._step_losses.pop(record.round, [])
-        steps = " > ".join(f"{loss:.3f}" for loss in (*losses[:1], *losses[1:][-1:])) or "-"
-        self._print(
-            f"  {record.round:>3}/{self._rounds:<3} "
-            f"{_percent(evaluation)}  {f'{evaluation.loss:.3f}' if evaluation else '-':<7} "
-            f"{_percent(at_clients):>10}  {steps:<15} "
-            f"{megabytes(record.traffic.wire_bytes_down):>9} {megabytes(record.traffic.wire_bytes_up):>9} "
-            f"{megabytes(record.cumulative_wire_bytes):>9} {record.seconds:>6.1f}s"
-        )
+        self._print(self._table.row(record, self._step_losses.pop(record.round, [])))
         if record.clients_missing:
             self._print(f"  round {record.round} went on without {listed(list(record.clients_missing))}")
+
+    def _add(self, record: ExchangeRecord) -> None:
+        """Take in an exchange that is done."""
+        # The reply to local training may be the first step's, whose loss is a metric beside that of the training.
+        loss = record.metrics.get(FIRST_STEP_LOSS) if record.id.name == "local_train" else record.loss
+        if loss is not None and record.id.name != DELIVER:
+            self._step_losses.setdefault(record.id.round, []).append(loss)
+        if record.id.round != self._open_round:  # after a pause, or in a process that goes on in the middle of a round
+            self._begin(record.id.round, "")
+        self._update(f"round {record.id.round}/{self._rounds}: {self._step_of(record.id)}", advance=1)
+
+    def _step_of(self, exchange: ExchangeId) -> str:
+        """Name an exchange, and say how many of the kind a round has where that is known."""
+        has_steps = self._stepping is not None and exchange.name == self._stepping.step_exchange
+        return f"{exchange.label} of {self._config.dkd.steps}" if has_steps else exchange.label
 
     @property
     def _exchanges_a_round(self) -> int | None:
         """How far the bar goes; a user's own algorithm does not say."""
+        if self._stepping is not None:
+            return self._config.dkd.steps + (self._config.dkd.start != "previous")
         algorithm = ALGORITHMS.get(self._config.algorithm.name)
-        if algorithm is None:
-            return None
-        if not issubclass(algorithm, FedDKD):
-            return len(algorithm.exchanges(self._config))
-        return self._config.dkd.steps + (self._config.dkd.start != "previous")
+        return len(algorithm.exchanges(self._config)) if algorithm is not None else None
 
-    def _update(self, description: str | None, total: int | None = None, completed: int | None = None, advance: int = 0) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, description=description, total=total, completed=completed, advance=advance or None, latest=self._latest
-            )
+    def _begin(self, round_number: int, description: str) -> None:
+        """Start the bar again, for a round, or without a measure for a wait (round 0)."""
+        self._open_round = round_number
+        self._doing.joining = None
+        for task in self._bar.tasks:
+            task.total = self._exchanges_a_round if round_number else None
+        self._bar.update(self._task, completed=0, description=description)
 
-    def _print(self, line: str) -> None:
-        # Some lines hold what a client said.
-        self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=True)
+    def _update(self, description: str | None, advance: int = 0) -> None:
+        self._bar.update(self._task, description=description, advance=advance, latest=self._latest)
 
-
-def _percent(evaluation: Evaluation | None) -> str:
-    return f"{evaluation.accuracy:>8.2%}" if evaluation else "       -"
+    def _print(self, *lines: str) -> None:
+        for line in lines:  # some hold what a client said
+            self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=not self._console.is_terminal)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from feddkd.cli.options import Json
-from feddkd.cli.output import LINE_LETTERS, say, size
+from feddkd.cli.options import Json, Verbose
+from feddkd.cli.output import say, say_fields, size
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
-from feddkd.text import printable
 
 if TYPE_CHECKING:
     from feddkd.observability.record_check import RecordCheck
@@ -46,27 +45,29 @@ class Replayed:
 def replay(
     folder: RunFolderOrState,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Record to compare with; default: beside the journal.", show_default=False)
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Compare with this record. Default: the one beside the journal.", show_default=False),
     ] = None,
     as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
-    """Fold a run's journal without a network, and check every checksum; exit code 1 if something is damaged.
+    """Check the journal and the record of a run for damage.
 
-    Checks each line of the journal, each file of tensors that going on needs, and that `exchanges.jsonl`,
-    `rounds.jsonl`, `summary.json` and `model.safetensors` are what the journal says. Changes nothing.
+    Folds the journal without a network. Checks each of its lines, each file of tensors that the next process
+    needs, and that `exchanges.jsonl`, `rounds.jsonl`, `summary.json` and `model.safetensors` are what the journal
+    says. Changes nothing. Exit code 1 if something is damaged.
 
-    Examples:
-    `feddkd replay server-state`
-
-    `feddkd replay runs/feddkd-20260101-120000 --json`
+    ```console
+    feddkd replay server-state
+    feddkd replay runs/feddkd-20260101-120000 --json
+    ```
     """
     place = RunPlace.find(folder)
     found = replayed(place.folder, out or place.folder)
     if as_json:
         say(json.dumps(as_object(found)))
     else:
-        for name, value in rows(found):
-            say(f"  {name:<18} {printable(value, LINE_LETTERS)}")
+        say_fields(rows(found))
     if found.problems:
         raise typer.Exit(1)
 

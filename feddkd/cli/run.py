@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, WithReport
+from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.cli.summary import finish_with_summary
-from feddkd.config import Config
+from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
+from feddkd.text import printable
+
+BUILT_IN = "the built-in example"
+DEFAULT_ALGORITHM = "feddkd"
 
 
 class EngineChoice(StrEnum):
@@ -23,16 +30,19 @@ class EngineChoice(StrEnum):
 
 
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Record of the run; default: runs/ALGORITHM-TIME.", show_default=False)
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Write the record there. Default: `runs/ALGORITHM-TIME`.", show_default=False),
 ]
-
-
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", metavar="DIR", help="Go on with the run whose record is there, from its last exchange.", show_default=False),
+    typer.Option("--resume", metavar="DIR", help="Go on with the run whose record is there.", show_default=False),
 ]
 Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=1, metavar="N", help="Rounds in all; with --resume, extends a run.", show_default=False)
+    int | None, typer.Option("--rounds", metavar="N", help="Run so many rounds in all; with `--resume`, extends a run.", show_default=False)
+]
+Engine = Annotated[
+    EngineChoice,
+    typer.Option(metavar="ENGINE", help="`grpc`: a server and client processes. `in-process`: all in one process, the same models."),
 ]
 
 
@@ -42,27 +52,29 @@ def run(
     out: Out = None,
     resume: Resume = None,
     rounds: Rounds = None,
-    engine: Annotated[
-        EngineChoice, typer.Option(help="A real gRPC server and client processes, or everything in this process.")
-    ] = EngineChoice.GRPC,
+    engine: Engine = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
     report: WithReport = True,
     as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
-    """Run a whole federation on this machine: a gRPC server and client processes.
+    """Run a whole federation on this machine.
 
     Without CONFIG: scikit-learn's digits, ten clients with one class each, FedDKD.
 
-    Examples:
-    `feddkd run`
-
-    `feddkd run -o algorithm.name=fedavg --out runs/fedavg`
-
-    `feddkd run examples/mnist_one_class.toml -o data.root=data/mnist`
-
-    `feddkd run --resume runs/fedavg`
+    ```console
+    feddkd run
+    feddkd run -o algorithm.name=fedavg -o rounds=5 --out runs/fedavg
+    feddkd run examples/mnist_one_class.toml -o data.root=data/mnist
+    feddkd run --resume runs/fedavg
+    ```
     """
-    loaded = _loaded(config, [*(override or ()), *([f"rounds={rounds}"] if rounds else [])], out, resume)
+    if resume is not None and (config is not None or out is not None):
+        raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
+    overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
+    folder = resume or out or default_out(read_tables(config, overrides))
+    _announce(config, overrides, folder, resumed=resume is not None)
+    loaded = _loaded(config, overrides, resume)
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.observing import observe
     from feddkd.cli.stopping import StopSignals
@@ -76,12 +88,11 @@ def run(
     if resume is not None:
         check_resumable(resume, resolved)
     federation = prepare(resolved)  # what is wrong is said before there is a folder
-    folder = resume or out or default_out(resolved)
-    signals = StopSignals()
-    resumed_by = f"feddkd run --resume {folder}" if resolved.scheduler.durability != "none" else None
-    status = StatusFile(folder) if resumed_by is not None else None
+    resumed_by = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resolved.scheduler.durability != "none" else ""
+    signals = StopSignals(error_console(), folder, resumed_by)
+    status = StatusFile(folder) if resumed_by else None
     with (
-        signals.handled(resumed_by),
+        signals.handled(),
         observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers,
     ):
         observers.add(signals)
@@ -89,19 +100,31 @@ def run(
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
-def _loaded(config: Path | None, overrides: list[str], out: Path | None, resume: Path | None) -> Config:
+def _announce(config: Path | None, overrides: list[str], folder: Path, *, resumed: bool) -> None:
+    """Say what is about to run, before anything that takes time."""
+    what = f"going on with {folder}" if resumed else f"{config or BUILT_IN}, record in {folder}/"
+    changed = f" with {len(overrides)} override{'s' if len(overrides) > 1 else ''}" if overrides else ""
+    source, comma, rest = what.partition(",")
+    note(error_console(), printable(f"feddkd run: {source}{changed}{comma}{rest}", LINE_LETTERS))
+
+
+def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> Config:
     """Read the configuration of a new run, or that of the run to go on with. Raises ConfigError or StateError."""
     if resume is None:
         return Config.load(config, overrides)
-    if config is not None or out is not None:
-        raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     from feddkd.scheduler.journal_lines import read_journal
 
     header, _ = read_journal(resume)  # not the record's: that is written again, and may be in the middle of it
     return Config.loads(header.config, overrides, source=str(resume))
 
 
-def default_out(config: Config) -> Path:
-    """A folder named after the algorithm and the time."""
+def default_out(tables: Mapping[str, Any]) -> Path:
+    """Name a folder after the algorithm and the time.
+
+    Args:
+        tables: what the configuration says, before it is checked.
+    """
+    algorithm = tables.get("algorithm")
+    name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.algorithm.name.replace(':', '.')}-{now}"
+    return Path("runs") / f"{str(name or DEFAULT_ALGORITHM).replace(':', '.')}-{now}"

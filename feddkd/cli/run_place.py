@@ -12,7 +12,7 @@ from feddkd.errors import StateError
 
 RunFolderOrState = Annotated[
     Path,
-    typer.Argument(metavar="DIR", help="A run's folder (`--out` of `feddkd run`), or `--state` of a server.", show_default=False),
+    typer.Argument(metavar="DIR", help="A run's folder, or the `--state` of a server.", show_default=False),
 ]
 
 

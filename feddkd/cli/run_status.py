@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from feddkd.cli.output import listed
 from feddkd.cli.run_place import RunPlace
 from feddkd.config import Config
 from feddkd.config.toml import parse_toml
@@ -199,6 +201,7 @@ def _process(incarnation: int, live: LiveStatus | None, config: Config) -> Proce
     waits_for = live.waits_for
     if waits_for == JOINING:
         waits_for = f"{config.scheduler.starting_clients} clients to join; {live.connected} are there"
+        waits_for += f": {listed(live.here)}" if live.here else ""
     return Process(incarnation, live.pid, waits_for, live.waiting_for, live.num_waiting, max(0.0, time.time() - live.time))
 
 
@@ -243,6 +246,6 @@ def _clients(state: RunState, live: LiveStatus | None, awaited: Iterable[str]) -
 def _go_on(place: RunPlace, live: LiveStatus | None) -> str:
     """The command to type; where it is not known how a server was started, with blanks to fill in."""
     if place.state is None:
-        return "" if place.status else f"feddkd run --resume {place.folder}"
+        return "" if place.status else shlex.join(["feddkd", "run", "--resume", str(place.folder.resolve())])
     known = live.command if live is not None else ""
-    return known or f"feddkd server CONFIG --listen HOST:PORT --state {place.state}"
+    return known or f"feddkd server CONFIG --listen HOST:PORT --state {shlex.quote(str(place.state.resolve()))}"

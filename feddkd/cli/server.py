@@ -18,6 +18,7 @@ from feddkd.cli.options import (
     TlsCert,
     TlsClientCA,
     TlsKey,
+    Verbose,
     WithReport,
     parse_address,
 )
@@ -29,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 def server(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file.")],
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients connect; port 0 takes a free one.")],
-    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="State directory; one server at a time.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Wait for clients there; port 0 takes a free one.")],
+    state: Annotated[Path, typer.Option("--state", metavar="DIR", help="Keep the runs there; one server at a time.")],
     override: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Record of the run; default: STATE/RUN.", show_default=False)
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the record there. Default: `STATE/RUN`.", show_default=False)
     ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = METRICS_HOST,
@@ -47,17 +48,19 @@ def server(
     ] = 0.0,
     report: WithReport = True,
     as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
-    """Serve one federation: wait for clients, run all rounds, deliver the final model, exit.
+    """Serve one federation.
 
-    The server needs no data; with `data.test_set = true` it evaluates every round on the test split.
-    Started again on the same state directory, it goes on with the run there: after a crash from the last
-    exchange that was done. A finished run's model is served for `--linger` seconds.
+    Waits for clients, runs all rounds, delivers the final model, and exits. The server needs no data; with
+    `data.test_set = true` it evaluates every round on the test split. Started again on the same state directory,
+    it goes on with the run there, after a crash from the last exchange that was done. A finished run's model is
+    served for `--linger` seconds.
 
-    Examples:
-    `feddkd server federation.toml --listen 127.0.0.1:50061 --state server-state`
-
-    `feddkd server federation.toml --listen 0.0.0.0:50061 --state server-state --tls-cert cert.pem --tls-key key.pem --metrics-port 9464`
+    ```console
+    feddkd server server.toml --listen 127.0.0.1:50061 --state state
+    feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
+    ```
     """
     loaded = Config.load(config, override or ())
     host, port = parse_address(listen, "--listen")

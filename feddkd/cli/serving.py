@@ -117,12 +117,12 @@ def serve(
 @contextlib.contextmanager
 def _observed(config: Config, served: Served, folder: Path, listening: Listening, engine: GrpcEngine) -> Iterator[Observers]:
     """Keep the record of the run, and let signals stop it."""
-    signals = StopSignals()
-    signals.engine_ready(engine)  # at once: clients are to hear that the run is paused
     is_kept = not isinstance(served.journal, NoJournal)
-    status = StatusFile(served.folder, _command()) if is_kept else None
+    signals = StopSignals(error_console(), folder, _command() if is_kept else "")
+    signals.engine_ready(engine)  # at once: clients are to hear that the run is paused
+    status = StatusFile(served.folder, f"cd {shlex.quote(str(Path.cwd()))} && {_command()}") if is_kept else None
     with (
-        signals.handled(_how_to_go_on() if is_kept else None),
+        signals.handled(),
         observe(
             config,
             folder,
@@ -184,10 +184,6 @@ def _listening(config: Config, served: Served, schema: Schema, listening: Listen
         # The farewell first: clients must not wait for a server whose disk is full.
         engine.finish(completed=status == "completed", reason=reason, paused=paused)
         state.mark(run_id, "completed" if was_finished or status == "completed" else "paused" if paused else "failed")
-
-
-def _how_to_go_on() -> str:
-    return f"start the same command again{', without --new' if '--new' in sys.argv else ''}"
 
 
 def _command() -> str:

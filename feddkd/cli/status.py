@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from feddkd.cli.options import Json
-from feddkd.cli.output import WIDTH, counted_examples, listed, present, say, size
+from feddkd.cli.options import Json, Verbose
+from feddkd.cli.output import LINE_LETTERS, WIDTH, counted_examples, listed, present, say, say_fields, size
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
 from feddkd.text import printable
 
@@ -24,15 +24,17 @@ MOST_ROWS = 20
 NAME_LETTERS = 24
 
 
-def status(folder: RunFolderOrState, as_json: Json = False) -> None:
-    """Show how a run stands: running, paused, dead or finished; how far it is, what it cost, whom it waits for.
+def status(folder: RunFolderOrState, as_json: Json = False, _verbose: Verbose = False) -> None:
+    """Show how a run stands.
 
-    Reads the journal and the small file in which the living process says how it is. Takes nothing, changes nothing.
+    Says whether it is running, paused, dead or finished, how far it is, what it cost, whom it waits for, and the
+    command that goes on with it. Reads the journal and the small file in which the living process says how it is.
+    Changes nothing.
 
-    Examples:
-    `feddkd status server-state`
-
-    `feddkd status runs/feddkd-20260101-120000 --json`
+    ```console
+    feddkd status server-state
+    feddkd status runs/feddkd-20260101-120000 --json
+    ```
     """
     place = RunPlace.find(folder)
     from feddkd.cli.run_status import RunStatus
@@ -40,8 +42,12 @@ def status(folder: RunFolderOrState, as_json: Json = False) -> None:
     found = RunStatus.of(place)
     if as_json:
         say(json.dumps(as_object(found)))
-    else:
-        present(*tables(found), width=WIDTH)
+        return
+    say_fields(rows(found))
+    if found.clients:
+        present(_client_table(found), width=WIDTH)
+    if found.go_on:
+        say(f"  to go on:\n    {printable(found.go_on, LINE_LETTERS)}")
 
 
 def as_object(found: RunStatus) -> dict[str, Any]:
@@ -89,23 +95,8 @@ def _client(client: ClientStatus) -> dict[str, Any]:
     return dataclasses.asdict(client) | {"examples": client.examples._asdict() if client.examples is not None else None}
 
 
-def tables(found: RunStatus) -> Iterator[Table]:
-    """The run, and its clients if any are known."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table.grid(padding=(0, 2))
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows(found):
-        shown.add_row(f"  {name}", Text(printable(value), style="bold" if name == "run" else ""))
-    yield shown
-    if found.clients:
-        yield _client_table(found)
-
-
 def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
-    """What the upper table says, line by line."""
+    """What is said of the run, line by line."""
     progress, cost = found.progress, found.cost
     yield "run", f"{found.run_id}, {found.algorithm}: {found.state}" + (f" ({found.reason})" if found.reason else "")
     yield "round", _round(found)
@@ -120,8 +111,6 @@ def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
         yield "lost of these", f"{size(cost.lost.wire_bytes_down)} down, {size(cost.lost.wire_bytes_up)} up"
     yield "journal", f"{size(cost.journal_bytes)} in {cost.events} events, and {size(cost.blob_bytes)} of tensors"
     yield "folder", f"{found.folder}/"
-    if found.go_on:
-        yield "goes on with", found.go_on
 
 
 def _round(found: RunStatus) -> str:
@@ -137,7 +126,7 @@ def _exchange(found: RunStatus) -> str:
     exchange = found.progress.open_exchange or found.progress.last_exchange
     if exchange is None:
         return "none yet"
-    name = f"{exchange.name}[{exchange.step}] of round {exchange.round}"
+    name = f"{exchange.label} of round {exchange.round}"
     return f"{name} is open" if exchange == found.progress.open_exchange else f"{name} was the last one done"
 
 

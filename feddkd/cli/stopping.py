@@ -6,9 +6,13 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from rich.console import Console
+
+from feddkd.cli.output import note
 from feddkd.errors import RunError, StoppedError
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer
@@ -27,8 +31,18 @@ class StopSignals(Observer):
         reason: names the signal; empty until one came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console, record: Path, resumed_by: str) -> None:
+        """Prepare; no signal is handled before `handled`.
+
+        Args:
+            console: a signal is answered there at once.
+            record: folder of the record of the run.
+            resumed_by: command that goes on with the run later; empty if it cannot go on.
+        """
         self.reason = ""
+        self._console = console
+        self._record = record
+        self._resumed_by = resumed_by
         self._engine: Engine | None = None
 
     def engine_ready(self, engine: Engine) -> None:
@@ -39,15 +53,18 @@ class StopSignals(Observer):
         if self.reason or self._engine is None:
             raise KeyboardInterrupt
         self.reason = f"stopped by {signal.Signals(number).name}"
-        # In a thread of its own: this one may hold a lock that the engine needs.
-        threading.Thread(target=self._engine.abort, args=[self.reason], daemon=True).start()
+        # In a thread of its own: this one may hold a lock that the console or the engine needs.
+        threading.Thread(target=self._stop, args=[self._engine, signal.Signals(number).name], daemon=True).start()
+
+    def _stop(self, engine: Engine, name: str) -> None:
+        """Say what happens now, and end what waits for the engine."""
+        what = "pausing the run" if self._resumed_by else "ending the run, which cannot go on later (scheduler.durability = none)"
+        note(self._console, f"{name}: {what}. A second signal ends the process at once.")
+        engine.abort(self.reason)
 
     @contextlib.contextmanager
-    def handled(self, resumed_by: str | None) -> Iterator[Self]:
+    def handled(self) -> Iterator[Self]:
         """Handle the signals for a while.
-
-        Args:
-            resumed_by: how the run goes on later; None if it cannot.
 
         Raises:
             StoppedError: a signal came, and the run ended for it.
@@ -59,9 +76,10 @@ class StopSignals(Observer):
         except RunError as error:
             if not self.reason:
                 raise
-            if resumed_by is None:
+            if not self._resumed_by:
+                note(self._console, f"{self.reason}; the record is in {self._record}/")
                 raise KeyboardInterrupt from error
-            raise StoppedError(f"{self.reason}; to go on, {resumed_by}") from error
+            raise StoppedError(self.reason, f"{self._record}/", self._resumed_by) from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from feddkd.cli.output import LINE_LETTERS, counted_examples, error_console, listed, megabytes, note, say, size
+from feddkd.cli.output import counted_examples, error_console, listed, megabytes, note, say, say_fields, size, working
 from feddkd.cli.report import PAGE, report_of
-from feddkd.text import printable
 from feddkd.traffic import DIRECTIONS
 
 
@@ -19,12 +18,12 @@ def finish_with_summary(summary: dict[str, Any], out: Path, *, report: bool, as_
     else:
         print_summary(summary, out)
     if report:
-        page = report_of([out], out / PAGE)
-        line = f"  {'report':<18} {page}"
+        with working("drawing the report"):
+            page = report_of([out], out / PAGE)
         if as_json:
-            note(error_console(), line)
+            note(error_console(), f"report: {page}")
         else:
-            say(line)
+            say_fields([("report", page)])
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
@@ -62,8 +61,7 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
                 f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})",
             ),
         )
-    for name, value in rows:
-        say(f"  {name:<18} {printable(value, LINE_LETTERS)}")
+    say_fields(rows)
 
 
 def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -118,6 +118,7 @@ class Agent:
         joined = await server.join(self._client_id, self._worker.counts, self._membership.instance_id)
         self._check.check(joined.manifest)
         await self._enter(joined.manifest.run_id)
+        self._membership.on_joined(self._run_id)
         failpoint("client.join.after")
         holding = self._work.holding if self._work is not None else None
         async with server.participate(joined.session_token, holding) as stream:

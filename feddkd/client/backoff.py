@@ -8,6 +8,7 @@ import random
 import time
 
 from feddkd.errors import IdTakenError, UnreachableError
+from feddkd.text import clock_time
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,10 @@ class Backoff:
         self._retry_for_s = retry_for_s
         self._attempts = 0
         self._since = 0.0
+        self._said = ""
 
     async def wait(self, error: UnreachableError) -> None:
-        """Log what went wrong and wait until the next try is due.
+        """Log what went wrong, as a warning where it is new, and wait until the next try is due.
 
         Raises:
             UnreachableError: it has gone wrong for as long as was allowed.
@@ -50,9 +52,13 @@ class Backoff:
             raise type(error)(f"{error} (gave up after {patience_s:g} s)") from None
         delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self._attempts) * random.uniform(0.5, 1.0)
         self._attempts += 1
-        logger.warning("%s: %s; trying again in %.1f s", self._who, error, delay_s)
+        until = f", until {clock_time(patience_s - (now - self._since))}" if patience_s is not None else ""
+        level = logging.INFO if str(error) == self._said else logging.WARNING
+        logger.log(level, "%s: %s; trying again in %.1f s%s", self._who, error, delay_s, until)
+        self._said = str(error)
         await asyncio.sleep(delay_s)
 
     def reset(self) -> None:
         """Start over after a success."""
         self._attempts = 0
+        self._said = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from feddkd.client.server_config import ServerConfig
@@ -22,6 +23,7 @@ class Membership:
         computes_with: names the worker's own configuration and data; what an earlier process computed
             with other ones is not sent.
         outlives_pause: wait for the next server when this one pauses the run, instead of parting.
+        on_joined: called with the id of the run each time that the server has taken the client in.
     """
 
     instance_id: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
@@ -29,3 +31,4 @@ class Membership:
     state: StateDir | None = None
     computes_with: str = ""
     outlives_pause: bool = True
+    on_joined: Callable[[str], None] = lambda _: None

@@ -353,7 +353,7 @@ class Collection:
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
-        logger.warning("%s: %s is left out: %s", self.exchange.id, contribution.client_id, missing.reason)
+        logger.info("%s: %s is left out: %s", self.exchange.id, contribution.client_id, missing.reason)
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))
         self.revision += 1

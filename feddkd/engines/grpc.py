@@ -122,6 +122,9 @@ class GrpcEngine(ExchangeInbox, Engine):
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()
 
+    def here(self) -> list[str]:
+        return [] if self._finished else sorted(session.client_id for session in self._server.connected())
+
     def waiting_for(self) -> list[str]:
         return sorted(client for client, begun in dict(self.of_client).items() if begun.waits_for(client))
 

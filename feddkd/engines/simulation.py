@@ -234,6 +234,7 @@ class ClientProcesses:
                 env=environment,
                 stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
             for first in range(count)
         ]
@@ -242,9 +243,21 @@ class ClientProcesses:
         self._quorum = config.scheduler.quorum
         self._clients_of = {process.pid: len(clients[first::count]) for first, process in enumerate(self.processes)}
         self.stopping = False
-        self._watchers = [threading.Thread(target=self._watch, args=(process,), daemon=True) for process in self.processes]
+        self._watchers = [
+            threading.Thread(target=target, args=(process,), daemon=True)
+            for process in self.processes
+            for target in (self._watch, self._pass_on)
+        ]
         for watcher in self._watchers:
             watcher.start()
+
+    def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
+        """Print what a process says on standard error through this one's, which may have a live progress bar below it."""
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for line in lines:
+                with contextlib.suppress(OSError):
+                    print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """A run can go on without clients that it does not insist on, but not begin without them: they do not come back."""

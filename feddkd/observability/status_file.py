@@ -14,6 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feddkd.exchange import ExchangeId
 from feddkd.files import open_regular
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord
@@ -53,6 +54,7 @@ class LiveStatus(BaseModel):
         waiting_for: clients whose reply is expected.
         num_waiting: how many these are, those that are left out counted.
         connected: clients that are there.
+        here: which clients these are.
         known: clients that have joined.
         last_heard_s: how many seconds before `time` a client was heard, by id.
         ended: why the process has ended; empty as long as it has not.
@@ -67,6 +69,7 @@ class LiveStatus(BaseModel):
     waiting_for: list[str] = []
     num_waiting: Count = 0
     connected: Count = 0
+    here: list[str] = []
     known: Count = 0
     last_heard_s: dict[str, Seconds] = {}
     ended: str = ""
@@ -122,7 +125,7 @@ class StatusFile(Observer):
     def run_started(self, run_id: str, rounds: int) -> None:
         self._phase = ""
 
-    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int) -> None:
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
         self._phase = RETURNING
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
@@ -162,12 +165,11 @@ class StatusFile(Observer):
 
     def _look(self) -> LiveStatus:
         """Ask the engine, if there is one that still answers."""
-        waiting, heard, connected = list[str](), dict[str, float](), 0
+        waiting, heard, here = list[str](), dict[str, float](), list[str]()
         if self._engine is not None:
             with contextlib.suppress(Exception):  # it has just been aborted or closed; whatever it is, the run goes on
                 waiting, heard = self._engine.waiting_for(), dict(self._engine.last_heard())
-                states = self._engine.states()
-                connected = states.connected + states.working
+                here = self._engine.here()
         return LiveStatus(
             pid=os.getpid(),
             command=self._command,
@@ -175,7 +177,8 @@ class StatusFile(Observer):
             waits_for=self._pause or (REPLIES if waiting else self._phase),
             waiting_for=waiting[:MOST_CLIENTS],
             num_waiting=len(waiting),
-            connected=connected,
+            connected=len(here),
+            here=here[:MOST_CLIENTS],
             known=len(heard),
             last_heard_s=_latest(heard),
             ended=self._ended,

@@ -224,10 +224,9 @@ class RoundCohort:
         """Drop the clients that need not be waited for again."""
         for client, missing in outcome.missing.items():
             self._misses[client] = self._misses.get(client, 0) + 1
-            self.clients_missing.setdefault(client, f"{exchange.id.name}[{exchange.id.step}]: {missing.reason}")
+            self.clients_missing.setdefault(client, f"{exchange.id.label}: {missing.reason}")
             if missing.cause is Cause.SILENT or self._misses[client] >= MAX_MISSES:
-                last = f"{exchange.id.name}[{exchange.id.step}]"
-                self._dropped[client] = Missing(Cause.NOT_ASKED, f"not asked after it missed {last}: {missing.reason}")
+                self._dropped[client] = Missing(Cause.NOT_ASKED, f"not asked after it missed {exchange.id.label}: {missing.reason}")
 
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""

@@ -120,6 +120,10 @@ class Engine(ABC):
         """How many seconds ago each client that has joined was heard, by id. From any thread."""
         return {}
 
+    def here(self) -> list[str]:
+        """The clients that are connected now, in client order; by default all. From any thread."""
+        return list(self.clients())
+
     def waiting_for(self) -> list[str]:
         """The clients whose reply is expected now, in client order. From any thread."""
         return []

@@ -133,13 +133,14 @@ class Observer:
     def run_started(self, run_id: str, rounds: int) -> None:
         """The first round is about to begin."""
 
-    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int) -> None:
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
         """Another process goes on with the run.
 
         Args:
             rounds: how many are planned now.
             rounds_done: how many have a model.
             incarnation: counts the processes; that which began is 1.
+            last: the last exchange of the round that was open; None where it has none, or no round was open.
         """
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
@@ -147,6 +148,9 @@ class Observer:
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """An exchange completed."""
+
+    def exchange_recalled(self, record: ExchangeRecord) -> None:
+        """An exchange of the open round is not carried out again: an earlier process did. Told after `run_resumed`."""
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """A round's exchanges are done, and this is the new global model."""

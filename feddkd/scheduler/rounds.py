@@ -41,6 +41,7 @@ from feddkd.scheduler.run_log import Checkpoint, RunLog
 from feddkd.scheduler.selection import select_cohort
 from feddkd.scheduler.state import RunState
 from feddkd.tensors import Tensors
+from feddkd.text import clock_time
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,9 @@ class Scheduler:
     def _take_up(self, model: Tensors) -> Tensors:
         """Go on where another process stopped; returns the model of the last finished round, or the initial one."""
         state = self._state
-        self._log.tell(lambda observer: observer.run_resumed(state.run_id, self._config.rounds, state.rounds_done, state.incarnation))
+        last = next(reversed(state.open.outcomes), None) if state.open is not None else None
+        rounds, done = self._config.rounds, state.rounds_done
+        self._log.tell(lambda observer: observer.run_resumed(state.run_id, rounds, done, state.incarnation, last))
         left = self._log.checkpoint(model.schema)
         if left is not None:
             self._algorithm.load_state_dict(left.algorithm)
@@ -157,8 +160,8 @@ class Scheduler:
         timeout_s = config.reconnect_grace_s if state.is_delivered else config.resume_grace_s
         here = self._engine.clients()
         if away := [client for client in sorted(state.members) if client not in here]:
-            who = ", ".join(away[:MOST_NAMED]) + (f" and {len(away) - MOST_NAMED} more" if len(away) > MOST_NAMED else "")
-            self._log.tell(lambda observer: observer.waiting(f"waiting up to {timeout_s:g} s for {who} to come back"))
+            why = f"waiting until {clock_time(timeout_s)} for {_named(away)} to come back"
+            self._log.tell(lambda observer: observer.waiting(why))
         if not self._engine.wait_for(sorted(state.members), timeout_s):
             logger.warning("not all clients of the open round are back after %g s", timeout_s)
         self._others_until_s = time.monotonic() + timeout_s if state.open is not None else 0.0
@@ -272,8 +275,9 @@ class Scheduler:
     def _linger(self, model: Tensors, missed: Collection[str]) -> None:
         """Stay for clients that were away for the delivery."""
         if self._linger_s > 0:
-            who = f"{len(missed)} clients that were away" if missed else "clients that come"
-            self._log.tell(lambda observer: observer.waiting(f"the model is served for {self._linger_s:g} s to {who}"))
+            who = _named(sorted(missed)) if missed else "clients that come"
+            why = f"all rounds are done; lingering until {clock_time(self._linger_s)} to give the final model to {who}"
+            self._log.tell(lambda observer: observer.waiting(why))
         last = Attempt(self._state.run_id, self._config.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
         for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
             self._log.happen(event)
@@ -347,6 +351,14 @@ class Scheduler:
     def _pause(self, reason: str) -> None:
         """Wait until enough clients are connected. Raises PausedError if they do not come in time."""
         config = self._config.scheduler
-        self._log.tell(lambda observer: observer.paused(reason))
+        away = sorted(self._absent(self._engine.clients()))
+        missing = f"; missing: {_named(away)}" if away else ""
+        until = f"the run ends at {clock_time(config.pause_timeout_s)} (scheduler.pause_timeout_s = {config.pause_timeout_s:g})"
+        self._log.tell(lambda observer: observer.paused(f"{reason}{missing}; if nobody comes, {until}"))
         if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
             raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
+
+
+def _named(clients: Sequence[str]) -> str:
+    """The first clients, and how many more there are."""
+    return ", ".join(clients[:MOST_NAMED]) + (f" and {len(clients) - MOST_NAMED} more" if len(clients) > MOST_NAMED else "")

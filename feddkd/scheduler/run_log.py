@@ -109,7 +109,8 @@ class RunLog:
         """
         name = self._recalled.get(exchange.id)
         if name is not None:
-            account(self._with_known_metrics(outcomes.decode(self._journal.load(name), exchange)))
+            record = account(self._with_known_metrics(outcomes.decode(self._journal.load(name), exchange)))
+            self.tell(lambda observer: observer.exchange_recalled(record))
             return
 
         def keep(outcome: Outcome) -> None:

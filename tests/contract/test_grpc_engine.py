@@ -426,7 +426,7 @@ def test_a_late_reply_hears_what_was_said_when_the_exchange_closed(scene: Scene)
     receipt = hand.receipt()
     assert (receipt.verdict, receipt.reason) == (
         Verdict.VERDICT_FAILED_PRECONDITION,
-        "round 7 local_train[0] is closed",
+        "round 7 local_train is closed",
     )
     hand.send(failure_message(numbered(1).id, "never mind"))
     assert following.outcome().missing == {"hand": Missing(Cause.FAILED, "never mind")}

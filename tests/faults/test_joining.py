@@ -1,6 +1,7 @@
 """Who may join, who may not, and what a client does that finds no server."""
 
 import itertools
+import logging
 import socket
 from dataclasses import replace
 from types import SimpleNamespace
@@ -133,6 +134,7 @@ def test_a_client_tries_again_and_says_so_until_its_patience_ends(
 ) -> None:
     seconds = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(backoff, "time", clock)
     with socket.socket() as taken, serving() as server:
         taken.bind((LOOPBACK, 0))  # and never listens
@@ -143,6 +145,7 @@ def test_a_client_tries_again_and_says_so_until_its_patience_ends(
     messages = [record.getMessage() for record in caplog.records]
     tries = [message for message in messages if "trying again in" in message]
     assert len(tries) == 3
+    assert [record.levelno for record in caplog.records if record.getMessage() in tries] == [logging.WARNING, logging.INFO, logging.INFO]
     assert all(address in line and "\n" not in line for line in tries)
 
 

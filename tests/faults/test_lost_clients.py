@@ -174,10 +174,10 @@ def test_a_run_below_its_quorum_pauses_and_gives_up_when_nobody_comes(tmp_path: 
         (
             1,
             0,
-            "round 1 dkd_step[0]: 2 of 3 clients answered, 3 are needed (client-1: not connected)",
+            "round 1 dkd_step 1: 2 of 3 clients answered, 3 are needed (client-1: not connected)",
         ),
     ]
-    assert run.recorder.pauses == ["round 1 needs 3 clients, 2 are connected"]
+    assert [reason.partition(";")[0] for reason in run.recorder.pauses] == ["round 1 needs 3 clients, 2 are connected"]
     assert str(stopped.value) == "round 1 needs 3 clients, 2 are connected; nobody else came within scheduler.pause_timeout_s = 0"
     assert run.recorder.run is None
 
@@ -207,7 +207,7 @@ def test_a_paused_run_goes_on_when_the_client_comes_back_and_ends_as_if_nothing_
         record = result.result()
         config = run._config
     assert [(number, attempt) for number, attempt, _ in recorder.failures] == [(2, 0)]
-    assert recorder.pauses == ["round 2 needs 3 clients, 2 are connected"]
+    assert [reason.partition(";")[0] for reason in recorder.pauses] == ["round 2 needs 3 clients, 2 are connected"]
     assert recorder.of("local_train", 2, attempt=1).clients_missing == {}
     assert record.model.sha256() == run_in_process(config, tmp_path / "reference").model.sha256()
 

@@ -46,7 +46,10 @@ def test_a_server_that_is_stopped_goes_on_later(number: signal.Signals, tmp_path
         server = federation.processes[SERVER]
         server.signal(number)
         assert server.wait() == EXIT_STOPPED
-        assert f"stopped by {number.name}; to go on, start the same command again" in server.log.read_text()
+        said = server.log.read_text()
+        assert f"{number.name}: pausing the run" in said
+        assert f"stopped by {number.name}; the record is in" in said
+        assert said.splitlines()[-1].startswith("  feddkd server ")
         assert mark(federation)["status"] == "paused"
         assert all(federation.processes[name].exit_code is None for name in federation.names)
         federation.finish()
@@ -80,7 +83,7 @@ def test_a_run_that_is_stopped_goes_on_later(engine: str, tmp_path: Path) -> Non
     until(lambda: lines(tmp_path / "out" / "exchanges.jsonl") == 3, process)
     process.signal(signal.SIGTERM)
     assert process.wait() == EXIT_STOPPED
-    assert "stopped by SIGTERM; to go on, feddkd run --resume out" in process.log.read_text()
+    assert process.log.read_text().endswith("stopped by SIGTERM; the record is in out/; to go on:\n  feddkd run --resume out\n")
     assert started(tmp_path, engine, "--resume", "out").wait() == 0
     assert summary(tmp_path / "out")["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
     assert lines(tmp_path / "out" / "exchanges.jsonl") == lines(tmp_path / "whole" / "exchanges.jsonl")

@@ -261,4 +261,4 @@ def test_a_client_that_fails_again_and_again_is_asked_twice_a_round() -> None:
     assert run.tasks["c", "dkd_step"] == 2 * ROUNDS
     assert run.tasks["a", "dkd_step"] == STEPS * ROUNDS
     last = run.recorder.of("dkd_step", step=STEPS - 1).clients_missing["c"]
-    assert last == "not asked after it missed dkd_step[1]: RuntimeError: no memory"
+    assert last == "not asked after it missed dkd_step 2: RuntimeError: no memory"

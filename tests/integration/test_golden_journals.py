@@ -48,7 +48,7 @@ def test_a_committed_journal_is_whole_and_says_what_it_said(folder: Path) -> Non
 
 
 def test_the_crashed_run_lies_between_two_exchanges_of_a_round() -> None:
-    assert golden_journals.listed()["crashed"]["goes_on"] == "after round 2 local_train[0]"
+    assert golden_journals.listed()["crashed"]["goes_on"] == "after round 2 local_train"
 
 
 def test_the_configuration_of_that_day_is_still_the_same() -> None:

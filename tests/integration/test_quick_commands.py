@@ -9,8 +9,12 @@ from pathlib import Path
 
 COMMANDS = {
     "--help": 0,
+    "-h": 0,
     "--version": 0,
+    "version": 0,
     "run --help": 0,
+    "run -h -v": 0,
+    "-v run --help": 0,
     "server --help": 0,
     "client --help": 0,
     "compare --help": 0,

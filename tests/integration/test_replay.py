@@ -86,7 +86,7 @@ def test_a_finished_run_is_as_its_summary_says(folder: Path) -> None:
     ("after", "goes_on"),
     [
         (round_2_began, "with round 2"),
-        (round_2_averaged, "after round 2 local_train[0]"),
+        (round_2_averaged, "after round 2 local_train"),
         (last_round_ended, "with the delivery of the final model"),
     ],
 )

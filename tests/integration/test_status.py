@@ -67,11 +67,11 @@ def test_a_run_that_nobody_works_on_is_dead_and_says_how_to_go_on(folder: Path) 
     kill_in_round_2(folder)
     found = look(folder)
     assert (found.state, found.progress.done, found.progress.attempt) == ("dead", 1, 0)
-    assert found.go_on == f"feddkd run --resume {folder}"
+    assert found.go_on == f"feddkd run --resume {folder.resolve()}"
     table = as_printed(folder)
     assert "dead" in table
     assert "2 of 2" in table
-    assert "dkd_step[1] of round 1 was the last one done" in table
+    assert "dkd_step 2 of round 1 was the last one done" in table
     assert "feddkd run --resume" in table
 
 

@@ -576,7 +576,7 @@ def test_what_the_server_says_is_printed_without_its_escape_sequences(caplog: py
     farewell = on_loop(scenario())
     assert farewell.reason.startswith("\\x1b]0;owned\\x07xxx")
     assert len(farewell.reason) <= 200
-    assert "not counted in round 1 local_train[0]: \\x1b[2Jbad\\nworse" in caplog.text
+    assert "not counted in round 1 local_train: \\x1b[2Jbad\\nworse" in caplog.text
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT])

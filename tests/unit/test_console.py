@@ -140,7 +140,7 @@ def test_a_run_says_once_how_many_examples_have_no_label(progress: ConsoleProgre
         progress.clients_available(counts)
         progress.round_started(number, 0, 2)
     assert shown.getvalue().count("unlabelled") == 1
-    assert "\n  examples: 35 labelled, 1,000 unlabelled, at 2 clients\n  round " in shown.getvalue()
+    assert "\n  examples: 35 labelled, 1,000 unlabelled, at 2 clients\n  " in shown.getvalue()
 
 
 def test_a_run_whose_examples_all_have_a_label_does_not_mention_labels(progress: ConsoleProgress, shown: io.StringIO) -> None:

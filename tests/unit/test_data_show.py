@@ -103,7 +103,7 @@ def test_errors_reach_the_caller(override: str, error: type[Exception]) -> None:
 
 
 def test_help_has_an_example() -> None:
-    assert "Example: feddkd data show" in show("--help")
+    assert "feddkd data show -o" in show("--help")
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 2), (10, 10), (100, 10), (100, 100), (1000, 47)])

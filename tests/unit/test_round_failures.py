@@ -52,7 +52,7 @@ def test_a_student_that_is_not_finite_is_not_broadcast() -> None:
     """The second exchange would send the sum of the model and what came back from the first."""
     setup = Setup(ScriptedEngine(THREE, reduced={(1, 0, "first"): 1.7e308}), "rounds=1")
     assert float(setup.scheduler.run(number(1.7e308)).model["w"]) == 1.7e308
-    reason = "round 1 second[0]: the tensors to be sent are not finite"
+    reason = "round 1 second 1: the tensors to be sent are not finite"
     assert setup.recorder.failures == [(1, 0, reason)]
     assert setup.engine.ids() == [(1, "first"), (1, "first"), (1, "second"), (1, "deliver")]
 
@@ -88,7 +88,7 @@ class Faulty(ScriptedEngine):
 
 def test_contributions_that_cannot_be_reduced_fail_the_run_and_are_named() -> None:
     setup = Setup(Faulty(THREE), "scheduler.retries=1")
-    with pytest.raises(PausedError, match=r"round 1 first\[0\] attempt 1: no use; largest: a"):
+    with pytest.raises(PausedError, match=r"round 1 first 1 \(attempt 2\): no use; largest: a"):
         setup.run()
     assert len(setup.recorder.exchanges) == 2  # both attempts are on record
 

@@ -1,4 +1,5 @@
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -136,7 +137,7 @@ def test_a_failed_round_starts_over_from_its_model_and_its_state() -> None:
         "round 2 done",
     ]
     answered, reasons = "0 of 3 clients answered", "a: lost; b: lost; c: lost"
-    reason = f"round 2 second[0]: {answered}, 3 are needed ({reasons})"
+    reason = f"round 2 second 1: {answered}, 3 are needed ({reasons})"
     assert setup.recorder.failures[0] == (2, 0, reason)
 
 
@@ -205,7 +206,9 @@ def test_a_run_that_lost_clients_pauses_and_goes_on_when_they_are_back() -> None
     engine.on_wait = come_back
     assert setup.run() == 4
     assert engine.waits == [(3, None), (3, 12.0)]
-    assert setup.recorder.pauses == ["round 2 needs 3 clients, 2 are connected"]
+    (pause,) = setup.recorder.pauses
+    until = r"\d\d:\d\d:\d\d \(scheduler\.pause_timeout_s = 12\)"
+    assert re.fullmatch(rf"round 2 needs 3 clients, 2 are connected; missing: a; if nobody comes, the run ends at {until}", pause)
     assert setup.recorder.events[4:7] == ["round 2.0 failed", "paused", "round 2.1 of 3"]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
+from rich.console import Console
 
 from feddkd.cli.stopping import SIGNALS, StopSignals
 from feddkd.errors import RunError, StoppedError
@@ -33,10 +36,20 @@ def engine() -> AbortableEngine:
 
 
 @pytest.fixture
-def signals(engine: AbortableEngine) -> StopSignals:
-    signals = StopSignals()
-    signals.engine_ready(cast("Engine", engine))
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+def stopping(engine: AbortableEngine | None, said: io.StringIO, resumed_by: str = "feddkd run --resume record") -> StopSignals:
+    signals = StopSignals(Console(file=said, width=80), Path("record"), resumed_by)
+    if engine is not None:
+        signals.engine_ready(cast("Engine", engine))
     return signals
+
+
+@pytest.fixture
+def signals(engine: AbortableEngine, said: io.StringIO) -> StopSignals:
+    return stopping(engine, said)
 
 
 @pytest.fixture(autouse=True)
@@ -56,37 +69,42 @@ def aborted_by(number: signal.Signals, engine: AbortableEngine) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_the_first_signal_aborts_the_engine_and_raises_nothing_where_it_arrives(
-    number: signal.Signals, signals: StopSignals, engine: AbortableEngine
+    number: signal.Signals, signals: StopSignals, engine: AbortableEngine, said: io.StringIO
 ) -> None:
-    with pytest.raises(StoppedError, match=f"^stopped by {number.name}; to go on, type it again$"), signals.handled("type it again"):
+    with pytest.raises(StoppedError, match=f"^stopped by {number.name}$") as stopped, signals.handled():
         aborted_by(number, engine)
+    assert (stopped.value.record, stopped.value.go_on) == ("record/", "feddkd run --resume record")
+    assert said.getvalue() == f"{number.name}: pausing the run. A second signal ends the process at once.\n"
 
 
 def test_the_second_signal_interrupts(signals: StopSignals, engine: AbortableEngine) -> None:
-    with signals.handled("x"):
+    with signals.handled():
         os.kill(os.getpid(), signal.SIGTERM)
         assert engine.aborted.wait(60)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_without_an_engine_the_first_signal_interrupts() -> None:
-    with pytest.raises(KeyboardInterrupt), StopSignals().handled("x"):
+def test_without_an_engine_the_first_signal_interrupts(said: io.StringIO) -> None:
+    with pytest.raises(KeyboardInterrupt), stopping(None, said).handled():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_run_that_cannot_go_on_is_interrupted(signals: StopSignals, engine: AbortableEngine) -> None:
-    with pytest.raises(KeyboardInterrupt), signals.handled(None):
+def test_a_run_that_cannot_go_on_says_so_and_is_interrupted(engine: AbortableEngine, said: io.StringIO) -> None:
+    with pytest.raises(KeyboardInterrupt), stopping(engine, said, "").handled():
         aborted_by(signal.SIGTERM, engine)
+    first, last = said.getvalue().splitlines()
+    assert "cannot go on later (scheduler.durability = none)" in first
+    assert last == "stopped by SIGTERM; the record is in record/"
 
 
 def test_a_failure_without_a_signal_stays_what_it_is(signals: StopSignals) -> None:
-    with pytest.raises(RunError, match=r"^too few clients$") as failed, signals.handled("x"):
+    with pytest.raises(RunError, match=r"^too few clients$") as failed, signals.handled():
         raise RunError("too few clients")
     assert not isinstance(failed.value, StoppedError)
 
 
 def test_a_run_that_ends_although_a_signal_came_has_ended(signals: StopSignals, engine: AbortableEngine) -> None:
-    with signals.handled("x"):
+    with signals.handled():
         os.kill(os.getpid(), signal.SIGTERM)
         assert engine.aborted.wait(60)

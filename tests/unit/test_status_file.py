@@ -11,7 +11,7 @@ import pytest
 
 from feddkd.errors import RunError
 from feddkd.observability.status_file import JOINING, MOST_CLIENTS, REPLIES, RETURNING, STATUS, LiveStatus, StatusFile, read_status
-from feddkd.scheduler.engine import ClientStates, Engine
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 
 NEVER_S = 1e6
@@ -30,8 +30,8 @@ class StillEngine:
     def waiting_for(self) -> list[str]:
         return self.waiting
 
-    def states(self) -> ClientStates:
-        return ClientStates(connected=1, working=len(self.waiting))
+    def here(self) -> list[str]:
+        return sorted(self.heard)
 
 
 def watching(folder: Path, engine: object | None = None, command: str = "") -> StatusFile:
@@ -64,12 +64,12 @@ def test_it_says_whose_reply_is_awaited_and_when_each_client_was_heard(tmp_path:
     found = written(tmp_path)
     assert (found.waits_for, found.waiting_for, found.num_waiting) == (REPLIES, ["a"], 1)
     assert found.last_heard_s == {"a": 0.5, "b": 2.0}
-    assert (found.connected, found.known, found.command) == (2, 2, "feddkd server x.toml")
+    assert (found.connected, found.here, found.known, found.command) == (2, ["a", "b"], 2, "feddkd server x.toml")
 
 
 def test_a_pause_is_told_until_the_next_round_begins(tmp_path: Path) -> None:
     status = watching(tmp_path, StillEngine({}, []))
-    status.run_resumed("run", 3, 1, 2)
+    status.run_resumed("run", 3, 1, 2, None)
     status.write()
     assert written(tmp_path).waits_for == RETURNING
     status.paused("round 2 needs 3 clients, 1 is connected")
@@ -82,7 +82,7 @@ def test_a_pause_is_told_until_the_next_round_begins(tmp_path: Path) -> None:
 
 def test_whom_a_process_that_goes_on_waits_for_is_told_until_an_exchange_is_done(tmp_path: Path) -> None:
     status = watching(tmp_path, StillEngine({}, []))
-    status.run_resumed("run", 3, 1, 2)
+    status.run_resumed("run", 3, 1, 2, None)
     status.waiting("waiting up to 120 s for site-b to come back")
     status.write()
     assert written(tmp_path).waits_for == "waiting up to 120 s for site-b to come back"

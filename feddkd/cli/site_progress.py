@@ -1,0 +1,88 @@
+"""What a person at a site sees of a run: whom it waits for, one line a round, and how good the model is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from feddkd.cli.output import listed
+from feddkd.client.work import TaskRunner
+from feddkd.config import Config
+from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
+from feddkd.tensors import Schema
+
+
+class SiteProgress:
+    """Stands around a worker, and says what goes by.
+
+    The first exchange of a round brings the model of the round before it, and the site evaluates that on
+    what it holds out: then the line of the round before is printed.
+
+    Attributes:
+        final: how the final model did on what this site holds out; None if that is not known.
+    """
+
+    def __init__(self, worker: TaskRunner, config: Config, say: Callable[[str], None]) -> None:
+        """Prepare to watch.
+
+        Args:
+            config: of the run, as the server says it.
+            say: prints one line.
+        """
+        self._worker = worker
+        self._config = config
+        self._say = say
+        self.final: Evaluation | None = None
+        self._run_id = ""
+        self._round = 0
+        self._exchanges = 0
+        self._began_s = 0.0
+
+    @property
+    def counts(self) -> ExampleCounts:
+        return self._worker.counts
+
+    @property
+    def model_schema(self) -> Schema:
+        return self._worker.model_schema
+
+    def broadcast_schema(self, exchange: str) -> Schema:
+        return self._worker.broadcast_schema(exchange)
+
+    def joined(self, run_id: str) -> None:
+        """Say that the server took this client in, and what the server waits for."""
+        if run_id == self._run_id:
+            self._say(f"connected to run {run_id} again")
+            return
+        self._run_id, self._round = run_id, 0
+        scheduler = self._config.scheduler
+        named = f": {listed(scheduler.clients)}" if isinstance(scheduler.clients, list) else ""
+        clients = "1 client" if scheduler.starting_clients == 1 else f"{scheduler.starting_clients} clients"
+        self._say(f"joined run {run_id}; round 1 of {self._config.rounds} begins with {clients}{named}")
+
+    def carry_out(self, task: Task) -> Reply:
+        """Let the worker compute, and say what that tells of the run."""
+        started_s = time.monotonic()
+        reply = self._worker.carry_out(task)
+        if task.id.round != self._round or task.id.name == DELIVER:
+            self._end_round(reply.evaluation)
+            self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
+        self._exchanges += 1
+        if task.id.name == DELIVER:
+            self.final = reply.evaluation
+        return reply
+
+    def _end_round(self, evaluation: Evaluation | None) -> None:
+        """Print the line of the round that is over, if this process took part in it."""
+        if not self._exchanges:
+            return
+        exchanges = "1 exchange" if self._exchanges == 1 else f"{self._exchanges} exchanges"
+        took = f"{exchanges}, {time.monotonic() - self._began_s:.1f} s"
+        self._say(f"round {self._round} of {self._config.rounds}: {took}{in_words(evaluation, '; ')}")
+
+
+def in_words(evaluation: Evaluation | None, before: str) -> str:
+    """How a model did on what the site holds out; empty where that is not known."""
+    if evaluation is None:
+        return ""
+    return f"{before}accuracy {evaluation.accuracy:.2%} ({evaluation.examples} held out)"

@@ -1,0 +1,70 @@
+"""What a site is told while it takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from harness import SCHEMA, FakeWorker, filled
+
+from feddkd.cli.site_progress import SiteProgress
+from feddkd.config import Config
+from feddkd.exchange import DELIVER, Evaluation, ExchangeId, Reply, Task
+
+
+def carried_out(progress: SiteProgress, exchanges: Sequence[tuple[int, str]]) -> None:
+    for number, name in exchanges:
+        progress.carry_out(Task(ExchangeId("run", number, 0, name, 0), filled(SCHEMA, 1)))
+
+
+def site(said: list[str], accuracies: Sequence[int] = (), *overrides: str) -> SiteProgress:
+    """A site whose evaluations find so many of 100 examples correct, one after the other."""
+    left = list(accuracies)
+
+    def respond(task: Task) -> Reply:
+        evaluates = task.id.name in ("local_train", DELIVER) and left
+        return Reply(evaluation=Evaluation(100, left.pop(0), 1.0) if evaluates else None)
+
+    return SiteProgress(FakeWorker(respond), Config.load(None, ["rounds=2", *overrides]), said.append)
+
+
+def without_times(lines: Sequence[str]) -> list[str]:
+    return [" ".join("N" if word.replace(".", "").isdigit() and "." in word else word for word in line.split()) for line in lines]
+
+
+def test_a_site_reads_one_line_a_round_with_the_accuracy_of_that_rounds_model() -> None:
+    said: list[str] = []
+    progress = site(said, [10, 70, 80])
+    rounds = [(number, name) for number in (1, 2) for name in ("local_train", "dkd_step")]
+    carried_out(progress, [*rounds, (2, DELIVER)])
+    assert without_times(said) == [
+        "round 1 of 2: 2 exchanges, N s; accuracy 70.00% (100 held out)",
+        "round 2 of 2: 2 exchanges, N s; accuracy 80.00% (100 held out)",
+    ]
+    assert progress.final is not None
+    assert progress.final.accuracy == 0.8
+
+
+def test_a_site_that_holds_nothing_out_reads_no_accuracy() -> None:
+    said: list[str] = []
+    progress = site(said)
+    carried_out(progress, [(1, "local_train"), (2, "local_train")])
+    assert without_times(said) == ["round 1 of 2: 1 exchange, N s"]
+    assert progress.final is None
+
+
+@pytest.mark.parametrize(("clients", "whom"), [('["north", "south"]', "2 clients: north, south"), ("3", "3 clients"), ("1", "1 client")])
+def test_a_site_reads_whom_the_server_waits_for(clients: str, whom: str) -> None:
+    said: list[str] = []
+    progress = site(said, (), f"scheduler.clients={clients}")
+    progress.joined("run")
+    progress.joined("run")
+    assert said == [f"joined run run; round 1 of 2 begins with {whom}", "connected to run run again"]
+
+
+def test_a_site_that_comes_for_the_final_model_alone_reads_no_round() -> None:
+    said: list[str] = []
+    progress = site(said, [90])
+    carried_out(progress, [(2, DELIVER)])
+    assert said == []
+    assert progress.final is not None
