@@ -10,6 +10,7 @@ from torch import Tensor
 
 from feddkd.data.examples import UNLABELLED, StreamedExamples
 from feddkd.errors import ConfigError, DataError
+from feddkd.extras import install_command
 from feddkd.imports import one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
@@ -111,4 +112,4 @@ def _require_pillow() -> None:
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
-        raise DataError("image_folder needs Pillow; get it with: pip install 'feddkd[vision]'") from None
+        raise DataError(f"image_folder needs Pillow; get it with: {install_command('vision')}") from None
