@@ -1,4 +1,8 @@
-"""Images that lie in one folder for each class, and in one for those without a label."""
+"""Images that lie in one folder for each class, and in one for those without a label.
+
+torchvision's ImageFolder would count `unlabelled` as a class. Its transforms round the size of an
+image before they crop it: they give other pixels, and so other results, than Pillow's `fit`.
+"""
 
 from __future__ import annotations
 
