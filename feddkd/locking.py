@@ -1,4 +1,8 @@
-"""Locks a directory for one process."""
+"""Locks a directory for one process.
+
+The package filelock does not serve here: where a file system has no locks, it changes over to a
+file that outlives a crash, and it tells locks apart by path, not by the directory that is there.
+"""
 
 from __future__ import annotations
 

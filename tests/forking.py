@@ -13,7 +13,6 @@ CONTEXT.set_forkserver_preload(
         "feddkd.engines.grpc",
         "feddkd.engines.simulation",
         "feddkd.scheduler.rounds",
-        "sklearn.datasets",
         "torch._dynamo",
     ]
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.datasets import load_digits
+
+from feddkd.data.digits import LARGEST_VALUE, load_digits
 
 SITES = {"a": (0, 1, 2, 3), "b": (3, 4, 5, 6), "c": (6, 7, 8, 9)}
 """The digits that each site has images of."""
@@ -22,8 +23,8 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def main() -> None:
-    images, digits = load_digits(return_X_y=True)
-    pixels = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    images, digits = (tensor.numpy() for tensor in load_digits())
+    pixels = np.round(images * (255 / LARGEST_VALUE)).astype(np.uint8).reshape(-1, 8, 8)
     for digit in range(10):
         own = pixels[digits == digit]
         test, training = own[4::5], np.delete(own, slice(4, None, 5), axis=0)

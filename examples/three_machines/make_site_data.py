@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
+
+from feddkd.data.digits import LARGEST_VALUE, load_digits
 
 
 def main() -> None:
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (tensor.numpy() for tensor in load_digits())
     for site, classes in (("a", range(5)), ("b", range(5, 10))):
         mine = np.isin(labels, classes)
         folder = Path(site)
         folder.mkdir(exist_ok=True)
-        inputs = (images[mine] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+        inputs = (images[mine] / LARGEST_VALUE).astype(np.float32)
         np.savez(folder / "train.npz", inputs=inputs, labels=labels[mine])
         print(f"{folder / 'train.npz'}: {mine.sum()} images of {', '.join(map(str, classes))}")
 

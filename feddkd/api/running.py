@@ -102,7 +102,7 @@ def _described(config: Config) -> Config:
 
 def _free_folder(config: Config) -> Path:
     """Return the default folder, with a number behind its name if it is taken: short runs begin in the same second."""
-    folder = default_out(config)
+    folder = default_out(config.model_dump())
     for module in (MAIN, GIVEN):
         folder = folder.with_name(folder.name.removeprefix(f"{module}."))
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))

@@ -1,4 +1,7 @@
-"""Runs many configurations, several at once, each in a process of its own; what is complete is not run again."""
+"""Runs many configurations, several at once, each in a process of its own; what is complete is not run again.
+
+Threads wait for the processes. asyncio would need the same list of what is to be ended, and every caller to be a coroutine.
+"""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import typer
 
 from feddkd.cli.output import WIDTH, as_terminal_table, present, say
 from feddkd.errors import ConfigError
+from feddkd.extras import install_command
 from feddkd.observability.run_folder import RunFolder
 
 PAGE = "report.html"
-INSTALL = "pip install 'feddkd[plot]'"
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="Records of runs: what `--out` named.", show_default=False)]
 Out = Annotated[
@@ -51,7 +51,7 @@ def report(
     """
     missing = missing_module()
     if missing is not None:
-        raise ConfigError(f"{missing} is not installed; get it with: {INSTALL}")
+        raise ConfigError(f"{missing} is not installed; get it with: {install_command('plot')}")
     if len([given for given in (uplink, downlink, rtt) if given is not None]) in (1, 2):
         raise ConfigError("--uplink, --downlink and --rtt go together")
     found = list({folder.resolve(): folder for folder in folders}.values())
@@ -89,7 +89,7 @@ def report_of(folders: Sequence[Path], page: Path) -> str:
     """Write the page of runs that have just ended, and say where it is or why there is none."""
     again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
     if missing_module() is not None:
-        return f"none; for one, {INSTALL}, then {again}"
+        return f"none; for one, {install_command('plot')}, then {again}"
     try:
         from feddkd.report.page import write_report
 

@@ -1,4 +1,8 @@
-"""Waits while the server does not answer, and says so."""
+"""Waits while the server does not answer, and says so.
+
+A library such as tenacity wraps a call that is tried again. A client instead keeps one connection
+for hours and starts over after each success, and the time that it goes on depends on the error.
+"""
 
 from __future__ import annotations
 

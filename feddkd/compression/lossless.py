@@ -1,10 +1,11 @@
-"""Compress bytes without loss with zstandard, an optional package: pip install 'feddkd[zstd]'."""
+"""Compress bytes without loss with zstandard, an optional package (the extra `zstd`)."""
 
 from __future__ import annotations
 
 import importlib.util
 
 from feddkd.errors import ConfigError, CorruptionError
+from feddkd.extras import install_command
 
 _LEVEL = 1  # level 9 saved at most another 4 % of what codecs make, at up to fifteen times the cost
 _LARGEST_SHARE = 0.97
@@ -18,7 +19,7 @@ def available() -> bool:
 def require() -> None:
     """Check that zstandard is installed. Raises ConfigError."""
     if not available():
-        raise ConfigError("communication.zstd needs the package zstandard: pip install 'feddkd[zstd]'")
+        raise ConfigError(f"communication.zstd needs the package zstandard: {install_command('zstd')}")
 
 
 def compress(data: bytes | bytearray | memoryview) -> bytes | None:

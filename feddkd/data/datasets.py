@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from feddkd.config import DataConfig
+from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
 from feddkd.data.examples import Examples, Loaded, MemoryExamples, joined, labelled_index
 from feddkd.data.image_folder import load_image_folder
 from feddkd.data.own_data import load_own, load_unlabelled
@@ -122,16 +123,12 @@ def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig) -> Lo
 
 
 def _digits(train: bool) -> MemoryExamples:
-    """scikit-learn's 1,797 handwritten digits, scaled to [0, 1]; every fifth of each class is a test example."""
-    from sklearn.datasets import load_digits
-
-    images, numbers = load_digits(return_X_y=True)
-    inputs = torch.from_numpy(images).float().div_(16).view(-1, 1, 8, 8)
-    labels = torch.from_numpy(numbers).long()
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(10):
-        is_test[(labels == label).nonzero().squeeze(1)[4::5]] = True
-    chosen = ~is_test if train else is_test
+    """scikit-learn's 1,797 handwritten digits, scaled to [0, 1]."""
+    images, labels = load_digits()
+    inputs = images.float().div_(LARGEST_VALUE)
+    chosen = is_test_example(labels)
+    if train:
+        chosen = ~chosen
     return MemoryExamples(inputs[chosen], labels[chosen])
 
 

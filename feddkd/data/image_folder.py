@@ -1,4 +1,8 @@
-"""Images that lie in one folder for each class, and in one for those without a label."""
+"""Images that lie in one folder for each class, and in one for those without a label.
+
+torchvision's ImageFolder would count `unlabelled` as a class. Its transforms round the size of an
+image before they crop it: they give other pixels, and so other results, than Pillow's `fit`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from feddkd.data.examples import UNLABELLED, StreamedExamples
 from feddkd.errors import ConfigError, DataError
+from feddkd.extras import install_command
 from feddkd.imports import one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
@@ -111,4 +116,4 @@ def _require_pillow() -> None:
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError:
-        raise DataError("image_folder needs Pillow; get it with: pip install 'feddkd[vision]'") from None
+        raise DataError(f"image_folder needs Pillow; get it with: {install_command('vision')}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from feddkd.errors import DataError
+from feddkd.extras import install_command
 
 _NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _libraries: list[torch.library.Library] = []  # a schema lives only as long as the library that defined it
@@ -30,7 +31,7 @@ def import_torchvision() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise DataError("torchvision is not installed; get it with: pip install 'feddkd[vision]'") from None
+        raise DataError(f"torchvision is not installed; get it with: {install_command('vision')}") from None
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise

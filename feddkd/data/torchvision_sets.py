@@ -17,6 +17,7 @@ from torch import Tensor
 
 from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.errors import DataError
+from feddkd.extras import install_command
 from feddkd.imports import one_line
 
 
@@ -120,6 +121,9 @@ def load_image_set(name: str, root: Path | None, train: bool) -> tuple[Tensor, T
     try:
         dataset = image_set.open(sets, root, train)
         return image_set.images(dataset), torch.as_tensor(image_set.labels(dataset))
+    except ModuleNotFoundError as error:
+        command = install_command("vision")
+        raise DataError(f"data.name = {name!r}: {error.name} is not installed; get it with: {command}") from None
     except Exception as error:  # readers of damaged files raise anything, from EOFError to AssertionError
         file = root / image_set.files[0 if train else 1]
         raise DataError(

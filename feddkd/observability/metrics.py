@@ -205,7 +205,10 @@ class _WireBytes(Collector):
 
 
 class _Clients(Collector):
-    """A gauge of its own, because clients come and go while no observer is told."""
+    """A gauge of its own, because clients come and go while no observer is told.
+
+    `Gauge.set_function` would ask for each state at another instant: their sum would not be the clients.
+    """
 
     def __init__(self) -> None:
         self.states: Callable[[], ClientStates] = ClientStates

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-PACKAGES = ("feddkd", "torch", "numpy", "grpcio", "protobuf", "scikit-learn", "torchvision")
+PACKAGES = ("feddkd", "torch", "numpy", "grpcio", "protobuf", "torchvision")
 
 
 def installed_versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from feddkd.errors import ConfigError
+from feddkd.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ def draw_heatmap(
         from matplotlib.colors import ListedColormap
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ConfigError("matplotlib is not installed; get it with: pip install 'feddkd[plot]'") from None
+        raise ConfigError(f"matplotlib is not installed; get it with: {install_command('plot')}") from None
     rows, width = cells.shape
     names = columns if columns is not None else range(width)
     figure = Figure(figsize=size_inches, layout="constrained")

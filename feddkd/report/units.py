@@ -1,4 +1,7 @@
-"""How numbers are written for a reader: decimal bytes, seconds to hours, percent."""
+"""How numbers are written for a reader: decimal bytes, seconds to hours, percent.
+
+`rich.filesize` writes one decimal, too few to compare runs by, and has no unit shared by an axis.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 
 from feddkd import cli
 from feddkd.config import Config
+from feddkd.extras import install_command
 from feddkd.scheduler.server_state import ServerState
 
 TINY = [
@@ -87,7 +88,7 @@ def test_run_without_matplotlib_says_how_to_get_a_report(command, tmp_path: Path
     monkeypatch.setattr("feddkd.cli.report.missing_module", lambda: "matplotlib")
     code, out, _ = command("run", *TINY, "--report", "--engine", "in-process", "--out", "record")
     assert code == 0
-    assert "none; for one, pip install 'feddkd[plot]', then feddkd report record" in out
+    assert f"none; for one, {install_command('plot')}, then feddkd report record" in out
     assert not (tmp_path / "record" / "report.html").exists()
 
 

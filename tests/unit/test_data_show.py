@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from feddkd.cli.data import app
 from feddkd.errors import ConfigError, PartitionError
+from feddkd.extras import install_command
 from feddkd.report.heatmap import save_heatmap
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -122,5 +124,5 @@ def test_a_heat_map_that_cannot_be_written_names_the_file(tmp_path: Path) -> Non
 
 def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'feddkd\[plot\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("plot"))):
         save_heatmap(torch.ones(2, 2, dtype=torch.int64), tmp_path / "map.png", "")

@@ -1,5 +1,7 @@
 import hashlib
 import pickle
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.datasets import DataInfo, describe, load_test, load_train
+from feddkd.data.digits import FILE, load_digits
 from feddkd.data.examples import UNLABELLED, MemoryExamples, StreamedExamples, labelled_index
 from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.errors import ConfigError, DataError
+from feddkd.extras import install_command
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -178,6 +182,24 @@ def test_labels_that_a_set_does_not_have_are_refused(tmp_path: Path) -> None:
     write_mnist_family(tmp_path, "MNIST", "train", "t10k", 47)
     with pytest.raises(DataError, match=r"data\.name = 'mnist': label 46 is outside \[0, 10\)"):
         load_train(config("mnist", root=tmp_path), 0)
+
+
+def test_digits_are_the_examples_of_scikit_learn_in_its_order() -> None:
+    images, labels = load_digits()
+    content = images.numpy().tobytes() + labels.to(torch.uint8).numpy().tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    # Computed from sklearn.datasets.load_digits() of scikit-learn 1.9.1; digits.md has the commands.
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+    assert digest in FILE.with_suffix(".md").read_text()
+
+
+def test_svhn_without_scipy_says_how_to_install_it(sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    (tmp_path / "train_32x32.mat").write_bytes(b"")
+    monkeypatch.setattr(sets.SVHN, "split_list", {"train": ["", "train_32x32.mat", md5(tmp_path / "train_32x32.mat")]})
+    message = f"data.name = 'svhn': scipy.io is not installed; get it with: {install_command('vision')}"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_train(config("svhn", root=tmp_path), 0)
 
 
 def test_digits_split_is_stratified_and_fixed() -> None:

@@ -17,6 +17,7 @@ from report_records import CLASSES, write_record
 
 from feddkd import cli
 from feddkd.errors import StateError
+from feddkd.extras import install_command
 from feddkd.observability.record_lines import Examples
 from feddkd.observability.run_folder import RunFolder
 from feddkd.observability.wall_time import Link
@@ -584,7 +585,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(
     write_record(tmp_path / "a")
     monkeypatch.setitem(sys.modules, module, None)
     code, _, err = command(monkeypatch, capsys, tmp_path, "a")
-    assert (code, err) == (2, f"feddkd: {module} is not installed; get it with: pip install 'feddkd[plot]'\n")
+    assert (code, err) == (2, f"feddkd: {module} is not installed; get it with: {install_command('plot')}\n")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from feddkd.data import torchvision_compat
 from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.errors import DataError
+from feddkd.extras import install_command
 
 FakePackage = Callable[[str], Path]
 
@@ -95,5 +97,5 @@ def test_a_module_that_torchvision_misses_is_not_taken_for_torchvision(fake_pack
 
 def test_without_torchvision_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(DataError, match=r"pip install 'feddkd\[vision\]'"):
+    with pytest.raises(DataError, match=re.escape(install_command("vision"))):
         import_torchvision()
