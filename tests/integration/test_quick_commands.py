@@ -10,6 +10,7 @@ from pathlib import Path
 COMMANDS = {
     "--help": 0,
     "--version": 0,
+    "new --help": 0,
     "run --help": 0,
     "server --help": 0,
     "client --help": 0,
@@ -20,6 +21,8 @@ COMMANDS = {
     "data show --help": 0,
     "config show --help": 0,
     "bench transport --help": 0,
+    "new my_project --sites north,south": 0,
+    "new My-Project": 2,
     "runn": 2,
     "run --roundz 3": 2,
     "run -o roundz=3": 2,
