@@ -62,8 +62,9 @@ def version() -> None:
 
 def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
-    from feddkd.cli import bench, client, compare, config, data, replay, report, run, server, status
+    from feddkd.cli import bench, client, compare, config, data, new, replay, report, run, server, status
 
+    app.command("new")(new.new)
     app.command("run")(run.run)
     app.command("server")(server.server)
     app.command("client")(client.client)

@@ -1,0 +1,129 @@
+"""What `feddkd new` writes, and what it refuses to write."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feddkd.cli.project_files import OTHER_FOLDERS, check_name, check_sites, render_project, write_project
+from feddkd.config import Config
+from feddkd.config.toml import load_toml
+from feddkd.errors import ConfigError
+
+SITES = ["north", "south-2", "no"]
+SHARED = "README.md federation.toml pyproject.toml tests/test_project.py mine/data.py mine/model.py mine/algorithm.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "proposal"),
+    [
+        ("My-Project", "begins with a letter", "my_project"),
+        ("9lives", "begins with a letter", "lives"),
+        ("my project", "begins with a letter", "my_project"),
+        ("größe", "begins with a letter", "gr_e"),
+        ("…", "begins with a letter", "my_project"),
+        ("class", "keyword", "class_project"),
+        ("json", "hide the module", "json_project"),
+        ("torch", "hide the module", "torch_project"),
+        ("feddkd", "hide the module", "feddkd_project"),
+        ("sites", "another folder", "sites_project"),
+    ],
+)
+def test_a_name_that_no_package_can_have_is_refused_with_one_that_will_do(name: str, reason: str, proposal: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as refused:
+        check_name(name)
+    assert str(refused.value).endswith(f"{proposal!r} would do")
+    check_name(proposal)
+
+
+@given(st.text(max_size=20) | st.text(string.ascii_letters + string.digits + "-_. ", max_size=20))
+def test_the_proposed_name_is_always_one_that_is_accepted(name: str) -> None:
+    try:
+        check_name(name)
+    except ConfigError as refused:
+        found = re.search(r"'([a-z0-9_]+)' would do$", str(refused))
+        assert found is not None
+        check_name(found[1])
+
+
+def test_folders_that_a_project_has_anyway_are_no_names_of_packages() -> None:
+    written = {path.parts[0] for path in render_project("mine", SITES) if len(path.parts) > 1}
+    assert written - {"mine"} <= OTHER_FOLDERS
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        (["North", "south"], "'North' is not 1 to 64 of a-z 0-9"),
+        (["north", ""], "'' is not 1 to 64"),
+        (["north", "../south"], "'../south' is not 1 to 64"),
+        (["north", "server"], "'server' is the name of the server"),
+        (["a", "b", "a"], "'a' is given twice"),
+        (["alone"], "at least two sites"),
+    ],
+)
+def test_sites_that_cannot_be_told_apart_or_named_are_refused(sites: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_sites(sites)
+
+
+@pytest.mark.parametrize("sites", [[], SITES], ids=["one machine", "sites"])
+def test_no_placeholder_is_left_and_every_file_is_what_its_name_says(sites: list[str], tmp_path: Path) -> None:
+    files = render_project("mine", sites)
+    assert set(SHARED.split()) <= set(map(str, files))
+    for path, text in files.items():
+        assert "@@" not in text, path
+        assert not re.search(r"PACKAGE|SITE$", str(path))
+        assert text.endswith("\n")
+        assert not text.endswith("\n\n")
+        if path.suffix == ".py":
+            ast.parse(text)
+            assert len(max(text.splitlines(), key=len)) <= 100
+    write_project(tmp_path / "mine", files)
+    assert Config.load(tmp_path / "mine" / "federation.toml").data.name == "mine.data:load"
+
+
+def test_every_site_gets_a_file_of_its_own_and_the_server_knows_them_all(tmp_path: Path) -> None:
+    write_project(tmp_path, render_project("mine", SITES))
+    assert Config.load(tmp_path / "server" / "server.toml").scheduler.clients == SITES
+    for site in SITES:
+        data = load_toml(tmp_path / "sites" / site / "site.toml")["data"]
+        assert data == {"name": "mine.data:load", "root": f"sites/{site}/data", "unlabelled": "minus_one"}
+
+
+def test_the_compose_file_has_a_service_for_the_server_and_each_site() -> None:
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load(render_project("mine", SITES)[PurePosixPath("compose.yaml")])["services"]
+    assert list(services) == ["server", *SITES]  # a site named "no" is no boolean
+    for name, service in services.items():
+        own = "server" if name == "server" else f"sites/{name}"
+        assert service["volumes"] == ["./mine:/project/mine:ro", f"./{own}:/project/{own}"]
+        for argument in service["command"]:
+            path = argument.rpartition("=")[2]
+            assert "/" not in path or path.startswith(f"{own}/"), "a container sees its own folder alone"
+
+
+def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty; nothing was written"):
+        write_project(tmp_path, render_project("mine", []))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "mine")]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    files = render_project("mine", [])
+    write_project(tmp_path, files)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(map(str, files))
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot write .*mine: File exists"):
+        write_project(tmp_path / "mine", render_project("mine", []))
+    assert (tmp_path / "mine").read_text() == "a file"
