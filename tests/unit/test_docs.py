@@ -9,19 +9,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from doc_pages import ALL_PAGES, ROOT, name_of, text_of
 
 from feddkd.algorithms.feddkd import FedDKD
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 SHOWN = {
     "FedDKD.run_round": textwrap.dedent(inspect.getsource(FedDKD.run_round)),
     "examples/my_algorithm.py": (ROOT / "examples" / "my_algorithm.py").read_text(encoding="utf-8"),
 }
-
-
-def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
 
 
 def without_code(text: str) -> str:
@@ -39,7 +34,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_relative_links_resolve(page: Path) -> None:
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -53,7 +48,7 @@ def test_relative_links_resolve(page: Path) -> None:
 def test_code_that_is_shown_is_the_code(name: str) -> None:
     """A block of code that follows `<!-- code: NAME -->` is the source of NAME, to the letter."""
     pattern = rf"<!-- code: {re.escape(name)} -->\n```python\n(.*?)^```"
-    blocks = [block for page in PAGES for block in re.findall(pattern, text_of(page), re.MULTILINE | re.DOTALL)]
+    blocks = [block for page in ALL_PAGES for block in re.findall(pattern, text_of(page), re.MULTILINE | re.DOTALL)]
     assert blocks
     assert set(blocks) == {SHOWN[name]}
 
