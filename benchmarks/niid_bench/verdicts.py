@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from feddkd.bench.side_by_side import HEADER_TOLERANCE
+from feddkd.bench.verdict import outcome
 from feddkd.observability.budgets import Spread, spread
 from niid_bench.cells import ALGORITHMS
 from niid_bench.markdown import MISSING, table
@@ -33,11 +34,8 @@ class Duel:
     @property
     def outcome(self) -> str:
         """Ahead or behind where every run of one is above every run of the other, else level; one seed decides nothing."""
-        if self.theirs.count < 2:
-            return "undecided"
-        if self.ours is None or self.theirs.lowest > self.ours.highest:
-            return "behind"
-        return "ahead" if self.ours.lowest > self.theirs.highest else "level"
+        ours = None if self.ours is None else (self.ours.lowest, self.ours.highest)
+        return outcome(ours, (self.theirs.lowest, self.theirs.highest), self.theirs.count)
 
     def __str__(self) -> str:
         seeds = f"{self.theirs.count} seed{'s' if self.theirs.count > 1 else ''}"

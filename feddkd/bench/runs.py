@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import DELIVER
 from feddkd.observability.budgets import Curve
-from feddkd.observability.run_folder import CONFIG, SUMMARY, RunFolder
+from feddkd.observability.run_folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +73,39 @@ def is_complete(job: Job) -> bool:
     return (job.folder / SUMMARY).exists()
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, on_done: OnDone) -> None:
-    """Run all jobs, `workers` at once; one that fails does not stop the others.
+OnTick = Callable[[Sequence[Job]], None]
+"""Told about once a second, in the same thread, which jobs are running."""
+
+TICK_S = 1.0
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, on_done: OnDone, on_tick: OnTick | None = None) -> None:
+    """Run all jobs, `workers` at once, in this order; one that fails does not stop the others.
 
     A job whose record is complete is done at once, and what an interrupted run left is deleted. An
-    interrupt, and whatever `on_done` raises, ends the processes that are running.
+    interrupt, and whatever a callback raises, ends the processes that are running.
     """
     with ThreadPoolExecutor(workers) as pool, _Processes() as processes:
         futures = {pool.submit(_run_job, job, processes): job for job in jobs}
+        open_ = set(futures)
         try:
-            for future in as_completed(futures):
-                on_done(futures[future], future.result())
+            while open_:
+                done, open_ = wait(open_, TICK_S if on_tick else None, FIRST_COMPLETED)
+                for future in (future for future in futures if future in done):
+                    on_done(futures[future], future.result())
+                if on_tick is not None:
+                    on_tick([job for future, job in futures.items() if future.running()])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def rounds_done(job: Job) -> int:
+    """Count the rounds in the record of a job that is running."""
+    try:
+        return (job.folder / ROUNDS).read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def delivery_bytes(folder: RunFolder) -> int:

@@ -16,6 +16,7 @@ from feddkd import algorithms
 from feddkd.algorithms.fedavg import FedAvgConfig
 from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
+from feddkd.bench.verdict import verdicts
 from feddkd.config import Config
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
@@ -69,14 +70,18 @@ class Run:
     model_sha256: str | None
 
 
-def make_rows(configs: Sequence[tuple[str, Config]]) -> list[Row]:
+def make_rows(configs: Sequence[tuple[str, Config]], *, baselines: bool = True) -> list[Row]:
     """The given configurations by label, the controls that are not among them, and which rows share their runs.
+
+    Args:
+        baselines: whether FedDKD, FedAvg and the controls are added where nobody gave them.
 
     Raises:
         ConfigError: configurations cannot be compared; the message names the key.
     """
     _check_comparable(configs)
-    entries = [*configs, *_controls([config for _, config in configs])]
+    added = _controls([config for _, config in configs]) if baselines else []
+    entries = [*configs, *added]
     rows: list[Row] = []
     for label, config in entries:
         taken = {_folder_name(row.label) for row in rows}
@@ -151,12 +156,21 @@ def results(rows: Sequence[Row], runs: Runs, target: float) -> dict[str, Any]:
     """Everything the comparison says, ready for JSON: numbers that do not exist are None."""
     longest = [row for row in rows if not row.reads_another_run]
     longer = {row.source.label for row in rows if row.source is not None}
+    seeds = [run.seed for run in runs[rows[0].label]]
+    shorter = [row for row in rows if row.label not in longer]
+    at_rounds = _at_budget(shorter, runs, lambda curve: curve.rounds)
+    at_bytes = _at_budget(longest, runs, lambda curve: curve.wire_bytes, HEADER_TOLERANCE)
     return {
-        "seeds": [run.seed for run in runs[rows[0].label]],
+        "seeds": seeds,
         "target_accuracy": target,
         "summary": {row.label: _summary(row, runs[row.label]) for row in rows},
-        "equal_rounds": _at_budget([row for row in rows if row.label not in longer], runs, lambda curve: curve.rounds),
-        "equal_wire_bytes": _at_budget(longest, runs, lambda curve: curve.wire_bytes, HEADER_TOLERANCE),
+        "verdicts": {
+            "of": at_bytes["anchor"],
+            "equal_rounds": verdicts(at_rounds, at_rounds["anchor"], len(seeds)),
+            "equal_wire_bytes": verdicts(at_bytes, at_bytes["anchor"], len(seeds)),
+        },
+        "equal_rounds": at_rounds,
+        "equal_wire_bytes": at_bytes,
         "equal_gradient_evaluations": _at_budget(longest, runs, lambda curve: curve.gradient_evaluations),
         "to_target": {row.label: _to_target(runs[row.label], target) for row in longest},
         "runs": [_run(row, run) for row in rows for run in runs[row.label]],
@@ -177,14 +191,16 @@ def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence[Cost]], tolerance: float = 0.0) -> dict[str, Any]:
-    """Every row's accuracy at what the first FedDKD row spends, and the share of it that a row spends before it ends.
+    """Every row's accuracy at what the first FedDKD row spends, or the first row where there is none of FedDKD.
+
+    Also the share of it that a row spends before it ends.
 
     A row that ends before the budget is spent could have gone on, so it is compared only by its share.
 
     Args:
         tolerance: relative; by so much a row may be over the budget.
     """
-    anchor = next(row for row in rows if _is_feddkd(row.config))
+    anchor = next((row for row in rows if _is_feddkd(row.config)), rows[0])
     budget = common_budget(cost(run.curve) for run in runs[anchor.label])
     table = {}
     for row in rows:
@@ -196,7 +212,7 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
             "rounds": [reading.round if reading else None for reading in readings],
             "share_spent": round(min(1.0, *(cost(run.curve)[-1] / budget if budget else 1.0 for run in runs[row.label])), 4),
         }
-    return {"budget": int(budget), "rows": table}
+    return {"anchor": anchor.label, "budget": int(budget), "rows": table}
 
 
 def _to_target(runs: Sequence[Run], target: float) -> dict[str, Any]:

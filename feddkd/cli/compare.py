@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from feddkd.cli.options import Json, Overrides, check_can_save, save_text
-from feddkd.cli.output import WIDTH, error_console, note, present, say
+from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
 from feddkd.cli.report import PAGE, report_of
 from feddkd.cli.run import EngineChoice
 from feddkd.config import Config
@@ -40,12 +40,19 @@ def compare(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write DIR/report.html, where the extra `plot` is installed.")
     ] = True,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Add FedDKD, FedAvg and the controls."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Compare configurations at equal rounds, bytes and gradient evaluations.
 
-    FedDKD, FedAvg, the control fedavg_sgd and FedAvg at FedDKD's bytes are always in the table: those that are not given are
-    derived from the first configuration of FedDKD, or else from the first one. A run whose record in DIR is complete is not run again.
+    FedDKD, FedAvg, the control fedavg_sgd and FedAvg at FedDKD's bytes are added where they are not given. They are
+    derived from the first configuration of FedDKD, or else from the first one. `--no-baselines` leaves them out.
+    A run whose record in DIR is complete is not run again.
+
+    The tables are also in DIR/report/tables as CSV, Markdown and LaTeX.
 
     Examples:
     `feddkd compare`
@@ -57,19 +64,29 @@ def compare(
     check_can_save(save)
     loaded = _load(configs or [], override or ())
     # This imports torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.comparison import compared, tables
+    from feddkd.bench.side_by_side import make_rows
+    from feddkd.cli.comparison import compared
+    from feddkd.report.table_files import TABLES
 
+    rows = make_rows(loaded, baselines=baselines)
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
     workers = jobs or os.cpu_count() or 1
-    comparison = compared(loaded, list(dict.fromkeys(seeds or DEFAULT_SEEDS)), folder, engine.value, workers, target)
+    each_seed = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
+    comparison = compared(rows, each_seed, folder, engine.value, workers, target)
+    tables = (folder / PAGE).with_suffix("") / TABLES
+    comparison.write_tables(tables)
     if save is not None:
         save_text(_as_text(comparison.document), save)
     if as_json:
         say(json.dumps(comparison.document))
     else:
-        present(*tables(comparison), *map(Text, comparison.notes), width=WIDTH)
+        for title, table in comparison.terminal_tables():
+            present(as_terminal_table(table, title), Text(), width=WIDTH)
+        present(*map(Text, comparison.notes), width=WIDTH)
+    lines = [f"tables: {tables}/"]
     if report:
-        line = f"report: {report_of(comparison.folders, folder / PAGE)}"
+        lines.append(f"report: {report_of(comparison.folders, folder / PAGE)}")
+    for line in lines:
         if as_json:
             note(error_console(), line)
         else:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +24,7 @@ from feddkd.errors import RunError
 from feddkd.text import printable
 
 if TYPE_CHECKING:
-    from feddkd.report.tables import Table as ReportTable
+    from feddkd.report.table import Table as ReportTable
 
 LINE_LETTERS = 2000
 """Letters of a line that holds what a client said."""
@@ -34,7 +35,7 @@ MOST_LISTED = 10
 LABEL_LETTERS = 24
 """Where a row has a longer label, labels are folded if there is too little room."""
 
-WIDTH = 100
+WIDTH = 80
 """Columns of tables where no terminal says how wide it is."""
 
 NAME_WIDTH = 18
@@ -126,7 +127,17 @@ def _standard_output() -> Iterator[None]:
 
 def as_terminal_table(table: ReportTable, title: str) -> Table:
     """A table of the report, for the terminal; the cells that stand out are bold."""
-    shown = Table(title=title, title_justify="left", caption=table.caption, caption_justify="left")
+    shown = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=table.caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     first, *others = table.header
     longest = max((len(row[0]) for row in table.rows), default=0)
     shown.add_column(first, no_wrap=longest <= LABEL_LETTERS, overflow="fold")

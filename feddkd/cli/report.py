@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from feddkd.cli.output import WIDTH, as_terminal_table, present, say
-from feddkd.errors import ConfigError
+from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
+from feddkd.errors import ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
 from feddkd.observability.run_folder import RunFolder
 
@@ -35,10 +35,11 @@ def report(
     ] = None,
     rtt: Annotated[str | None, typer.Option("--rtt", metavar="TIME", help="Round-trip time, e.g. `40ms`.", show_default=False)] = None,
 ) -> None:
-    """Draw what runs left behind: one HTML page that needs no network, and every picture as a PNG beside it.
+    """Draw what runs left behind: one HTML page that needs no network, and its pictures and tables as files beside it.
 
     For one run the page is DIR/report.html, for several report.html here. Runs that differ in the seed alone
-    are drawn as their mean and range. Needs the extra `plot`.
+    are drawn as their mean and range. Pictures are written as PNG, SVG and PDF, tables as CSV, Markdown and LaTeX.
+    A folder without a readable record is left out, and named. Needs the extra `plot`.
 
     With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
 
@@ -55,7 +56,7 @@ def report(
     if len([given for given in (uplink, downlink, rtt) if given is not None]) in (1, 2):
         raise ConfigError("--uplink, --downlink and --rtt go together")
     found = list({folder.resolve(): folder for folder in folders}.values())
-    runs = [RunFolder.load(folder) for folder in found]
+    runs, left_out = _load(found)
     # These import torch and matplotlib, which takes seconds.
     from feddkd.observability.wall_time import Link
     from feddkd.report.groups import group_runs
@@ -66,10 +67,31 @@ def report(
     if uplink is not None and downlink is not None and rtt is not None:
         link = Link.parse(uplink, downlink, rtt)
     page = _page(out, found)
-    pictures = write_report(runs, page, title, link)
+    pictures = write_report(runs, page, title, link, left_out)
     if link is not None:
-        present(as_terminal_table(time_table(group_runs(runs), link), "time over the network"), width=WIDTH)
-    say(f"report: {page} (pictures in {pictures}/)")
+        present(as_terminal_table(time_table(group_runs(runs), link), "Time over the network"), width=WIDTH)
+    say(f"report: {page} (pictures and tables in {pictures}/)")
+
+
+def _load(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
+    """Read the records that can be read, and say of each other folder what is wrong with it.
+
+    Raises:
+        StateError: none can be read.
+    """
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            runs.append(RunFolder.load(folder))
+        except FedDKDError as error:
+            left_out.append(str(error))
+        except OSError as error:
+            left_out.append(f"{folder} cannot be read: {error.strerror}")
+    if not runs:
+        raise StateError("; ".join(left_out))
+    for reason in left_out:
+        note(error_console(), f"feddkd: left out: {reason}")
+    return runs, left_out
 
 
 def _page(out: Path | None, folders: list[Path]) -> Path:

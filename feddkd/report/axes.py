@@ -1,11 +1,87 @@
-"""Logarithmic axes and the names on them."""
+"""Axes that show differences: logarithmic ones, and accuracy by its error; and the names on them."""
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from typing import Any
 
-from feddkd.report import units
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from feddkd.report.style import formatter
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+STRETCH_FROM = 0.85
+"""Where some run is more accurate than this, each halving of the error has the same height."""
+
+LEAST_ACCURATE = 0.5
+"""The stretched axis starts here, or lower where some line does not get there."""
+
+MOST_ACCURATE = 0.9995
+
+TICKS = (
+    *(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *(0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999),
+)
+
+TICK_ROOM = 0.055
+"""Between two ticks, as a share of the axis."""
+
+
+def accuracy_axis(axes: Axes, tops: list[float], lowest: float = 0.0, room_below: float = 0.0) -> None:
+    """Make the vertical axis one of accuracy, logarithmic in the error where accuracies are high.
+
+    Args:
+        tops: the best accuracy of each line; every line is on the axis at least there.
+        lowest: the lowest accuracy of any line; the axis does not start far below it.
+        room_below: left free at the bottom, as a share of the axis.
+    """
+    best = max(tops)
+    axes.set_ylabel("accuracy of the global model")
+    axes.grid(visible=True)
+    if best <= STRETCH_FROM:
+        top = 1.15 * best or 1.0
+        axes.set_ylim(-room_below * top, top)
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    else:
+        low = max(min(min(tops) - 0.05, LEAST_ACCURATE), 1 - 1.15 * (1 - lowest), 0.0)
+        high = min(1 - 0.75 * (1 - best), MOST_ACCURATE)
+        low = min(low, 1 - 1.5 * (1 - high))
+        axes.set_yscale("function", functions=(_stretched, _unstretched))
+        axes.set_ylim(_with_room(low, high, room_below), high)
+        axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+
+
+def _with_room(low: float, high: float, room: float) -> float:
+    """A lower end that leaves room below `low`; it may be below 0."""
+    bottom, top = _stretched(np.array(low)), _stretched(np.array(high))
+    return float(_unstretched(bottom - room * (top - bottom)))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Those that have room, the highest first: that is where one looks."""
+    heights = {tick: float(_stretched(np.array(tick))) for tick in TICKS if low <= tick <= high}
+    room = TICK_ROOM * float(_stretched(np.array(high)) - _stretched(np.array(low)))
+    chosen: list[float] = []
+    for tick in sorted(heights, reverse=True):
+        if not chosen or heights[chosen[-1]] - heights[tick] >= room:
+            chosen.append(tick)
+    return chosen
+
+
+def _stretched(accuracy: ArrayLike) -> Numbers:
+    error = np.maximum(np.subtract(1.0, accuracy), 1 - MOST_ACCURATE)
+    height: Numbers = -np.log10(error)
+    return height
+
+
+def _unstretched(height: ArrayLike) -> Numbers:
+    accuracy: Numbers = np.subtract(1.0, np.power(10.0, np.negative(height)))
+    return accuracy
 
 
 def log_axis(axes: Axes, which: str) -> None:
@@ -20,9 +96,3 @@ def log_axis(axes: Axes, which: str) -> None:
     subs = (1.0,) if high > 300 * low else (1.0, 3.0) if high > 40 * low else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_formatter(NullFormatter())
-
-
-def short_size(size_bytes: float) -> str:
-    """A size at a tick of an axis."""
-    divisor, unit = units.byte_unit(size_bytes * 1.0001)  # a tick at 1e6 may lie a bit below it
-    return f"{size_bytes / divisor:.3g} {unit}"

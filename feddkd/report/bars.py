@@ -14,7 +14,7 @@ from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series, units
 from feddkd.report.groups import Group
 from feddkd.report.series import Split
-from feddkd.report.style import GREY, WIDTH_INCHES, hue, legend_below, new_figure, pale
+from feddkd.report.style import GREY, WIDTH_INCHES, legend_below, new_figure, pale
 
 MAX_BARS = 40
 """With more bars than this, a group gets one bar for all its exchanges."""
@@ -77,14 +77,14 @@ def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], di
     width_inches = WIDTH_INCHES - 0.25 - LETTER_INCHES * longest_name  # of the axes, more or less
     largest = _largest(rows) / divisor
     position, names = 0.0, {}
-    for index, (group, row) in enumerate(zip(groups, rows, strict=True)):
+    for group, row in zip(groups, rows, strict=True):
         if several:
             label = units.shortened(group.label, int(width_inches / (1.2 * LETTER_INCHES)))
             axes.text(0, position, label, color="#222222", weight="bold", va="center", fontsize=8.5)
             position += BAR_PITCH
         for name, split in row.items():
             known = split.first if split.first is not None else 0.0 if split_known else split.total
-            _draw_bar(axes, position, known / divisor, split.total / divisor, index)
+            _draw_bar(axes, position, known / divisor, split.total / divisor, group.look.color)
             axes.text(split.total / divisor + 0.015 * largest, position, write(split), va="center", fontsize=8, color="#333333")
             names[position] = units.shortened(name, NAME_LETTERS)
             position += BAR_PITCH
@@ -96,9 +96,9 @@ def _split_bars(groups: Sequence[Group], rows: Sequence[Mapping[str, Split]], di
     return figure
 
 
-def _draw_bar(axes: Axes, position: float, first: float, total: float, index: int) -> None:
-    axes.barh(position, first, color=hue(index), height=0.7)
-    axes.barh(position, total - first, left=first, color=pale(hue(index)), height=0.7)
+def _draw_bar(axes: Axes, position: float, first: float, total: float, color: str) -> None:
+    axes.barh(position, first, color=color, height=0.7)
+    axes.barh(position, total - first, left=first, color=pale(color), height=0.7)
 
 
 def _name_bars(axes: Axes, names: Mapping[float, str]) -> None:

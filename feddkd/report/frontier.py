@@ -15,7 +15,9 @@ from feddkd.config.table import flatten
 from feddkd.observability.budgets import cost_to_target, reading_within, spread
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import series
-from feddkd.report.groups import Group, as_text
+from feddkd.report.groups import Group, Name, as_text
+from feddkd.report.looks import Look, looks_of
+from feddkd.report.names import spoken_name
 
 METHOD_KEYS = ("algorithm.name", "dkd.start", "dkd.piggyback")
 """What makes another method of a configuration; other settings, codecs above all, make another variant of it."""
@@ -57,6 +59,7 @@ class Track:
     """One configuration over its seeds.
 
     Attributes:
+        label: what a reader calls it; `code` is the same in code names.
         method: equal for configurations that are variants of one method.
         walks: one for each seed; at least one, none of them empty.
         wire_bytes: mean over the seeds, round by round.
@@ -64,17 +67,19 @@ class Track:
     """
 
     label: str
+    code: str
     method: Method
     walks: Sequence[Walk]
     wire_bytes: Sequence[float]
     accuracy: Sequence[float]
 
     @classmethod
-    def of(cls, label: str, method: Method, walks: Sequence[Walk]) -> Track:
+    def of(cls, name: Name, method: Method, walks: Sequence[Walk]) -> Track:
         """Take the mean over the seeds, as far as all of them got."""
         columns = list(zip(*(zip(walk.wire_bytes, walk.accuracy, strict=True) for walk in walks), strict=False))
         means = [tuple(math.fsum(values) / len(values) for values in zip(*column, strict=True)) for column in columns]
-        return cls(label, method, walks, [cost for cost, _ in means], [accuracy for _, accuracy in means])
+        costs, accuracy = [cost for cost, _ in means], [reached for _, reached in means]
+        return cls(name.label, name.code, method, walks, costs, accuracy)
 
     def bytes_to(self, level: float) -> float | None:
         """Mean bytes until a level of accuracy; None if a seed does not get there."""
@@ -114,7 +119,9 @@ def tracks_of(groups: Sequence[Group], key: str) -> list[Track | None]:
         for run in group.runs:
             at, spent = accuracy(run), cost(run)
             walks.append(Walk([int(spent[number]) for number in sorted(at)], [at[number] for number in sorted(at)]))
-        found.append(Track.of(group.label, method_of(group.runs[0].config), walks) if all(walk.accuracy for walk in walks) else None)
+        name, method = Name(group.label, group.code), method_of(group.runs[0].config)
+        is_known = all(walk.accuracy for walk in walks)
+        found.append(Track.of(name, method, walks) if is_known else None)
     return found
 
 
@@ -162,14 +169,20 @@ def front(tracks: Sequence[Track]) -> list[Step]:
     return corners
 
 
-def method_names(tracks: Sequence[Track]) -> dict[Method, str]:
-    """What each method is called: its algorithm, and what tells it from others of that algorithm; in order of first appearance."""
+def method_names(tracks: Sequence[Track], *, spoken: bool = True) -> dict[Method, str]:
+    """Return what each method is called, in order of first appearance.
+
+    That is its algorithm, and what tells it from others of that algorithm; in code names if not `spoken`.
+    """
     methods = list(dict.fromkeys(track.method for track in tracks))
     names = {}
     for method in methods:
         rivals = [other for other in methods if other[0] == method[0]]
-        told = [place for place in range(1, len(METHOD_KEYS)) if len({other[place] for other in rivals}) > 1]
-        names[method] = " ".join([method[0], *(f"{METHOD_KEYS[place].rpartition('.')[2]}={method[place]}" for place in told)])
+        places = range(1, len(METHOD_KEYS))
+        told = [place for place in places if len({other[place] for other in rivals}) > 1]
+        said = [f"{METHOD_KEYS[place].rpartition('.')[2]}={method[place]}" for place in told]
+        algorithm = spoken_name(method[0]) if spoken else method[0]
+        names[method] = (", " if spoken else " ").join([algorithm, *said])
     return names
 
 
@@ -222,6 +235,12 @@ class Frontier:
         """Its settings."""
         return [track for track in self.tracks if track.method == method]
 
+    @property
+    def looks(self) -> dict[Method, Look]:
+        """Of each method, the same in the picture and in the table."""
+        looks = looks_of([method[0] for method in self.methods])
+        return dict(zip(self.methods, looks, strict=True))
+
     def name_of(self, method: Method) -> str:
         """What the pictures call it: its only setting, or how many it is the best of."""
         own = self.of_method(method)
@@ -233,15 +252,21 @@ class Frontier:
         return max(track.wire_bytes[-1] for track in self.tracks)
 
     def as_json(self) -> dict[str, Any]:
+        """In code names."""
+        methods = method_names(self.tracks, spoken=False)
         return {
             "fedavg_round_bytes": self.unit_bytes,
             "levels": list(self.levels),
             "budgets_bytes": [round(budget) for budget in self.budgets],
             "corners": [
-                {"wire_bytes": round(corner.wire_bytes), "accuracy": round(corner.accuracy, 6), "label": self.tracks[corner.track].label}
+                {
+                    "wire_bytes": round(corner.wire_bytes),
+                    "accuracy": round(corner.accuracy, 6),
+                    "label": self.tracks[corner.track].code,
+                }
                 for corner in self.corners
             ],
-            "rows": {track.label: {"method": self.methods[track.method], **self._row(track)} for track in self.tracks},
+            "rows": {track.code: {"method": methods[track.method], **self._row(track)} for track in self.tracks},
         }
 
     def _row(self, track: Track) -> dict[str, Any]:

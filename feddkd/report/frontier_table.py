@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 from feddkd.report import units
 from feddkd.report.frontier import Frontier, Track
-from feddkd.report.tables import Table
+from feddkd.report.table import Data, Table, Value
 
 NONE = "-"
 ENDED = "*"
 
 
-def frontier_table(frontier: Frontier) -> Table:
-    """One row for each configuration in the colour of its method, the best number of each column strong."""
+def frontier_table(frontier: Frontier, *, in_rounds: bool = True) -> Table:
+    """One row for each configuration in the colour of its method, the best number of each column strong.
+
+    Args:
+        in_rounds: whether bytes are also said in rounds of FedAvg, which takes more room.
+    """
     costs = [[track.bytes_to(level) for level in frontier.levels] for track in frontier.tracks]
     reached = [[track.accuracy_at(budget) for budget in frontier.budgets] for track in frontier.tracks]
     header = [
@@ -24,15 +28,34 @@ def frontier_table(frontier: Frontier) -> Table:
     rows = [
         [
             track.label,
-            *(cost_text(frontier, cost) for cost in its_costs),
+            *(cost_text(frontier if in_rounds else None, cost) for cost in its_costs),
             *(accuracy_text(track, budget, accuracy) for budget, accuracy in zip(frontier.budgets, its_accuracy, strict=True)),
         ]
         for track, its_costs, its_accuracy in zip(frontier.tracks, costs, reached, strict=True)
     ]
-    methods = list(frontier.methods)
-    groups = [methods.index(track.method) for track in frontier.tracks]
-    best = frozenset({*_best_cells(costs, min, 1), *_best_cells(reached, max, 1 + len(frontier.levels))})
-    return Table(header, rows, groups, best, _caption(frontier, rows))
+    looks = frontier.looks
+    colors = [looks[track.method].color for track in frontier.tracks]
+    best = {*_best_cells(costs, min, 1), *_best_cells(reached, max, 1 + len(frontier.levels))}
+    caption = _caption(frontier, rows, in_rounds=in_rounds)
+    data = _data(frontier, costs, reached)
+    return Table(header, rows, colors, frozenset(best), caption, data, "frontier")
+
+
+def _data(
+    frontier: Frontier,
+    costs: Sequence[Sequence[float | None]],
+    reached: Sequence[Sequence[float | None]],
+) -> Data:
+    fields = [
+        *("configuration", "name"),
+        *(f"wire_bytes_to_{level:g}" for level in frontier.levels),
+        *(f"accuracy_in_{budget:.0f}_bytes" for budget in frontier.budgets),
+    ]
+    rows: list[list[Value]] = [
+        [track.label, track.code, *its_costs, *its_accuracy]
+        for track, its_costs, its_accuracy in zip(frontier.tracks, costs, reached, strict=True)
+    ]
+    return Data(fields, rows)
 
 
 def budget_name(frontier: Frontier, budget_bytes: float) -> str:
@@ -43,11 +66,14 @@ def budget_name(frontier: Frontier, budget_bytes: float) -> str:
     return f"{rounds:g} round{'' if rounds == 1 else 's'}"
 
 
-def cost_text(frontier: Frontier, cost_bytes: float | None) -> str:
-    """Bytes, and rounds of FedAvg for as many where they are known."""
+def cost_text(frontier: Frontier | None, cost_bytes: float | None) -> str:
+    """Bytes, and rounds of FedAvg for as many where they are known; in short without a frontier."""
     if cost_bytes is None:
         return NONE
-    rounds = "" if frontier.unit_bytes is None else f" ({cost_bytes / frontier.unit_bytes:.3g})"
+    if frontier is None:
+        return units.short_size(cost_bytes)
+    unit_bytes = frontier.unit_bytes
+    rounds = "" if unit_bytes is None else f" ({cost_bytes / unit_bytes:.3g})"
     return units.size(cost_bytes) + rounds
 
 
@@ -58,10 +84,12 @@ def accuracy_text(track: Track, budget_bytes: float, accuracy: float | None) -> 
     return units.percent(accuracy) + (ENDED if track.ended_before(budget_bytes) else "")
 
 
-def _caption(frontier: Frontier, rows: Sequence[Sequence[str]]) -> str:
+def _caption(frontier: Frontier, rows: Sequence[Sequence[str]], *, in_rounds: bool) -> str:
     parts = ["Bytes to reach an accuracy, and the accuracy within a budget of bytes; means over seeds."]
     if frontier.unit_bytes is not None:
-        parts.append(f"A round, also in parentheses, is one of FedAvg without a codec: {units.size(frontier.unit_bytes)}.")
+        where = ", also in parentheses," if in_rounds else ""
+        size = units.size(frontier.unit_bytes)
+        parts.append(f"A round{where} is one of FedAvg without a codec: {size}.")
     if any(cell.endswith(ENDED) for row in rows for cell in row[1:]):
         parts.append(f"{ENDED}: ended before it had spent the budget; more rounds would tell.")
     if any(cell == NONE for row in rows for cell in row):

@@ -11,6 +11,8 @@ from feddkd.config import Config
 from feddkd.config.communication import PLAIN, proposals
 from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
+from feddkd.report.looks import Look, looks_of
+from feddkd.report.names import rounds_phrase, spoken_name
 from feddkd.report.units import shortened
 
 ALGORITHM = "algorithm.name"
@@ -25,10 +27,30 @@ LABEL_LETTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that repeat each other with different seeds; pictures show their mean and their range."""
+class Name:
+    """What a configuration is called.
+
+    Attributes:
+        label: for a reader, `FedAvg, 21 × the rounds`.
+        code: for a program, `fedavg rounds=210`.
+    """
 
     label: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that repeat each other with different seeds; pictures show their mean and their range.
+
+    Attributes:
+        label: what a reader calls it; `code` is the same in code names.
+        look: its colour, dashes and marker, the same in every picture and table.
+    """
+
+    label: str
+    code: str
+    look: Look
     runs: tuple[RunFolder, ...]
 
     @property
@@ -38,34 +60,53 @@ class Group:
 
 
 def group_runs(runs: Sequence[RunFolder]) -> list[Group]:
-    """Groups in the order of their first runs.
-
-    A label is the algorithm's name, and, where several groups share that algorithm, the settings in which they differ. More rounds
-    than the fewest and codecs are always said: such a run is not what its algorithm's name alone makes one expect.
-    """
+    """Return groups in the order of their first runs."""
     members: dict[str, list[RunFolder]] = {}
-    settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        own = {key: value for key, value in settings_of(run).items() if key != SEED}
-        identity = json.dumps(own, sort_keys=True)
-        members.setdefault(identity, []).append(run)
-        settings[identity] = own
-    names = [str(own.get(ALGORITHM)) for own in settings.values()]
-    fewest = min((own[ROUNDS] for own in settings.values()), default=0)
-    labels = {}
-    for (identity, own), name in zip(settings.items(), names, strict=True):
-        rivals = [other for other, other_name in zip(settings.values(), names, strict=True) if other_name == name]
-        keys = [key for key in differing(rivals) if not _follows_preset(own, key, rivals)]
-        if own[ROUNDS] > fewest and ROUNDS not in keys:
-            keys.append(ROUNDS)
-        keys += [key for key in _codec_keys(own) if key not in keys]
-        labels[identity] = shortened(" ".join([name, *_named(own, keys)]), LABEL_LETTERS)
-    return [Group(labels[identity], tuple(found)) for identity, found in members.items()]
+        own = {key: value for key, value in settings_of(run.config).items() if key != SEED}
+        members.setdefault(json.dumps(own, sort_keys=True), []).append(run)
+    configs = [found[0].config for found in members.values()]
+    looks = looks_of([config.algorithm.name for config in configs])
+    return [
+        Group(name.label, name.code, look, tuple(found))
+        for name, look, found in zip(names_of(configs), looks, members.values(), strict=True)
+    ]
 
 
-def settings_of(run: RunFolder) -> dict[str, Any]:
+def names_of(configs: Sequence[Config]) -> list[Name]:
+    """Return a name for each configuration that tells it from the others.
+
+    It is the algorithm's name, and, where several configurations share that algorithm, the settings
+    in which they differ. More rounds than the fewest and codecs are always said: such a run is not
+    what its algorithm's name alone makes one expect.
+    """
+    settings = [_but_seed(settings_of(config)) for config in configs]
+    fewest = min((own[ROUNDS] for own in settings), default=0)
+    return [_name(own, settings, fewest) for own in settings]
+
+
+def _but_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != SEED}
+
+
+def _name(own: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], fewest: int) -> Name:
+    algorithm = str(own.get(ALGORITHM))
+    rivals = [other for other in settings if other.get(ALGORITHM) == own.get(ALGORITHM)]
+    keys = [key for key in differing(rivals) if not _follows_preset(own, key, rivals)]
+    if own[ROUNDS] > fewest and ROUNDS not in keys:
+        keys.append(ROUNDS)
+    keys += [key for key in _codec_keys(own) if key not in keys]
+    code = " ".join([algorithm, *_named(own, keys)])
+    said = _named(own, [key for key in keys if key != ROUNDS])
+    if own[ROUNDS] > fewest:
+        said.append(rounds_phrase(own[ROUNDS], fewest))
+    label = ", ".join([spoken_name(algorithm), *said])
+    return Name(shortened(label, LABEL_LETTERS), shortened(code, LABEL_LETTERS))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
     """Every setting of a run under its dotted key; a simulation's number of clients stands there once."""
-    found = flatten(run.config.model_dump(mode="json"))
+    found = flatten(config.model_dump(mode="json"))
     if found.get("scheduler.clients") == found["partition.clients"]:
         del found["scheduler.clients"]
     return found

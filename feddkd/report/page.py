@@ -1,4 +1,4 @@
-"""Puts a report together: one page that needs nothing but itself, and the same pictures as PNG files beside it."""
+"""Puts a report together: one page that needs nothing but itself, and its pictures and tables as files beside it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from feddkd.observability.wall_time import Link
 from feddkd.report import tables
 from feddkd.report.groups import Group, group_runs
 from feddkd.report.sections import Drawing, Section, sections_of
-from feddkd.report.style import hue, style
+from feddkd.report.style import FONT, style
+from feddkd.report.table import Table
+from feddkd.report.table_files import TABLES, write_tables
 
 PNG_DPI = 200
+
+PAGE_FONT = "system-ui, -apple-system, Segoe UI, Roboto, Arial, DejaVu Sans, sans-serif"
+"""Of the page, and of the text in its pictures, which is laid out for a wide font."""
 
 OPEN_PICTURES = 6
 """A section folds the pictures after this many."""
@@ -47,22 +52,31 @@ class PageSection:
     title: str
     pictures: list[Picture] = field(default_factory=list)
     folded: list[Picture] = field(default_factory=list)
-    table: tables.Table | None = None
+    table: Table | None = None
     absent: list[str] = field(default_factory=list)
     left_out: int = 0
 
 
-def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None, link: Link | None = None) -> Path:
-    """Write the page, and its pictures as PNG files into a folder of the same name beside it.
+def write_report(
+    runs: Sequence[RunFolder],
+    page: Path,
+    title: str | None = None,
+    link: Link | None = None,
+    left_out: Sequence[str] = (),
+) -> Path:
+    """Write the page, and its pictures and tables into a folder of the same name beside it.
+
+    Each picture is there as PNG, SVG and PDF, each table of `tables/` as CSV, Markdown and LaTeX.
 
     Args:
         link: a network over which the runs' time is estimated; None for no such section.
+        left_out: folders that could not be read, and why; the page names them.
 
     Returns:
-        The folder of the PNG files.
+        The folder of the pictures.
 
     Raises:
-        ConfigError: the page or a picture cannot be written.
+        ConfigError: the page, a picture or a table cannot be written.
     """
     groups = group_runs(runs)
     folder = page.with_suffix("")
@@ -70,27 +84,61 @@ def write_report(runs: Sequence[RunFolder], page: Path, title: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
         with style():
             sections = [_rendered(section, folder) for section in sections_of(groups, link)]
-        page.write_text(_html(groups, sections, title), encoding="utf-8")
+        shown = _Tables.of(groups, sections)
+        write_tables(shown.all, folder / TABLES)
+        page.write_text(_html(groups, sections, shown, title, left_out), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write the report to {error.filename or page}: {error.strerror}") from error
+        where = error.filename or page
+        raise ConfigError(f"cannot write the report to {where}: {error.strerror}") from error
     return folder
 
 
-def _html(groups: Sequence[Group], sections: Sequence[PageSection], title: str | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The tables of a page; those of its sections are in `all` only."""
+
+    summary: Table | None
+    runs: Table | None
+    differences: Table | None
+    versions: Table | None
+    all: list[Table]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], sections: Sequence[PageSection]) -> _Tables:
+        summary, runs = tables.summary(groups), tables.runs(groups)
+        differences, versions = tables.differences(groups), tables.versions(groups)
+        own = [section.table for section in sections]
+        every = [summary, runs, *own, differences, versions]
+        is_single = len(groups) == 1
+        return cls(
+            None if is_single else summary,
+            None if is_single and len(groups[0].runs) == 1 else runs,
+            differences,
+            versions,
+            [table for table in every if table is not None],
+        )
+
+
+def _html(
+    groups: Sequence[Group],
+    sections: Sequence[PageSection],
+    shown: _Tables,
+    title: str | None,
+    left_out: Sequence[str],
+) -> str:
     # Everything that comes out of a record passes through autoescape; the template marks nothing as safe.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("feddkd.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(
+    source = resources.files("feddkd.report").joinpath("page.html").read_text(encoding="utf-8")
+    is_one_run = len(groups) == len(groups[0].runs) == 1
+    return environment.from_string(source).render(
+        font=PAGE_FONT,
         title=title or tables.title(groups),
         subtitle=tables.subtitle(groups),
-        tiles=tables.headlines(groups[0].runs[0]) if len(groups) == len(groups[0].runs) == 1 else [],
-        summary=tables.summary(groups) if len(groups) > 1 else None,
-        runs=tables.runs(groups) if len(groups) > 1 or len(groups[0].runs) > 1 else None,
-        hues=[hue(index) for index in range(len(groups))],
+        left_out=left_out,
+        tiles=tables.headlines(groups[0].runs[0]) if is_one_run else [],
+        tables=shown,
         sections=sections,
-        differences=tables.differences(groups),
         configurations=tables.configurations(groups),
-        versions=tables.versions(groups),
         feddkd_version=__version__,
     )
 
@@ -101,18 +149,22 @@ def _rendered(section: Section, folder: Path) -> PageSection:
 
 
 def _save(drawing: Drawing, folder: Path) -> Picture:
-    """Write the PNG; embed the SVG, which is sharp on every screen and smaller."""
-    svg = io.BytesIO()
+    """Write PNG, SVG and PDF; embed the SVG, which is sharp on every screen and smaller."""
+    figure, svg = drawing.figure, io.BytesIO()
     with warnings.catch_warnings():
         # A path or a name may hold letters that the font lacks: a box in their place is no reason for alarm.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        # Laying out takes as long as drawing: once is enough for both files.
-        drawing.figure.draw_without_rendering()
-        drawing.figure.set_layout_engine("none")
-        drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, format="png")
-        drawing.figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
-    width, height = _css_pixels(drawing.figure)
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode('ascii')}"
+        # Laying out takes as long as drawing: once is enough for all files.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, format="png")
+        pdf = folder / f"{drawing.name}.pdf"
+        figure.savefig(pdf, format="pdf", facecolor="none", metadata={"CreationDate": None})
+        figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
+    content = svg.getvalue().replace(f"'{FONT}'".encode(), PAGE_FONT.encode())
+    (folder / f"{drawing.name}.svg").write_bytes(content)
+    width, height = _css_pixels(figure)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode('ascii')}"
     return Picture(drawing.title, drawing.caption, drawing.alt, source, width, height)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -16,11 +16,21 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from feddkd.observability.run_folder import RunFolder
 from feddkd.observability.wall_time import Link, seconds_by_round
 from feddkd.report import series, units
-from feddkd.report.axes import log_axis
+from feddkd.report.axes import accuracy_axis, log_axis
 from feddkd.report.groups import Group
 from feddkd.report.heatmap import draw_heatmap, draw_partition
+from feddkd.report.looks import Look
 from feddkd.report.series import ByRound, Curve
-from feddkd.report.style import GREY, WIDTH_INCHES, formatter, hue, legend_below, line_style, new_figure
+from feddkd.report.style import (
+    DASHES,
+    GREY,
+    MARKERS,
+    WIDTH_INCHES,
+    formatter,
+    legend_below,
+    line_style,
+    new_figure,
+)
 
 HEIGHT_INCHES = 2.7
 
@@ -28,6 +38,9 @@ TIME_TICKS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10
 
 MARKED_ROUNDS = 25
 """Up to this many rounds every one gets a marker."""
+
+FIRST_STEP: dict[str, Any] = {"linestyle": DASHES[2], "markersize": 4, "markerfacecolor": "white"}
+"""How the loss at the first step is drawn."""
 
 LOG_FROM_RATIO = 4.0
 """Where the greatest cost is this many times the least, costs are drawn on a logarithmic scale."""
@@ -42,8 +55,9 @@ def accuracy_by_round(groups: Sequence[Group], key: str) -> Figure | None:
     if not shown:
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
-    handles: list[Artist] = [_draw(axes, curve.rounds, curve, index) for index, _, curve in shown]
-    labels, curves = [group.label for _, group, _ in shown], [curve for _, _, curve in shown]
+    handles: list[Artist] = [_draw(axes, curve.rounds, curve, group.look) for group, curve in shown]
+    labels = [f"{group.label}: {units.percent(curve.mean[-1])}" for group, curve in shown]
+    curves = [curve for _, curve in shown]
     at_clients = series.over_runs(groups[0].runs, series.round_values("client_accuracy"))
     if len(groups) == 1 and key == "accuracy" and at_clients.rounds:
         (line,) = axes.plot(at_clients.rounds, at_clients.mean, color="#777777", linestyle=(0, (2, 1.5)), linewidth=1.2)
@@ -96,20 +110,20 @@ BYTES = Cost("bytes on the wire so far", series.round_values("cumulative_wire_by
 
 def _accuracy_by_cost(groups: Sequence[Group], key: str, cost: Cost) -> Figure | None:
     shown, costs = [], []
-    for index, group, curve in _shown(groups, series.round_values(key)):
+    for group, curve in _shown(groups, series.round_values(key)):
         spent = series.over_runs(group.runs, cost.of)
         at_round = dict(zip(spent.rounds, spent.mean, strict=True))
         if all(number in at_round for number in curve.rounds):
-            shown.append((index, group, curve))
+            shown.append((group, curve))
             costs.append([at_round[number] for number in curve.rounds])
     if not shown:
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
-    handles = [_draw(axes, spent, curve, index) for spent, (index, _, curve) in zip(costs, shown, strict=True)]
-    _accuracy_axis(axes, [curve for _, _, curve in shown])
+    handles = [_draw(axes, spent, curve, group.look) for spent, (group, curve) in zip(costs, shown, strict=True)]
+    _accuracy_axis(axes, [curve for _, curve in shown])
     _cost_axis(axes, cost, costs)
     if len(groups) > 1:
-        legend_below(figure, handles, [group.label for _, group, _ in shown])
+        legend_below(figure, handles, [group.label for group, _ in shown])
     return figure
 
 
@@ -136,18 +150,19 @@ def step_loss(groups: Sequence[Group]) -> Figure | None:
     figure, axes = new_figure(HEIGHT_INCHES)
     handles: list[Artist] = []
     labels, curves = [], []
-    for index, group in enumerate(groups):
+    for group in groups:
         first = series.over_runs(group.runs, lambda run: series.step_losses(run)[0])
         last = series.over_runs(group.runs, lambda run: series.step_losses(run)[1])
         if not first.rounds:
             continue
         marker = "o" if len(first.rounds) <= MARKED_ROUNDS else ""
-        axes.plot(first.rounds, first.mean, color=hue(index), linestyle=(0, (1, 1.2)), marker=marker, markersize=4, markerfacecolor="white")
-        line = _draw(axes, last.rounds, last, index)
+        axes.plot(first.rounds, first.mean, color=group.look.color, marker=marker, **FIRST_STEP)
+        line = _draw(axes, last.rounds, last, group.look)
         if len(group.runs) == len(groups) == 1:
             both = [number for number in first.rounds if number in last.rounds]
             before, after = (dict(zip(curve.rounds, curve.mean, strict=True)) for curve in (first, last))
-            axes.fill_between(both, [before[n] for n in both], [after[n] for n in both], color=hue(index), alpha=0.1, linewidth=0)
+            between = [before[n] for n in both], [after[n] for n in both]
+            axes.fill_between(both, *between, color=group.look.color, alpha=0.1, linewidth=0)
         handles.append(line)
         labels.append(group.label)
         curves += [first, last]
@@ -156,7 +171,7 @@ def step_loss(groups: Sequence[Group]) -> Figure | None:
     _round_axis(axes, curves)
     _value_axis(axes, [value for curve in curves for value in curve.mean])
     axes.set_ylabel("clients' mean loss (nats)")
-    dotted = Line2D([], [], color=GREY, linestyle=(0, (1, 1.2)), marker="o", markersize=4, markerfacecolor="white")
+    dotted = Line2D([], [], color=GREY, marker="o", **FIRST_STEP)
     solid = Line2D([], [], color=GREY, marker="o", markersize=3)
     handles, labels = (handles, labels) if len(groups) > 1 else ([], [])
     legend_below(figure, [*handles, dotted, solid], [*labels, "at the first step", "at the last step"])
@@ -169,12 +184,12 @@ def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_to
     if not shown:
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
-    handles = [_draw(axes, curve.rounds, curve, index) for index, _, curve in shown]
-    _round_axis(axes, [curve for _, _, curve in shown])
+    handles = [_draw(axes, curve.rounds, curve, group.look) for group, curve in shown]
+    _round_axis(axes, [curve for _, curve in shown])
     axes.set_ylabel(axis_label)
-    _value_axis(axes, [value for _, _, curve in shown for value in curve.mean], axis_top)
+    _value_axis(axes, [value for _, curve in shown for value in curve.mean], axis_top)
     if len(groups) > 1:
-        legend_below(figure, handles, [group.label for _, group, _ in shown])
+        legend_below(figure, handles, [group.label for group, _ in shown])
     return figure
 
 
@@ -207,38 +222,46 @@ def partition(counts: Mapping[str, Sequence[int]]) -> Figure | None:
     return draw_partition(cells, "", (WIDTH_INCHES, min(max(0.24 * classes, 1.8), 7.0) + 0.9))
 
 
-def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> list[tuple[int, Group, Curve]]:
-    """The groups that have something to show, with their numbers: a group looks the same in every picture."""
+def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> list[tuple[Group, Curve]]:
+    """The groups that have something to show, with their numbers."""
     curves = [series.over_runs(group.runs, values) for group in groups]
-    return [(index, group, curve) for index, (group, curve) in enumerate(zip(groups, curves, strict=True)) if curve.rounds]
+    return [(group, curve) for group, curve in zip(groups, curves, strict=True) if curve.rounds]
 
 
-def _draw(axes: Axes, x: Sequence[float], curve: Curve, index: int) -> Line2D:
+def _draw(axes: Axes, x: Sequence[float], curve: Curve, look: Look) -> Line2D:
     """A group's mean, with a band from the lowest to the highest run."""
-    (line,) = axes.plot(x, curve.mean, **line_style(index, marked=len(curve.rounds) <= MARKED_ROUNDS))
-    # The first group lies on top, and those below are wider: curves that agree can still be told apart.
-    line.set(zorder=3 - 0.001 * index, linewidth=1.5 + 0.4 * min(index, 2))
+    is_short = len(curve.rounds) <= MARKED_ROUNDS
+    (line,) = axes.plot(x, curve.mean, **line_style(look, marked=is_short))
+    if not is_short:
+        _mark_end(axes, x[-1], curve.mean[-1], look)
     if curve.low != curve.high:
-        axes.fill_between(x, curve.low, curve.high, color=hue(index), alpha=0.18, linewidth=0)
+        axes.fill_between(x, curve.low, curve.high, color=look.color, alpha=0.18, linewidth=0)
     return line
 
 
+def _mark_end(axes: Axes, x: float, y: float, look: Look) -> None:
+    """A dot where a long line ends, which may lie among others."""
+    axes.plot([x], [y], color=look.color, marker=MARKERS[look.marker], markersize=3.5, zorder=4)
+
+
 def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Logarithmic where some runs have far more rounds than others."""
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    if len({number for curve in curves for number in curve.rounds}) == 1:
-        axes.set_xlim(0, 2)  # a lone round has no width of its own
     axes.grid(visible=True)
+    ends = [curve.rounds[-1] for curve in curves if curve.rounds]
+    starts = [curve.rounds[0] for curve in curves if curve.rounds]
+    if min(starts) == max(ends):
+        axes.set_xlim(min(starts) - 1, max(ends) + 1)  # a lone round has no width of its own
+    elif min(starts) > 0 and max(ends) > LOG_FROM_RATIO * min(ends):
+        log_axis(axes, "x")
+        axes.xaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
 
 
 def _accuracy_axis(axes: Axes, curves: Sequence[Curve]) -> None:
-    lowest = min(value for curve in curves for value in curve.low)
-    # A picture that starts at 80 % shows what one that starts at nothing hides.
-    bottom = 0.0 if lowest < 0.5 else math.floor(10 * lowest - 0.2) / 10
-    axes.set(ylim=(bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom)), ylabel="accuracy of the global model")
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
-    axes.grid(visible=True)
+    tops = [max(curve.mean) for curve in curves]
+    accuracy_axis(axes, tops, min(value for curve in curves for value in curve.low))
 
 
 def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:

@@ -16,7 +16,7 @@ from feddkd.report.frontier import Frontier, are_comparable, fedavg_round_bytes,
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Group
 from feddkd.report.sites import site_table, teachers_and_global_model
-from feddkd.report.tables import Table
+from feddkd.report.table import Table
 from feddkd.report.time_table import time_table
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 
@@ -225,7 +225,7 @@ def _sites(groups: Sequence[Group]) -> Section | None:
         if figure is not None:
             several = len(groups) > 1
             title = group.label if several else "Teachers and global model by round"
-            name = f"sites-{_file_name(group.label)}" if several else "sites"
+            name = f"sites-{_file_name(group.code)}" if several else "sites"
             section.add(name, title, caption + (" Mean over seeds." if len(group.runs) > 1 else ""), figure, [group])
     return section
 
@@ -238,7 +238,7 @@ def _classes(groups: Sequence[Group]) -> Section:
         caption = "Of the global model on each class's test examples; empty where there are none."
         caption += " Mean over seeds." if len(group.runs) > 1 else ""
         title = group.label if several else "Accuracy by class and round"
-        section.add(f"class_accuracy-{_file_name(group.label)}" if several else "class_accuracy", title, caption, figure, [group])
+        section.add(f"class_accuracy-{_file_name(group.code)}" if several else "class_accuracy", title, caption, figure, [group])
     return section
 
 

@@ -15,9 +15,10 @@ from feddkd.exchange import DELIVER
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
 from feddkd.report.groups import Group
+from feddkd.report.looks import BLUE, ORANGE
 from feddkd.report.series import ByRound
-from feddkd.report.style import HUES, formatter, legend_below, new_figure
-from feddkd.report.tables import Table
+from feddkd.report.style import DASHES, formatter, legend_below, new_figure
+from feddkd.report.table import Data, Table, Value
 
 TEACHER, GLOBAL = "teacher_accuracy", "client_accuracy"
 DISAGREEMENT = "label_disagreement"
@@ -140,7 +141,22 @@ def site_table(groups: Sequence[Group]) -> Table | None:
     caption = CAPTION + (DOUBTS if doubted else "")
     if len(found) > len(shown):
         caption += f" {len(found) - len(shown)} more sites are left out."
-    return Table([*(["configuration"] if several else []), *header], rows, [number for number, _, _ in shown], strong, caption)
+    values = [_values(groups[number], name, site) for number, name, site in found]
+    colors = [groups[number].look.color for number, _, _ in shown]
+    header = [*(["configuration"] if several else []), *header]
+    return Table(header, rows, colors, strong, caption, Data(FIELDS, values), "sites")
+
+
+FIELDS = [
+    *("configuration", "name", "site", "labelled", "unlabelled", TEACHER, "global_model_accuracy"),
+    *(DISAGREEMENT, "in_doubt_since_round"),
+]
+
+
+def _values(group: Group, name: str, site: Site) -> list[Value]:
+    counts = (site.labelled, site.unlabelled)
+    numbers = (site.last(TEACHER), site.last(GLOBAL), site.last(DISAGREEMENT))
+    return [group.label, group.code, name, *counts, *numbers, site.doubtful_since]
 
 
 def _cells(site: Site) -> list[str]:
@@ -170,7 +186,7 @@ def teachers_and_global_model(group: Group) -> Figure | None:
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
     handles = []
-    for name, color, dashes in ((GLOBAL, HUES[1], (0, (4, 1.5))), (TEACHER, HUES[0], "solid")):
+    for name, color, dashes in ((GLOBAL, ORANGE, DASHES[1]), (TEACHER, BLUE, DASHES[0])):
         own = [site.numbers[name] for site in sites if name in site.numbers]
         for values in own[:MOST_LINES]:
             axes.plot(sorted(values), [values[number] for number in sorted(values)], color=color, alpha=0.35, linewidth=0.7)

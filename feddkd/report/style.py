@@ -12,15 +12,13 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-"""Okabe and Ito's colours; yellow comes last, for it is the faintest on white."""
+from feddkd.report.looks import PAPER, Look, mixed
 
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-"""With more lines than hues the hues come again with other dashes."""
+"""By the number of a look's dashes."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
@@ -32,7 +30,11 @@ WIDTH_INCHES = 4.4
 LEGEND_LINE_INCHES = 0.19
 LEGEND_LETTERS = 54
 
+FONT = "DejaVu Sans"
+"""It comes with matplotlib, so the same runs give the same picture everywhere."""
+
 _SETTINGS: dict[Any, Any] = {
+    "font.family": FONT,
     "font.size": 9,
     "axes.titlesize": 9,
     "legend.fontsize": 8.5,
@@ -46,7 +48,8 @@ _SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "text.usetex": False,
     "text.parse_math": False,  # a name may hold dollars
-    "svg.fonttype": "path",  # the reader's machine may lack the font
+    "svg.fonttype": "none",  # text stays text: it can be edited, searched and read aloud
+    "pdf.fonttype": 42,  # TrueType outlines are embedded; many journals refuse matplotlib's Type 3
     "svg.hashsalt": "feddkd",  # the same runs give the same file
 }
 
@@ -58,20 +61,20 @@ def style() -> Iterator[None]:
         yield
 
 
-def line_style(index: int, marked: bool) -> dict[str, Any]:
-    """Colour, dashes and markers of the group with this number."""
-    look = {"color": hue(index), "linestyle": DASHES[index // len(HUES) % len(DASHES)]}
-    return look | {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.5} if marked else look
-
-
-def hue(index: int) -> str:
-    return HUES[index % len(HUES)]
+def line_style(look: Look, marked: bool) -> dict[str, Any]:
+    """Colour, dashes and markers of a group's line, and how far it lies to the front."""
+    line = {
+        "color": look.color,
+        "linestyle": DASHES[look.dashes],
+        "linewidth": 2.0 if look.front >= 2 else 1.5,
+        "zorder": 2.5 + 0.1 * look.front,
+    }
+    return line | {"marker": MARKERS[look.marker], "markersize": 3.5} if marked else line
 
 
 def pale(color: str) -> str:
     """The same hue mixed with white: unlike a translucent one it hides the grid behind it."""
-    red, green, blue = (0.4 * part + 0.6 for part in to_rgb(color))
-    return to_hex((red, green, blue))
+    return mixed(color, PAPER, 0.6)
 
 
 def new_figure(height_inches: float) -> tuple[Figure, Axes]:

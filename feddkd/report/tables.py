@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from feddkd.observability.budgets import Spread, spread
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
 from feddkd.report.groups import ALGORITHM, SEED, Group, as_text, differing, settings_of
+from feddkd.report.names import spoken_name
+from feddkd.report.table import NOT_RECORDED, Data, Table, Value, best_cells
 
-NOT_RECORDED = "not recorded"
 SHORT_HASH = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text below a header.
-
-    Attributes:
-        groups: to which group each row belongs, for its colour.
-        strong: row and column of the cells that stand out.
-        caption: what the page says of it.
-    """
-
-    header: list[str]
-    rows: list[list[str]]
-    groups: list[int]
-    strong: frozenset[tuple[int, int]] = frozenset()
-    caption: str = ""
 
 
 def title(groups: Sequence[Group]) -> str:
@@ -38,7 +22,8 @@ def title(groups: Sequence[Group]) -> str:
     first = groups[0].runs[0].config
     if len({(run.config.model.name, run.config.data.name) for group in groups for run in group.runs}) > 1:
         return f"{len(groups)} configurations compared"
-    names = list(dict.fromkeys(group.runs[0].config.algorithm.name for group in groups))
+    codes = dict.fromkeys(group.runs[0].config.algorithm.name for group in groups)
+    names = [spoken_name(code) for code in codes]
     listed = ", ".join(names) if len(names) <= 4 else f"{len(names)} algorithms"
     return f"{listed}: {first.model.name} on {first.data.name}"
 
@@ -67,61 +52,157 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
         ("time", units.duration(seconds(run)), ""),
         ("on the wire", units.size(down + up), f"{units.size(down)} down, {units.size(up)} up"),
         ("gradient evaluations", _text(gradient_evaluations(run), units.count), "computed by all clients"),
-        ("algorithm", run.config.algorithm.name, f"seed {run.config.seed}"),
+        ("algorithm", spoken_name(run.config.algorithm.name), f"seed {run.config.seed}"),
         ("model", run.config.model.name, f"sha256 {digest[:SHORT_HASH]}" if digest else f"sha256 {NOT_RECORDED}"),
     ]
 
 
 def runs(groups: Sequence[Group]) -> Table:
     """One row for each run."""
-    header = ["run", "folder", "seed", "rounds", "final", "best", "down", "up", "time", "gradient evaluations", "model sha256"]
-    rows = []
-    for group in groups:
-        for run in group.runs:
-            down, up = wire_bytes(run)
-            rows.append(
-                [
-                    group.label,
-                    run.path.resolve().name,
-                    str(run.config.seed),
-                    f"{len(run.rounds)}" if run.summary else f"{len(run.rounds)} of {run.config.rounds}",
-                    _text(final_accuracy(run), units.percent),
-                    _text(best_accuracy(run), units.percent),
-                    units.size(down),
-                    units.size(up),
-                    units.duration(seconds(run)),
-                    _text(gradient_evaluations(run), units.count),
-                    _text(run.summary and run.summary.model_sha256, lambda digest: digest[:SHORT_HASH]),
-                ]
-            )
-    return Table(header, rows, [index for index, group in enumerate(groups) for _ in group.runs])
+    header = [
+        *("run", "folder", "seed", "rounds", "final accuracy", "best accuracy", "down", "up"),
+        *("time", "gradient evaluations", "model sha256"),
+    ]
+    pairs = [(group, run) for group in groups for run in group.runs]
+    rows = [[group.label, *_run_cells(run)] for group, run in pairs]
+    data = Data(RUN_FIELDS, [[group.label, group.code, *_run_values(run)] for group, run in pairs])
+    return Table(header, rows, [group.look.color for group, _ in pairs], data=data, name="runs")
+
+
+RUN_FIELDS = [
+    *("configuration", "name", "folder", "seed", "finished", "rounds", "final_accuracy"),
+    *("best_accuracy", "wire_bytes_down", "wire_bytes_up", "seconds", "gradient_evaluations"),
+    "model_sha256",
+]
+
+
+def _run_cells(run: RunFolder) -> list[str]:
+    down, up = wire_bytes(run)
+    return [
+        run.path.resolve().name,
+        str(run.config.seed),
+        f"{len(run.rounds)}" if run.summary else f"{len(run.rounds)} of {run.config.rounds}",
+        _text(final_accuracy(run), units.percent),
+        _text(best_accuracy(run), units.percent),
+        units.size(down),
+        units.size(up),
+        units.duration(seconds(run)),
+        _text(gradient_evaluations(run), units.count),
+        _text(run.summary and run.summary.model_sha256, lambda digest: digest[:SHORT_HASH]),
+    ]
+
+
+def _run_values(run: RunFolder) -> list[Value]:
+    return [
+        run.path.resolve().name,
+        run.config.seed,
+        "yes" if run.summary else "no",
+        len(run.rounds),
+        final_accuracy(run),
+        best_accuracy(run),
+        *wire_bytes(run),
+        seconds(run),
+        gradient_evaluations(run),
+        run.summary.model_sha256 if run.summary else None,
+    ]
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """One row for each group: means over its runs, and the range of its accuracy."""
-    header = ["configuration", "rounds", "final accuracy", "best accuracy", "on the wire", "time", "gradient evaluations", "runs"]
+    """One row for each group: means over its runs, and the sample deviation of its accuracies."""
+    header = [
+        *("configuration", "rounds", "final accuracy (%)", "best accuracy (%)", "on the wire"),
+        *("time", "gradient evaluations", "n"),
+    ]
+    finals = [_spread(final_accuracy(run) for run in group.runs) for group in groups]
+    bests = [_spread(best_accuracy(run) for run in group.runs) for group in groups]
     rows = [
         [
             group.label,
             " or ".join(map(str, sorted({len(run.rounds) for run in group.runs}))),
-            _spread([final_accuracy(run) for run in group.runs]),
-            _spread([best_accuracy(run) for run in group.runs]),
+            accuracy_text(final),
+            accuracy_text(best),
             _mean([float(sum(wire_bytes(run))) for run in group.runs], units.size),
             _mean([seconds(run) for run in group.runs], units.duration),
             _mean([gradient_evaluations(run) for run in group.runs], units.count),
             str(len(group.runs)),
         ]
-        for group in groups
+        for group, final, best in zip(groups, finals, bests, strict=True)
     ]
-    return Table(header, rows, list(range(len(groups))))
+    data = Data(SUMMARY_FIELDS, list(map(_summary_values, groups, finals, bests)))
+    strong = {*best_accuracies(2, finals), *best_accuracies(3, bests)}
+    caption = accuracy_caption(max(len(group.runs) for group in groups))
+    colors = [group.look.color for group in groups]
+    return Table(header, rows, colors, frozenset(strong), caption, data, "results")
+
+
+SUMMARY_FIELDS = [
+    *("configuration", "name", "algorithm", "seeds", "n", "rounds"),
+    *(f"final_accuracy_{part}" for part in ("mean", "sample_deviation", "min", "max")),
+    *(f"best_accuracy_{part}" for part in ("mean", "sample_deviation", "min", "max")),
+    *("wire_bytes_mean", "seconds_mean", "gradient_evaluations_mean"),
+]
+
+
+def _summary_values(group: Group, final: Spread | None, best: Spread | None) -> list[Value]:
+    evaluations = _spread(gradient_evaluations(run) for run in group.runs)
+    return [
+        group.label,
+        group.code,
+        group.runs[0].config.algorithm.name,
+        group.seeds,
+        len(group.runs),
+        statistics.fmean(len(run.rounds) for run in group.runs),
+        *spread_values(final),
+        *spread_values(best),
+        statistics.fmean(sum(wire_bytes(run)) for run in group.runs),
+        statistics.fmean(seconds(run) for run in group.runs),
+        evaluations.mean if evaluations else None,
+    ]
+
+
+def spread_values(found: Spread | None) -> list[Value]:
+    """Mean, sample deviation, lowest and highest, for CSV."""
+    if found is None:
+        return [None] * 4
+    return [found.mean, found.deviation, found.lowest, found.highest]
+
+
+def accuracy_text(found: Spread | None) -> str:
+    """Mean and, of several runs, the sample deviation, in percent without its sign."""
+    if found is None:
+        return NOT_RECORDED
+    deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
+    return _accuracy_mean(found) + deviation
+
+
+def best_accuracies(column: int, found: Sequence[Spread | None]) -> set[tuple[int, int]]:
+    """The cells of a column of accuracies with the best mean, as it is printed."""
+    texts = [_accuracy_mean(spread) if spread else "" for spread in found]
+    means = [spread.mean if spread else None for spread in found]
+    return set(best_cells(column, texts, means, max))
+
+
+def accuracy_caption(most_runs: int) -> str:
+    """What the accuracies of a table are."""
+    if most_runs == 1:
+        return "One run each (n = 1). Bold: the best accuracy."
+    return (
+        "Accuracy: mean ± sample standard deviation over n runs with different seeds; "
+        "other numbers are means. Bold: the best mean accuracy."
+    )
+
+
+def _accuracy_mean(found: Spread) -> str:
+    return f"{100 * found.mean:.2f}"
 
 
 def differences(groups: Sequence[Group]) -> Table | None:
     """The settings that differ between groups, one column for each group; None if there is nothing to compare."""
-    settings = [settings_of(group.runs[0]) for group in groups]
+    settings = [settings_of(group.runs[0].config) for group in groups]
     keys = [key for key in differing(settings) if key not in (ALGORITHM, SEED)]
     rows = [[key, *(as_text(own[key]) if key in own else "" for own in settings)] for key in keys]
-    return Table(["setting", *(group.label for group in groups)], rows, [0] * len(rows)) if rows else None
+    header = ["setting", *(group.label for group in groups)]
+    return Table(header, rows, [], name="settings") if rows else None
 
 
 def configurations(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -140,7 +221,7 @@ def versions(groups: Sequence[Group]) -> Table | None:
         [name, "; ".join(version if len(used) == 1 else f"{version} ({', '.join(who)})" for version, who in used.items())]
         for name, used in found.items()
     ]
-    return Table(["package", "version"], rows, [0] * len(rows)) if rows else None
+    return Table(["package", "version"], rows, [], name="versions") if rows else None
 
 
 def final_accuracy(run: RunFolder) -> float | None:
@@ -197,9 +278,6 @@ def _mean(values: Sequence[float | None], write: Callable[[float], str]) -> str:
     return write(statistics.fmean(known)) if known else NOT_RECORDED
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return NOT_RECORDED
-    mean = units.percent(statistics.fmean(known))
-    return mean if len(known) == 1 else f"{mean} ({units.percent(min(known))} to {units.percent(max(known))})"
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    """Over the runs that recorded a value; None if none did."""
+    return spread(value for value in values if value is not None)

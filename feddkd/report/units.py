@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -23,6 +24,12 @@ def size(size_bytes: float) -> str:
     """A size with its unit, to three or more digits."""
     divisor, unit = byte_unit(size_bytes)
     return f"{_digits(size_bytes / divisor) if divisor > 1 else format(size_bytes, '.0f')} {unit}"
+
+
+def short_size(size_bytes: float) -> str:
+    """A size with its unit, to three digits."""
+    divisor, unit = byte_unit(size_bytes * 1.0005)  # 999.9 kB is written 1 MB
+    return f"{size_bytes / divisor:.3g} {unit}"
 
 
 def duration(seconds: float) -> str:
@@ -43,6 +50,12 @@ def level(share: float) -> str:
 def count(number: float) -> str:
     """A number of things, or a mean of such numbers, with thousands apart."""
     return f"{number:,.0f}"
+
+
+def short_count(number: float) -> str:
+    """A number of things to three digits: `79.7 k`."""
+    divisor, unit = next((unit for unit in COUNT_UNITS if number >= 0.9995 * unit[0]), (1.0, ""))
+    return f"{number / divisor:.3g} {unit}".rstrip() if divisor > 1 else f"{number:.0f}"
 
 
 def shortened(text: str, letters: int) -> str:

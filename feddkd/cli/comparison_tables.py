@@ -1,0 +1,189 @@
+"""The tables of `feddkd compare`, for the terminal and for files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feddkd.bench.verdict import ENDED_EARLY
+from feddkd.observability.budgets import Spread
+from feddkd.report import units
+from feddkd.report.frontier import Frontier
+from feddkd.report.frontier_table import frontier_table
+from feddkd.report.table import Data, Table, Value, best_cells
+from feddkd.report.tables import accuracy_caption, accuracy_text, best_accuracies, spread_values
+
+Numbers = Mapping[str, float | None] | None
+
+NONE = "-"
+EARLY = "*"
+
+SPREAD = ("mean", "sample_deviation", "min", "max")
+
+COSTS = ("wire_bytes", "seconds", "gradient_evaluations")
+
+BUDGETS = ("equal_rounds", "equal_wire_bytes", "equal_gradient_evaluations")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What rows are called, by their label in the JSON document, which is their code name in CSV."""
+
+    names: Mapping[str, str]
+
+    def __getitem__(self, label: str) -> str:
+        return self.names[label]
+
+    def row(self, label: str, *values: Value) -> list[Value]:
+        """A row of CSV."""
+        return [self.names[label], label, *values]
+
+
+def comparison_tables(
+    document: Mapping[str, Any], names: Mapping[str, str], frontier: Frontier | None, *, short: bool
+) -> list[tuple[str, Table]]:
+    """Return each table with its title.
+
+    Args:
+        document: of `feddkd.bench.side_by_side.results`.
+        names: what a reader calls each row, by its label in the document.
+        short: for a terminal of 80 columns.
+    """
+    labels, num_seeds = Labels(names), len(document["seeds"])
+    seeds = ", ".join(map(str, document["seeds"]))
+    whole = f"Whole runs, seed{'s' if num_seeds > 1 else ''} {seeds} (n = {num_seeds})"
+    costs = frontier_table(frontier, in_rounds=not short) if frontier else None
+    return [
+        (whole, _whole_runs(document["summary"], labels, num_seeds, short=short)),
+        ("Verdict", _verdict(document["verdicts"], labels, num_seeds)),
+        ("Accuracy (%) at equal budgets", _equal_budgets(document, labels)),
+        (
+            f"To {document['target_accuracy']:.1%} accuracy",
+            _to_target(document["to_target"], labels),
+        ),
+        *([("Accuracy for its bytes", costs)] if costs else []),
+    ]
+
+
+def _whole_runs(summary: Mapping[str, Any], labels: Labels, num_seeds: int, *, short: bool) -> Table:
+    """Without gradient evaluations where there is little room."""
+    finals = [_spread(row["final_accuracy"], num_seeds) for row in summary.values()]
+    bests = [_spread(row["best_accuracy"], num_seeds) for row in summary.values()]
+    rows: list[list[str]] = []
+    values: list[list[Value]] = []
+    for (label, row), final, best in zip(summary.items(), finals, bests, strict=True):
+        wire_bytes, seconds, evaluations = (row[cost]["mean"] for cost in COSTS)
+        texts = [accuracy_text(final), accuracy_text(best), units.size(wire_bytes)]
+        texts += [units.duration(seconds), *([] if short else [units.count(evaluations)])]
+        rows.append([labels[label], str(row["rounds"]), *texts])
+        numbers = [*spread_values(final), *spread_values(best), wire_bytes, seconds, evaluations]
+        values.append(labels.row(label, row["algorithm"], num_seeds, row["rounds"], *numbers))
+    header = ["configuration", "rounds", "final %", "best %", "bytes", "time"]
+    header += [] if short else ["gradient evaluations"]
+    fields = [
+        *("configuration", "name", "algorithm", "n", "rounds"),
+        *(f"{which}_accuracy_{part}" for which in ("final", "best") for part in SPREAD),
+        *(f"{cost}_mean" for cost in COSTS),
+    ]
+    strong = frozenset({*best_accuracies(2, finals), *best_accuracies(3, bests)})
+    data = Data(fields, values)
+    return Table(header, rows, [], strong, accuracy_caption(num_seeds), data, "comparison")
+
+
+def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int) -> Table:
+    of = found["of"]
+    at_rounds, at_bytes = found["equal_rounds"], found["equal_wire_bytes"]
+    labels_of = list(dict.fromkeys([*at_rounds, *at_bytes]))
+    found_of = {label: (at_rounds.get(label), at_bytes.get(label)) for label in labels_of}
+    rows = [[labels[label], *map(_verdict_text, both)] for label, both in found_of.items()]
+    values = [labels.row(label, of, *(value for own in both for value in _verdict_values(own))) for label, both in found_of.items()]
+    parts = [f"{budget}_{part}" for budget in BUDGETS[:2] for part in ("outcome", "points")]
+    data = Data(["configuration", "name", "of", *parts], values)
+    header = [f"{labels[of]} against", "at equal rounds", "at equal bytes"]
+    return Table(header, rows, [], caption=_verdict_caption(num_seeds), data=data, name="verdict")
+
+
+def _verdict_caption(num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "Points of accuracy. One seed decides nothing: give --seeds several times."
+    return "Ahead, behind: every run of one is above every run of the other; level: neither. In points of mean accuracy."
+
+
+def _verdict_text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return NONE
+    points = "no round done" if found["points"] is None else f"{found['points']:+.2f}"
+    return f"{found['outcome']} ({points})"
+
+
+def _verdict_values(found: Mapping[str, Any] | None) -> list[Value]:
+    return [found["outcome"], found["points"]] if found else [None, None]
+
+
+def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
+    """One row for each configuration, one column for each budget."""
+    num_seeds = len(document["seeds"])
+    budgets = [document[name] for name in BUDGETS]
+    header = [
+        "configuration",
+        f"{budgets[0]['budget']} rounds",
+        units.size(budgets[1]["budget"]),
+        f"{units.short_count(budgets[2]['budget'])} gradients",
+    ]
+    every = list(dict.fromkeys(label for budget in budgets for label in budget["rows"]))
+    columns = [_column(budget["rows"], every, num_seeds) for budget in budgets]
+    texts = [[text for _, text in column] for column in columns]
+    rows = [[labels[label], *cells] for label, *cells in zip(every, *texts, strict=True)]
+    spreads = [[found for found, _ in column] for column in columns]
+    strong = {cell for number, own in enumerate(spreads, 1) for cell in best_accuracies(number, own)}
+    caption = f"{EARLY} ended before it had spent the budget; more rounds would tell."
+    is_early = any(text.endswith(EARLY) for column in texts for text in column)
+    fields = [f"{name}_accuracy_{part}" for name in BUDGETS for part in SPREAD]
+    data = Data(
+        ["configuration", "name", *fields],
+        [
+            labels.row(label, *(value for found in own for value in spread_values(found)))
+            for label, *own in zip(every, *spreads, strict=True)
+        ],
+    )
+    said = caption if is_early else ""
+    return Table(header, rows, [], frozenset(strong), said, data, "equal_budgets")
+
+
+def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> list[tuple[Spread | None, str]]:
+    found = []
+    for label in every:
+        row = rows.get(label)
+        spread = _spread(row["accuracy"], num_seeds) if row else None
+        early = EARLY if row and row["share_spent"] < ENDED_EARLY else ""
+        found.append((spread, accuracy_text(spread) + early if spread else NONE))
+    return found
+
+
+def _to_target(to_target: Mapping[str, Any], labels: Labels) -> Table:
+    costs = {"rounds": "{:.1f}".format, "wire_bytes": units.size, "seconds": units.duration}
+    rows: list[list[str]] = []
+    values: list[list[Value]] = []
+    for label, row in to_target.items():
+        reached = f"{row['reached']} of {row['of']} runs"
+        numbers = [row[cost]["mean"] if row[cost] else None for cost in costs]
+        texts = [reached if number is None else write(number) for number, write in zip(numbers, costs.values(), strict=True)]
+        rows.append([labels[label], *texts])
+        values.append(labels.row(label, row["reached"], row["of"], *numbers))
+    strong: set[tuple[int, int]] = set()
+    for column in range(len(costs)):
+        means = [to_target[label][[*costs][column]] for label in to_target]
+        known = [mean["mean"] if mean else None for mean in means]
+        strong.update(best_cells(column + 1, [row[column + 1] for row in rows], known, min))
+    fields = ["configuration", "name", "reached", "of", *(f"{cost}_mean" for cost in costs)]
+    header = ["configuration", "rounds", "bytes", "time"]
+    data = Data(fields, values)
+    return Table(header, rows, [], frozenset(strong), "Bold: the least.", data, "to_target")
+
+
+def _spread(found: Numbers, count: int) -> Spread | None:
+    """The numbers of the document as they were."""
+    if found is None or found["mean"] is None or found["min"] is None or found["max"] is None:
+        return None
+    return Spread(found["mean"], found["deviation"], found["min"], found["max"], count)

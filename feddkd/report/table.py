@@ -1,0 +1,62 @@
+"""A table as the page, the terminal and files show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+NOT_RECORDED = "not recorded"
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The same table for a program: numbers with all their digits, in basic units, None where unknown.
+
+    Attributes:
+        fields: names of the columns, with their units; a share is 0 to 1.
+    """
+
+    fields: list[str]
+    rows: list[list[Value]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text below a header.
+
+    Attributes:
+        colors: of the group that each row belongs to, as `#rrggbb`; empty where rows have none.
+        strong: row and column of the cells that stand out.
+        caption: what is said of it.
+        data: for CSV; None where the text is all there is.
+        name: of its files, without a suffix.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    colors: list[str]
+    strong: frozenset[tuple[int, int]] = frozenset()
+    caption: str = ""
+    data: Data | None = None
+    name: str = "table"
+
+
+def best_cells(
+    column: int, shown: Sequence[str], numbers: Sequence[float | None], choose: Callable[..., float]
+) -> Iterator[tuple[int, int]]:
+    """Find the best cells of a column: those that read like the one with the best number.
+
+    Args:
+        shown: the text of each cell up to where its rank is decided, such as a mean.
+        choose: `min` or `max`.
+    """
+    known = [number for number in numbers if number is not None]
+    if len(known) < 2:
+        return
+    best = choose(known)
+    texts = {text for text, number in zip(shown, numbers, strict=True) if number == best}
+    yield from (
+        (row, column) for row, (text, number) in enumerate(zip(shown, numbers, strict=True)) if number is not None and text in texts
+    )
