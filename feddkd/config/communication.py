@@ -26,7 +26,7 @@ _SPARSE = ("topk", "randk")
 
 
 class ExchangeCodecs(Table):
-    """`[communication.NAME]`: the codecs of one exchange, where they are not those of `[communication]`."""
+    """`[communication.NAME]`: the codecs of one exchange, if they differ from those of `[communication]`."""
 
     up: CodecName | None = Field(None, description="codec of what clients send in this exchange")
     down: CodecName | None = Field(None, description="codec of what the server broadcasts in this exchange")
@@ -41,7 +41,7 @@ class CommunicationConfig(Table):
 
     preset: Literal["none", "lossless", "balanced", "frugal"] = Field(
         "none",
-        description="proposes codecs and, for FedDKD and its control, `[dkd]` settings that fit them; keys that are given stay",
+        description="sets codecs and, for FedDKD and its control, matching `[dkd]` settings; does not change keys that you set",
     )
     up: CodecName = Field(
         PLAIN, description="codec of what clients send: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4, topk:SHARE, randk:SHARE"
@@ -50,10 +50,13 @@ class CommunicationConfig(Table):
         PLAIN, description="codec of the steps that the server broadcasts: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4"
     )
     snapshot: Literal["fp32", "bf16", "int8"] = Field(
-        PLAIN, description="codec of whole models, for clients that do not hold the one before; needs a codec in `down`"
+        PLAIN, description="codec of whole models, for clients that do not hold the previous one; needs a codec in `down`"
     )
 
-    zstd: bool = Field(False, description="compress every chunk without loss where that saves 3 %; needs the package zstandard everywhere")
+    zstd: bool = Field(
+        False,
+        description="also compress every chunk without loss if this saves 3 %; needs the package zstandard at the server and all clients",
+    )
 
     @model_validator(mode="after")
     def _codecs_make_sense(self) -> Self:

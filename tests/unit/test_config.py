@@ -234,7 +234,7 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("scheduler.clients=0", ["scheduler.clients = 0", "greater than or equal to 1"]),
         ("scheduler.clients=[]", ["scheduler.clients = []", "at least 1 item"]),
         ("scheduler.clients=['Site A']", ["scheduler.clients = 'Site A'", "1 to 64 of a-z 0-9 . _ -"]),
-        ("scheduler.clients=['a', 'b', 'a']", ["scheduler.clients: 'a' stands there twice"]),
+        ("scheduler.clients=['a', 'b', 'a']", ["scheduler.clients: 'a' is listed twice"]),
         ("scheduler.max_examples=0", ["scheduler.max_examples = 0"]),
         ("scheduler.deadline_s=1e300", ["scheduler.deadline_s = 1e+300", "less than or equal to 1000000000"]),
         ("aggregation.max_norm.local_train=0", ["aggregation.max_norm.local_train = 0", "greater than 0"]),
@@ -548,7 +548,7 @@ def test_the_repeated_name_is_found_with_few_comparisons() -> None:
 def test_a_large_federation_is_checked_for_repeated_names() -> None:
     names = [f"site-{index}" for index in range(50_000)]
     assert SchedulerConfig(clients=names).num_clients == 50_000
-    with pytest.raises(ValidationError, match=r"clients: 'site-49999' stands there twice"):
+    with pytest.raises(ValidationError, match=r"clients: 'site-49999' is listed twice"):
         SchedulerConfig(clients=[*names, "site-49999"])
 
 
