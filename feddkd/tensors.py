@@ -113,7 +113,7 @@ class Schema:
         listed = list(specs)
         for spec in listed:
             if spec.dtype not in _DTYPE_RANK:
-                raise SchemaError(f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot travel; use one of {', '.join(DTYPES)}")
+                raise SchemaError(f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot be sent; use one of {', '.join(DTYPES)}")
         self.specs = tuple(sorted(listed, key=lambda spec: _DTYPE_RANK[spec.dtype]))
         self.by_name = {spec.name: spec for spec in self.specs}
         if len(self.by_name) != len(self.specs):

@@ -51,7 +51,7 @@ class GrowthLimit:
         norm = gradient.norm()
         longest = self._factor * self._longest
         if 0 < longest < norm:
-            message = "a gradient of norm %.3g is %.3g times as long as all before it: shortened to %.3g (dkd.growth_limit = %g)"
+            message = "gradient norm %.3g is %.3g times the longest so far: clipped to %.3g (dkd.growth_limit = %g)"
             logger.warning(message, norm, norm / self._longest, longest, self._factor)
             gradient, norm = gradient.scaled(longest / norm), longest
         self._longest = max(self._longest, norm)

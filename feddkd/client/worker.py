@@ -141,7 +141,7 @@ class Worker:
             objective,
         )
         if len(self.site.labelled) == 0:
-            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; its teacher is trained on labelled ones")
+            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
         self._client_side = algorithm.client_side(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema

@@ -74,7 +74,7 @@ class Replica:
         for name, spec in step.schema.by_name.items():
             mine = self.model.schema.by_name.get(name)
             if mine is None or (mine.dtype, mine.shape) != (spec.dtype, spec.shape):
-                raise SchemaError(f"tensor {spec} is none of the model's")
+                raise SchemaError(f"tensor {spec} is not a tensor of the model")
         model = self.model.replace({})
         for name in step:
             if model.schema.by_name[name].lossy:

@@ -114,7 +114,7 @@ class Config(Table):
         if self.dkd.teacher != "auto" or self.algorithm.name != "feddkd":
             return self
         if self.data.holdout == 0:
-            raise ValueError('dkd.teacher = "auto": it goes by labelled examples that are held out; set data.holdout above 0')
+            raise ValueError('dkd.teacher = "auto": it needs held-out labelled examples; set data.holdout above 0')
         if self.dkd.hard_label_weight == 1:
             raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
         if self.dkd.steps < 2:

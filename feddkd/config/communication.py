@@ -62,13 +62,13 @@ class CommunicationConfig(Table):
     def _codecs_make_sense(self) -> Self:
         for key, codec in self._codecs("up"):
             if codec.startswith(_SPARSE) and not 0 < float(codec.partition(":")[2]) <= LARGEST_SHARE:
-                raise ValueError(f"{key} = {codec!r}: the share has to be above 0 and at most {LARGEST_SHARE}")
+                raise ValueError(f"{key} = {codec!r}: the share must be above 0 and at most {LARGEST_SHARE}")
         for key, codec in self._codecs("down"):
             if codec.startswith(_SPARSE):
-                raise ValueError(f"{key} = {codec!r}: what it leaves out would be lost, since only clients keep what a codec left out")
+                raise ValueError(f"{key} = {codec!r}: it cannot be broadcast, because the elements that it leaves out would be lost")
         # A preset proposes a snapshot also where `down` is given: then there are none.
         if self.preset == "none" and self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):
-            raise ValueError(f"snapshot = {self.snapshot!r}: no exchange sends steps, so there is nothing beside them; set `down`")
+            raise ValueError(f"snapshot = {self.snapshot!r}: it has no effect without a codec in `down`; set `down`")
         return self
 
     def _codecs(self, direction: Literal["up", "down"]) -> list[tuple[str, str]]:

@@ -102,14 +102,14 @@ class DataConfig(Table):
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
         if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
-            raise ValueError("a path holds no null character and can be written in UTF-8")
+            raise ValueError("a path must be valid UTF-8 without null characters")
         return path
 
     @field_validator("input_shape")
     @classmethod
     def _one_example_is_small_enough(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if math.prod(shape or ()) > ELEMENTS_MAX:
-            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements, {ELEMENTS_MAX:,} are allowed")
+            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements; at most {ELEMENTS_MAX:,} are allowed")
         return shape
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class DataConfig(Table):
         if self.labelled_share is not None and self.labels_per_class is not None:
             raise ValueError(
                 f"labels_per_class = {self.labels_per_class}: data.labelled_share = {self.labelled_share:g} "
-                "says already which labels are kept; leave one of them out"
+                "is set too; use only one of them"
             )
         return self
 
@@ -126,7 +126,7 @@ class DataConfig(Table):
         if self.unlabelled == "minus_one" and ":" not in self.name:
             elsewhere = "; put the images without a label into a folder unlabelled/" if self.name == "image_folder" else ""
             raise ValueError(
-                f"unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
+                f"unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
             )
         return self
 

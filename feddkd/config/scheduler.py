@@ -137,7 +137,7 @@ class SchedulerConfig(Table):
             ("enough", self.enough, "answer"),
         ):
             if isinstance(value, float) and not 0 < value <= 1:
-                raise ValueError(f"{name}: a fraction lies in (0, 1], not {value}")
+                raise ValueError(f"{name}: a fraction must be in (0, 1], not {value}")
             if isinstance(value, int) and not 1 <= value <= COUNT_MAX:
                 problem = f"at least 1 {noun} is needed, not {value}" if value < 1 else f"{value} is too large"
                 raise ValueError(f"{name}: {problem}")

@@ -139,7 +139,7 @@ def _infer(config: DataConfig, examples: Examples) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
     input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
     if config.num_classes is None and len(labelled_index(examples)) == 0:
-        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} gives no label to find it out from")
+        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} has no labels to infer it from")
     return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
 
 

@@ -75,7 +75,7 @@ def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ..
         raise DataError(
             f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}: {_shown(classes)}. "
             "A class that has no examples here needs an empty folder, so that classes have the same numbers everywhere; "
-            f"images without a label lie in {UNLABELLED_FOLDER}/"
+            f"unlabelled images belong in {UNLABELLED_FOLDER}/"
         )
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if train:

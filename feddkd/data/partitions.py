@@ -136,8 +136,8 @@ def _deal_classes(config: PartitionConfig, num_classes: int, rng: np.random.Gene
         raise PartitionError(f"partition.labels = {config.labels}: there are only {num_classes} classes")
     if config.clients * config.labels < num_classes:
         raise PartitionError(
-            f"partition.labels = {config.labels}: {config.clients} clients (partition.clients) with so many classes each "
-            f"leave some of the {num_classes} classes to nobody"
+            f"partition.labels = {config.labels}: {config.clients} clients (partition.clients) with this many classes each "
+            f"do not cover all {num_classes} classes"
         )
     unheld = rng.permutation(np.arange(min(config.clients, num_classes), num_classes)).tolist()
     held: list[set[int]] = []
@@ -229,7 +229,7 @@ def _check_min_size(config: PartitionConfig, n: int) -> None:
     needed = config.min_size * config.clients
     if needed > n:
         raise PartitionError(
-            f"partition.min_size = {config.min_size}: {config.clients} clients (partition.clients) with so many examples each "
+            f"partition.min_size = {config.min_size}: {config.clients} clients (partition.clients) with this many examples each "
             f"need {needed}, and there are only {n}"
         )
 

@@ -119,7 +119,7 @@ class Fold:
         try:
             check_values(out)
         except SchemaError as error:
-            self.fault = f"the reduced contributions are of no use: {error}; largest: {largest()}"
+            self.fault = f"the reduced contributions are unusable: {error}; largest: {largest()}"
 
     def step_done(self) -> None:
         """Take in that the last step has run."""

@@ -109,7 +109,7 @@ class Spool:
             descriptor, name = tempfile.mkstemp(prefix="feddkd-spool-", dir=self._folder)
             Path(name).unlink()
         except OSError as error:
-            raise StateError(f"cannot make a temporary file for contributions in {self.where}: {error.strerror}") from error
+            raise StateError(f"cannot create a temporary file for contributions in {self.where}: {error.strerror}") from error
         self._close = weakref.finalize(self, os.close, descriptor)
         return descriptor
 

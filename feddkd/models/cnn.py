@@ -21,7 +21,7 @@ def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     # A 5x5 convolution without padding takes 4 pixels, pooling halves what is left.
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if rows < 1 or columns < 1:
-        raise ValueError(f"inputs of {height}x{width} pixels are too small, 16x16 is the least")
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, at least 16x16 is needed")
     model = nn.Sequential(
         nn.Conv2d(channels, 6, 5),
         nn.MaxPool2d(2),
@@ -47,7 +47,7 @@ def mcmahan_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """
     channels, height, width = _image_shape(input_shape)
     if height < 4 or width < 4:
-        raise ValueError(f"inputs of {height}x{width} pixels are too small, 4x4 is the least")
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, at least 4x4 is needed")
     model = nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
         nn.MaxPool2d(2),

@@ -250,7 +250,7 @@ def _open_for_one_run(out: Path, *, again: bool) -> TextIO:
         is_free = False
     if not is_free:
         stream.close()
-        raise StateError(f"{out} already holds the record of a run; choose another --out, or go on with it with --resume")
+        raise StateError(f"{out} already holds the record of a run; choose another --out, or resume it with --resume")
     if stream.tell() > 0:
         stream.truncate(0)
     return stream

@@ -80,13 +80,13 @@ def _class_accuracy(value: Any) -> Any:
 def _texts(value: Any) -> Any:
     """Stops at the first value that is no text; pydantic would list every one of a million."""
     if isinstance(value, Mapping) and not all(isinstance(text, str) for text in value.values()):
-        raise ValueError("every value should be a text")
+        raise ValueError("every value must be a string")
     return value
 
 
 def _counts(value: Any) -> Any:
     if isinstance(value, Mapping) and not all(type(item) is int and item >= 0 for item in value.values()):
-        raise ValueError("every value should be a number of times")
+        raise ValueError("every value must be a count")
     return value
 
 
@@ -94,9 +94,9 @@ def _counts_by_name(value: Any) -> Any:
     if isinstance(value, Mapping):
         for counts in value.values():
             if not isinstance(counts, Mapping):
-                raise ValueError("every value should be an object of numbers of bytes")
+                raise ValueError("every value must be an object of byte counts")
             if not all(type(item) is int and item >= 0 for item in counts.values()):
-                raise ValueError("every number of bytes should be an integer from 0 on")
+                raise ValueError("every byte count must be an integer of at least 0")
     return value
 
 

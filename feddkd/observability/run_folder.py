@@ -152,7 +152,7 @@ def _partition(file: Path) -> dict[str, list[int]] | None:
     for client, counts in clients.items():
         if not isinstance(counts, list) or not all(map(_is_count, counts)):
             name = printable(client, 80)
-            raise StateError(f"{file}: {name} does not have a list of numbers of examples")
+            raise StateError(f"{file}: {name} does not have a list of example counts")
     return clients
 
 

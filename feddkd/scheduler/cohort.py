@@ -183,7 +183,7 @@ class RoundCohort:
         diverged = [client for client, item in outcome.missing.items() if item.cause is Cause.DIVERGED]
         if 2 * len(diverged) > len(exchange.clients):
             reasons = "; ".join(f"{client}: {outcome.missing[client].reason}" for client in diverged)
-            raise NotFiniteError(f"{exchange.id}: the model is of no use to most clients ({reasons})")
+            raise NotFiniteError(f"{exchange.id}: most clients cannot use the model ({reasons})")
 
     def _missing(self, outcome: Outcome) -> dict[str, Missing]:
         """Return why each client without a reply has none, those that were not asked included, in client order."""

@@ -106,7 +106,7 @@ class NoJournal:
         return ""
 
     def load(self, name: str) -> Blob:
-        raise StateError("nothing of this run is kept")
+        raise StateError("this run has no journal")
 
     def prune(self, names: Collection[str]) -> None:
         """Nothing is there."""

@@ -61,5 +61,5 @@ class Observers:
     def _drop(self, observer: Observer, error: Exception) -> None:
         self._observers.remove(observer)
         name = type(observer).__name__
-        logger.warning("%s failed and is told no more of this run: %s", name, printable(one_line(error)))
+        logger.warning("%s failed and is switched off for the rest of this run: %s", name, printable(one_line(error)))
         logger.info("where %s failed", name, exc_info=error)

@@ -224,7 +224,7 @@ class RunState:
     def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
         record = event.record
         if self.open is None:
-            raise StateError(f"{record.id} is done before it was begun")
+            raise StateError(f"{record.id} is done before it was started")
         self.open.outcomes[record.id] = event.outcome
         self.spent.pop(record.id, None)
         self.tally.add_exchange(record)

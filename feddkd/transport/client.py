@@ -136,7 +136,7 @@ class ServerStream:
             async with asyncio.timeout(silence_s):
                 return await self._call.read()
         except TimeoutError:
-            raise UnreachableError(f"server {self._server.address}: nothing was heard of it for {silence_s:g} s") from None
+            raise UnreachableError(f"server {self._server.address}: no message arrived for {silence_s:g} s") from None
 
     async def _next_message(self) -> bytes:
         while (message := next(self._outgoing, None)) is None:

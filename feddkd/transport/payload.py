@@ -330,4 +330,4 @@ def check_values(elements: torch.Tensor) -> None:
         return
     if not torch.isfinite(elements).all():
         raise SchemaError("an element is NaN or infinite")
-    raise SchemaError(f"its elements are enormous: their norm is above {LARGEST_NORM:g}")
+    raise SchemaError(f"its elements are too large: their norm is above {LARGEST_NORM:g}")

@@ -67,7 +67,7 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
         raise ConfigError("TLS needs both --tls-cert and --tls-key")
     if ca is None:
         if certificate is not None:
-            raise ConfigError("--tls-cert is of no use without --tls-ca")
+            raise ConfigError("--tls-cert needs --tls-ca")
         return None
     roots = _read(ca)
     pair = (_read(key), _read(certificate)) if certificate and key else (None, None)
@@ -91,7 +91,9 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
         ConfigError: `host` is not this machine and `insecure` is not set.
     """
     if not insecure and not _is_loopback(host):
-        raise ConfigError(f"{host} is not this machine: give TLS certificates (--tls-...), or --insecure to send everything in the clear")
+        raise ConfigError(
+            f"{host} is not a loopback address: give TLS certificates (--tls-...), or --insecure to send everything unencrypted"
+        )
 
 
 def _check_pair(certificate: Path, key: Path) -> None:

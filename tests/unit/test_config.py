@@ -227,9 +227,9 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("transport.chunk_bytes=100", ["transport.chunk_bytes = 100", "1024"]),
         ("transport.chunk_bytes=4194304", ["transport.chunk_bytes = 4194304"]),
         ("scheduler.cohort=half", ["scheduler.cohort = 'half'", "'all'"]),
-        ("scheduler.cohort=1.5", ["scheduler.cohort: a fraction lies in (0, 1], not 1.5"]),
+        ("scheduler.cohort=1.5", ["scheduler.cohort: a fraction must be in (0, 1], not 1.5"]),
         ("scheduler.cohort=0", ["scheduler.cohort: at least 1 client is needed, not 0"]),
-        ("scheduler.enough=1.5", ["scheduler.enough: a fraction lies in (0, 1], not 1.5"]),
+        ("scheduler.enough=1.5", ["scheduler.enough: a fraction must be in (0, 1], not 1.5"]),
         ("scheduler.enough=0", ["scheduler.enough: at least 1 answer is needed, not 0"]),
         ("scheduler.clients=0", ["scheduler.clients = 0", "greater than or equal to 1"]),
         ("scheduler.clients=[]", ["scheduler.clients = []", "at least 1 item"]),
@@ -557,11 +557,11 @@ def test_a_large_federation_is_checked_for_repeated_names() -> None:
     [
         (
             ("data.labelled_share=0.1", "data.labels_per_class=5"),
-            "configuration: data.labels_per_class = 5: data.labelled_share = 0.1 says already which labels are kept; leave one of them out",
+            "configuration: data.labels_per_class = 5: data.labelled_share = 0.1 is set too; use only one of them",
         ),
         (
             ("data.unlabelled=minus_one",),
-            "configuration: data.unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for digits",
+            "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for digits",
         ),
         (
             ("data.unlabelled=minus_one", "data.name=image_folder"),
