@@ -343,7 +343,7 @@ class Tensors(Mapping[str, Tensor]):
         return math.inf if squares > 1e308 else math.sqrt(squares)
 
     def is_finite(self) -> bool:
-        """Whether no floating-point element is NaN or infinite."""
+        """Return whether all floating-point elements are finite."""
         return all(
             # The sum is several times faster than a look at each element, and finite only if all of them are.
             bool(torch.isfinite(elements.sum())) or bool(torch.isfinite(elements).all())

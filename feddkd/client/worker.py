@@ -156,7 +156,7 @@ class Worker:
         return self._model_schema
 
     def broadcast_schema(self, exchange: str) -> Schema:
-        """What the server may send in an exchange. Raises ClientError for an unknown one."""
+        """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
         kind = self._kinds.get(exchange)
         if kind is None:
             raise ClientError(f"algorithm {self.site.config.algorithm.name!r} has no exchange {exchange[:40]!r}")
@@ -188,7 +188,7 @@ class Worker:
         return digest.hexdigest()
 
     def has_final_model(self, run_id: str) -> bool:
-        """Whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
+        """Return whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _evaluate(self, task: Task) -> Evaluation:

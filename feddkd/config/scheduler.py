@@ -179,7 +179,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
 
 
 def cohort_size(cohort: str | int | float, available: int) -> int:
-    """Clients that a round asks out of those available: all, a number, or a fraction, rounded up."""
+    """Return how many of the available clients a round asks: all, a number, or a fraction, rounded up."""
     if isinstance(cohort, int):
         return min(cohort, available)
     if isinstance(cohort, float):

@@ -41,7 +41,7 @@ BUILT_IN = {
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Shape and classes of the data, without reading them where that is possible.
+    """Return shape and classes of the data, without reading them where possible.
 
     Only a user's own data whose `input_shape` or `num_classes` is not configured are loaded to find
     out. What is found then holds for these files: sites that may lack classes must configure it.
@@ -63,7 +63,7 @@ def describe(config: DataConfig) -> DataInfo:
 
 
 def load_train(config: DataConfig, seed: int) -> Examples:
-    """The training examples, those without a label included.
+    """Load the training examples, unlabelled ones included.
 
     With `data.subset` = N they are the first N of a shuffle of all with `seed`, in file order.
 
@@ -81,7 +81,7 @@ def load_train(config: DataConfig, seed: int) -> Examples:
 
 
 def load_test(config: DataConfig) -> Examples:
-    """The examples of the test split.
+    """Load the examples of the test split.
 
     Raises:
         ConfigError: a key that is needed is missing or wrong.

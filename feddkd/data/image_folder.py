@@ -55,7 +55,7 @@ class ImageFiles:
 
 
 def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ...], num_classes: int, workers: int) -> StreamedExamples:
-    """The images below root/train or root/test; without a folder root/train, root itself is the training set.
+    """Load the images below root/train or root/test; without root/train, root is the training set.
 
     Classes are numbered in the alphabetical order of their folders. A class that a site has no
     examples of needs an empty folder there, so that the numbers agree on every site. A folder

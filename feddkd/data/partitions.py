@@ -20,7 +20,7 @@ DRAWS = {"dirichlet": 10_000, "quantity_dirichlet": 100_000}
 
 
 def client_ids(count: int) -> list[str]:
-    """`client-0` .. `client-9`, padded with zeros to one width, so that they sort in client order."""
+    """Return `client-0` .. `client-9`, padded with zeros to one width, so that they sort in client order."""
     width = len(str(count - 1))
     return [f"client-{number:0{width}}" for number in range(count)]
 
@@ -52,13 +52,13 @@ def partition(config: PartitionConfig, labels: Tensor, num_classes: int, seed: i
 
 
 def class_counts(parts: Sequence[Tensor], labels: Tensor, num_classes: int) -> Tensor:
-    """Examples of each class at each client: int64 [clients, num_classes]; those without a label do not count."""
+    """Count the labelled examples of each class at each client: int64 [clients, num_classes]."""
     held = (labels[part] for part in parts)
     return torch.stack([torch.bincount(mine[mine != UNLABELLED], minlength=num_classes) for mine in held])
 
 
 def unlabelled_counts(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Examples without a label at each client: int64 [clients]."""
+    """Count the unlabelled examples at each client: int64 [clients]."""
     return torch.stack([(labels[part] == UNLABELLED).sum() for part in parts])
 
 

@@ -88,7 +88,7 @@ class Contribution:
         return self._sequence.received_bytes if self._sequence is not None else 0
 
     def is_same_content(self, header: tensors_pb2.PayloadHeader) -> bool:
-        """Whether `header` announces the content that has arrived. Raises StateError."""
+        """Return whether `header` announces the content that has arrived. Raises StateError."""
         if self._header is None or header.digest != self._header.digest:
             return False
         return not header.content_sha256 or header.content_sha256 == self._content_sha256()

@@ -79,7 +79,7 @@ class Fold:
         return self._collection.revision != self._revision or self._is_ready()
 
     def next_step(self) -> Callable[[], None] | None:
-        """The next piece of work that can be done now, or None.
+        """Return the next piece of work that can be done now, or None.
 
         It may run in any thread. `step_done` has to follow it before anything else is asked here.
         """

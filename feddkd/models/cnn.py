@@ -12,7 +12,7 @@ from torch import nn
 
 
 def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
+    """Build NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
 
     Raises:
         ValueError: `input_shape` is not (channels, height, width), or too small.
@@ -40,7 +40,7 @@ def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def mcmahan_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
+    """Build the CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
 
     Raises:
         ValueError: `input_shape` is not (channels, height, width), or too small.

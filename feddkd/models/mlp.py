@@ -10,7 +10,7 @@ WIDTH = 64
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two hidden layers of 64 rectified units, for inputs of any shape: 8,970 parameters on digits."""
+    """Build two hidden layers of 64 rectified units, for inputs of any shape: 8,970 parameters on digits."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), WIDTH),

@@ -101,7 +101,7 @@ class Ledger(Observer):
 
 
 def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
-    """The content of a line of `exchanges.jsonl`."""
+    """Return the content of a line of `exchanges.jsonl`."""
     return {
         "round": record.id.round,
         "attempt": record.id.attempt,
@@ -123,7 +123,7 @@ def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
 
 
 def round_line(record: RoundRecord) -> dict[str, Any]:
-    """The content of a line of `rounds.jsonl`."""
+    """Return the content of a line of `rounds.jsonl`."""
     return {
         "round": record.round,
         "accuracy": record.evaluation.accuracy if record.evaluation else None,
@@ -144,7 +144,7 @@ def round_line(record: RoundRecord) -> dict[str, Any]:
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
-    """The content of `summary.json`.
+    """Return the content of `summary.json`.
 
     `total_wire_bytes_*` cover everything that crossed the network; the part that belongs to no exchange
     (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the

@@ -218,7 +218,7 @@ class Summary(TensorBytes):
 
 
 def problem_of(error: ValidationError) -> str:
-    """The first thing that is wrong with a line, for a message that names the file and the line."""
+    """Return the first problem of a line, for a message that names the file and the line."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return f"is not JSON: {printable(str(first['ctx']['error']))}"

@@ -121,7 +121,7 @@ def exchange_parts(line: ExchangeLine, link: Link) -> Parts | None:
 
 
 def seconds_by_round(run: RunFolder, link: Link) -> dict[int, float]:
-    """Seconds from the start until each recorded round was done; empty for a record that does not say enough."""
+    """Return seconds from the start until each recorded round was done; empty for a record that does not say enough."""
     total, found = 0.0, {}
     for number, parts in sorted((parts_by_round(run, link) or {}).items()):
         total += parts.total
@@ -136,7 +136,7 @@ def total_parts(run: RunFolder, link: Link) -> Parts | None:
 
 
 def parse_rate(text: str, option: str) -> float:
-    """Bits a second of `10Mbit`, `10Mbit/s`, `500kbit` or `1.5Gbit`. Raises ConfigError naming the option."""
+    """Parse `10Mbit`, `10Mbit/s`, `500kbit` or `1.5Gbit` to bits per second. Raises ConfigError naming the option."""
     found = re.fullmatch(r"([0-9.]+) ?([kmg]?)bit(?:/s)?", text.strip().lower())
     rate = _number(found[1]) * RATES[found[2]] if found else math.nan
     if not 0 < rate < math.inf:
@@ -145,7 +145,7 @@ def parse_rate(text: str, option: str) -> float:
 
 
 def parse_time(text: str, option: str) -> float:
-    """Seconds of `40ms` or `0.2s`. Raises ConfigError naming the option."""
+    """Parse `40ms` or `0.2s` to seconds. Raises ConfigError naming the option."""
     found = re.fullmatch(r"([0-9.]+) ?(ms|s)", text.strip().lower())
     seconds = _number(found[1]) * TIMES_S[found[2]] if found else math.nan
     if not 0 <= seconds < math.inf:

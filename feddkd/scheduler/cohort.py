@@ -133,7 +133,7 @@ class RoundCohort:
         return outcome.reduced
 
     def report(self, name: str, payload: Tensors, step: int = 0) -> Outcome:
-        """The same for replies of any kind, with every number that came back. Raises RoundError."""
+        """Do the same for replies of any kind, with every number that came back. Raises RoundError."""
         identity = self._attempt.exchange(name, step)
         if not payload.is_finite():
             raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")

@@ -246,7 +246,7 @@ class FileJournal:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a process has the journal in a folder open. Raises StateError."""
+    """Return whether a process has the journal in a folder open. Raises StateError."""
     try:
         descriptor = os.open(folder / JOURNAL, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # also where it is a pipe
     except OSError as error:

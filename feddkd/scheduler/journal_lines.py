@@ -77,7 +77,7 @@ def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry,
 
 
 def has_journal(folder: Path) -> bool:
-    """Whether a folder holds the journal of a run."""
+    """Return whether a folder holds the journal of a run."""
     return (folder / JOURNAL).exists()
 
 

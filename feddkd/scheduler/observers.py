@@ -24,7 +24,7 @@ class Observers:
 
     @classmethod
     def of(cls, observers: Observers | Iterable[Observer]) -> Observers:
-        """The same object if it is one already, so that an observer that was dropped stays dropped."""
+        """Return the object itself if it is one already, so that a dropped observer stays dropped."""
         return observers if isinstance(observers, Observers) else cls(observers)
 
     def add(self, observer: Observer) -> None:

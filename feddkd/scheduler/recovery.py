@@ -47,7 +47,7 @@ class Spent:
 
 
 def is_finished(entries: Sequence[Entry]) -> bool:
-    """Whether a run came to its end, and was not extended since."""
+    """Return whether a run came to its end, and was not extended since."""
     last = next((entry.event for entry in reversed(entries) if not isinstance(entry.event, DeliveredLate)), None)
     return isinstance(last, RunFinished)
 

@@ -44,7 +44,7 @@ class RoundTally:
             self._metrics.setdefault(name, []).append(value)
 
     def start_again(self) -> None:
-        """The attempt failed: its metrics describe no model."""
+        """Discard the metrics of a failed attempt, which describe no model."""
         self._metrics.clear()
 
     @property

@@ -97,7 +97,7 @@ class ServerStream:
         self._has_outgoing = asyncio.Event()
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """What the server sends, until it ends the stream.
+        """Yield what the server sends, until it ends the stream.
 
         Raises:
             UnreachableError: the connection broke, or the server was silent for too long.

@@ -20,7 +20,7 @@ def always() -> bool:
 
 
 def nothing() -> None:
-    """What is done where nobody asks for anything."""
+    """Do nothing."""
 
 
 @dataclass(slots=True, eq=False)

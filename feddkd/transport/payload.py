@@ -177,7 +177,7 @@ class Payload:
         return len(self._pieces)
 
     def frames(self, offset: int = 0) -> Iterator[bytes]:
-        """The stream messages that carry the bytes from the chunk that begins at byte `offset` on, in order.
+        """Yield the stream messages of the chunks from byte `offset` on, in order.
 
         Raises:
             ProtocolError: no chunk begins there, nor does the payload end there.
