@@ -1,4 +1,4 @@
-"""Objects that a configuration names as `package.module:name`."""
+"""Imports objects that a configuration names as `package.module:name`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Bytes that crossed the network, as seen from the client: up is towards the server.
 
-Beside them stand the names under which an exchange's metrics say what its codecs did.
+Also defines the names of the metrics of an exchange's codecs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps what codecs left out of the replies that counted, through restarts where a client has a state directory."""
+"""Keeps what codecs left out of the replies that counted; with a state directory, across restarts."""
 
 from __future__ import annotations
 

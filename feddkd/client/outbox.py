@@ -1,4 +1,4 @@
-"""Keeps the one finished reply that the server has not acknowledged, where it survives the client's process."""
+"""Keeps the one finished reply that the server has not acknowledged, across restarts of the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets up a real site: its own data, everything else as the server's manifest says."""
+"""Sets up a real site: its own data, and all other settings from the server's manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carries out one client's part of any exchange, in whatever process it lives."""
+"""Carries out one client's part of any exchange, in any process."""
 
 from __future__ import annotations
 

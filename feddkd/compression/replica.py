@@ -1,7 +1,7 @@
-"""Keep a model that the server and its clients hold alike, although only its steps are sent, and encoded.
+"""Keep a model equal at the server and its clients, although only encoded steps are sent.
 
-The server encodes the step that it wants to take, adds what the code says to its own model, and sends the
-code. So its model is exactly what clients hold: no error is left that somebody would have to keep.
+The server encodes the step that it wants to take, adds the decoded step to its own model, and sends the
+code. So its model is exactly what clients hold, and there is no error to feed back later.
 """
 
 from __future__ import annotations

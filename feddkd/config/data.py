@@ -1,4 +1,4 @@
-"""Defines the tables `[data]` and `[partition]`: which examples there are, and how simulated clients share them."""
+"""Defines the tables `[data]` and `[partition]`: the data set, and how a simulation splits it among clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines the tables `[scheduler]` and `[aggregation]`: who takes part, and what is accepted."""
+"""Defines the tables `[scheduler]` and `[aggregation]`: participation, timeouts, and limits on contributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every configuration table is made of."""
+"""The base class of configuration tables, and common bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training and test examples that a configuration asks for."""
+"""Loads the training and test examples of a configuration."""
 
 from __future__ import annotations
 

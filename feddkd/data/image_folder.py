@@ -1,4 +1,4 @@
-"""Images that lie in one folder for each class, and in one for those without a label."""
+"""Reads images from one folder per class, and one for unlabelled images."""
 
 from __future__ import annotations
 

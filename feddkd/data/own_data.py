@@ -1,4 +1,4 @@
-"""A user's own data, returned by functions that the configuration names."""
+"""Loads the user's own data with the functions that the configuration names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that deal one data set to many clients, and the share that a client keeps for evaluation."""
+"""Splits one data set among clients, and a client's examples into training and held-out ones."""
 
 from __future__ import annotations
 

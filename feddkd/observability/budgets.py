@@ -1,4 +1,4 @@
-"""What accuracy a run had reached when it had spent a budget, and what it had spent when it reached an accuracy.
+"""Reads the accuracy of a run within a budget, and the cost of reaching an accuracy.
 
 A budget is a cost of any kind: rounds, bytes on the wire, gradient evaluations, seconds.
 """

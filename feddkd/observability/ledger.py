@@ -1,9 +1,9 @@
-"""The communication ledger: what every exchange cost and what every round bought, one JSON object a line.
+"""Writes the communication ledger: cost and result of every exchange and round, one JSON object per line.
 
-Sizes are in bytes, times in seconds; down and up are seen from the client. A line is written and flushed
-as soon as it is complete, so that a run that is cut off leaves all it knew.
+Sizes are in bytes, times in seconds; down is towards the client. A line is written and flushed as soon as it
+is complete, so an interrupted run leaves a record up to that point.
 
-A run whose record cannot be written ends: everything that fails to be written is a StateError that names the file.
+A run ends if its record cannot be written: every failed write raises a StateError that names the file.
 """
 
 from __future__ import annotations

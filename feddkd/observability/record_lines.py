@@ -1,8 +1,8 @@
-"""What the files of a run's record hold, checked when they are read.
+"""Defines the lines of a run's record, and checks them when they are read.
 
-The ledger writes these files, but a reader may meet any: older ones that lack fields, damaged ones,
-and those of another program. So a field is of the type and the size that stand here, or reading
-stops with one line. Sizes are in bytes, times in seconds; down and up are seen from the client.
+The ledger writes these files, but a reader may be given older files that lack fields, damaged files, and
+files of other programs. So every field has the type and the size defined here, or reading fails with a
+one-line error. Sizes are in bytes, times in seconds; down is towards the client.
 """
 
 from __future__ import annotations

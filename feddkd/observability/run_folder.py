@@ -1,4 +1,4 @@
-"""Reads back what a run leaves behind (`--out DIR`), for the report and for comparisons."""
+"""Reads the record of a run (`--out DIR`), for the report and for comparisons."""
 
 from __future__ import annotations
 

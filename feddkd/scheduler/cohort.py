@@ -1,4 +1,4 @@
-"""The clients of one round, and how they exchange tensors with the server."""
+"""Exchanges tensors with the clients of one round."""
 
 from __future__ import annotations
 

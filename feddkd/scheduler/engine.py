@@ -1,4 +1,4 @@
-"""Defines what the scheduler asks of an engine: carry out exchanges, and say exactly what happened."""
+"""Defines the interface of an engine: it carries out exchanges and reports exactly what happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the events of a run go, so that another process can go on with it."""
+"""Defines the journal: it keeps the events of a run, so that another process can resume it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a journal is written: one JSON object a line, the first about the run, each other with an event and a checksum."""
+"""Writes and reads journal lines: JSON objects, the first about the run, each other an event with a checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the observers of a run what happens, and keeps their failures from each other and from the run."""
+"""Notifies the observers of a run, and isolates their failures from each other and from the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brings the journal of a run back to its newest good state, so that another process can go on with it."""
+"""Restores the journal of a run to its newest undamaged state, so that another process can resume it."""
 
 from __future__ import annotations
 

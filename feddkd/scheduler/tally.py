@@ -1,4 +1,4 @@
-"""Adds up what the exchanges of a round and the rounds of a run cost and bought."""
+"""Adds up costs and metrics of a round's exchanges and of a run's rounds."""
 
 from __future__ import annotations
 

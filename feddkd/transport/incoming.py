@@ -1,4 +1,4 @@
-"""What a client sends on its stream: bounded, counted, and handed to the inbox."""
+"""Bounds and counts what a client sends on its stream, and hands it to the inbox."""
 
 from __future__ import annotations
 

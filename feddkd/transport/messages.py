@@ -1,4 +1,4 @@
-"""The stream's messages, built and read in one place, so that every engine moves and counts the same bytes."""
+"""Builds and reads the stream's messages in one place, so that every engine counts the same bytes."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def farewell_message(completed: bool, reason: str, paused: bool = False) -> byte
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
-    """Open the stream, and say which broadcast is at hand from before the connection broke."""
+    """Open the stream, and report which broadcast is held from before the connection broke."""
     hello = pb.Hello(session_token=session_token)
     if holding is not None:
         hello.holding.id.CopyFrom(id_to_message(holding.exchange))

@@ -1,4 +1,4 @@
-"""Who has joined, and what is on its way to them."""
+"""Keeps the sessions of the clients that have joined."""
 
 from __future__ import annotations
 

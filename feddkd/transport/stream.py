@@ -1,4 +1,4 @@
-"""One open Participate stream: what is sent on it, whether its client is alive, and how it ends."""
+"""One open Participate stream: sends, checks that its client is alive, and ends."""
 
 from __future__ import annotations
 

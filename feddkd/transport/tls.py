@@ -1,4 +1,4 @@
-"""Reads TLS credentials from PEM files, and keeps plaintext on this machine."""
+"""Reads TLS credentials from PEM files, and allows plaintext only on loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server_credentials(
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """Whom a client trusts, and what it shows of itself.
+    """The CA that a client trusts, and the certificate that it presents.
 
     Attributes:
         ca: the file with the certificates that may sign a server's.
@@ -85,7 +85,7 @@ def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | Non
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:
-    """Refuse to send tensors in the clear to another machine unless the user insists.
+    """Refuse to send tensors unencrypted to another machine unless the user insists.
 
     Raises:
         ConfigError: `host` is not this machine and `insecure` is not set.
