@@ -28,17 +28,17 @@ SchemaRule = Callable[[Schema], Schema]
 
 
 def whole_model(model: Schema) -> Schema:
-    """Parameters and buffers: what a model or an update is made of."""
+    """Select parameters and buffers: the tensors of a model or an update."""
     return model
 
 
 def trainable_parameters(model: Schema) -> Schema:
-    """The parameters that take gradients: what a gradient is made of."""
+    """Select the parameters that take gradients: the tensors of a gradient."""
     return model.trainable
 
 
 def model_and(**extras: SchemaRule) -> SchemaRule:
-    """The whole model and, beside it, more vectors: tensor "conv.weight" of extra `control` is named "control/conv.weight"."""
+    """Select the whole model and extra vectors: tensor "conv.weight" of extra `control` is "control/conv.weight"."""
 
     def rule(model: Schema) -> Schema:
         return model.beside({name: extra(model) for name, extra in extras.items()})
@@ -50,17 +50,17 @@ SCALAR = Schema([TensorSpec("value", torch.float64, (), trainable=False)])
 
 
 def scalar(model: Schema) -> Schema:  # noqa: ARG001
-    """One float64 number, reduced like everything else: for what a server half needs to know exactly."""
+    """Declare one float64 number, which is reduced like a tensor: for what the server side decides by."""
     return SCALAR
 
 
 def as_scalar(number: float) -> Tensors:
-    """A number as it travels beside a model: `update.beside(loss=as_scalar(0.5))`."""
+    """Convert a number to what travels beside a model: `update.beside(loss=as_scalar(0.5))`."""
     return Tensors.copy_of(SCALAR, {"value": torch.tensor(number, dtype=torch.float64)})
 
 
 def read_scalar(reduced: Tensors, name: str) -> float:
-    """The number that travelled as `name`."""
+    """Read the number that travelled as `name`."""
     return float(reduced.part(name, SCALAR)["value"])
 
 
@@ -339,12 +339,12 @@ class Outcome:
     useful: Traffic = field(default_factory=Traffic)
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
-        """Weighted mean of the clients' losses, or None if no client reported one."""
+        """Return the weighted mean of the clients' losses, or None if no client reported one."""
         losses = {client: reply.loss for client, reply in self.replies.items() if reply.loss is not None}
         return _weighted_mean(losses, weights)
 
     def mean_metrics(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """Weighted mean of each metric over the clients that reported it, in the order of the names."""
+        """Return the weighted mean of each metric over the clients that reported it, ordered by name."""
         by_name: dict[str, dict[str, float]] = {}
         for client, reply in self.replies.items():
             for name, value in reply.metrics.items():

@@ -1,4 +1,4 @@
-"""Open files that somebody else may have put in the place of ours."""
+"""Open files that another process may have replaced."""
 
 from __future__ import annotations
 

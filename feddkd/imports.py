@@ -1,4 +1,4 @@
-"""Objects that a configuration names as `package.module:name`."""
+"""Imports objects that a configuration names as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load_object(path: str, key: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and first line of an exception, for a message that has to stay on one line."""
+    """Return type and first line of an exception, for a one-line message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

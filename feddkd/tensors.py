@@ -113,7 +113,7 @@ class Schema:
         listed = list(specs)
         for spec in listed:
             if spec.dtype not in _DTYPE_RANK:
-                raise SchemaError(f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot travel; use one of {', '.join(DTYPES)}")
+                raise SchemaError(f"tensor {spec.name!r} has dtype {spec.dtype}, which cannot be sent; use one of {', '.join(DTYPES)}")
         self.specs = tuple(sorted(listed, key=lambda spec: _DTYPE_RANK[spec.dtype]))
         self.by_name = {spec.name: spec for spec in self.specs}
         if len(self.by_name) != len(self.specs):
@@ -343,7 +343,7 @@ class Tensors(Mapping[str, Tensor]):
         return math.inf if squares > 1e308 else math.sqrt(squares)
 
     def is_finite(self) -> bool:
-        """Whether no floating-point element is NaN or infinite."""
+        """Return whether all floating-point elements are finite."""
         return all(
             # The sum is several times faster than a look at each element, and finite only if all of them are.
             bool(torch.isfinite(elements.sum())) or bool(torch.isfinite(elements).all())

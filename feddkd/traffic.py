@@ -1,6 +1,6 @@
 """Bytes that crossed the network, as seen from the client: up is towards the server.
 
-Beside them stand the names under which an exchange's metrics say what its codecs did.
+Also defines the names of the metrics of an exchange's codecs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Traffic:
         return total
 
     def wire_beyond(self, other: Traffic) -> Traffic:
-        """The bytes on the wire that are not in `other`, which is a part of these."""
+        """Return the bytes on the wire that are not in `other`, which is a part of these."""
         return Traffic(wire_bytes_down=self.wire_bytes_down - other.wire_bytes_down, wire_bytes_up=self.wire_bytes_up - other.wire_bytes_up)
 
     @property

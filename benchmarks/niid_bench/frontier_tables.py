@@ -86,9 +86,9 @@ def tier_section(found: Frontier, *, comparison: bool = False) -> str:
     if found.unit_bytes is None or not rows:
         return NO_RESULTS
     parts = [
-        "**Bytes a round** in units; in brackets, what it takes once to deliver the last model to every client:",
+        "**Bytes a round** in units; in brackets, the delivery of the final model to every client:",
         _by_partition(found, rows, partial(_units, found)),
-        "**Final accuracy** in %, mean ± deviation over the seeds:",
+        "**Final accuracy** in %, mean ± std over seeds:",
         _by_partition(found, rows, lambda row, partition: accuracy(found.final(row, partition), seeds=len(SEEDS))),
         f"**Difference to `{REFERENCE}`** at the end, in points, seed by seed, and the mean:",
         _by_partition(found, [row for row in rows if row != REFERENCE], lambda row, partition: _differences(found, row, partition)),
@@ -108,7 +108,7 @@ def curves_section(found: Frontier) -> str:
         rows = [row for row in found.algorithms if found.of(row, partition)]
         cells = [[f"`{row}`", *(_at_units(found, row, partition, units) for units in BUDGETS)] for row in rows]
         cells = [row for row in cells if set(row[1:]) != {MISSING}]
-        parts.append(f"**{partition}**, accuracy in % at so many units; rows whose first round takes more than all of them are left out:")
+        parts.append(f"**{partition}**, accuracy in % by units; without rows whose first round takes more than the last column:")
         parts.append(table(["row", *(f"{units:g}" for units in BUDGETS)], cells))
     return "\n\n".join(parts)
 

@@ -46,11 +46,11 @@ def verdict_table(targets: Sequence[Target], partitions: Sequence[str]) -> str:
     rows = []
     for target in targets:
         asked = {partition: target.judge(partition) for partition in partitions if partition in target.partitions}
-        rows.append([target.text, *(asked.get(partition, "not asked") for partition in partitions)])
+        rows.append([target.text, *(asked.get(partition, "no target") for partition in partitions)])
     cells = [cell for row in rows for cell in row[1:]]
     counts = {verdict: sum(cell.startswith(verdict) for cell in cells) for verdict in VERDICTS}
     said = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items() if count or verdict in ("met", "missed"))
-    return f"{table(['asked', *partitions], rows)}\n\n**Of these {sum(counts.values())}: {said}.**"
+    return f"{table(['target', *partitions], rows)}\n\n**{sum(counts.values())} targets: {said}.**"
 
 
 def mini_targets(found: Frontier) -> list[Target]:
@@ -180,8 +180,8 @@ def codec_time(found: Frontier) -> str:
     said = ", ".join(f"`{row}` {share.mean:.0%}" for row, share in shares.items())
     worst = max(share.mean for share in shares.values())
     verdict = "met" if worst < 0.1 else "missed"
-    asked = f"Codec time, asked to be under 10 % of a round: **{verdict}**"
-    return f"{asked}. All clients' and the server's codecs, as a share of the run: {said}."
+    asked = f"Target: codec time under 10 % of a round: **{verdict}**"
+    return f"{asked}. Time of all clients' and the server's codecs, as a share of the run: {said}."
 
 
 def thrown_away(found: Frontier) -> str:
@@ -192,7 +192,7 @@ def thrown_away(found: Frontier) -> str:
         if counts:
             rounds = len(found.of(REFERENCE, partition)[0].curve.rounds)
             said.append(f"{', '.join(map(str, counts))} of {rounds} on {partition}")
-    return f"Rounds in which `{REFERENCE}` starts from the previous model and throws the average away: {'; '.join(said)}." if said else ""
+    return f"Rounds in which `{REFERENCE}` starts from the previous model and discards the average: {'; '.join(said)}." if said else ""
 
 
 def _rounds_started_over(metrics: dict[str, list[float | None]]) -> int:

@@ -146,7 +146,7 @@ def choice_section(found: LabelOutcomes) -> str:
     if not rows:
         return NO_RESULTS
     chosen = table(["labels", "partition", "rounds by teachers", "by own predictions", "by labels"], rows)
-    return f"{verdict_table(auto_targets(found), (*SKEWED, *MILD))}\n\nWhat the steps went by, in rounds of all seeds:\n\n{chosen}"
+    return f"{verdict_table(auto_targets(found), (*SKEWED, *MILD))}\n\nWhat the steps used, in rounds over all seeds:\n\n{chosen}"
 
 
 def costs_section(found: LabelOutcomes, case: str, partitions: Sequence[str]) -> str:
@@ -203,7 +203,7 @@ def _readme_cell(found: LabelOutcomes, case: str, row: str, partition: str, *, a
 def notes(found: LabelOutcomes) -> str:
     """Which cells did not run as the files say today."""
     outdated = sorted(f"{outcome.cell} (`{outcome.outdated}`)" for outcome in found.all if outcome.outdated)
-    return f"Run with other settings than the files of settings say today: {', '.join(outdated)}." if outdated else ""
+    return f"Run with settings that have changed since: {', '.join(outdated)}." if outdated else ""
 
 
 def sections_of(mnist: LabelOutcomes, cifar: LabelOutcomes, exact: LabelOutcomes) -> dict[str, str]:

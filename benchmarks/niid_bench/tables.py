@@ -37,7 +37,7 @@ PAGE, ABLATION_PAGE = "benchmarks.md", "ablation.md"
 TARGETS = {"mini": (0.9, 0.95), "exact": (0.9, 0.95, 0.98)}
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN", "cifar10_jpeg": "CIFAR-10 as JPEG"}
 
-IN_BRACKETS = "In brackets: runs that end before they have spent it, and the share that they spend:"
+IN_BRACKETS = "In brackets: runs that end earlier, with the share of the budget that they spend:"
 SPENT = 0.99
 """Runs that have spent this share of a budget count as having spent it: headers differ by less."""
 
@@ -62,12 +62,12 @@ def data_section(outcomes: Outcomes) -> str:
         _protocol(outcomes),
         verdicts(outcomes),
         f"![Test accuracy by round and by bytes on the wire for each partition]({picture_name(outcomes)})",
-        "**Final accuracy** in %, mean ± deviation over the seeds:",
+        "**Final accuracy** in %, mean ± std over seeds:",
         accuracy_table(outcomes, outcomes.final),
         "**Best accuracy** of all rounds in %, which is what most papers report:",
         accuracy_table(outcomes, outcomes.best),
         published_table(outcomes),
-        "**What a run costs** at most:",
+        "**Cost of a run** (the largest of all runs):",
         cost_table(outcomes),
         "**Accuracy at FedDKD's bytes** in %: the last round within what FedDKD's runs move. " + IN_BRACKETS,
         budget_table(outcomes, lambda curve: curve.wire_bytes),
@@ -185,7 +185,7 @@ def notes(outcomes: Outcomes) -> str:
         f"{outcome.cell.algorithm} {outcome.cell.partition} seed {outcome.cell.seed} (`{outcome.outdated}`)"
         for outcome in sorted(outdated, key=lambda outcome: str(outcome.cell))
     )
-    return f"Run with other settings than the files of settings say today: {', '.join(cells)}."
+    return f"Run with settings that have changed since: {', '.join(cells)}."
 
 
 def _protocol(outcomes: Outcomes) -> str:
@@ -194,14 +194,14 @@ def _protocol(outcomes: Outcomes) -> str:
     return (
         f"{images}, {tier['partition']['clients']} parties, {tier['training']['epochs']} local epochs, {_rounds(outcomes)}, "
         f"SGD at {tier['training']['lr']} with momentum {tier['training']['momentum']}, batches of {tier['training']['batch_size']}, "
-        f"`{tier['model']['name']}`. `{LONGER}` has as many exchanges as `feddkd`, so more rounds, and is not bold where rounds are equal."
+        f"`{tier['model']['name']}`. `{LONGER}` has as many exchanges as `feddkd` and so more rounds; it is never bold at equal rounds."
     )
 
 
 def _rounds(outcomes: Outcomes) -> str:
     """How many rounds the algorithms ran, if all ran as many."""
     found = {len(outcome.curve.rounds) for outcome in outcomes.all if outcome.cell.algorithm != LONGER}
-    return f"{found.pop()} rounds" if len(found) == 1 else "rounds as the table of costs says, so no row is bold for its final accuracy"
+    return f"{found.pop()} rounds" if len(found) == 1 else "different numbers of rounds (see the cost table; so no final accuracy is bold)"
 
 
 def same_rounds(outcomes: Outcomes) -> list[str]:

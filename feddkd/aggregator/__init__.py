@@ -1,1 +1,1 @@
-"""Reduction rules: how the contributions of one exchange become one."""
+"""Reduction rules: how the contributions to an exchange are combined into one."""

@@ -1,12 +1,12 @@
-"""Shorten a gradient that is many times as long as every one before it.
+"""Clip a gradient that is many times as long as every one before it.
 
-Adam scales its step by the gradients that it has seen. Where a run has seen small ones only, a single gradient
-ten times as long takes over both moments: the next steps go on in the direction of that one, at full rate. A
-network of ReLUs can end where its units are off for every input, and stays there.
+Adam scales its step by the gradients that it has seen. If these were all small, a single gradient ten times as
+long dominates both moments, and the next steps continue in its direction at the full rate. The units of a ReLU
+network can then be off for every input, and stay off.
 
-To clip gradients relative to the clipped norms before them, so that none takes over the moments, is AdaGC's idea
-(Wang et al., arXiv 2502.11034). It uses a moving average of the norms, tensor by tensor. This limit is a multiple
-of the longest gradient: a run whose gradients grow step by step, as they do when training begins, is left alone.
+AdaGC (Wang et al., arXiv 2502.11034) clips gradients relative to the clipped norms before them, with a moving
+average of the norms, tensor by tensor. Here the limit is a multiple of the longest gradient, so it does not
+affect a run whose gradients grow gradually, as they do at the start of training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GrowthLimit:
         self._longest = 0.0
 
     def limited(self, gradient: Tensors) -> Tensors:
-        """Return `gradient`, shortened if it is too long; the length that it has then is remembered.
+        """Return `gradient`, clipped if it is too long; remembers the norm that it has then.
 
         The first gradient that is not zero has no limit.
         """
@@ -51,7 +51,7 @@ class GrowthLimit:
         norm = gradient.norm()
         longest = self._factor * self._longest
         if 0 < longest < norm:
-            message = "a gradient of norm %.3g is %.3g times as long as all before it: shortened to %.3g (dkd.growth_limit = %g)"
+            message = "gradient norm %.3g is %.3g times the longest so far: clipped to %.3g (dkd.growth_limit = %g)"
             logger.warning(message, norm, norm / self._longest, longest, self._factor)
             gradient, norm = gradient.scaled(longest / norm), longest
         self._longest = max(self._longest, norm)

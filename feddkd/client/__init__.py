@@ -1,1 +1,1 @@
-"""What runs at a site: the worker that computes, the agent that talks to the server, and the state directory."""
+"""The client process: the worker that computes, the agent that talks to the server, the state directory."""

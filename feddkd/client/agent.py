@@ -201,7 +201,7 @@ class Agent:
         exchange = id_from_message(resend.id)
         if self._work is not None and self._work.exchange == exchange:
             if resend.offset and not self._work.has_reply:
-                raise ProtocolError(f"it has {resend.offset} bytes of a reply that was never sent")
+                raise ProtocolError(f"the server has {resend.offset} bytes of a reply that was never sent")
             self._wanted_from = resend.offset
             self._advance()
         elif self._work is None and self._stream is not None:

@@ -49,7 +49,7 @@ class Fence:
         seen = self._seen.get(run_id, 0)
         if incarnation < seen:
             raise UnreachableError(
-                f"it is server {incarnation} of run {printable(run_id, RUN_ID_CHARACTERS)}, which server {seen} has taken over"
+                f"it is server {incarnation} of run {printable(run_id, RUN_ID_CHARACTERS)}, which was replaced by server {seen}"
             )
         if incarnation == seen or len(run_id) > RUN_ID_CHARACTERS:
             return
@@ -62,7 +62,7 @@ class Fence:
         try:
             self._state.write_text(SERVERS, json.dumps(self._seen))
         except StateError as error:
-            logger.warning("%s: if it ends now, it may work for a server that was replaced: %s", self._state.client_id, error)
+            logger.warning("%s: after a restart it may work for a server that was replaced: %s", self._state.client_id, error)
 
 
 def _parse(text: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a client keeps between exchanges so that fewer bytes travel: models that steps lead from, and what codecs left out."""
+"""Holds what a client needs for codecs between exchanges: the base models of steps, and leftovers."""
 
 from __future__ import annotations
 

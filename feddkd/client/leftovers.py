@@ -1,4 +1,4 @@
-"""Keeps what codecs left out of the replies that counted, through restarts where a client has a state directory."""
+"""Keeps what codecs left out of the replies that counted; with a state directory, across restarts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Leftovers:
                 self._state.remove(left.file)
             self._known.remove(left)
         if exchange.round > 1 and not self._known and len({left.exchange.round for left in gone}) >= ROUNDS_KEPT:
-            logger.warning("what replies before round %d left over, if anything, is not known any more", exchange.round)
+            logger.warning("leftovers of replies before round %d, if any, are lost", exchange.round)
 
     def find(self, name: str) -> Tensors | None:
         """Return what the last reply to an exchange of this name left over; None if nothing is. Raises StateError."""

@@ -1,4 +1,4 @@
-"""Says as whom a client takes part."""
+"""Defines the identity under which a client takes part."""
 
 from __future__ import annotations
 

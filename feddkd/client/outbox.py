@@ -1,4 +1,4 @@
-"""Keeps the one finished reply that the server has not acknowledged, where it survives the client's process."""
+"""Keeps the one finished reply that the server has not acknowledged, across restarts of the client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Outbox:
             failpoint("client.outbox.before_write")
             save_reply(self._state, OUTBOX, StoredReply(work, reply, self._configuration))
         except (StateError, OSError) as error:
-            logger.warning("%s: if it ends now, it will compute %s again: %s", self._state.client_id, exchange, error)
+            logger.warning("%s: after a restart it would compute %s again: %s", self._state.client_id, exchange, error)
             return
         self._kept, self._leaves_over = exchange, reply.leftover is not None
         failpoint("client.outbox.after_write")
@@ -85,7 +85,7 @@ class Outbox:
         try:
             leftovers.store(exchange, OUTBOX)
         except StateError as error:
-            logger.warning("%s: if it ends now, what is left over from %s is lost: %s", self._state.client_id, exchange, error)
+            logger.warning("%s: a restart would lose the leftover of %s: %s", self._state.client_id, exchange, error)
 
     def discard(self, exchange: ExchangeId) -> None:
         """Remove the reply to an exchange that is closed."""
@@ -96,4 +96,4 @@ class Outbox:
         try:
             self._state.remove(OUTBOX)
         except StateError as error:
-            logger.warning("%s: the reply to %s stays on the disk: %s", self._state.client_id, exchange, error)
+            logger.warning("%s: cannot remove the stored reply to %s: %s", self._state.client_id, exchange, error)

@@ -1,4 +1,4 @@
-"""Sets up a real site: its own data, everything else as the server's manifest says."""
+"""Sets up a real site: its own data, and all other settings from the server's manifest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float 
 
 
 def site_tables(file: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What the site's own configuration says, checked before the server is asked for anything.
+    """Read the site's own configuration, checked before the server is asked for anything.
 
     Args:
         file: the site's configuration; None says nothing.
@@ -63,7 +63,7 @@ def site_tables(file: Path | None, overrides: Iterable[str] = ()) -> dict[str, A
 
 
 def site_config(server: Config, own: Mapping[str, Any]) -> Config:
-    """The server's configuration with the site's own data and hardware.
+    """Return the server's configuration with the site's own data and hardware.
 
     Args:
         own: the site's tables, from `site_tables`; its `[runtime]` counts, and its `[data]`. If that names the data, only what
@@ -104,7 +104,7 @@ def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
 
 
 def site_worker(config: Config, state: StateDir, partition_index: int | None = None) -> Worker:
-    """A worker on the site's own data, or on one slice of a shared data set.
+    """Build a worker on the site's own data, or on one slice of a shared data set.
 
     Raises:
         ConfigError: the data, the slice or the model are not as the configuration says.

@@ -130,7 +130,7 @@ def _end_with_stdin() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the client processes that `feddkd run` starts."""
+    """Run one of the client processes that `feddkd run` starts."""
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)
     parser.add_argument("config", type=Path, help="resolved configuration")
     parser.add_argument("--server", required=True, help="HOST:PORT")

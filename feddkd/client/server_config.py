@@ -1,4 +1,4 @@
-"""Keeps the configuration that a server said it runs, and compares it at every Join."""
+"""Keeps the server's configuration, and compares it at every Join."""
 
 from __future__ import annotations
 

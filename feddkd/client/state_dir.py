@@ -72,7 +72,7 @@ class StateDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StateError(f"cannot make state directory {path}: {error.strerror}") from error
+            raise StateError(f"cannot create state directory {path}: {error.strerror}") from error
         if not os.access(path, os.W_OK):
             raise StateError(f"state directory {path} is not writable")
         try:
@@ -106,8 +106,7 @@ class StateDir:
             return
         if owner is not None and CLIENT_ID.fullmatch(owner):
             raise StateError(
-                f"state directory {self.path} belongs to client {owner!r}, not to {self.client_id!r}; "
-                "each client needs a directory of its own"
+                f"state directory {self.path} belongs to client {owner!r}, not to {self.client_id!r}; each client needs its own directory"
             )
         self.write_text(CLIENT, self.client_id)
 

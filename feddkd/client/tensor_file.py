@@ -63,7 +63,7 @@ def read_tensors(file: Path) -> StoredTensors:
         label, digest = _said(stored.metadata())
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     if _digest(tensors, label) != digest:
-        raise DamagedFileError("its SHA-256 is another one")
+        raise DamagedFileError("its SHA-256 does not match")
     return StoredTensors(label, tensors)
 
 

@@ -40,7 +40,7 @@ class TaskRunner(Protocol):
         """The model this client computes with."""
 
     def broadcast_schema(self, exchange: str) -> Schema:
-        """What the server may send in an exchange. Raises ClientError for one it does not know."""
+        """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
 
     def carry_out(self, task: Task) -> Reply:
         """Compute the client's part of an exchange."""
@@ -115,7 +115,7 @@ class Work:
         return self._reply is not None
 
     def is_same_as(self, message: pb.Work) -> bool:
-        """Whether the server asks for what is in hand already."""
+        """Return whether the server asks for the current work again."""
         mine = self.message
         return mine.id == message.id and mine.payload.digest == message.payload.digest
 
@@ -167,7 +167,7 @@ class Work:
         self.keep(KeptReply(failure_message(self.exchange, reason)))
 
     def reply_from(self, offset: int) -> Iterable[bytes]:
-        """The messages of the reply, its payload from byte `offset` on.
+        """Yield the messages of the reply, its payload from byte `offset` on.
 
         A server that asks for the same bytes again and again gets a failure instead.
 

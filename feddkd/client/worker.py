@@ -1,4 +1,4 @@
-"""Carries out one client's part of any exchange, in whatever process it lives."""
+"""Carries out one client's part of any exchange, in any process."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Worker:
             objective,
         )
         if len(self.site.labelled) == 0:
-            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; its teacher is trained on labelled ones")
+            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
         self._client_side = algorithm.client_side(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
@@ -156,7 +156,7 @@ class Worker:
         return self._model_schema
 
     def broadcast_schema(self, exchange: str) -> Schema:
-        """What the server may send in an exchange. Raises ClientError for an unknown one."""
+        """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
         kind = self._kinds.get(exchange)
         if kind is None:
             raise ClientError(f"algorithm {self.site.config.algorithm.name!r} has no exchange {exchange[:40]!r}")
@@ -188,7 +188,7 @@ class Worker:
         return digest.hexdigest()
 
     def has_final_model(self, run_id: str) -> bool:
-        """Whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
+        """Return whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _evaluate(self, task: Task) -> Evaluation:

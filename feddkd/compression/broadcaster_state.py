@@ -1,4 +1,4 @@
-"""What outlives a process of the server of what its clients hold, and of what they have not been sent yet."""
+"""The state of broadcasts that survives a server process: what clients hold, and what they were not sent yet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_COST = CodecCost()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptReplica:
-    """What outlives a process of what clients hold of one kind of payload.
+    """The models that clients hold of one kind of payload, as stored for the next process.
 
     Attributes:
         model: what the server holds, and clients once they have taken `step`.
@@ -52,7 +52,7 @@ class KeptReplica:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BroadcasterState:
-    """All that the broadcasts of a run build on.
+    """Everything that the broadcasts of a run build on.
 
     Attributes:
         num_codes: as in `Broadcaster`.

@@ -24,7 +24,7 @@ def check_code_norm(norm: float) -> None:
     if not math.isfinite(norm):
         raise SchemaError("a code holds a number that is NaN or infinite")
     if norm > LARGEST_NORM:
-        raise SchemaError(f"a code is of an enormous vector: its norm is above {LARGEST_NORM:g}")
+        raise SchemaError(f"a code is too large: its norm is above {LARGEST_NORM:g}")
 
 
 def check_own_norm(norm: float) -> None:

@@ -1,4 +1,4 @@
-"""Define what a codec is: it turns the elements of one chunk into a number of bytes known beforehand, and back."""
+"""Define the interface of a codec: it encodes the elements of one chunk into a known number of bytes, and back."""
 
 from __future__ import annotations
 

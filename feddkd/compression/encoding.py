@@ -1,4 +1,4 @@
-"""Lay tensors out as bytes: chunk by chunk, those that a codec may change by the codec, the others as they are."""
+"""Lay tensors out as bytes, chunk by chunk: encoded by the codec where it applies, unchanged otherwise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Keep a model that the server and its clients hold alike, although only its steps are sent, and encoded.
+"""Keep a model equal at the server and its clients, although only encoded steps are sent.
 
-The server encodes the step that it wants to take, adds what the code says to its own model, and sends the
-code. So its model is exactly what clients hold: no error is left that somebody would have to keep.
+The server encodes the step that it wants to take, adds the decoded step to its own model, and sends the
+code. So its model is exactly what clients hold, and there is no error to feed back later.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Replica:
         for name, spec in step.schema.by_name.items():
             mine = self.model.schema.by_name.get(name)
             if mine is None or (mine.dtype, mine.shape) != (spec.dtype, spec.shape):
-                raise SchemaError(f"tensor {spec} is none of the model's")
+                raise SchemaError(f"tensor {spec} is not a tensor of the model")
         model = self.model.replace({})
         for name in step:
             if model.schema.by_name[name].lossy:

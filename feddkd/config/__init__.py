@@ -80,7 +80,7 @@ class Config(Table):
         if self.dkd.teacher != "auto" or self.algorithm.name != "feddkd":
             return self
         if self.data.holdout == 0:
-            raise ValueError('dkd.teacher = "auto": it goes by labelled examples that are held out; set data.holdout above 0')
+            raise ValueError('dkd.teacher = "auto": it needs held-out labelled examples; set data.holdout above 0')
         if self.dkd.hard_label_weight == 1:
             raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
         if self.dkd.steps < 2:
@@ -134,7 +134,7 @@ class Config(Table):
             raise ConfigError(f"{source}: {describe(error, cls)}") from None
 
     def shared_toml(self) -> str:
-        """The configuration that clients are told, as TOML: without what belongs to this machine.
+        """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
         That is the folder of its data and how its processes use it (`[runtime]`).
         """
@@ -142,12 +142,12 @@ class Config(Table):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:
-        """The resolved configuration as TOML that `load` reads back to an equal one."""
+        """Return the resolved configuration as TOML that `load` reads back to an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def read_tables(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What a TOML file and `table.key=value` overrides say, and nothing else: no defaults, nothing validated.
+    """Return what a TOML file and `table.key=value` overrides say, and nothing else: no defaults, nothing validated.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or an override has another form.

@@ -27,7 +27,7 @@ _SPARSE = ("topk", "randk")
 
 
 class ExchangeCodecs(Table):
-    """`[communication.NAME]`: the codecs of one exchange, where they are not those of `[communication]`."""
+    """`[communication.NAME]`: the codecs of one exchange, if they differ from those of `[communication]`."""
 
     up: CodecName | None = Field(None, description="codec of what clients send in this exchange")
     down: CodecName | None = Field(None, description="codec of what the server broadcasts in this exchange")
@@ -42,7 +42,7 @@ class CommunicationConfig(Table):
 
     preset: Literal["none", "lossless", "balanced", "frugal"] = Field(
         "none",
-        description="proposes codecs and, for FedDKD and its control, `[dkd]` settings that fit them; keys that are given stay",
+        description="sets codecs and, for FedDKD and its control, matching `[dkd]` settings; does not change keys that you set",
     )
     up: CodecName = Field(
         PLAIN, description="codec of what clients send: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4, topk:SHARE, randk:SHARE"
@@ -51,22 +51,25 @@ class CommunicationConfig(Table):
         PLAIN, description="codec of the steps that the server broadcasts: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4"
     )
     snapshot: Literal["fp32", "bf16", "int8"] = Field(
-        PLAIN, description="codec of whole models, for clients that do not hold the one before; needs a codec in `down`"
+        PLAIN, description="codec of whole models, for clients that do not hold the previous one; needs a codec in `down`"
     )
 
-    zstd: bool = Field(False, description="compress every chunk without loss where that saves 3 %; needs the package zstandard everywhere")
+    zstd: bool = Field(
+        False,
+        description="also compress every chunk without loss if this saves 3 %; needs the package zstandard at the server and all clients",
+    )
 
     @model_validator(mode="after")
     def _codecs_make_sense(self) -> Self:
         for key, codec in self._codecs("up"):
             if codec.startswith(_SPARSE) and not 0 < float(codec.partition(":")[2]) <= LARGEST_SHARE:
-                raise ValueError(f"{key} = {codec!r}: the share has to be above 0 and at most {LARGEST_SHARE}")
+                raise ValueError(f"{key} = {codec!r}: the share must be above 0 and at most {LARGEST_SHARE}")
         for key, codec in self._codecs("down"):
             if codec.startswith(_SPARSE):
-                raise ValueError(f"{key} = {codec!r}: what it leaves out would be lost, since only clients keep what a codec left out")
+                raise ValueError(f"{key} = {codec!r}: it cannot be broadcast, because the elements that it leaves out would be lost")
         # A preset proposes a snapshot also where `down` is given: then there are none.
         if self.preset == "none" and self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):
-            raise ValueError(f"snapshot = {self.snapshot!r}: no exchange sends steps, so there is nothing beside them; set `down`")
+            raise ValueError(f"snapshot = {self.snapshot!r}: it has no effect without a codec in `down`; set `down`")
         return self
 
     def _codecs(self, direction: Literal["up", "down"]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Defines the tables `[data]` and `[partition]`: which examples there are, and how simulated clients share them."""
+"""Defines the tables `[data]` and `[partition]`: the data set, and how a simulation splits it among clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ELEMENTS_MAX = 1 << 28
 
 
 class DataConfig(Table):
-    """Which examples there are."""
+    """The data set and its labels."""
 
     name: (
         Literal[
@@ -32,15 +32,15 @@ class DataConfig(Table):
         ]
         | ImportPath
     ) = Field("digits", description="a built-in data set, or package.module:function for your own")
-    root: Path | None = Field(None, strict=False, description="folder that holds the data set's files (digits needs none)")
+    root: Path | None = Field(None, strict=False, description="folder of the data set's files (not needed for digits)")
     subset: int | None = Field(
         None,
         ge=1,
         le=COUNT_MAX,
-        description="use only this many training examples, the first of a seeded shuffle",
+        description="number of training examples to use, from a seeded shuffle; default: all",
     )
-    holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client keeps for evaluation")
-    test_set: bool = Field(True, description="the server evaluates every round on the data set's test split")
+    holdout: float = Field(0.1, ge=0, lt=1, description="share of its examples that each client holds out for evaluation")
+    test_set: bool = Field(True, description="whether the server evaluates every round on the data set's test split")
     input_shape: (
         Annotated[
             tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...],
@@ -58,34 +58,34 @@ class DataConfig(Table):
         0,
         ge=0,
         le=PROCESSES_MAX,
-        description="loader processes for data that are streamed from disk (image_folder)",
+        description="loader processes for data streamed from disk (image_folder)",
     )
     unlabelled: Literal["none", "minus_one"] | ImportPath = Field(
         "none",
-        description="examples without a label: minus_one says that label -1 in your own data means no label; "
-        "package.module:function gives more inputs that have none",
+        description="how unlabelled examples are marked: minus_one means that label -1 in your own data is no label; "
+        "package.module:function returns more inputs without labels",
     )
     labelled_share: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="for benchmarks: share of its labels that each client keeps, the classes in proportion; the others are hidden",
+        description="for benchmarks: share of its labels that each client keeps, in proportion to its classes; the others are hidden",
     )
     labels_per_class: int | None = Field(
         None,
         ge=1,
         le=COUNT_MAX,
-        description="for benchmarks: labels of each class that a client keeps; the others are hidden",
+        description="for benchmarks: number of labels per class that each client keeps; the others are hidden",
     )
     label_noise: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="for benchmarks, never on real data: probability that a label is replaced by a wrong one",
+        description="for benchmarks, never for real data: probability that a label is replaced by a wrong one",
     )
     label_noise_kind: Literal["symmetric", "pairwise", "own_classes"] = Field(
         "symmetric",
-        description="the wrong label: symmetric takes any other class, pairwise the next class, "
+        description="the wrong label: symmetric is any other class, pairwise the next class, "
         "own_classes another class that the client has labels of",
     )
 
@@ -102,14 +102,14 @@ class DataConfig(Table):
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
         if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
-            raise ValueError("a path holds no null character and can be written in UTF-8")
+            raise ValueError("a path must be valid UTF-8 without null characters")
         return path
 
     @field_validator("input_shape")
     @classmethod
     def _one_example_is_small_enough(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if math.prod(shape or ()) > ELEMENTS_MAX:
-            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements, {ELEMENTS_MAX:,} are allowed")
+            raise ValueError(f"one example would have {math.prod(shape or ()):,} elements; at most {ELEMENTS_MAX:,} are allowed")
         return shape
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class DataConfig(Table):
         if self.labelled_share is not None and self.labels_per_class is not None:
             raise ValueError(
                 f"labels_per_class = {self.labels_per_class}: data.labelled_share = {self.labelled_share:g} "
-                "says already which labels are kept; leave one of them out"
+                "is set too; use only one of them"
             )
         return self
 
@@ -126,28 +126,28 @@ class DataConfig(Table):
         if self.unlabelled == "minus_one" and ":" not in self.name:
             elsewhere = "; put the images without a label into a folder unlabelled/" if self.name == "image_folder" else ""
             raise ValueError(
-                f"unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
+                f"unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
             )
         return self
 
 
 class PartitionConfig(Table):
-    """How one data set is split among simulated clients."""
+    """How a simulation splits one data set among the clients."""
 
     name: Literal["iid", "labels_per_client", "dirichlet", "quantity_dirichlet", "shards"] = Field(
-        "labels_per_client", description="the rule that deals the training examples to the clients"
+        "labels_per_client", description="rule that assigns the training examples to clients"
     )
-    clients: int = Field(10, ge=1, le=CLIENTS_MAX, description="number of clients")
+    clients: int = Field(10, ge=1, le=CLIENTS_MAX, description="number of simulated clients")
     labels: int = Field(
         1,
         ge=1,
         le=COUNT_MAX,
-        description="labels_per_client: classes a client holds; shards: shards a client gets",
+        description="labels_per_client: classes per client; shards: shards per client",
     )
-    alpha: float = Field(0.5, gt=0, description="concentration of both Dirichlet rules: smaller is more skewed")
+    alpha: float = Field(0.5, gt=0, description="concentration of the two Dirichlet rules; smaller is more skewed")
     min_size: int = Field(
         10,
         ge=1,
         le=COUNT_MAX,
-        description="dirichlet rules draw again until every client has this many examples",
+        description="the Dirichlet rules draw again until every client has at least this many examples",
     )

@@ -1,4 +1,4 @@
-"""Defines the tables `[scheduler]` and `[aggregation]`: who takes part, and what is accepted."""
+"""Defines the tables `[scheduler]` and `[aggregation]`: participation, timeouts, and limits on contributions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,6
 
 
 class SchedulerConfig(Table):
-    """Who takes part in a round, how long the server waits, and what it does when too few answer."""
+    """Which clients take part in a round, how long the server waits, and what it does if too few reply."""
 
     clients: (
         Annotated[list[ClientName], Field(min_length=1, max_length=CLIENTS_MAX, fail_fast=True)]
@@ -23,19 +23,19 @@ class SchedulerConfig(Table):
         | None
     ) = Field(
         None,
-        description="names of the clients that make up the federation, or their number; "
+        description="names of the federation's clients, or their number; "
         "round 1 waits for all of them, and min_clients defaults to all of them",
     )
     cohort: Literal["all"] | StrictInt | float = Field(
         "all",
         union_mode="left_to_right",
-        description='clients a round: "all", a number (8), or a fraction (0.1)',
+        description='participation: clients sampled per round; "all", a number (8), or a fraction (0.1)',
     )
     min_clients: int | None = Field(
         None,
         ge=1,
         le=COUNT_MAX,
-        description="quorum: fewer answers fail an exchange; default: all of `clients` that a round asks, else 1",
+        description="quorum: an exchange with fewer replies fails; default: all of `clients` that a round asks, else 1",
     )
     wait_for_clients: int | None = Field(
         None,
@@ -46,62 +46,64 @@ class SchedulerConfig(Table):
     enough: Literal["all"] | StrictInt | float = Field(
         "all",
         union_mode="left_to_right",
-        description="answers after which an exchange may close early; all, a number, or a share of the clients asked",
+        description="replies after which an exchange may close early: all, a number, or a share of the clients asked",
     )
     grace_after_quorum_s: float | None = Field(
         None,
         ge=0,
         le=SECONDS_MAX,
-        description="seconds that an exchange stays open for more answers once `enough` "
-        '(or, where that is "all", min_clients) have come; '
-        "default: until the deadline (0 where `enough` is set)",
+        description="seconds that an exchange stays open for more replies after `enough` "
+        '(if that is "all": min_clients) have arrived; '
+        "default: until the deadline, or 0 if `enough` is set",
     )
-    weights: Literal["examples", "uniform"] = Field("examples", description="weigh clients by their example counts, or all alike")
+    weights: Literal["examples", "uniform"] = Field(
+        "examples", description="weights of the clients in a mean: by their number of examples, or all equal"
+    )
     max_examples: int = Field(
         10_000_000,
         ge=1,
         le=2**53,
-        description="most examples a client may claim; more are refused when it joins",
+        description="largest number of examples that a client may claim; a client with more is refused at its join",
     )
     deadline_s: float = Field(
         7200.0,
         gt=0,
         le=SECONDS_MAX,
-        description="seconds an exchange waits for a client's answer to arrive",
+        description="seconds that an exchange waits for a client's reply",
     )
     stall_timeout_s: float = Field(
         60.0,
         gt=0,
         le=SECONDS_MAX,
-        description="seconds without a chunk after which an upload under way is given up",
+        description="seconds without a chunk after which an upload is given up",
     )
     reconnect_grace_s: float = Field(
         15.0,
         ge=0,
         le=SECONDS_MAX,
-        description="seconds a client that lost its connection has to come back, within an exchange or between two",
+        description="seconds that a client has to reconnect after its connection broke, within an exchange or between two",
     )
     retries: int = Field(
         2,
         ge=0,
         le=COUNT_MAX,
-        description="times a round below quorum is tried again before the run pauses",
+        description="times that a round below quorum is retried before the run pauses",
     )
     pause_timeout_s: float = Field(
         86400.0,
         ge=0,
         le=SECONDS_MAX,
-        description="seconds a paused run waits for clients before it fails",
+        description="seconds that a paused run waits for clients before it fails",
     )
     durability: Literal["exchange", "round", "none"] = Field(
         "exchange",
-        description="after what a crash of the server loses nothing: each exchange, each round, or nothing is kept at all",
+        description="when the run's state is synced to disk: after each exchange, after each round, or never (no resume)",
     )
     resume_grace_s: float = Field(
         120.0,
         ge=0,
         le=SECONDS_MAX,
-        description="seconds that a server which was started again waits for the clients of the round that was open",
+        description="seconds that a restarted server waits for the clients of the open round",
     )
 
     @property
@@ -135,7 +137,7 @@ class SchedulerConfig(Table):
             ("enough", self.enough, "answer"),
         ):
             if isinstance(value, float) and not 0 < value <= 1:
-                raise ValueError(f"{name}: a fraction lies in (0, 1], not {value}")
+                raise ValueError(f"{name}: a fraction must be in (0, 1], not {value}")
             if isinstance(value, int) and not 1 <= value <= COUNT_MAX:
                 problem = f"at least 1 {noun} is needed, not {value}" if value < 1 else f"{value} is too large"
                 raise ValueError(f"{name}: {problem}")
@@ -145,7 +147,7 @@ class SchedulerConfig(Table):
     def _names_are_unique(self) -> Self:
         repeated = first_repeated(self.clients) if isinstance(self.clients, list) else None
         if repeated is not None:
-            raise ValueError(f"clients: {repeated!r} stands there twice")
+            raise ValueError(f"clients: {repeated!r} is listed twice")
         return self
 
     @model_validator(mode="after")
@@ -177,7 +179,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
 
 
 def cohort_size(cohort: str | int | float, available: int) -> int:
-    """Clients that a round asks out of those available: all, a number, or a fraction, rounded up."""
+    """Return how many of the available clients a round asks: all, a number, or a fraction, rounded up."""
     if isinstance(cohort, int):
         return min(cohort, available)
     if isinstance(cohort, float):
@@ -187,13 +189,13 @@ def cohort_size(cohort: str | int | float, available: int) -> int:
 
 
 class AggregationConfig(Table):
-    """What a client may contribute to an exchange."""
+    """Limits on what a client may contribute to an exchange."""
 
     max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         max_length=64,
-        description="largest Euclidean norm of one contribution, by exchange name; a contribution above it is refused. "
-        "A code counts as what it decodes to, which with eden1 is a fourth longer than what was encoded",
+        description="largest Euclidean norm of a contribution, by exchange name; a contribution above it is refused. "
+        "With a codec the norm is that of the decoded tensor, which with eden1 is a fourth longer than the original",
     )
 
     def check_exchanges(self, known: Iterable[str]) -> None:

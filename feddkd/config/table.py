@@ -1,4 +1,4 @@
-"""What every configuration table is made of."""
+"""The base class of configuration tables, and common bounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Table(BaseModel):
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as one: {"dkd": {"steps": 5}} is {"dkd.steps": 5}."""
+    """Flatten nested tables: {"dkd": {"steps": 5}} becomes {"dkd.steps": 5}."""
     return dict(_leaves(tree))
 
 

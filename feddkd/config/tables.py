@@ -12,7 +12,7 @@ from feddkd.registry import MODELS
 
 
 class ModelConfig(Table):
-    """Which network is trained."""
+    """The network that is trained."""
 
     name: Annotated[str, RegisteredName(MODELS)] | ImportPath = Field(
         "mlp",
@@ -28,35 +28,37 @@ class TrainingConfig(Table):
         5,
         ge=1,
         le=COUNT_MAX,
-        description="passes over the client's data a round; where some have no label, as many steps, all on the labelled ones",
+        description="passes over the client's data per round; unlabelled examples count for the number of steps, but are not trained on",
     )
-    steps: int | None = Field(None, ge=1, le=COUNT_MAX, description="steps a round, instead of `epochs`")
-    batch_size: int = Field(32, ge=1, le=COUNT_MAX, description="examples in a mini-batch")
+    steps: int | None = Field(None, ge=1, le=COUNT_MAX, description="local steps per round, instead of `epochs`")
+    batch_size: int = Field(32, ge=1, le=COUNT_MAX, description="examples per mini-batch")
     lr: float = Field(0.05, gt=0, description="learning rate of local SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, reset every round")
-    weight_decay: float = Field(1e-5, ge=0, description="L2 penalty of local SGD")
+    weight_decay: float = Field(1e-5, ge=0, description="weight decay (L2 penalty) of local SGD")
 
 
 class DKDConfig(Table):
     """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
 
-    steps: int = Field(20, ge=0, le=COUNT_MAX, description="steps a round takes after local training, J; 0 is FedAvg")
+    steps: int = Field(20, ge=0, le=COUNT_MAX, description="steps per round after local training, J; 0 is FedAvg")
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
-        "adam", description="how the server applies the mean gradient; sgd is the plain step"
+        "adam", description="how the server applies the mean gradient; sgd is the plain gradient step"
     )
     lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
-    beta2: float = Field(0.999, ge=0, lt=1, description="decay of adam's and yogi's second moment; the others have none and ignore it")
-    optimizer_state: Literal["reset", "keep"] = Field("keep", description="whether the server optimizer starts afresh every round")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment of adam and yogi; other optimizers ignore it")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        "keep", description="moments of the server optimizer: reset them every round, or keep them"
+    )
     batch_size: int = Field(
         64,
         ge=0,
         le=COUNT_MAX,
-        description="examples a client draws for each step, with a label or without; 0 takes all it has",
+        description="examples that a client draws for each step, labelled or not; 0: all of its examples",
     )
     teacher: Literal["local", "auto"] = Field(
         "local",
-        description="what the steps go by: the local models, or (auto) in each round the best of these, the global model's own "
-        "confident predictions and the labels alone, by what clients count on the examples that they hold out",
+        description="what the steps learn from: local uses the local models; auto chooses in each round between the local models, "
+        "the global model's own confident predictions and only the labels, by their accuracy on held-out examples",
     )
     scope: (
         Literal["full"]
@@ -64,13 +66,13 @@ class DKDConfig(Table):
             tuple[Annotated[str, StringConstraints(strict=True, min_length=1)], ...],
             Field(min_length=1, max_length=10_000, fail_fast=True, strict=False),
         ]
-    ) = Field("full", description='parameters that a step moves and sends: all, or those of these names or shell patterns (["5.*"])')
+    ) = Field("full", description='parameters that a step moves and sends: all, or a list of names or shell patterns (["5.*"])')
     piggyback: bool = Field(
         False,
-        description="rounds that average carry one gradient of the distillation beside the update, "
-        "and the server takes one step with it after the average",
+        description="clients send one distillation gradient beside the update, in rounds that average; "
+        "the server takes one step with it after the average",
     )
-    temperature: float = Field(1.0, gt=0, description="softens teacher and student alike; the loss is scaled by its square")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature of teacher and student; the loss is scaled by its square")
     divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
         "kl", description="distance from student to teacher; kl is KL(teacher || student)"
     )
@@ -78,56 +80,56 @@ class DKDConfig(Table):
         0.5,
         ge=0,
         le=1,
-        description="share of the true labels' cross-entropy in the loss of examples that have one; 0 is the paper's",
+        description="share of the cross-entropy with the true label in the loss of a labelled example; 0 is the paper's loss",
     )
     confidence: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="leave out examples without a label whose teacher is no surer than this of its most likely class; 0: none",
+        description="exclude unlabelled examples whose teacher's highest class probability is at most this; 0: exclude none",
     )
     bootstrap: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the student's own most likely class in the true labels, against labels that are wrong (arXiv 1412.6596)",
+        description="share of the student's own most likely class in the label, to reduce the effect of wrong labels (arXiv 1412.6596)",
     )
-    correct_teacher: bool = Field(False, description="follow the true label where the teacher's most likely class is another")
-    not_true: bool = Field(False, description="leave each example's true class out of the divergence")
+    correct_teacher: bool = Field(False, description="use only the true label of an example if the teacher's most likely class is wrong")
+    not_true: bool = Field(False, description="exclude each example's true class from the divergence")
     start: Literal["better", "average", "previous"] = Field(
         "better",
-        description="where the steps start: at the new parameter average (the paper's form), at the previous global model "
-        "(local models do not travel, and a round is `steps` exchanges), or at whichever of the two has the lower loss",
+        description="where the steps start: average is the average of the local models (the paper's form), previous is the previous "
+        "global model (clients upload no local models, and a round is `steps` exchanges), better is the one with the lower loss",
     )
     clip_norm: float | None = Field(
         None,
         gt=0,
-        description="longest mean gradient that the server steps with; longer ones are shortened",
+        description="largest norm of the mean gradient; longer gradients are clipped",
     )
     growth_limit: float = Field(
         3.0,
         ge=0,
-        description="longest mean gradient that adam and yogi step with, in multiples of the longest one that their moments hold; "
-        "longer ones are shortened; at least 1, or 0 for no limit; the other optimizers ignore it",
+        description="largest norm of the mean gradient with adam and yogi, as a multiple of the longest gradient that their moments hold; "
+        "longer gradients are clipped; at least 1, or 0 for no limit; other optimizers ignore it",
     )
     tail: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="average the students of the last steps, this share of `steps`; 0, or an end before them, takes the last one",
+        description="share of a round's last steps whose students are averaged; 0, or a round that ends before them, uses the last student",
     )
     patience: int = Field(
         0,
         ge=0,
         le=COUNT_MAX,
-        description="end a round's steps when the mean loss of so many no longer falls by 1 %; 0: never",
+        description="early stopping: end a round's steps when the mean loss over this many steps falls by less than 1 %; 0: never",
     )
 
     @field_validator("growth_limit")
     @classmethod
     def _a_limit_lets_gradients_keep_their_length(cls, factor: float) -> float:
         if 0 < factor < 1:
-            raise ValueError(f"{factor:g} would shorten every gradient; at least 1 is a limit, 0 is none")
+            raise ValueError(f"{factor:g} would clip every gradient; use at least 1, or 0 for no limit")
         return factor
 
     @model_validator(mode="after")
@@ -138,35 +140,35 @@ class DKDConfig(Table):
 
 
 class TransportConfig(Table):
-    """How tensors cross the network."""
+    """How tensors are sent over the network."""
 
     chunk_bytes: int = Field(
         1 << 20,
         ge=1 << 10,
         le=(4 << 20) - (1 << 12),
-        description="bytes of tensor data in one message; with codecs, results are the same bits only for the same number",
+        description="bytes of tensor data per message; with codecs, another value gives other bits",
     )
     staging_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
         le=1 << 50,
-        description="memory for contributions that wait to be reduced, over all clients; what does not fit goes to a temporary file",
+        description="memory for contributions that wait to be reduced, over all clients; the rest goes to a temporary file",
     )
 
 
 class RuntimeConfig(Table):
-    """How processes use this machine."""
+    """How processes use the machine."""
 
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="where clients compute")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="device on which clients compute")
     threads: int = Field(
         1,
         ge=1,
         le=PROCESSES_MAX,
-        description="CPU threads a client computes with; results are the same bits only for the same number",
+        description="CPU threads per client; another value gives other bits",
     )
     client_processes: int | None = Field(
         None,
         ge=1,
         le=PROCESSES_MAX,
-        description="processes that host the clients of feddkd run; default: one a core",
+        description="processes that host the clients of feddkd run; default: one per core",
     )

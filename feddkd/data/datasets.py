@@ -1,4 +1,4 @@
-"""The training and test examples that a configuration asks for."""
+"""Loads the training and test examples of a configuration."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BUILT_IN = {
 
 
 def describe(config: DataConfig) -> DataInfo:
-    """Shape and classes of the data, without reading them where that is possible.
+    """Return shape and classes of the data, without reading them where possible.
 
     Only a user's own data whose `input_shape` or `num_classes` is not configured are loaded to find
     out. What is found then holds for these files: sites that may lack classes must configure it.
@@ -64,7 +64,7 @@ def describe(config: DataConfig) -> DataInfo:
 
 
 def load_train(config: DataConfig, seed: int) -> Examples:
-    """The training examples, those without a label included.
+    """Load the training examples, unlabelled ones included.
 
     With `data.subset` = N they are the first N of a shuffle of all with `seed`, in file order.
 
@@ -82,7 +82,7 @@ def load_train(config: DataConfig, seed: int) -> Examples:
 
 
 def load_test(config: DataConfig) -> Examples:
-    """The examples of the test split.
+    """Load the examples of the test split.
 
     Raises:
         ConfigError: a key that is needed is missing or wrong.
@@ -136,7 +136,7 @@ def _infer(config: DataConfig, examples: Examples) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
     input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
     if config.num_classes is None and len(labelled_index(examples)) == 0:
-        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} gives no label to find it out from")
+        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} has no labels to infer it from")
     return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
 
 

@@ -32,23 +32,23 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs float32 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names."""
+        """Return inputs float32 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names."""
         ...
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller."""
+        """Yield consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller."""
         ...
 
     def subset(self, index: Tensor) -> Examples:
-        """The examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs."""
+        """Return the examples that `index` (int64 [m]) names, renumbered 0..m-1; shares their inputs."""
         ...
 
     def with_labels(self, labels: Tensor) -> Examples:
-        """The same examples with other `labels` (int64 [n]); shares their inputs."""
+        """Return the same examples with other `labels` (int64 [n]); shares their inputs."""
         ...
 
     def compact(self) -> Examples:
-        """The same examples, without memory for inputs that none of them uses."""
+        """Return the same examples, without memory for inputs that none of them uses."""
         ...
 
 
@@ -240,12 +240,12 @@ def labelled_index(examples: Examples) -> Tensor:
 
 
 def scaled(inputs: Tensor) -> Tensor:
-    """`inputs` as float32; uint8 images are divided by 255."""
+    """Convert `inputs` to float32; uint8 images are divided by 255."""
     return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs.float()
 
 
 def as_tensor(values: Any) -> Tensor:
-    """A tensor from a tensor, an array or a list.
+    """Convert a tensor, an array or a list to a tensor.
 
     Raises:
         DataError: `values` is not numbers in one shape.

@@ -60,7 +60,7 @@ class ImageFiles:
 
 
 def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ...], num_classes: int, workers: int) -> StreamedExamples:
-    """The images below root/train or root/test; without a folder root/train, root itself is the training set.
+    """Load the images below root/train or root/test; without root/train, root is the training set.
 
     Classes are numbered in the alphabetical order of their folders. A class that a site has no
     examples of needs an empty folder there, so that the numbers agree on every site. A folder
@@ -80,7 +80,7 @@ def load_image_folder(root: Path | None, train: bool, input_shape: tuple[int, ..
         raise DataError(
             f"image_folder: {folder} has {len(classes)} class folders where data.num_classes = {num_classes}: {_shown(classes)}. "
             "A class that has no examples here needs an empty folder, so that classes have the same numbers everywhere; "
-            f"images without a label lie in {UNLABELLED_FOLDER}/"
+            f"unlabelled images belong in {UNLABELLED_FOLDER}/"
         )
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if train:

@@ -1,4 +1,4 @@
-"""Benchmark tools that take labels away from one client's examples, or make them wrong."""
+"""Hides or corrupts labels of one client's examples, for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own data, returned by functions that the configuration names."""
+"""Loads the user's own data with the functions that the configuration names."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _read_labels(raw: Any, train: bool, minus_one: bool, where: str) -> Tensor:
     if train and not minus_one and (labels == UNLABELLED).any():
         raise DataError(
             f"{where}: label -1 is outside [0, data.num_classes); "
-            "if it means that an example has no label, say so with data.unlabelled = 'minus_one'"
+            "if -1 means that an example has no label, set data.unlabelled = 'minus_one'"
         )
     if missing is not None:
         labels = labels.masked_fill(missing, UNLABELLED)

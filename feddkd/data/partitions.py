@@ -1,4 +1,4 @@
-"""Rules that deal one data set to many clients, and the share that a client keeps for evaluation."""
+"""Splits one data set among clients, and a client's examples into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWS = {"dirichlet": 10_000, "quantity_dirichlet": 100_000}
 
 
 def client_ids(count: int) -> list[str]:
-    """`client-0` .. `client-9`, padded with zeros to one width, so that they sort in client order."""
+    """Return `client-0` .. `client-9`, padded with zeros to one width, so that they sort in client order."""
     width = len(str(count - 1))
     return [f"client-{number:0{width}}" for number in range(count)]
 
@@ -52,13 +52,13 @@ def partition(config: PartitionConfig, labels: Tensor, num_classes: int, seed: i
 
 
 def class_counts(parts: Sequence[Tensor], labels: Tensor, num_classes: int) -> Tensor:
-    """Examples of each class at each client: int64 [clients, num_classes]; those without a label do not count."""
+    """Count the labelled examples of each class at each client: int64 [clients, num_classes]."""
     held = (labels[part] for part in parts)
     return torch.stack([torch.bincount(mine[mine != UNLABELLED], minlength=num_classes) for mine in held])
 
 
 def unlabelled_counts(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Examples without a label at each client: int64 [clients]."""
+    """Count the unlabelled examples at each client: int64 [clients]."""
     return torch.stack([(labels[part] == UNLABELLED).sum() for part in parts])
 
 
@@ -136,8 +136,8 @@ def _deal_classes(config: PartitionConfig, num_classes: int, rng: np.random.Gene
         raise PartitionError(f"partition.labels = {config.labels}: there are only {num_classes} classes")
     if config.clients * config.labels < num_classes:
         raise PartitionError(
-            f"partition.labels = {config.labels}: {config.clients} clients (partition.clients) with so many classes each "
-            f"leave some of the {num_classes} classes to nobody"
+            f"partition.labels = {config.labels}: {config.clients} clients (partition.clients) with this many classes each "
+            f"do not cover all {num_classes} classes"
         )
     unheld = rng.permutation(np.arange(min(config.clients, num_classes), num_classes)).tolist()
     held: list[set[int]] = []
@@ -229,7 +229,7 @@ def _check_min_size(config: PartitionConfig, n: int) -> None:
     needed = config.min_size * config.clients
     if needed > n:
         raise PartitionError(
-            f"partition.min_size = {config.min_size}: {config.clients} clients (partition.clients) with so many examples each "
+            f"partition.min_size = {config.min_size}: {config.clients} clients (partition.clients) with this many examples each "
             f"need {needed}, and there are only {n}"
         )
 

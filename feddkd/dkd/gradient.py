@@ -58,7 +58,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
-            raise ValueError(f"divergence {self.divergence!r} is none of {', '.join(DIVERGENCES)}")
+            raise ValueError(f"divergence {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} is not positive")
         if not 0 <= self.hard_label_weight <= 1:

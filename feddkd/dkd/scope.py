@@ -33,7 +33,7 @@ def in_scope(model: Schema, scope: Scope) -> Schema:
 
 
 def in_scope_and_untrained(model: Schema, scope: Scope) -> Schema:
-    """The same, and everything in the model that takes no gradient: its buffers. Raises ConfigError."""
+    """Return the same and all buffers, which take no gradient. Raises ConfigError."""
     moved, trainable = in_scope(model, scope), model.trainable
     return Schema(spec for spec in model.specs if spec.name in moved.by_name or spec.name not in trainable.by_name)
 

@@ -1,4 +1,4 @@
-"""The loss of self-training: examples without a label go by the network's own predictions."""
+"""The loss of self-training: the network's own predictions replace missing labels."""
 
 from __future__ import annotations
 

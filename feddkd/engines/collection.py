@@ -204,11 +204,11 @@ class Collection:
     # What an engine asks.
 
     def waits_for(self, client_id: str) -> bool:
-        """Whether the client still has a reply to send, or the rest of it."""
+        """Return whether the client's reply, or the rest of it, is still missing."""
         return client_id in self._waiting
 
     def is_arriving(self, client_id: str) -> bool:
-        """Whether the next chunk of a client belongs to its contribution."""
+        """Return whether the next chunk of a client belongs to its contribution."""
         return self.contributions[client_id].progress is Progress.ARRIVING
 
     @property
@@ -222,19 +222,19 @@ class Collection:
         return not self._waiting
 
     def members(self) -> list[Contribution]:
-        """The contributions that are not missing, in client order."""
+        """Return the contributions that are not missing, in client order."""
         return [item for item in self.contributions.values() if item.missing is None]
 
     def replies(self) -> dict[str, Reply]:
-        """The numbers of those who replied, in client order."""
+        """Return the numbers of the clients that replied, in client order."""
         return {client: item.numbers for client, item in self.contributions.items() if item.progress is Progress.COMPLETE}
 
     def missing(self) -> dict[str, Missing]:
-        """Why each of the others did not, in client order."""
+        """Return why each of the other clients did not reply, in client order."""
         return {client: item.missing for client, item in self.contributions.items() if item.missing is not None}
 
     def judgements(self) -> Iterator[tuple[str, Judgement]]:
-        """What each client is to be told when the exchange has closed, but for those who know already."""
+        """Return what each client is to be told after the exchange has closed, except those told before."""
         for client, item in self.contributions.items():
             if item.missing is None:
                 yield client, Judgement(Verdict.VERDICT_OK)
@@ -242,7 +242,7 @@ class Collection:
                 yield client, _left_out(item.missing)
 
     def remind(self, client_id: str) -> Judgement | None:
-        """What a client that is not waited for is told when it is back; None if its reply is here, and may count."""
+        """Return what a reconnected client is told; None if its reply is awaited or may still count."""
         contribution = self.contributions[client_id]
         if contribution.missing is None:
             return None
@@ -252,7 +252,7 @@ class Collection:
     # Time.
 
     def next_expiry(self) -> float:
-        """When `expire` has something to do at the earliest; infinity if never."""
+        """Return the earliest time at which `expire` has something to do; infinity if never."""
         return min((self._expiry(item)[0] for item in self._waiting.values()), default=math.inf)
 
     def expire(self, now: float) -> None:

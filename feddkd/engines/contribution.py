@@ -88,7 +88,7 @@ class Contribution:
         return self._sequence.received_bytes if self._sequence is not None else 0
 
     def is_same_content(self, header: tensors_pb2.PayloadHeader) -> bool:
-        """Whether `header` announces the content that has arrived. Raises StateError."""
+        """Return whether `header` announces the content that has arrived. Raises StateError."""
         if self._header is None or header.digest != self._header.digest:
             return False
         return not header.content_sha256 or header.content_sha256 == self._content_sha256()
@@ -125,7 +125,7 @@ class Contribution:
         if not self._interrupted:
             raise ProtocolError("a reply began before the last one was complete")
         if self._header is None or header.digest != self._header.digest:
-            raise ProtocolError("the reply goes on with other content")
+            raise ProtocolError("the rest of the reply has other content")
         self._interrupted = False
         self._announced_content = header.content_sha256
         self.last_arrival = now
@@ -178,7 +178,7 @@ class Contribution:
         self._update_progress()
         complete = self._progress is Progress.COMPLETE
         if complete and self._announced_content and self._announced_content != self._content_sha256():
-            raise ProtocolError("the reply goes on with other content")
+            raise ProtocolError("the rest of the reply has other content")
 
     def reset(self) -> list[Block]:
         """Expect the whole reply again; returns the blocks that are of no use now."""

@@ -79,7 +79,7 @@ class Fold:
         return self._collection.revision != self._revision or self._is_ready()
 
     def next_step(self) -> Callable[[], None] | None:
-        """The next piece of work that can be done now, or None.
+        """Return the next piece of work that can be done now, or None.
 
         It may run in any thread. `step_done` has to follow it before anything else is asked here.
         """
@@ -119,7 +119,7 @@ class Fold:
         try:
             check_values(out)
         except SchemaError as error:
-            self.fault = f"the reduced contributions are of no use: {error}; largest: {largest()}"
+            self.fault = f"the reduced contributions are unusable: {error}; largest: {largest()}"
 
     def step_done(self) -> None:
         """Take in that the last step has run."""

@@ -25,12 +25,12 @@ class Forms:
         self._step: Payload | None = None
 
     def is_step(self, client: str) -> bool:
-        """Whether a client receives a step."""
+        """Return whether a client receives a step."""
         broadcast = self._exchange.broadcast
         return broadcast is not None and client in broadcast.holders and client not in self._lacking
 
     def is_snapshot(self, client: str) -> bool:
-        """Whether a client is to receive a whole model because it does not hold what a step leads from."""
+        """Return whether a client gets a whole model because it does not hold the base of the step."""
         broadcast = self._exchange.broadcast
         return broadcast is not None and broadcast.has_codec and client not in broadcast.holders
 
@@ -42,7 +42,7 @@ class Forms:
         return True
 
     def payload(self, client: str) -> Payload:
-        """What a client is sent."""
+        """Return the payload for a client."""
         return self._form(is_step=self.is_step(client))
 
     def _planned(self, client: str) -> Payload:
@@ -72,18 +72,18 @@ class Forms:
         return Payload.of(encoding.encode(exchange.payload), shared=self._shared)
 
     def is_whole(self, client: str, digest: bytes) -> bool:
-        """Whether a client that is to receive a step has the model that is sent to those who lack its base."""
+        """Return whether a client that gets a step already has the model that is sent to clients without its base."""
         if not self.is_step(client):
             return False
         self._whole = self._whole or self._whole_payload()
         return self._whole.header.digest == digest
 
     def message(self, client: str) -> bytes:
-        """What precedes it."""
+        """Return the message before the payload."""
         return self._message(client, self.payload(client), whole=not self.is_step(client))
 
     def planned_bytes(self, client: str) -> int:
-        """Size of the messages that bring the broadcast to a client that lacks nothing, each counted once."""
+        """Return the size of the messages of a broadcast to a client that lacks nothing, each counted once."""
         payload = self._planned(client)
         return len(self._message(client, payload, whole=payload is self._whole)) + payload.frames_bytes
 

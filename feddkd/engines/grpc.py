@@ -116,7 +116,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._server.call(self._acknowledge(begun)).result()
 
     def owners(self) -> Mapping[str, str]:
-        """What shows that a client is the one that had its id before, by id; hashes, for a later process. From any thread."""
+        """Return what proves who owned each id; hashes, for a later process. From any thread."""
         return {client: owner.text for client, owner in self._server.owners().items()}
 
     def last_heard(self) -> Mapping[str, float]:

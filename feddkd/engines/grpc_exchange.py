@@ -83,11 +83,11 @@ class GrpcExchange:
         return time.monotonic()
 
     def waits_for(self, client: str) -> bool:
-        """Whether the client still has a reply to send, or the rest of it. From any thread."""
+        """Return whether the client's reply, or the rest of it, is still missing. From any thread."""
         return self._collection.waits_for(client)
 
     def is_sending(self, client: str) -> bool:
-        """Whether the chunks that come from a client belong to its reply here, not to an earlier exchange."""
+        """Return whether a client's chunks belong to its reply here, not to an earlier exchange."""
         return client in self._sending and self._collection.is_arriving(client)
 
     # What happens to clients.
@@ -130,13 +130,13 @@ class GrpcExchange:
             self.meter.payload_down(payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=snapshot)
 
     def lacking(self, session: Session) -> None:
-        """A client cannot use the step: send it the whole model, once."""
+        """Send the whole model, once, to a client that cannot use the step."""
         client = session.client_id
         if self.waits_for(client) and not self._collection.contributions[client].has_begun and self._forms.lacks(client):
             self.connected(session, None)
 
     def reconnected(self, session: Session) -> None:
-        """A client that is not waited for is back: it may not have heard that it is left out."""
+        """Tell a reconnected client that is not waited for that it is left out."""
         if self._closed:
             return  # its receipt comes when the outcome is kept
         judgement = self._collection.remind(session.client_id)
@@ -154,13 +154,13 @@ class GrpcExchange:
         return holding.size_bytes
 
     def disconnected(self, client: str) -> None:
-        """A client's connection is lost, or was not there to begin with."""
+        """Note that a client's connection is lost, or was never there."""
         self._sending.discard(client)
         self._collection.disconnect(client, self._now())
         self._changed.set()
 
     def replied(self, session: Session, answer: pb.Answer) -> None:
-        """A reply begins."""
+        """Begin to receive a reply."""
         if self._closed:
             return  # its receipt comes when the outcome is kept
         try:
@@ -217,7 +217,7 @@ class GrpcExchange:
             self._changed.set()
 
     def failed(self, client: str, reason: str) -> None:
-        """A client says that it cannot do its part."""
+        """Note that a client cannot compute its reply."""
         self._collection.fail(client, reason)
         self._changed.set()
 

@@ -84,6 +84,6 @@ class ExchangeInbox:
         return begun.meter
 
     def current(self, client: str) -> ExchangeId | None:
-        """The exchange that a client takes part in."""
+        """Return the exchange that a client takes part in."""
         begun = self.of_client.get(client)
         return begun.exchange.id if begun is not None else None

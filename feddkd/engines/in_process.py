@@ -127,7 +127,7 @@ class InProcessEngine(Engine):
         self._spool.close()
 
     def has(self, client: str) -> bool:
-        """Whether a client is in this process."""
+        """Return whether a client is in this process."""
         return client in self._workers
 
     def reply_of(self, client: str, message: pb.Work, chunks: Iterable[bytes]) -> Iterable[bytes] | None:
@@ -174,7 +174,7 @@ class InProcessExchange:
         self._is_open = True
 
     def waits_for(self, client: str) -> bool:
-        """Whether the client still has a reply to send. From any thread."""
+        """Return whether the client still has a reply to send. From any thread."""
         return self._collection.waits_for(client)
 
     def outcome(self) -> Outcome:

@@ -21,7 +21,7 @@ def resolve(config: Config) -> Config:
     number, given = config.partition.clients, config.scheduler.clients
     if isinstance(given, list) and sorted(given) != client_ids(number):
         names = client_ids(number)
-        raise ConfigError(f"scheduler.clients: those of a simulation are called {names[0]} to {names[-1]}")
+        raise ConfigError(f"scheduler.clients: the clients of a simulation are named {names[0]} to {names[-1]}")
     if isinstance(given, int) and given != number:
         raise ConfigError(f"scheduler.clients = {given}: partition.clients is {number}")
     if given is not None:

@@ -47,17 +47,17 @@ LOOPBACK = "127.0.0.1"
 
 
 def new_run_id() -> str:
-    """12 hexadecimal digits."""
+    """Return 12 random hexadecimal digits."""
     return uuid.uuid4().hex[:12]
 
 
 def initial_model(config: Config) -> Tensors:
-    """The global model before round 1: the same for the same seed on every machine. Raises ConfigError."""
+    """Build the global model before round 1; the same for the same seed on every machine. Raises ConfigError."""
     return Tensors.of_module(build_model(config.model, describe(config.data), config.seed))
 
 
 def make_evaluator(config: Config) -> Evaluator | None:
-    """Evaluates models on the data set's test split, if the configuration gives the server one. Raises ConfigError."""
+    """Build what evaluates models on the test split; None without a server's test set. Raises ConfigError."""
     if not config.data.test_set:
         return None
     examples = load_test(config.data)
@@ -72,7 +72,7 @@ def make_evaluator(config: Config) -> Evaluator | None:
 
 
 def spent_before(folder: Path) -> Spent | None:
-    """What an earlier process of the run in this folder had counted when it ended; None if it left no word."""
+    """Read the bytes that the folder's last process had counted; None if it left no count."""
     marked = TrafficMark.read(folder / TRAFFIC_MARK)
     return Spent(*marked) if marked is not None else None
 

@@ -32,7 +32,7 @@ class Block(Protocol):
         """Fill the block with the bytes of `data`, which it may keep. From any thread; raises StateError if the disk is full."""
 
     def read(self, memory: Tensor) -> Tensor:
-        """The bytes, uint8. From any thread.
+        """Read the bytes, uint8. From any thread.
 
         Args:
             memory: uint8, at least as long as the block; used where the bytes come from a file.
@@ -109,7 +109,7 @@ class Spool:
             descriptor, name = tempfile.mkstemp(prefix="feddkd-spool-", dir=self._folder)
             Path(name).unlink()
         except OSError as error:
-            raise StateError(f"cannot make a temporary file for contributions in {self.where}: {error.strerror}") from error
+            raise StateError(f"cannot create a temporary file for contributions in {self.where}: {error.strerror}") from error
         self._close = weakref.finalize(self, os.close, descriptor)
         return descriptor
 

@@ -100,12 +100,12 @@ class TrafficMark:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("cannot read %s: %s; the bytes of the server before this one are not known", path, error.strerror)
+            logger.warning("cannot read %s: %s; the bytes that the previous server process counted are unknown", path, error.strerror)
             return None
         try:
             return _parse(content)
         except (ValueError, TypeError, RecursionError) as error:
-            logger.warning("%s is damaged (%s); the bytes of the server before this one are not known", path, error)
+            logger.warning("%s is damaged (%s); the bytes that the previous server process counted are unknown", path, error)
             return None
 
 
@@ -133,7 +133,7 @@ def _parse(content: bytes) -> Marked:
         raise ValueError(f"{len(content)} bytes where {SIZE_BYTES} are expected")
     words = memoryview(content).cast("Q")
     if words[0] != MAGIC:
-        raise ValueError("it does not begin as a mark does")
+        raise ValueError("it is not a traffic mark")
     exchange = None
     if words[_ID_BYTES]:
         run_id, number, attempt, name, step = json.loads(content[_ID : _ID + words[_ID_BYTES]])

@@ -15,7 +15,7 @@ from feddkd.registry import MODELS
 
 @MODELS.register("niid_cnn")
 def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
+    """Build NIID-Bench's simple-cnn: 44,426 parameters on MNIST, 62,006 on CIFAR-10.
 
     Raises:
         ValueError: `input_shape` is not (channels, height, width), or too small.
@@ -24,7 +24,7 @@ def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     # A 5x5 convolution without padding takes 4 pixels, pooling halves what is left.
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if rows < 1 or columns < 1:
-        raise ValueError(f"inputs of {height}x{width} pixels are too small, 16x16 is the least")
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, at least 16x16 is needed")
     model = nn.Sequential(
         nn.Conv2d(channels, 6, 5),
         nn.MaxPool2d(2),
@@ -44,14 +44,14 @@ def niid_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 @MODELS.register("mcmahan_cnn")
 def mcmahan_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
+    """Build the CNN of McMahan et al. (2017): 1,663,370 parameters on MNIST, 2,156,490 on CIFAR-10.
 
     Raises:
         ValueError: `input_shape` is not (channels, height, width), or too small.
     """
     channels, height, width = _image_shape(input_shape)
     if height < 4 or width < 4:
-        raise ValueError(f"inputs of {height}x{width} pixels are too small, 4x4 is the least")
+        raise ValueError(f"inputs of {height}x{width} pixels are too small, at least 4x4 is needed")
     model = nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
         nn.MaxPool2d(2),

@@ -13,7 +13,7 @@ WIDTH = 64
 
 @MODELS.register("mlp")
 def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two hidden layers of 64 rectified units, for inputs of any shape: 8,970 parameters on digits."""
+    """Build two hidden layers of 64 rectified units, for inputs of any shape: 8,970 parameters on digits."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), WIDTH),

@@ -13,7 +13,7 @@ from feddkd.registry import MODELS
 
 
 def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
-    """A newly initialised network on the CPU that maps float32 [B, *input_shape] to logits [B, num_classes].
+    """Build a network on the CPU that maps float32 [B, *input_shape] to logits [B, num_classes].
 
     The same `seed` gives the same parameters, bit for bit; torch's global random state is not
     touched. A user's `package.module:function` is called as function(input_shape, num_classes).

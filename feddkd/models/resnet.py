@@ -16,7 +16,7 @@ SMALL_SIDE = 64
 
 @MODELS.register("resnet18_gn")
 def resnet18_gn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """ResNet-18 of torchvision, untrained, with GroupNorm(2) in place of every batch normalisation.
+    """Build torchvision's ResNet-18, untrained, with GroupNorm(2) instead of every batch normalisation.
 
     Raises:
         ValueError: `input_shape` is not (channels, height, width).

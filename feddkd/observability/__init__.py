@@ -1,1 +1,1 @@
-"""What can be seen of a run: the communication ledger and the Prometheus metrics."""
+"""Observes a run: the communication ledger and the Prometheus metrics."""

@@ -1,4 +1,4 @@
-"""What accuracy a run had reached when it had spent a budget, and what it had spent when it reached an accuracy.
+"""Reads the accuracy of a run within a budget, and the cost of reaching an accuracy.
 
 A budget is a cost of any kind: rounds, bytes on the wire, gradient evaluations, seconds.
 """
@@ -33,7 +33,7 @@ class Curve:
         return range(1, len(self.accuracy) + 1)
 
     def first(self, rounds: int, delivery_bytes: int) -> Curve:
-        """The curve of a run that ended after so many rounds and then delivered its model for `delivery_bytes`."""
+        """Return the curve of a run that ended after so many rounds and then delivered its model for `delivery_bytes`."""
         if rounds == len(self.accuracy):
             return self
         wire_bytes = list(self.wire_bytes[:rounds])
@@ -74,7 +74,7 @@ class Spread:
 
 
 def reading_within(accuracy: Sequence[float | None], cost: Sequence[Cost], budget: Cost) -> Reading | None:
-    """The last evaluated round whose cumulative cost is within the budget; None if there is none."""
+    """Return the last evaluated round whose cumulative cost is within the budget; None if there is none."""
     found = None
     for number, (value, spent) in enumerate(zip(accuracy, cost, strict=True), start=1):
         if spent > budget:
@@ -85,23 +85,23 @@ def reading_within(accuracy: Sequence[float | None], cost: Sequence[Cost], budge
 
 
 def round_of_target(accuracy: Sequence[float | None], target: float) -> int | None:
-    """The first round with at least the target accuracy, counted from 1; None if no round has it."""
+    """Return the first round with at least the target accuracy, counted from 1; None if no round has it."""
     return next((number for number, value in enumerate(accuracy, start=1) if value is not None and value >= target), None)
 
 
 def cost_to_target(accuracy: Sequence[float | None], cost: Sequence[Cost], target: float) -> Cost | None:
-    """The cumulative cost of the first round with at least the target accuracy; None if no round has it."""
+    """Return the cumulative cost of the first round with at least the target accuracy; None if no round has it."""
     number = round_of_target(accuracy, target)
     return None if number is None else cost[number - 1]
 
 
 def common_budget(costs: Iterable[Sequence[Cost]]) -> Cost:
-    """The largest budget that every run reaches, from their cumulative costs."""
+    """Return the largest budget that every run reaches, from their cumulative costs."""
     return min(cost[-1] for cost in costs)
 
 
 def spread(values: Iterable[Cost | None]) -> Spread | None:
-    """Mean and deviation, or None if there is no value or some value is missing: a mean over the lucky seeds would flatter."""
+    """Return mean and std; None if there is no value, or one is missing: a mean over the rest would be biased."""
     numbers = list(values)
     present = [float(number) for number in numbers if number is not None]
     if not present or len(present) < len(numbers):

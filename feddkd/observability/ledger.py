@@ -1,9 +1,9 @@
-"""The communication ledger: what every exchange cost and what every round bought, one JSON object a line.
+"""Writes the communication ledger: cost and result of every exchange and round, one JSON object per line.
 
-Sizes are in bytes, times in seconds; down and up are seen from the client. A line is written and flushed
-as soon as it is complete, so that a run that is cut off leaves all it knew.
+Sizes are in bytes, times in seconds; down is towards the client. A line is written and flushed as soon as it
+is complete, so an interrupted run leaves a record up to that point.
 
-A run whose record cannot be written ends: everything that fails to be written is a StateError that names the file.
+A run ends if its record cannot be written: every failed write raises a StateError that names the file.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Ledger(Observer):
 
 
 def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
-    """The content of a line of `exchanges.jsonl`."""
+    """Return the content of a line of `exchanges.jsonl`."""
     return {
         "round": record.id.round,
         "attempt": record.id.attempt,
@@ -123,7 +123,7 @@ def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
 
 
 def round_line(record: RoundRecord) -> dict[str, Any]:
-    """The content of a line of `rounds.jsonl`."""
+    """Return the content of a line of `rounds.jsonl`."""
     return {
         "round": record.round,
         "accuracy": record.evaluation.accuracy if record.evaluation else None,
@@ -144,7 +144,7 @@ def round_line(record: RoundRecord) -> dict[str, Any]:
 
 
 def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
-    """The content of `summary.json`.
+    """Return the content of `summary.json`.
 
     `total_wire_bytes_*` cover everything that crossed the network; the part that belongs to no exchange
     (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the
@@ -250,7 +250,7 @@ def _open_for_one_run(out: Path, *, again: bool) -> TextIO:
         is_free = False
     if not is_free:
         stream.close()
-        raise StateError(f"{out} already holds the record of a run; choose another --out, or go on with it with --resume")
+        raise StateError(f"{out} already holds the record of a run; choose another --out, or resume it with --resume")
     if stream.tell() > 0:
         stream.truncate(0)
     return stream

@@ -1,4 +1,4 @@
-"""What is counted of a run, in three groups: how far it is, what its exchanges cost, and what they bought."""
+"""Defines the metrics of a run in three groups: progress, cost of the exchanges, and learning."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ UNKNOWN = math.nan
 
 
 class RunMetrics:
-    """What is running, since which version, and how far it is."""
+    """Which run and versions these are, and how far the run is."""
 
     def __init__(self, registry: CollectorRegistry, config: Config) -> None:
         found = installed_versions()
-        build = Info("feddkd_build", "Versions of feddkd and of what its results depend on; always 1.", registry=registry)
+        build = Info("feddkd_build", "Versions of feddkd and of the packages that its results depend on; always 1.", registry=registry)
         build.info({"version": __version__, "python": found["python"], "torch": found["torch"], "grpc": found["grpcio"]})
         self._names = (config.algorithm.name, config.model.name, config.data.name)
         labels = ["run_id", "algorithm", "model", "dataset"]
-        self._info = Info("feddkd_run", "What is running; always 1, absent before the run begins.", labels, registry=registry)
-        self._state = Gauge("feddkd_run_state", "1 for the state that the run is in, 0 for the others.", ["state"], registry=registry)
-        self.current_round = Gauge("feddkd_current_round", "Round under way, from 1; 0 before the first.", registry=registry)
-        self._target_rounds = Gauge("feddkd_target_rounds", "Rounds after which the run is done.", registry=registry)
+        self._info = Info("feddkd_run", "The current run; always 1, absent before the run starts.", labels, registry=registry)
+        self._state = Gauge("feddkd_run_state", "1 for the run's current state, 0 for the others.", ["state"], registry=registry)
+        self.current_round = Gauge("feddkd_current_round", "Number of the current round, from 1; 0 before the first.", registry=registry)
+        self._target_rounds = Gauge("feddkd_target_rounds", "Number of rounds that the run will have.", registry=registry)
         self._target_rounds.set(config.rounds)
         self.rounds = Counter(
             "feddkd_rounds_total",
-            "Rounds that were completed, and attempts that failed for want of clients.",
+            "Rounds that were completed, and attempts that failed because clients were missing.",
             ["outcome"],
             registry=registry,
         )
@@ -53,7 +53,7 @@ class RunMetrics:
             self.rounds.labels(outcome)
         self.round_duration = Histogram(
             "feddkd_round_duration_seconds",
-            "Seconds from the selection of a round's clients to its evaluated model, failed attempts included.",
+            "Time from the selection of a round's clients to its evaluated model, in seconds, failed attempts included.",
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
@@ -73,7 +73,7 @@ class RunMetrics:
 
 
 class CommunicationMetrics:
-    """What the exchanges cost, and who took part in them."""
+    """What the exchanges cost, and how many clients took part."""
 
     def __init__(self, registry: CollectorRegistry, exchanges: Sequence[str]) -> None:
         self._wire_bytes = _WireBytes(exchanges)
@@ -83,20 +83,20 @@ class CommunicationMetrics:
         self._tensors = _TensorMetrics(registry, exchanges)
         self._duration = Histogram(
             "feddkd_exchange_duration_seconds",
-            "Seconds from the broadcast of an exchange to its reduced result.",
+            "Time from the broadcast of an exchange to its reduced result, in seconds.",
             ["exchange"],
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
         self._gradient_evaluations = Counter(
             "feddkd_gradient_evaluations_total",
-            "Gradients of single examples' losses that clients computed for the answers that arrived.",
+            "Per-example gradients that clients computed for the replies that arrived.",
             ["exchange"],
             registry=registry,
         )
         self._contributions = Counter(
             "feddkd_contributions_total",
-            "Answers that clients were asked for, by what became of them.",
+            "Replies that the server asked for, accepted or missing.",
             ["exchange", "result"],
             registry=registry,
         )
@@ -128,28 +128,26 @@ class _TensorMetrics:
         labels = ["direction", "exchange"]
         self._payload_bytes = Counter(
             "feddkd_payload_bytes_total",
-            "Bytes of encoded tensors that reached clients whole (down) or were reduced (up).",
+            "Bytes of encoded tensors that reached clients completely (down) or were reduced (up).",
             labels,
             registry=registry,
         )
-        self._dense_bytes = Counter(
-            "feddkd_dense_bytes_total", "Bytes that the same tensors take without a codec.", labels, registry=registry
-        )
+        self._dense_bytes = Counter("feddkd_dense_bytes_total", "Bytes of the same tensors without a codec.", labels, registry=registry)
         self._snapshot_bytes = Counter(
             "feddkd_snapshot_bytes_total",
-            "The part of the payload bytes down that was a whole model, for clients that lacked the one before it.",
+            "The part of the payload bytes down that was whole models, for clients that lacked the previous one.",
             labels,
             registry=registry,
         )
         self._codec_seconds = Counter(
             "feddkd_codec_seconds_total",
-            "Seconds that the mean client's codec took (up), and the server's (down).",
+            "Time spent in codecs, in seconds: mean over the clients (up), at the server (down).",
             labels,
             registry=registry,
         )
         self._codec_error = Gauge(
             "feddkd_codec_error_ratio",
-            "Norm of what the codec changed over the norm of what it encoded, in the last exchange; NaN before the first.",
+            "Norm of the codec's change over the norm of the encoded tensor, in the last exchange; NaN before the first.",
             labels,
             registry=registry,
         )
@@ -190,7 +188,7 @@ class _WireBytes(Collector):
         """Claims the metric's name in the registry."""
         yield CounterMetricFamily(
             "feddkd_wire_bytes_total",
-            "Bytes of serialized gRPC messages, retries included; exchange other: joining, late answers, farewells.",
+            "Bytes of serialized gRPC messages, retries included; exchange other: joins, late replies, farewells.",
             labels=["direction", "exchange"],
         )
 
@@ -225,20 +223,20 @@ class _Clients(Collector):
 
 
 class LearningMetrics:
-    """What the bytes bought. Losses are mean cross-entropies in nats unless a metric says otherwise."""
+    """Accuracy and losses. Losses are mean cross-entropies in nats unless a metric says otherwise."""
 
     def __init__(self, registry: CollectorRegistry, config: Config) -> None:
         def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
             return Gauge(name, f"{text}; NaN before the first.", labels, registry=registry)
 
         evaluated_by = ["evaluated_by"]
-        self._accuracy = gauge("feddkd_accuracy_ratio", "Share (0 to 1) of examples that the last global model gets right", evaluated_by)
+        self._accuracy = gauge("feddkd_accuracy_ratio", "Accuracy (0 to 1) of the last global model", evaluated_by)
         self._loss = gauge("feddkd_loss", "Mean cross-entropy in nats of the last global model", evaluated_by)
         for evaluator, there_is_one in (("server", config.data.test_set), ("clients", config.data.holdout > 0)):
             if there_is_one:
                 self._accuracy.labels(evaluator).set(UNKNOWN)
                 self._loss.labels(evaluator).set(UNKNOWN)
-        self._best = gauge("feddkd_best_accuracy_ratio", "Greatest accuracy (0 to 1) that the model of a round has reached")
+        self._best = gauge("feddkd_best_accuracy_ratio", "Best accuracy (0 to 1) of any round's model")
         self._training_loss = gauge("feddkd_training_loss", "Clients' mean loss in nats over the last local training")
         self._dkd_loss = gauge("feddkd_dkd_loss", "Clients' mean distillation loss at the last DKD step")
         self._dkd_loss_initial = gauge("feddkd_dkd_loss_initial", "Clients' mean distillation loss at step 0 of the last round")
@@ -246,7 +244,7 @@ class LearningMetrics:
         self._reported = {
             DRIFT_DIVERSITY: gauge(
                 "feddkd_drift_diversity",
-                "How much the clients' last updates cancel out: their mean squared norm over that of their mean, 1 where all agree",
+                "How much the clients' last updates cancel: their mean squared norm over that of their mean, 1 if all agree",
             ),
             TEACHER_ENTROPY: gauge("feddkd_teacher_entropy", "Mean entropy in nats of the teachers' predictions in the last round"),
         }

@@ -1,8 +1,8 @@
 """The Prometheus metrics of a run, in a registry of their own.
 
-Labels take their values from short lists that are known before the run begins: no round numbers, the run id in
-`feddkd_run_info` alone, and client ids in `feddkd_site_*` alone, of a bounded number of clients. Sizes are in bytes,
-times in seconds, shares from 0 to 1; down and up are seen from the client. docs/metrics.md lists every metric.
+Label values come from short lists that are known before the run. No round number is a label. The run id is one only
+in `feddkd_run_info`, and client ids only in `feddkd_site_*`, for a bounded number of clients. Sizes are in bytes,
+times in seconds, ratios from 0 to 1; down is towards the client. docs/metrics.md lists every metric.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunR
 
 
 class PrometheusMetrics(Observer):
-    """Turns what the scheduler tells into metrics; they can be read from any thread.
+    """Turns the scheduler's events into metrics, which can be read from any thread.
 
     Attributes:
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.

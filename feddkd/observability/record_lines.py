@@ -1,8 +1,8 @@
-"""What the files of a run's record hold, checked when they are read.
+"""Defines the lines of a run's record, and checks them when they are read.
 
-The ledger writes these files, but a reader may meet any: older ones that lack fields, damaged ones,
-and those of another program. So a field is of the type and the size that stand here, or reading
-stops with one line. Sizes are in bytes, times in seconds; down and up are seen from the client.
+The ledger writes these files, but a reader may be given older files that lack fields, damaged files, and
+files of other programs. So every field has the type and the size defined here, or reading fails with a
+one-line error. Sizes are in bytes, times in seconds; down is towards the client.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def _class_accuracy(value: Any) -> Any:
 def _texts(value: Any) -> Any:
     """Stops at the first value that is no text; pydantic would list every one of a million."""
     if isinstance(value, Mapping) and not all(isinstance(text, str) for text in value.values()):
-        raise ValueError("every value should be a text")
+        raise ValueError("every value must be a string")
     return value
 
 
 def _counts(value: Any) -> Any:
     if isinstance(value, Mapping) and not all(type(item) is int and item >= 0 for item in value.values()):
-        raise ValueError("every value should be a number of times")
+        raise ValueError("every value must be a count")
     return value
 
 
@@ -94,9 +94,9 @@ def _counts_by_name(value: Any) -> Any:
     if isinstance(value, Mapping):
         for counts in value.values():
             if not isinstance(counts, Mapping):
-                raise ValueError("every value should be an object of numbers of bytes")
+                raise ValueError("every value must be an object of byte counts")
             if not all(type(item) is int and item >= 0 for item in counts.values()):
-                raise ValueError("every number of bytes should be an integer from 0 on")
+                raise ValueError("every byte count must be an integer of at least 0")
     return value
 
 
@@ -218,7 +218,7 @@ class Summary(TensorBytes):
 
 
 def problem_of(error: ValidationError) -> str:
-    """The first thing that is wrong with a line, for a message that names the file and the line."""
+    """Return the first problem of a line, for a message that names the file and the line."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return f"is not JSON: {printable(str(first['ctx']['error']))}"

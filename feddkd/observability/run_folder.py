@@ -1,4 +1,4 @@
-"""Reads back what a run leaves behind (`--out DIR`), for the report and for comparisons."""
+"""Reads the record of a run (`--out DIR`), for the report and for comparisons."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _partition(file: Path) -> dict[str, list[int]] | None:
     for client, counts in clients.items():
         if not isinstance(counts, list) or not all(map(_is_count, counts)):
             name = printable(client, 80)
-            raise StateError(f"{file}: {name} does not have a list of numbers of examples")
+            raise StateError(f"{file}: {name} does not have a list of example counts")
     return clients
 
 

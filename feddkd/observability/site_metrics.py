@@ -1,4 +1,4 @@
-"""What single sites said of their teachers, their labels and the global model, and how many examples there are."""
+"""Gauges by site: accuracy of teacher and global model, contradicted labels, and numbers of examples."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class SiteMetrics:
         self._gauges = {
             TEACHER_ACCURACY: gauge(
                 "feddkd_site_teacher_accuracy_ratio",
-                "Share (0 to 1) of what the site holds out that its last teacher gets right.",
+                "Accuracy (0 to 1) of the site's last teacher on the labelled examples that the site holds out.",
             ),
             CLIENT_ACCURACY: gauge(
                 "feddkd_site_accuracy_ratio",
-                "Share (0 to 1) of what the site holds out that the last global model gets right.",
+                "Accuracy (0 to 1) of the last global model on the labelled examples that the site holds out.",
             ),
             LABEL_DISAGREEMENT: gauge(
                 "feddkd_site_label_disagreement_ratio",
-                "Share (0 to 1) of the site's labels that are not its last teacher's most likely class.",
+                "Share (0 to 1) of the site's labels that differ from its last teacher's most likely class.",
             ),
         }
         self._clients: dict[str, None] = {}  # those that were heard longest ago come first
         self._examples = Gauge(
             "feddkd_examples",
-            "Training examples of the clients that can take part, with a label and without; NaN before the first.",
+            "Training examples of the clients that can take part, labelled or not; NaN before the first join.",
             ["labelled"],
             registry=registry,
         )

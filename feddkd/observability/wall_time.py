@@ -4,16 +4,16 @@ An exchange takes
 
     rtt + down / downlink + compute + up / uplink
 
-with the bytes of one client and the seconds that it computed. A round is the sum of its exchanges and of what the
-server did between them: evaluation, and the algorithm's own part. The record has sums over clients, so all clients
-count as equal: each has an equal share of the bytes and of the computing, and a link and a machine of its own.
+with the bytes and the computing time of one client. A round is the sum of its exchanges and of the server's time
+between them: evaluation, and the algorithm's own part. The record has sums over clients, so the estimate treats all
+clients as equal: each has an equal share of the bytes and of the computing, its own link and its own machine.
 
-Left out:
-- TCP's slow start. A connection that was idle sends about 14 kB in its first round trip and twice as much in each one
-  after it, until the link is full. Where rtt times bandwidth is large, that adds some round trips to an exchange.
-- The server's own link, which all clients share, and its part inside an exchange: it reduces while bytes arrive.
-- Headers of TCP and IP, 3 % to 4 % of full packets, and of HTTP/2, below 1 %.
-- Clients that are slower than the mean, that are lost, or that get a whole model where the others get a step.
+The estimate ignores:
+- TCP slow start. An idle connection sends about 14 kB in its first round trip and twice as much in each following one,
+  until the link is full. If rtt times bandwidth is large, this adds some round trips to an exchange.
+- The server's own link, which all clients share, and its work during an exchange: it reduces while bytes arrive.
+- Headers of TCP and IP (3 % to 4 % of full packets) and of HTTP/2 (below 1 %).
+- Clients that are slower than the mean, that are lost, or that get a whole model instead of a step.
 - Joining, and the wait for clients before the first round.
 """
 
@@ -121,7 +121,7 @@ def exchange_parts(line: ExchangeLine, link: Link) -> Parts | None:
 
 
 def seconds_by_round(run: RunFolder, link: Link) -> dict[int, float]:
-    """Seconds from the start until each recorded round was done; empty for a record that does not say enough."""
+    """Return seconds from the start until each recorded round was done; empty for a record that does not say enough."""
     total, found = 0.0, {}
     for number, parts in sorted((parts_by_round(run, link) or {}).items()):
         total += parts.total
@@ -136,7 +136,7 @@ def total_parts(run: RunFolder, link: Link) -> Parts | None:
 
 
 def parse_rate(text: str, option: str) -> float:
-    """Bits a second of `10Mbit`, `10Mbit/s`, `500kbit` or `1.5Gbit`. Raises ConfigError naming the option."""
+    """Parse `10Mbit`, `10Mbit/s`, `500kbit` or `1.5Gbit` to bits per second. Raises ConfigError naming the option."""
     found = re.fullmatch(r"([0-9.]+) ?([kmg]?)bit(?:/s)?", text.strip().lower())
     rate = _number(found[1]) * RATES[found[2]] if found else math.nan
     if not 0 < rate < math.inf:
@@ -145,7 +145,7 @@ def parse_rate(text: str, option: str) -> float:
 
 
 def parse_time(text: str, option: str) -> float:
-    """Seconds of `40ms` or `0.2s`. Raises ConfigError naming the option."""
+    """Parse `40ms` or `0.2s` to seconds. Raises ConfigError naming the option."""
     found = re.fullmatch(r"([0-9.]+) ?(ms|s)", text.strip().lower())
     seconds = _number(found[1]) * TIMES_S[found[2]] if found else math.nan
     if not 0 <= seconds < math.inf:

@@ -1,1 +1,1 @@
-"""What a round is: a cohort, a sequence of exchanges, a quorum, and a record of each."""
+"""Runs rounds: cohorts, sequences of exchanges, quorums, and their records."""

@@ -1,4 +1,4 @@
-"""Write down what a round leaves to the next one: the state of the algorithm and of the codecs."""
+"""Write and read the state after a round: of the algorithm and of the codecs."""
 
 from __future__ import annotations
 

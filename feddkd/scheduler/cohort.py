@@ -1,4 +1,4 @@
-"""The clients of one round, and how they exchange tensors with the server."""
+"""Exchanges tensors with the clients of one round."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class RoundCohort:
         return outcome.reduced
 
     def report(self, name: str, payload: Tensors, step: int = 0) -> Outcome:
-        """The same for replies of any kind, with every number that came back. Raises RoundError."""
+        """Do the same for replies of any kind, with every number that came back. Raises RoundError."""
         identity = self._attempt.exchange(name, step)
         if not payload.is_finite():
             raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
@@ -183,7 +183,7 @@ class RoundCohort:
         diverged = [client for client, item in outcome.missing.items() if item.cause is Cause.DIVERGED]
         if 2 * len(diverged) > len(exchange.clients):
             reasons = "; ".join(f"{client}: {outcome.missing[client].reason}" for client in diverged)
-            raise NotFiniteError(f"{exchange.id}: the model is of no use to most clients ({reasons})")
+            raise NotFiniteError(f"{exchange.id}: most clients cannot use the model ({reasons})")
 
     def _missing(self, outcome: Outcome) -> dict[str, Missing]:
         """Return why each client without a reply has none, those that were not asked included, in client order."""

@@ -1,4 +1,4 @@
-"""How the server's models reach the clients of a run, with the codecs that its configuration names."""
+"""Encodes the server's broadcasts to the clients of a run with the configured codecs."""
 
 from __future__ import annotations
 

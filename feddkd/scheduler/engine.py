@@ -1,4 +1,4 @@
-"""Defines what the scheduler asks of an engine: carry out exchanges, and say exactly what happened."""
+"""Defines the interface of an engine: it carries out exchanges and reports exactly what happened."""
 
 from __future__ import annotations
 
@@ -106,18 +106,18 @@ class Engine(ABC):
 
     @abstractmethod
     def other_traffic(self) -> Traffic:
-        """Bytes so far that belong to no exchange: joining, late replies, farewells. From any thread."""
+        """Return the bytes so far outside any exchange: joins, late replies, farewells. From any thread."""
 
     @abstractmethod
     def states(self) -> ClientStates:
-        """How many clients are in which state now. From any thread."""
+        """Return how many clients are in each state now. From any thread."""
 
     def owners(self) -> Mapping[str, str]:
-        """What proves who owns which client id, never the secret itself; another process of the server needs it."""
+        """Return what proves who owns each client id (never the secret), for the next server process."""
         return {}
 
     def last_heard(self) -> Mapping[str, float]:
-        """How many seconds ago each client that has joined was heard, by id. From any thread."""
+        """Return how many seconds ago each joined client was heard, by id. From any thread."""
         return {}
 
     def here(self) -> list[str]:
@@ -125,7 +125,7 @@ class Engine(ABC):
         return list(self.clients())
 
     def waiting_for(self) -> list[str]:
-        """The clients whose reply is expected now, in client order. From any thread."""
+        """Return the clients whose reply is awaited, in client order. From any thread."""
         return []
 
     @abstractmethod

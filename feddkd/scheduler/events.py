@@ -1,4 +1,4 @@
-"""Says what happens in a run: the events that a journal keeps and that the run's state is the fold of."""
+"""Defines the events of a run, which its journal keeps and its state is computed from."""
 
 from __future__ import annotations
 

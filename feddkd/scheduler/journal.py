@@ -1,4 +1,4 @@
-"""Where the events of a run go, so that another process can go on with it."""
+"""Defines the journal: it keeps the events of a run, so that another process can resume it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class NoJournal:
         return ()
 
     def release(self) -> None:
-        """Nothing was read."""
+        """Do nothing: nothing was read."""
 
     def append(self, event: Event) -> Entry:
         return Entry(event, self._stopwatch.now_s, time.time())
@@ -106,13 +106,13 @@ class NoJournal:
         return ""
 
     def load(self, name: str) -> Blob:
-        raise StateError("nothing of this run is kept")
+        raise StateError("this run has no journal")
 
     def prune(self, names: Collection[str]) -> None:
-        """Nothing is there."""
+        """Do nothing: nothing is stored."""
 
     def check_space(self, model_bytes: int) -> None:
-        """Nothing is written."""
+        """Do nothing: nothing is written."""
 
     def close(self) -> None:
-        """Nobody waits for it."""
+        """Do nothing: nothing is open."""

@@ -70,7 +70,7 @@ class FileJournal:
         self._stored_bytes = self._most_stored_bytes = 0
         self._stopwatch = Stopwatch(self.entries[-1].at_s if self.entries else 0.0)
         if (kind := network_file_system(folder)) is not None:
-            logger.warning("%s is on a network file system (%s): its locks and what is on its disks are its own matter", folder, kind)
+            logger.warning("%s is on a network file system (%s): locks and fsync may not be reliable there", folder, kind)
 
     @classmethod
     def create(cls, folder: Path, header: Header, durability: Durability) -> FileJournal:
@@ -135,8 +135,8 @@ class FileJournal:
         self.lacks_lines = lines > 0 and (b'"event"' in rest or b'"kind"' in rest)  # else nothing of ours was there
         if FINISHED in rest:
             raise StateError(
-                f"{file} line {number} is damaged, and the run it is of was finished. Nothing was changed: its model and its "
-                "record are beside the journal, and `feddkd replay` says which of them are whole"
+                f"{file} line {number} is damaged, but its run is finished. Nothing was changed: the model and the record "
+                "are beside the journal, and `feddkd replay` checks them"
             )
         if lines:
             logger.warning("%s line %d is damaged: it and the %d lines after it are set aside", file, number, lines - 1)
@@ -154,7 +154,7 @@ class FileJournal:
             StateError: it cannot be written. Nothing of it stays, and no other event can follow.
         """
         if self._broken:
-            raise StateError(f"{self.folder / JOURNAL} could not be written before")
+            raise StateError(f"{self.folder / JOURNAL} failed to be written before")
         # As the line has them: what is folded now is what is folded from the file.
         entry = Entry(event, round(self._stopwatch.now_s, 6), round(time.time(), 3))
         line = line_of(self._count, entry)
@@ -246,7 +246,7 @@ class FileJournal:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether a process has the journal in a folder open. Raises StateError."""
+    """Return whether a process has the journal in a folder open. Raises StateError."""
     try:
         descriptor = os.open(folder / JOURNAL, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # also where it is a pipe
     except OSError as error:
@@ -281,7 +281,7 @@ def _lock(descriptor: int, file: Path) -> None:
                 time.sleep(LOCK_PAUSE_S)
         except OSError as error:
             raise StateError(f"cannot lock {file}: {error.strerror}") from error
-    raise StateError(f"another process has {file} open: it runs this run")
+    raise StateError(f"another process has {file} open and is running this run")
 
 
 def _aside(file: Path) -> Path:

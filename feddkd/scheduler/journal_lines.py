@@ -1,4 +1,4 @@
-"""How a journal is written: one JSON object a line, the first about the run, each other with an event and a checksum."""
+"""Writes and reads journal lines: JSON objects, the first about the run, each other an event with a checksum."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def parse_journal(file: Path, content: bytes) -> tuple[Header, list[tuple[Entry,
 
 
 def has_journal(folder: Path) -> bool:
-    """Whether a folder holds the journal of a run."""
+    """Return whether a folder holds the journal of a run."""
     return (folder / JOURNAL).exists()
 
 

@@ -1,4 +1,4 @@
-"""Warns of clients that decide every mean."""
+"""Warns about clients whose weight dominates every mean."""
 
 from __future__ import annotations
 

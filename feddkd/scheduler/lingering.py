@@ -1,4 +1,4 @@
-"""Gives the final model to clients that were away when it was delivered."""
+"""Delivers the final model to clients that missed its delivery."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def deliver_late(
 ) -> Iterator[DeliveredLate]:
     """Deliver the model again and again to those who come, for `linger_s` seconds.
 
-    Each client is tried once; who has the model may go. Ends early when all who missed it have it; if nobody
-    is known to, it serves whoever comes. An abort ends it, too: the run is over without these clients.
+    Each client is tried once; a client that has the model may leave. Ends early when all clients that missed the
+    model have it; if none is known, it serves every client that comes. An abort ends it, too: the run is over without these clients.
 
     Args:
         last: the newest delivery, whose clients are in the journal.

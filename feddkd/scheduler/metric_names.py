@@ -41,6 +41,6 @@ class MetricNames:
                 self._names.add(name)
             elif name not in self._names and not self._warned:
                 self._warned = True  # once: one client can make up names in every reply
-                logger.warning("metric %r and further names are left out: the clients have used %d others", name, MAX_METRIC_NAMES)
+                logger.warning("metric %r and further new names are not recorded: the clients have used %d others", name, MAX_METRIC_NAMES)
         known = {name: value for name, value in reply.metrics.items() if name in self._names}
         return reply if len(known) == len(reply.metrics) else dataclasses.replace(reply, metrics=known)

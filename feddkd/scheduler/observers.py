@@ -1,4 +1,4 @@
-"""Tells the observers of a run what happens, and keeps their failures from each other and from the run."""
+"""Notifies the observers of a run, and isolates their failures from each other and from the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Observers:
 
     @classmethod
     def of(cls, observers: Observers | Iterable[Observer]) -> Observers:
-        """The same object if it is one already, so that an observer that was dropped stays dropped."""
+        """Return the object itself if it is one already, so that a dropped observer stays dropped."""
         return observers if isinstance(observers, Observers) else cls(observers)
 
     def add(self, observer: Observer) -> None:
@@ -72,7 +72,7 @@ class Observers:
     def _drop(self, observer: Observer, error: Exception) -> None:
         self._observers.remove(observer)
         name = type(observer).__name__
-        logger.warning("%s failed and is told no more of this run: %s", name, printable(one_line(error)))
+        logger.warning("%s failed and is switched off for the rest of this run: %s", name, printable(one_line(error)))
         logger.info("where %s failed", name, exc_info=error)
 
 

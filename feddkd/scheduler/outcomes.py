@@ -1,4 +1,4 @@
-"""Write down the outcome of an exchange, so that a round can be run again without the network."""
+"""Write and read the outcome of an exchange, so that a round can be replayed without the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes the exchanges of a run as its configuration wants them."""
+"""Describes the exchanges of a run by its configuration."""
 
 from __future__ import annotations
 

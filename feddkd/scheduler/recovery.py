@@ -1,4 +1,4 @@
-"""Brings the journal of a run back to its newest good state, so that another process can go on with it."""
+"""Restores the journal of a run to its newest undamaged state, so that another process can resume it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Spent:
 
 
 def is_finished(entries: Sequence[Entry]) -> bool:
-    """Whether a run came to its end, and was not extended since."""
+    """Return whether a run came to its end, and was not extended since."""
     last = next((entry.event for entry in reversed(entries) if not isinstance(entry.event, DeliveredLate)), None)
     return isinstance(last, RunFinished)
 
@@ -71,7 +71,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         StateError: there is no journal, another process has it open, or it is of another configuration.
     """
     if config.scheduler.durability == "none":
-        raise StateError(f"{folder} holds a run with a journal, which goes on with one: scheduler.durability = exchange or round")
+        raise StateError(f"{folder} holds a run with a journal, which it needs to resume: set scheduler.durability = exchange or round")
     journal = FileJournal.open(folder, config.scheduler.durability)
     try:
         check_same(folder, journal.header, config)
@@ -83,7 +83,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
             logger.warning("%s: %d events after the newest good state were cut off", folder, len(cut))
         state = fold(journal.entries, journal.header.run_id, config.scheduler.quorum) if cut else before
         if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
-            logger.warning("%s: no round's model can be read; the run begins again", folder)
+            logger.warning("%s: no round's model can be read; the run starts over", folder)
         _check_rounds(folder, state, config)
         if state.ended is None or config.rounds > state.rounds_done:
             last_s = journal.entries[-1].time if journal.entries else time.time()
@@ -100,7 +100,7 @@ def check_resumable(folder: Path, config: Config) -> None:
     """Check that a run can go on, and change nothing: before its record is written again. Raises StateError as `resume`."""
     header, entries = read_journal(folder)
     if is_open(folder):
-        raise StateError(f"another process has {folder / JOURNAL} open: it runs this run")
+        raise StateError(f"another process has {folder / JOURNAL} open and is running this run")
     check_same(folder, header, config)
     _check_rounds(folder, fold([entry for entry, _ in entries], header.run_id, config.scheduler.quorum), config)
 
@@ -116,7 +116,7 @@ def check_same(folder: Path, header: Header, config: Config) -> None:
     try:
         before = Config.loads(header.config, source="its configuration")
     except ConfigError as error:
-        raise StateError(f"{folder} holds a run that this version of feddkd cannot go on with: {error}") from None
+        raise StateError(f"{folder} holds a run that this version of feddkd cannot resume: {error}") from None
     ours, theirs = _settings(config), _settings(before)
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if keys:

@@ -236,7 +236,7 @@ class Scheduler:
         self._log.happen(RoundFailed(number, attempt, str(error), self._downlink.codes))
         connected = len(self._engine.clients())
         if error.silent and not error.connection_lost:
-            raise PausedError(f"{error}; another attempt would wait as long again")
+            raise PausedError(f"{error}; another attempt would wait just as long")
         if (attempt + 1) % (config.retries + 1) != 0:
             return
         if connected >= config.quorum and not error.connection_lost:
@@ -356,7 +356,7 @@ class Scheduler:
         until = f"the run ends at {clock_time(config.pause_timeout_s)} (scheduler.pause_timeout_s = {config.pause_timeout_s:g})"
         self._log.tell(lambda observer: observer.paused(f"{reason}{missing}; if nobody comes, {until}"))
         if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
-            raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
+            raise PausedError(f"{reason}; no other client joined within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
 
 
 def _named(clients: Sequence[str]) -> str:

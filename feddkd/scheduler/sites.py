@@ -1,8 +1,8 @@
-"""Picks what single clients said of themselves in an exchange, and compares sites by it.
+"""Collects the numbers that are kept by client, and compares sites by them.
 
-All else that clients report is kept as a weighted mean. These few numbers are kept for each client, so
-that a site can see whether distillation helps it, and whether its labels may be wrong. They decide
-nothing: a client may say anything.
+All other numbers that clients report are kept as a weighted mean. These few are kept for each client, so that a
+site can see whether distillation helps it, and whether its labels may be wrong. Nothing is decided by them,
+because a client can report anything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of a run: the fold of its events. It owns every total."""
+"""Computes the state of a run from its events (a fold). It owns every total."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OpenAttempt:
 
 
 class RunState:
-    """Everything that a run has come to.
+    """The state of a run after its events so far.
 
     Attributes:
         run_id: names the run.
@@ -224,7 +224,7 @@ class RunState:
     def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
         record = event.record
         if self.open is None:
-            raise StateError(f"{record.id} is done before it was begun")
+            raise StateError(f"{record.id} is done before it was started")
         self.open.outcomes[record.id] = event.outcome
         self.spent.pop(record.id, None)
         self.tally.add_exchange(record)
@@ -323,7 +323,7 @@ def _check(can_follow: bool, message: str) -> None:
 
 
 def fold(entries: Iterable[Entry], run_id: str, quorum: int) -> RunState:
-    """Fold all events of a run, and tell nobody."""
+    """Fold all events of a run without notifying observers."""
     state = RunState(run_id, quorum)
     for entry in entries:
         state.apply(entry)

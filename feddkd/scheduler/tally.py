@@ -1,4 +1,4 @@
-"""Adds up what the exchanges of a round and the rounds of a run cost and bought."""
+"""Adds up costs and metrics of a round's exchanges and of a run's rounds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoundTally:
             self._metrics.setdefault(name, []).append(value)
 
     def start_again(self) -> None:
-        """The attempt failed: its metrics describe no model."""
+        """Discard the metrics of a failed attempt, which describe no model."""
         self._metrics.clear()
 
     @property

@@ -1,1 +1,1 @@
-"""Tensors to chunk streams, and the gRPC server and client that carry them. Knows nothing of algorithms."""
+"""Converts tensors to chunk streams, and sends them over gRPC. Does not depend on algorithms."""

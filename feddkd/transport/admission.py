@@ -1,4 +1,4 @@
-"""Who may take part: what Describe and Join check before a client is admitted."""
+"""Checks Describe and Join before a client is admitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the server answers a call of one response, and how it ends one that it does not carry out."""
+"""Answers unary calls, and ends those that the server refuses."""
 
 from __future__ import annotations
 

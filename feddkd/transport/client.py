@@ -97,7 +97,7 @@ class ServerStream:
         self._has_outgoing = asyncio.Event()
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """What the server sends, until it ends the stream.
+        """Yield what the server sends, until it ends the stream.
 
         Raises:
             UnreachableError: the connection broke, or the server was silent for too long.
@@ -136,7 +136,7 @@ class ServerStream:
             async with asyncio.timeout(silence_s):
                 return await self._call.read()
         except TimeoutError:
-            raise UnreachableError(f"server {self._server.address}: nothing was heard of it for {silence_s:g} s") from None
+            raise UnreachableError(f"server {self._server.address}: no message arrived for {silence_s:g} s") from None
 
     async def _next_message(self) -> bytes:
         while (message := next(self._outgoing, None)) is None:

@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
-    """The stream message that carries `chunk`; copies its data once."""
+    """Build the stream message that carries `chunk`; copies its data once."""
     head = bytearray()
     if chunk.offset:  # proto3 leaves zeros out
         head.append(_OFFSET_TAG)
@@ -54,7 +54,7 @@ def encode_chunk(chunk: Chunk) -> bytes:
 
 
 def chunk_message_bytes(offset: int, crc32c: int, length: int) -> int:
-    """Size in bytes of the message `encode_chunk` builds, without building it."""
+    """Return the size in bytes of the message of `encode_chunk`, without building it."""
     inner = length
     inner += (1 + _varint_bytes(offset)) if offset else 0
     inner += 5 if crc32c else 0
@@ -63,7 +63,7 @@ def chunk_message_bytes(offset: int, crc32c: int, length: int) -> int:
 
 
 def is_chunk(message: bytes) -> bool:
-    """Whether a stream message carries a chunk."""
+    """Return whether a stream message carries a chunk."""
     return message[:1] == b"\x12"
 
 

@@ -1,4 +1,4 @@
-"""What a client sends on its stream: bounded, counted, and handed to the inbox."""
+"""Bounds and counts what a client sends on its stream, and hands it to the inbox."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Inbox(Protocol):
     other: Meter
 
     def connected(self, session: Session, holding: Holding | None) -> None:
-        """The client's stream is open; `holding` is the broadcast that it still has."""
+        """Note that a client's stream is open; `holding` is the broadcast that it still has."""
 
     def disconnected(self, session: Session) -> None:
-        """The client's stream is gone; another may follow."""
+        """Note that a client's stream is gone; another may follow."""
 
     def replied(self, session: Session, answer: pb.Answer) -> Meter:
-        """An answer begins. Returns the meter that counts this message."""
+        """Begin an answer. Returns the meter that counts this message."""
 
     def meter_of(self, session: Session) -> Meter:
         """Return the meter that counts the client's next chunk."""
@@ -46,10 +46,10 @@ class Inbox(Protocol):
         """Take a chunk of the last answer; not returning holds the client back."""
 
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
-        """The client cannot do the work. Returns the meter that counts this message."""
+        """Note that the client cannot do the work. Returns the meter that counts this message."""
 
     def lacking(self, session: Session, lacking: pb.Lacking) -> Meter:
-        """The client does not hold what a step leads from. Returns the meter that counts this message."""
+        """Note that the client lacks the base of a step. Returns the meter that counts this message."""
 
 
 class Incoming:

@@ -1,4 +1,4 @@
-"""The stream's messages, built and read in one place, so that every engine moves and counts the same bytes."""
+"""Builds and reads the stream's messages in one place, so that every engine counts the same bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def work_message(
     replica: pb.Replica | None = None,
     reply_coding: Coding = UNCODED,
 ) -> bytes:
-    """What the server pushes before the payload's chunks."""
+    """Build the message before the payload of a broadcast."""
     work = pb.Work(
         id=id_to_message(exchange),
         payload=payload.header,
@@ -68,7 +68,7 @@ def work_message(
 
 
 def replica_message(broadcast: Broadcast, *, whole: bool) -> pb.Replica:
-    """How a broadcast becomes the model that clients hold.
+    """Build the message that says how a broadcast becomes the model that clients hold.
 
     Args:
         whole: for a client that receives the model, not the step.
@@ -89,7 +89,7 @@ def lacking_message(exchange: ExchangeId) -> bytes:
 
 
 def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) -> bytes:
-    """What a client sends before its payload's chunks, or by itself where the answer is only numbers."""
+    """Build the message before an answer's payload, or the whole answer if it has only numbers."""
     answer = pb.Answer(id=id_to_message(exchange), compute_s=reply.compute_s)
     if payload is not None:
         answer.payload.CopyFrom(payload.header)
@@ -105,7 +105,7 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
 
 
 def answer_message_bytes(answer: pb.Answer) -> int:
-    """Size of an answer's message as a client sends it first, in bytes; one that is sent again names its content."""
+    """Return the size in bytes of an answer's message as sent first, without its content hash."""
     first = pb.ParticipateRequest(answer=answer)
     if answer.payload.content_sha256:
         first.answer.payload.ClearField("content_sha256")
@@ -113,7 +113,7 @@ def answer_message_bytes(answer: pb.Answer) -> int:
 
 
 def repeated_answer_message(message: bytes, payload: Payload) -> bytes:
-    """An answer that is sent again: it names its content, so that the server can tell whether it is the same."""
+    """Build the message of an answer that is sent again; it includes the content hash."""
     request = pb.ParticipateRequest.FromString(message)
     request.answer.payload.content_sha256 = payload.content_sha256
     return request.SerializeToString()
@@ -214,7 +214,7 @@ def farewell_message(completed: bool, reason: str, paused: bool = False) -> byte
 
 
 def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
-    """Open the stream, and say which broadcast is at hand from before the connection broke."""
+    """Open the stream, and report which broadcast is held from before the connection broke."""
     hello = pb.Hello(session_token=session_token)
     if holding is not None:
         hello.holding.id.CopyFrom(id_to_message(holding.exchange))

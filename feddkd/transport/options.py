@@ -1,4 +1,4 @@
-"""gRPC channel options, the same ideas on both ends."""
+"""Defines the gRPC channel options of server and client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits to be written to one stream, and what of it is being written."""
+"""Queues the messages to one stream until they are written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def always() -> bool:
 
 
 def nothing() -> None:
-    """What is done where nobody asks for anything."""
+    """Do nothing."""
 
 
 @dataclass(slots=True, eq=False)

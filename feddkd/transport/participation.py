@@ -1,4 +1,4 @@
-"""The life of a Participate stream on the server: hello, messages both ways, one end."""
+"""Serves a Participate stream: hello, messages both ways, end."""
 
 from __future__ import annotations
 

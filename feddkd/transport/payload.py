@@ -1,4 +1,4 @@
-"""Tensors to payloads and back: a header that says what follows, then chunks of raw bytes.
+"""Converts tensors to payloads and back: a header, then chunks of raw bytes.
 
 Sending copies each byte once, into its message. Receiving checks the header against the schema that
 the receiver expects before it takes memory, and every chunk before its bytes are used.
@@ -28,7 +28,7 @@ MAX_TENSORS = 10_000
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 256
 LARGEST_NORM = 1e18
-"""No honest chunk of elements is longer than this: a model that moved so far is of no use to anybody."""
+"""No honest chunk of elements is longer than this: a model that moved so far is useless."""
 SHARED_FRAMES = 4
 """Encoded chunks of a broadcast kept for clients that are about to need the same ones."""
 
@@ -177,7 +177,7 @@ class Payload:
         return len(self._pieces)
 
     def frames(self, offset: int = 0) -> Iterator[bytes]:
-        """The stream messages that carry the bytes from the chunk that begins at byte `offset` on, in order.
+        """Yield the stream messages of the chunks from byte `offset` on, in order.
 
         Raises:
             ProtocolError: no chunk begins there, nor does the payload end there.
@@ -330,4 +330,4 @@ def check_values(elements: torch.Tensor) -> None:
         return
     if not torch.isfinite(elements).all():
         raise SchemaError("an element is NaN or infinite")
-    raise SchemaError(f"its elements are enormous: their norm is above {LARGEST_NORM:g}")
+    raise SchemaError(f"its elements are too large: their norm is above {LARGEST_NORM:g}")

@@ -1,4 +1,4 @@
-"""The gRPC server: admits clients and moves messages. What they mean is its inbox's business.
+"""The gRPC server: admits clients and moves messages. The inbox interprets them.
 
 One asyncio loop in its own thread serves all clients. The sessions, and everything the inbox does,
 live on that loop; other threads reach it through `call`.

@@ -1,4 +1,4 @@
-"""Who has joined, and what is on its way to them."""
+"""Keeps the sessions of the clients that have joined."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Session:
             self.stream.send_work(outgoing)
 
     def silent_s(self, now: float) -> float:
-        """Seconds since the client was heard. From any thread."""
+        """Return the seconds since the client was heard. From any thread."""
         stream = self.stream
         return now - self.heard_at if stream is None else stream.silent_s(now)
 
@@ -199,7 +199,7 @@ class Sessions:
         return session, token
 
     def connect(self, session: Session, stream: Stream) -> None:
-        """The client has opened a stream."""
+        """Note that the client has opened a stream."""
         self._never_connected.pop(session.client_id, None)
         self._away.pop(session.client_id, None)
         self._lost.pop(session.client_id, None)
@@ -208,7 +208,7 @@ class Sessions:
         session.has_connected = True
 
     def disconnect(self, session: Session, now: float) -> None:
-        """The client's stream is gone."""
+        """Note that the client's stream is gone."""
         session.heard_at = now - session.silent_s(now)
         session.lost_at = now
         session.stream = None

@@ -1,4 +1,4 @@
-"""One open Participate stream: what is sent on it, whether its client is alive, and how it ends."""
+"""One open Participate stream: sends, checks that its client is alive, and ends."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Stream:
         return self.end
 
     def silent_s(self, now: float) -> float:
-        """Seconds that the server has listened to the client in vain.
+        """Return the seconds for which the server has waited for a message of the client.
 
         0 while the inbox holds the client back: then the silence is not the client's. From any thread.
         """

@@ -1,4 +1,4 @@
-"""Reads TLS credentials from PEM files, and keeps plaintext on this machine."""
+"""Reads TLS credentials from PEM files, and allows plaintext only on loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server_credentials(
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """Whom a client trusts, and what it shows of itself.
+    """The CA that a client trusts, and the certificate that it presents.
 
     Attributes:
         ca: the file with the certificates that may sign a server's.
@@ -67,7 +67,7 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
         raise ConfigError("TLS needs both --tls-cert and --tls-key")
     if ca is None:
         if certificate is not None:
-            raise ConfigError("--tls-cert is of no use without --tls-ca")
+            raise ConfigError("--tls-cert needs --tls-ca")
         return None
     roots = _read(ca)
     pair = (_read(key), _read(certificate)) if certificate and key else (None, None)
@@ -85,13 +85,15 @@ def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | Non
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:
-    """Refuse to send tensors in the clear to another machine unless the user insists.
+    """Refuse to send tensors unencrypted to another machine unless the user insists.
 
     Raises:
         ConfigError: `host` is not this machine and `insecure` is not set.
     """
     if not insecure and not _is_loopback(host):
-        raise ConfigError(f"{host} is not this machine: give TLS certificates (--tls-...), or --insecure to send everything in the clear")
+        raise ConfigError(
+            f"{host} is not a loopback address: give TLS certificates (--tls-...), or --insecure to send everything unencrypted"
+        )
 
 
 def _check_pair(certificate: Path, key: Path) -> None:

@@ -1,7 +1,7 @@
-"""Finds out why a client will never get through to a server, where gRPC says only that it did not.
+"""Finds out why a client can never connect to a server, if gRPC reports only that it did not.
 
-Trying again cannot mend a certificate, or plaintext where the other end speaks TLS. gRPC reports
-all of these as "unavailable", as it reports a server that is not there yet.
+A retry cannot fix a wrong certificate, or plaintext where the other end expects TLS. gRPC reports
+all of these as "unavailable", like a server that is not up yet.
 """
 
 from __future__ import annotations

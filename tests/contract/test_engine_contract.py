@@ -765,10 +765,10 @@ def tensors(value: float, dtype: torch.dtype = torch.float32) -> Tensors:
 BAD_TENSORS = {
     "nan": (tensors(math.nan), "an element is NaN or infinite"),
     "inf": (tensors(-math.inf), "an element is NaN or infinite"),
-    "enormous": (tensors(1e38), "its elements are enormous: their norm is above 1e+18"),
+    "enormous": (tensors(1e38), "its elements are too large: their norm is above 1e+18"),
     "enormous float64": (
         tensors(1e300, torch.float64),
-        "its elements are enormous: their norm is above 1e+18",
+        "its elements are too large: their norm is above 1e+18",
     ),
     "half nan": (tensors(math.nan, torch.float16), "an element is NaN or infinite"),
     "long": (tensors(1e6), "its norm is above aggregation.max_norm = 1000"),
@@ -882,9 +882,9 @@ def test_a_reduction_that_is_not_finite_is_a_fault_that_names_the_largest(
     assert outcome.reduced is None
     assert list(outcome.replies) == list(sizes)
     assert outcome.missing == {}
-    what = "its elements are enormous: .*" if value == 1e38 else "an element is NaN or infinite"
+    what = "its elements are too large: .*" if value == 1e38 else "an element is NaN or infinite"
     largest = r"largest: b \(norm .*e\+07\), d \(norm .*e\+05\), c \(norm .*e\+04\)$"
-    assert re.match(f"the reduced contributions are of no use: {what}; {largest}", outcome.fault)
+    assert re.match(f"the reduced contributions are unusable: {what}; {largest}", outcome.fault)
     with engine.running(workers, settings, model=schema) as running:
         assert running.carry_out(exchange).fault == outcome.fault
         assert running.carry_out(replace(exchange, rule=WeightedMean())).fault == ""

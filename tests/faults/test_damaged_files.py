@@ -192,7 +192,7 @@ def test_two_blobs_in_each_others_place_are_noticed(federation: Federation, expe
 def test_without_any_blob_the_run_begins_again(federation: Federation, expected: RunHistory) -> None:
     for blob in blobs_of(federation):
         blob.unlink()
-    assert "the run begins again" in go_on(federation)
+    assert "the run starts over" in go_on(federation)
     assert differences(expected, federation.history()) == []
 
 

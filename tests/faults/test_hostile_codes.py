@@ -282,7 +282,7 @@ SPOILED: dict[str, tuple[str, Callable[[bytearray], object], str]] = {
     },
     "an infinite scale": ("int8", lambda data: data.__setitem__(slice(0, 4), b"\x00\x00\x80\x7f"), "NaN or infinite"),
     "a negative scale": ("int8", lambda data: data.__setitem__(slice(0, 4), b"\x00\x00\x80\xbf"), "negative"),
-    "an enormous scale": ("eden2", lambda data: data.__setitem__(slice(0, 4), b"\xff\xff\x7f\x7f"), "enormous"),
+    "an enormous scale": ("eden2", lambda data: data.__setitem__(slice(0, 4), b"\xff\xff\x7f\x7f"), "too large"),
     "a truncated code": ("int8", lambda data: data.__delitem__(slice(-1, None)), "where 29 are due"),
     "a longer code": ("int8", lambda data: data.append(0), "where 29 are due"),
 }

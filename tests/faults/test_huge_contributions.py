@@ -131,7 +131,7 @@ def test_without_a_test_set_the_clients_say_that_the_model_is_useless(
     tmp_path: Path,
 ) -> None:
     attacked = Attacked(algorithm, WITHOUT_TEST_SET)
-    with pytest.raises(PausedError, match="the model is of no use to most clients"):
+    with pytest.raises(PausedError, match="most clients cannot use the model"):
         attacked.run(engine, tmp_path, filled_with(1e16), honest=2)
 
 

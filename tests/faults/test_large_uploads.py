@@ -285,7 +285,7 @@ def test_an_upload_that_goes_on_must_have_the_same_content(scene: Scene) -> None
         come_back(second, work)
         other = answer_frames(work, CONTRIBUTIONS["a"])
         second.send(other[0], *other[10:])
-        assert "goes on with other content" in second.receipt().reason
+        assert "the rest of the reply has other content" in second.receipt().reason
         outcome = result.result()
     assert outcome.reduced is None
     assert list(outcome.missing) == ["hand"]

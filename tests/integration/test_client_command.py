@@ -106,7 +106,7 @@ def test_a_state_directory_in_use_is_said_before_the_server_is_asked(client: Cli
         code, lines = client(server, tmp_path / "state")
         assert server.engine.num_joined == 0
     assert code == 1
-    expected = f"state directory {tmp_path / 'state'} belongs to client 'other', not to 'site'; each client needs a directory of its own"
+    expected = f"state directory {tmp_path / 'state'} belongs to client 'other', not to 'site'; each client needs its own directory"
     assert lines == [f"feddkd: {expected}"]
 
 

@@ -343,7 +343,7 @@ def test_a_full_disk_costs_a_client_that_dies_the_computation_and_nothing_else(
     with planned(f"{point}=enospc"):
         on_loop(scenario())
     (warning,) = caplog.messages
-    assert warning.startswith("site: if it ends now, it will compute round 1 local_train again: ")
+    assert warning.startswith("site: after a restart it would compute round 1 local_train again: ")
     assert not (state.path / FILE).exists()
 
 

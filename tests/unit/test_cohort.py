@@ -319,7 +319,7 @@ def test_a_payload_that_is_not_finite_is_not_sent(value: float) -> None:
 
 
 def test_a_reduction_that_failed_is_on_record_and_then_fails_the_attempt() -> None:
-    engine = Scripted(fault="the reduced contributions are of no use; largest: a (norm 1e+17)")
+    engine = Scripted(fault="the reduced contributions are unusable; largest: a (norm 1e+17)")
     records: list[ExchangeRecord] = []
     cohort = cohort_of(engine, CLIENTS, on_exchange=records.append)
     with pytest.raises(NotFiniteError) as failed:
@@ -476,7 +476,7 @@ def test_where_most_clients_say_that_the_model_is_of_no_use_the_round_fails(dive
     ruined = dict.fromkeys(names, Missing(Cause.DIVERGED, "refused: the loss is nan"))
     cohort = cohort_of(Scripted({("train", 0): ruined}), CLIENTS, min_clients=0)
     if fails:
-        with pytest.raises(NotFiniteError, match="of no use to most clients"):
+        with pytest.raises(NotFiniteError, match="most clients cannot use the model"):
             cohort.report("train", MODEL)
     else:
         assert len(cohort.report("train", MODEL).replies) == 2

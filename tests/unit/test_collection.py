@@ -91,8 +91,8 @@ def test_an_upload_that_goes_on_with_bytes_of_another_content_is_refused_at_its_
     assert scene.collection.reply("a", answer, 0.0) is None
     judgements = [step() for step in sender.steps(offset)[1:]]
     assert set(judgements[:-1]) == {None}
-    assert judgements[-1] == Judgement(Verdict.VERDICT_INVALID_ARGUMENT, "the reply goes on with other content")
-    assert scene.missing() == {"a": "refused: the reply goes on with other content"}
+    assert judgements[-1] == Judgement(Verdict.VERDICT_INVALID_ARGUMENT, "the rest of the reply has other content")
+    assert scene.missing() == {"a": "refused: the rest of the reply has other content"}
     assert scene.result() is None
 
 

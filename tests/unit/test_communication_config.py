@@ -139,14 +139,14 @@ CODECS = "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE o
         ("dkd_step.upp=int8", "unknown key 'communication.dkd_step.upp' (did you mean 'up'?)"),
         ("preset=fast", "communication.preset = 'fast': input should be 'none', 'lossless', 'balanced' or 'frugal'"),
         ("snapshot=eden1", "communication.snapshot = 'eden1': input should be 'fp32', 'bf16' or 'int8'"),
-        ("snapshot=bf16", "communication.snapshot = 'bf16': no exchange sends steps, so there is nothing beside them; set `down`"),
+        ("snapshot=bf16", "communication.snapshot = 'bf16': it has no effect without a codec in `down`; set `down`"),
         (
             "down=topk:0.01",
-            "communication.down = 'topk:0.01': what it leaves out would be lost, since only clients keep what a codec left out",
+            "communication.down = 'topk:0.01': it cannot be broadcast, because the elements that it leaves out would be lost",
         ),
         (
             "dkd_step.down=randk:0.1",
-            "communication.dkd_step.down = 'randk:0.1': what it leaves out would be lost, since only clients keep what a codec left out",
+            "communication.dkd_step.down = 'randk:0.1': it cannot be broadcast, because the elements that it leaves out would be lost",
         ),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_refusal_names_key_and_value(override: str, message: str) -> None:
 @pytest.mark.parametrize("codec", ["topk:0.0", "topk:0.26", "randk:.5", "randk:0.000000"])
 def test_a_share_that_no_codec_keeps_is_refused(key: str, codec: str) -> None:
     """At once, not when the first contribution is asked for."""
-    assert refusal(f"{key}={codec}") == f"communication.{key} = {codec!r}: the share has to be above 0 and at most 0.25"
+    assert refusal(f"{key}={codec}") == f"communication.{key} = {codec!r}: the share must be above 0 and at most 0.25"
 
 
 def test_a_share_may_be_the_largest_there_is() -> None:

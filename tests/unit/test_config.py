@@ -229,14 +229,14 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("transport.chunk_bytes=100", ["transport.chunk_bytes = 100", "1024"]),
         ("transport.chunk_bytes=4194304", ["transport.chunk_bytes = 4194304"]),
         ("scheduler.cohort=half", ["scheduler.cohort = 'half'", "'all'"]),
-        ("scheduler.cohort=1.5", ["scheduler.cohort: a fraction lies in (0, 1], not 1.5"]),
+        ("scheduler.cohort=1.5", ["scheduler.cohort: a fraction must be in (0, 1], not 1.5"]),
         ("scheduler.cohort=0", ["scheduler.cohort: at least 1 client is needed, not 0"]),
-        ("scheduler.enough=1.5", ["scheduler.enough: a fraction lies in (0, 1], not 1.5"]),
+        ("scheduler.enough=1.5", ["scheduler.enough: a fraction must be in (0, 1], not 1.5"]),
         ("scheduler.enough=0", ["scheduler.enough: at least 1 answer is needed, not 0"]),
         ("scheduler.clients=0", ["scheduler.clients = 0", "greater than or equal to 1"]),
         ("scheduler.clients=[]", ["scheduler.clients = []", "at least 1 item"]),
         ("scheduler.clients=['Site A']", ["scheduler.clients = 'Site A'", "1 to 64 of a-z 0-9 . _ -"]),
-        ("scheduler.clients=['a', 'b', 'a']", ["scheduler.clients: 'a' stands there twice"]),
+        ("scheduler.clients=['a', 'b', 'a']", ["scheduler.clients: 'a' is listed twice"]),
         ("scheduler.max_examples=0", ["scheduler.max_examples = 0"]),
         ("scheduler.deadline_s=1e300", ["scheduler.deadline_s = 1e+300", "less than or equal to 1000000000"]),
         ("aggregation.max_norm.local_train=0", ["aggregation.max_norm.local_train = 0", "greater than 0"]),
@@ -550,7 +550,7 @@ def test_the_repeated_name_is_found_with_few_comparisons() -> None:
 def test_a_large_federation_is_checked_for_repeated_names() -> None:
     names = [f"site-{index}" for index in range(50_000)]
     assert SchedulerConfig(clients=names).num_clients == 50_000
-    with pytest.raises(ValidationError, match=r"clients: 'site-49999' stands there twice"):
+    with pytest.raises(ValidationError, match=r"clients: 'site-49999' is listed twice"):
         SchedulerConfig(clients=[*names, "site-49999"])
 
 
@@ -559,11 +559,11 @@ def test_a_large_federation_is_checked_for_repeated_names() -> None:
     [
         (
             ("data.labelled_share=0.1", "data.labels_per_class=5"),
-            "configuration: data.labels_per_class = 5: data.labelled_share = 0.1 says already which labels are kept; leave one of them out",
+            "configuration: data.labels_per_class = 5: data.labelled_share = 0.1 is set too; use only one of them",
         ),
         (
             ("data.unlabelled=minus_one",),
-            "configuration: data.unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), not for digits",
+            "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for digits",
         ),
         (
             ("data.unlabelled=minus_one", "data.name=image_folder"),

@@ -545,7 +545,7 @@ def test_minus_one_says_so_where_it_is_declared() -> None:
 def test_own_data_may_have_no_label_at_all_where_the_classes_are_configured(name: str) -> None:
     train = load_train(own(name, unlabelled="minus_one", num_classes=3), 0)
     assert labelled_index(train).tolist() == []
-    with pytest.raises(ConfigError, match=rf"data\.num_classes is not set: data\.name = .*{name}' gives no label"):
+    with pytest.raises(ConfigError, match=rf"data\.num_classes is not set: data\.name = .*{name}' has no labels"):
         describe(own(name, unlabelled="minus_one"))
 
 

@@ -251,7 +251,7 @@ def test_a_teacher_of_other_examples_and_an_empty_order_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("l2", 1.0, 0.0), "'l2' is none of"),
+        (("l2", 1.0, 0.0), "'l2' is not one of"),
         (("kl", 0.0, 0.0), "temperature 0.0"),
         (("kl", float("nan"), 0.0), "temperature nan"),
         (("kl", 1.0, 1.5), "hard_label_weight 1.5"),

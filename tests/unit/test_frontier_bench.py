@@ -220,8 +220,8 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     )
     assert "| not measured | missed: 0.600 units, -0.90 points (worst -1.00) | not measured |" in text
     assert "met: 84 times fewer (least 84)" in text
-    assert "`feddkd_quarter`: ahead of `fedavg_coded` at 2.5 units | met: +87.00 points | not asked | not asked |" in text
-    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | met: +1.00 points | not measured |" in text
+    assert "`feddkd_quarter`: ahead of `fedavg_coded` at 2.5 units | met: +87.00 points | no target | no target |" in text
+    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | no target | met: +1.00 points | not measured |" in text
     assert "missed in 1" in text
     assert "0.25 units a round" in least_bytes(found)
     assert thrown_away(found).endswith("1, 1, 1 of 2 on c1; 1, 1, 1 of 2 on c2.")
@@ -231,7 +231,7 @@ def test_one_seed_decides_no_comparison_and_is_said() -> None:
     found = Frontier("mini", [each for each in FULL if each["seed"] == 30])
     text = verdict_table(mini_targets(found), ("c1", "c2", "dir0.1"))
     assert "met: 0.250 units, -1.00 points (worst -1.00) (n=1)" in text
-    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | not asked | undecided: +1.00 points (n=1) | not measured |" in text
+    assert "`fedavg_piggyback`: ahead of `fedavg_coded` at 2.5 units | no target | undecided: +1.00 points (n=1) | not measured |" in text
     assert "undecided in 2" in text
 
 
@@ -258,7 +258,7 @@ def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> N
     idle = line("fedavg_coded", "dir0.1", 30, [0.9], 0.25)
     idle["config"]["dkd"]["lr"] = 7.0
     text = page([*FULL, changed, carried, idle])
-    assert "say today: fedavg_piggyback dir0.1 seed 30 (`dkd.lr`), feddkd_quarter dir0.1 seed 30 (`dkd.lr`)." in text
+    assert "changed since: fedavg_piggyback dir0.1 seed 30 (`dkd.lr`), feddkd_quarter dir0.1 seed 30 (`dkd.lr`)." in text
 
 
 def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_shortened_gradient_keeps_its_direction() -> None:
 def test_the_log_says_what_is_shortened(caplog: pytest.LogCaptureFixture) -> None:
     lengths(GrowthLimit(3), [2, 5, 50])
     assert [record.getMessage() for record in caplog.records] == [
-        "a gradient of norm 50 is 10 times as long as all before it: shortened to 15 (dkd.growth_limit = 3)"
+        "gradient norm 50 is 10 times the longest so far: clipped to 15 (dkd.growth_limit = 3)"
     ]
 
 

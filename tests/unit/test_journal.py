@@ -198,7 +198,7 @@ def test_a_journal_that_was_cut_off_before_its_first_line_is_begun_anew(tmp_path
 def test_a_second_opener_is_refused_as_long_as_the_first_has_it_open(tmp_path: Path) -> None:
     first = begun(tmp_path, *THREE)
     assert is_open(tmp_path)
-    with pytest.raises(StateError, match=r"another process has .*journal\.jsonl open: it runs this run$"):
+    with pytest.raises(StateError, match=r"another process has .*journal\.jsonl open and is running this run$"):
         FileJournal.open(tmp_path)
     assert events_of(tmp_path) == list(THREE)  # whoever only reads is not refused
     first.close()
@@ -232,7 +232,7 @@ def test_after_a_write_that_failed_nothing_is_appended_until_it_is_opened_again(
     journal = begun(tmp_path, *THREE[:2])
     with planned(f"journal.append.before_fsync={action}"), pytest.raises(StateError, match=r"^cannot write .*journal\.jsonl: "):
         journal.append(THREE[2])
-    with pytest.raises(StateError, match=r"journal\.jsonl could not be written before$"):
+    with pytest.raises(StateError, match=r"journal\.jsonl failed to be written before$"):
         journal.append(THREE[2])
     assert [entry.event for entry in journal.entries] == list(THREE[:2])
     journal.close()
@@ -315,7 +315,7 @@ def test_without_a_journal_nothing_is_kept(tmp_path: Path) -> None:
     journal.append(THREE[0])
     assert journal.store({"w": torch.ones(2)}, checkpoint=True) == ""
     assert list(journal.entries) == []
-    with pytest.raises(StateError, match="nothing of this run is kept"):
+    with pytest.raises(StateError, match="this run has no journal"):
         journal.load("")
 
 

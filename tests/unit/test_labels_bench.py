@@ -422,7 +422,7 @@ def test_the_picture_draws_every_row_of_the_comparison() -> None:
 def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:
     changed = line("feddkd", "10%", "c2", 40, [0.9])
     changed["config"]["dkd"]["lr"] = 7.0
-    assert "say today: mini mnist feddkd c2 seed 40 data.labelled_share=0.1 (`dkd.lr`)." in page([*FULL, changed])
+    assert "changed since: mini mnist feddkd c2 seed 40 data.labelled_share=0.1 (`dkd.lr`)." in page([*FULL, changed])
 
 
 def test_without_results_the_page_says_how_to_get_them(page: Callable[..., str], tmp_path: Path) -> None:

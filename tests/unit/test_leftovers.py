@@ -272,7 +272,7 @@ def test_what_is_not_known_any_more_is_worth_a_warning(tmp_path: Path, back_to: 
     """Before round 1 there was nothing."""
     settled(Client(tmp_path), *(exchange(number) for number in range(1, 5)))
     assert (left_before(tmp_path, exchange(back_to)) is None) == (back_to < 3)
-    expected = ["what replies before round 2 left over, if anything, is not known any more"]
+    expected = ["leftovers of replies before round 2, if any, are lost"]
     assert caplog.messages == (expected if warns else [])
 
 

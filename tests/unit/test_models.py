@@ -76,9 +76,9 @@ def test_a_seed_fixes_every_bit_and_the_global_state_stays(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "reason"),
     [
-        ("niid_cnn", (1, 8, 8), "8x8 pixels are too small, 16x16 is the least"),
+        ("niid_cnn", (1, 8, 8), "8x8 pixels are too small, at least 16x16 is needed"),
         ("niid_cnn", (1, 28, 15), "28x15 pixels are too small"),
-        ("mcmahan_cnn", (1, 3, 8), "3x8 pixels are too small, 4x4 is the least"),
+        ("mcmahan_cnn", (1, 3, 8), "3x8 pixels are too small, at least 4x4 is needed"),
         ("niid_cnn", (12,), r"\(channels, height, width\)"),
         ("mcmahan_cnn", (12, 4), r"\(channels, height, width\)"),
         ("resnet18_gn", (12,), r"\(channels, height, width\)"),

@@ -360,7 +360,7 @@ def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> N
     idle = line("fedavg", "c1", 1, [0.5])
     idle["config"]["dkd"]["lr"] = 7.0  # FedAvg takes no steps
     text = page([changed, idle])
-    assert "say today: feddkd c1 seed 1 (`dkd.lr`)." in text
+    assert "changed since: feddkd c1 seed 1 (`dkd.lr`)." in text
 
 
 def test_published_numbers_stand_beside_the_exact_tier_only() -> None:

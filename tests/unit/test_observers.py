@@ -39,7 +39,7 @@ def test_an_observer_that_shows_is_dropped_when_it_raises_and_named_once(caplog:
     observers.tell(pause("1"))
     observers.tell(pause("2"))
     assert heard == ["a 1", "b 1", "b 2"]
-    assert caplog.messages == ["Listener failed and is told no more of this run: BrokenPipeError: gone\\x1b[2J"]
+    assert caplog.messages == ["Listener failed and is switched off for the rest of this run: BrokenPipeError: gone\\x1b[2J"]
 
 
 def test_the_traceback_of_an_observer_is_there_for_who_wants_it(caplog: pytest.LogCaptureFixture) -> None:

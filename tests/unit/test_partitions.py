@@ -106,7 +106,7 @@ def test_labels_per_client_gives_exactly_so_many_classes_and_equal_shares(client
     labels = balanced(10 * 61, 10)
     rule = config("labels_per_client", clients=clients, labels=labels_each)
     if clients * labels_each < 10:
-        with pytest.raises(PartitionError, match=rf"partition\.labels = {labels_each}: {clients} clients .* of the 10 classes to nobody"):
+        with pytest.raises(PartitionError, match=rf"partition\.labels = {labels_each}: {clients} clients .* do not cover all 10 classes"):
             partition(rule, labels, 10, seed)
         return
     counts = class_counts(partition(rule, labels, 10, seed), labels, 10)

@@ -210,7 +210,7 @@ def test_where_no_checkpoint_is_good_the_run_begins_again(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING):
         setup = go_on(tmp_path, "rounds=3")
     assert asked(setup)[:2] == [(1, "first"), (1, "second")]
-    assert any("the run begins again" in message for message in caplog.messages)
+    assert any("the run starts over" in message for message in caplog.messages)
     assert setup.recorder.run is not None
     assert float(setup.recorder.run.model["w"]) == 6
 
@@ -418,7 +418,7 @@ def test_a_round_that_has_begun_is_not_left_out(tmp_path: Path) -> None:
 def test_a_run_with_a_journal_does_not_go_on_without(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0")
     before = (tmp_path / "journal.jsonl").read_bytes()
-    with pytest.raises(StateError, match=r"goes on with one: scheduler\.durability = exchange or round"):
+    with pytest.raises(StateError, match=r"needs to resume: set scheduler\.durability = exchange or round"):
         resume(tmp_path, config("scheduler.durability=none"))
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
@@ -467,7 +467,7 @@ def test_a_run_of_another_version_of_the_configuration_is_refused(tmp_path: Path
     begin(tmp_path, "first 2.0")
     file = tmp_path / "journal.jsonl"
     file.write_bytes(file.read_bytes().replace(b"seed = ", b"seeds = ", 1))
-    with pytest.raises(StateError, match=r"holds a run that this version of feddkd cannot go on with: .*seeds"):
+    with pytest.raises(StateError, match=r"holds a run that this version of feddkd cannot resume: .*seeds"):
         resume(tmp_path, config())
 
 

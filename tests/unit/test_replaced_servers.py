@@ -93,13 +93,13 @@ def test_a_server_that_was_replaced_gets_nothing_and_its_successor_is_waited_for
             assert await scene.part(await scene.stream()) == []
 
     on_loop(scenario())
-    assert "it is server 2 of run run, which server 3 has taken over; trying again in" in caplog.text
+    assert "it is server 2 of run run, which was replaced by server 3; trying again in" in caplog.text
 
 
 @pytest.mark.parametrize("incarnation", [0, 1, 2])
 def test_what_was_seen_survives_the_client(state: StateDir, incarnation: int) -> None:
     Fence(state).admit("run", 3)
-    with pytest.raises(UnreachableError, match=rf"^it is server {incarnation} of run run, which server 3 has taken over$"):
+    with pytest.raises(UnreachableError, match=rf"^it is server {incarnation} of run run, which was replaced by server 3$"):
         Fence(state).admit("run", incarnation)
     Fence(state).admit("run", 3)
     Fence(state).admit("run", 4)

@@ -46,7 +46,7 @@ def _as_overrides(config: Config) -> list[str]:
     ("override", "message"),
     [
         ("scheduler.clients=11", r"^scheduler\.clients = 11: partition\.clients is 12$"),
-        ("scheduler.clients=['a', 'b']", r"^scheduler\.clients: those of a simulation are called client-00 to client-11$"),
+        ("scheduler.clients=['a', 'b']", r"^scheduler\.clients: the clients of a simulation are named client-00 to client-11$"),
         (
             "scheduler.wait_for_clients=13",
             r"^configuration: scheduler\.wait_for_clients: 13 clients can never join, scheduler\.clients has 12$",

@@ -202,7 +202,7 @@ def test_the_tensors_of_another_model_are_an_error(tmp_path: Path, other: Schema
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StateError, match=f"cannot make state directory {tmp_path / 'file' / 'state'}: Not a directory"):
+    with pytest.raises(StateError, match=f"cannot create state directory {tmp_path / 'file' / 'state'}: Not a directory"):
         StateDir(tmp_path / "file" / "state", "a")
     with pytest.raises(StateError, match="File exists"):
         StateDir(tmp_path / "file", "a")

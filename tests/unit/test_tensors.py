@@ -63,7 +63,7 @@ def test_a_schema_refuses_two_tensors_of_one_name() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.float8_e5m2, torch.qint8])
 def test_a_schema_refuses_types_that_cannot_travel(dtype: torch.dtype) -> None:
-    with pytest.raises(SchemaError, match=r"'odd' has dtype .* cannot travel; use one of float64, "):
+    with pytest.raises(SchemaError, match=r"'odd' has dtype .* cannot be sent; use one of float64, "):
         Schema([TensorSpec("odd", dtype, (1,))])
 
 
