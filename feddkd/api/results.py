@@ -172,10 +172,11 @@ class Run:
         Raises:
             ConfigError: the extra `plot` is not installed, or the page cannot be written.
         """
-        from feddkd.cli.report import INSTALL, PAGE, missing_module
+        from feddkd.cli.report import PAGE, missing_module
+        from feddkd.extras import install_command
 
         if (missing := missing_module()) is not None:
-            raise ConfigError(f"{missing} is not installed; get it with: {INSTALL}")
+            raise ConfigError(f"{missing} is not installed; get it with: {install_command('plot')}")
         from feddkd.report.page import write_report
 
         page = self.folder / PAGE
