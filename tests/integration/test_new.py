@@ -7,11 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from federation import free_port
+from processes import Process
 
 import feddkd
 
@@ -23,7 +24,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "MYPYPATH": str(ROOT),
 }
-TIMEOUT_S = 100
+TIMEOUT_S = 250
+SITES = ("east", "north", "south")
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -37,6 +39,10 @@ def new(folder: Path, *options: str) -> Path:
     """The folder of a new project, my_project."""
     run(*FEDDKD, "new", "my_project", *options, cwd=folder)
     return folder / "my_project"
+
+
+def overrides(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("-o", setting)]
 
 
 def commands_of(page: Path) -> list[list[str]]:
@@ -53,6 +59,7 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path: Path) -> None:
     assert all((tmp_path / "some where" / "my_project" / line.strip()).is_file() for line in written)
 
 
+@pytest.mark.timeout(300)  # about 7 s on an idle machine
 def test_a_new_project_passes_its_own_tests(tmp_path: Path) -> None:
     assert "3 passed" in run(*PYTHON, "-m", "pytest", "-q", cwd=new(tmp_path))
 
@@ -66,73 +73,43 @@ def test_what_a_new_project_holds_passes_the_linter_with_the_rules_of_feddkd(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_a_new_project_holds_has_types(tmp_path: Path) -> None:
     said = run(sys.executable, "-m", "mypy", ".", cwd=new(tmp_path, "--sites", "north,south"))
     assert "no issues found in 7 source files" in said
 
 
-class Processes:
-    """Commands that run side by side in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, command: list[str]) -> subprocess.Popen[str]:
-        """Start a command of a page."""
-        assert command[0] == "feddkd"
-        pipe = subprocess.PIPE
-        process = subprocess.Popen([*FEDDKD, *command[1:]], cwd=self.folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
-        self.started.append(process)
-        return process
-
-    def kill(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-
-
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    started = Processes(tmp_path / "my_project")
-    yield started
-    started.kill()
+def start(tmp_path: Path) -> Iterator[Callable[[str, list[str]], Process]]:
+    """Starts commands in the folder of the project; what still runs at the end of the test is killed."""
+    started: list[Process] = []
 
+    def start_process(name: str, command: list[str]) -> Process:
+        assert command[0] == "feddkd"
+        started.append(Process(name, command[1:], tmp_path / "my_project"))
+        return started[-1]
 
-def port_of(server: subprocess.Popen[str]) -> str:
-    """The port that a server has taken; a watchdog ends the wait."""
-    assert server.stderr is not None
-    watchdog = threading.Timer(TIMEOUT_S, server.kill)
-    watchdog.start()
-    try:
-        for line in server.stderr:
-            if found := re.match(r"listening on \S+:(\d+), waiting for 3 clients", line):
-                return found[1]
-    finally:
-        watchdog.cancel()
-    raise AssertionError("the server ended without listening")
+    yield start_process
+    for process in started:
+        process.kill()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_the_page_for_sites_leads_to_three_sites_that_train_together(tmp_path: Path, processes: Processes) -> None:
+def test_the_page_for_sites_leads_to_three_sites_that_train_together(tmp_path: Path, start: Callable[[str, list[str]], Process]) -> None:
     project = new(tmp_path, "--sites", "north,south,east")
-    data, certificates, server_command, *others = commands_of(project / "SITES.md")
-    site_commands = others[:3]
-    run(*PYTHON, *data[1:], cwd=project)
-    run(*certificates, cwd=project)
-    fast = [part for key in ("rounds=1", "dkd.steps=2", "training.steps=2") for part in ("-o", key)]
-    with_free_port = ["127.0.0.1:0" if part == "127.0.0.1:50061" else part for part in server_command]
-    server = processes.start([*with_free_port, *fast, "--json"])
-    port = port_of(server)
-    clients = [processes.start([part.replace("50061", port) for part in command]) for command in site_commands]
-    for client in clients:
-        _, errors = client.communicate(timeout=TIMEOUT_S)
-        assert client.returncode == 0, errors
-    output, errors = server.communicate(timeout=TIMEOUT_S)
-    assert server.returncode == 0, errors
-    assert json.loads(output)["examples"] == {site: {"labelled": 48, "unlabelled": 540} for site in ("east", "north", "south")}
-    models = {(project / "sites" / site / "state" / "model.safetensors").read_bytes() for site in ("east", "north", "south")}
-    assert len(models) == 1
+    make_data, make_certificates, server, *others = commands_of(project / "SITES.md")
+    run(*PYTHON, *make_data[1:], cwd=project)
+    run(*make_certificates, cwd=project)
+    fast = overrides("rounds=1", "dkd.steps=2", "training.steps=2")
+    address = f"127.0.0.1:{free_port()}"
+    commands = [[address if part == "127.0.0.1:50061" else part for part in command] for command in (server, *others[:3])]
+    started = [start("server", [*commands[0], *fast, "--no-report"])]
+    started += [start(command[command.index("--id") + 1], command) for command in commands[1:]]
+    for process in started:
+        assert process.wait() == 0, process.log.read_text()
+    (summary,) = project.glob("server/state/*/summary.json")
+    assert json.loads(summary.read_text())["examples"] == {site: {"labelled": 48, "unlabelled": 540} for site in SITES}
+    assert len({(project / "sites" / site / "state" / "model.safetensors").read_bytes() for site in SITES}) == 1
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -153,9 +130,10 @@ def test_certificates_name_the_server_and_are_never_replaced(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     project = new(tmp_path)
-    fast = [part for key in ("rounds=1", "dkd.steps=1", "training.steps=1") for part in ("-o", key)]
+    fast = overrides("rounds=1", "dkd.steps=1", "training.steps=1", "runtime.client_processes=1")
     commands = [command for command in commands_of(project / "README.md") if command[0] == "feddkd"]
     assert [command[1] for command in commands] == ["run", "data", "report", "compare", "run", "config", "compare"]
     for command in commands:
