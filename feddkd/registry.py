@@ -92,5 +92,15 @@ ALGORITHMS = Registry("feddkd.algorithms")
 OBJECTIVES = Registry("feddkd.algorithms")
 """Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table` of settings."""
 
+CODECS = Registry("feddkd.compression")
+"""Classes of codecs, `communication.up` and `down`; `topk:SHARE` stands for `topk:0.01` and its like. Each has a class
+method `of` that makes the codec (`RegisteredCodec`)."""
+
 MODELS = Registry("feddkd.models")
 """Functions that build a network, `model.name`: called with the shape of one input and the number of classes."""
+
+
+def codec_key(name: str) -> str:
+    """Return what the class of a codec is registered under: for `topk:0.01` that is `topk:SHARE`."""
+    kind, colon, _ = name.partition(":")
+    return f"{kind}:SHARE" if colon else name
