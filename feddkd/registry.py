@@ -83,7 +83,7 @@ def _import(module: str) -> Any:
 
 
 def _place(item: Any) -> str:
-    return f"{item.__module__}.{item.__qualname__}"
+    return f"{item.__module__}.{getattr(item, '__qualname__', item)}"
 
 
 ALGORITHMS = Registry("feddkd.algorithms")
@@ -95,6 +95,13 @@ OBJECTIVES = Registry("feddkd.algorithms")
 CODECS = Registry("feddkd.compression")
 """Classes of codecs, `communication.up` and `down`; `topk:SHARE` stands for `topk:0.01` and its like. Each has a class
 method `of` that makes the codec (`RegisteredCodec`)."""
+
+DIVERGENCES = Registry("feddkd.dkd")
+"""Functions that measure how far a student is from its teacher, `dkd.divergence` (`Divergence`)."""
+
+OPTIMIZERS = Registry("feddkd.aggregator")
+"""Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`: called with the parameters,
+`lr` and, where they take it, `betas`."""
 
 MODELS = Registry("feddkd.models")
 """Functions that build a network, `model.name`: called with the shape of one input and the number of classes."""

@@ -1,4 +1,4 @@
-"""One new file in a package of feddkd is all that an algorithm, a local objective, a codec or a network takes."""
+"""One new file in a package of feddkd is all that it takes to add an algorithm, a local objective, a codec and more."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ class Louder(LocalObjective):
 
 @pytest.fixture
 def fedfoo(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "more"
-    folder.mkdir()
-    with file_in("feddkd.algorithms", folder, "fedfoo", ALGORITHM):
+    with file_in("feddkd.algorithms", tmp_path, "fedfoo", ALGORITHM) as folder:
         yield folder
 
 
@@ -211,6 +209,39 @@ def test_a_codec_of_one_file_encodes_what_clients_send(tmp_path: Path) -> None:
         run_in_process(config, tmp_path, [seen])
     sent = seen.of("local_train").traffic
     assert sent.payload_bytes_up * 4 == sent.dense_bytes_up > 0
+
+
+OPTIMIZER = """
+import torch
+
+from feddkd.registry import OPTIMIZERS
+
+
+@OPTIMIZERS.register("plain")
+class Plain(torch.optim.SGD):
+    pass
+"""
+
+DIVERGENCE = """
+from torch import Tensor
+
+from feddkd.dkd.divergences import kl
+from feddkd.registry import DIVERGENCES
+
+
+@DIVERGENCES.register("same_kl")
+def same_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    return kl(teacher_logits, student_logits, temperature)
+"""
+
+
+def test_an_optimizer_and_a_divergence_of_one_file_take_the_steps(tmp_path: Path) -> None:
+    known = run_in_process(small_config("dkd.optimizer=sgd", "dkd.divergence=kl"), tmp_path / "known")
+    with file_in("feddkd.aggregator", tmp_path, "plain", OPTIMIZER), file_in("feddkd.dkd", tmp_path, "same", DIVERGENCE):
+        with pytest.raises(ConfigError, match=r"dkd.divergence = 'same': .* 'reverse_kl' or 'same_kl'$"):
+            Config.load(overrides=["dkd.divergence=same"])
+        run = run_in_process(small_config("dkd.optimizer=plain", "dkd.divergence=same_kl"), tmp_path / "run")
+    assert run.model.sha256() == known.model.sha256()
 
 
 PYTHON = """#!{python}
