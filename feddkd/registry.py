@@ -83,7 +83,7 @@ def _import(module: str) -> Any:
 
 
 def _place(item: Any) -> str:
-    return f"{item.__module__}.{item.__qualname__}"
+    return f"{item.__module__}.{getattr(item, '__qualname__', item)}"
 
 
 ALGORITHMS = Registry("feddkd.algorithms")
@@ -92,5 +92,22 @@ ALGORITHMS = Registry("feddkd.algorithms")
 OBJECTIVES = Registry("feddkd.algorithms")
 """Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table` of settings."""
 
+CODECS = Registry("feddkd.compression")
+"""Classes of codecs, `communication.up` and `down`; `topk:SHARE` stands for `topk:0.01` and its like. Each has a class
+method `of` that makes the codec (`RegisteredCodec`)."""
+
+DIVERGENCES = Registry("feddkd.dkd")
+"""Functions that measure how far a student is from its teacher, `dkd.divergence` (`Divergence`)."""
+
+OPTIMIZERS = Registry("feddkd.aggregator")
+"""Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`: called with the parameters,
+`lr` and, where they take it, `betas`."""
+
 MODELS = Registry("feddkd.models")
 """Functions that build a network, `model.name`: called with the shape of one input and the number of classes."""
+
+
+def codec_key(name: str) -> str:
+    """Return what the class of a codec is registered under: for `topk:0.01` that is `topk:SHARE`."""
+    kind, colon, _ = name.partition(":")
+    return f"{kind}:SHARE" if colon else name

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from feddkd.compression import codecs
 from feddkd.compression.checks import check_code_norm, check_own_norm, check_size
 from feddkd.compression.codec import Codec
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoding
+from feddkd.registry import CODECS, codec_key
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 NAMES = ["fp16", "bf16", "int8", "int4", "eden1", "eden2", "eden3", "eden4"]
@@ -66,8 +66,9 @@ class Alternate:
 
 def know(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     """Let the configuration name a codec of a test's."""
-    known: dict[str, Callable[[bool], Codec]] = codecs._CODECS
-    monkeypatch.setitem(known, codec.name, lambda _: codec)
+    monkeypatch.setitem(
+        CODECS._items, codec_key(codec.name), SimpleNamespace(of=lambda name, unbiased: codec, error_feedback=codec.error_feedback)
+    )
 
 
 def coding(name: str, seed: int = 7, *, unbiased: bool = True) -> Coding:

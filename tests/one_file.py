@@ -14,14 +14,16 @@ REGISTRIES = [found for found in vars(registry).values() if isinstance(found, re
 
 
 @contextlib.contextmanager
-def file_in(package: str, folder: Path, module: str, text: str) -> Iterator[None]:
-    """Make `text` the module `package.module`; afterwards nothing of it is left."""
+def file_in(package: str, folder: Path, module: str, text: str) -> Iterator[Path]:
+    """Make `text` the module `package.module`, and yield the folder that it is in; afterwards the module is unknown again."""
+    folder = folder / package
+    folder.mkdir()
     (folder / f"{module}.py").write_text(text, encoding="utf-8")
     searched = importlib.import_module(package).__path__
     searched.append(str(folder))
     importlib.invalidate_caches()
     try:
-        yield
+        yield folder
     finally:
         searched.remove(str(folder))
         _forget(package, module)

@@ -7,6 +7,7 @@ takes plain SGD steps (arXiv 2205.00706).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -14,19 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.aggregator.growth_limit import LONGEST, GrowthLimit
-from feddkd.aggregator.yogi import Yogi
+from feddkd.registry import OPTIMIZERS
 from feddkd.tensors import DTYPE_NAMES, Schema, Tensors
 
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": partial(torch.optim.SGD, momentum=0.9),
-    "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "adam": partial(torch.optim.Adam, fused=True),  # fused: one pass over memory, five times as fast
-    "yogi": Yogi,
-    "adagrad": partial(torch.optim.Adagrad, fused=True),
-}
+OPTIMIZERS.register("sgd")(torch.optim.SGD)
+OPTIMIZERS.register("momentum")(partial(torch.optim.SGD, momentum=0.9))
+OPTIMIZERS.register("nesterov")(partial(torch.optim.SGD, momentum=0.9, nesterov=True))
+OPTIMIZERS.register("adam")(partial(torch.optim.Adam, fused=True))  # fused: one pass over memory, five times as fast
+OPTIMIZERS.register("adagrad")(partial(torch.optim.Adagrad, fused=True))
 
-_WITH_BETAS = ("adam", "yogi")
 _BETA1 = 0.9
 
 
@@ -37,7 +34,7 @@ class ServerOptimizer:
     no weight by much more than lr, however large the gradient. docs/ablation.md compares the others.
 
     Args:
-        name: sgd, momentum (0.9), nesterov (0.9), adam, yogi or adagrad.
+        name: one of `OPTIMIZERS`: sgd, momentum (0.9), nesterov (0.9), adam, yogi or adagrad.
         lr: learning rate, positive.
         keep_state: carry moments over from round to round; otherwise each round starts without.
         beta2: decay of adam's and yogi's second moment, in [0, 1); the others have none, and ignore it.
@@ -50,16 +47,17 @@ class ServerOptimizer:
     """
 
     def __init__(self, name: str, lr: float, keep_state: bool, beta2: float = 0.999, growth_limit: float = 0.0) -> None:
-        if name not in _OPTIMIZERS:
-            raise ValueError(f"server optimizer {name!r} is not one of {', '.join(_OPTIMIZERS)}")
+        if name not in OPTIMIZERS:
+            raise ValueError(f"server optimizer {name!r} is not one of {', '.join(OPTIMIZERS)}")
         if not lr > 0:
             raise ValueError(f"learning rate {lr} is not positive")
         if not 0 <= beta2 < 1:
             raise ValueError(f"beta2 {beta2} is not in [0, 1)")
-        betas = {"betas": (_BETA1, beta2)} if name in _WITH_BETAS else {}
-        self._build = partial(_OPTIMIZERS[name], lr=lr, **betas)
+        has_moments = "betas" in inspect.signature(OPTIMIZERS[name]).parameters
+        betas = {"betas": (_BETA1, beta2)} if has_moments else {}
+        self._build: Callable[..., torch.optim.Optimizer] = partial(OPTIMIZERS[name], lr=lr, **betas)
         self._keep_state = keep_state
-        self._growth = GrowthLimit(growth_limit if name in _WITH_BETAS else 0.0)
+        self._growth = GrowthLimit(growth_limit if has_moments else 0.0)
         self._state: dict[str, dict[str, Tensor]] = {}  # moments of each segment, by the name of its dtype
         self._state_is_shared = False  # the caller may hold the moments: copy them before a step
         self._schema: Schema | None = None  # what the moments belong to

@@ -13,7 +13,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from feddkd.registry import OPTIMIZERS
 
+
+@OPTIMIZERS.register("yogi")
 class Yogi(torch.optim.Optimizer):
     """Adam whose second moment changes by an amount that depends on the gradient alone.
 

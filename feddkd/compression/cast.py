@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from feddkd.compression.bits import read_as
 from feddkd.compression.checks import check_code_norm, check_own_norm, check_size
 from feddkd.errors import SchemaError
+from feddkd.registry import CODECS
 
 _TOP = 15  # the largest magnitude is brought just below 2**15, so that it cannot round to infinity
 # From the smallest fp16 number times 2**-102, 2**-126, all that is decoded is a normal float32.
@@ -30,6 +32,7 @@ def _largest_half(halves: Tensor) -> float:
     return float(bits.view(halves.dtype))
 
 
+@CODECS.register("fp16")
 @dataclass(frozen=True)
 class Half:
     """Rounds to float16, to nearest even, after a division by a power of two.
@@ -42,6 +45,10 @@ class Half:
 
     name: str = "fp16"
     error_feedback: bool = False
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls()
 
     def size_bytes(self, num_elements: int) -> int:
         return 2 * num_elements + 1
@@ -69,6 +76,7 @@ class Half:
         check_code_norm(largest * 2.0**exponent * math.sqrt(num_elements))
 
 
+@CODECS.register("bf16")
 @dataclass(frozen=True)
 class BFloat16:
     """Rounds to bfloat16, to nearest even: the range of float32 with 8 bits of precision.
@@ -78,6 +86,10 @@ class BFloat16:
 
     name: str = "bf16"
     error_feedback: bool = False
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls()
 
     def size_bytes(self, num_elements: int) -> int:
         return 2 * num_elements

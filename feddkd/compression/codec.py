@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -60,3 +60,19 @@ class Codec(Protocol):
 
     def check(self, code: Tensor, num_elements: int) -> None:
         """Look for what no encoder makes, at less cost than `decode`. Raises SchemaError like it."""
+
+
+class RegisteredCodec(Codec, Protocol):
+    """A codec that a configuration can name: its class is registered in `CODECS`."""
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        """Make the codec.
+
+        Args:
+            name: one of those that the class is registered under; with a number in place of `SHARE`.
+            unbiased: see `codecs.find`.
+
+        Raises:
+            ConfigError: the number is out of range.
+        """

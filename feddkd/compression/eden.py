@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from feddkd.compression.bits import pack, read_as, unpack
 from feddkd.compression.checks import check_code_norm, check_own_norm, check_scales, check_size, wide_norm
 from feddkd.compression.hadamard import Rotation
+from feddkd.registry import CODECS
 
 _BLOCK = 4096
 _LEAST_BLOCK = 64
@@ -41,6 +42,7 @@ class _Blocks(NamedTuple):
     size: int
 
 
+@CODECS.register("eden1", "eden2", "eden3", "eden4")
 @dataclass(frozen=True)
 class Eden:
     """Rotates blocks at random, and codes each element by the nearest of 2**bits centroids.
@@ -68,6 +70,10 @@ class Eden:
     bits: int
     unbiased: bool
     error_feedback: bool = False
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls(int(name.removeprefix("eden")), unbiased)
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,10 +20,15 @@ from feddkd.compression.checks import (
     wide_norm,
 )
 from feddkd.compression.draws import draw_noise, generator_of
+from feddkd.registry import CODECS
 
 _TILE_ELEMENTS = 1 << 17  # little enough for a cache, enough for the cost of a call not to count
 
 
+_BITS_AND_BLOCK = {"int8": (8, 1024), "int4": (4, 256)}
+
+
+@CODECS.register(*_BITS_AND_BLOCK)
 @dataclass(frozen=True)
 class Integer:
     """Divides a block by its scale and rounds to integers from -L to L, L = 2**(bits - 1) - 1.
@@ -44,6 +50,11 @@ class Integer:
     block: int
     stochastic: bool
     error_feedback: bool = False
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        bits, block = _BITS_AND_BLOCK[name]
+        return cls(name, bits, block, stochastic=unbiased)
 
     def size_bytes(self, num_elements: int) -> int:
         return 4 * self._blocks(num_elements) + (num_elements * self.bits + 7) // 8

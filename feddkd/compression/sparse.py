@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from feddkd.compression.bits import pack, read_as, unpack
 from feddkd.compression.checks import check_code_norm, check_own_norm, check_size, wide_norm
 from feddkd.compression.draws import draw_words, generator_of
-from feddkd.errors import SchemaError
+from feddkd.errors import ConfigError, SchemaError
+from feddkd.registry import CODECS
+
+_LARGEST_SHARE = 0.25
 
 
 def _count(share: float, num_elements: int) -> int:
@@ -24,6 +28,18 @@ def _scatter(positions: Tensor, values: Tensor, num_elements: int) -> Tensor:
     return elements
 
 
+def _share_in(name: str) -> float:
+    """Read the share of elements that is kept. Raises ConfigError if it is out of range."""
+    try:
+        share = float(name.partition(":")[2])
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= _LARGEST_SHARE:
+        raise ConfigError(f'codec "{name}": after the colon stands a share above 0 and up to {_LARGEST_SHARE}')
+    return share
+
+
+@CODECS.register("topk:SHARE")
 @dataclass(frozen=True)
 class TopK:
     """Keeps the elements of largest magnitude as they are: top-k.
@@ -40,6 +56,10 @@ class TopK:
     name: str
     share: float
     error_feedback: bool = True
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls(name, _share_in(name))
 
     def size_bytes(self, num_elements: int) -> int:
         count = _count(self.share, num_elements)
@@ -68,6 +88,7 @@ class TopK:
         return values, _Positions.of(count, num_elements).decode(code[4 * count :])
 
 
+@CODECS.register("randk:SHARE")
 @dataclass(frozen=True)
 class RandK:
     """Keeps elements that the seed draws as they are: rand-k.
@@ -84,6 +105,10 @@ class RandK:
     name: str
     share: float
     error_feedback: bool = True
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls(name, _share_in(name))
 
     def size_bytes(self, num_elements: int) -> int:
         return 4 * _count(self.share, num_elements)

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from feddkd.config.table import Table
 from feddkd.errors import ConfigError
-from feddkd.registry import ALGORITHMS
+from feddkd.registry import ALGORITHMS, CODECS, codec_key
 
 PLAIN: Literal["fp32"] = "fp32"
 """The name of no codec: elements travel as they are, whatever their dtype."""
 
-CodecName = Annotated[str, StringConstraints(pattern=r"^(fp32|fp16|bf16|int8|int4|eden[1-4]|(topk|randk):0?\.\d{1,6})$")]
-"""`topk:0.01` sends one element in a hundred."""
+_SHARE = r"0?\.[0-9]{1,6}"
 
 LARGEST_SHARE = 0.25
-"""Of the elements that topk and randk keep."""
+"""Of the elements that a codec with a share keeps."""
 
 STAND_INS = {"self_step": "dkd_step", "sgd_step": "dkd_step"}
 """Steps that are taken in place of others, by name."""
 
-_SPARSE = ("topk", "randk")
+
+class _CodecName:
+    """Annotates a string that is the name of a codec, or `PLAIN`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._validate, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        names = "|".join(name.replace("SHARE", _SHARE) for name in (PLAIN, *CODECS))
+        return {"pattern": f"^({names})$", "type": "string"}
+
+    def _validate(self, name: str) -> str:
+        # Nothing is imported for PLAIN, which is every default.
+        if name != PLAIN and not (codec_key(name) in CODECS and re.fullmatch(rf"[^:]*(:{_SHARE})?", name)):
+            *others, last = (PLAIN, *CODECS)
+            raise ValueError(f"{', '.join(others)} or {last} (topk:0.01 sends 1 %)")
+        return name
+
+
+CodecName = Annotated[str, _CodecName()]
+"""`topk:0.01` sends one element in a hundred."""
 
 
 class ExchangeCodecs(Table):
@@ -44,12 +66,8 @@ class CommunicationConfig(Table):
         "none",
         description="sets codecs and, for FedDKD and its control, matching `[dkd]` settings; does not change keys that you set",
     )
-    up: CodecName = Field(
-        PLAIN, description="codec of what clients send: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4, topk:SHARE, randk:SHARE"
-    )
-    down: CodecName = Field(
-        PLAIN, description="codec of the steps that the server broadcasts: fp32 (none), fp16, bf16, int8, int4, eden1 to eden4"
-    )
+    up: CodecName = Field(PLAIN, description="codec of what clients send; fp32 is none")
+    down: CodecName = Field(PLAIN, description="codec of the steps that the server broadcasts, not one with a SHARE; fp32 is none")
     snapshot: Literal["fp32", "bf16", "int8"] = Field(
         PLAIN, description="codec of whole models, for clients that do not hold the previous one; needs a codec in `down`"
     )
@@ -62,10 +80,10 @@ class CommunicationConfig(Table):
     @model_validator(mode="after")
     def _codecs_make_sense(self) -> Self:
         for key, codec in self._codecs("up"):
-            if codec.startswith(_SPARSE) and not 0 < float(codec.partition(":")[2]) <= LARGEST_SHARE:
+            if ":" in codec and not 0 < float(codec.partition(":")[2]) <= LARGEST_SHARE:
                 raise ValueError(f"{key} = {codec!r}: the share must be above 0 and at most {LARGEST_SHARE}")
         for key, codec in self._codecs("down"):
-            if codec.startswith(_SPARSE):
+            if codec != PLAIN and CODECS[codec_key(codec)].error_feedback:
                 raise ValueError(f"{key} = {codec!r}: it cannot be broadcast, because the elements that it leaves out would be lost")
         # A preset proposes a snapshot also where `down` is given: then there are none.
         if self.preset == "none" and self.snapshot != PLAIN and all(codec == PLAIN for _, codec in self._codecs("down")):

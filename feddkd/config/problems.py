@@ -18,7 +18,6 @@ MOST_KEYS = 10
 
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
-    "^(fp32|": "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01 sends 1 %)",
     "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
 }
 """What a string should look like, by the beginning of the pattern that it does not match."""

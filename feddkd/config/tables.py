@@ -8,7 +8,9 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from feddkd.config.named import RegisteredName
 from feddkd.config.table import COUNT_MAX, PROCESSES_MAX, ImportPath, Table
-from feddkd.registry import MODELS
+from feddkd.registry import DIVERGENCES, MODELS, OPTIMIZERS
+
+# Defaults that are registered names are not validated: that would import them, and torch, together with this module.
 
 
 class ModelConfig(Table):
@@ -16,7 +18,7 @@ class ModelConfig(Table):
 
     name: Annotated[str, RegisteredName(MODELS)] | ImportPath = Field(
         "mlp",
-        validate_default=False,  # which would import it, and torch, as soon as this module is imported
+        validate_default=False,
         description="a built-in model, or package.module:function for your own",
     )
 
@@ -41,8 +43,8 @@ class DKDConfig(Table):
     """The decentralized knowledge distillation steps that follow local training (also those of the control fedavg_sgd)."""
 
     steps: int = Field(20, ge=0, le=COUNT_MAX, description="steps per round after local training, J; 0 is FedAvg")
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "yogi", "adagrad"] = Field(
-        "adam", description="how the server applies the mean gradient; sgd is the plain gradient step"
+    optimizer: Annotated[str, RegisteredName(OPTIMIZERS)] = Field(
+        "adam", validate_default=False, description="how the server applies the mean gradient; sgd is the plain gradient step"
     )
     lr: float = Field(0.008, gt=0, description="learning rate of the server optimizer")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment of adam and yogi; other optimizers ignore it")
@@ -73,8 +75,8 @@ class DKDConfig(Table):
         "the server takes one step with it after the average",
     )
     temperature: float = Field(1.0, gt=0, description="softmax temperature of teacher and student; the loss is scaled by its square")
-    divergence: Literal["kl", "reverse_kl", "js", "mse_logits"] = Field(
-        "kl", description="distance from student to teacher; kl is KL(teacher || student)"
+    divergence: Annotated[str, RegisteredName(DIVERGENCES)] = Field(
+        "kl", validate_default=False, description="distance from student to teacher; kl is KL(teacher || student)"
     )
     hard_label_weight: float = Field(
         0.5,

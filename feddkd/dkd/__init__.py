@@ -12,13 +12,12 @@ average* of the teachers. `divergences` holds the KL above and its alternatives,
 teacher's logits, computed once a round, and `gradient` a client's reply to one step.
 """
 
-from feddkd.dkd.divergences import DIVERGENCES, Divergence, kl, without_true_class
+from feddkd.dkd.divergences import Divergence, kl, without_true_class
 from feddkd.dkd.gradient import Distillation, StepLoss, distillation_gradient
 from feddkd.dkd.self_training import OwnPredictions
 from feddkd.dkd.teacher import mean_entropy, teacher_logits
 
 __all__ = [
-    "DIVERGENCES",
     "Distillation",
     "Divergence",
     "OwnPredictions",

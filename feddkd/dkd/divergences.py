@@ -20,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feddkd.registry import DIVERGENCES
+
 Divergence = Callable[[Tensor, Tensor, float], Tensor]
 """(teacher_logits [B, C], student_logits [B, C], temperature) -> scalar."""
 
 
+@DIVERGENCES.register("kl")
 def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Compute T² KL(teacher || student), the divergence of FedDKD (arXiv 2205.00706).
 
@@ -34,12 +37,14 @@ def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Te
     return temperature**2 * _kl(log_p, log_q)
 
 
+@DIVERGENCES.register("reverse_kl")
 def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Compute T² KL(student || teacher): large where only the student finds a class likely."""
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
     return temperature**2 * _kl(log_q, log_p)
 
 
+@DIVERGENCES.register("js")
 def js(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Compute T² times the Jensen-Shannon divergence: symmetric, at most T² log 2 (Lin 1991)."""
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)
@@ -47,16 +52,13 @@ def js(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Te
     return temperature**2 * (_kl(log_p, log_mean) + _kl(log_q, log_mean)) / 2
 
 
+@DIVERGENCES.register("mse_logits")
 def mse_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:  # noqa: ARG001
     """Average the squared difference of the logits (Ba and Caruana 2014, arXiv 1312.6184).
 
     The temperature has no effect: T² mean((z_teacher/T - z/T)²) is the same number for every T.
     """
     return F.mse_loss(student_logits, teacher_logits)
-
-
-DIVERGENCES: dict[str, Divergence] = {"kl": kl, "reverse_kl": reverse_kl, "js": js, "mse_logits": mse_logits}
-"""Divergences by their name in the configuration, `dkd.divergence`."""
 
 
 def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:

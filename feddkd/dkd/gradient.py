@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd.divergences import DIVERGENCES, without_true_class
+from feddkd.dkd.divergences import Divergence, without_true_class
 from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.registry import DIVERGENCES
 from feddkd.tensors import Schema, Tensors
 
 
@@ -107,7 +108,7 @@ class Distillation:
 
     def _unlabelled_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the mean loss of at least one example that has no label."""
-        divergence = DIVERGENCES[self.divergence]
+        divergence: Divergence = DIVERGENCES[self.divergence]
         if self.confidence == 0:
             return divergence(teacher, student, self.temperature)
         sure = F.softmax(teacher, dim=1).amax(1) > self.confidence
@@ -122,7 +123,8 @@ class Distillation:
         teacher, student, weight = teacher_logits, student_logits, self.hard_label_weight
         if self.not_true:
             teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
-        distance = DIVERGENCES[self.divergence](teacher, student, self.temperature)
+        divergence: Divergence = DIVERGENCES[self.divergence]
+        distance = divergence(teacher, student, self.temperature)
         return distance if weight == 0 else (1 - weight) * distance + weight * self._cross_entropy(student_logits, labels)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,3 +60,19 @@ def test_help_and_typing_errors_do_not_import_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", PROGRAM, json.dumps(list(COMMANDS))], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert json.loads(done.stdout.splitlines()[-1]) == COMMANDS, done.stderr
+
+
+IMPORTS = """
+import sys
+from feddkd.config import Config
+assert "torch" not in sys.modules
+Config()
+print(*(name.removeprefix("feddkd.") for name in sys.modules if name.startswith("feddkd.")))
+"""
+
+
+def test_a_configuration_imports_no_algorithm_but_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60, check=True)
+    imported = set(done.stdout.split())
+    assert "algorithms.feddkd" in imported
+    assert imported.isdisjoint({"algorithms.moon", "algorithms.semifl", "compression.eden", "models.mlp"})

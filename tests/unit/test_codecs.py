@@ -65,7 +65,7 @@ def test_the_limit_on_norms_is_the_transports() -> None:
 
 
 def test_an_unknown_codec_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r'"int9".*fp16.*int4.*eden1.*eden4.*topk:SHARE'):
+    with pytest.raises(ConfigError, match=r'"int9".*bf16.*eden1.*eden4.*int4.*topk:SHARE'):
         find("int9", unbiased=True)
 
 

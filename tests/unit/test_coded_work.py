@@ -237,7 +237,7 @@ def stepping() -> tuple[Forms, Held]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"codec": "zip"}, 'there is no codec "zip"; there is fp16, bf16'),
+        ({"codec": "zip"}, 'there is no codec "zip"; there is bf16, eden1'),
         ({"codec": "a\nb\x1b[31m"}, r'there is no codec "a\nb\x1b[31m"; there is'),
         ({"codec": "x" * 100_000}, 'there is no codec "xxx'),
         ({"codec": "", "seed": 0}, "bytes declared where the schema has"),

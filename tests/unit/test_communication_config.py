@@ -123,7 +123,7 @@ def test_a_configuration_that_was_validated_may_be_validated_again() -> None:
 
 # What is refused.
 
-CODECS = "fp32, fp16, bf16, int8, int4, eden1, eden2, eden3, eden4, topk:SHARE or randk:SHARE (topk:0.01 sends 1 %)"
+CODECS = "fp32, bf16, eden1, eden2, eden3, eden4, fp16, int4, int8, randk:SHARE or topk:SHARE (topk:0.01 sends 1 %)"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from feddkd.data.examples import MemoryExamples
-from feddkd.dkd import DIVERGENCES, Distillation, distillation_gradient, teacher_logits
+from feddkd.dkd import Distillation, distillation_gradient, teacher_logits
+from feddkd.registry import DIVERGENCES
 from feddkd.tensors import Schema, Tensors
 
 CPU = torch.device("cpu")

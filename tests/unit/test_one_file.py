@@ -1,4 +1,4 @@
-"""One new file in a package of feddkd is all that an algorithm, a local objective, a codec or a network takes."""
+"""One new file in a package of feddkd is all that it takes to add an algorithm, a local objective, a codec and more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
-from harness import run_in_process, small_config
+from harness import Recorder, run_in_process, small_config
 from one_file import file_in
 
 from feddkd.algorithms import ALGORITHMS, OBJECTIVES
@@ -76,9 +76,7 @@ class Louder(LocalObjective):
 
 @pytest.fixture
 def fedfoo(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "more"
-    folder.mkdir()
-    with file_in("feddkd.algorithms", folder, "fedfoo", ALGORITHM):
+    with file_in("feddkd.algorithms", tmp_path, "fedfoo", ALGORITHM) as folder:
         yield folder
 
 
@@ -159,6 +157,91 @@ def test_a_network_of_one_file_is_trained(tmp_path: Path) -> None:
             Config.load(overrides=["model.name=softmax"])
         run = run_in_process(small_config("model.name=softmax_regression", "algorithm.name=fedavg"), tmp_path)
     assert [tensor.shape for tensor in run.model.values()] == [(10, 64), (10,)]
+
+
+CODEC = '''
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from feddkd.compression.checks import check_size
+from feddkd.registry import CODECS
+
+
+@CODECS.register("sign8", "sign9")
+@dataclass(frozen=True)
+class Sign:
+    """One byte for the sign of each element, decoded to +-1e-3. What it leaves out is sent later."""
+
+    name: str
+    error_feedback: bool = True
+
+    @classmethod
+    def of(cls, name: str, *, unbiased: bool) -> Self:
+        return cls(name)
+
+    def size_bytes(self, num_elements: int) -> int:
+        return num_elements
+
+    def encode(self, elements: Tensor, seed: int) -> Tensor:
+        return (elements >= 0).to(torch.uint8)
+
+    def decode(self, code: Tensor, num_elements: int, seed: int) -> Tensor:
+        self.check(code, num_elements)
+        return (2.0 * code - 1) * 1e-3
+
+    def check(self, code: Tensor, num_elements: int) -> None:
+        check_size(code, num_elements)
+'''
+
+
+def test_a_codec_of_one_file_encodes_what_clients_send(tmp_path: Path) -> None:
+    with file_in("feddkd.compression", tmp_path, "sign", CODEC):
+        assert "sign8" in Config.model_json_schema()["$defs"]["CommunicationConfig"]["properties"]["up"]["pattern"]
+        with pytest.raises(ConfigError, match=r"communication.up = 'sign7': .*, randk:SHARE, sign8, sign9 or topk:SHARE"):
+            Config.load(overrides=["communication.up=sign7"])
+        with pytest.raises(ConfigError, match=r"down = 'sign8': what it leaves out would be lost"):
+            Config.load(overrides=["communication.down=sign8"])
+        seen = Recorder()
+        config = small_config("communication.up=sign8", "algorithm.name=fedavg", "rounds=1")
+        run_in_process(config, tmp_path, [seen])
+    sent = seen.of("local_train").traffic
+    assert sent.payload_bytes_up * 4 == sent.dense_bytes_up > 0
+
+
+OPTIMIZER = """
+import torch
+
+from feddkd.registry import OPTIMIZERS
+
+
+@OPTIMIZERS.register("plain")
+class Plain(torch.optim.SGD):
+    pass
+"""
+
+DIVERGENCE = """
+from torch import Tensor
+
+from feddkd.dkd.divergences import kl
+from feddkd.registry import DIVERGENCES
+
+
+@DIVERGENCES.register("same_kl")
+def same_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    return kl(teacher_logits, student_logits, temperature)
+"""
+
+
+def test_an_optimizer_and_a_divergence_of_one_file_take_the_steps(tmp_path: Path) -> None:
+    known = run_in_process(small_config("dkd.optimizer=sgd", "dkd.divergence=kl"), tmp_path / "known")
+    with file_in("feddkd.aggregator", tmp_path, "plain", OPTIMIZER), file_in("feddkd.dkd", tmp_path, "same", DIVERGENCE):
+        with pytest.raises(ConfigError, match=r"dkd.divergence = 'same': .* 'reverse_kl' or 'same_kl'$"):
+            Config.load(overrides=["dkd.divergence=same"])
+        run = run_in_process(small_config("dkd.optimizer=plain", "dkd.divergence=same_kl"), tmp_path / "run")
+    assert run.model.sha256() == known.model.sha256()
 
 
 PYTHON = """#!{python}

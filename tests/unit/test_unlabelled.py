@@ -25,10 +25,11 @@ from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
 from feddkd.data.examples import UNLABELLED, MemoryExamples
-from feddkd.dkd import DIVERGENCES, Distillation, OwnPredictions, distillation_gradient, teacher_logits
+from feddkd.dkd import Distillation, OwnPredictions, distillation_gradient, teacher_logits
 from feddkd.errors import ConfigError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, ExchangeKind, Outcome, Task
+from feddkd.registry import DIVERGENCES
 from feddkd.scheduler.engine import Keep
 from feddkd.tensors import Tensors
 
