@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from feddkd.report.looks import Look, looks_of
 from niid_bench.cells import TITLES
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import UNALIKE
@@ -17,28 +18,15 @@ ROWS = {
     "fedavgm": "FedAvgM",
     "fedadagrad": "FedAdagrad",
     "fedavg_coded": "FedAvg, codecs",
-    "control": "SGD on the labels",
+    "control": "control (SGD on labels)",
     "feddkd_paper": "FedDKD, paper's form",
     "feddkd": "FedDKD",
     "feddkd_frugal": "FedDKD, codecs",
 }
 """What a reader of the picture calls the rows that are drawn, from the lowest to the one on top."""
 
-LOOKS: dict[str, tuple[int | None, int, float]] = {
-    "fedavg": (None, 0, 3.2),
-    "fedavg_tuned": (6, 1, 1.4),
-    "fedavgm": (3, 2, 1.6),
-    "fedadagrad": (2, 0, 1.4),
-    "fedavg_coded": (5, 0, 1.8),
-    "control": (1, 0, 1.8),
-    "feddkd_paper": (0, 1, 1.4),
-    "feddkd": (0, 0, 2.2),
-    "feddkd_frugal": (4, 0, 2.2),
-}
-"""Number of the hue, of the dashes, and width in points; rows that stay at chance lie on each other and must all be seen."""
-
-PALE_GREY = "#bbbbbb"
-"""Of the row without a hue."""
+ALGORITHMS = ("fedavg", "fedavg", "fedavgm", "fedadagrad", "fedavg", "fedavg_sgd", *["feddkd"] * 3)
+"""Whose look each row has; rows of one algorithm differ in shade and dashes."""
 
 SIZE_INCHES = (7.4, 4.3)
 
@@ -55,8 +43,8 @@ def draw(found: LabelOutcomes, path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(UNALIKE), sharex=True, sharey=True)
         for panel, partition in zip(panels, UNALIKE, strict=True):
-            for row in ROWS:
-                _draw_row(panel, found, row, partition)
+            for row, look in _looks().items():
+                _draw_row(panel, found, row, partition, look)
             _set_axes(panel, partition)
         panels[0].set_ylabel("test accuracy (%)")
         lines = {line.get_label(): line for panel in panels for line in panel.get_lines() if line.get_label() in ROWS.values()}
@@ -69,8 +57,15 @@ def has_points(found: LabelOutcomes) -> bool:
     return any(found.of(CASE, row, partition) for row in ROWS for partition in UNALIKE)
 
 
-def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str) -> None:
-    from feddkd.report.style import DASHES, hue
+def _looks() -> dict[str, Look]:
+    """The base look is that of the product's own FedDKD, which is the second of its rows."""
+    looks = dict(zip(ROWS, looks_of(ALGORITHMS), strict=True))
+    looks["feddkd"], looks["feddkd_paper"] = looks["feddkd_paper"], looks["feddkd"]
+    return looks
+
+
+def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, look: Look) -> None:
+    from feddkd.report.style import line_style
 
     curves = [own.curve for own in found.of(CASE, row, partition)]
     if not curves:
@@ -79,11 +74,9 @@ def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str) -> Non
     sizes = [statistics.fmean(curve.wire_bytes[number] for curve in curves) / 1e6 for number in rounds]
     seeds = [[100 * (curve.accuracy[number] or 0.0) for curve in curves] for number in rounds]
     means, lowest, highest = ([each(values) for values in seeds] for each in (statistics.fmean, min, max))
-    number, dashes, width = LOOKS[row]
-    color = PALE_GREY if number is None else hue(number)
-    panel.plot(sizes, means, linewidth=width, color=color, linestyle=DASHES[dashes], label=ROWS[row])
-    panel.plot(sizes[-1:], means[-1:], marker="o", markersize=4, color=color)
-    panel.fill_between(sizes, lowest, highest, color=color, alpha=0.15, linewidth=0)
+    panel.plot(sizes, means, label=ROWS[row], **line_style(look, marked=False))
+    panel.plot(sizes[-1:], means[-1:], marker="o", markersize=4, color=look.color, zorder=4)
+    panel.fill_between(sizes, lowest, highest, color=look.color, alpha=0.15, linewidth=0)
 
 
 def _set_axes(panel: Any, partition: str) -> None:

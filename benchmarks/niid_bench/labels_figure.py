@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from feddkd.observability.budgets import Spread
+from feddkd.report.looks import Look, looks_of
 from niid_bench.cells import TITLES
 from niid_bench.labels import SKEWED
 from niid_bench.labels_outcomes import LabelOutcomes
@@ -13,8 +14,16 @@ from niid_bench.labels_outcomes import LabelOutcomes
 SHARES = {"1%": 1.0, "3%": 3.0, "10%": 10.0, "all": 100.0}
 """Percent of the images that have a label, by case."""
 
-ROWS = {"feddkd": "FedDKD", "self_training": "self-training", "control": "SGD on the labels", "fedavg_x20": "FedAvg, as many exchanges"}
+ROWS = {
+    "feddkd": "FedDKD",
+    "self_training": "self-training",
+    "control": "control (SGD on labels)",
+    "fedavg_x20": "FedAvg, as many exchanges",
+}
 """What a reader of the picture calls the rows that are drawn."""
+
+ALGORITHMS = ("feddkd", "self_training", "fedavg_sgd", "fedavg")
+"""Whose look each row has."""
 
 TICKS = (50, 70, 80, 90, 95, 97, 98, 98.5)
 """Percent. The axis is logarithmic in the error, so that the last points have room."""
@@ -40,8 +49,8 @@ def draw(found: LabelOutcomes, path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(SKEWED), sharey=True)
         for panel, partition in zip(panels, SKEWED, strict=True):
-            for index, row in enumerate(ROWS):
-                _draw_row(panel, found, row, partition, index)
+            for row, look in zip(ROWS, looks_of(ALGORITHMS), strict=True):
+                _draw_row(panel, found, row, partition, look)
             _set_axes(panel, partition, _largest_error(found))
         panels[0].set_ylabel("test accuracy (%)")
         lines = {line.get_label(): line for panel in panels for line in panel.containers}
@@ -63,7 +72,7 @@ def _largest_error(found: LabelOutcomes) -> float:
     return min(1.15 * max((100 - 100 * value.lowest for value in values if value), default=LARGEST_ERROR), LARGEST_ERROR)
 
 
-def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, index: int) -> None:
+def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, look: Look) -> None:
     from feddkd.report.style import line_style
 
     points = [(share, value) for case, share in SHARES.items() if (value := _value(found, case, row, partition))]
@@ -76,8 +85,8 @@ def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, index:
         [max(100 * (value.mean - value.lowest), 0.0) for value in values],
         [max(100 * (value.highest - value.mean), 0.0) for value in values],
     ]
-    width = 2.4 if row == "feddkd" else 1.4
-    panel.errorbar(shares, means, yerr=reach, capsize=2, elinewidth=0.8, linewidth=width, label=ROWS[row], **line_style(index, marked=True))
+    drawn = line_style(look, marked=True)
+    panel.errorbar(shares, means, yerr=reach, capsize=2, elinewidth=0.8, label=ROWS[row], **drawn)
 
 
 def _set_axes(panel: Any, partition: str, largest_error: float) -> None:

@@ -85,7 +85,7 @@ def compare(
         present(*map(Text, comparison.notes), width=WIDTH)
     lines = [f"tables: {tables}/"]
     if report:
-        lines.append(f"report: {report_of(comparison.folders, folder / PAGE)}")
+        lines.append(f"report: {report_of(comparison.folders, folder / PAGE, with_pdf=True)}")
     for line in lines:
         if as_json:
             note(error_console(), line)

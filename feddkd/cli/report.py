@@ -107,15 +107,19 @@ def _page(out: Path | None, folders: list[Path]) -> Path:
     return out / PAGE
 
 
-def report_of(folders: Sequence[Path], page: Path) -> str:
-    """Write the page of runs that have just ended, and say where it is or why there is none."""
+def report_of(folders: Sequence[Path], page: Path, *, with_pdf: bool = False) -> str:
+    """Write the page of runs that have just ended, and say where it is or why there is none.
+
+    Without PDFs, which double the time that it takes, unless asked for.
+    """
     again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
     if missing_module() is not None:
         return f"none; for one, {install_command('plot')}, then {again}"
     try:
-        from feddkd.report.page import write_report
+        from feddkd.report.page import FORMATS, write_report
 
-        write_report([RunFolder.load(folder) for folder in folders], page)
+        formats = [kind for kind in FORMATS if with_pdf or kind != "pdf"]
+        write_report([RunFolder.load(folder) for folder in folders], page, formats=formats)
     except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
         return f"none: {type(error).__name__}: {error}; try again with {again}"
     return str(page)

@@ -26,6 +26,9 @@ from feddkd.report.table_files import TABLES, write_tables
 
 PNG_DPI = 200
 
+FORMATS = ("png", "svg", "pdf")
+"""Of the pictures beside the page."""
+
 PAGE_FONT = "system-ui, -apple-system, Segoe UI, Roboto, Arial, DejaVu Sans, sans-serif"
 """Of the page, and of the text in its pictures, which is laid out for a wide font."""
 
@@ -63,14 +66,16 @@ def write_report(
     title: str | None = None,
     link: Link | None = None,
     left_out: Sequence[str] = (),
+    formats: Sequence[str] = FORMATS,
 ) -> Path:
     """Write the page, and its pictures and tables into a folder of the same name beside it.
 
-    Each picture is there as PNG, SVG and PDF, each table of `tables/` as CSV, Markdown and LaTeX.
+    Each table of `tables/` is there as CSV, Markdown and LaTeX.
 
     Args:
         link: a network over which the runs' time is estimated; None for no such section.
         left_out: folders that could not be read, and why; the page names them.
+        formats: of the pictures; a PDF takes as long as all the rest of a picture.
 
     Returns:
         The folder of the pictures.
@@ -83,7 +88,7 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style():
-            sections = [_rendered(section, folder) for section in sections_of(groups, link)]
+            sections = [_rendered(section, folder, formats) for section in sections_of(groups, link)]
         shown = _Tables.of(groups, sections)
         write_tables(shown.all, folder / TABLES)
         page.write_text(_html(groups, sections, shown, title, left_out), encoding="utf-8")
@@ -143,13 +148,13 @@ def _html(
     )
 
 
-def _rendered(section: Section, folder: Path) -> PageSection:
-    pictures = [_save(drawing, folder) for drawing in section.drawings]
+def _rendered(section: Section, folder: Path, formats: Sequence[str]) -> PageSection:
+    pictures = [_save(drawing, folder, formats) for drawing in section.drawings]
     return PageSection(section.title, pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:], section.table, section.absent, section.left_out)
 
 
-def _save(drawing: Drawing, folder: Path) -> Picture:
-    """Write PNG, SVG and PDF; embed the SVG, which is sharp on every screen and smaller."""
+def _save(drawing: Drawing, folder: Path, formats: Sequence[str]) -> Picture:
+    """Write the files; embed the SVG, which is sharp on every screen and smaller."""
     figure, svg = drawing.figure, io.BytesIO()
     with warnings.catch_warnings():
         # A path or a name may hold letters that the font lacks: a box in their place is no reason for alarm.
@@ -157,12 +162,15 @@ def _save(drawing: Drawing, folder: Path) -> Picture:
         # Laying out takes as long as drawing: once is enough for all files.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, format="png")
-        pdf = folder / f"{drawing.name}.pdf"
-        figure.savefig(pdf, format="pdf", facecolor="none", metadata={"CreationDate": None})
         figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
+        if "png" in formats:
+            figure.savefig(folder / f"{drawing.name}.png", dpi=PNG_DPI, format="png")
+        if "pdf" in formats:
+            pdf = folder / f"{drawing.name}.pdf"
+            figure.savefig(pdf, format="pdf", facecolor="none", metadata={"CreationDate": None})
     content = svg.getvalue().replace(f"'{FONT}'".encode(), PAGE_FONT.encode())
-    (folder / f"{drawing.name}.svg").write_bytes(content)
+    if "svg" in formats:
+        (folder / f"{drawing.name}.svg").write_bytes(content)
     width, height = _css_pixels(figure)
     source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode('ascii')}"
     return Picture(drawing.title, drawing.caption, drawing.alt, source, width, height)

@@ -65,19 +65,23 @@ def test_a_comparison_runs_once_and_reads_fedavg_from_the_longer_run(compare: Co
     code, out, err = compare(*TINY, "--save", "result.json")
     assert code == 0, err
     assert "0 of 3 runs are complete, 3 to run" in err
-    assert all(words in out for words in ("equal rounds: 2", "equal bytes on the wire", "equal gradient evaluations", "to 90.0% accuracy"))
-    assert max(map(len, out.splitlines())) <= 100
+    assert all(words in out for words in ("Verdict", "FedDKD against", "Accuracy (%) at equal budgets", "To 90.0% accuracy"))
+    assert max(map(len, out.splitlines())) <= 80
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["command"].startswith("feddkd compare ")
     assert saved["versions"]["torch"]
     assert list(saved["summary"]) == ["feddkd", "fedavg", "fedavg_sgd", "fedavg x2"]
-    assert "accuracy for its bytes" in out
+    assert "Accuracy for its bytes" in out
     assert list(saved["frontier"]["rows"]) == ["feddkd", "fedavg_sgd", "fedavg x2"]
     model_bytes = RunFolder.load(tmp_path / "out" / "feddkd-seed3").model_bytes
     assert model_bytes is not None
     assert saved["frontier"]["fedavg_round_bytes"] == 2 * 2 * model_bytes
     assert "report: out/report.html" in out
     assert (tmp_path / "out" / "report" / "frontier.png").exists()
+    tables = {file.name for file in (tmp_path / "out" / "report" / "tables").iterdir()}
+    assert {
+        f"{name}{kind}" for name in ("comparison", "verdict", "equal_budgets", "to_target") for kind in (".csv", ".md", ".tex")
+    } <= tables
 
     (tmp_path / "out" / "feddkd-seed3" / "summary.json").unlink()  # as if it had been interrupted
     code, out, err = compare(*TINY, "--json", "--no-report")
@@ -124,6 +128,21 @@ def test_a_result_that_could_not_be_saved_is_said_before_anything_runs(compare: 
     assert (code, out) == (2, "")
     assert err == "feddkd: cannot write --save nowhere/result.json: nowhere is not a folder\n"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_short_runs_start_first_and_baselines_can_be_left_out(compare: Command, tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text('rounds = 3\n[algorithm]\nname = "fedprox"\n')
+    (tmp_path / "short.toml").write_text('rounds = 1\n[algorithm]\nname = "scaffold"\n')
+    words = [word for pair in OVERRIDES[1:] for word in ("-o", pair)]
+    options = [*words, "--seeds", "3", "--out", "out", "--jobs", "1", "--no-baselines", "--no-report"]
+    code, out, err = compare("long.toml", "short.toml", *options)
+    assert code == 0, err
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("  ")] == ["short-seed3:", "long-seed3:"]
+    assert "FedProx, 3 \N{MULTIPLICATION SIGN} the rounds" in out
+    assert "SCAFFOLD" in out
+    assert "FedDKD" not in out
+    assert (tmp_path / "out" / "report" / "tables" / "verdict.tex").exists()
 
 
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

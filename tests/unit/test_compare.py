@@ -67,6 +67,31 @@ def test_fedavg_with_a_local_objective_does_not_stand_for_plain_fedavg() -> None
     assert labels(*given) == {"a": 2, "prox": 2, "fedavg": 2, "fedavg_sgd": 2, "fedavg x4": 8}
 
 
+def test_without_baselines_only_what_is_given_is_compared_and_the_first_sets_the_budgets() -> None:
+    given = [("a", config("algorithm.name=fedprox")), ("b", config("algorithm.name=scaffold"))]
+    rows = make_rows(given, baselines=False)
+    assert [row.label for row in rows] == ["a", "b"]
+    runs = {label: [Run(0, curve(0.8, rounds=2, bytes_a_round=10), None)] for label in "ab"}
+    assert results(rows, runs, 0.5)["equal_wire_bytes"]["anchor"] == "a"
+
+
+def test_the_verdict_is_on_feddkd_at_equal_rounds_and_bytes() -> None:
+    rows = make_rows([("mine", config())])
+    tops = {"mine": (0.9, 40), "fedavg": (0.4, 10), "fedavg_sgd": (0.9, 40), "fedavg x4": (0.5, 10)}
+    runs = {}
+    for row in rows:
+        top, size = tops[row.label]
+        curves = [curve(top + 0.01 * seed, rounds=row.rounds, bytes_a_round=size) for seed in (0, 1)]
+        runs[row.label] = [Run(seed, own, None) for seed, own in enumerate(curves)]
+    found = results(rows, runs, 0.5)["verdicts"]
+    assert found["of"] == "mine"
+    assert found["equal_rounds"] == {
+        "fedavg": {"outcome": "ahead", "points": 50.0},
+        "fedavg_sgd": {"outcome": "level", "points": 0.0},
+    }
+    assert found["equal_wire_bytes"]["fedavg x4"] == {"outcome": "ahead", "points": 40.0}
+
+
 def test_labels_are_unique() -> None:
     assert list(labels(("fedavg", config()), ("fedavg", config("dkd.lr=0.1"))))[:3] == ["fedavg", "fedavg-2", "fedavg-3"]
 

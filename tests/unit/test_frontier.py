@@ -26,14 +26,17 @@ from feddkd.report.frontier import (
 )
 from feddkd.report.frontier_picture import draw
 from feddkd.report.frontier_table import frontier_table
-from feddkd.report.groups import group_runs
+from feddkd.report.groups import Name, group_runs
+from feddkd.report.looks import BLUE
 from feddkd.report.style import style
 
 FEDAVG, FEDDKD = ("fedavg", "better", "none"), ("feddkd", "better", "none")
 
 
 def track(label: str, *points: tuple[int, float], method: tuple[str, ...] | None = None) -> Track:
-    return Track.of(label, method or (label, "", ""), [Walk([cost for cost, _ in points], [accuracy for _, accuracy in points])])
+    return Track.of(
+        Name(label, label), method or (label, "", ""), [Walk([cost for cost, _ in points], [accuracy for _, accuracy in points])]
+    )
 
 
 CHEAP = track("cheap", (10, 0.5), (20, 0.8), (30, 0.7))
@@ -62,7 +65,7 @@ def test_no_point_lies_above_the_frontier_and_every_corner_is_a_point(found: lis
 
 
 def test_costs_and_readings_are_means_over_seeds_and_missing_where_a_seed_has_none() -> None:
-    both = Track.of("both", FEDAVG, [Walk([10, 20, 30], [0.5, 0.9, 0.8]), Walk([20, 40], [0.7, 0.9])])
+    both = Track.of(Name("both", "both"), FEDAVG, [Walk([10, 20, 30], [0.5, 0.9, 0.8]), Walk([20, 40], [0.7, 0.9])])
     assert (both.wire_bytes, both.accuracy) == ([15, 30], [pytest.approx(0.6), 0.9])
     assert both.bytes_to(0.9) == 30
     assert both.bytes_to(0.95) is None
@@ -104,7 +107,9 @@ def test_a_method_is_an_algorithm_and_where_its_steps_start() -> None:
 def test_methods_are_named_by_what_tells_them_apart() -> None:
     methods = [FEDAVG, FEDDKD, ("feddkd", "average", "none"), FEDAVG]
     names = method_names([track(str(number), (1, 0.5), method=method) for number, method in enumerate(methods)])
-    assert list(names.values()) == ["fedavg", "feddkd start=better", "feddkd start=average"]
+    assert list(names.values()) == ["FedAvg", "FedDKD, start=better", "FedDKD, start=average"]
+    tracks = [track(str(number), (1, 0.5), method=method) for number, method in enumerate(methods)]
+    assert list(method_names(tracks, spoken=False).values()) == ["fedavg", "feddkd start=better", "feddkd start=average"]
 
 
 def test_what_solves_another_problem_is_not_compared() -> None:
@@ -141,7 +146,7 @@ def test_tracks_are_read_from_records_and_skip_what_was_not_evaluated(tmp_path: 
     found, nothing = tracks_of(group_runs([*runs, begun]), "accuracy")
     assert nothing is None
     assert found is not None
-    assert found.label == "feddkd rounds=3"
+    assert (found.label, found.code) == ("FedDKD, 3 \N{MULTIPLICATION SIGN} the rounds", "feddkd rounds=3")
     assert found.wire_bytes == [line.cumulative_wire_bytes for line in runs[0].rounds]
     assert found.accuracy[0] == pytest.approx((runs[0].accuracy[0] + runs[1].accuracy[0]) / 2)
 
@@ -155,7 +160,9 @@ def test_the_table_marks_the_best_of_each_column_and_who_could_have_gone_on() ->
         ["dear", "100 B (1)", "200 B (2)", "200 B (2)", "-", "-", "85.00%"],
     ]
     assert table.strong == {(0, 1), (1, 2), (1, 3), (0, 4), (0, 5), (1, 6)}
-    assert table.groups == [0, 1]
+    assert table.data is not None
+    assert table.data.fields[:3] == ["configuration", "name", "wire_bytes_to_0.8"]
+    assert table.data.rows[0] == ["cheap", "cheap", 20, None, None, 0.8, 0.7, 0.7]
     assert "*: ended before" in table.caption
     assert "-: not reached" in table.caption
     assert "100 B" in table.caption
@@ -169,7 +176,8 @@ def test_without_a_unit_budgets_are_bytes() -> None:
 
 def test_settings_of_one_method_share_its_colour() -> None:
     table = frontier_table(Frontier.of([track("a", (1, 0.5), method=FEDDKD), DEAR, track("b", (9, 0.6), method=FEDDKD)], None))
-    assert table.groups == [0, 1, 0]
+    assert table.colors[0] == table.colors[2] == BLUE
+    assert table.colors[1] != BLUE
 
 
 @pytest.mark.parametrize("accuracies", [(0.0, 0.0), (0.1, 0.8), (0.1, 0.99), (0.97, 1.0), (1.0, 1.0)])

@@ -416,7 +416,7 @@ def test_the_page_has_a_picture_of_accuracy_by_bytes(page: Callable[..., str], t
 
 
 def test_the_picture_draws_every_row_of_the_comparison() -> None:
-    assert labels_bytes_figure.ROWS.keys() == labels_bytes_figure.LOOKS.keys() == set(labels.CIFAR_GRID.rows)
+    assert labels_bytes_figure.ROWS.keys() == labels_bytes_figure._looks().keys() == set(labels.CIFAR_GRID.rows)
 
 
 def test_the_page_names_cells_with_other_settings(page: Callable[..., str]) -> None:

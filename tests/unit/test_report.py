@@ -1,11 +1,12 @@
 import base64
+import csv
 import itertools
 import json
 import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,12 +26,14 @@ from feddkd.report import sections, series, units
 from feddkd.report.codecs import codec_table
 from feddkd.report.frontier import are_comparable
 from feddkd.report.groups import group_runs
-from feddkd.report.page import write_report
+from feddkd.report.looks import BLUE
+from feddkd.report.page import FORMATS, PAGE_FONT, write_report
 from feddkd.report.series import Split
 from feddkd.report.sites import site_table, sites_of
 from feddkd.report.time_table import time_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
+STARTS = {".png": PNG, ".svg": b"<?xml", ".pdf": b"%PDF-"}
 CUSTOM = "my_algorithms.mine:_Mine"
 
 
@@ -64,13 +67,14 @@ def change(file: Path, of_line: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     file.write_text("".join(json.dumps(of_line(line)) + "\n" for line in lines), encoding="utf-8")
 
 
-def report_of(tmp_path: Path, *runs: RunFolder, link: Link | None = None) -> Elements:
-    """A report's page; every picture in it is there as a PNG as well."""
+def report_of(tmp_path: Path, *runs: RunFolder, link: Link | None = None, formats: Sequence[str] = ("png",)) -> Elements:
+    """A report's page; every picture in it is there as a file of each format as well."""
     shutil.rmtree(tmp_path / "report", ignore_errors=True)
-    folder = write_report(runs, tmp_path / "report.html", link=link)
+    folder = write_report(runs, tmp_path / "report.html", link=link, formats=formats)
     elements = Elements(tmp_path / "report.html")
-    assert all(file.read_bytes().startswith(PNG) for file in folder.iterdir())
-    assert len(list(folder.iterdir())) == len(elements.images)
+    files = [file for file in folder.iterdir() if file.is_file()]
+    assert all(file.read_bytes().startswith(STARTS[file.suffix]) for file in files)
+    assert len(files) == len(formats) * len(elements.images)
     return elements
 
 
@@ -78,17 +82,17 @@ def report_of(tmp_path: Path, *runs: RunFolder, link: Link | None = None) -> Ele
 def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Elements]:
     """The report of one complete run, and the folder that it lies in."""
     folder = tmp_path_factory.mktemp("one")
-    return folder, report_of(folder, load(folder / "run"))
+    return folder, report_of(folder, load(folder / "run"), formats=FORMATS)
 
 
 def test_one_run_has_every_picture_and_its_headline_numbers(one_run: tuple[Path, Elements]) -> None:
     folder, page = one_run
-    names = {file.stem for file in (folder / "report").iterdir()}
+    names = pictures(folder)
     assert names == {
         *("accuracy_by_round", "accuracy_by_bytes", "bytes_by_exchange", "time_by_phase", "step_loss"),
         *("drift_diversity", "class_accuracy", "partition"),
     }
-    for text in ("feddkd: mlp on digits", "0123456789ab", "gradient evaluations", "Not recorded: Teacher entropy.", "[training]", "3.11"):
+    for text in ("FedDKD: mlp on digits", "0123456789ab", "gradient evaluations", "Not recorded: Teacher entropy.", "[training]", "3.11"):
         assert text in page.text
     assert all(image["alt"] for image in page.images)
 
@@ -100,6 +104,26 @@ def test_pictures_are_sharp_and_the_page_small(one_run: tuple[Path, Elements]) -
         assert kind == "data:image/svg+xml"
         assert b"<svg" in base64.b64decode(data)
     assert (folder / "report.html").stat().st_size < 1_000_000
+
+
+def test_text_of_pictures_stays_text_and_their_fonts_are_embedded(one_run: tuple[Path, Elements]) -> None:
+    folder, _ = one_run
+    svg = (folder / "report" / "accuracy_by_round.svg").read_text()
+    assert ">round</text>" in svg
+    assert PAGE_FONT in svg
+    pdf = (folder / "report" / "accuracy_by_round.pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # a TrueType font
+    assert b"/Type3" not in pdf
+
+
+def test_the_tables_of_a_report_are_files_too(one_run: tuple[Path, Elements]) -> None:
+    folder, _ = one_run
+    names = {file.name for file in (folder / "report" / "tables").iterdir()}
+    assert names == {f"{name}{kind}" for name in ("results", "runs", "versions") for kind in (".csv", ".md", ".tex")}
+    rows = list(csv.DictReader((folder / "report" / "tables" / "results.csv").read_text().splitlines()))
+    assert [(row["configuration"], row["name"], row["n"]) for row in rows] == [("FedDKD", "feddkd", "1")]
+    assert float(rows[0]["final_accuracy_mean"]) == RunFolder.load(folder / "run").accuracy[-1]
+    assert rows[0]["final_accuracy_sample_deviation"] == ""
 
 
 def test_the_page_needs_nothing_but_itself(one_run: tuple[Path, Elements]) -> None:
@@ -187,12 +211,12 @@ def test_thirty_runs_at_once_and_one_that_has_only_begun(tmp_path: Path, monkeyp
     ]
     page = report_of(tmp_path, *runs, begun)
     assert "31 runs of 11 configurations" in page.text
-    assert "feddkd steps=7" in page.text
+    assert "FedDKD, steps=7" in page.text
     assert sum(own.get("class") == "swatch" for _, own in page.found) == 11 + 31 + 10
 
 
 def pictures(tmp_path: Path) -> set[str]:
-    return {file.stem for file in (tmp_path / "report").iterdir()}
+    return {file.stem for file in (tmp_path / "report").iterdir() if file.is_file()}
 
 
 def test_several_configurations_of_one_problem_have_a_frontier(tmp_path: Path) -> None:
@@ -211,14 +235,14 @@ def test_codecs_are_in_a_table_of_their_own_and_nowhere_else(tmp_path: Path) -> 
     table = codec_table(group_runs([plain, coded]))
     assert table is not None
     assert table.header == ["configuration", "exchange", "", "without", "encoded", "ratio", "whole models", "time", "error"]
-    assert table.groups == [1] * 5
+    assert table.colors == [BLUE] * 5
     assert table.rows == [
-        ["feddkd", "local_train", "down", "8.00 kB", "2.00 kB", "4.0", "500 B", "2.0%", "0.25"],
-        ["feddkd", "local_train", "up", "18.00 kB", "1.80 kB", "10.0", "", "4.0%", "0.375"],
-        ["feddkd", "dkd_step", "down", "16.00 kB", "4.00 kB", "4.0", "1.00 kB", "2.0%", "0.25"],
-        ["feddkd", "dkd_step", "up", "36.00 kB", "3.60 kB", "10.0", "", "4.0%", "0.375"],
+        ["FedDKD", "local_train", "down", "8.00 kB", "2.00 kB", "4.0", "500 B", "2.0%", "0.25"],
+        ["FedDKD", "local_train", "up", "18.00 kB", "1.80 kB", "10.0", "", "4.0%", "0.375"],
+        ["FedDKD", "dkd_step", "down", "16.00 kB", "4.00 kB", "4.0", "1.00 kB", "2.0%", "0.25"],
+        ["FedDKD", "dkd_step", "up", "36.00 kB", "3.60 kB", "10.0", "", "4.0%", "0.375"],
         # The delivery counts, and its bytes are as they are; 0.18 s of the 4 s that the rounds took.
-        ["feddkd", "whole run", "both", "79.90 kB", "13.30 kB", "6.0", "1.50 kB", "4.5%", ""],
+        ["FedDKD", "whole run", "both", "79.90 kB", "13.30 kB", "6.0", "1.50 kB", "4.5%", ""],
     ]
     assert "What the codecs did" in report_of(tmp_path, coded).text
     assert not any("codec" in name for name in pictures(tmp_path))
@@ -237,8 +261,8 @@ def test_the_time_over_a_network_is_a_picture_and_a_table(tmp_path: Path) -> Non
     link = Link(8000.0, 16_000.0, 0.1)
     # Four exchanges of 275 bytes down, 250 up, and a quarter of a second of computing a client; 0.75 s between them.
     assert time_table(group_runs([run, old]), link).rows == [
-        ["feddkd", "3.70 s", "0.40 s", "0.55 s", "1.00 s", "1.00 s", "0.75 s", "2.25 s"],
-        ["fedavg rounds=2", "not recorded", "", "", "", "", "", "4.00 s"],
+        ["FedDKD", "3.70 s", "0.40 s", "0.55 s", "1.00 s", "1.00 s", "0.75 s", "2.25 s"],
+        ["FedAvg, 2 \N{MULTIPLICATION SIGN} the rounds", "not recorded", "", "", "", "", "", "4.00 s"],
     ]
     page = report_of(tmp_path, run, old, link=link)
     assert "accuracy_by_time" in pictures(tmp_path)
@@ -281,8 +305,9 @@ def test_several_configurations_have_a_picture_of_their_sites_each(tmp_path: Pat
     table, alone = site_table(groups), site_table(groups[:1])
     assert table is not None
     assert alone is not None
-    assert table.groups == [0] * 4 + [2] * 4
-    assert table.rows[:4] == [["feddkd", *row] for row in alone.rows]  # both seeds say the same, and so does their mean
+    first, _, last = (group.look.color for group in groups)
+    assert table.colors == [first] * 4 + [last] * 4
+    assert table.rows[:4] == [["FedDKD", *row] for row in alone.rows]  # both seeds say the same, and so does their mean
     assert table.strong == {(0, 8), (4, 8)}
     section = sections._sites(groups)
     assert section is not None
@@ -373,6 +398,11 @@ def test_labels_name_what_differs_and_nothing_else(tmp_path: Path) -> None:
     groups = group_runs(runs)
     default = runs[0].config
     assert [group.label for group in groups] == [
+        "FedAvg",
+        f"FedDKD, epochs={default.training.epochs}, training.lr={default.training.lr}, dkd.lr=0.1",
+        f"FedDKD, epochs=2, training.lr=0.1, dkd.lr={runs[3].config.dkd.lr}",
+    ]
+    assert [group.code for group in groups] == [
         "fedavg",
         f"feddkd epochs={default.training.epochs} training.lr={default.training.lr} dkd.lr=0.1",
         f"feddkd epochs=2 training.lr=0.1 dkd.lr={runs[3].config.dkd.lr}",
@@ -386,7 +416,7 @@ def test_labels_say_that_a_run_had_codecs_and_for_which_exchange(tmp_path: Path)
 
     runs = [run("feddkd"), run("fedavg", preset="frugal"), run("scaffold", up="eden2"), run("fedprox", local_train={"up": "int8"})]
     other = load(tmp_path / "other", algorithm="fedprox")
-    assert [group.label for group in group_runs([*runs, other])] == [
+    assert [group.code for group in group_runs([*runs, other])] == [
         "feddkd",
         "fedavg preset=frugal",
         "scaffold up=eden2",
@@ -401,7 +431,7 @@ def test_a_preset_stands_for_the_settings_that_it_makes(tmp_path: Path) -> None:
 
     frugal: dict[str, object] = {"preset": "frugal"}
     runs = [run("a"), run("b", communication=frugal), run("c", communication={**frugal, "up": "eden2"}, dkd={"steps": 5})]
-    assert [group.label for group in group_runs(runs)] == [
+    assert [group.code for group in group_runs(runs)] == [
         "feddkd preset=none",
         "feddkd preset=frugal",
         "feddkd steps=5 preset=frugal up=eden2",
@@ -410,7 +440,8 @@ def test_a_preset_stands_for_the_settings_that_it_makes(tmp_path: Path) -> None:
 
 def test_a_label_says_when_a_run_has_more_rounds_than_others(tmp_path: Path) -> None:
     runs = [load(tmp_path / "b", algorithm="fedavg", rounds=4), load(tmp_path / "a", rounds=2)]
-    assert [group.label for group in group_runs(runs)] == ["fedavg rounds=4", "feddkd"]
+    assert [group.code for group in group_runs(runs)] == ["fedavg rounds=4", "feddkd"]
+    assert [group.label for group in group_runs(runs)] == ["FedAvg, 2 \N{MULTIPLICATION SIGN} the rounds", "FedDKD"]
 
 
 def test_curves_take_each_round_from_the_runs_that_have_it(tmp_path: Path) -> None:
@@ -496,7 +527,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def test_the_command_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(tmp_path / "a", rounds=1)
     code, out, err = command(monkeypatch, capsys, tmp_path, "a", "--out", "new/page.html", "--title", "A & B")
-    assert (code, out, err) == (0, "report: new/page.html (pictures in new/page/)\n", "")
+    assert (code, out, err) == (0, "report: new/page.html (pictures and tables in new/page/)\n", "")
     assert (tmp_path / "new" / "page" / "accuracy_by_round.png").exists()
     assert "<h1>A &amp; B</h1>" in (tmp_path / "new" / "page.html").read_text()
 
@@ -511,7 +542,7 @@ def test_the_command_estimates_the_time_over_a_network(
     code, out, err = command(monkeypatch, capsys, tmp_path, "a", *NETWORK)
     assert (code, err) == (0, "")
     assert "10 Mbit/s up, 50 Mbit/s down, round trip 40 ms" in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "a" / "report" / "accuracy_by_time.png").exists()
 
 
@@ -549,7 +580,7 @@ def test_where_the_page_goes(
         write_record(tmp_path / name)
     written: list[Path] = []
 
-    def write(runs: list[RunFolder], page: Path, title: str | None, link: Link | None) -> Path:
+    def write(runs: list[RunFolder], page: Path, title: str | None, link: Link | None, left_out: list[str]) -> Path:
         written.append(page)
         return page.with_suffix("")
 
@@ -562,7 +593,7 @@ def test_where_the_page_goes(
     ("arguments", "code", "message"),
     [
         (["nothing"], 1, "nothing does not hold the record of a run: cannot read config.toml: No such file or directory"),
-        (["a", "empty"], 1, "empty does not hold the record of a run"),
+        (["nothing", "empty"], 1, "; empty does not hold the record of a run"),
         (["a", "--out", "a/config.toml"], 2, "--out a/config.toml is neither a folder nor a file ending in .html"),
         (["a", "--out", "a/config.toml/page.html"], 2, "cannot write the report to a/config.toml"),
     ],
@@ -576,6 +607,23 @@ def test_errors_are_one_line_that_names_the_folder(
     assert found == code
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_bad_folder_is_named_and_does_not_stop_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a", rounds=1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.toml").write_text("[tool.other]\n")
+    code, out, err = command(monkeypatch, capsys, tmp_path, "empty", "a", "file", "foreign", "--out", "page.html")
+    assert code == 0
+    assert out == "report: page.html (pictures and tables in page/)\n"
+    lines = err.splitlines()
+    assert [line.partition("feddkd: left out: ")[2].split("/")[0].split()[0] for line in lines] == ["empty", "file", "foreign"]
+    page = Elements(tmp_path / "page.html").text
+    assert all(line.removeprefix("feddkd: left out: ") in page for line in lines)
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])

@@ -1,0 +1,120 @@
+"""Tables as CSV, Markdown and LaTeX: whatever their cells hold, they stay tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feddkd.observability.budgets import spread
+from feddkd.report.table import Data, Table, best_cells
+from feddkd.report.table_files import as_csv, as_latex, as_markdown, latex_text, write_tables
+from feddkd.report.tables import accuracy_caption, accuracy_text, best_accuracies
+
+RESULTS = Table(
+    ["configuration", "final accuracy (%)", "n"],
+    [["FedDKD, lr=0.1 & more", "97.62 \N{PLUS-MINUS SIGN} 0.25", "3"], ["my_own:A|B", "not recorded", "1"]],
+    ["#0072B2", "#7A7A7A"],
+    frozenset({(0, 1)}),
+    "100 % of it.",
+    Data(["configuration", "accuracy_mean"], [["FedDKD, lr=0.1 & more", 0.9761904761904762], ["my_own:A|B", None]]),
+    "results",
+)
+
+
+def test_latex_is_escaped_and_has_booktabs_rules_and_the_best_in_bold() -> None:
+    text = as_latex(RESULTS)
+    assert text.splitlines()[1:] == [
+        r"\begin{table}[htbp]",
+        r"  \centering",
+        r"  \caption{100 \% of it.}",
+        r"  \label{tab:results}",
+        r"  \begin{tabular}{lrr}",
+        r"    \toprule",
+        r"    configuration & final accuracy (\%) & n \\",
+        r"    \midrule",
+        r"    FedDKD, lr=0.1 \& more & \textbf{97.62 $\pm$ 0.25} & 3 \\",
+        r"    my\_own:A\textbar{}B & not recorded & 1 \\",
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def test_markdown_has_the_best_in_bold_and_no_cell_ends_another() -> None:
+    assert as_markdown(RESULTS).splitlines() == [
+        "| configuration | final accuracy (%) | n |",
+        "| :-- | --: | --: |",
+        "| FedDKD, lr=0.1 & more | **97.62 \N{PLUS-MINUS SIGN} 0.25** | 3 |",
+        r"| my\_own:A\|B | not recorded | 1 |",
+        "",
+        "100 % of it.",
+    ]
+
+
+def test_csv_has_all_digits_and_nothing_where_nothing_is_known() -> None:
+    rows = list(csv.reader(io.StringIO(as_csv(RESULTS))))
+    assert rows == [["configuration", "accuracy_mean"], ["FedDKD, lr=0.1 & more", "0.9761904761904762"], ["my_own:A|B", ""]]
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
+    table = Table(["site"], [["=1+1"]], [], data=Data(["site", "number"], [["=HYPERLINK(1)", -0.5]]))
+    assert as_csv(table) == "site,number\n'=HYPERLINK(1),-0.5\n"
+
+
+cells = st.text(max_size=30)
+
+
+@given(st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=4), cells)
+def test_whatever_cells_hold_the_syntax_holds(rows: list[tuple[str, str, str]], caption: str) -> None:
+    table = Table(["a", "b", "c"], [list(row) for row in rows], [], frozenset({(0, 1)}), caption)
+    assert [len(row) for row in csv.reader(io.StringIO(as_csv(table)))] == [3] * (len(rows) + 1)
+    markdown = as_markdown(table).splitlines()
+    assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 4 for line in markdown[: len(rows) + 2])
+    assert_is_latex(as_latex(table), columns=3, rows=len(rows))
+
+
+def assert_is_latex(text: str, columns: int, rows: int) -> None:
+    """A small grammar: known commands, balanced braces and environments, as many cells as columns, nothing unescaped."""
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    escaped = [re.sub(r"\\[&%$#_{}]", "", line) for line in body]
+    commands = set(re.findall(r"\\([a-z]+)", "\n".join(escaped), flags=re.IGNORECASE))
+    assert commands <= {
+        *("begin", "end", "centering", "caption", "label", "toprule", "midrule", "bottomrule", "textbf", "pm", "times"),
+        *("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "textquotedbl", "ldots"),
+    }
+    for line in escaped:
+        assert line.count("{") == line.count("}")
+        assert not re.search(r"[#_^~%]", line)
+        assert line.count("$") % 2 == 0
+    lines = [line for line in escaped if line.endswith(r"\\")]
+    assert [line.count("&") for line in lines] == [columns - 1] * (rows + 1)
+    assert sum("\\begin{" in line for line in body) == sum("\\end{" in line for line in body) == 2
+
+
+def test_a_line_break_or_an_escape_sequence_stays_in_its_cell() -> None:
+    assert latex_text("a\nb\tc") == "a b c"
+    assert latex_text("\x1b[31m") == r"\textbackslash{}x1b[31m"
+
+
+def test_each_table_is_three_files_and_the_folder_is_made(tmp_path: Path) -> None:
+    write_tables([RESULTS], tmp_path / "new" / "tables")
+    assert {file.name for file in (tmp_path / "new" / "tables").iterdir()} == {"results.csv", "results.md", "results.tex"}
+
+
+def test_one_run_has_no_deviation_and_the_caption_says_which_one_it_is() -> None:
+    assert accuracy_text(spread([0.975])) == "97.50"
+    assert accuracy_text(spread([0.97, 0.98])) == "97.50 \N{PLUS-MINUS SIGN} 0.71"
+    assert accuracy_text(None) == "not recorded"
+    assert "n = 1" in accuracy_caption(1)
+    assert "sample standard deviation over n runs" in accuracy_caption(3)
+
+
+def test_the_best_are_all_that_read_like_the_best_and_one_alone_is_not_best() -> None:
+    assert best_accuracies(2, [spread([0.97501]), spread([0.97499]), spread([0.5]), None]) == {(0, 2), (1, 2)}
+    assert best_accuracies(2, [spread([0.9]), None]) == set()
+    assert set(best_cells(1, ["2 s", "3 s", "-"], [2.0, 3.0, None], min)) == {(0, 1)}
