@@ -122,7 +122,7 @@ def test_a_server_that_is_silent_for_too_long_is_a_lost_connection() -> None:
     async def scenario() -> None:
         messages = stream_on(FakeCall([b"hello"]), dead_after_s=AT_ONCE).messages()
         assert await anext(messages) == b"hello"
-        with pytest.raises(UnreachableError, match=r"^server 127\.0\.0\.1:1: nothing was heard of it for 0 s$"):
+        with pytest.raises(UnreachableError, match=r"^server 127\.0\.0\.1:1: no message arrived for 0 s$"):
             await anext(messages)
 
     asyncio.run(scenario())

@@ -567,7 +567,7 @@ def test_a_large_federation_is_checked_for_repeated_names() -> None:
         ),
         (
             ("data.unlabelled=minus_one", "data.name=image_folder"),
-            "configuration: data.unlabelled = 'minus_one': it is for your own data (data.name = 'package.module:function'), "
+            "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), "
             "not for image_folder; put the images without a label into a folder unlabelled/",
         ),
     ],

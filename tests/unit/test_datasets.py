@@ -532,7 +532,7 @@ def test_minus_one_says_so_where_it_is_declared() -> None:
     assert load_train(own("NoneAndMinusOne", unlabelled="minus_one"), 0).labels.tolist() == [UNLABELLED, 1, 0, UNLABELLED]
     for name in ("own_negative", "NoneAndMinusOne"):
         for load in (describe, lambda config: load_train(config, 0)):
-            with pytest.raises(DataError, match=r"label -1 is outside .* say so with data\.unlabelled = 'minus_one'"):
+            with pytest.raises(DataError, match=r"label -1 is outside .* set data\.unlabelled = 'minus_one'"):
                 load(own(name))
         for keys in ({}, {"unlabelled": "minus_one"}):
             with pytest.raises(DataError, match=rf"^data\.name = .*{name}': test example \d has label None or -1"):

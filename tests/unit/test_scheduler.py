@@ -277,7 +277,7 @@ def test_the_names_of_metrics_are_bounded_over_a_run(caplog: pytest.LogCaptureFi
     assert names[2] == ["loss2"]
     # One line in the log, however many names come.
     assert len(caplog.messages) == 1
-    assert f"left out: the clients have used {MAX_METRIC_NAMES} others" in caplog.messages[0]
+    assert f"not recorded: the clients have used {MAX_METRIC_NAMES} others" in caplog.messages[0]
 
 
 class Crowding(Talkative):

@@ -241,7 +241,9 @@ def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 def test_a_directory_belongs_to_the_client_that_used_it_first(tmp_path: Path) -> None:
     StateDir(tmp_path, "site-a").save("teacher", TENSORS, "run/1/0")
-    with pytest.raises(StateError, match=rf"^state directory {tmp_path} belongs to client 'site-a', not to 'site-b'; .*own$"):
+    with pytest.raises(
+        StateError, match=rf"^state directory {tmp_path} belongs to client 'site-a', not to 'site-b'; .* its own directory$"
+    ):
         StateDir(tmp_path, "site-b")
     assert StateDir(tmp_path, "site-a").load("teacher", SCHEMA, "run/1/0") is not None
 
