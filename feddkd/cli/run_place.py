@@ -36,6 +36,7 @@ class RunPlace:
         if not folder.is_dir():
             raise StateError(f"{folder} is not a folder")
         # These import torch, which takes seconds: a typing error should not.
+        from feddkd.observability.status_file import read_status
         from feddkd.scheduler.journal_lines import JOURNAL, has_journal
         from feddkd.scheduler.server_state import RUN, read_run
 
@@ -45,6 +46,9 @@ class RunPlace:
         if mark is None:
             raise StateError(f"{folder} holds no run: neither {JOURNAL} nor {RUN} is there (scheduler.durability = none keeps no journal)")
         if not has_journal(folder / mark.run_id):
+            live = read_status(folder / mark.run_id)
+            if live is not None and live.ended:
+                raise StateError(f"run {mark.run_id} ended before its first round ({live.ended}); to begin again: {live.command}")
             raise StateError(
                 f"run {mark.run_id} is {mark.status}, and has no journal in {folder}: it had not begun, or scheduler.durability = none"
             )

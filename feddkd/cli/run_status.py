@@ -40,6 +40,7 @@ class Progress:
         done: how many have a model.
         attempt: at the round that is open, from 0; None where none is open.
         delivering: whether the final model is being delivered.
+        delivered: whether it was delivered; clients that were away may still get it.
         open_exchange: the one that was begun last, if it has no outcome yet. A run in one process does not tell.
         last_exchange: the last one that has an outcome.
         accuracy: of the last round that was evaluated.
@@ -50,6 +51,7 @@ class Progress:
     done: int
     attempt: int | None
     delivering: bool
+    delivered: bool
     open_exchange: ExchangeId | None
     last_exchange: ExchangeId | None
     accuracy: float | None
@@ -178,6 +180,7 @@ def _progress(state: RunState, entries: Iterable[Entry], mark: Marked | None, co
         done=state.rounds_done,
         attempt=state.open.attempt if state.open is not None and not state.delivering else None,
         delivering=state.delivering,
+        delivered=state.is_delivered or state.ended is not None,
         open_exchange=mark.exchange if mark is not None and mark.exchange not in done and state.ended is None else None,
         last_exchange=done[-1] if done else None,
         accuracy=last.accuracy if last is not None else None,

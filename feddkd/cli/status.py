@@ -98,7 +98,7 @@ def _client(client: ClientStatus) -> dict[str, Any]:
 def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
     """What is said of the run, line by line."""
     progress, cost = found.progress, found.cost
-    yield "run", f"{found.run_id}, {found.algorithm}: {found.state}" + (f" ({found.reason})" if found.reason else "")
+    yield "run", f"{found.run_id}, {found.algorithm}: {_state(found)}" + (f" ({found.reason})" if found.reason else "")
     yield "round", _round(found)
     yield "exchange", _exchange(found)
     if progress.accuracy is not None:
@@ -113,21 +113,29 @@ def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
     yield "folder", f"{found.folder}/"
 
 
+def _state(found: RunStatus) -> str:
+    """Not `running` where all is done, and the server stays for clients that were away."""
+    return "finished, lingering" if found.progress.delivered and found.process.pid is not None else found.state
+
+
 def _round(found: RunStatus) -> str:
     progress = found.progress
     if progress.done == progress.rounds:
-        return f"all {progress.rounds} are done" + (", the final model is being delivered" if progress.delivering else "")
+        return f"all {progress.rounds} are done" + (
+            ", the final model is being delivered" if progress.delivering and not progress.delivered else ""
+        )
     attempt = f", attempt {progress.attempt + 1}" if progress.attempt else ""
     return f"{progress.done + 1} of {progress.rounds}{attempt}"
 
 
 def _exchange(found: RunStatus) -> str:
     """Not as `str` has it: the row above tells the attempt, and counts it from 1."""
-    exchange = found.progress.open_exchange or found.progress.last_exchange
+    progress = found.progress
+    is_open = progress.open_exchange is not None and not progress.delivered
+    exchange = progress.open_exchange if is_open else progress.last_exchange
     if exchange is None:
         return "none yet"
-    name = f"{exchange.label} of round {exchange.round}"
-    return f"{name} is open" if exchange == found.progress.open_exchange else f"{name} was the last one done"
+    return f"{exchange.label} of round {exchange.round} {'is open' if is_open else 'was the last one done'}"
 
 
 def _waits(found: RunStatus) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from killed_runs import OVERRIDES, cut_after, finished_run, round_2_began, snapshot
@@ -18,6 +19,7 @@ from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
 from feddkd.observability.status_file import STATUS, StatusFile
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal_file import FileJournal
 from feddkd.scheduler.journal_lines import JOURNAL, read_journal
 from feddkd.scheduler.server_state import ServerState
@@ -177,6 +179,51 @@ def test_a_folder_without_a_journal_is_refused_with_one_line(
     with pytest.raises(SystemExit, match="1"):
         cli.main()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_that_was_stopped_before_it_began_says_why_and_how_to_begin_again(tmp_path: Path) -> None:
+    with ServerState(tmp_path) as held:
+        held.mark("someid", "paused")
+    (tmp_path / "someid").mkdir()
+    with StatusFile(tmp_path / "someid", "cd here && feddkd server x.toml") as status:
+        status.run_failed("stopped by SIGTERM")
+    with pytest.raises(StateError, match=r"first round \(stopped by SIGTERM\); to begin again: cd here && feddkd server x\.toml$"):
+        RunPlace.find(tmp_path)
+
+
+def test_a_finished_run_whose_server_is_still_there_lingers(folder: Path) -> None:
+    journal = FileJournal.open(folder)
+    with StatusFile(folder) as status:
+        status.waiting("all rounds are done; lingering until 14:32:10 to give the final model to site-b")
+        status.write()
+        shown = as_printed(folder)
+    journal.close()
+    assert "feddkd: finished, lingering\n" in shown
+    assert "lingering until 14:32:10 to give the final model to site-b" in shown
+    assert "lingering" not in as_printed(folder)
+
+
+def test_while_clients_join_those_that_are_there_are_named(folder: Path) -> None:
+    kill_in_round_2(folder)
+    journal = FileJournal.open(folder)
+    with StatusFile(folder) as status:
+        status.engine_ready(cast("Engine", Meeting()))
+        status.write()
+        assert "waits for          3 clients to join; 2 are there: north, south\n" in as_printed(folder)
+    journal.close()
+
+
+class Meeting:
+    """An engine that two clients have joined."""
+
+    def here(self) -> list[str]:
+        return ["north", "south"]
+
+    def last_heard(self) -> dict[str, float]:
+        return {"north": 0.0, "south": 0.0}
+
+    def waiting_for(self) -> list[str]:
+        return []
 
 
 def test_a_run_without_a_journal_writes_no_status(tmp_path: Path) -> None:
