@@ -12,6 +12,7 @@ instructions on every x86-64 machine, and the list names the version.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -105,6 +106,13 @@ def runs() -> Iterator[tuple[str, str, tuple[str, ...]]]:
             yield f"{algorithm}, {partition}, {engine}", engine, overrides
 
 
+def one_of_each_algorithm() -> list[str]:
+    """Names of runs: each algorithm with one of the partitions in turn, and two that go over gRPC."""
+    partitions = itertools.cycle(PARTITIONS)
+    here = [f"{algorithm}, {next(partitions)}, in-process" for algorithm in ALGORITHMS]
+    return [*here, *(f"{algorithm}, {partition}, grpc" for algorithm, partition in OVER_GRPC[:2])]
+
+
 def listed() -> Hashes:
     """The committed list."""
     hashes: Hashes = json.loads(LIST.read_text())
@@ -127,15 +135,15 @@ def reason_to_skip(expected: Hashes) -> str | None:
     return None
 
 
-def compute(variables: Mapping[str, str] = SAME_ON_EVERY_CPU) -> Hashes:
-    """Do all runs in a process with these environment variables.
+def compute(names: Sequence[str] = ()) -> Hashes:
+    """Do the runs of these names, or all, in a process with `SAME_ON_EVERY_CPU`.
 
     Raises:
         CalledProcessError: the process ended with an error.
     """
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, **variables, "PYTHONPATH": path}
-    command = [sys.executable, __file__, "--here"]
+    environment = {**os.environ, **SAME_ON_EVERY_CPU, "PYTHONPATH": path}
+    command = [sys.executable, __file__, "--here", *names]
     # Client processes look for feddkd in the current directory first, which may hold another one.
     done = subprocess.run(command, env=environment, cwd=TESTS, stdout=subprocess.PIPE, check=True)
     hashes: Hashes = json.loads(done.stdout)
@@ -154,10 +162,10 @@ def round_square_roots() -> None:
     torch.Tensor.sqrt = sqrt  # type: ignore[method-assign, assignment]
 
 
-def compute_here() -> Hashes:
-    """Do all runs in this process, and gRPC clients in processes that it starts."""
+def compute_here(names: Sequence[str]) -> Hashes:
+    """Do the runs of these names, or all, in this process; clients over gRPC in processes that it starts."""
     round_square_roots()
-    hashes = {name: _model_hash(engine, overrides) for name, engine, overrides in runs()}
+    hashes = {name: _model_hash(engine, overrides) for name, engine, overrides in runs() if not names or name in names}
     return {"torch": torch.__version__, "machine": platform.machine(), "model_sha256": hashes}
 
 
@@ -189,12 +197,13 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help=f"write them to {LIST.name}")
     parser.add_argument("--diff", action="store_true", help=f"print what differs from {LIST.name}")
     parser.add_argument("--here", action="store_true", help="with the environment as it is")
+    parser.add_argument("names", nargs="*", metavar="RUN", help="with --here: do only these runs")
     options = parser.parse_args()
     if options.here:
         # Before the first run does it: the stderr that a run sees is closed at its end.
         logging.basicConfig(level=logging.WARNING)
         print(f"feddkd of {Path(feddkd.__file__).parents[1]}", file=sys.stderr)
-        print(json.dumps(compute_here()))
+        print(json.dumps(compute_here(options.names)))
         return
     found = compute()
     if options.update:

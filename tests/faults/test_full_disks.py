@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from federation import CONFIGS, SERVER, Federation, check
 from run_history import RunHistory
+from subsets import slow
 
 Undisturbed = Callable[[str], RunHistory]
 PROBLEMS = {"enospc": "No space left on device", "eio": "Input/output error"}
@@ -23,16 +25,20 @@ def ended_in_order(federation: Federation) -> str:
     return said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+PLACES = [
+    ("journal.append.before_write", 4),
+    ("journal.append.before_fsync", 4),
+    ("blobs.write.before_write", 2),
+    ("blobs.write.before_fsync", 2),
+    ("blobs.write.before_fsync", 5),  # the model of round 1
+]
+IN_TURN = {(problem, *place) for problem, place in zip(itertools.cycle(PROBLEMS), PLACES, strict=False)}
+"""Each place with one of the problems."""
+
+
 @pytest.mark.parametrize(
-    ("point", "visit"),
-    [
-        ("journal.append.before_write", 4),
-        ("journal.append.before_fsync", 4),
-        ("blobs.write.before_write", 2),
-        ("blobs.write.before_fsync", 2),
-        ("blobs.write.before_fsync", 5),  # the model of round 1
-    ],
+    ("problem", "point", "visit"),
+    [*sorted(IN_TURN), *slow(*sorted({(problem, *place) for problem in PROBLEMS for place in PLACES} - IN_TURN))],
 )
 def test_a_file_that_cannot_be_written_pauses_the_run(
     problem: str, point: str, visit: int, tmp_path: Path, undisturbed: Undisturbed

@@ -18,6 +18,7 @@ import pytest
 from hostile import Horde
 from hostile_messages import Situation
 from hostile_peers import describe
+from subsets import slow
 
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -205,9 +206,9 @@ def check(federation: Federation, horde: Horde, messages: int) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*slow(("fedavg",)), "feddkd"])  # which has the exchanges of both
 def test_hostile_messages_change_nothing(algorithm: str, federation: Federation) -> None:
-    check(federation, attack(federation, algorithm, 2_000, seed=1), 2_000)
+    check(federation, attack(federation, algorithm, 1_000, seed=1), 1_000)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from feddkd.failpoints import CLIENT_FAILPOINTS, SERVER_FAILPOINTS
 Undisturbed = Callable[[str], RunHistory]
 CLIENT = "client-1"
 POINTS = [*((SERVER, name) for name in SERVER_FAILPOINTS), *((CLIENT, name) for name in CLIENT_FAILPOINTS)]
+ONE_OF_EACH_KIND = list({name.rpartition(".")[0]: (process, name) for process, name in POINTS}.values())
+"""The last point of each step that becomes durable."""
 
 
 def kill_at(process: str, point: str, share: float, folder: Path, config: str, undisturbed: Undisturbed) -> None:
@@ -33,8 +35,8 @@ def kill_at(process: str, point: str, share: float, folder: Path, config: str, u
         check(federation, undisturbed(config))
 
 
-@pytest.mark.parametrize(("process", "point"), POINTS)
-def test_a_process_killed_at_any_failpoint_costs_nothing_but_time(
+@pytest.mark.parametrize(("process", "point"), ONE_OF_EACH_KIND)
+def test_a_process_killed_at_a_failpoint_of_any_kind_costs_nothing_but_time(
     process: str, point: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     kill_at(process, point, 0.5, tmp_path, "feddkd", undisturbed)

@@ -110,6 +110,7 @@ def test_custom_data_and_network_run_simulated_and_at_a_site(tmp_path: Path, sta
     assert summary_of(server, [client])["final_accuracy"] is not None
 
 
+@pytest.mark.slow  # the example with three sites is of the same kind
 def test_two_sites_with_data_of_their_own(tmp_path: Path, start: Start) -> None:
     folder = Path(shutil.copytree(EXAMPLES / "three_machines", tmp_path / "three", ignore=shutil.ignore_patterns("a", "b", "*state*")))
     run(*PYTHON, "make_site_data.py", cwd=folder)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from subsets import slow
 
 SMALL = [
     *("algorithm.name=fedavg", "rounds=2", "training.epochs=1", "data.subset=100", "partition.clients=2", "partition.labels=5"),
@@ -25,7 +26,9 @@ def feddkd_run(folder: Path, engine: str = "in-process", *arguments: str, **opti
 
 
 @needs_full
-@pytest.mark.parametrize(("engine", "file"), [("in-process", "rounds.jsonl"), ("in-process", "summary.json"), ("grpc", "exchanges.jsonl")])
+@pytest.mark.parametrize(
+    ("engine", "file"), [("grpc", "exchanges.jsonl"), *slow(("in-process", "rounds.jsonl"), ("in-process", "summary.json"))]
+)
 def test_a_run_whose_record_cannot_be_written_ends_with_one_line(engine: str, file: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / file).symlink_to(FULL)
@@ -54,7 +57,7 @@ def test_a_console_that_is_gone_does_not_end_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "rounds.jsonl").read_text().count("\n") == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["for a person", "json"])
+@pytest.mark.parametrize("arguments", [*slow(([],)), ["--json"]], ids=["for a person", "json"])
 def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: list[str], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
