@@ -17,7 +17,8 @@ ALL_PAGES = [
 ]
 
 FENCE = re.compile(
-    r"^(?P<mark>`{3,})(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?[^\n]*\n(?P<text>.*?)^(?P=mark)$", re.MULTILINE | re.DOTALL
+    r"(?P<shown>^<!-- code: .* -->\n)?^(?P<mark>`{3,})(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?[^\n]*\n(?P<text>.*?)^(?P=mark)$",
+    re.MULTILINE | re.DOTALL,
 )
 INDENTED = re.compile(r"(?:^(?: {4,}\S.*)?\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -34,6 +35,8 @@ class Block:
     language: str
     title: str
     text: str
+    shown: bool = False
+    """Whether it is a copy of code that is elsewhere, which test_docs.py compares."""
 
     @property
     def file(self) -> str:
@@ -55,7 +58,9 @@ def text_of(page: Path) -> str:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    return [Block(found["language"], found["title"] or "", found["text"]) for found in FENCE.finditer(text_of(page))]
+    return [
+        Block(found["language"], found["title"] or "", found["text"], found["shown"] is not None) for found in FENCE.finditer(text_of(page))
+    ]
 
 
 def commands_of(page: Path) -> list[list[str]]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from doc_pages import ROOT, text_of
 
 sys.path.insert(0, str(ROOT / "scripts" / "docs_site"))
@@ -135,8 +136,13 @@ def test_the_reference_of_the_command_line_has_every_command_and_option() -> Non
     page = with_command_line("# Title\n\n<!-- command line -->\n")
     for heading in ("## feddkd run", "## feddkd server", "### feddkd data show", "### feddkd config check"):
         assert f"\n{heading}\n" in page
-    assert "| `--tls-client-ca` `PEM` |" in page
-    assert "| `--engine` `<grpc|in-process>` | `grpc` |" in page
+    program = typer.main.get_command(cli.app)
+    server = program.get_command(program.make_context("feddkd", ["server"]), "server")  # type: ignore[attr-defined]
+    options = {option for parameter in server.params for option in parameter.opts if option.startswith("-")}
+    assert {"--listen", "--tls-client-ca"} <= options
+    for option in options:
+        assert f"`{option}`" in page
+    assert "| `--listen` `HOST:PORT` | required |" in page
 
 
 def test_the_page_of_exit_codes_has_those_of_the_program() -> None:
