@@ -20,7 +20,7 @@ def spoken_name(code: str) -> str:
     if code in SPOKEN:
         return SPOKEN[code]
     if code in ALGORITHMS:
-        return ALGORITHMS[code].__name__
+        return str(ALGORITHMS[code].__name__)
     module, _, name = code.rpartition(":")
     return f"{name} ({module})" if module and name else code
 
