@@ -33,10 +33,10 @@ def new(name: Name, sites: Sites = None) -> None:
     it also holds configurations for a server and for each site, scripts that make TLS certificates and
     data to try them with, and a compose file.
 
-    Examples:
-    `feddkd new my_project`
-
-    `feddkd new my_project --sites north,south,east`
+    ```console
+    feddkd new my_project
+    feddkd new my_project --sites north,south,east
+    ```
     """
     folder = name.resolve() if name.name in ("", "..") else name
     names = [site.strip() for site in sites.split(",")] if sites is not None else []

@@ -23,6 +23,7 @@ PAGES = [
 NOT_RUN = {
     "make .venv/installed": "sets up .venv of the repository itself; .ci/run runs it in a fresh clone",
     ". .venv/bin/activate": "the tests run in an environment that has feddkd already",
+    "make run": ".ci/run runs it",
     "make check": ".ci/run runs it",
     "make test": "this test is part of it",
     "make docs": ".ci/run runs it",
