@@ -51,7 +51,7 @@ class ServerOptimizer:
 
     def __init__(self, name: str, lr: float, keep_state: bool, beta2: float = 0.999, growth_limit: float = 0.0) -> None:
         if name not in _OPTIMIZERS:
-            raise ValueError(f"server optimizer {name!r} is not one of {', '.join(_OPTIMIZERS)}")
+            raise ValueError(f"server optimizer {name!r} is none of {', '.join(_OPTIMIZERS)}")
         if not lr > 0:
             raise ValueError(f"learning rate {lr} is not positive")
         if not 0 <= beta2 < 1:

@@ -52,5 +52,5 @@ def _share(name: str, text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= _LARGEST_SHARE:
-        raise ConfigError(f'codec "{name}": the share after the colon must be above 0 and at most {_LARGEST_SHARE}')
+        raise ConfigError(f'codec "{name}": after the colon stands a share above 0 and up to {_LARGEST_SHARE}')
     return share

@@ -1,4 +1,4 @@
-"""Compress bytes without loss with the optional package zstandard."""
+"""Compress bytes without loss with zstandard, an optional package: pip install 'feddkd[zstd]'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads images from one folder per class, and one for unlabelled images."""
+"""Images that lie in one folder for each class, and in one for those without a label."""
 
 from __future__ import annotations
 

@@ -349,4 +349,4 @@ class Scheduler:
         config = self._config.scheduler
         self._log.tell(lambda observer: observer.paused(reason))
         if not self._engine.wait_for_clients(config.quorum, config.pause_timeout_s):
-            raise PausedError(f"{reason}; no other client joined within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
+            raise PausedError(f"{reason}; nobody else came within scheduler.pause_timeout_s = {config.pause_timeout_s:g}")

@@ -178,7 +178,7 @@ def test_a_run_below_its_quorum_pauses_and_gives_up_when_nobody_comes(tmp_path: 
         ),
     ]
     assert run.recorder.pauses == ["round 1 needs 3 clients, 2 are connected"]
-    assert str(stopped.value) == "round 1 needs 3 clients, 2 are connected; no other client joined within scheduler.pause_timeout_s = 0"
+    assert str(stopped.value) == "round 1 needs 3 clients, 2 are connected; nobody else came within scheduler.pause_timeout_s = 0"
     assert run.recorder.run is None
 
 
