@@ -8,7 +8,7 @@ FedDKDError
  |    +-- AddressInUseError     the server's port is taken
  |    +-- UnreachableError      the server did not answer within the time allowed
  |    |    +-- IdTakenError     another process takes part under this client's id
- |    +-- RefusedError          the server turned this client away for good
+ |    +-- RefusedError          the server permanently refused this client
  |    +-- ProtocolError         the peer broke the wire contract
  |         +-- DivergedError    a client's loss is not that of a useful model
  |         +-- SchemaError      tensor names, dtypes, shapes or sizes are not the expected ones
@@ -17,7 +17,7 @@ FedDKDError
  |    +-- RoundError            an attempt at a round failed; another may succeed
  |    |    +-- QuorumError      too few clients replied to an exchange
  |    |    +-- NotFiniteError   a reduced contribution, a model or its loss is not finite
- |    +-- PausedError           the run waited for clients until its patience ran out
+ |    +-- PausedError           the run waited for clients until its timeout
  |    +-- StateError            a state directory or a record is locked, foreign, or cannot be read or written
  +-- ClientError                a client could not carry out its part of an exchange
       +-- CancelledError        the server closed the exchange before the client was done
@@ -59,7 +59,7 @@ class IdTakenError(UnreachableError):
 
 
 class RefusedError(TransportError):
-    """The server turned this client away, and trying again will not help."""
+    """The server refused this client, and a retry will not help."""
 
 
 class ProtocolError(TransportError):
@@ -105,7 +105,7 @@ class NotFiniteError(RoundError):
 
 
 class PausedError(RunError):
-    """The run paused for lack of clients and its patience ran out."""
+    """The run paused because clients were missing, and its timeout ran out."""
 
 
 class StoppedError(RunError):

@@ -80,7 +80,7 @@ class FailpointError(RuntimeError):
 
 
 class Plan:
-    """What is to happen at which points: the contents of `FEDDKD_FAILPOINTS`."""
+    """The planned actions by failpoint: the contents of `FEDDKD_FAILPOINTS`."""
 
     def __init__(self, text: str) -> None:
         """Read the variable's text.

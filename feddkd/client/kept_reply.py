@@ -28,7 +28,7 @@ _LEFTOVER = "leftover/"
 
 @dataclass(frozen=True, slots=True)
 class KeptReply:
-    """A reply as messages, or the word that there will be none.
+    """A reply as messages, or the notice that there will be none.
 
     Attributes:
         header: the first message.

@@ -13,7 +13,7 @@ from feddkd.transport.pb import federation_pb2 as pb
 
 
 class ServerCheck:
-    """Compares every manifest with what one client computes with, and with the servers that it has seen."""
+    """Compares every manifest with the client's settings and model, and with the servers that it has seen."""
 
     def __init__(self, address: str, config: ServerConfig | None, model: Schema, state: StateDir | None = None) -> None:
         """Prepare to check.

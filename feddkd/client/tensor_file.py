@@ -20,7 +20,7 @@ SAID = "sha256 label"
 
 
 class DamagedFileError(StateError):
-    """A file is not as it was written; the message says in what."""
+    """A file is damaged; the message says how."""
 
 
 class StoredTensors(NamedTuple):

@@ -29,7 +29,7 @@ MEASURED_STEPS = 2
 
 
 class TaskRunner(Protocol):
-    """What an agent needs of a worker."""
+    """The interface of a worker that an agent uses."""
 
     @property
     def counts(self) -> ExampleCounts:
@@ -47,7 +47,7 @@ class TaskRunner(Protocol):
 
 
 class Work:
-    """One exchange in a client's hands; it outlives the connection it came over.
+    """The exchange that a client works on; it outlives its connection.
 
     It receives the broadcast, then it is computed, once, then it has a reply. All methods but
     `compute` are called on the agent's loop.

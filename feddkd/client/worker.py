@@ -95,7 +95,7 @@ def _is_stateless(module: nn.Module) -> bool:
 
 
 class Worker:
-    """Carries out one client's part of any exchange of its algorithm. The same on every engine."""
+    """Carries out one client's part of any exchange of its algorithm, on every engine."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from feddkd.tensors import Schema, Tensors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Broadcast:
-    """The forms in which a payload travels. Its receivers keep it, because later broadcasts build on it.
+    """The forms in which a payload is sent. Receivers keep it, because later broadcasts build on it.
 
     Attributes:
         content: version of the payload.
@@ -86,7 +86,7 @@ class _Held:
 
 
 class Broadcaster:
-    """The server's half of the replicas: encodes steps, and knows who holds what.
+    """The server side of the replicas: encodes steps, and tracks which client holds which model.
 
     Equal sequences of calls give equal codes.
 

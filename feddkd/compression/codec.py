@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """Encodes float32 vectors into bytes.
+    """Encodes float32 vectors into bytes, and decodes them.
 
     A codec has no state: equal elements and equal seeds give equal bytes on one machine. `decode`
     computes with operations whose result does not depend on the machine, so that every receiver of

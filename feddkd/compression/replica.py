@@ -22,7 +22,7 @@ def version_of(model: Tensors) -> bytes:
 
 
 class Replica:
-    """A model, and the mean of the last ones, as both ends keep them.
+    """A model and the mean of the last ones, equal at server and clients.
 
     Attributes:
         model: what is held now.

@@ -28,7 +28,7 @@ _CONTAINERS = {"model_type": "a table", "dict_type": "a table", "tuple_type": "a
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> str:
-    """Return the first wrong key with its value, and how many others there are; `root` is the model that was validated."""
+    """The first wrong key with its value, and how many others there are; `root` is the model that was validated."""
     problems = error.errors(include_url=False)
     # A union lists one problem for each of its members; the key is what the user needs to see once.
     paths = list(dict.fromkeys(_key_of(problem["loc"], root)[0] for problem in problems))
@@ -83,7 +83,7 @@ def _expectation(problem: Any) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return the value as Python writes it, cut to a length that fits into a message."""
+    """The value as Python writes it, cut to a length that fits into a message."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 

@@ -18,7 +18,7 @@ from feddkd.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model must know about the data.
+    """Shape and number of classes of the data, which a model needs.
 
     Attributes:
         input_shape: shape of one example, (channels, height, width) for images.

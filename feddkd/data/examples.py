@@ -53,7 +53,7 @@ class Examples(Protocol):
 
 
 class MemoryExamples:
-    """Examples whose inputs lie in memory.
+    """Examples whose inputs are in memory.
 
     uint8 inputs stay uint8, a quarter of the memory, and become float32 in [0, 1] when they are
     gathered: x / 255, torchvision's ToTensor. Floating-point inputs become float32 once.
@@ -109,7 +109,7 @@ class MapDataset(Protocol):
 
 
 class StreamedExamples:
-    """Examples that a map-style data set reads when they are asked for.
+    """Examples that a map-style data set reads on demand.
 
     With `workers` > 0 that many processes read ahead during `batches`; they start once and serve all
     subsets. Only one pass can be under way at a time then.

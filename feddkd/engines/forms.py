@@ -9,7 +9,7 @@ from feddkd.transport.payload import Payload
 
 
 class Forms:
-    """The payload of an exchange as it is sent: whole, or as a step from what a client holds."""
+    """The payload of an exchange as sent: a whole model, or a step from the model that a client holds."""
 
     def __init__(self, exchange: Exchange, chunk_bytes: int, *, shared: bool = False) -> None:
         """Prepare nothing yet.

@@ -29,7 +29,7 @@ from feddkd.transport.sessions import Outgoing, Session
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """What the contributions came to, or why that failed."""
+    """The result of the reduction, or why it failed."""
 
     tensors: Tensors | None
     fault: str = ""

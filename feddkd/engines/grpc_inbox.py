@@ -15,7 +15,7 @@ from feddkd.transport.sessions import Session
 
 
 class ExchangeInbox:
-    """What the server reports to; lives on its loop.
+    """Receives what the server reports; lives on its loop.
 
     Attributes:
         other: counts the messages that belong to no exchange.

@@ -15,7 +15,7 @@ from feddkd.transport.pb import federation_pb2 as pb
 
 
 class InProcessMemory:
-    """Keeps models and leftovers of all clients by the rules of a client of its own process (`Agent`).
+    """Keeps models and leftovers of all clients, by the rules of a client with its own process (`Agent`).
 
     A reply that leaves something over is on the disk before its exchange has an outcome: if the
     process dies before it is acknowledged, the next one learns from the journal whether it counted.

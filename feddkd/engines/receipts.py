@@ -46,7 +46,7 @@ COUNTED = (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE)
 
 
 class Receipts:
-    """The last receipt of every client, the last one that said that its reply counts, and who asks for one.
+    """The last receipt of every client, the last one for a reply that counted, and the clients that ask for one.
 
     Lives on the server's loop.
     """

@@ -32,7 +32,7 @@ _ID = 7 * 8
 
 
 class Marked(NamedTuple):
-    """What a process had counted when it ended.
+    """The byte counts of a process when it ended.
 
     Attributes:
         exchange: the one that it began last, open or closed; None if it began none. If several were open, the first.
@@ -48,7 +48,7 @@ class Marked(NamedTuple):
 
 
 class TrafficMark:
-    """A memory-mapped file with the counts of the process that has it open.
+    """A memory-mapped file with the byte counts of the process that has it open.
 
     What is in it survives the process, not a power failure. Every count is one word, written at once: a process
     that is killed leaves whole numbers.
@@ -76,7 +76,7 @@ class TrafficMark:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise StateError(f"cannot make {path}: {error.strerror}") from error
+            raise StateError(f"cannot create {path}: {error.strerror}") from error
         self._words = memoryview(self._map).cast("Q")
         self._words[_INCARNATION] = incarnation
         self._words[0] = MAGIC

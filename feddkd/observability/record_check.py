@@ -31,7 +31,7 @@ MOST_SAID = 3
 
 @dataclass(slots=True)
 class RecordCheck:
-    """What a comparison came to.
+    """The result of a comparison.
 
     Attributes:
         compared: lines or values that are equal, by file; files that are not there are left out.

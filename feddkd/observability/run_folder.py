@@ -45,7 +45,7 @@ AnyLine = TypeVar("AnyLine", bound=Line)
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The record of one run, finished or not.
+    """Reads the record of one run, finished or not.
 
     Attributes:
         rounds: the lines of `rounds.jsonl`.

@@ -85,7 +85,7 @@ def read_status(folder: Path) -> LiveStatus | None:
 
 
 class StatusFile(Observer):
-    """Writes `status.json` about once a second, for as long as it is entered. What it cannot write it leaves out."""
+    """Writes `status.json` about once a second while it is entered. A failed write is skipped."""
 
     follows_history = False
 

@@ -35,7 +35,7 @@ TIMES_S = {"s": 1.0, "ms": 1e-3}
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What lies between each client and the server.
+    """The network connection between each client and the server.
 
     Attributes:
         uplink: from the client, in bits a second.

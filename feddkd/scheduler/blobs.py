@@ -61,7 +61,7 @@ class Blob(NamedTuple):
 
 
 class DamagedError(StateError):
-    """A file is not what its name says, or is not there.
+    """A file is missing, or its content does not match its name.
 
     Attributes:
         name: of the blob.
@@ -83,7 +83,7 @@ class BlobStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StateError(f"cannot make {folder}: {error.strerror}") from error
+            raise StateError(f"cannot create {folder}: {error.strerror}") from error
 
     def write(self, tensors: Mapping[str, Tensor], text: str = "") -> str:
         """Store tensors; they survive a crash once this returns.

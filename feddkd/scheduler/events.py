@@ -21,7 +21,7 @@ Counts = Mapping[str, ExampleCounts]
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Enough clients are there, and round 1 is about to begin.
+    """Enough clients have joined, and round 1 is about to start.
 
     Attributes:
         available: the clients that are there.
@@ -37,7 +37,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Another process goes on with the run.
+    """Another process resumes the run.
 
     Attributes:
         incarnation: counts the processes of the run; the first is 1.

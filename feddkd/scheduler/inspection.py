@@ -20,7 +20,7 @@ from feddkd.tensors import Tensors
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found.
+    """The result of a check.
 
     Attributes:
         entries: the events whose lines are whole.

@@ -16,7 +16,7 @@ LARGE_SHARE = 0.5
 
 
 class LargeClients:
-    """Says once of each client that it holds most of the weight: a client says itself how much it holds."""
+    """Warns once about each client that has most of the weight, because clients report their own weight."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()

@@ -24,7 +24,7 @@ from feddkd.traffic import Traffic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a finished round leaves to the next one.
+    """The state after a finished round, from which the next one starts.
 
     Attributes:
         algorithm: what `Algorithm.state_dict` returned.
@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 class RunLog:
-    """Writes down what happens in a run, takes it in, and tells the observers, in this order.
+    """Appends an event, folds it, and notifies the observers, in this order.
 
     Attributes:
         state: what the run has come to.

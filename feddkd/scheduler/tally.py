@@ -13,7 +13,7 @@ from feddkd.traffic import Traffic
 
 @dataclass(slots=True)
 class FinishedRound:
-    """A round whose model is known, but not yet what the clients think of it."""
+    """A round whose model is known, but not yet evaluated by the clients."""
 
     number: int
     evaluation: Evaluation | None
@@ -54,7 +54,7 @@ class RoundTally:
 
 @dataclass(slots=True)
 class RunTally:
-    """What adds up over a run.
+    """Totals of a run.
 
     Attributes:
         traffic: of all exchanges.

@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Heartbeats:
-    """How a stream shows that both ends are alive.
+    """Settings of heartbeats, which show that both ends of a stream are alive.
 
     Attributes:
         send_after_s: seconds in which the client wrote nothing, after which it writes a heartbeat.
@@ -55,7 +55,7 @@ class Heartbeats:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server is, and how to speak to it; None for plaintext."""
+    """The address of a server and its TLS settings; None for plaintext."""
 
     address: str
     tls: ClientTls | None = None

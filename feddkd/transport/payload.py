@@ -270,7 +270,7 @@ class ChunkSequence:
 
 
 class Assembly:
-    """Puts a payload back together in memory that is taken once its header has been checked.
+    """Assembles a payload in memory that is allocated after its header has been checked.
 
     Attributes:
         tensors: what has been put together so far.

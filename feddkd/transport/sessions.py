@@ -26,7 +26,7 @@ EXPIRED_AT_ONCE = 8
 
 
 class Owner(NamedTuple):
-    """What shows that a process is the same client, started again. Hashes: the secret is not kept.
+    """Proves that a process is the same client after a restart. Stores hashes, never the secret.
 
     Attributes:
         instance: SHA-256 of its instance id; None if it gave none.

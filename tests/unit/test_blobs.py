@@ -197,7 +197,7 @@ def test_pruning_keeps_what_is_named_and_what_was_damaged(store: BlobStore) -> N
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match=f"cannot make {tmp_path / 'file' / 'blobs'}: Not a directory"):
+    with pytest.raises(StateError, match=f"cannot create {tmp_path / 'file' / 'blobs'}: Not a directory"):
         BlobStore(tmp_path / "file" / "blobs")
 
 

@@ -72,7 +72,7 @@ def test_an_unknown_codec_is_named_with_those_there_are() -> None:
 @pytest.mark.parametrize("share", ["", "0", "-0.1", "0.2501", "nan", "inf", "much", "1e-400"])
 @pytest.mark.parametrize("kind", ["topk", "randk"])
 def test_a_share_that_is_out_of_range_is_refused(kind: str, share: str) -> None:
-    with pytest.raises(ConfigError, match=f'"{kind}:{share}".*at most 0.25'):
+    with pytest.raises(ConfigError, match=f'"{kind}:{share}".*up to 0.25'):
         find(f"{kind}:{share}", unbiased=True)
 
 

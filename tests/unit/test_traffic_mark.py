@@ -122,7 +122,7 @@ def test_a_full_disk_is_noticed_before_anything_is_counted(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(StateError, match=r"^cannot make .*mark: No space left on device$"):
+    with pytest.raises(StateError, match=r"^cannot create .*mark: No space left on device$"):
         TrafficMark(tmp_path / "mark")
 
 
