@@ -1,8 +1,8 @@
 """Find classes and functions by the name that a configuration gives them.
 
-A module registers what it adds, and nothing lists it a second time: one new file in `feddkd/algorithms` is a
-new algorithm. Modules are imported when a name is asked for, because most of them import torch, and a
-command that computes nothing should not wait for that.
+A module registers what it adds, and nothing lists it a second time: one new file in
+`feddkd/algorithms` is a new algorithm. Modules are imported when a name is looked up, because most
+of them import torch, and `feddkd --help` should not wait for that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Item = TypeVar("Item")
 class Registry(Mapping[str, Any]):
     """Maps names to what the modules of one package register, in alphabetical order.
 
-    To look up a name imports the module that is called so, then, until one has registered the name, the
-    others. To iterate imports all of them.
+    Looking up a name imports the module of that name first, and then the others until one has
+    registered it. Iterating imports all of them.
 
     Args:
-        package: its full name; not imported before the first look-up.
+        package: its full name; it is not imported before the first look-up.
     """
 
     def __init__(self, package: str) -> None:
@@ -43,7 +43,8 @@ class Registry(Mapping[str, Any]):
             for name in names:
                 known = self._items.setdefault(name, item)
                 if known is not item:
-                    raise ConfigError(f"{name!r} is registered twice: by {_place(known)} and by {_place(item)}")
+                    places = f"by {_place(known)} and by {_place(item)}"
+                    raise ConfigError(f"{name!r} is registered twice: {places}")
             return item
 
         return add
@@ -55,11 +56,11 @@ class Registry(Mapping[str, Any]):
             KeyError: nothing is.
             ConfigError: a module of the package cannot be imported.
         """
-        # A module that is called like what it registers comes first.
-        for module in sorted(self._modules() if name not in self._items else (), key=lambda module: module != name):
-            _import(f"{self._package}.{module}")
-            if name in self._items:
-                break
+        if name not in self._items:
+            for module in sorted(self._modules(), key=lambda module: module != name):
+                _import(f"{self._package}.{module}")
+                if name in self._items:
+                    break
         return self._items[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -87,24 +88,25 @@ def _place(item: Any) -> str:
 
 
 ALGORITHMS = Registry("feddkd.algorithms")
-"""Subclasses of `Algorithm` by their name in the configuration, `algorithm.name`; each has a `table` of settings."""
+"""Subclasses of `Algorithm`, `algorithm.name`; each has a `table`, the class of its settings."""
 
 OBJECTIVES = Registry("feddkd.algorithms")
-"""Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table` of settings."""
+"""Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table`."""
 
 CODECS = Registry("feddkd.compression")
-"""Classes of codecs, `communication.up` and `down`; `topk:SHARE` stands for `topk:0.01` and its like. Each has a class
-method `of` that makes the codec (`RegisteredCodec`)."""
+"""Classes of codecs, `communication.up` and `down`, with the class method `of` (`RegisteredCodec`).
+`topk:SHARE` stands for `topk:0.01` and its like."""
 
 DIVERGENCES = Registry("feddkd.dkd")
-"""Functions that measure how far a student is from its teacher, `dkd.divergence` (`Divergence`)."""
+"""Functions that measure how far a student is from its teacher (`Divergence`), `dkd.divergence`."""
 
 OPTIMIZERS = Registry("feddkd.aggregator")
-"""Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`: called with the parameters,
-`lr` and, where they take it, `betas`."""
+"""Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`; called with
+the parameters, `lr` and, where they take it, `betas`."""
 
 MODELS = Registry("feddkd.models")
-"""Functions that build a network, `model.name`: called with the shape of one input and the number of classes."""
+"""Functions that build a network, `model.name`; called with the shape of one input and the number of
+classes."""
 
 
 def codec_key(name: str) -> str:

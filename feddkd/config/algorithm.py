@@ -1,8 +1,8 @@
 """The table `[algorithm]`: which algorithm runs, its own settings, and what clients minimise in local training.
 
-The settings of an algorithm stand in its own file: `name` chooses the class that is registered for them, so a
-setting that an algorithm does not have is refused by name. The algorithms whose whole idea is a local loss are
-local objectives too: FedDKD with `local_objective = "fedntd"` is FedDKD whose clients train as FedNTD's do.
+The settings of an algorithm are in its own file. `name` chooses their class, so a setting that an
+algorithm does not have is refused by name. The algorithms whose whole idea is a local loss are local
+objectives too: FedDKD with `local_objective = "fedntd"` is FedDKD whose clients train as FedNTD's do.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ObjectiveConfig = Annotated[NamedTable, ChosenByName(OBJECTIVES, CustomObjective
 
 
 class AlgorithmTable(NamedTable):
-    """The settings of an algorithm that leaves the local loss to `local_objective`; subclass it beside the algorithm.
+    """The settings of an algorithm that leaves the local loss to `local_objective`.
 
-    An algorithm with a loss of its own has a `NamedTable`.
+    The settings of an algorithm with a local loss of its own are a `NamedTable`.
     """
 
     local_objective: ObjectiveConfig = Field(

@@ -19,7 +19,7 @@ CUSTOM = "custom"
 
 
 class RegisteredName:
-    """Annotates a string that is one of a registry's names; an error lists them, as that of a `Literal` does."""
+    """Annotates a string that is one of a registry's names; errors are those of a `Literal`."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -38,7 +38,7 @@ class RegisteredName:
 
 
 class NamedTable(Table):
-    """A table whose `name` says which other keys there are; a subclass allows one name, its default."""
+    """A table whose `name` says which other keys there are; a subclass allows one, its default."""
 
     name: str
 
@@ -46,8 +46,8 @@ class NamedTable(Table):
 class ChosenByName:
     """Annotates a field that holds a `NamedTable`, of the class that its name chooses.
 
-    A value is validated by a tagged union that has only the table of its name, so only the module that
-    registers this name is imported. For a name that is not known, it is the union of all.
+    A value is validated by a tagged union that has only the table of its name, so only the module
+    that registers this name is imported. For an unknown name it is the union of all tables.
 
     Args:
         registry: of classes that have their settings' class in the attribute `table`.
@@ -62,8 +62,9 @@ class ChosenByName:
 
     @property
     def tables(self) -> dict[str, type[NamedTable]]:
-        """All table classes by name, that of import paths last; this imports the registry's package."""
-        return {**{name: found.table for name, found in self._registry.items()}, CUSTOM: self._custom}
+        """All table classes by name, that of import paths last; imports all of the package."""
+        known = {name: found.table for name, found in self._registry.items()}
+        return {**known, CUSTOM: self._custom}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._validate)
@@ -73,13 +74,14 @@ class ChosenByName:
 
     def _validate(self, value: Any) -> Any:
         name = self._name_of(value)
-        found = self._registry.get(name) if isinstance(name, str) and name != CUSTOM else None
-        tables = {name: found.table, CUSTOM: self._custom} if found is not None else self.tables
+        known = self._registry.get(name) if isinstance(name, str) and name != CUSTOM else None
+        tables = self.tables if known is None else {name: known.table, CUSTOM: self._custom}
         return self._union(tables).validate_python(value)
 
     def _name_of(self, value: Any) -> Any:
-        """Tell which of `tables` a value is to be read with; what it says need not be one of them."""
-        name = value.get("name", self._default) if isinstance(value, dict) else getattr(value, "name", None)
+        """Tell which of `tables` a value is to be read with; it may say one that is not there."""
+        given = isinstance(value, dict)
+        name = value.get("name", self._default) if given else getattr(value, "name", None)
         return CUSTOM if isinstance(name, str) and ":" in name else name
 
     def _union(self, tables: Mapping[str, type[NamedTable]]) -> TypeAdapter[Any]:
@@ -95,6 +97,6 @@ def _tagged_union(tables: tuple[tuple[str, type[NamedTable]], ...], name_of: Cal
 
 
 def tables_by_name(field: FieldInfo | None) -> dict[str, type[NamedTable]]:
-    """List the table classes that a field chooses from by their names; none for a field that chooses nothing."""
+    """List the table classes that a field chooses from, by name; none for any other field."""
     markers = field.metadata if field is not None else []
     return next((marker.tables for marker in markers if isinstance(marker, ChosenByName)), {})
