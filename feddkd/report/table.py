@@ -48,6 +48,8 @@ def best_cells(
 ) -> Iterator[tuple[int, int]]:
     """Find the best cells of a column: those that read like the one with the best number.
 
+    There are none where all read the same.
+
     Args:
         shown: the text of each cell up to where its rank is decided, such as a mean.
         choose: `min` or `max`.
