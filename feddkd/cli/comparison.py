@@ -126,6 +126,8 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
     missing = [job for job in jobs.values() if not is_complete(job)]
     console = error_console()
     note(console, f"{len(jobs) - len(missing)} of {len(jobs)} runs are complete, {len(missing)} to run, {workers} at once")
+    if not missing:
+        return
     failed: list[str] = []
 
     def on_done(job: Job, error: FedDKDError | None) -> None:

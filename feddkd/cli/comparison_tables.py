@@ -179,7 +179,8 @@ def _to_target(to_target: Mapping[str, Any], labels: Labels) -> Table:
     fields = ["configuration", "name", "reached", "of", *(f"{cost}_mean" for cost in costs)]
     header = ["configuration", "rounds", "bytes", "time"]
     data = Data(fields, values)
-    return Table(header, rows, [], frozenset(strong), "Bold: the least.", data, "to_target")
+    caption = "Bold: the least." if strong else ""
+    return Table(header, rows, [], frozenset(strong), caption, data, "to_target")
 
 
 def _spread(found: Numbers, count: int) -> Spread | None:

@@ -48,15 +48,19 @@ def best_cells(
 ) -> Iterator[tuple[int, int]]:
     """Find the best cells of a column: those that read like the one with the best number.
 
+    There are none where all cells read the same.
+
     Args:
         shown: the text of each cell up to where its rank is decided, such as a mean.
+        numbers: None for a cell that takes no part.
         choose: `min` or `max`.
     """
     known = [number for number in numbers if number is not None]
-    if len(known) < 2:
+    if not known or (len(known) == len(shown) and len(set(shown)) == 1):
         return
     best = choose(known)
-    texts = {text for text, number in zip(shown, numbers, strict=True) if number == best}
-    yield from (
-        (row, column) for row, (text, number) in enumerate(zip(shown, numbers, strict=True)) if number is not None and text in texts
-    )
+    cells = list(enumerate(zip(shown, numbers, strict=True)))
+    texts = {text for _, (text, number) in cells if number == best}
+    for row, (text, number) in cells:
+        if number is not None and text in texts:
+            yield row, column

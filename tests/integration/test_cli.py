@@ -74,7 +74,7 @@ def test_run_draws_its_report(command, tmp_path: Path) -> None:  # type: ignore[
 
 
 def test_a_report_that_fails_does_not_hide_the_run(command, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("no ink")
 
     monkeypatch.setattr("feddkd.report.page.write_report", fail)

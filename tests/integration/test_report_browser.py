@@ -146,6 +146,33 @@ def test_the_page_fits_and_every_picture_shows(name: str, width: int, pages: dic
     assert max(shown) < width
 
 
+BOXES = "[...document.querySelectorAll('.box')].map(box => [box.scrollWidth, box.clientWidth])"
+
+
+def test_the_results_are_whole_on_a_desktop(pages: dict[str, Path], browser: Browser) -> None:
+    browser.open(pages["several"], 1280)
+    table_width, box_width = browser.evaluate(BOXES)[0]
+    assert table_width <= box_width
+
+
+def test_a_table_that_goes_on_casts_a_shadow_on_a_phone(pages: dict[str, Path], browser: Browser) -> None:
+    browser.open(pages["several"], 390)
+    table_width, box_width = browser.evaluate(BOXES)[0]
+    assert table_width > box_width
+    backgrounds = browser.evaluate("getComputedStyle(document.querySelector('.box')).backgroundAttachment")
+    assert backgrounds.split(", ")[:4] == ["local", "local", "scroll", "scroll"]
+
+
+def test_pictures_are_written_in_the_font_of_the_page(pages: dict[str, Path], browser: Browser) -> None:
+    browser.open(pages["one"], 1280)
+    of_page = browser.evaluate("getComputedStyle(document.body).fontFamily")
+    of_picture = browser.evaluate(
+        "(() => { const holder = document.createElement('div'); holder.innerHTML = atob(document.images[0].src.split(',')[1]);"
+        " document.body.append(holder); return getComputedStyle(holder.querySelector('text')).fontFamily; })()"
+    )
+    assert of_picture.replace('"', "") == of_page.replace('"', "")
+
+
 def test_the_page_loads_nothing_and_breaks_no_rule_of_its_own(pages: dict[str, Path], browser: Browser) -> None:
     browser.open(pages["several"], 1280)
     requested = [event["params"]["request"]["url"] for event in browser.events if event.get("method") == "Network.requestWillBeSent"]

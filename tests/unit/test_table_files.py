@@ -114,7 +114,9 @@ def test_one_run_has_no_deviation_and_the_caption_says_which_one_it_is() -> None
     assert "sample standard deviation over n runs" in accuracy_caption(3)
 
 
-def test_the_best_are_all_that_read_like_the_best_and_one_alone_is_not_best() -> None:
+def test_the_best_are_all_that_read_like_the_best_unless_all_do() -> None:
     assert best_accuracies(2, [spread([0.97501]), spread([0.97499]), spread([0.5]), None]) == {(0, 2), (1, 2)}
-    assert best_accuracies(2, [spread([0.9]), None]) == set()
+    assert best_accuracies(2, [spread([0.9]), None]) == {(0, 2)}
+    assert best_accuracies(2, [spread([0.9])]) == best_accuracies(2, [None, None]) == set()
+    assert best_accuracies(2, [spread([0.9]), spread([0.9])]) == set()
     assert set(best_cells(1, ["2 s", "3 s", "-"], [2.0, 3.0, None], min)) == {(0, 1)}
