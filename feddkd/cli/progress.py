@@ -184,7 +184,7 @@ class ConsoleProgress(Observer):
         self._doing.joining = None
         for task in self._bar.tasks:
             task.total = self._exchanges_a_round if round_number else None
-        self._bar.update(self._task, completed=0, description=description)
+        self._bar.update(self._task, completed=0, description=description, latest=self._latest if round_number else "")
 
     def _update(self, description: str | None, advance: int = 0) -> None:
         self._bar.update(self._task, description=description, advance=advance, latest=self._latest)
