@@ -55,6 +55,8 @@ class StopSignals(Observer):
         if self.reason:
             with contextlib.suppress(OSError):
                 self._console.show_cursor()  # the live bar hides it
+                self._console.file.write("\n")  # and stands where the shell's prompt is to come
+                self._console.file.flush()
             os._exit(EXIT_INTERRUPTED)
         if self._engine is None:
             raise KeyboardInterrupt
