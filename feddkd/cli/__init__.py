@@ -16,6 +16,7 @@ import typer
 from feddkd import __version__
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
+from feddkd.cli.output import error_console, note
 from feddkd.errors import AddressInUseError, ConfigError, FedDKDError, StoppedError
 from feddkd.text import printable
 
@@ -89,7 +90,7 @@ def main() -> None:
     except (ConfigError, AddressInUseError) as error:
         _fail(error, EXIT_USAGE)
     except StoppedError as error:
-        _fail(f"{error}; the record is in {error.record}; to go on:", EXIT_STOPPED, f"  {error.go_on}")
+        _fail(f"{error}; the record is in {error.record}; to go on:", EXIT_STOPPED, error.go_on)
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
@@ -101,9 +102,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-def _fail(error: object, code: int, *more: str) -> None:
+def _fail(error: object, code: int, command: str = "") -> None:
     # A message may hold what another machine said, or what a file holds.
-    with contextlib.suppress(OSError):
-        for line in (f"feddkd: {error}", *more):
-            print(printable(line, MESSAGE_LETTERS), file=sys.stderr)
+    note(error_console(), printable(f"feddkd: {error}", MESSAGE_LETTERS))
+    if command:
+        with contextlib.suppress(OSError):
+            print(f"  {printable(command, MESSAGE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
     sys.exit(code)

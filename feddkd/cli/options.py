@@ -24,9 +24,7 @@ def _check_port(port: int | None) -> int | None:
     return port
 
 
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file. Default: the built-in example.", show_default=False)
-]
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="TOML file. Default: the built-in example.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the configuration. May be repeated."),

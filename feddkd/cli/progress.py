@@ -17,6 +17,7 @@ from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
 from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
 from feddkd.cli.run_table import RunTable
 from feddkd.config import Config
+from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
@@ -44,9 +45,13 @@ class Doing(ProgressColumn):
         return text
 
     def _who_is_there(self) -> str:
-        if self.joining is None:
+        engine = self.joining
+        if engine is None:
             return ""
-        here = self.joining.here()
+        try:
+            here = engine.here()
+        except RunError:  # it was aborted
+            return ""
         names = f": {', '.join(here)}" if here else ""
         return f"waiting for clients, {len(here)} of {self._expected}{names}"
 
@@ -184,7 +189,7 @@ class ConsoleProgress(Observer):
         self._doing.joining = None
         for task in self._bar.tasks:
             task.total = self._exchanges_a_round if round_number else None
-        self._bar.update(self._task, completed=0, description=description)
+        self._bar.update(self._task, completed=0, description=description, latest=self._latest if round_number else "")
 
     def _update(self, description: str | None, advance: int = 0) -> None:
         self._bar.update(self._task, description=description, advance=advance, latest=self._latest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,8 @@ def server(
     if credentials is None:
         check_plaintext_allowed(host, insecure)
     _warn_of_small_rounds(resolved.scheduler)
+    if not sys.stderr.isatty():  # a terminal's live bar says who is there
+        logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
         listening = Listening(host, port, credentials, metrics_port, metrics_host)
         record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Self
 
 from rich.console import Console
 
+from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.output import note
 from feddkd.errors import RunError, StoppedError
 from feddkd.scheduler.engine import Engine
@@ -25,7 +27,7 @@ class StopSignals(Observer):
 
     The first signal raises nothing where it arrives, once there is an engine: what is being written is
     written to its end, and an exception might be swallowed in a callback of an extension (pydantic and
-    Cython do that). The second one ends the process.
+    Cython do that). The second one ends the process where it stands: the journal is good at any instant.
 
     Attributes:
         reason: names the signal; empty until one came.
@@ -49,8 +51,14 @@ class StopSignals(Observer):
         self._engine = engine
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle a signal. Raises KeyboardInterrupt for the second one, or where there is no engine yet."""
-        if self.reason or self._engine is None:
+        """Handle a signal. Raises KeyboardInterrupt where there is no engine yet."""
+        if self.reason:
+            with contextlib.suppress(OSError):
+                self._console.show_cursor()  # the live bar hides it
+                self._console.file.write("\n")  # and stands where the shell's prompt is to come
+                self._console.file.flush()
+            os._exit(EXIT_INTERRUPTED)
+        if self._engine is None:
             raise KeyboardInterrupt
         self.reason = f"stopped by {signal.Signals(number).name}"
         # In a thread of its own: this one may hold a lock that the console or the engine needs.

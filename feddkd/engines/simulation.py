@@ -256,7 +256,7 @@ class ClientProcesses:
         assert process.stderr is not None
         with process.stderr as lines:
             for line in lines:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):  # it is gone, or closed
                     print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:

@@ -1015,6 +1015,7 @@ def test_a_client_with_a_reply_to_send_is_counted_as_working(engine: EngineUnder
 
     with engine.running(HONEST | {"a": FakeWorker(respond)}) as running:
         assert running.states() == ClientStates(connected=3)
+        assert running.here() == ["a", "b", "c"]
         with in_background(lambda: running.carry_out(exchange_of(["a"], PAYLOAD))) as waiting:
             started.wait()
             assert running.states() == ClientStates(connected=2, working=1)

@@ -49,7 +49,7 @@ def test_a_server_that_is_stopped_goes_on_later(number: signal.Signals, tmp_path
         said = server.log.read_text()
         assert f"{number.name}: pausing the run" in said
         assert f"stopped by {number.name}; the record is in" in said
-        assert said.splitlines()[-1].startswith("  feddkd server ")
+        assert said.splitlines()[-1].startswith("  feddkd -v server config.toml ")
         assert mark(federation)["status"] == "paused"
         assert all(federation.processes[name].exit_code is None for name in federation.names)
         federation.finish()

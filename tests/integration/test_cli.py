@@ -57,6 +57,30 @@ def test_run_prints_one_json_object_and_nothing_else(command, tmp_path: Path) ->
     assert "\x1b[" not in err  # no terminal, no colours and no bar
 
 
+TALKATIVE = """
+from torch import nn
+
+def model(input_shape, num_classes):
+    print("a word of the model's")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_what_code_of_ones_own_prints_does_not_reach_standard_output(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["-o", "model.name=talkative:model"]
+    code, out, err = command("run", *TINY, *own, "--engine", "in-process", "--out", "record", "--json")
+    assert code == 0
+    assert json.loads(out)["rounds"] == 1
+    assert "a word of the model's" in err
+
+
+def test_run_says_what_is_about_to_run_before_anything_else(command) -> None:  # type: ignore[no-untyped-def]
+    _, _, err = command("run", *TINY, "--engine", "in-process", "--out", "record")
+    assert err.startswith("feddkd run: the built-in example with 5 overrides, record in record/\n")
+
+
 def test_run_for_a_person_says_accuracy_bytes_and_where_the_record_is(command) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = command("run", *TINY, "--engine", "in-process", "--out", "record")
     assert code == 0

@@ -15,9 +15,11 @@ import pytest
 from feddkd.config import Config
 from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import run_federation
+from feddkd.exchange import ExchangeId
 from feddkd.failpoints import FailpointError, planned
 from feddkd.scheduler.events import ExchangeDone, RoundFinished
 from feddkd.scheduler.journal_lines import read_journal
+from feddkd.scheduler.records import ExchangeRecord, Observer
 
 SMALL = ("rounds=3", "data.subset=300", "partition.clients=3", "partition.labels=4", "training.epochs=1", "dkd.steps=2")
 CASES: Mapping[str, Sequence[str]] = {
@@ -52,6 +54,35 @@ def interrupted(folder: Path, case: str, point: str, visit: int, *more: str) -> 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return cache(lambda case: run(tmp_path_factory.mktemp("whole"), case))
+
+
+class Listening(Observer):
+    """Keeps what it is told of a run that goes on."""
+
+    follows_history = False
+
+    def __init__(self) -> None:
+        self.after: ExchangeId | None = None
+        self.recalled: list[str] = []
+        self.done: list[str] = []
+
+    def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
+        self.after = last
+
+    def exchange_recalled(self, record: ExchangeRecord) -> None:
+        self.recalled.append(str(record.id))
+
+    def exchange_done(self, record: ExchangeRecord) -> None:
+        self.done.append(str(record.id))
+
+
+def test_observers_hear_after_which_exchange_a_run_goes_on_and_what_is_recalled(tmp_path: Path) -> None:
+    assert interrupted(tmp_path, "feddkd", "scheduler.exchange.after_append", 5, "rounds=2")
+    listening = Listening()
+    run_federation(resolve(Config.load(overrides=[*SMALL, "rounds=2"])), "in-process", tmp_path, [listening], resumed=True)
+    assert str(listening.after) == "round 2 dkd_step 1"
+    assert listening.recalled == ["round 2 local_train", "round 2 dkd_step 1"]
+    assert listening.done == ["round 2 dkd_step 2", "round 2 deliver"]
 
 
 def damage_last(folder: Path, kind: type[RoundFinished] | type[ExchangeDone]) -> None:

@@ -47,7 +47,7 @@ def test_help_fits_80_columns_and_leaves_examples_whole(path: tuple[str, ...]) -
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_begins_with_an_imperative_sentence(path: tuple[str, ...]) -> None:
     first = COMMANDS[path].partition("\n\n")[0]
-    assert re.fullmatch(r"[A-Z][a-z]+ [^`]*\.", first.replace("\n", " "), re.DOTALL)
+    assert re.fullmatch(r"[A-Z][a-z]+ .*\.", first, re.DOTALL)
     assert first.split()[0] not in ("Shows", "Prints", "Says")
 
 

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 from rich.console import Console
 
+from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.stopping import SIGNALS, StopSignals
 from feddkd.errors import RunError, StoppedError
 from feddkd.scheduler.engine import Engine
@@ -77,11 +78,20 @@ def test_the_first_signal_aborts_the_engine_and_raises_nothing_where_it_arrives(
     assert said.getvalue() == f"{number.name}: pausing the run. A second signal ends the process at once.\n"
 
 
-def test_the_second_signal_interrupts(signals: StopSignals, engine: AbortableEngine) -> None:
+class Ended(BaseException):
+    """The process would have ended here."""
+
+
+def test_the_second_signal_ends_the_process_at_once(signals: StopSignals, engine: AbortableEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        assert code == EXIT_INTERRUPTED
+        raise Ended
+
+    monkeypatch.setattr(os, "_exit", end)
     with signals.handled():
         os.kill(os.getpid(), signal.SIGTERM)
         assert engine.aborted.wait(60)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Ended):
             os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -28,6 +28,7 @@ from feddkd.cli.output import _field_lines, error_console, note, short_size
 from feddkd.cli.progress import Clock, ConsoleProgress
 from feddkd.cli.run_table import RunTable
 from feddkd.config import Config
+from feddkd.errors import RunError
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
@@ -139,6 +140,16 @@ def test_while_clients_join_the_bar_says_who_is_there() -> None:
     progress = progress_of(80, "scheduler.clients=3")
     progress.engine_ready(cast("Engine", Meeting("north", "south")))
     assert live(progress, 80).startswith("  waiting for clients, 2 of 3: north, south ")
+
+
+def test_an_engine_that_was_aborted_does_not_break_the_bar() -> None:
+    class Aborted:
+        def here(self) -> list[str]:
+            raise RunError("stopped by SIGINT")
+
+    progress = progress_of(80)
+    progress.engine_ready(cast("Engine", Aborted()))
+    assert live(progress, 80).startswith("  waiting for clients ")
 
 
 def test_the_bar_counts_steps_from_1_and_says_that_the_run_is_paused() -> None:
