@@ -218,7 +218,7 @@ def test_a_model_that_no_codec_encodes_ends_the_attempt_and_not_the_run(value: f
     cohort = rounds.cohort()
     if way != "first":
         cohort.exchange("train", MODEL)
-    with pytest.raises(NotFiniteError, match=r"^round 1 step\[\d\]: .*(not finite|cannot encode)"):
+    with pytest.raises(NotFiniteError, match=r"^round 1 step \d: .*(not finite|cannot encode)"):
         cohort.adopt("step", diverged(value)) if way == "adopted" else cohort.exchange("step", diverged(value), step=2)
     rounds.downlink.forget()
     cohort = rounds.cohort(attempt=1)
