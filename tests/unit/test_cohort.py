@@ -267,7 +267,7 @@ def test_below_the_quorum_an_exchange_fails_and_says_who_is_missing_and_why() ->
     with pytest.raises(QuorumError) as failed:
         cohort.exchange("train", MODEL)
     answered, reasons = "1 of 3 clients answered", "a: not connected; c: no reply within 7 s"
-    assert str(failed.value) == f"round 3 train (attempt 2): {answered}, 2 are needed ({reasons})"
+    assert str(failed.value) == f"round 3 train 1 (attempt 2): {answered}, 2 are needed ({reasons})"
     # It is on record all the same, and its bytes are counted.
     assert records[0].clients_missing == {"a": "not connected", "c": "no reply within 7 s"}
     assert records[0].clients_selected == 3
@@ -324,7 +324,7 @@ def test_a_reduction_that_failed_is_on_record_and_then_fails_the_attempt() -> No
     cohort = cohort_of(engine, CLIENTS, on_exchange=records.append)
     with pytest.raises(NotFiniteError) as failed:
         cohort.exchange("train", MODEL)
-    assert str(failed.value) == f"round 3 train (attempt 2): {engine.fault}"
+    assert str(failed.value) == f"round 3 train 1 (attempt 2): {engine.fault}"
     assert not failed.value.connection_lost
     assert [record.clients_reported for record in records] == [3]
     assert [record.traffic for record in records] == [Traffic(1, 10, 100, 1000)]
