@@ -656,7 +656,7 @@ def test_a_round_that_fails_is_tried_again_with_whole_models(algorithm: str, nam
 @on_every_engine
 def test_steps_that_no_codec_encodes_pause_the_run_and_say_so(engine: EngineUnderTest, tmp_path: Path) -> None:
     ruinous = ("dkd.lr=1e25", "dkd.optimizer=sgd", "dkd.start=average", "scheduler.retries=1")
-    with pytest.raises(PausedError, match=r"^round 1 dkd_step\[0\] attempt 1: cannot encode a vector whose norm .*would not help$"):
+    with pytest.raises(PausedError, match=r"^round 1 dkd_step 1 \(attempt 2\): cannot encode a vector whose norm .*would not help$"):
         Run(engine, configuration(CODECS["eden"], *ruinous), tmp_path)
 
 

@@ -163,7 +163,7 @@ def test_who_misses_one_later_exchange_is_asked_again(missing: Missing) -> None:
     for name, step in [("train", 0), ("step", 0), ("step", 1)]:
         cohort.exchange(name, MODEL, step)
     assert engine.asked() == [["a", "bb", "c"]] * 3
-    assert cohort.clients_missing == {"c": f"step[0]: {missing.reason}"}
+    assert cohort.clients_missing == {"c": f"step 1: {missing.reason}"}
 
 
 # A client that is not waited for.
@@ -213,7 +213,7 @@ def test_a_client_that_is_not_asked_is_missing_in_every_later_record() -> None:
     cohort.exchange("train", MODEL)
     for step in range(3):
         cohort.exchange("step", MODEL, step)
-    not_asked = "not asked after it missed step[0]: no reply within 7 s"
+    not_asked = "not asked after it missed step 1: no reply within 7 s"
     assert [record.clients_missing for record in records] == [
         {},
         {"c": "no reply within 7 s"},
@@ -242,8 +242,8 @@ def test_a_client_that_is_not_asked_counts_against_the_quorum() -> None:
     with pytest.raises(QuorumError) as failed:
         cohort.exchange("step", MODEL, 1)
     assert str(failed.value) == (
-        "round 3 step[1] attempt 1: 1 of 3 clients answered, 2 are needed "
-        "(a: no data; c: not asked after it missed step[0]: no reply within 7 s)"
+        "round 3 step 2 (attempt 2): 1 of 3 clients answered, 2 are needed "
+        "(a: no data; c: not asked after it missed step 1: no reply within 7 s)"
     )
 
 
@@ -267,7 +267,7 @@ def test_below_the_quorum_an_exchange_fails_and_says_who_is_missing_and_why() ->
     with pytest.raises(QuorumError) as failed:
         cohort.exchange("train", MODEL)
     answered, reasons = "1 of 3 clients answered", "a: not connected; c: no reply within 7 s"
-    assert str(failed.value) == f"round 3 train[0] attempt 1: {answered}, 2 are needed ({reasons})"
+    assert str(failed.value) == f"round 3 train 1 (attempt 2): {answered}, 2 are needed ({reasons})"
     # It is on record all the same, and its bytes are counted.
     assert records[0].clients_missing == {"a": "not connected", "c": "no reply within 7 s"}
     assert records[0].clients_selected == 3
@@ -313,7 +313,7 @@ def test_a_payload_that_is_not_finite_is_not_sent(value: float) -> None:
     payload = filled(SCHEMA, 2)
     payload["layer.bias"][3] = value
     cohort = cohort_of(engine, CLIENTS, on_exchange=records.append)
-    with pytest.raises(NotFiniteError, match=r"^round 3 step\[1\] attempt 1: .* not finite$"):
+    with pytest.raises(NotFiniteError, match=r"^round 3 step 2 \(attempt 2\): .* not finite$"):
         cohort.exchange("step", payload, 1)
     assert (engine.exchanges, records) == ([], [])
 
@@ -324,7 +324,7 @@ def test_a_reduction_that_failed_is_on_record_and_then_fails_the_attempt() -> No
     cohort = cohort_of(engine, CLIENTS, on_exchange=records.append)
     with pytest.raises(NotFiniteError) as failed:
         cohort.exchange("train", MODEL)
-    assert str(failed.value) == f"round 3 train[0] attempt 1: {engine.fault}"
+    assert str(failed.value) == f"round 3 train 1 (attempt 2): {engine.fault}"
     assert not failed.value.connection_lost
     assert [record.clients_reported for record in records] == [3]
     assert [record.traffic for record in records] == [Traffic(1, 10, 100, 1000)]
