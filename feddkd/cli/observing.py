@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +38,6 @@ def observe(
     """
     console = error_console()
     with contextlib.ExitStack() as stack:
-        # What code of the user's prints: standard output is for results.
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]

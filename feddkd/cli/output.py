@@ -12,6 +12,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import typer
@@ -111,6 +112,11 @@ def present(*renderables: RenderableType, width: int | None = None) -> None:
     with _standard_output():
         for renderable in renderables:
             console.print(renderable, highlight=False)
+
+
+def only_results() -> AbstractContextManager[object]:
+    """Let what a user's own code prints go to standard error: standard output is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager

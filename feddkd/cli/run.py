@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
-from feddkd.cli.output import LINE_LETTERS, error_console, note
+from feddkd.cli.output import LINE_LETTERS, error_console, note, only_results
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
@@ -75,6 +75,13 @@ def run(
     folder = resume or out or default_out(read_tables(config, overrides))
     _announce(config, overrides, folder, resumed=resume is not None)
     loaded = _loaded(config, overrides, resume)
+    with only_results():
+        summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
+    finish_with_summary(summary, folder, report=report, as_json=as_json)
+
+
+def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, *, resumed: bool) -> dict[str, Any]:
+    """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.observing import observe
     from feddkd.cli.stopping import StopSignals
@@ -85,19 +92,19 @@ def run(
     from feddkd.scheduler.recovery import check_resumable
 
     resolved = resolve(loaded)
-    if resume is not None:
-        check_resumable(resume, resolved)
+    if resumed:
+        check_resumable(folder, resolved)
     federation = prepare(resolved)  # what is wrong is said before there is a folder
     resumed_by = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resolved.scheduler.durability != "none" else ""
     signals = StopSignals(error_console(), folder, resumed_by)
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, metrics_port, METRICS_HOST, again=resume is not None, status=status) as observers,
+        observe(resolved, folder, metrics_port, METRICS_HOST, again=resumed, status=status) as observers,
     ):
         observers.add(signals)
-        record = run_federation(federation, engine.value, folder, observers, resumed=resume is not None)
-    finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+        record = run_federation(federation, engine.value, folder, observers, resumed=resumed)
+    return summarize(record, resolved)
 
 
 def _announce(config: Path | None, overrides: list[str], folder: Path, *, resumed: bool) -> None:
