@@ -131,12 +131,14 @@ class Algorithm(ABC):
         broadcasts_model: the first exchange of a round broadcasts the model that the round before it
             returned; a codec then encodes the step to it before it is evaluated.
         takes_steps: its rounds take the steps of `[dkd]`, so a preset proposes settings for them.
+        no_piggyback: why its update cannot carry a gradient (`dkd.piggyback`); None if it can.
     """
 
     table: ClassVar[type[NamedTable]]
     client_side: ClassVar[type[ClientSide]]
     broadcasts_model: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = False
+    no_piggyback: ClassVar[str | None] = None
     local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:

@@ -50,6 +50,7 @@ class FedAvgSGD(FedDKD):
     """
 
     table = FedAvgSGDConfig
+    no_piggyback = "its like is fedavg with dkd.hard_label_weight = 1"
     client_side = FedAvgSGDClient
     step_exchange = SGD_STEP
 

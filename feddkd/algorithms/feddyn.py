@@ -73,6 +73,7 @@ class FedDyn(FedAvg):
     """
 
     table = FedDynConfig
+    no_piggyback = "its correction h and its model have to move together"
     local_objective: ClassVar[type[LocalObjective] | None] = DynamicRegularizer
 
     def __init__(self, config: Config) -> None:

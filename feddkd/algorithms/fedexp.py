@@ -60,6 +60,7 @@ class FedExP(Algorithm):
     """
 
     table = FedExPConfig
+    no_piggyback = "the model that it broadcasts is not the one that a round returns"
     client_side = FedExPClient
     broadcasts_model = False
 

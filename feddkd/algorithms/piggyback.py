@@ -20,13 +20,8 @@ from torch import Tensor
 
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, CohortAround, answer
 from feddkd.algorithms.distiller import distiller_of
-from feddkd.algorithms.fedavg_sgd import FedAvgSGD
 from feddkd.algorithms.feddkd import FedDKD, server_optimizer_of, with_moved_buffers
-from feddkd.algorithms.feddyn import FedDyn
-from feddkd.algorithms.fedexp import FedExP
 from feddkd.algorithms.registry import find
-from feddkd.algorithms.scaffold import SCAFFOLD
-from feddkd.algorithms.self_training import SelfTraining
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
 from feddkd.dkd.scope import in_scope
@@ -52,14 +47,6 @@ GRADIENT, RECEIVED_LOSS = "gradient", "received_loss"
 
 AVERAGED = "averaged"
 """Metric of a round: 1 where its model is an average and a step, 0 where it is a step alone."""
-
-REASONS: dict[type[Algorithm], str] = {
-    SCAFFOLD: "its control variates already correct the drift, and double what travels",
-    FedDyn: "its correction h and its model have to move together",
-    FedAvgSGD: "its like is fedavg with dkd.hard_label_weight = 1",
-    SelfTraining: "a gradient that rides along is a teacher's, and this has none",
-    FedExP: "the model that it broadcasts is not the one that a round returns",
-}
 
 
 class PiggybackClient(ClientSide):
@@ -259,7 +246,7 @@ def check_piggyback(config: Config) -> None:
         ConfigError: it cannot; the message says why.
     """
     algorithm = find(config.algorithm.name)
-    reason = next((REASONS[base] for base in algorithm.__mro__ if base in REASONS), None)
+    reason = algorithm.no_piggyback
     if reason is None and issubclass(algorithm, FedDKD):
         steps = config.dkd.steps
         reason = f"dkd.steps = {steps} takes steps anyway; set it to 0" if steps > 0 else None

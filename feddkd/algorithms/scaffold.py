@@ -90,6 +90,7 @@ class SCAFFOLD(Algorithm):
     """
 
     table = SCAFFOLDConfig
+    no_piggyback = "its control variates already correct the drift, and double what travels"
     client_side = SCAFFOLDClient
     local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 

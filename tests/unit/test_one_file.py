@@ -45,13 +45,15 @@ class FedFooConfig(AlgorithmTable):
 
 @ALGORITHMS.register("fedfoo")
 class FedFoo(FedAvg):
-    """w_{t+1} = w_t + courage sum_k p_k (w_k - w_t)."""
+    """w_{t+1} = w_t + courage sum_k p_k (w_k - w_t). Buffers follow the mean update."""
 
     table = FedFooConfig
 
     def run_round(self, cohort: Cohort, model: Tensors) -> Tensors:
-        update = cohort.exchange("local_train", model)
-        return cohort.sent + update.scaled(own_settings(self.config, FedFooConfig).courage)
+        update, trainable = cohort.exchange("local_train", model), model.schema.trainable
+        step = update.select(trainable).scaled(own_settings(self.config, FedFooConfig).courage)
+        received = cohort.sent
+        return (received + update).replace(received.select(trainable) + step)
 
 
 class LouderConfig(NamedTable):
