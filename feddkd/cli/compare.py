@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from feddkd.cli.options import Json, Overrides, check_can_save, save_text
+from feddkd.cli.options import Json, Overrides, Verbose, check_can_save, save_text
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
 from feddkd.cli.report import PAGE, report_of
 from feddkd.cli.run import EngineChoice
@@ -45,6 +45,7 @@ def compare(
         typer.Option("--baselines/--no-baselines", help="Add FedDKD, FedAvg and the controls."),
     ] = True,
     as_json: Json = False,
+    _verbose: Verbose = False,
 ) -> None:
     """Compare configurations at equal rounds, bytes and gradient evaluations.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.options import Verbose
 from feddkd.cli.output import say
 from feddkd.cli.project_files import check_name, check_sites, render_project, write_project
 
@@ -26,7 +27,7 @@ Sites = Annotated[
 ]
 
 
-def new(name: Name, sites: Sites = None) -> None:
+def new(name: Name, sites: Sites = None, _verbose: Verbose = False) -> None:
     """Make a project of your own: data, network, algorithm, configuration, test and README.
 
     It runs at once, on made-up images; its README.md says how to put in your own parts. With `--sites`,

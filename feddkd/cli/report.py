@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.options import Verbose
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
 from feddkd.errors import ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
@@ -34,6 +35,7 @@ def report(
         str | None, typer.Option("--downlink", metavar="RATE", help="To a client, e.g. `50Mbit`.", show_default=False)
     ] = None,
     rtt: Annotated[str | None, typer.Option("--rtt", metavar="TIME", help="Round-trip time, e.g. `40ms`.", show_default=False)] = None,
+    _verbose: Verbose = False,
 ) -> None:
     """Draw what runs left behind: one HTML page that needs no network, and its pictures and tables as files beside it.
 
