@@ -84,7 +84,7 @@ def _import(module: str) -> Any:
 
 
 def _place(item: Any) -> str:
-    return f"{item.__module__}.{getattr(item, '__qualname__', item)}"
+    return f"{item.__module__}.{getattr(item, '__qualname__', repr(item))}"
 
 
 ALGORITHMS = Registry("feddkd.algorithms")

@@ -65,10 +65,10 @@ class Alternate:
 
 
 def know(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
-    """Let the configuration name a codec of a test's."""
-    monkeypatch.setitem(
-        CODECS._items, codec_key(codec.name), SimpleNamespace(of=lambda name, unbiased: codec, error_feedback=codec.error_feedback)
-    )
+    """Let the configuration name a codec of a test's, also in place of a built-in one."""
+    stand_in = SimpleNamespace(of=lambda name, unbiased: codec, error_feedback=codec.error_feedback)
+    assert list(CODECS)  # so that none registers itself later, when its name would be taken
+    monkeypatch.setitem(CODECS._items, codec_key(codec.name), stand_in)
 
 
 def coding(name: str, seed: int = 7, *, unbiased: bool = True) -> Coding:

@@ -204,7 +204,7 @@ def test_a_codec_of_one_file_encodes_what_clients_send(tmp_path: Path) -> None:
         assert "sign8" in Config.model_json_schema()["$defs"]["CommunicationConfig"]["properties"]["up"]["pattern"]
         with pytest.raises(ConfigError, match=r"communication.up = 'sign7': .*, randk:SHARE, sign8, sign9 or topk:SHARE"):
             Config.load(overrides=["communication.up=sign7"])
-        with pytest.raises(ConfigError, match=r"down = 'sign8': what it leaves out would be lost"):
+        with pytest.raises(ConfigError, match=r"down = 'sign8': .* would be lost"):
             Config.load(overrides=["communication.down=sign8"])
         seen = Recorder()
         config = small_config("communication.up=sign8", "algorithm.name=fedavg", "rounds=1")
