@@ -1,4 +1,4 @@
-"""The record of a run, as a Python program reads it. Needs torch only for the model."""
+"""The record of a run, as a Python program reads it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ Status = Literal["running", "dead", "paused", "finished"]
 
 def load_run(folder: str | os.PathLike[str], *, model: Callable[..., nn.Module] | None = None) -> Run:
     """Read the record of a run that is finished, failed, paused or still going on.
-
-    Does not import torch.
 
     Args:
         folder: what `out` or `--out` named, or the folder of a run below a server's state directory.
@@ -83,7 +81,7 @@ class Run:
         """How the run stands, in the words of `feddkd status`.
 
         "finished", "running", "paused" (its process ended and said why; it can go on), or "dead".
-        Raises StateError if the journal is damaged. Imports torch for a run that is not finished.
+        Raises StateError if the journal is damaged.
         """
         if self._record.summary is not None:
             return "finished"

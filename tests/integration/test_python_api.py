@@ -160,7 +160,7 @@ def test_callbacks_are_observers_and_functions(tmp_path: Path, caplog: pytest.Lo
     seen: list[str] = []
     feddkd.run(TINY, callbacks=[Failures(), failing, lambda record: seen.append(f"function {record.round}")], out=tmp_path / "run")
     assert seen == ["observer 1", "failing 1", "function 1", "observer 2", "function 2"]
-    assert "EachRound failed and is told no more of this run: KeyError: 'accuracy'" in caplog.text
+    assert "EachRound failed and is switched off for the rest of this run: KeyError: 'accuracy'" in caplog.text
 
 
 @pytest.mark.parametrize(
