@@ -23,7 +23,7 @@ REQUIREMENTS = [
     for text in PROJECT["dependencies"] + [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
     if Requirement(text).name != PROJECT["name"]
 ]
-SCRIPTS = sorted([*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"])
 
 
 def pins() -> dict[str, Version]:

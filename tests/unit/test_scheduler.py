@@ -218,7 +218,7 @@ def test_a_paused_run_gives_up_when_nobody_comes_in_time() -> None:
     setup = Setup(engine, "scheduler.min_clients=3", "scheduler.pause_timeout_s=12")
     answers = iter([True, False])
     engine.on_wait = lambda: next(answers)
-    reason = r"nobody else came within scheduler\.pause_timeout_s = 12$"
+    reason = r"no other client joined within scheduler\.pause_timeout_s = 12$"
     with pytest.raises(PausedError, match=reason):
         setup.run()
     # What was complete is on record, although no client could say what it thinks of it.
