@@ -64,7 +64,7 @@ IGNORED = [line.rstrip("/") for line in GIT_IGNORE.read_text().splitlines() if l
 @pytest.mark.parametrize("pattern", IGNORED)
 def test_no_package_and_no_site_has_a_name_that_git_and_the_archives_leave_out(pattern: str) -> None:
     name = pattern.replace("*", "some")
-    with pytest.raises(ConfigError, match="would do$") as refused:
+    with pytest.raises(ConfigError, match=r"would do$") as refused:
         check_name(name)
     assert f"; {name!r} would do" not in str(refused.value)
     with pytest.raises(ConfigError, match="--sites: "):
