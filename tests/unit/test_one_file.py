@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
+from doc_pages import blocks_of
 from harness import Recorder, run_in_process, small_config
 from one_file import file_in
 
@@ -138,6 +139,18 @@ def test_an_objective_of_one_file_is_trained_with(tmp_path: Path) -> None:
         return mean([sgd(w, lambda v, own=own: 3 * gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
 
     assert_follows(Federation(tmp_path, settings), one_round)
+
+
+def test_the_algorithm_that_contributing_shows_goes_half_of_the_way(tmp_path: Path) -> None:
+    title = "feddkd/algorithms/half_step.py"
+    (shown,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.title == title]
+
+    def one_round(w: Vector, _: list[int]) -> Vector:
+        average = mean([sgd(w, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
+        return 0.5 * w + 0.5 * average
+
+    with file_in("feddkd.algorithms", tmp_path, "half_step", shown):
+        assert_follows(Federation(tmp_path, {"name": "half_step"}), one_round)
 
 
 MODEL = """
