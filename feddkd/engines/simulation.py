@@ -18,7 +18,7 @@ import torch
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
-from feddkd.client.process import simulated_memberships, simulated_workers
+from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
@@ -192,16 +192,21 @@ def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, 
         processes.wait()
 
 
-def _in_process(config: Config, state: Path, out: Path) -> InProcessEngine:
+@contextlib.contextmanager
+def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
     workers = simulated_workers(config, state)
-    return InProcessEngine(
-        workers,
-        config.transport.chunk_bytes,
-        config.transport.staging_bytes,
-        out,
-        holdout=config.data.holdout,
-        memberships=simulated_memberships(config, state, workers),
-    )
+    try:
+        with InProcessEngine(
+            workers,
+            config.transport.chunk_bytes,
+            config.transport.staging_bytes,
+            out,
+            holdout=config.data.holdout,
+            memberships=simulated_memberships(config, state, workers),
+        ) as engine:
+            yield engine
+    finally:
+        release_state_dirs(state, workers)
 
 
 def _write_config(config: Config, state: Path) -> Path:

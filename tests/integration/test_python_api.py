@@ -2,13 +2,14 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -198,9 +199,42 @@ def test_runs_of_the_same_second_have_folders_of_their_own(here: Path, monkeypat
 
 def test_a_record_is_not_written_over(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "finished", tmp_path / "run")
-    with pytest.raises(feddkd.RunError, match="already holds the record of a run"):
-        feddkd.run(TINY, out=tmp_path / "run")
+    with pytest.raises(feddkd.ConfigError, match=r"^out = '.*/run': it holds the record of a run, .*; give another folder$") as refused:
+        feddkd.run(TINY | {"dkd.optimiser": "adam"}, out=tmp_path / "run")  # before anything else is looked at
+    assert not hasattr(refused.value, "__notes__")
     assert feddkd.load_run(tmp_path / "run").summary == feddkd.load_run(GOLDEN / "finished").summary
+
+
+def interrupt(record: feddkd.RoundRecord) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("engine", ["in-process", "grpc"])
+def test_an_interrupted_run_goes_on_with_the_command_that_it_names(engine: Literal["in-process", "grpc"], here: Path) -> None:
+    settings = TINY | {"scheduler.durability": "exchange", "runtime.client_processes": 1}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        feddkd.run(settings, callbacks=[interrupt], engine=engine, out="in two")
+    where, go_on = caught.value.__notes__
+    assert where == "the record is in in two/: feddkd.load_run('in two')"
+    assert feddkd.load_run("in two").status == "paused"
+    command = shlex.split(go_on.removeprefix("to go on: "))
+    assert command == ["feddkd", "run", "--resume", "in two"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--engine", "in-process", "--no-report"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole = feddkd.run(settings, out="whole")
+    assert feddkd.load_run("in two").summary.model_sha256 == whole.summary.model_sha256
+
+
+def test_no_command_is_named_that_could_not_go_on(tmp_path: Path) -> None:
+    settings = TINY | {"scheduler.durability": "exchange"}
+    network = lambda input_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))  # noqa: E731
+    for name, arguments in {"without a journal": {"config": TINY}, "a lambda": {"config": settings, "model": network}}.items():
+        with pytest.raises(KeyboardInterrupt) as caught:
+            feddkd.run(**arguments, callbacks=[interrupt], out=tmp_path / name)
+        (where,) = caught.value.__notes__
+        assert where.startswith("the record is in ")
 
 
 def test_a_run_that_fails_says_where_its_record_is(tmp_path: Path) -> None:
