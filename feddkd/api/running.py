@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -32,7 +32,7 @@ def run(
     data: Data | None = None,
     model: Model | None = None,
     algorithm: AlgorithmClass | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     engine: EngineName = "in-process",
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -55,8 +55,8 @@ def run(
             [B, num_classes]; or a name or an import path.
         algorithm: a subclass of `Algorithm`, in place of `algorithm.name`; or a name or an import
             path. Other keys of `[algorithm]` are its settings.
-        callbacks: an `Observer`, or a function that is called with the `RoundRecord` of each round.
-            A callback that raises is logged and not called any more; the run goes on.
+        callbacks: one or several, each an `Observer` or a function that is called with the
+            `RoundRecord` of each round. A callback that raises is logged and not called any more; the run goes on.
         engine: "in-process" computes everything here, so functions and classes of a script or a
             notebook can be used. "grpc" starts a real server and client processes on this machine;
             `data`, `model` and `algorithm` must then be importable by these.

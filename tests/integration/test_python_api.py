@@ -145,7 +145,7 @@ def test_rows_as_data_frames(tmp_path: Path) -> None:
 
 def test_without_pandas_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(feddkd.ConfigError, match="pip install pandas"):
+    with pytest.raises(feddkd.ConfigError, match=r"pandas is not installed; get it with: .*scripts/install pandas$"):
         feddkd.load_run(GOLDEN / "finished").to_pandas()
 
 
@@ -164,10 +164,23 @@ def test_callbacks_are_observers_and_functions(tmp_path: Path, caplog: pytest.Lo
     assert "EachRound failed and is switched off for the rest of this run: KeyError: 'accuracy'" in caplog.text
 
 
+def test_one_callback_needs_no_list(tmp_path: Path) -> None:
+    class Rounds(feddkd.Observer):
+        def round_done(self, record: feddkd.RoundRecord) -> None:
+            seen.append(record.round)
+
+    seen: list[int] = []
+    feddkd.run(TINY, callbacks=lambda record: seen.append(-record.round), out=tmp_path / "function")
+    feddkd.run(TINY, callbacks=Rounds(), out=tmp_path / "observer")
+    assert seen == [-1, -2, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"callbacks": [print, feddkd.Observer]}, r"callbacks\[1\]: .* is expected, not the class Observer"),
+        ({"callbacks": 3}, "^callbacks: a feddkd.Observer or a function of .* is expected, not an object of type int"),
+        ({"callbacks": feddkd.Observer}, "^callbacks: .* is expected, not the class Observer"),
         ({"callbacks": ["loss"]}, r"callbacks\[0\]: .* is expected, not an object of type str"),
         ({"engine": "ray"}, "engine = 'ray': 'grpc' or 'in-process' is expected"),
         ({"config": {"roundz": 3}}, "configuration: unknown key 'roundz'"),
@@ -230,7 +243,8 @@ def test_an_interrupted_run_goes_on_with_the_command_that_it_names(engine: Liter
 def test_no_command_is_named_that_could_not_go_on(tmp_path: Path) -> None:
     settings = TINY | {"scheduler.durability": "exchange"}
     network = lambda input_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))  # noqa: E731
-    for name, arguments in {"without a journal": {"config": TINY}, "a lambda": {"config": settings, "model": network}}.items():
+    cases: dict[str, dict[str, Any]] = {"without a journal": {"config": TINY}, "a lambda": {"config": settings, "model": network}}
+    for name, arguments in cases.items():
         with pytest.raises(KeyboardInterrupt) as caught:
             feddkd.run(**arguments, callbacks=[interrupt], out=tmp_path / name)
         (where,) = caught.value.__notes__
