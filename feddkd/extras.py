@@ -10,6 +10,7 @@ PACKAGES = {
     "vision": ("torchvision", "scipy"),
     "plot": ("matplotlib", "jinja2"),
     "zstd": ("zstandard",),
+    "pandas": ("pandas",),
 }
 """The extras of pyproject.toml that a message names, with their packages."""
 

@@ -6,7 +6,6 @@ file that outlives a crash, and it tells locks apart by path, not by the directo
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import threading
@@ -60,10 +59,23 @@ class DirectoryLock:
     def of_this_process(cls, directory: Path) -> DirectoryLock:
         """Return this process's lock on `directory`, a new one if need be. Raises as the constructor."""
         with cls._guard:
-            held = None
-            with contextlib.suppress(OSError):
-                held = cls._held.get(_identity((directory / LOCK).stat()))
+            held = cls._held_on(directory)
             return held if held is not None and held.release.alive else cls(directory)
+
+    @classmethod
+    def release_of_this_process(cls, directory: Path) -> None:
+        """Release this process's lock on `directory`, if it has one, also where something still refers to it."""
+        with cls._guard:
+            held = cls._held_on(directory)
+            if held is not None:
+                held.release()
+
+    @classmethod
+    def _held_on(cls, directory: Path) -> DirectoryLock | None:
+        try:
+            return cls._held.get(_identity((directory / LOCK).stat()))
+        except OSError:
+            return None
 
 
 def _identity(file: os.stat_result) -> tuple[int, int]:

@@ -17,6 +17,25 @@ from feddkd.imports import one_line
 
 Item = TypeVar("Item")
 
+CODEC_METHODS = ("of", "size_bytes", "encode", "decode", "check")
+
+
+def _check_codec(name: str, item: Any) -> None:
+    """Check that a class has the methods of `RegisteredCodec`. Raises ConfigError."""
+    missing = [method for method in CODEC_METHODS if not callable(getattr(item, method, None))]
+    if missing:
+        raise ConfigError(f"codec {name!r}: {_place(item)} has no method {' and no '.join(missing)}")
+
+
+def _check_table(name: str, item: Any) -> None:
+    """Check that a class has a table of settings whose `name` is this one, not that of the class above it. Raises ConfigError."""
+    table = getattr(item, "table", None)
+    fields = getattr(table, "model_fields", {})
+    if table is None or "name" not in fields:
+        raise ConfigError(f"{name!r}: {_place(item)} needs `table`, a subclass of NamedTable with the name {name!r}")
+    if (other := fields["name"].default) != name:
+        raise ConfigError(f"{name!r}: {_place(item)} needs a `table` of its own: {table.__qualname__} has the name {other!r}")
+
 
 class Registry(Mapping[str, Any]):
     """Maps names to what the modules of one package register, in alphabetical order.
@@ -26,25 +45,33 @@ class Registry(Mapping[str, Any]):
 
     Args:
         package: its full name; it is not imported before the first look-up.
+        check: called with each name and what is to be registered under it; raises ConfigError for
+            what lacks something.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, check: Callable[[str, Any], None] | None = None) -> None:
         self._package = package
+        self._check = check
         self._items: dict[str, Any] = {}
 
     def register(self, *names: str) -> Callable[[Item], Item]:
         """Return a decorator that registers a class or function under one name or several.
 
+        What is defined again, as by a notebook's cell that is run again, takes its own place.
+
         Raises:
-            ConfigError: another one has a name; the decorator raises it.
+            ConfigError: another one has a name, or it lacks something; the decorator raises it.
         """
 
         def add(item: Item) -> Item:
             for name in names:
-                known = self._items.setdefault(name, item)
-                if known is not item:
+                if self._check is not None:
+                    self._check(name, item)
+                known = self._items.get(name, item)
+                if _place(known) != _place(item):
                     places = f"by {_place(known)} and by {_place(item)}"
                     raise ConfigError(f"{name!r} is registered twice: {places}")
+                self._items[name] = item
             return item
 
         return add
@@ -87,13 +114,13 @@ def _place(item: Any) -> str:
     return f"{item.__module__}.{getattr(item, '__qualname__', repr(item))}"
 
 
-ALGORITHMS = Registry("feddkd.algorithms")
-"""Subclasses of `Algorithm`, `algorithm.name`; each has a `table`, the class of its settings."""
+ALGORITHMS = Registry("feddkd.algorithms", _check_table)
+"""Subclasses of `Algorithm`, `algorithm.name`; each has a `table` of its own, the class of its settings."""
 
-OBJECTIVES = Registry("feddkd.algorithms")
-"""Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table`."""
+OBJECTIVES = Registry("feddkd.algorithms", _check_table)
+"""Subclasses of `LocalObjective`, `algorithm.local_objective.name`; each has a `table` of its own."""
 
-CODECS = Registry("feddkd.compression")
+CODECS = Registry("feddkd.compression", _check_codec)
 """Classes of codecs, `communication.up` and `down`, with the class method `of` (`RegisteredCodec`).
 `topk:SHARE` stands for `topk:0.01` and its like."""
 

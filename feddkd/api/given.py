@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -80,13 +80,19 @@ def check_importable(config: Config, given: Mapping[tuple[str, str], Any]) -> No
     Raises:
         ConfigError: a key names an object of this process alone.
     """
+    for key, value in only_here(config):
+        what = _shown(given[key, value]) if (key, value) in given else value
+        raise ConfigError(
+            f'{key}: with engine="grpc" clients run in processes of their own, which cannot import {what}; '
+            f'{WAY_OUT}, or use engine="in-process"'
+        )
+
+
+def only_here(config: Config) -> Iterator[tuple[str, str]]:
+    """List the keys, with their values, that name what no other process can import."""
     for key, value in flatten(config.model_dump(mode="json")).items():
         if isinstance(value, str) and value.startswith((f"{MAIN}:", f"{GIVEN}:")):
-            what = _shown(given[key, value]) if (key, value) in given else value
-            raise ConfigError(
-                f'{key}: with engine="grpc" clients run in processes of their own, which cannot import {what}; '
-                f'{WAY_OUT}, or use engine="in-process"'
-            )
+            yield key, value
 
 
 def _check_function(argument: str, found: Any) -> None:

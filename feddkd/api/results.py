@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feddkd.config import Config
 from feddkd.errors import ConfigError, StateError
+from feddkd.extras import install_command
 from feddkd.observability.record_lines import Line, Summary
 from feddkd.observability.run_folder import MODEL, RunFolder
 
@@ -117,9 +118,7 @@ class Run:
         try:
             import pandas as pd
         except ImportError:
-            raise ConfigError(
-                "to_pandas needs pandas, which is not installed; get it with: pip install pandas (Run.rounds are plain rows without it)"
-            ) from None
+            raise ConfigError(f"pandas is not installed; get it with: {install_command('pandas')}") from None
         if rows not in ("rounds", "exchanges"):
             raise ConfigError(f"rows = {rows!r}: 'rounds' or 'exchanges' is expected")
         return pd.DataFrame([_flat(row) for row in (self.rounds if rows == "rounds" else self.exchanges)])
@@ -171,7 +170,6 @@ class Run:
             ConfigError: the extra `plot` is not installed, or the page cannot be written.
         """
         from feddkd.cli.report import PAGE, missing_module
-        from feddkd.extras import install_command
 
         if (missing := missing_module()) is not None:
             raise ConfigError(f"{missing} is not installed; get it with: {install_command('plot')}")

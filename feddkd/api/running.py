@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from feddkd.api.given import AlgorithmClass, Data, Given, Model, check_importable
+from feddkd.api.given import AlgorithmClass, Data, Given, Model, check_importable, only_here
 from feddkd.api.results import Run
 from feddkd.api.settings import Settings, tables_of
 from feddkd.api.watching import Callback, observers_of, watched
@@ -21,7 +22,8 @@ from feddkd.data.datasets import describe
 from feddkd.engines.simulation import EngineName, prepare, run_federation
 from feddkd.errors import ConfigError, RunError
 from feddkd.imports import GIVEN, MAIN, given_objects
-from feddkd.observability.run_folder import RunFolder
+from feddkd.observability.run_folder import RunFolder, has_record
+from feddkd.scheduler.journal_lines import has_journal
 
 
 def run(
@@ -30,7 +32,7 @@ def run(
     data: Data | None = None,
     model: Model | None = None,
     algorithm: AlgorithmClass | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     engine: EngineName = "in-process",
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -53,25 +55,27 @@ def run(
             [B, num_classes]; or a name or an import path.
         algorithm: a subclass of `Algorithm`, in place of `algorithm.name`; or a name or an import
             path. Other keys of `[algorithm]` are its settings.
-        callbacks: an `Observer`, or a function that is called with the `RoundRecord` of each round.
-            A callback that raises is logged and not called any more; the run goes on.
+        callbacks: one or several, each an `Observer` or a function that is called with the
+            `RoundRecord` of each round. A callback that raises is logged and not called any more; the run goes on.
         engine: "in-process" computes everything here, so functions and classes of a script or a
-            notebook are welcome. "grpc" starts a real server and client processes on this machine;
+            notebook can be used. "grpc" starts a real server and client processes on this machine;
             `data`, `model` and `algorithm` must then be importable by these.
-        out: folder of the record; by default `runs/ALGORITHM-TIME`. It must not hold another record.
+        out: folder of the record; by default `runs/ALGORITHM-TIME`. It must not hold a record.
         progress: whether to show a line for each round; None shows it on a terminal and in a notebook.
 
     Returns:
-        The finished run. Where this raises `RunError`, what the run left behind is in the folder that
-        a note of the error names, and `load_run` reads it.
+        The finished run. Where it fails or is interrupted, a note of the exception says where the
+        record is and, if the run can go on, the command for it.
 
     Raises:
-        ConfigError: a key or an argument is wrong, or the data, the model or the algorithm do not fit
-            together.
+        ConfigError: a key or an argument is wrong, `out` holds a record, or the data, the model or
+            the algorithm do not fit together.
         RunError: too few clients replied, or the record cannot be written.
     """
     if engine not in get_args(EngineName):
         raise ConfigError(f"engine = {engine!r}: {' or '.join(map(repr, get_args(EngineName)))} is expected")
+    if out is not None:
+        _check_free(Path(out))
     given = Given.of(data=data, model=model, algorithm=algorithm)
     tables, source = tables_of(config)
     given.write_into(tables)
@@ -82,7 +86,7 @@ def run(
     with given_objects(given.objects), _own_threads():
         federation = prepare(_described(parsed))  # what is wrong is said before there is a folder
         folder = Path(out) if out is not None else _free_folder(federation.config)
-        with _noting(folder), watched(federation.config, folder, observers, progress) as told:
+        with _noting(folder, parsed), watched(federation.config, folder, observers, progress) as told:
             run_federation(federation, engine, folder, told)
     return Run(RunFolder.load(folder), given.objects)
 
@@ -119,11 +123,19 @@ def _own_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _check_free(folder: Path) -> None:
+    """Check that a run can write its record there. Raises ConfigError."""
+    if has_record(folder) or has_journal(folder):
+        raise ConfigError(f"out = {str(folder)!r}: it holds the record of a run, which feddkd.load_run reads; give another folder")
+
+
 @contextlib.contextmanager
-def _noting(folder: Path) -> Iterator[None]:
-    """Add to an error of the run where its record is."""
+def _noting(folder: Path, config: Config) -> Iterator[None]:
+    """Add to what ends the run where its record is, and how it goes on."""
     try:
         yield
-    except RunError as error:
+    except (RunError, KeyboardInterrupt) as error:
         error.add_note(f"the record is in {folder}/: feddkd.load_run({str(folder)!r})")
+        if has_journal(folder) and not any(only_here(config)):
+            error.add_note(f"to go on: {shlex.join(['feddkd', 'run', '--resume', str(folder)])}")
         raise

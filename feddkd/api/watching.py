@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,17 +32,25 @@ class EachRound(Observer):
         self._function(record)
 
 
-def observers_of(callbacks: Sequence[Callback]) -> list[Observer]:
-    """Make an observer of each callback. Raises ConfigError for what is neither an observer nor a function."""
-    found: list[Observer] = []
-    for position, callback in enumerate(callbacks):
-        # A class is callable too, and would be called with every round.
-        if isinstance(callback, type) or not (isinstance(callback, Observer) or callable(callback)):
-            name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-            what = f"the class {name}" if isinstance(callback, type) else f"an object of type {name}"
-            raise ConfigError(f"callbacks[{position}]: a feddkd.Observer or a function of a round's record is expected, not {what}")
-        found.append(callback if isinstance(callback, Observer) else EachRound(callback))
-    return found
+def observers_of(callbacks: Callback | Iterable[Callback]) -> list[Observer]:
+    """Make an observer of each callback, or of the only one.
+
+    Raises:
+        ConfigError: one is neither an observer nor a function.
+    """
+    if isinstance(callbacks, Observer) or not isinstance(callbacks, Iterable):
+        return [_observer_of(callbacks, "callbacks")]
+    return [_observer_of(callback, f"callbacks[{position}]") for position, callback in enumerate(callbacks)]
+
+
+def _observer_of(callback: Callback, argument: str) -> Observer:
+    if isinstance(callback, Observer):
+        return callback
+    # A class is callable too, and would be called with every round.
+    if callable(callback) and not isinstance(callback, type):
+        return EachRound(callback)
+    what = f"the class {callback.__name__}" if isinstance(callback, type) else f"an object of type {type(callback).__name__}"
+    raise ConfigError(f"{argument}: a feddkd.Observer or a function of a round's record is expected, not {what}")
 
 
 @contextlib.contextmanager

@@ -56,8 +56,13 @@ def _options(
     set_up_logging()
 
 
-def version() -> None:
-    """Print the version."""
+def version(_verbose: Verbose = False) -> None:
+    """Print the version.
+
+    ```console
+    feddkd version
+    ```
+    """
     typer.echo(f"feddkd {__version__}")
 
 

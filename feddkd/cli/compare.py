@@ -22,7 +22,7 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 def compare(
     configs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[CONFIG]...", help="TOML files; without one, the embedded default.", show_default=False)
+        list[Path] | None, typer.Argument(metavar="CONFIG", help="TOML files; without one, the embedded default.", show_default=False)
     ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", min=0, help="May be repeated; default: 0, 1 and 2.")] = None,
     override: Overrides = None,
@@ -55,12 +55,11 @@ def compare(
 
     The tables are also in DIR/report/tables as CSV, Markdown and LaTeX.
 
-    Examples:
-    `feddkd compare`
-
-    `feddkd compare feddkd.toml fedprox.toml --seeds 0 --seeds 1 -o rounds=5 --out runs/mine`
-
-    `feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist --save result.json`
+    ```console
+    feddkd compare
+    feddkd compare mine.toml fedprox.toml --seeds 0 --seeds 1 --out runs/mine
+    feddkd compare examples/mnist_one_class.toml -o data.root=data/mnist
+    ```
     """
     check_can_save(save)
     loaded = _load(configs or [], override or ())

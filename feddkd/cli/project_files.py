@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import keyword
 import re
@@ -20,8 +21,10 @@ repeated for each site and put in by their names."""
 
 SUFFIX = ".tmpl"
 
-OTHER_FOLDERS = frozenset({"ca", "data", "runs", "server", "sites", "tests"})
-"""Folders of a project that hold no package."""
+OTHER_FOLDERS = frozenset({"server", "sites", "tests"})
+"""Folders of a project that are written with it and hold no package."""
+
+GIT_IGNORE = TEMPLATES / "project" / f".gitignore{SUFFIX}"
 
 SERVER = "server"
 """What the server is called where sites are called by their names."""
@@ -65,6 +68,8 @@ def check_sites(sites: Sequence[str]) -> None:
         except ValidationError:
             rule = "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"
             raise ConfigError(f"--sites: {site!r} is not {rule}") from None
+    if ignored := [site for site in sites if _is_ignored(site)]:
+        raise ConfigError(f"--sites: git would ignore a folder of the name {ignored[0]!r} (.gitignore)")
     if SERVER in sites:
         raise ConfigError(f"--sites: {SERVER!r} is the name of the server")
     repeated = [site for site in sites if sites.count(site) > 1]
@@ -136,9 +141,22 @@ def _reason_against(name: str) -> str | None:
         return "it is a keyword of Python"
     if name in OTHER_FOLDERS:
         return "the project has another folder of this name"
+    if _is_ignored(name):
+        return "git and the archives for sites leave out folders of this name (.gitignore)"
     if name in sys.stdlib_module_names or _is_installed(name):
         return "it would hide the module of this name"
     return None
+
+
+def _is_ignored(name: str) -> bool:
+    """Say whether a file or folder of this name does not belong to a project, by its .gitignore."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _ignored_patterns())
+
+
+def _ignored_patterns() -> list[str]:
+    """Return the patterns of a project's .gitignore; each is for names at any depth."""
+    lines = GIT_IGNORE.read_text(encoding="utf-8").splitlines()
+    return [line.rstrip("/") for line in lines if line and not line.startswith("#")]
 
 
 def _is_installed(name: str) -> bool:

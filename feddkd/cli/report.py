@@ -45,12 +45,11 @@ def report(
 
     With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
 
-    Examples:
-    `feddkd report runs/feddkd-20260101-120000`
-
-    `feddkd report runs/fedavg-* runs/feddkd-* --out comparison.html --title "Digits, one class a client"`
-
-    `feddkd report runs/* --uplink 10Mbit --downlink 50Mbit --rtt 40ms`
+    ```console
+    feddkd report runs/feddkd-20260101-120000
+    feddkd report runs/fedavg-* runs/feddkd-* --out comparison.html
+    feddkd report runs/* --uplink 10Mbit --downlink 50Mbit --rtt 40ms
+    ```
     """
     missing = missing_module()
     if missing is not None:

@@ -24,6 +24,7 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
+from feddkd.locking import DirectoryLock
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,15 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
         )
         for index in (range(len(parts)) if indices is None else indices)
     }
+
+
+def release_state_dirs(state: Path, clients: Iterable[str]) -> None:
+    """Let another process have the state directories of simulated clients, which nothing here uses any more.
+
+    Their locks end with the objects, but the traceback of an error keeps these in a notebook.
+    """
+    for client in clients:
+        DirectoryLock.release_of_this_process(state / client)
 
 
 def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -> dict[str, Membership]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from feddkd.config.problems import did_you_mean
 from feddkd.config.table import Table
 from feddkd.errors import ConfigError
 from feddkd.registry import ALGORITHMS, CODECS, codec_key
@@ -40,7 +41,9 @@ class _CodecName:
         # Nothing is imported for PLAIN, which is every default.
         if name != PLAIN and not (codec_key(name) in CODECS and re.fullmatch(rf"[^:]*(:{_SHARE})?", name)):
             *others, last = (PLAIN, *CODECS)
-            raise ValueError(f"{', '.join(others)} or {last} (topk:0.01 sends 1 %)")
+            known = [codec.replace("SHARE", name.partition(":")[2] or "SHARE") for codec in (PLAIN, *CODECS)]
+            meant = did_you_mean(name, [codec for codec in known if codec != name])
+            raise ValueError(f"{', '.join(others)} or {last} (topk:0.01 sends 1 %){meant}")
         return name
 
 

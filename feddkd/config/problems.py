@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,6 +49,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         message = f"{key}.{_expectation(first)}".lstrip(".")  # of a whole table: what is wrong begins with the key
     else:
         message = f"{key} = {shortened(first['input'])}: {'; or '.join(dict.fromkeys(map(_expectation, mine)))}"
+        message += _meant(first["input"], mine)
     others = paths[1 : MOST_KEYS + 1] + ["..."] * (len(paths) > MOST_KEYS + 1)
     return message + (f" (and {len(paths) - 1} more: {', '.join(others)})" if others else "")
 
@@ -82,6 +85,12 @@ def _expectation(problem: Any) -> str:
     return str(message[0].lower() + message[1:])
 
 
+def _meant(value: Any, problems: Iterable[Any]) -> str:
+    """Propose the name most like a value, where it should be one of some names."""
+    names = [name for problem in problems for name in re.findall("'([^']*)'", problem.get("ctx", {}).get("expected", ""))]
+    return did_you_mean(value, names) if isinstance(value, str) else ""
+
+
 def shortened(value: Any) -> str:
     """The value as Python writes it, cut to a length that fits into a message."""
     text = repr(value)
@@ -99,14 +108,18 @@ def _unknown_name(key: str, value: Any, known: list[str]) -> str:
     wish = f"one of {', '.join(known)}; or package.module:Class"
     if "name" not in value:
         return f"{key}.name is missing: {wish}"
-    close = difflib.get_close_matches(str(value["name"]), known, n=1)
-    return f"{key}.name = {shortened(value['name'])}: {wish}{f' (did you mean {close[0]!r}?)' if close else ''}"
+    return f"{key}.name = {shortened(value['name'])}: {wish}{did_you_mean(str(value['name']), known)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the known name most like this one, or nothing if none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _suggestion(name: str, table: type[BaseModel]) -> str:
-    close = difflib.get_close_matches(name, table.model_fields, n=1)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
+    if meant := did_you_mean(name, table.model_fields):
+        return meant
     # A table that is chosen by its name has that name for a default: say whose keys these are.
     whose = table.model_fields["name"].default if issubclass(table, NamedTable) else None
     return f"; known keys{f' of {whose}' if isinstance(whose, str) else ''}: {', '.join(table.model_fields)}"

@@ -18,7 +18,7 @@ import torch
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
-from feddkd.client.process import simulated_memberships, simulated_workers
+from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
@@ -192,16 +192,21 @@ def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, 
         processes.wait()
 
 
-def _in_process(config: Config, state: Path, out: Path) -> InProcessEngine:
+@contextlib.contextmanager
+def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
     workers = simulated_workers(config, state)
-    return InProcessEngine(
-        workers,
-        config.transport.chunk_bytes,
-        config.transport.staging_bytes,
-        out,
-        holdout=config.data.holdout,
-        memberships=simulated_memberships(config, state, workers),
-    )
+    try:
+        with InProcessEngine(
+            workers,
+            config.transport.chunk_bytes,
+            config.transport.staging_bytes,
+            out,
+            holdout=config.data.holdout,
+            memberships=simulated_memberships(config, state, workers),
+        ) as engine:
+            yield engine
+    finally:
+        release_state_dirs(state, workers)
 
 
 def _write_config(config: Config, state: Path) -> Path:
@@ -219,6 +224,7 @@ class ClientProcesses:
     """The processes that host the clients of a simulation; if too few of them are left, the run is aborted."""
 
     EXIT_TIMEOUT_S = 10.0
+    OUTPUT_TIMEOUT_S = 1.0
 
     def __init__(self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine) -> None:
         clients = range(len(client_ids(config.partition.clients)))
@@ -243,13 +249,14 @@ class ClientProcesses:
         self._quorum = config.scheduler.quorum
         self._clients_of = {process.pid: len(clients[first::count]) for first, process in enumerate(self.processes)}
         self.stopping = False
-        self._watchers = [
-            threading.Thread(target=target, args=(process,), daemon=True)
-            for process in self.processes
-            for target in (self._watch, self._pass_on)
-        ]
-        for watcher in self._watchers:
-            watcher.start()
+        self._watchers = [self._start(self._watch, process) for process in self.processes]
+        self._printers = [self._start(self._pass_on, process) for process in self.processes]
+
+    @staticmethod
+    def _start(target: Callable[[subprocess.Popen[bytes]], None], process: subprocess.Popen[bytes]) -> threading.Thread:
+        thread = threading.Thread(target=target, args=(process,), daemon=True)
+        thread.start()
+        return thread
 
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
         """Print what a process says on standard error through this one's, which may have a live progress bar below it."""
@@ -282,6 +289,9 @@ class ClientProcesses:
                 process.kill()
         for watcher in self._watchers:
             watcher.join()
+        for printer in self._printers:
+            # Whatever the user's code started in a client holds standard error too, and may outlive the client.
+            printer.join(self.OUTPUT_TIMEOUT_S)
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.close()

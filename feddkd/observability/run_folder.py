@@ -43,6 +43,12 @@ MOST_EXAMPLES = 2**53
 AnyLine = TypeVar("AnyLine", bound=Line)
 
 
+def has_record(folder: Path) -> bool:
+    """Return whether a run has written to its record in a folder."""
+    file = folder / EXCHANGES
+    return file.is_file() and file.stat().st_size > 0
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Reads the record of one run, finished or not.

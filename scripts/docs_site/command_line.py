@@ -27,7 +27,7 @@ def reference() -> str:
 def _sections(command: Any, context: Any, level: int) -> Iterator[str]:
     if level > 1:
         yield f"{'#' * level} {context.command_path}\n"
-    yield _prose(command.help or "")
+    yield f"{(command.help or '').strip()}\n"
     yield f"```text\n{_usage(command, context)}\n```\n"
     yield from _table([parameter for parameter in command.params if not getattr(parameter, "hidden", False)], context)
     for name in getattr(command, "list_commands", lambda _: [])(context):
@@ -36,15 +36,8 @@ def _sections(command: Any, context: Any, level: int) -> Iterator[str]:
             yield from _sections(child, type(context)(child, parent=context, info_name=name), min(level + 1, 3))
 
 
-def _prose(text: str) -> str:
-    """A help text as Markdown; lines that hold nothing but a command become one block."""
-    lines = text.replace("\b\n", "").strip().splitlines()
-    return "\n".join(lines) + "\n"
-
-
 def _usage(command: Any, context: Any) -> str:
-    # An optional argument whose metavar has brackets gets a second pair.
-    return " ".join([context.command_path, *command.collect_usage_pieces(context)]).replace("[[", "[").replace("]]", "]")
+    return " ".join([context.command_path, *command.collect_usage_pieces(context)])
 
 
 def _table(parameters: list[Any], context: Any) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_rows_as_data_frames(tmp_path: Path) -> None:
 
 def test_without_pandas_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(feddkd.ConfigError, match="pip install pandas"):
+    with pytest.raises(feddkd.ConfigError, match=r"pandas is not installed; get it with: .*scripts/install pandas$"):
         feddkd.load_run(GOLDEN / "finished").to_pandas()
 
 
@@ -163,10 +164,23 @@ def test_callbacks_are_observers_and_functions(tmp_path: Path, caplog: pytest.Lo
     assert "EachRound failed and is switched off for the rest of this run: KeyError: 'accuracy'" in caplog.text
 
 
+def test_one_callback_needs_no_list(tmp_path: Path) -> None:
+    class Rounds(feddkd.Observer):
+        def round_done(self, record: feddkd.RoundRecord) -> None:
+            seen.append(record.round)
+
+    seen: list[int] = []
+    feddkd.run(TINY, callbacks=lambda record: seen.append(-record.round), out=tmp_path / "function")
+    feddkd.run(TINY, callbacks=Rounds(), out=tmp_path / "observer")
+    assert seen == [-1, -2, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"callbacks": [print, feddkd.Observer]}, r"callbacks\[1\]: .* is expected, not the class Observer"),
+        ({"callbacks": 3}, "^callbacks: a feddkd.Observer or a function of .* is expected, not an object of type int"),
+        ({"callbacks": feddkd.Observer}, "^callbacks: .* is expected, not the class Observer"),
         ({"callbacks": ["loss"]}, r"callbacks\[0\]: .* is expected, not an object of type str"),
         ({"engine": "ray"}, "engine = 'ray': 'grpc' or 'in-process' is expected"),
         ({"config": {"roundz": 3}}, "configuration: unknown key 'roundz'"),
@@ -198,9 +212,43 @@ def test_runs_of_the_same_second_have_folders_of_their_own(here: Path, monkeypat
 
 def test_a_record_is_not_written_over(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "finished", tmp_path / "run")
-    with pytest.raises(feddkd.RunError, match="already holds the record of a run"):
-        feddkd.run(TINY, out=tmp_path / "run")
+    with pytest.raises(feddkd.ConfigError, match=r"^out = '.*/run': it holds the record of a run, .*; give another folder$") as refused:
+        feddkd.run(TINY | {"dkd.optimiser": "adam"}, out=tmp_path / "run")  # before anything else is looked at
+    assert not hasattr(refused.value, "__notes__")
     assert feddkd.load_run(tmp_path / "run").summary == feddkd.load_run(GOLDEN / "finished").summary
+
+
+def interrupt(record: feddkd.RoundRecord) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("engine", ["in-process", "grpc"])
+def test_an_interrupted_run_goes_on_with_the_command_that_it_names(engine: Literal["in-process", "grpc"], here: Path) -> None:
+    settings = TINY | {"scheduler.durability": "exchange", "runtime.client_processes": 1}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        feddkd.run(settings, callbacks=[interrupt], engine=engine, out="in two")
+    where, go_on = caught.value.__notes__
+    assert where == "the record is in in two/: feddkd.load_run('in two')"
+    assert feddkd.load_run("in two").status == "paused"
+    command = shlex.split(go_on.removeprefix("to go on: "))
+    assert command == ["feddkd", "run", "--resume", "in two"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--engine", "in-process", "--no-report"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole = feddkd.run(settings, out="whole")
+    assert feddkd.load_run("in two").summary.model_sha256 == whole.summary.model_sha256
+
+
+def test_no_command_is_named_that_could_not_go_on(tmp_path: Path) -> None:
+    settings = TINY | {"scheduler.durability": "exchange"}
+    network = lambda input_shape, num_classes: nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))  # noqa: E731
+    cases: dict[str, dict[str, Any]] = {"without a journal": {"config": TINY}, "a lambda": {"config": settings, "model": network}}
+    for name, arguments in cases.items():
+        with pytest.raises(KeyboardInterrupt) as caught:
+            feddkd.run(**arguments, callbacks=[interrupt], out=tmp_path / name)
+        (where,) = caught.value.__notes__
+        assert where.startswith("the record is in ")
 
 
 def test_a_run_that_fails_says_where_its_record_is(tmp_path: Path) -> None:

@@ -129,12 +129,12 @@ CODECS = "fp32, bf16, eden1, eden2, eden3, eden4, fp16, int4, int8, randk:SHARE 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("up=int9", f"communication.up = 'int9': {CODECS}"),
+        ("up=int9", f"communication.up = 'int9': {CODECS} (did you mean 'int8'?)"),
         ("down=EDEN2", f"communication.down = 'EDEN2': {CODECS}"),
         ("up=topk", f"communication.up = 'topk': {CODECS}"),
         ("up=topk:1.5", f"communication.up = 'topk:1.5': {CODECS}"),
         ("up=8", "communication.up = 8: input should be a valid string"),
-        ("dkd_step.up=int9", f"communication.dkd_step.up = 'int9': {CODECS}"),
+        ("dkd_step.up=int9", f"communication.dkd_step.up = 'int9': {CODECS} (did you mean 'int8'?)"),
         ("upp=int8", "unknown key 'communication.upp' (did you mean 'up'?)"),
         ("dkd_step.upp=int8", "unknown key 'communication.dkd_step.upp' (did you mean 'up'?)"),
         ("preset=fast", "communication.preset = 'fast': input should be 'none', 'lossless', 'balanced' or 'frugal'"),

@@ -208,6 +208,28 @@ def test_an_unknown_key_is_named_with_the_one_that_was_probably_meant(override: 
     assert problem(override) == message
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("model.name=mlpp", "mlp"),
+        ("dkd.optimizer=adma", "adam"),
+        ("dkd.divergence=kll", "kl"),
+        ("dkd.start=averge", "average"),
+        ("data.name=minst", "mnist"),
+        ("partition.name=dirichelt", "dirichlet"),
+        ("communication.up=itn8", "int8"),
+        ("communication.up=tokp:0.01", "topk:0.01"),
+        ("communication.preset=lossles", "lossless"),
+    ],
+)
+def test_an_unknown_name_is_named_with_the_one_that_was_probably_meant(override: str, meant: str) -> None:
+    assert problem(override).endswith(f" (did you mean {meant!r}?)")
+
+
+def test_a_name_like_no_other_is_named_with_the_known_ones() -> None:
+    assert "did you mean" not in problem("model.name=xyz") + problem("communication.up=xyz") + problem("communication.up=topk:9")
+
+
 def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
     assert problem("model.qqq=1") == "configuration: unknown key 'model.qqq'; known keys: name"
 

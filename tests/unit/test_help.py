@@ -40,8 +40,17 @@ def test_help_fits_80_columns_and_leaves_examples_whole(path: tuple[str, ...]) -
     lines = shown(*path, "-h")
     assert max(map(len, lines)) <= 80
     blocks = re.findall(r"```console\n(.*?)```", COMMANDS[path], re.DOTALL)
+    assert len(blocks) == 1, "no examples, or not in one block"
+    assert "Examples:" not in COMMANDS[path]
     for example in (line.strip() for block in blocks for line in block.splitlines()):
         assert any(example == line.strip() for line in lines)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_takes_v_and_shows_its_arguments_without_doubled_brackets(path: tuple[str, ...]) -> None:
+    text = "\n".join(shown(*path, "-h"))
+    assert re.search(r"--verbose +-v", text)
+    assert "[[" not in text
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

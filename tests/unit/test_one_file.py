@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from by_hand import THREE, Federation, Vector, assert_follows, gradient, mean, sgd
+from doc_pages import blocks_of
 from harness import Recorder, run_in_process, small_config
 from one_file import file_in
 
@@ -140,6 +141,18 @@ def test_an_objective_of_one_file_is_trained_with(tmp_path: Path) -> None:
     assert_follows(Federation(tmp_path, settings), one_round)
 
 
+def test_the_algorithm_that_contributing_shows_goes_half_of_the_way(tmp_path: Path) -> None:
+    title = "feddkd/algorithms/half_step.py"
+    (shown,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.title == title]
+
+    def one_round(w: Vector, _: list[int]) -> Vector:
+        average = mean([sgd(w, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE], THREE)  # type: ignore[misc]
+        return 0.5 * w + 0.5 * average
+
+    with file_in("feddkd.algorithms", tmp_path, "half_step", shown):
+        assert_follows(Federation(tmp_path, {"name": "half_step"}), one_round)
+
+
 MODEL = """
 from torch import nn
 
@@ -240,7 +253,7 @@ def same_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) 
 def test_an_optimizer_and_a_divergence_of_one_file_take_the_steps(tmp_path: Path) -> None:
     known = run_in_process(small_config("dkd.optimizer=sgd", "dkd.divergence=kl"), tmp_path / "known")
     with file_in("feddkd.aggregator", tmp_path, "plain", OPTIMIZER), file_in("feddkd.dkd", tmp_path, "same", DIVERGENCE):
-        with pytest.raises(ConfigError, match=r"dkd.divergence = 'same': .* 'reverse_kl' or 'same_kl'$"):
+        with pytest.raises(ConfigError, match=r"dkd.divergence = 'same': .* 'reverse_kl' or 'same_kl' \(did you mean 'same_kl'\?\)$"):
             Config.load(overrides=["dkd.divergence=same"])
         run = run_in_process(small_config("dkd.optimizer=plain", "dkd.divergence=same_kl"), tmp_path / "run")
     assert run.model.sha256() == known.model.sha256()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddkd.cli.project_files import OTHER_FOLDERS, check_name, check_sites, render_project, write_project
+from feddkd.cli.project_files import GIT_IGNORE, OTHER_FOLDERS, check_name, check_sites, render_project, write_project
 from feddkd.config import Config
 from feddkd.config.toml import load_toml
 from feddkd.errors import ConfigError
@@ -33,6 +33,7 @@ SHARED = "README.md federation.toml pyproject.toml tests/test_project.py mine/da
         ("torch", "hide the module", "torch_project"),
         ("feddkd", "hide the module", "feddkd_project"),
         ("sites", "another folder", "sites_project"),
+        ("state", "git and the archives for sites leave out", "state_project"),
     ],
 )
 def test_a_name_that_no_package_can_have_is_refused_with_one_that_will_do(name: str, reason: str, proposal: str) -> None:
@@ -55,6 +56,24 @@ def test_the_proposed_name_is_always_one_that_is_accepted(name: str) -> None:
 def test_folders_that_a_project_has_anyway_are_no_names_of_packages() -> None:
     written = {path.parts[0] for path in render_project("mine", SITES) if len(path.parts) > 1}
     assert written - {"mine"} <= OTHER_FOLDERS
+
+
+IGNORED = [line.rstrip("/") for line in GIT_IGNORE.read_text().splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("pattern", IGNORED)
+def test_no_package_and_no_site_has_a_name_that_git_and_the_archives_leave_out(pattern: str) -> None:
+    name = pattern.replace("*", "some")
+    with pytest.raises(ConfigError, match=r"would do$") as refused:
+        check_name(name)
+    assert f"; {name!r} would do" not in str(refused.value)
+    with pytest.raises(ConfigError, match="--sites: "):
+        check_sites(["north", name])
+
+
+def test_what_the_archives_for_sites_leave_out_is_ignored_by_git_too() -> None:
+    left_out = set(re.findall(r"--exclude=(\S+)", render_project("mine", SITES)[PurePosixPath("SITES.md")]))
+    assert left_out <= set(IGNORED)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from feddkd.algorithms.fedavg import FedAvg
 from feddkd.errors import ConfigError
-from feddkd.registry import Registry
+from feddkd.registry import ALGORITHMS, CODECS, OBJECTIVES, Registry
 
 FRUITS = Registry("fruits_of_the_test")
 
@@ -82,6 +84,44 @@ def test_a_name_is_given_once(package: Path) -> None:
     twice = "'pear' is registered twice: by fruits_of_the_test.second.Fruit and by fruits_of_the_test.trees.Fruit"
     with pytest.raises(ConfigError, match=rf"importing fruits_of_the_test.trees failed with ConfigError: {twice}$"):
         list(FRUITS)
+
+
+CELL = """
+@FRUITS.register("kiwi")
+class Fruit:
+    seeds = {}
+"""
+
+
+@pytest.mark.usefixtures("package")
+def test_a_cell_that_is_run_again_replaces_what_it_registered() -> None:
+    cells: dict[str, Any] = {"__name__": "__main__", "FRUITS": FRUITS}
+    for seeds in (1, 2):
+        exec(CELL.format(seeds), cells)
+    assert FRUITS["kiwi"].seeds == 2
+
+
+def test_a_codec_without_a_method_is_refused_by_its_name() -> None:
+    class Half:
+        def encode(self) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"^codec 'half': .*Half has no method of and no size_bytes and no decode and no check$"):
+        CODECS.register("half")(Half)
+    assert "half" not in CODECS
+
+
+def test_an_algorithm_needs_a_table_of_its_own_name() -> None:
+    class Mine(FedAvg):
+        pass
+
+    with pytest.raises(ConfigError, match=r"^'mine': .*Mine needs a `table` of its own: FedAvgConfig has the name 'fedavg'$"):
+        ALGORITHMS.register("mine")(Mine)
+    assert "mine" not in ALGORITHMS
+
+
+def test_an_objective_without_a_table_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^'mine': .*object needs `table`, a subclass of NamedTable with the name 'mine'$"):
+        OBJECTIVES.register("mine")(object)
 
 
 def test_a_module_that_cannot_be_imported_is_named_and_spares_the_others(package: Path) -> None:
