@@ -177,8 +177,8 @@ def step_loss(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_top: float = 0.0) -> Figure | None:
-    """One metric by round; the axis reaches up to `axis_top` at least."""
+def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_top: float = 0.0, *, is_share: bool = False) -> Figure | None:
+    """One metric by round; the axis reaches up to `axis_top` at least, and is in percent for a share."""
     shown = _shown(groups, series.metric_values(name))
     if not shown:
         return None
@@ -187,6 +187,8 @@ def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_to
     _round_axis(axes, [curve for _, curve in shown])
     axes.set_ylabel(axis_label)
     _value_axis(axes, [value for _, curve in shown for value in curve.mean], axis_top)
+    if is_share:
+        axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
     if len(groups) > 1:
         legend_below(figure, handles, [group.label for group, _ in shown])
     return figure

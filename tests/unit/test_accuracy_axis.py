@@ -1,5 +1,7 @@
 """The axis of accuracy: everything that was measured is on it."""
 
+import itertools
+
 import pytest
 
 from feddkd.report.axes import accuracy_axis
@@ -20,5 +22,5 @@ def test_where_accuracies_are_high_halves_of_the_error_are_equally_high() -> Non
     _, axes = new_figure(2.7)
     accuracy_axis(axes, best=0.97, lowest=0.1)
     heights = [float(axes.transData.transform((0, accuracy))[1]) for accuracy in (0.6, 0.8, 0.9, 0.95)]
-    steps = [later - before for before, later in zip(heights, heights[1:], strict=False)]
+    steps = [later - before for before, later in itertools.pairwise(heights)]
     assert steps == pytest.approx([steps[0]] * 3)
