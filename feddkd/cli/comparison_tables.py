@@ -183,7 +183,7 @@ def _to_target(document: Mapping[str, Any], labels: Labels) -> Table:
     header = ["configuration", "rounds", BYTES, "time"]
     data = Data(fields, values)
     of = f"mean over n = {num_seeds} runs" if num_seeds > 1 else "one run each (n = 1)"
-    caption = f"Spent until the accuracy is first reached; {of}. {COSTS_CAPTION}" + (" Bold: the least." if strong else "")
+    caption = f"Spent in the rounds until the accuracy is first reached; {of}." + (" Bold: the least." if strong else "")
     title = f"To {document['target_accuracy']:.1%} accuracy"
     return Table(header, rows, [], frozenset(strong), caption, data, "to_target", title)
 
