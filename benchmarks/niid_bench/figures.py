@@ -49,16 +49,16 @@ def draw(outcomes: Outcomes, path: Path) -> None:
         figure = Figure(figsize=(1.2 + 2.7 * columns, 5.8), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, columns, sharey=True, squeeze=False)
-        tops: list[float] = []
+        means: list[float] = []
         for algorithm, look in looks(chosen(outcomes)).items():
             for (by_round, by_bytes), partition in zip(axes.T, outcomes.partitions, strict=True):
-                tops += _draw_row(by_round, by_bytes, outcomes, algorithm, partition, look)
+                means += _draw_row(by_round, by_bytes, outcomes, algorithm, partition, look)
         for (by_round, by_bytes), partition in zip(axes.T, outcomes.partitions, strict=True):
             by_round.set(title=f"{TITLES[partition]} ({partition})", xlabel="round")
             by_round.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
             _bytes_axis(by_bytes)
         for each in axes.flat:
-            accuracy_axis(each, tops)
+            accuracy_axis(each, max(means), min(means))
             each.set_ylabel("")
             each.set_axisbelow(True)
             each.spines[["top", "right"]].set_visible(False)
@@ -80,7 +80,7 @@ def _bytes_axis(panel: Any) -> None:
 
 
 def _draw_row(by_round: Any, by_bytes: Any, outcomes: Outcomes, algorithm: str, partition: str, look: Look) -> list[float]:
-    """Draw a row into the two panels of a partition; returns its best mean accuracy."""
+    """Draw a row into the two panels of a partition; returns its mean accuracies."""
     from feddkd.report.style import line_style
 
     curves = [outcome.curve for outcome in outcomes.of(algorithm, partition)]
@@ -97,4 +97,4 @@ def _draw_row(by_round: Any, by_bytes: Any, outcomes: Outcomes, algorithm: str, 
     for panel, costs in panels:
         panel.plot(costs, mean, **drawn)
         panel.fill_between(costs, low, high, color=look.color, alpha=0.18, linewidth=0)
-    return [max(mean)]
+    return mean

@@ -7,6 +7,7 @@ import statistics
 from niid_bench.cells import published
 from niid_bench.frontier_verdicts import NOT_MEASURED, Target, verdict_table
 from niid_bench.labels import EXACT, SINGLE_SEEDS
+from niid_bench.labels_names import row_name
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import OURS, no_collapse_target
 from niid_bench.markdown import MISSING, accuracy, table
@@ -28,7 +29,7 @@ def exact_targets(found: LabelOutcomes) -> list[Target]:
     """An accuracy by partition, and no collapse."""
     asked = ", ".join(f"{percent:g} % on {partition}" for partition, percent in ASKED.items())
     return [
-        Target(f"`{OURS}` at its best round: {asked}", tuple(ASKED), lambda partition: _accuracy_verdict(found, partition)),
+        Target(f"{row_name(OURS)} at its best round: {asked}", tuple(ASKED), lambda partition: _accuracy_verdict(found, partition)),
         no_collapse_target(found, tuple(ASKED)),
     ]
 
@@ -48,7 +49,7 @@ def _rows_table(found: LabelOutcomes) -> str:
     names = list(dict.fromkeys([*EXACT.rows, *found.by_case[CASE].algorithms]))
     rows = []
     for partition in ASKED:
-        rows += [[partition, f"`{name}`", *_reached(found, name, partition)] for name in names]
+        rows += [[partition, row_name(name), *_reached(found, name, partition)] for name in names]
         percent, name, source = _best_published(partition)
         best = f"{percent:.1f} (`{name}`, {source})"
         rows.append([partition, "best published, of the original CIFAR-10", MISSING, MISSING, best, MISSING, MISSING])

@@ -9,18 +9,11 @@ from feddkd.observability.budgets import Spread
 from feddkd.report.looks import Look, looks_of
 from niid_bench.cells import TITLES
 from niid_bench.labels import SKEWED
+from niid_bench.labels_names import ROW_NAMES
 from niid_bench.labels_outcomes import LabelOutcomes
 
 SHARES = {"1%": 1.0, "3%": 3.0, "10%": 10.0, "all": 100.0}
 """Percent of the images that have a label, by case."""
-
-ROWS = {
-    "feddkd": "FedDKD",
-    "self_training": "self-training",
-    "control": "control (SGD on labels)",
-    "fedavg_x20": "FedAvg, as many exchanges",
-}
-"""What a reader of the picture calls the rows that are drawn."""
 
 ALGORITHMS = ("feddkd", "self_training", "fedavg_sgd", "fedavg")
 """Whose look each row has."""
@@ -49,18 +42,18 @@ def draw(found: LabelOutcomes, path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(SKEWED), sharey=True)
         for panel, partition in zip(panels, SKEWED, strict=True):
-            for row, look in zip(ROWS, looks_of(ALGORITHMS), strict=True):
+            for row, look in zip(ROW_NAMES, looks_of(ALGORITHMS), strict=True):
                 _draw_row(panel, found, row, partition, look)
             _set_axes(panel, partition, _largest_error(found))
         panels[0].set_ylabel("test accuracy (%)")
         lines = {line.get_label(): line for panel in panels for line in panel.containers}
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(ROWS), frameon=False)
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(ROW_NAMES), frameon=False)
         figure.savefig(path, dpi=160)
 
 
 def has_points(found: LabelOutcomes) -> bool:
     """Whether there is anything to draw."""
-    return any(_value(found, case, row, partition) for case in SHARES for row in ROWS for partition in SKEWED)
+    return any(_value(found, case, row, partition) for case in SHARES for row in ROW_NAMES for partition in SKEWED)
 
 
 def _value(found: LabelOutcomes, case: str, row: str, partition: str) -> Spread | None:
@@ -68,7 +61,7 @@ def _value(found: LabelOutcomes, case: str, row: str, partition: str) -> Spread 
 
 
 def _largest_error(found: LabelOutcomes) -> float:
-    values = [_value(found, case, row, partition) for case in SHARES for row in ROWS for partition in SKEWED]
+    values = [_value(found, case, row, partition) for case in SHARES for row in ROW_NAMES for partition in SKEWED]
     return min(1.15 * max((100 - 100 * value.lowest for value in values if value), default=LARGEST_ERROR), LARGEST_ERROR)
 
 
@@ -86,7 +79,7 @@ def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, look: 
         [max(100 * (value.highest - value.mean), 0.0) for value in values],
     ]
     drawn = line_style(look, marked=True)
-    panel.errorbar(shares, means, yerr=reach, capsize=2, elinewidth=0.8, label=ROWS[row], **drawn)
+    panel.errorbar(shares, means, yerr=reach, capsize=2, elinewidth=0.8, label=ROW_NAMES[row], **drawn)
 
 
 def _set_axes(panel: Any, partition: str, largest_error: float) -> None:

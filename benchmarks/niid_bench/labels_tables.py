@@ -19,11 +19,13 @@ from niid_bench.frontier_verdicts import verdict_table
 from niid_bench.grid import RESULTS, read_lines
 from niid_bench.labels import CASES, FEW, MILD, RESULT, SEEDS, SKEWED
 from niid_bench.labels_exact import exact_section
+from niid_bench.labels_names import ROW_NAMES, row_name
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import (
     AUTO,
     CIFAR_PARTITIONS,
     CONTROL,
+    OURS,
     UNALIKE,
     auto_targets,
     boundaries,
@@ -80,7 +82,13 @@ def bytes_section(found: LabelOutcomes) -> str:
 
 def rows_section() -> str:
     """What each row is."""
-    return table(["row", ""], [[f"`{row}`", str(settings["what"])] for row, settings in LABELS.items()])
+    rows = [[_with_code(row), str(settings["what"])] for row, settings in LABELS.items()]
+    return table(["row", ""], rows)
+
+
+def _with_code(row: str) -> str:
+    """The name of a row, and the code name that result files and commands have."""
+    return f"{ROW_NAMES[row]} (`{row}`)" if row in ROW_NAMES else f"`{row}`"
 
 
 def cases_section(found: LabelOutcomes, cases: Sequence[str]) -> str:
@@ -91,7 +99,7 @@ def cases_section(found: LabelOutcomes, cases: Sequence[str]) -> str:
 
 def _case_table(found: LabelOutcomes, case: str) -> str:
     outcomes = found.by_case[case]
-    rows = [[f"`{row}`", *(_both(found, case, row, partition) for partition in outcomes.partitions)] for row in outcomes.algorithms]
+    rows = [[row_name(row), *(_both(found, case, row, partition) for partition in outcomes.partitions)] for row in outcomes.algorithms]
     return table(["row", *outcomes.partitions], rows)
 
 
@@ -134,7 +142,8 @@ def teachers_section(found: LabelOutcomes) -> str:
             )
     if not rows:
         return NO_RESULTS
-    header = ["labels", "partition", "teachers", "global model", f"`{CONTROL}`, test set", f"`{JUDGED}` to `{CONTROL}`", "rule holds"]
+    control, judged_name = row_name(CONTROL), row_name(JUDGED)
+    header = ["labels", "partition", "teachers", "global model", f"{control}, test set", f"{judged_name} to {control}", "rule holds"]
     return f"{table(header, rows)}\n\n**The rule holds in {held} of {judged}.**"
 
 
@@ -157,7 +166,7 @@ def costs_section(found: LabelOutcomes, case: str, partitions: Sequence[str]) ->
         if curves:
             rows.append(
                 [
-                    f"`{row}`",
+                    row_name(row),
                     str(len(curves[0].rounds)),
                     f"{statistics.fmean(curve.wire_bytes[-1] for curve in curves) / 1e6:,.0f}",
                     f"{statistics.fmean(curve.gradient_evaluations[-1] for curve in curves) / 1e3:,.0f}",
@@ -169,13 +178,8 @@ def costs_section(found: LabelOutcomes, case: str, partitions: Sequence[str]) ->
     return f"{sentence_case(case_title(case))}:\n\n{table(header, rows)}" if rows else NO_RESULTS
 
 
-README_ROWS = {
-    "feddkd": ("**FedDKD**", False),
-    "self_training": ("the global model labels the images", True),
-    "control": ("only the labels, as many exchanges", True),
-    "fedavg_x20": ("FedAvg, 20 times the rounds", True),
-}
-"""What the README calls a row, and whether its best round counts."""
+README_ROWS = {"feddkd": False, "self_training": True, "control": True, "fedavg_x20": True}
+"""The rows of the README's table, and whether the best round counts."""
 
 README_COLUMNS = (("mnist", "3%"), ("cifar10_jpeg", "10%"))
 DATA_TITLES = {"mnist": "MNIST", "cifar10_jpeg": "CIFAR-10 (JPEG)"}
@@ -186,8 +190,11 @@ def readme_section(sets: Mapping[str, LabelOutcomes]) -> str:
     """Show the few numbers that a reader needs first."""
     columns = [(data, case, partition) for data, case in README_COLUMNS for partition in SKEWED]
     rows = [
-        [title, *(_readme_cell(sets[data], case, row, partition, at_best=at_best) for data, case, partition in columns)]
-        for row, (title, at_best) in README_ROWS.items()
+        [
+            f"**{ROW_NAMES[row]}**" if row == OURS else ROW_NAMES[row],
+            *(_readme_cell(sets[data], case, row, partition, at_best=at_best) for data, case, partition in columns),
+        ]
+        for row, at_best in README_ROWS.items()
     ]
     header = [
         "",

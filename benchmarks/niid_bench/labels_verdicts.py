@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from niid_bench.cells import LABELS, TITLES
 from niid_bench.frontier_verdicts import NOT_MEASURED, Target
 from niid_bench.labels import CASES, FEW, MILD, SEEDS, SKEWED, WRONG, case_of
+from niid_bench.labels_names import row_name
 from niid_bench.labels_outcomes import LabelOutcomes, Lead
 from niid_bench.markdown import MISSING, table
 from niid_bench.outcomes import Outcome
@@ -56,6 +57,11 @@ BOUNDARIES = (
 )
 """Cases and partitions of which nothing was asked but to say what happens."""
 
+UNKNOWN_BOUNDARIES = (
+    "Not measured on this data set: 1 % of the labels, 20 % wrong labels, labels that are wrong among a client's own classes, "
+    "and few or wrong labels with Dirichlet 0.5 or equal shares. What was measured has tables of its own."
+)
+
 
 def few_targets(found: LabelOutcomes) -> list[Target]:
     """What was asked of few labels on MNIST."""
@@ -87,12 +93,12 @@ def auto_targets(found: LabelOutcomes) -> list[Target]:
 
 
 def _control_target(found: LabelOutcomes, case: str, points: float) -> Target:
-    text = f"{case_title(case)}: `{OURS}` at least {points:g} points above the best round of every control"
+    text = f"{case_title(case)}: {row_name(OURS)} at least {points:g} points above the best round of every control"
     return _lead_target(text, SKEWED, lambda partition: found.least_lead(case, OURS, partition, CONTROLS), points, names_rival=True)
 
 
 def _all_labels_target(found: LabelOutcomes, case: str) -> Target:
-    text = f"{case_title(case)}: `{OURS}` within {TO_ALL_LABELS:g} points of itself with all labels"
+    text = f"{case_title(case)}: {row_name(OURS)} within {TO_ALL_LABELS:g} points of itself with all labels"
     return _lead_target(
         text, SKEWED, lambda partition: found.lead(case, OURS, partition, OURS, at_best=False, rival_case="all"), -TO_ALL_LABELS
     )
@@ -100,13 +106,13 @@ def _all_labels_target(found: LabelOutcomes, case: str) -> Target:
 
 def _rivals_target(found: LabelOutcomes, case: str, rivals: Sequence[str], row: str) -> Target:
     who = "control" if rivals == CONTROLS else "rival"
-    text = f"{case_title(case)}: `{row}` at or above the best round of every {who}"
+    text = f"{case_title(case)}: {row_name(row)} at or above the best round of every {who}"
     return _lead_target(text, SKEWED, lambda partition: found.least_lead(case, row, partition, rivals), 0.0, names_rival=True)
 
 
 def _auto_target(found: LabelOutcomes, case: str) -> Target:
-    choices = ", ".join(f"`{row}`" for row in CHOICES_OF_AUTO)
-    text = f"{case_title(case)}: `{AUTO}` within {AUTO_TOLERANCE:g} point of the best of {choices} at the end"
+    choices = ", ".join(row_name(row) for row in CHOICES_OF_AUTO)
+    text = f"{case_title(case)}: {row_name(AUTO)} within {AUTO_TOLERANCE:g} point of the best of {choices} at the end"
     judged = SKEWED if case == "1%" else (*SKEWED, *MILD)
     return _lead_target(
         text,
@@ -126,7 +132,7 @@ def _lead_target(
         lead = lead_on(partition)
         if lead is None:
             return NOT_MEASURED
-        rival = f" to `{lead.rival}`" if names_rival else ""
+        rival = f" to {row_name(lead.rival)}" if names_rival else ""
         return f"{_verdict(lead, points)}: {said_lead(lead)}{rival}"
 
     return Target(text, partitions, judge)
@@ -154,11 +160,11 @@ def _one_exchange_target(found: LabelOutcomes) -> Target:
         lead = found.least_lead("all", OURS, partition, ONE_EXCHANGE)
         if lead is None:
             return NOT_MEASURED
-        missing = [f"`{row}`" for row in ONE_EXCHANGE if found.lead("all", OURS, partition, row) is None]
+        missing = [row_name(row) for row in ONE_EXCHANGE if found.lead("all", OURS, partition, row) is None]
         verdict = f"{NOT_MEASURED} beside {', '.join(missing)}" if missing else _ahead_verdict(lead)
-        return f"{verdict}: {said_lead(lead)} to `{lead.rival}`"
+        return f"{verdict}: {said_lead(lead)} to {row_name(lead.rival)}"
 
-    return Target(f"all labels: `{OURS}` above the best round of every algorithm of one exchange, at equal rounds", UNALIKE, judge)
+    return Target(f"all labels: {row_name(OURS)} above the best round of every algorithm of one exchange, at equal rounds", UNALIKE, judge)
 
 
 def _equal_bytes_target(found: LabelOutcomes) -> Target:
@@ -166,7 +172,7 @@ def _equal_bytes_target(found: LabelOutcomes) -> Target:
         lead = found.lead_at_equal_bytes("all", FRUGAL, partition, CODED)
         return NOT_MEASURED if lead is None else f"{_ahead_verdict(lead)}: {said_lead(lead)}"
 
-    return Target(f"all labels: `{FRUGAL}` above the best round of `{CODED}`, at equal bytes", UNALIKE, judge)
+    return Target(f"all labels: {row_name(FRUGAL)} above the best round of {row_name(CODED)}, at equal bytes", UNALIKE, judge)
 
 
 def _ahead_verdict(lead: Lead) -> str:
@@ -183,7 +189,8 @@ def no_collapse_target(found: LabelOutcomes, partitions: Sequence[str]) -> Targe
         runs = [own for own in found.all if own.cell.partition == partition and own.cell.algorithm in STEPPING]
         if not runs:
             return NOT_MEASURED
-        fallen = [f"`{own.cell.algorithm}` ({case_title(case_of(own.cell))}, seed {own.cell.seed})" for own in runs if _has_collapsed(own)]
+        collapsed = [own for own in runs if _has_collapsed(own)]
+        fallen = [f"{row_name(own.cell.algorithm)} ({case_title(case_of(own.cell))}, seed {own.cell.seed})" for own in collapsed]
         named = f": {', '.join(fallen)}" if fallen else ""
         return f"{'missed' if fallen else 'met'}: {len(fallen)} of {len(runs)} runs{named}"
 
@@ -201,21 +208,21 @@ def not_ahead(found: LabelOutcomes) -> str:
     lines, leads = [], []
     for case in CASES:
         for partition in CIFAR_PARTITIONS:
-            others = {f"`{row}`": found.lead(case, OURS, partition, row) for row in (*RIVALS, *ONE_EXCHANGE)}
-            coded = {f"`{row}`": found.lead_at_equal_bytes(case, FRUGAL, partition, row) for row in (CODED, *ONE_EXCHANGE)}
+            others = {row_name(row): found.lead(case, OURS, partition, row) for row in (*RIVALS, *ONE_EXCHANGE)}
+            coded = {row_name(row): found.lead_at_equal_bytes(case, FRUGAL, partition, row) for row in (CODED, *ONE_EXCHANGE)}
             leads += [lead for lead in (*others.values(), *coded.values()) if lead is not None]
-            said = [f"`{row}` is {text}" for row, own in ((OURS, others), (FRUGAL, coded)) if (text := _not_ahead(own))]
+            said = [f"{row_name(row)} is {text}" for row, own in ((OURS, others), (FRUGAL, coded)) if (text := _not_ahead(own))]
             if said:
                 lines.append(f"- **{sentence_case(case_title(case))}, {partition}:** {'; '.join(said)}.")
     if not leads:
-        return "Not measured yet."
+        return "No two of these rows have been measured."
     counts = {standing: sum(lead.standing == standing for lead in leads) for standing in ("ahead", "level", "behind")}
     sums = ", ".join(f"{standing} in {count}" for standing, count in counts.items())
     return "\n".join([*lines, *([""] if lines else []), f"**Of these {len(leads)} comparisons: {sums}.**"])
 
 
 def _not_ahead(leads: Mapping[str, Lead | None]) -> str:
-    """For instance "behind `control`: -0.51 points (n=1), level with `fedavg`: +0.02 points (worst -0.10)"."""
+    """For instance "behind control (SGD on labels): -0.51 points (n=1), level with `fedavg`: +0.02 points (worst -0.10)"."""
     words = {"behind": "behind", "level": "level with"}
     found = [(words.get(lead.standing), rival, lead) for rival, lead in leads.items() if lead is not None]
     return ", ".join(f"{word} {rival}: {said_lead(lead)}" for word, rival, lead in sorted(found, key=lambda each: str(each[0])) if word)
@@ -234,15 +241,16 @@ def boundaries(found: LabelOutcomes) -> str:
                     [
                         TITLES[partition],
                         case_title(case),
-                        f"`{row}`",
+                        row_name(row),
                         *_beside(found, case, row, partition),
-                        f"`{lead.rival}`",
+                        row_name(lead.rival),
                         said_lead(lead),
                     ]
                 )
     if not rows:
-        return "Not measured yet."
-    header = ["partition", "labels", "row", "its last round", "best round of `control`", "strongest other row", "lead over its best round"]
+        return UNKNOWN_BOUNDARIES
+    best = f"best round of {row_name(CONTROL)}"
+    header = ["partition", "labels", "row", "its last round", best, "strongest other row", "lead over its best round"]
     return f"{table(header, rows)}\n\n**Of these {len(rows)}, FedDKD is above every other row in {ahead}, and below one in {behind}.**"
 
 

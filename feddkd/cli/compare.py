@@ -80,12 +80,14 @@ def compare(
     if as_json:
         say(json.dumps(comparison.document))
     else:
-        for title, table in comparison.terminal_tables():
-            present(as_terminal_table(table, title), Text(), width=WIDTH)
+        for table in comparison.terminal_tables():
+            present(as_terminal_table(table), Text(), width=WIDTH)
         present(*map(Text, comparison.notes), width=WIDTH)
     lines = [f"tables: {tables}/"]
     if report:
-        lines.append(f"report: {report_of(comparison.folders, folder / PAGE, with_pdf=True)}")
+        folders = list(dict.fromkeys(run.path for run in comparison.records))
+        page = report_of(folders, folder / PAGE, runs=comparison.records, with_pdf=True)
+        lines.append(f"report: {page}")
     for line in lines:
         if as_json:
             note(error_console(), line)

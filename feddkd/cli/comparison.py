@@ -17,6 +17,7 @@ from feddkd.cli.comparison_tables import comparison_tables
 from feddkd.cli.output import error_console, note
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError
+from feddkd.observability.first_rounds import first_rounds
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report.frontier import Frontier, Track, Walk, fedavg_round_bytes, method_of
 from feddkd.report.groups import Name, names_of
@@ -33,17 +34,17 @@ class Comparison:
         names: what a person calls each row, by its label in the document.
         notes: for a person.
         frontier: what accuracy costs in bytes; None where too little was evaluated.
-        folders: the records of the runs.
+        records: of the runs of every row; a row that is read from a longer run has its first rounds.
     """
 
     document: dict[str, Any]
     names: dict[str, str]
     notes: list[str]
     frontier: Frontier | None
-    folders: list[Path]
+    records: list[RunFolder]
 
-    def terminal_tables(self) -> list[tuple[str, Table]]:
-        """Each table with its title, for 80 columns."""
+    def terminal_tables(self) -> list[Table]:
+        """For 80 columns."""
         return comparison_tables(self.document, self.names, self.frontier, short=True)
 
     def write_tables(self, folder: Path) -> None:
@@ -54,7 +55,7 @@ class Comparison:
         """
         found = comparison_tables(self.document, self.names, self.frontier, short=False)
         try:
-            write_tables([table for _, table in found], folder)
+            write_tables(found, folder)
         except OSError as error:
             where = error.filename or folder
             raise ConfigError(f"cannot write tables to {where}: {error.strerror}") from error
@@ -76,9 +77,9 @@ def compared(
     """
     _run_all(rows, seeds, folder, engine, workers)
     runs = {row.label: [read_run(row, seed, folder, engine) for seed in seeds] for row in rows}
-    folders = [row.job(seed, folder, engine).folder for row in rows if not row.reads_another_run for seed in seeds]
+    records = [first_rounds(RunFolder.load(row.job(seed, folder, engine).folder), row.rounds) for row in rows for seed in seeds]
     names = _names(rows)
-    frontier = _frontier(rows, names, runs, folders)
+    frontier = _frontier(rows, names, runs, records)
     document = {
         "command": shlex.join(["feddkd", *sys.argv[1:]]),
         **environment(),
@@ -93,8 +94,8 @@ def compared(
         if row.source is not None
     ]
     at_once = f"{workers} runs at once" if workers > 1 else "one run at a time"
-    notes.append(f"times: {at_once}, with start-up; gradients: gradient evaluations")
-    return Comparison(document, names, notes, frontier, folders)
+    notes.append(f"times: {at_once}; gradients: gradient evaluations")
+    return Comparison(document, names, notes, frontier, records)
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
@@ -103,7 +104,7 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     return {row.label: name if names.count(name) == 1 else f"{name} ({row.label})" for row, name in zip(rows, names, strict=True)}
 
 
-def _frontier(rows: Sequence[Row], names: Mapping[str, str], runs: Runs, folders: Sequence[Path]) -> Frontier | None:
+def _frontier(rows: Sequence[Row], names: Mapping[str, str], runs: Runs, records: Sequence[RunFolder]) -> Frontier | None:
     """What accuracy costs in bytes; FedAvg's shorter rows are the first rounds of its longest one."""
     tracks = []
     for row in rows:
@@ -112,7 +113,7 @@ def _frontier(rows: Sequence[Row], names: Mapping[str, str], runs: Runs, folders
         if not row.reads_another_run and all(walk.accuracy for walk in walks):
             name = Name(names[row.label], row.label)
             tracks.append(Track.of(name, method_of(row.config), walks))
-    return Frontier.of(tracks, fedavg_round_bytes(map(RunFolder.load, folders))) if tracks else None
+    return Frontier.of(tracks, fedavg_round_bytes(records)) if tracks else None
 
 
 def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: EngineName, workers: int) -> None:

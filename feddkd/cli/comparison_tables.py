@@ -12,7 +12,8 @@ from feddkd.report import units
 from feddkd.report.frontier import Frontier
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.table import Data, Table, Value, best_cells
-from feddkd.report.tables import accuracy_caption, accuracy_text, best_accuracies, spread_values
+from feddkd.report.tables import BEST, BYTES, EVALUATIONS, FINAL, accuracy_caption, accuracy_text, best_accuracies, spread_values
+from feddkd.report.tables import COSTS as COSTS_CAPTION
 
 Numbers = Mapping[str, float | None] | None
 
@@ -40,34 +41,27 @@ class Labels:
         return [self.names[label], label, *values]
 
 
-def comparison_tables(
-    document: Mapping[str, Any], names: Mapping[str, str], frontier: Frontier | None, *, short: bool
-) -> list[tuple[str, Table]]:
-    """Return each table with its title.
+def comparison_tables(document: Mapping[str, Any], names: Mapping[str, str], frontier: Frontier | None, *, short: bool) -> list[Table]:
+    """Return the tables of a comparison.
 
     Args:
         document: of `feddkd.bench.side_by_side.results`.
         names: what a reader calls each row, by its label in the document.
         short: for a terminal of 80 columns.
     """
-    labels, num_seeds = Labels(names), len(document["seeds"])
-    seeds = ", ".join(map(str, document["seeds"]))
-    whole = f"Whole runs, seed{'s' if num_seeds > 1 else ''} {seeds} (n = {num_seeds})"
-    costs = frontier_table(frontier, in_rounds=not short) if frontier else None
+    labels = Labels(names)
     return [
-        (whole, _whole_runs(document["summary"], labels, num_seeds, short=short)),
-        ("Verdict", _verdict(document["verdicts"], labels, num_seeds)),
-        ("Accuracy (%) at equal budgets", _equal_budgets(document, labels)),
-        (
-            f"To {document['target_accuracy']:.1%} accuracy",
-            _to_target(document["to_target"], labels),
-        ),
-        *([("Accuracy for its bytes", costs)] if costs else []),
+        _whole_runs(document, labels, short=short),
+        _verdict(document["verdicts"], labels, len(document["seeds"])),
+        _equal_budgets(document, labels),
+        _to_target(document, labels),
+        *([frontier_table(frontier, in_rounds=not short)] if frontier else []),
     ]
 
 
-def _whole_runs(summary: Mapping[str, Any], labels: Labels, num_seeds: int, *, short: bool) -> Table:
+def _whole_runs(document: Mapping[str, Any], labels: Labels, *, short: bool) -> Table:
     """Without gradient evaluations where there is little room."""
+    summary, num_seeds = document["summary"], len(document["seeds"])
     finals = [_spread(row["final_accuracy"], num_seeds) for row in summary.values()]
     bests = [_spread(row["best_accuracy"], num_seeds) for row in summary.values()]
     rows: list[list[str]] = []
@@ -79,16 +73,18 @@ def _whole_runs(summary: Mapping[str, Any], labels: Labels, num_seeds: int, *, s
         rows.append([labels[label], str(row["rounds"]), *texts])
         numbers = [*spread_values(final), *spread_values(best), wire_bytes, seconds, evaluations]
         values.append(labels.row(label, row["algorithm"], num_seeds, row["rounds"], *numbers))
-    header = ["configuration", "rounds", "final %", "best %", "bytes", "time"]
-    header += [] if short else ["gradient evaluations"]
+    header = ["configuration", "rounds", FINAL, BEST, BYTES, "time"]
+    header += [] if short else [EVALUATIONS]
     fields = [
         *("configuration", "name", "algorithm", "n", "rounds"),
         *(f"{which}_accuracy_{part}" for which in ("final", "best") for part in SPREAD),
         *(f"{cost}_mean" for cost in COSTS),
     ]
     strong = frozenset({*best_accuracies(2, finals), *best_accuracies(3, bests)})
-    data = Data(fields, values)
-    return Table(header, rows, [], strong, accuracy_caption(num_seeds), data, "comparison")
+    seeds = ", ".join(map(str, document["seeds"]))
+    title = f"Whole runs, seed{'s' if num_seeds > 1 else ''} {seeds} (n = {num_seeds})"
+    caption = f"{accuracy_caption([num_seeds])} {COSTS_CAPTION}"
+    return Table(header, rows, [], strong, caption, Data(fields, values), "comparison", title)
 
 
 def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int) -> Table:
@@ -101,13 +97,16 @@ def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int) -> Table:
     parts = [f"{budget}_{part}" for budget in BUDGETS[:2] for part in ("outcome", "points")]
     data = Data(["configuration", "name", "of", *parts], values)
     header = [f"{labels[of]} against", "at equal rounds", "at equal bytes"]
-    return Table(header, rows, [], caption=_verdict_caption(num_seeds), data=data, name="verdict")
+    return Table(header, rows, [], caption=_verdict_caption(num_seeds), data=data, name="verdict", title="Verdict")
 
 
 def _verdict_caption(num_seeds: int) -> str:
     if num_seeds < 2:
         return "Points of accuracy. One seed decides nothing: give --seeds several times."
-    return "Ahead, behind: every run of one is above every run of the other; level: neither. In points of mean accuracy."
+    return (
+        "Ahead, behind: every run of one is above every run of the other; level: neither. "
+        f"In points of mean accuracy over n = {num_seeds} runs."
+    )
 
 
 def _verdict_text(found: Mapping[str, Any] | None) -> str:
@@ -137,7 +136,7 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
     rows = [[labels[label], *cells] for label, *cells in zip(every, *texts, strict=True)]
     spreads = [[found for found, _ in column] for column in columns]
     strong = {cell for number, own in enumerate(spreads, 1) for cell in best_accuracies(number, own)}
-    caption = f"{EARLY} ended before it had spent the budget; more rounds would tell."
+    caption = "One run each (n = 1)." if num_seeds == 1 else f"Mean ± sample standard deviation over n = {num_seeds} runs."
     is_early = any(text.endswith(EARLY) for column in texts for text in column)
     fields = [f"{name}_accuracy_{part}" for name in BUDGETS for part in SPREAD]
     data = Data(
@@ -147,8 +146,10 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
             for label, *own in zip(every, *spreads, strict=True)
         ],
     )
-    said = caption if is_early else ""
-    return Table(header, rows, [], frozenset(strong), said, data, "equal_budgets")
+    if is_early:
+        caption += f" {EARLY} ended before it had spent the budget; more rounds would tell."
+    title = "Accuracy (%) at equal budgets"
+    return Table(header, rows, [], frozenset(strong), caption, data, "equal_budgets", title)
 
 
 def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> list[tuple[Spread | None, str]]:
@@ -161,7 +162,9 @@ def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> li
     return found
 
 
-def _to_target(to_target: Mapping[str, Any], labels: Labels) -> Table:
+def _to_target(document: Mapping[str, Any], labels: Labels) -> Table:
+    """What each configuration spends until it reaches the accuracy."""
+    to_target, num_seeds = document["to_target"], len(document["seeds"])
     costs = {"rounds": "{:.1f}".format, "wire_bytes": units.size, "seconds": units.duration}
     rows: list[list[str]] = []
     values: list[list[Value]] = []
@@ -177,10 +180,12 @@ def _to_target(to_target: Mapping[str, Any], labels: Labels) -> Table:
         known = [mean["mean"] if mean else None for mean in means]
         strong.update(best_cells(column + 1, [row[column + 1] for row in rows], known, min))
     fields = ["configuration", "name", "reached", "of", *(f"{cost}_mean" for cost in costs)]
-    header = ["configuration", "rounds", "bytes", "time"]
+    header = ["configuration", "rounds", BYTES, "time"]
     data = Data(fields, values)
-    caption = "Bold: the least." if strong else ""
-    return Table(header, rows, [], frozenset(strong), caption, data, "to_target")
+    of = f"mean over n = {num_seeds} runs" if num_seeds > 1 else "one run each (n = 1)"
+    caption = f"Spent in the rounds until the accuracy is first reached; {of}." + (" Bold: the least." if strong else "")
+    title = f"To {document['target_accuracy']:.1%} accuracy"
+    return Table(header, rows, [], frozenset(strong), caption, data, "to_target", title)
 
 
 def _spread(found: Numbers, count: int) -> Spread | None:

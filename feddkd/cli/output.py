@@ -131,10 +131,10 @@ def _standard_output() -> Iterator[None]:
         raise RunError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def as_terminal_table(table: ReportTable, title: str) -> Table:
+def as_terminal_table(table: ReportTable) -> Table:
     """A table of the report, for the terminal; the cells that stand out are bold."""
     shown = Table(
-        title=title,
+        title=table.title,
         title_justify="left",
         title_style="bold",
         caption=table.caption,

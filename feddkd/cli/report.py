@@ -70,7 +70,7 @@ def report(
     page = _page(out, found)
     pictures = write_report(runs, page, title, link, left_out)
     if link is not None:
-        present(as_terminal_table(time_table(group_runs(runs), link), "Time over the network"), width=WIDTH)
+        present(as_terminal_table(time_table(group_runs(runs), link)), width=WIDTH)
     say(f"report: {page} (pictures and tables in {pictures}/)")
 
 
@@ -108,10 +108,12 @@ def _page(out: Path | None, folders: list[Path]) -> Path:
     return out / PAGE
 
 
-def report_of(folders: Sequence[Path], page: Path, *, with_pdf: bool = False) -> str:
+def report_of(folders: Sequence[Path], page: Path, *, runs: Sequence[RunFolder] | None = None, with_pdf: bool = False) -> str:
     """Write the page of runs that have just ended, and say where it is or why there is none.
 
-    Without PDFs, which double the time that it takes, unless asked for.
+    Args:
+        runs: the records, where they are read already; folders may have more rounds.
+        with_pdf: whether there are PDFs too, which double the time that it takes.
     """
     again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
     if missing_module() is not None:
@@ -120,7 +122,8 @@ def report_of(folders: Sequence[Path], page: Path, *, with_pdf: bool = False) ->
         from feddkd.report.page import FORMATS, write_report
 
         formats = [kind for kind in FORMATS if with_pdf or kind != "pdf"]
-        write_report([RunFolder.load(folder) for folder in folders], page, formats=formats)
+        found = [RunFolder.load(folder) for folder in folders] if runs is None else runs
+        write_report(found, page, formats=formats)
     except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
         return f"none: {type(error).__name__}: {error}; try again with {again}"
     return str(page)

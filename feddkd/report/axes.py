@@ -16,9 +16,6 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 STRETCH_FROM = 0.85
 """Where some run is more accurate than this, each halving of the error has the same height."""
 
-LEAST_ACCURATE = 0.5
-"""The stretched axis starts here, or lower where some line does not get there."""
-
 MOST_ACCURATE = 0.9995
 
 TICKS = (
@@ -29,16 +26,21 @@ TICKS = (
 TICK_ROOM = 0.055
 """Between two ticks, as a share of the axis."""
 
+MARKER_ROOM = 0.02
+"""Below the lowest point, so that its marker is drawn whole."""
 
-def accuracy_axis(axes: Axes, tops: list[float], lowest: float = 0.0, room_below: float = 0.0) -> None:
+
+def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.0) -> None:
     """Make the vertical axis one of accuracy, logarithmic in the error where accuracies are high.
 
+    It reaches every point: below 50 % errors differ by less than a factor of two, so what a weak
+    algorithm does takes little height.
+
     Args:
-        tops: the best accuracy of each line; every line is on the axis at least there.
-        lowest: the lowest accuracy of any line; the axis does not start far below it.
+        best: the best accuracy of any line.
+        lowest: the lowest accuracy of any line.
         room_below: left free at the bottom, as a share of the axis.
     """
-    best = max(tops)
     axes.set_ylabel("accuracy of the global model")
     axes.grid(visible=True)
     if best <= STRETCH_FROM:
@@ -46,11 +48,10 @@ def accuracy_axis(axes: Axes, tops: list[float], lowest: float = 0.0, room_below
         axes.set_ylim(-room_below * top, top)
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     else:
-        low = max(min(min(tops) - 0.05, LEAST_ACCURATE), 1 - 1.15 * (1 - lowest), 0.0)
         high = min(1 - 0.75 * (1 - best), MOST_ACCURATE)
-        low = min(low, 1 - 1.5 * (1 - high))
+        low = max(min(1 - 1.15 * (1 - lowest), 1 - 1.5 * (1 - high)), 0.0)
         axes.set_yscale("function", functions=(_stretched, _unstretched))
-        axes.set_ylim(_with_room(low, high, room_below), high)
+        axes.set_ylim(_with_room(low, high, room_below or MARKER_ROOM), high)
         axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))

@@ -62,7 +62,7 @@ def codec_table(groups: Sequence[Group]) -> Table | None:
     data = Data(FIELDS, [[group.label, group.code, *_values(effect)] for group, effect in found])
     colors = [group.look.color for group, _ in found]
     caption = CAPTION + (SNAPSHOTS if snapshots else "")
-    return Table(header, rows, colors, caption=caption, data=data, name="codecs")
+    return Table(header, rows, colors, caption=caption, data=data, name="codecs", title="Codecs")
 
 
 def _cells(effect: Effect, snapshots: bool) -> list[str]:

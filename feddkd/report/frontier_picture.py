@@ -48,7 +48,8 @@ def draw(frontier: Frontier) -> Figure:
         end = max(track.wire_bytes[-1] for track in own)
         handles.append(_draw_steps(axes, front(own), end, **line_style(look, marked=False)))
     labels = [frontier.name_of(method) for method in coloured]
-    accuracy_axis(axes, _tops(frontier), room_below=1.5 * STRIP)
+    accuracies = [value for track in frontier.tracks for value in track.accuracy]
+    accuracy_axis(axes, max(accuracies), min(accuracies), room_below=1.5 * STRIP)
     _bytes_axis(axes, frontier)
     _draw_strip(axes, frontier, coloured)
     handles += [Line2D([], [], color=BAND, linewidth=5), Line2D([], [], color=GROUND, linewidth=0.7, alpha=0.6)]
@@ -77,11 +78,6 @@ def _draw_steps(axes: Axes, corners: Sequence[Step], end_bytes: float, **drawn: 
 def _positive(costs: Sequence[float]) -> list[float]:
     """For a logarithmic axis: what cost nothing is drawn as if it had cost one byte."""
     return [max(cost, 1.0) for cost in costs]
-
-
-def _tops(frontier: Frontier) -> list[float]:
-    """The best accuracy of each method."""
-    return [max(max(track.accuracy) for track in frontier.of_method(method)) for method in frontier.methods]
 
 
 def _bytes_axis(axes: Axes, frontier: Frontier) -> None:

@@ -38,7 +38,7 @@ def frontier_table(frontier: Frontier, *, in_rounds: bool = True) -> Table:
     best = {*_best_cells(costs, min, 1), *_best_cells(reached, max, 1 + len(frontier.levels))}
     caption = _caption(frontier, rows, in_rounds=in_rounds)
     data = _data(frontier, costs, reached)
-    return Table(header, rows, colors, frozenset(best), caption, data, "frontier")
+    return Table(header, rows, colors, frozenset(best), caption, data, "frontier", "Accuracy for its bytes")
 
 
 def _data(

@@ -24,7 +24,6 @@ from feddkd.report.series import ByRound, Curve
 from feddkd.report.style import (
     DASHES,
     GREY,
-    MARKERS,
     WIDTH_INCHES,
     formatter,
     legend_below,
@@ -178,8 +177,8 @@ def step_loss(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_top: float = 0.0) -> Figure | None:
-    """One metric by round; the axis reaches up to `axis_top` at least."""
+def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_top: float = 0.0, *, is_share: bool = False) -> Figure | None:
+    """One metric by round; the axis reaches up to `axis_top` at least, and is in percent for a share."""
     shown = _shown(groups, series.metric_values(name))
     if not shown:
         return None
@@ -188,6 +187,8 @@ def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_to
     _round_axis(axes, [curve for _, curve in shown])
     axes.set_ylabel(axis_label)
     _value_axis(axes, [value for _, curve in shown for value in curve.mean], axis_top)
+    if is_share:
+        axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
     if len(groups) > 1:
         legend_below(figure, handles, [group.label for group, _ in shown])
     return figure
@@ -231,17 +232,12 @@ def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> l
 def _draw(axes: Axes, x: Sequence[float], curve: Curve, look: Look) -> Line2D:
     """A group's mean, with a band from the lowest to the highest run."""
     is_short = len(curve.rounds) <= MARKED_ROUNDS
-    (line,) = axes.plot(x, curve.mean, **line_style(look, marked=is_short))
-    if not is_short:
-        _mark_end(axes, x[-1], curve.mean[-1], look)
+    # Of a long line only the end is marked, which may lie among others; the legend then shows the marker too.
+    marked: dict[str, Any] = {} if is_short else {"markevery": [-1]}
+    (line,) = axes.plot(x, curve.mean, **line_style(look, marked=True), **marked)
     if curve.low != curve.high:
         axes.fill_between(x, curve.low, curve.high, color=look.color, alpha=0.18, linewidth=0)
     return line
-
-
-def _mark_end(axes: Axes, x: float, y: float, look: Look) -> None:
-    """A dot where a long line ends, which may lie among others."""
-    axes.plot([x], [y], color=look.color, marker=MARKERS[look.marker], markersize=3.5, zorder=4)
 
 
 def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -260,8 +256,8 @@ def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _accuracy_axis(axes: Axes, curves: Sequence[Curve]) -> None:
-    tops = [max(curve.mean) for curve in curves]
-    accuracy_axis(axes, tops, min(value for curve in curves for value in curve.low))
+    best = max(value for curve in curves for value in curve.mean)
+    accuracy_axis(axes, best, min(value for curve in curves for value in curve.low))
 
 
 def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:

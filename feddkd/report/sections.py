@@ -23,12 +23,24 @@ from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What the page says of a metric; the axis reaches up to `axis_top` at least, so that next to nothing looks like nothing."""
+    """What the page says of a metric.
+
+    Attributes:
+        axis_top: the axis reaches it at least, so that next to nothing looks like nothing.
+        is_share: whether the axis is in percent.
+    """
 
     title: str
     axis: str
     caption: str
     axis_top: float = 0.0
+    is_share: bool = False
+
+
+def _choice(title: str, axis: str, yes: str, no: str = "elsewhere") -> Metric:
+    """A metric that is 1 in rounds in which the server chose something, and 0 in others."""
+    caption = f"100 % where {yes}, 0 % {no}. Over several seeds, the share of the runs that did."
+    return Metric(title, f"runs {axis}", caption, axis_top=1.0, is_share=True)
 
 
 METRICS = {
@@ -44,28 +56,37 @@ METRICS = {
         axis_top=0.01,
     ),
     "teacher_accuracy": Metric(
-        "Accuracy of the teachers", "teachers' accuracy", "On the labelled examples that their sites hold out; weighted mean.", axis_top=1.0
+        "Accuracy of the teachers",
+        "accuracy of the teachers",
+        "On the labelled examples that their sites hold out; weighted mean.",
+        axis_top=1.0,
+        is_share=True,
     ),
     "label_disagreement": Metric(
         "Labels that teachers contradict",
-        "share of the labels",
+        "labels that teachers contradict",
         "Share of a site's labels that are not its teacher's most likely class; weighted mean.",
         axis_top=0.1,
+        is_share=True,
     ),
-    "steps_by_teachers": Metric("Rounds by teachers", "1: by teachers", "1 where the server let the steps go by the local teachers."),
-    "steps_by_own_predictions": Metric(
-        "Rounds by own predictions", "1: by own predictions", "1 where the server let the steps go by the global model's own predictions."
+    "steps_by_teachers": _choice("Rounds by teachers", "whose steps used teachers", "the server let the steps go by the local teachers"),
+    "steps_by_own_predictions": _choice(
+        "Rounds by own predictions",
+        "whose steps used own predictions",
+        "the server let the steps go by the global model's own predictions",
     ),
-    "steps_by_labels": Metric("Rounds by labels", "1: by labels", "1 where the server let the steps go by the labels alone."),
-    "started_over": Metric(
+    "steps_by_labels": _choice("Rounds by labels", "whose steps used labels", "the server let the steps go by the labels alone"),
+    "started_over": _choice(
         "Averages thrown away",
-        "1: thrown away",
-        "1 where the previous model had the lower loss and FedDKD's steps started over from it, 0 where they kept the average.",
+        "that threw the average away",
+        "the previous model had the lower loss and FedDKD's steps started over from it",
+        "where they kept the average",
     ),
-    "averaged": Metric(
+    "averaged": _choice(
         "Rounds that average",
-        "1: averaged",
-        "1 where a round with a gradient that rides along ended with an average, 0 where averages were worse and it took its step alone.",
+        "that averaged",
+        "a round with a gradient that rides along ended with an average",
+        "where averages were worse and it took its step alone",
     ),
     "first_step_loss": Metric(
         "Loss that came with local training", "loss", "The loss of the steps at the model that the clients received, after local training."
@@ -208,7 +229,7 @@ def _steps(groups: Sequence[Group]) -> Section:
     section.left_out = max(len(names) - MOST_METRICS, 0)
     for name in names[:MOST_METRICS]:
         metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))
-        figure = pictures.metric_by_round(groups, name, metric.axis, metric.axis_top)
+        figure = pictures.metric_by_round(groups, name, metric.axis, metric.axis_top, is_share=metric.is_share)
         section.add(_file_name(name), metric.title, metric.caption, figure, groups)
     return section
 
@@ -270,7 +291,7 @@ def _partitions(groups: Sequence[Group]) -> Section:
 
 def _file_name(text: str) -> str:
     """A label as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)[:80].strip("_.") or "unnamed"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:80].strip("-_.") or "unnamed"
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

@@ -144,7 +144,7 @@ def site_table(groups: Sequence[Group]) -> Table | None:
     values = [_values(groups[number], name, site) for number, name, site in found]
     colors = [groups[number].look.color for number, _, _ in shown]
     header = [*(["configuration"] if several else []), *header]
-    return Table(header, rows, colors, strong, caption, Data(FIELDS, values), "sites")
+    return Table(header, rows, colors, strong, caption, Data(FIELDS, values), "sites", "Sites")
 
 
 FIELDS = [

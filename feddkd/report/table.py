@@ -29,9 +29,10 @@ class Table:
     Attributes:
         colors: of the group that each row belongs to, as `#rrggbb`; empty where rows have none.
         strong: row and column of the cells that stand out.
-        caption: what is said of it.
+        caption: what is said of it below its title.
         data: for CSV; None where the text is all there is.
         name: of its files, without a suffix.
+        title: what it is, in a few words.
     """
 
     header: list[str]
@@ -41,6 +42,12 @@ class Table:
     caption: str = ""
     data: Data | None = None
     name: str = "table"
+    title: str = ""
+
+    @property
+    def whole_caption(self) -> str:
+        """Title and caption, for a file that stands alone."""
+        return ". ".join(filter(None, (self.title, self.caption)))
 
 
 def best_cells(

@@ -30,6 +30,12 @@ LATEX_WORDS = {
 }
 """What LaTeX writes for letters that mean something to it, or that old fonts lack."""
 
+MINUS = re.compile(r"(?<!\S)-(?=\d|:|$)|(?<=\()-(?=\d)")
+"""A hyphen that stands for a minus sign or for a missing number, and is none within a word."""
+
+WIDE = 8
+"""A table of so many columns gets small type, headers on two lines, and no more than the width of the text."""
+
 MOST_LETTERS = 10_000
 """Of a cell or a caption."""
 
@@ -80,31 +86,41 @@ def as_markdown(table: Table) -> str:
     ruler = ["--:" if is_number else ":--" for is_number in numeric_columns(table)]
     rows = _marked(table, _markdown_text, lambda text: f"**{text}**")
     lines = [line([_markdown_text(name) for name in table.header]), line(ruler), *map(line, rows)]
-    if table.caption:
-        lines += ["", _markdown_text(table.caption)]
+    if table.whole_caption:
+        lines += ["", _markdown_text(table.whole_caption)]
     return "\n".join(lines) + "\n"
 
 
 def as_latex(table: Table) -> str:
-    r"""Return a table for `\input`, the cells that stand out bold; it needs the package booktabs."""
+    r"""Return a table for `\input`, the cells that stand out bold; it needs the package booktabs, a wide one also adjustbox."""
 
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(cells)} \\\\"
 
     columns = "".join("r" if is_number else "l" for is_number in numeric_columns(table))
     rows = _marked(table, latex_text, lambda text: f"\\textbf{{{text}}}")
-    body = [line([latex_text(name) for name in table.header]), r"    \midrule", *map(line, rows)]
-    lines = [
-        r"% Written by feddkd. In the preamble: \usepackage{booktabs} and \usepackage[T1]{fontenc}",
-        r"\begin{table}[htbp]",
-        r"  \centering",
-        f"  \\caption{{{latex_text(table.caption)}}}",
-        f"  \\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', table.name)}}}",
+    is_wide = len(table.header) >= WIDE
+    header = [(_stacked if is_wide else latex_text)(name) for name in table.header]
+    tabular = [
         f"  \\begin{{tabular}}{{{columns}}}",
         r"    \toprule",
-        *body,
+        line(header),
+        r"    \midrule",
+        *map(line, rows),
         r"    \bottomrule",
         r"  \end{tabular}",
+    ]
+    if is_wide:
+        fit = [r"  \small", r"  \setlength{\tabcolsep}{4pt}", r"  \begin{adjustbox}{max width=\linewidth}"]
+        tabular = [*fit, *tabular, r"  \end{adjustbox}"]
+    packages = r"\usepackage{booktabs}, \usepackage{adjustbox}" if is_wide else r"\usepackage{booktabs}"
+    lines = [
+        rf"% Written by feddkd. In the preamble: {packages} and \usepackage[T1]{{fontenc}}",
+        r"\begin{table}[htbp]",
+        r"  \centering",
+        f"  \\caption{{{latex_text(table.whole_caption)}}}",
+        f"  \\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', table.name)}}}",
+        *tabular,
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -124,7 +140,14 @@ def _holds_numbers(cells: Iterable[str]) -> bool:
 
 def latex_text(text: str) -> str:
     """Escape a text for LaTeX, on one line."""
-    return "".join(LATEX_WORDS.get(letter, letter) for letter in _one_line(text))
+    line = MINUS.sub("\N{MINUS SIGN}", _one_line(text))
+    return "".join(LATEX_WORDS.get(letter, letter) for letter in line)
+
+
+def _stacked(name: str) -> str:
+    """A header on two lines, the first word above the others."""
+    first, _, rest = name.partition(" ")
+    return f"\\shortstack[r]{{{latex_text(first)}\\\\{latex_text(rest)}}}" if rest else latex_text(name)
 
 
 def _markdown_text(text: str) -> str:

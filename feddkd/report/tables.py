@@ -16,6 +16,12 @@ from feddkd.report.table import NOT_RECORDED, Data, Table, Value, best_cells
 
 SHORT_HASH = 12
 
+FINAL, BEST, BYTES, EVALUATIONS = "final accuracy (%)", "best accuracy (%)", "bytes", "gradient evaluations"
+"""Headers that several tables share."""
+
+COSTS = "Bytes: on the wire, all clients. Time: all rounds together, without joining and delivery."
+"""What the columns of these names count, in every table."""
+
 
 def title(groups: Sequence[Group]) -> str:
     """The page's title when the user gives none."""
@@ -49,9 +55,9 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
         ("final accuracy", _text(final_accuracy(run), units.percent), ""),
         ("best accuracy", _text(best_accuracy(run), units.percent), "of any round"),
         ("rounds", str(len(run.rounds)), f"of {run.config.rounds}"),
-        ("time", units.duration(seconds(run)), ""),
-        ("on the wire", units.size(down + up), f"{units.size(down)} down, {units.size(up)} up"),
-        ("gradient evaluations", _text(gradient_evaluations(run), units.count), "computed by all clients"),
+        ("time", units.duration(seconds(run)), "of all rounds"),
+        (BYTES, units.size(down + up), f"{units.size(down)} down, {units.size(up)} up"),
+        (EVALUATIONS, _text(gradient_evaluations(run), units.count), "computed by all clients"),
         ("algorithm", spoken_name(run.config.algorithm.name), f"seed {run.config.seed}"),
         ("model", run.config.model.name, f"sha256 {digest[:SHORT_HASH]}" if digest else f"sha256 {NOT_RECORDED}"),
     ]
@@ -60,13 +66,14 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
 def runs(groups: Sequence[Group]) -> Table:
     """One row for each run."""
     header = [
-        *("run", "folder", "seed", "rounds", "final accuracy", "best accuracy", "down", "up"),
-        *("time", "gradient evaluations", "model sha256"),
+        *("configuration", "folder", "seed", "rounds", FINAL, BEST),
+        *("bytes down", "bytes up", "time", EVALUATIONS),
     ]
     pairs = [(group, run) for group in groups for run in group.runs]
     rows = [[group.label, *_run_cells(run)] for group, run in pairs]
     data = Data(RUN_FIELDS, [[group.label, group.code, *_run_values(run)] for group, run in pairs])
-    return Table(header, rows, [group.look.color for group, _ in pairs], data=data, name="runs")
+    colors = [group.look.color for group, _ in pairs]
+    return Table(header, rows, colors, caption=COSTS, data=data, name="runs", title="Every run")
 
 
 RUN_FIELDS = [
@@ -82,13 +89,12 @@ def _run_cells(run: RunFolder) -> list[str]:
         run.path.resolve().name,
         str(run.config.seed),
         f"{len(run.rounds)}" if run.summary else f"{len(run.rounds)} of {run.config.rounds}",
-        _text(final_accuracy(run), units.percent),
-        _text(best_accuracy(run), units.percent),
+        _text(final_accuracy(run), _percent),
+        _text(best_accuracy(run), _percent),
         units.size(down),
         units.size(up),
         units.duration(seconds(run)),
         _text(gradient_evaluations(run), units.count),
-        _text(run.summary and run.summary.model_sha256, lambda digest: digest[:SHORT_HASH]),
     ]
 
 
@@ -110,8 +116,8 @@ def _run_values(run: RunFolder) -> list[Value]:
 def summary(groups: Sequence[Group]) -> Table:
     """One row for each group: means over its runs, and the sample deviation of its accuracies."""
     header = [
-        *("configuration", "rounds", "final accuracy (%)", "best accuracy (%)", "on the wire"),
-        *("time", "gradient evaluations", "n"),
+        *("configuration", "rounds", FINAL, BEST, BYTES),
+        *("time", EVALUATIONS, "n"),
     ]
     finals = [_spread(final_accuracy(run) for run in group.runs) for group in groups]
     bests = [_spread(best_accuracy(run) for run in group.runs) for group in groups]
@@ -130,9 +136,9 @@ def summary(groups: Sequence[Group]) -> Table:
     ]
     data = Data(SUMMARY_FIELDS, list(map(_summary_values, groups, finals, bests)))
     strong = {*best_accuracies(2, finals), *best_accuracies(3, bests)}
-    caption = accuracy_caption(max(len(group.runs) for group in groups))
+    caption = f"{accuracy_caption([len(group.runs) for group in groups])} {COSTS}"
     colors = [group.look.color for group in groups]
-    return Table(header, rows, colors, frozenset(strong), caption, data, "results")
+    return Table(header, rows, colors, frozenset(strong), caption, data, "results", "Whole runs")
 
 
 SUMMARY_FIELDS = [
@@ -151,7 +157,7 @@ def _summary_values(group: Group, final: Spread | None, best: Spread | None) -> 
         group.runs[0].config.algorithm.name,
         group.seeds,
         len(group.runs),
-        statistics.fmean(len(run.rounds) for run in group.runs),
+        statistics.mean(len(run.rounds) for run in group.runs),
         *spread_values(final),
         *spread_values(best),
         statistics.fmean(sum(wire_bytes(run)) for run in group.runs),
@@ -182,18 +188,24 @@ def best_accuracies(column: int, found: Sequence[Spread | None]) -> set[tuple[in
     return set(best_cells(column, texts, means, max))
 
 
-def accuracy_caption(most_runs: int) -> str:
-    """What the accuracies of a table are."""
-    if most_runs == 1:
+def accuracy_caption(counts: Sequence[int]) -> str:
+    """What the accuracies of a table are, given the number of runs of each row."""
+    if max(counts) == 1:
         return "One run each (n = 1). Bold: the best accuracy."
+    runs = f"n = {counts[0]} runs" if len(set(counts)) == 1 else "n runs"
     return (
-        "Accuracy: mean ± sample standard deviation over n runs with different seeds; "
+        f"Accuracy: mean ± sample standard deviation over {runs} with different seeds; "
         "other numbers are means. Bold: the best mean accuracy."
     )
 
 
 def _accuracy_mean(found: Spread) -> str:
-    return f"{100 * found.mean:.2f}"
+    return _percent(found.mean)
+
+
+def _percent(share: float) -> str:
+    """Without its sign, which the header has."""
+    return f"{100 * share:.2f}"
 
 
 def differences(groups: Sequence[Group]) -> Table | None:
@@ -202,7 +214,8 @@ def differences(groups: Sequence[Group]) -> Table | None:
     keys = [key for key in differing(settings) if key not in (ALGORITHM, SEED)]
     rows = [[key, *(as_text(own[key]) if key in own else "" for own in settings)] for key in keys]
     header = ["setting", *(group.label for group in groups)]
-    return Table(header, rows, [], name="settings") if rows else None
+    data = Data(["setting", *(group.code for group in groups)], [list(row) for row in rows])
+    return Table(header, rows, [], data=data, name="settings", title="Settings that differ") if rows else None
 
 
 def configurations(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -221,7 +234,8 @@ def versions(groups: Sequence[Group]) -> Table | None:
         [name, "; ".join(version if len(used) == 1 else f"{version} ({', '.join(who)})" for version, who in used.items())]
         for name, used in found.items()
     ]
-    return Table(["package", "version"], rows, [], name="versions") if rows else None
+    title = "Versions of the packages that the results depend on"
+    return Table(["package", "version"], rows, [], name="versions", title=title) if rows else None
 
 
 def final_accuracy(run: RunFolder) -> float | None:
@@ -247,9 +261,8 @@ def wire_bytes(run: RunFolder) -> tuple[int, int]:
 
 
 def seconds(run: RunFolder) -> float:
-    """Of the whole run so far."""
-    recorded = run.summary.seconds if run.summary else None
-    return recorded or math.fsum(line.seconds for line in run.rounds)
+    """Of all rounds so far. What a run waits for clients says nothing of its algorithm."""
+    return math.fsum(line.seconds for line in run.rounds)
 
 
 def gradient_evaluations(run: RunFolder) -> float | None:

@@ -38,7 +38,7 @@ def time_table(groups: Sequence[Group], link: Link) -> Table:
             rows[-1][1] = NOT_RECORDED
     data = Data(["configuration", "name", *(f"{field}_seconds" for field in FIELDS)], values)
     colors = [group.look.color for group in groups]
-    return Table(header, rows, colors, caption=f"{link}. {CAPTION}", data=data, name="time")
+    return Table(header, rows, colors, caption=f"{link}. {CAPTION}", data=data, name="time", title="Time over the network")
 
 
 def _mean_parts(group: Group, link: Link) -> list[float | None]:

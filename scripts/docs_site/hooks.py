@@ -5,6 +5,7 @@
 - `<!-- command line -->` is replaced by the reference of all commands.
 - Lists are indented as Python-Markdown wants them.
 - `<!-- section -->[TEXT](PAGE.md#ANCHOR)` is replaced by that section of another page.
+- A picture leads to its full size, and a mean stays on one line with its deviation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from command_line import with_command_line
+from content import with_linked_pictures, with_whole_numbers
 from links import RepositoryLinks
 from lists import with_wide_lists
 from mkdocs.config.defaults import MkDocsConfig
@@ -44,3 +46,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     whole = with_command_line(with_sections(markdown, page.file.src_uri, repository.docs))
     # GitHub renders Markdown inside of <details>; Python-Markdown wants to be asked.
     return with_wide_lists(whole.replace("<details>", '<details markdown="1">'))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    return with_linked_pictures(with_whole_numbers(html))

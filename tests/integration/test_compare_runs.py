@@ -6,6 +6,7 @@ A process takes seconds to import PyTorch, so only one run here has a process of
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from feddkd.bench.runs import Job, delivery_bytes, read_curve, run_jobs
 from feddkd.config import Config
 from feddkd.engines.simulation import run_federation
 from feddkd.errors import FedDKDError
+from feddkd.observability.first_rounds import first_rounds
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.run_folder import RunFolder
 
@@ -78,6 +80,12 @@ def test_a_comparison_runs_once_and_reads_fedavg_from_the_longer_run(compare: Co
     assert saved["frontier"]["fedavg_round_bytes"] == 2 * 2 * model_bytes
     assert "report: out/report.html" in out
     assert (tmp_path / "out" / "report" / "frontier.png").exists()
+    with (tmp_path / "out" / "report" / "tables" / "results.csv").open() as stream:
+        results = {row["configuration"]: row for row in csv.DictReader(stream)}
+    fedavg = saved["summary"]["fedavg"]
+    assert list(results) == ["FedDKD", "FedAvg", "control (SGD on labels)", "FedAvg, 2 \N{MULTIPLICATION SIGN} the rounds"]
+    assert float(results["FedAvg"]["final_accuracy_mean"]) == pytest.approx(fedavg["final_accuracy"]["mean"], abs=1e-6)
+    assert float(results["FedAvg"]["wire_bytes_mean"]) == fedavg["wire_bytes"]["mean"]
     tables = {file.name for file in (tmp_path / "out" / "report" / "tables").iterdir()}
     assert {
         f"{name}{kind}" for name in ("comparison", "verdict", "equal_budgets", "to_target") for kind in (".csv", ".md", ".tex")
@@ -112,6 +120,16 @@ def test_the_first_rounds_of_the_longer_run_are_the_shorter_run(tmp_path: Path) 
     assert first.gradient_evaluations[0] > 0
     # Equal but for the numbers of a few bytes in the headers.
     assert first.wire_bytes[-1] == pytest.approx(alone.wire_bytes[-1], rel=1e-4)
+    shorter, own = first_rounds(folder, 2), RunFolder.load(tmp_path / "alone")
+    assert shorter.config.rounds == own.config.rounds
+    assert read_curve(shorter) == first
+    assert [(line.round, line.exchange) for line in shorter.exchanges] == [(line.round, line.exchange) for line in own.exchanges]
+    assert shorter.summary is not None
+    assert own.summary is not None
+    assert shorter.summary.final_accuracy == own.summary.final_accuracy
+    assert shorter.summary.gradient_evaluations == own.summary.gradient_evaluations
+    assert shorter.summary.total_wire_bytes_down + shorter.summary.total_wire_bytes_up == first.wire_bytes[-1]
+    assert first_rounds(folder, 4) is folder
 
 
 def test_configurations_of_other_partitions_are_refused_before_anything_runs(compare: Command, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from doc_pages import ROOT, text_of
 sys.path.insert(0, str(ROOT / "scripts" / "docs_site"))
 
 from command_line import with_command_line
+from content import with_linked_pictures, with_whole_numbers
 from links import RepositoryLinks
 from lists import with_wide_lists
 from repository import Repository
@@ -163,3 +164,17 @@ def test_the_site_loads_nothing_from_elsewhere() -> None:
     assert "\n  font: false\n" in settings
     assert "//" not in settings
     assert "//" not in text_of(ROOT / "docs" / "assets" / "site.css")
+
+
+def test_a_mean_stays_on_one_line_with_its_deviation_and_a_sentence_does_not() -> None:
+    sentence = f"<td>{'words ' * 8}± 1</td>"
+    html = f'<tr><td>a</td><td style="x">97.6 ± 0.2 (n=6)</td><td><strong>1 ± 0</strong></td>{sentence}</tr>'
+    marked = f'<tr><td>a</td><td style="x" class="whole">97.6 ± 0.2 (n=6)</td><td class="whole"><strong>1 ± 0</strong></td>{sentence}</tr>'
+    assert with_whole_numbers(html) == marked
+
+
+def test_a_picture_leads_to_its_full_size() -> None:
+    picture = '<img alt="Accuracy" src="../wide.png" />'
+    linked = f'<p><a class="picture" href="../wide.png" title="full size">{picture}</a></p>'
+    assert with_linked_pictures(f"<p>{picture}</p>") == linked
+    assert with_linked_pictures(linked) == linked

@@ -20,6 +20,7 @@ from niid_bench import grid, labels, labels_bytes_figure, labels_figure, labels_
 from niid_bench.cells import LABELS, Cell, Settings, configure
 from niid_bench.labels import CASES, STUDY
 from niid_bench.labels_exact import exact_section, exact_targets
+from niid_bench.labels_names import row_name
 from niid_bench.labels_outcomes import LabelOutcomes
 from niid_bench.labels_verdicts import auto_targets, boundaries, case_title, cifar_targets, few_targets, not_ahead, wrong_targets
 
@@ -193,45 +194,51 @@ def judged(targets: Sequence[Any], start: str, partition: str) -> str:
 
 def test_targets_compare_the_last_round_with_the_controls_best() -> None:
     targets = few_targets(LabelOutcomes("mnist", FULL))
-    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "c2") == "met: +8.10 points (worst +8.00) to `control`"
-    assert judged(targets, "3 % of the labels: `feddkd` at least 7 points", "dir0.1") == "missed: +6.10 points (worst +6.00) to `control`"
-    assert judged(targets, "10 % of the labels: `feddkd` at least 2.5 points", "c2") == "not measured"
+    assert (
+        judged(targets, "3 % of the labels: FedDKD at least 7 points", "c2") == "met: +8.10 points (worst +8.00) to control (SGD on labels)"
+    )
+    assert (
+        judged(targets, "3 % of the labels: FedDKD at least 7 points", "dir0.1")
+        == "missed: +6.10 points (worst +6.00) to control (SGD on labels)"
+    )
+    assert judged(targets, "10 % of the labels: FedDKD at least 2.5 points", "c2") == "not measured"
 
 
 def test_all_labels_are_compared_last_round_to_last_round() -> None:
     targets = few_targets(LabelOutcomes("mnist", FULL))
-    assert judged(targets, "3 % of the labels: `feddkd` within 1.3 points of itself", "c2") == "met: -1.10 points (worst -1.20)"
-    assert judged(targets, "3 % of the labels: `feddkd` within 1.3 points of itself", "dir0.1") == "not measured"
+    assert judged(targets, "3 % of the labels: FedDKD within 1.3 points of itself", "c2") == "met: -1.10 points (worst -1.20)"
+    assert judged(targets, "3 % of the labels: FedDKD within 1.3 points of itself", "dir0.1") == "not measured"
 
 
 def test_the_strongest_rival_decides_and_is_named() -> None:
     targets = few_targets(LabelOutcomes("mnist", FULL))
-    start = "3 % of the labels: `feddkd` at or above"
-    assert judged(targets, start, "c2") == "missed: -0.40 points (worst -0.50) to `self_training`"
-    assert judged(targets, start, "dir0.1") == "met: +6.10 points (worst +6.00) to `control`"
+    start = "3 % of the labels: FedDKD at or above"
+    assert judged(targets, start, "c2") == "missed: -0.40 points (worst -0.50) to self-training"
+    assert judged(targets, start, "dir0.1") == "met: +6.10 points (worst +6.00) to control (SGD on labels)"
 
 
 def test_a_rival_that_is_ahead_on_some_seeds_alone_is_level() -> None:
     rival = [line("fedavg_x20", "3%", "dir0.1", seed, [accuracy]) for seed, accuracy in zip(SEEDS, (0.96, 0.975, 0.979), strict=True)]
-    start = "3 % of the labels: `feddkd` at or above"
+    start = "3 % of the labels: FedDKD at or above"
     assert (
-        judged(few_targets(LabelOutcomes("mnist", [*FULL, *rival])), start, "dir0.1") == "level: -0.03 points (worst -0.70) to `fedavg_x20`"
+        judged(few_targets(LabelOutcomes("mnist", [*FULL, *rival])), start, "dir0.1")
+        == "level: -0.03 points (worst -0.70) to FedAvg, 20 \N{MULTIPLICATION SIGN} the rounds"
     )
     alone = LabelOutcomes("mnist", [*FULL, rival[1]])
-    assert judged(few_targets(alone), start, "dir0.1") == "missed: -0.40 points (n=1) to `fedavg_x20`"
+    assert judged(few_targets(alone), start, "dir0.1") == "missed: -0.40 points (n=1) to FedAvg, 20 \N{MULTIPLICATION SIGN} the rounds"
 
 
 def test_under_noise_both_forms_are_held_against_the_best_control() -> None:
     slow = [line("control_slow", "noise60", "c2", seed, [0.955, 0.955]) for seed in SEEDS[:2]]
     targets = wrong_targets(LabelOutcomes("mnist", [*FULL, *slow]))
-    assert judged(targets, "60 % wrong: `feddkd` ", "c2") == "missed: -4.50 points (worst -4.50) (n=2) to `control_slow`"
+    assert judged(targets, "60 % wrong: FedDKD ", "c2") == "missed: -4.50 points (worst -4.50) (n=2) to `control_slow`"
     assert judged(targets, "60 % wrong: `feddkd_teachers`", "c2") == "met: +1.50 points (worst +1.50) (n=2) to `control_slow`"
-    assert judged(targets, "40 % wrong: `feddkd` ", "c2") == "not measured"
+    assert judged(targets, "40 % wrong: FedDKD ", "c2") == "not measured"
 
 
 def test_seeds_that_only_one_of_both_has_run_do_not_count() -> None:
     found = LabelOutcomes("mnist", [line("feddkd", "3%", "c2", 40, [0.97]), line("control", "3%", "c2", 41, [0.89])])
-    assert judged(few_targets(found), "3 % of the labels: `feddkd` at least 7 points", "c2") == "not measured"
+    assert judged(few_targets(found), "3 % of the labels: FedDKD at least 7 points", "c2") == "not measured"
 
 
 def cifar(row: str, accuracy: Sequence[float], case: str = "all", partition: str = "c1", seed: int = 40, **more: Any) -> dict[str, Any]:
@@ -248,7 +255,7 @@ def test_a_run_that_ends_below_half_of_its_best_round_is_a_collapse_in_every_cas
     fine, fallen = cifar("feddkd", [0.3, 0.45], case, partition, seed=41), cifar(row, [0.4, 0.19], case, partition)
     start = "all cases: no run"
     assert judged(cifar_targets(found_on_cifar(fine)), start, partition) == "met: 0 of 1 runs"
-    said = f"missed: 1 of 2 runs: `{row}` ({case_title(case)}, seed 40)"
+    said = f"missed: 1 of 2 runs: {row_name(row)} ({case_title(case)}, seed 40)"
     assert judged(cifar_targets(found_on_cifar(fine, fallen)), start, partition) == said
     assert judged(cifar_targets(found_on_cifar()), start, partition) == "not measured"
 
@@ -259,7 +266,7 @@ def test_a_run_that_never_leaves_chance_is_a_collapse_and_an_algorithm_without_s
     assert judged(cifar_targets(found_on_cifar(stuck)), "all cases: no run", "c1") == "not measured"
 
 
-ONE_EXCHANGE = "all labels: `feddkd` above the best round of every algorithm of one exchange"
+ONE_EXCHANGE = "all labels: FedDKD above the best round of every algorithm of one exchange"
 RIVALS = [cifar("fedavg", [0.2, 0.1]), cifar("fedavg_tuned", [0.1, 0.4]), cifar("fedavgm", [0.1, 0.3]), cifar("fedadagrad", [0.45, 0.2])]
 
 
@@ -315,13 +322,13 @@ def test_where_feddkd_is_not_ahead_is_said_in_words() -> None:
     ours = [cifar("feddkd", [0.5]), cifar("feddkd", [0.5], "10%", "c2"), cifar("feddkd", [0.5], "10%", "c2", seed=41)]
     coded = [cifar("feddkd_frugal", [0.3]), cifar("fedavg_coded", [0.4])]
     assert not_ahead(found_on_cifar(*control, *ours, *coded, cifar("fedavg", [0.1]))) == (
-        "- **All labels, c1:** `feddkd` is behind `control`: -1.00 points (n=1); "
+        "- **All labels, c1:** FedDKD is behind control (SGD on labels): -1.00 points (n=1); "
         "`feddkd_frugal` is behind `fedavg_coded`: -10.00 points at 1 MB (n=1).\n"
-        "- **10 % of the labels, c2:** `feddkd` is level with `control`: +0.00 points (worst -2.00) (n=2).\n\n"
+        "- **10 % of the labels, c2:** FedDKD is level with control (SGD on labels): +0.00 points (worst -2.00) (n=2).\n\n"
         "**Of these 5 comparisons: ahead in 2, level in 1, behind in 2.**"
     )
     assert not_ahead(found_on_cifar(ours[0], cifar("fedavg", [0.1]))) == "**Of these 1 comparisons: ahead in 1, level in 0, behind in 0.**"
-    assert not_ahead(found_on_cifar()) == "Not measured yet."
+    assert not_ahead(found_on_cifar()) == "No two of these rows have been measured."
 
 
 def test_the_whole_protocol_is_judged_by_the_best_round_beside_published_numbers_of_the_original() -> None:
@@ -333,14 +340,14 @@ def test_the_whole_protocol_is_judged_by_the_best_round_beside_published_numbers
     ]
     found = found_on_cifar(*lines, tier="exact")
     of_original = "best published of the original CIFAR-10"
-    assert judged(exact_targets(found), "`feddkd` at its best round", "c1") == f"met: 55.10; {of_original}: 22.8"
-    assert judged(exact_targets(found), "`feddkd` at its best round", "c2") == f"missed: 59.90; {of_original}: 51.2"
-    assert judged(exact_targets(found), "`feddkd` at its best round", "dir0.5") == "not measured"
+    assert judged(exact_targets(found), "FedDKD at its best round", "c1") == f"met: 55.10; {of_original}: 22.8"
+    assert judged(exact_targets(found), "FedDKD at its best round", "c2") == f"missed: 59.90; {of_original}: 51.2"
+    assert judged(exact_targets(found), "FedDKD at its best round", "dir0.5") == "not measured"
     assert judged(exact_targets(found), "all cases: no run", "c1") == "met: 0 of 1 runs"
     text = exact_section(found)
-    assert "| c1 | `feddkd` | 3 | 54.00 | 55.10 | 3 | 6 |" in text
+    assert "| c1 | FedDKD | 3 | 54.00 | 55.10 | 3 | 6 |" in text
     assert "| c1 | `fedavg` | 2 | 12.00 | 12.00 | 2 | 4 |" in text
-    assert "| dir0.5 | `feddkd` | not measured | - | - | - | - |" in text
+    assert "| dir0.5 | FedDKD | not measured | - | - | - | - |" in text
     assert "| dir0.5 | best published, of the original CIFAR-10 | - | - | 69.8 (`scaffold`, NIID-Bench) | - | - |" in text
 
 
@@ -348,19 +355,19 @@ def test_what_rows_spend_is_a_mean_over_partitions() -> None:
     lines = [cifar("fedavg", [0.1, 0.2]), cifar("fedavg", [0.3] * 4, partition="c2"), cifar("control", [0.4], partition="c2")]
     text = labels_tables.costs_section(found_on_cifar(*lines), "all", ("c1", "c2"))
     assert "| `fedavg` | 2 | 3 | 6 | 20.00 / 20.00 (n=1) | 30.00 / 30.00 (n=1) |" in text
-    assert "| `control` | 1 | 1 | 2 | - | 40.00 / 40.00 (n=1) |" in text
+    assert "| control (SGD on labels) | 1 | 1 | 2 | - | 40.00 / 40.00 (n=1) |" in text
 
 
 def test_auto_is_held_against_the_best_of_what_it_chooses_from() -> None:
     found = LabelOutcomes("mnist", FULL)
-    assert judged(auto_targets(found), "3 % of the labels", "iid") == "met: -0.50 points (n=1) to `control`"
+    assert judged(auto_targets(found), "3 % of the labels", "iid") == "met: -0.50 points (n=1) to control (SGD on labels)"
     text = labels_tables.choice_section(found)
     assert "| 3 % of the labels | iid | 1 | 0 | 1 |" in text
 
 
 def test_where_it_ends_is_said_with_the_strongest_other_row() -> None:
     text = boundaries(LabelOutcomes("mnist", FULL))
-    assert "| alike | 3 % of the labels | `feddkd` | 73.00 | 88.00 | `control` | -15.00 points (n=1) |" in text
+    assert "| alike | 3 % of the labels | FedDKD | 73.00 | 88.00 | control (SGD on labels) | -15.00 points (n=1) |" in text
     assert "**Of these 1, FedDKD is above every other row in 0, and below one in 1.**" in text
 
 
@@ -401,10 +408,10 @@ def page(tmp_path: Path) -> Callable[..., str]:
 
 def test_the_page_says_what_the_results_say(page: Callable[..., str], tmp_path: Path) -> None:
     text = page(FULL)
-    assert "| `control` | 80.00 ± 0.00 / 89.00 | 90.00 ± 0.00 / 91.00 | 87.00 / 88.00 (n=1) |" in text
-    assert "| `self_training` | 97.10 ± 0.00 / 97.50 | - | - |" in text
+    assert "| control (SGD on labels) | 80.00 ± 0.00 / 89.00 | 90.00 ± 0.00 / 91.00 | 87.00 / 88.00 (n=1) |" in text
+    assert "| self-training | 97.10 ± 0.00 / 97.50 | - | - |" in text
     assert "| `feddkd_teachers` | 97.00 ± 0.00 / 97.00 |" in text
-    assert "| `control` | 2 | 2 | 4 | 80.00 ± 0.00 / 89.00 |" in text
+    assert "| control (SGD on labels) | 2 | 2 | 4 | 80.00 ± 0.00 / 89.00 |" in text
     assert f"({labels_tables.PICTURE})" in text
     assert (tmp_path / labels_tables.PICTURE).read_bytes().startswith(b"\x89PNG")
 

@@ -23,6 +23,7 @@ RESULTS = Table(
     "100 % of it.",
     Data(["configuration", "accuracy_mean"], [["FedDKD, lr=0.1 & more", 0.9761904761904762], ["my_own:A|B", None]]),
     "results",
+    "Whole runs",
 )
 
 
@@ -31,7 +32,7 @@ def test_latex_is_escaped_and_has_booktabs_rules_and_the_best_in_bold() -> None:
     assert text.splitlines()[1:] == [
         r"\begin{table}[htbp]",
         r"  \centering",
-        r"  \caption{100 \% of it.}",
+        r"  \caption{Whole runs. 100 \% of it.}",
         r"  \label{tab:results}",
         r"  \begin{tabular}{lrr}",
         r"    \toprule",
@@ -52,7 +53,7 @@ def test_markdown_has_the_best_in_bold_and_no_cell_ends_another() -> None:
         "| FedDKD, lr=0.1 & more | **97.62 \N{PLUS-MINUS SIGN} 0.25** | 3 |",
         r"| my\_own:A\|B | not recorded | 1 |",
         "",
-        "100 % of it.",
+        "Whole runs. 100 % of it.",
     ]
 
 
@@ -101,6 +102,26 @@ def test_a_line_break_or_an_escape_sequence_stays_in_its_cell() -> None:
     assert latex_text("\x1b[31m") == r"\textbackslash{}x1b[31m"
 
 
+def test_a_minus_is_one_and_a_hyphen_stays_one() -> None:
+    minus = "$-$"
+    assert latex_text("behind (-1.27)") == f"behind ({minus}1.27)"
+    assert latex_text("-0.6 points") == f"{minus}0.6 points"
+    assert latex_text("-") == minus
+    assert latex_text("-: not reached") == f"{minus}: not reached"
+    assert [latex_text(text) for text in ("fedavg-seed0", "client-0", "1e-05", "2026-11-30")] == [
+        *("fedavg-seed0", "client-0", "1e-05", "2026-11-30")
+    ]
+
+
+def test_a_wide_table_is_no_wider_than_the_text() -> None:
+    header = ["configuration", *["gradient evaluations"] * 7]
+    lines = as_latex(Table(header, [["a", *["1"] * 7]], [])).splitlines()
+    assert r"\usepackage{adjustbox}" in lines[0]
+    assert lines[-3:] == [r"  \end{tabular}", r"  \end{adjustbox}", r"\end{table}"]
+    assert lines.index(r"  \begin{adjustbox}{max width=\linewidth}") < lines.index(r"  \begin{tabular}{lrrrrrrr}")
+    assert lines[lines.index(r"    \toprule") + 1].count(r"\shortstack[r]{gradient\\evaluations}") == 7
+
+
 def test_each_table_is_three_files_and_the_folder_is_made(tmp_path: Path) -> None:
     write_tables([RESULTS], tmp_path / "new" / "tables")
     assert {file.name for file in (tmp_path / "new" / "tables").iterdir()} == {"results.csv", "results.md", "results.tex"}
@@ -110,8 +131,9 @@ def test_one_run_has_no_deviation_and_the_caption_says_which_one_it_is() -> None
     assert accuracy_text(spread([0.975])) == "97.50"
     assert accuracy_text(spread([0.97, 0.98])) == "97.50 \N{PLUS-MINUS SIGN} 0.71"
     assert accuracy_text(None) == "not recorded"
-    assert "n = 1" in accuracy_caption(1)
-    assert "sample standard deviation over n runs" in accuracy_caption(3)
+    assert "n = 1" in accuracy_caption([1, 1])
+    assert "sample standard deviation over n = 3 runs" in accuracy_caption([3, 3])
+    assert "sample standard deviation over n runs" in accuracy_caption([3, 1])
 
 
 def test_the_best_are_all_that_read_like_the_best_unless_all_do() -> None:
