@@ -137,8 +137,9 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
     rows = [[labels[label], *cells] for label, *cells in zip(every, *texts, strict=True)]
     spreads = [[found for found, _ in column] for column in columns]
     strong = {cell for number, own in enumerate(spreads, 1) for cell in best_accuracies(number, own)}
-    caption = f"{EARLY} ended before it had spent the budget; more rounds would tell."
     is_early = any(text.endswith(EARLY) for column in texts for text in column)
+    said = [f"{EARLY} ended before it had spent the budget; more rounds would tell."] if is_early else []
+    said += [_uncounted_caption([labels[label] for label in every if _is_uncounted(document["summary"][label])])]
     fields = [f"{name}_accuracy_{part}" for name in BUDGETS for part in SPREAD]
     data = Data(
         ["configuration", "name", *fields],
@@ -147,8 +148,18 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
             for label, *own in zip(every, *spreads, strict=True)
         ],
     )
-    said = caption if is_early else ""
-    return Table(header, rows, [], frozenset(strong), said, data, "equal_budgets")
+    return Table(header, rows, [], frozenset(strong), " ".join(filter(None, said)), data, "equal_budgets")
+
+
+def _is_uncounted(summary: Mapping[str, Any]) -> bool:
+    """Whether no reply of a configuration said how many gradients it had computed."""
+    return summary["gradient_evaluations"]["mean"] == 0
+
+
+def _uncounted_caption(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f"Nothing at equal gradients for {', '.join(names)}: its client side sets no gradient_evaluations in its Reply."
 
 
 def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> list[tuple[Spread | None, str]]:
