@@ -29,6 +29,10 @@ LEAST_ROOM = 16
 """Characters for what is going on, on however narrow a terminal."""
 
 
+ECHO_WIDTH = 3
+"""Columns at the right that stay free: where the `^C` of a terminal wrapped, the bar could not be erased any more."""
+
+
 class Doing(ProgressColumn):
     """What is going on, cut where it is too long for one line; while clients join, who is there."""
 
@@ -41,7 +45,7 @@ class Doing(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The text of the task."""
         text = Text(f"  {printable(self._who_is_there() or task.description)}", no_wrap=True)
-        others = BAR_WIDTH + len(task.fields["latest"]) + len(" 0:00:00") + 3
+        others = BAR_WIDTH + len(task.fields["latest"]) + len(" 0:00:00") + 3 + ECHO_WIDTH
         text.truncate(max(self._console.width - others, LEAST_ROOM), overflow="ellipsis")
         return text
 
