@@ -196,6 +196,8 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
     Also the share of it that a row spends before it ends.
 
     A row that ends before the budget is spent could have gone on, so it is compared only by its share.
+    A run whose cost is 0 at its end was not counted (an algorithm of the user's own may leave gradient
+    evaluations out), and has no accuracy here.
 
     Args:
         tolerance: relative; by so much a row may be over the budget.
@@ -205,7 +207,8 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
     table = {}
     for row in rows:
         readings: list[Reading | None] = [
-            reading_within(run.curve.accuracy, cost(run.curve), budget * (1 + tolerance)) for run in runs[row.label]
+            reading_within(run.curve.accuracy, cost(run.curve), budget * (1 + tolerance)) if cost(run.curve)[-1] else None
+            for run in runs[row.label]
         ]
         table[row.label] = {
             "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),

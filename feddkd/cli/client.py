@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
-from feddkd.cli.output import LINE_LETTERS, error_console, note
+from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.errors import ConfigError, RunError
 from feddkd.text import printable
 
@@ -44,6 +49,7 @@ def client(
     ```
     """
     host, _ = parse_address(server, "--server")
+    announce("client", f"{client_id}, server {server}", override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.site_progress import SiteProgress, in_words
     from feddkd.client.membership import Membership
@@ -61,22 +67,39 @@ def client(
         check_plaintext_allowed(host, insecure)
     own = site_tables(config, override or ())
     state_dir = StateDir(state, client_id)
-    described = fetch_server_config(server, tls, retry_for)
-    worker = site_worker(site_config(described.config, own), state_dir, partition_index)
 
     def tell(line: str) -> None:
         note(error_console(), printable(f"{client_id}: {line}", LINE_LETTERS))
 
-    tell(_examples(worker))
-    progress = SiteProgress(worker, described.config, tell)
-    membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint, on_joined=progress.joined)
-    farewell = take_part(server, {client_id: progress}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
+    with _interrupted(tell, state):
+        described = fetch_server_config(server, tls, retry_for)
+        worker = site_worker(site_config(described.config, own), state_dir, partition_index)
+        tell(_examples(worker))
+        progress = SiteProgress(worker, described.config, tell)
+        membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint, on_joined=progress.joined)
+        farewell = take_part(server, {client_id: progress}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")
     if not worker.has_final_model(farewell.run_id):
         raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
     tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
+    if progress.model_sha256:
+        tell(f"model sha256 {progress.model_sha256}")
     tell(f"the final model is in {state / FINAL_MODEL}.safetensors")
+
+
+@contextlib.contextmanager
+def _interrupted(tell: Callable[[str], None], state: Path) -> Iterator[None]:
+    """Say after Ctrl-C or SIGTERM what is kept, and how to go on. Raises typer.Exit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print(end="\r" if sys.stderr.isatty() else "", file=sys.stderr)  # over the ^C of the terminal
+        tell(f"interrupted; what it has computed is kept in {state}/; to go on, the same command again:")
+        with contextlib.suppress(OSError):
+            print(f"  {printable(shlex.join(['feddkd', *sys.argv[1:]]), LINE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _examples(worker: Worker) -> str:

@@ -138,6 +138,8 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
     strong = {cell for number, own in enumerate(spreads, 1) for cell in best_accuracies(number, own)}
     caption = "One run each (n = 1)." if num_seeds == 1 else f"Mean ± sample standard deviation over n = {num_seeds} runs."
     is_early = any(text.endswith(EARLY) for column in texts for text in column)
+    said = [f"{EARLY} ended before it had spent the budget; more rounds would tell."] if is_early else []
+    said += [_uncounted_caption([labels[label] for label in every if _is_uncounted(document["summary"][label])])]
     fields = [f"{name}_accuracy_{part}" for name in BUDGETS for part in SPREAD]
     data = Data(
         ["configuration", "name", *fields],
@@ -146,10 +148,19 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
             for label, *own in zip(every, *spreads, strict=True)
         ],
     )
-    if is_early:
-        caption += f" {EARLY} ended before it had spent the budget; more rounds would tell."
     title = "Accuracy (%) at equal budgets"
-    return Table(header, rows, [], frozenset(strong), caption, data, "equal_budgets", title)
+    return Table(header, rows, [], frozenset(strong), " ".join(filter(None, [caption, *said])), data, "equal_budgets", title)
+
+
+def _is_uncounted(summary: Mapping[str, Any]) -> bool:
+    """Say whether no reply of a configuration said how many gradients it had computed."""
+    return bool(summary["gradient_evaluations"]["mean"] == 0)
+
+
+def _uncounted_caption(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f"Nothing at equal gradients for {', '.join(names)}: its client side sets no gradient_evaluations in its Reply."
 
 
 def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> list[tuple[Spread | None, str]]:

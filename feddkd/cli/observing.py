@@ -49,7 +49,7 @@ def observe(
             found.append(metrics)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(stack.enter_context(ConsoleProgress(config, console)))
+        found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
         observers = Observers(found)
         with observers.told_of_failure():
             yield observers

@@ -66,6 +66,12 @@ def note(console: Console, text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
+def announce(command: str, what: str, overrides: Sequence[str]) -> None:
+    """Say what a command is about to do, before it imports torch, which takes seconds."""
+    changed = f" with {len(overrides)} override{'s' if len(overrides) > 1 else ''}" if overrides else ""
+    note(error_console(), printable(f"feddkd {command}: {what}{changed}", LINE_LETTERS))
+
+
 def say(text: str, *, newline: bool = True) -> None:
     """Print a result.
 

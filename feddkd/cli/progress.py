@@ -15,17 +15,22 @@ from rich.text import Text
 from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
 from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
-from feddkd.cli.run_table import RunTable
+from feddkd.cli.run_table import RunTable, first_and_last
 from feddkd.config import Config
 from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
+from feddkd.tensors import Tensors
 from feddkd.text import printable
 
 BAR_WIDTH = 16
 LEAST_ROOM = 16
 """Characters for what is going on, on however narrow a terminal."""
+
+
+ECHO_WIDTH = 3
+"""Columns at the right that stay free: where the `^C` of a terminal wrapped, the bar could not be erased any more."""
 
 
 class Doing(ProgressColumn):
@@ -40,7 +45,7 @@ class Doing(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The text of the task."""
         text = Text(f"  {printable(self._who_is_there() or task.description)}", no_wrap=True)
-        others = BAR_WIDTH + len(task.fields["latest"]) + len(" 0:00:00") + 3
+        others = BAR_WIDTH + len(task.fields["latest"]) + len(" 0:00:00") + 3 + ECHO_WIDTH
         text.truncate(max(self._console.width - others, LEAST_ROOM), overflow="ellipsis")
         return text
 
@@ -65,11 +70,18 @@ class Clock(ProgressColumn):
 
 
 class ConsoleProgress(Observer):
-    """Prints rounds as they complete; `step loss` is the mean loss of the round's first and last gradient step."""
+    """Prints rounds as they complete; `step loss` is the mean loss of the round's first and last gradient step.
 
-    follows_history = False
+    A round's row has the accuracy at the clients, which comes with the next broadcast. If the run pauses or
+    stops before it, a line says what is known, and the row follows when the run goes on.
+    """
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, *, resumed: bool = False) -> None:
+        """Prepare; nothing is printed before the first event.
+
+        Args:
+            resumed: what happened before `run_resumed` was in an earlier process, which has printed it.
+        """
         self._config = config
         self._console = console
         self._rounds = config.rounds
@@ -78,6 +90,10 @@ class ConsoleProgress(Observer):
         self._latest = ""
         self._examples: Mapping[str, ExampleCounts] = {}
         self._open_round = 0
+        self._in_history = resumed
+        self._can_go_on = config.scheduler.durability != "none"
+        self._unevaluated = 0  # the finished round whose evaluation at the clients is to come, and 0 without one
+        self._is_told = False
         algorithm = ALGORITHMS.get(config.algorithm.name)
         self._stepping = algorithm if algorithm is not None and issubclass(algorithm, FedDKD) else None
         self._doing = Doing(console, config)
@@ -119,7 +135,9 @@ class ConsoleProgress(Observer):
         self._print(*self._table.heads)
 
     def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
-        self._doing.joining = None
+        self._doing.joining, self._in_history = None, False
+        # Exchanges of the open round will be recalled.
+        self._step_losses = {number: losses for number, losses in self._step_losses.items() if number <= rounds_done}
         where = f"round {rounds_done} of {rounds}" if last is None else f"{self._step_of(last)} in round {last.round} of {rounds}"
         if last is None and rounds_done == 0:
             where = "its start"
@@ -140,6 +158,9 @@ class ConsoleProgress(Observer):
     def exchange_recalled(self, record: ExchangeRecord) -> None:
         self._add(record)
 
+    def round_finished(self, round_number: int, model: Tensors) -> None:
+        self._unevaluated, self._is_told = round_number, False
+
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._latest = f"test acc. {evaluation.accuracy:.1%}"
         self._update(None)
@@ -148,20 +169,37 @@ class ConsoleProgress(Observer):
         self._print(f"  round {round_number} attempt {attempt + 1} failed: {reason}")
 
     def paused(self, reason: str) -> None:
+        self._tell_unevaluated()
         self._print(f"  paused: {reason}")
-        self._begin(0, f"paused: {reason}")
+        self._begin(0, "paused")
 
     def waiting(self, reason: str) -> None:
         self._print(f"  {reason}")
-        self._begin(0, reason)
+        self._begin(0, "waiting")
 
     def round_done(self, record: RoundRecord) -> None:
+        if self._unevaluated == record.round and self._can_go_on:
+            self._tell_unevaluated()
+            return
         self._print(self._table.row(record, self._step_losses.pop(record.round, [])))
         if record.clients_missing:
             self._print(f"  round {record.round} went on without {listed(list(record.clients_missing))}")
 
+    def _tell_unevaluated(self) -> None:
+        """Say once what is known of a finished round whose row is to come."""
+        number = self._unevaluated
+        if not number or self._is_told:
+            return
+        self._is_told = True
+        losses = first_and_last(self._step_losses.get(number, []))
+        known = [f"step loss {losses}"] if losses else []
+        known += [self._latest] if self._latest and self._config.data.test_set else []
+        self._print(f"  round {number}/{self._rounds} is done{''.join(f', {part}' for part in known)}; its row follows")
+
     def _add(self, record: ExchangeRecord) -> None:
         """Take in an exchange that is done."""
+        if record.id.name == DELIVER or record.clients_reported >= self._config.scheduler.quorum:
+            self._unevaluated = 0  # it had the model of the round before
         # The reply to local training may be the first step's, whose loss is a metric beside that of the training.
         loss = record.metrics.get(FIRST_STEP_LOSS) if record.id.name == "local_train" else record.loss
         if loss is not None and record.id.name != DELIVER:
@@ -195,5 +233,7 @@ class ConsoleProgress(Observer):
         self._bar.update(self._task, description=description, advance=advance, latest=self._latest)
 
     def _print(self, *lines: str) -> None:
+        if self._in_history:
+            return
         for line in lines:  # some hold what a client said
             self._console.print(printable(line, LINE_LETTERS), markup=False, highlight=False, soft_wrap=not self._console.is_terminal)

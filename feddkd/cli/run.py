@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
-from feddkd.cli.output import LINE_LETTERS, error_console, note, only_results
+from feddkd.cli.output import LINE_LETTERS, announce, error_console, note, only_results
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
@@ -73,7 +73,7 @@ def run(
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
     folder = resume or out or default_out(read_tables(config, overrides))
-    _announce(config, overrides, folder, resumed=resume is not None)
+    announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
     loaded = _loaded(config, overrides, resume)
     with only_results():
         summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
@@ -95,6 +95,8 @@ def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port:
     if resumed:
         check_resumable(folder, resolved)
     federation = prepare(resolved)  # what is wrong is said before there is a folder
+    if not resumed:
+        note(error_console(), printable(f"record in {folder}/", LINE_LETTERS))
     resumed_by = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resolved.scheduler.durability != "none" else ""
     signals = StopSignals(error_console(), folder, resumed_by)
     status = StatusFile(folder) if resumed_by else None
@@ -105,14 +107,6 @@ def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port:
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed)
     return summarize(record, resolved)
-
-
-def _announce(config: Path | None, overrides: list[str], folder: Path, *, resumed: bool) -> None:
-    """Say what is about to run, before anything that takes time."""
-    what = f"going on with {folder}" if resumed else f"{config or BUILT_IN}, record in {folder}/"
-    changed = f" with {len(overrides)} override{'s' if len(overrides) > 1 else ''}" if overrides else ""
-    source, comma, rest = what.partition(",")
-    note(error_console(), printable(f"feddkd run: {source}{changed}{comma}{rest}", LINE_LETTERS))
 
 
 def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> Config:

@@ -83,6 +83,7 @@ class Process:
         incarnation: counts the processes of the run.
         pid: None if nobody has the journal open.
         waits_for: what must come before the run goes on; empty where the process itself is at work.
+        is_paused: whether it has too few clients to go on.
         waiting_for: clients whose reply is expected; those that are left out are counted in `num_waiting`.
         silent_s: seconds since a process that works on the run last said so; None without one.
     """
@@ -90,6 +91,7 @@ class Process:
     incarnation: int
     pid: int | None = None
     waits_for: str = ""
+    is_paused: bool = False
     waiting_for: Sequence[str] = ()
     num_waiting: int = 0
     silent_s: float | None = None
@@ -205,7 +207,7 @@ def _process(incarnation: int, live: LiveStatus | None, config: Config) -> Proce
     if waits_for == JOINING:
         waits_for = f"{config.scheduler.starting_clients} clients to join; {live.connected} are there"
         waits_for += f": {listed(live.here)}" if live.here else ""
-    return Process(incarnation, live.pid, waits_for, live.waiting_for, live.num_waiting, max(0.0, time.time() - live.time))
+    return Process(incarnation, live.pid, waits_for, live.paused, live.waiting_for, live.num_waiting, max(0.0, time.time() - live.time))
 
 
 def _cost(folder: Path, state: RunState, events: int, mark: Marked | None, *, is_open: bool) -> Cost:

@@ -86,7 +86,7 @@ def _columns(config: Config) -> Iterator[Column]:
     if has_test_set or config.data.holdout:
         yield Column(("test" if has_test_set else "client", "loss"), 6, 1, lambda row: _loss_of(row.record.evaluation))
     if has_steps(config):
-        yield Column(("step loss", "first → last"), 13, 3, lambda row: _first_and_last(row.step_losses))
+        yield Column(("step loss", "first → last"), 13, 3, lambda row: first_and_last(row.step_losses) or NOTHING)
     yield Column(("", "down"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_down))
     yield Column(("", "up"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_up))
     yield Column(("bytes", "so far"), 7, 0, lambda row: short_size(row.record.cumulative_wire_bytes))
@@ -107,8 +107,9 @@ def _loss_of(evaluation: Evaluation | None) -> str:
     return _loss(evaluation.loss) if evaluation else NOTHING
 
 
-def _first_and_last(losses: Sequence[float]) -> str:
-    return ARROW.join(map(_loss, (*losses[:1], *losses[1:][-1:]))) or NOTHING
+def first_and_last(losses: Sequence[float]) -> str:
+    """The first and the last of a round's step losses; empty without any."""
+    return ARROW.join(map(_loss, (*losses[:1], *losses[1:][-1:])))
 
 
 def _loss(loss: float) -> str:

@@ -23,7 +23,7 @@ from feddkd.cli.options import (
     WithReport,
     parse_address,
 )
-from feddkd.cli.output import only_results
+from feddkd.cli.output import announce, only_results
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
@@ -64,8 +64,9 @@ def server(
     feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
     ```
     """
-    loaded = Config.load(config, override or ())
     host, port = parse_address(listen, "--listen")
+    announce("server", str(config), override or ())
+    loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.serving import Listening, serve, with_shapes
     from feddkd.observability.ledger import summarize

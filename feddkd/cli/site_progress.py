@@ -20,6 +20,7 @@ class SiteProgress:
 
     Attributes:
         final: how the final model did on what this site holds out; None if that is not known.
+        model_sha256: of the final model, as the server prints it; empty before it came.
     """
 
     def __init__(self, worker: TaskRunner, config: Config, say: Callable[[str], None]) -> None:
@@ -33,6 +34,7 @@ class SiteProgress:
         self._config = config
         self._say = say
         self.final: Evaluation | None = None
+        self.model_sha256 = ""
         self._run_id = ""
         self._round = 0
         self._exchanges = 0
@@ -50,7 +52,7 @@ class SiteProgress:
         return self._worker.broadcast_schema(exchange)
 
     def joined(self, run_id: str) -> None:
-        """Say that the server took this client in, and what the server waits for."""
+        """Say that the server took this client in, and which clients the run begins with."""
         if run_id == self._run_id:
             self._say(f"connected to run {run_id} again")
             return
@@ -58,7 +60,8 @@ class SiteProgress:
         scheduler = self._config.scheduler
         named = f": {listed(scheduler.clients)}" if isinstance(scheduler.clients, list) else ""
         clients = "1 client" if scheduler.starting_clients == 1 else f"{scheduler.starting_clients} clients"
-        self._say(f"joined run {run_id}; round 1 of {self._config.rounds} begins with {clients}{named}")
+        rounds = "1 round" if self._config.rounds == 1 else f"{self._config.rounds} rounds"
+        self._say(f"joined run {run_id} ({rounds}, {clients}{named}); waiting for the server")
 
     def carry_out(self, task: Task) -> Reply:
         """Let the worker compute, and say what that tells of the run."""
@@ -69,7 +72,7 @@ class SiteProgress:
             self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
         self._exchanges += 1
         if task.id.name == DELIVER:
-            self.final = reply.evaluation
+            self.final, self.model_sha256 = reply.evaluation, task.payload.sha256()
         return reply
 
     def _end_round(self, evaluation: Evaluation | None) -> None:

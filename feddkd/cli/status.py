@@ -114,8 +114,10 @@ def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def _state(found: RunStatus) -> str:
-    """Not `running` where all is done, and the server stays for clients that were away."""
-    return "finished, lingering" if found.progress.delivered and found.process.pid is not None else found.state
+    """Not `running` where the server has too few clients, or where all is done and it stays for clients that were away."""
+    if found.progress.delivered and found.process.pid is not None:
+        return "finished, lingering"
+    return "paused, waiting for clients" if found.process.is_paused else found.state
 
 
 def _round(found: RunStatus) -> str:

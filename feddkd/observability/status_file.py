@@ -51,6 +51,7 @@ class LiveStatus(BaseModel):
         command: that started it; empty if it is not to be started again as it was.
         time: seconds since 1970 when this was written.
         waits_for: what must come before the run goes on; empty where the process itself is at work.
+        paused: whether the run has too few clients to go on.
         waiting_for: clients whose reply is expected.
         num_waiting: how many these are, those that are left out counted.
         connected: clients that are there.
@@ -66,6 +67,7 @@ class LiveStatus(BaseModel):
     command: str = ""
     time: Seconds
     waits_for: str = ""
+    paused: bool = False
     waiting_for: list[str] = []
     num_waiting: Count = 0
     connected: Count = 0
@@ -103,6 +105,7 @@ class StatusFile(Observer):
         self._engine: Engine | None = None
         self._phase = JOINING
         self._pause = ""
+        self._is_paused = False
         self._ended = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write_often, name="status", daemon=True)
@@ -129,16 +132,16 @@ class StatusFile(Observer):
         self._phase = RETURNING
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
-        self._phase = self._pause = ""
+        self._phase, self._pause, self._is_paused = "", "", False
 
     def exchange_done(self, record: ExchangeRecord) -> None:
-        self._phase = self._pause = ""
+        self._phase, self._pause, self._is_paused = "", "", False
 
     def paused(self, reason: str) -> None:
-        self._pause = printable(reason)
+        self._pause, self._is_paused = printable(reason), True
 
     def waiting(self, reason: str) -> None:
-        self._pause = printable(reason)
+        self._pause, self._is_paused = printable(reason), False
 
     def run_failed(self, reason: str) -> None:
         self._ended = printable(reason)
@@ -175,6 +178,7 @@ class StatusFile(Observer):
             command=self._command,
             time=round(time.time(), 3),
             waits_for=self._pause or (REPLIES if waiting else self._phase),
+            paused=self._is_paused,
             waiting_for=waiting[:MOST_CLIENTS],
             num_waiting=len(waiting),
             connected=len(here),

@@ -78,6 +78,7 @@ def test_a_client_names_the_final_model_that_it_has(client: Client, tmp_path: Pa
     kept = StateDir(tmp_path / "state", "site").load(FINAL_MODEL, record.model.schema, RUN_ID)
     assert kept is not None
     assert kept.sha256() == record.model.sha256()
+    assert lines[-2] == f"site: model sha256 {record.model.sha256()}"
 
 
 def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_model(
@@ -107,7 +108,7 @@ def test_a_state_directory_in_use_is_said_before_the_server_is_asked(client: Cli
         assert server.engine.num_joined == 0
     assert code == 1
     expected = f"state directory {tmp_path / 'state'} belongs to client 'other', not to 'site'; each client needs its own directory"
-    assert lines == [f"feddkd: {expected}"]
+    assert lines == [f"feddkd client: site, server {server.address}", f"feddkd: {expected}"]
 
 
 def test_a_wrong_key_in_the_sites_file_is_said_before_the_server_is_asked(client: Client, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_wrong_key_in_the_sites_file_is_said_before_the_server_is_asked(client
         code, lines = client(server, tmp_path / "state", str(file))
         assert server.engine.other_traffic().wire_bytes_up == 0
     assert code == 2
-    assert lines == [f"feddkd: {file}: unknown key 'data.nam' (did you mean 'name'?)"]
+    assert lines[1:] == [f"feddkd: {file}: unknown key 'data.nam' (did you mean 'name'?)"]
     assert not (tmp_path / "state").exists()
 
 
@@ -135,6 +136,23 @@ def test_what_a_stopped_run_left_is_not_the_final_model(client: Client, tmp_path
     assert code == 1
     assert lines[-1] == r"feddkd: the run ended early: the server stopped\x1b[2J"
     assert not (tmp_path / "state" / f"{FINAL_MODEL}.safetensors").exists()
+
+
+@pytest.mark.parametrize("while_", ["feddkd.client.own_site.fetch_server_config", "feddkd.client.process.take_part"])
+def test_a_client_that_is_interrupted_says_what_is_kept_and_how_to_go_on(
+    while_: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(while_, interrupt)
+    config, state = federation_of_one(), tmp_path / "state"
+    with serving(engine=engine_of(config)) as server:
+        code, lines = client(server, state)
+    assert code == 130
+    said, command = lines[-2:]
+    assert said == f"site: interrupted; what it has computed is kept in {state}/; to go on, the same command again:"
+    assert command.startswith(f"  feddkd client --server {server.address} --id site --state {state} ")
 
 
 def no_computation(*_: object) -> None:

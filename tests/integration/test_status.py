@@ -88,6 +88,20 @@ def test_a_run_whose_journal_is_open_is_running(folder: Path) -> None:
     assert look(folder).state == "dead"
 
 
+def test_a_living_process_that_waits_for_clients_is_paused(folder: Path) -> None:
+    kill_in_round_2(folder)
+    journal = FileJournal.open(folder)
+    with StatusFile(folder) as status:
+        status.paused("round 2 needs 3 clients, 1 is connected")
+        status.write()
+        assert "paused, waiting for clients" in as_printed(folder)
+        assert "round 2 needs 3 clients, 1 is connected" in as_printed(folder)
+        status.round_started(2, 0, 3)
+        status.write()
+        assert "feddkd: running" in as_printed(folder)
+    journal.close()
+
+
 def test_a_run_whose_process_said_why_it_ended_is_paused(folder: Path) -> None:
     kill_in_round_2(folder)
     with StatusFile(folder) as status:

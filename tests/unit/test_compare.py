@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from report_records import write_record
 
 from feddkd.bench.runs import Job, is_complete
 from feddkd.bench.side_by_side import Run, make_rows, read_run, results
+from feddkd.cli.comparison_tables import comparison_tables
 from feddkd.config import Config
 from feddkd.errors import ConfigError, StateError
 from feddkd.observability.budgets import Curve
@@ -183,6 +185,17 @@ def test_message_headers_do_not_cost_a_row_its_last_round() -> None:
     table = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)["equal_wire_bytes"]
     assert table["budget"] == 20_000
     assert table["rows"]["fedavg_sgd"]["rounds"] == [2]
+
+
+def test_a_run_that_counted_no_gradients_has_no_accuracy_at_equal_gradients_and_the_table_says_why() -> None:
+    rows = make_rows([("feddkd", config()), ("mine", config("algorithm.name=fedprox"))], baselines=False)
+    counted = curve(0.9, rounds=2, bytes_a_round=10)
+    found = {"feddkd": counted, "mine": replace(counted, gradient_evaluations=[0, 0])}
+    document = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)
+    names = {"feddkd": "FedDKD", "mine": "FedProx"}
+    (table,) = (table for _, table in comparison_tables(document, names, None, short=True) if table.name == "equal_budgets")
+    assert table.rows[1] == ["FedProx", "90.00", "90.00", "-"]
+    assert table.caption == "Nothing at equal gradients for FedProx: its client side sets no gradient_evaluations in its Reply."
 
 
 def test_a_record_without_all_of_its_rounds_is_named(tmp_path: Path) -> None:

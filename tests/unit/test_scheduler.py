@@ -315,6 +315,9 @@ def test_metrics_within_the_bound_are_all_recorded(caplog: pytest.LogCaptureFixt
         ({"a": 10, "b": 20, "c": 30}, [], []),  # exactly half is not more
         ({"a": 10, "b": 20, "c": 31}, ["scheduler.weights=uniform"], []),
         ({"a": 10}, [], []),  # alone, it has all of it anyway
+        ({"a": 721, "b": 717}, [], []),  # two of about the same size
+        ({"a": 10, "b": 30}, [], []),
+        ({"a": 10, "b": 31}, [], ["b claims 31 examples, 76 % of all"]),
         ({"a": 1, "b": 2**53}, [], [f"b claims {2**53} examples, 100 % of all"]),
     ],
 )

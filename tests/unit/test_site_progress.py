@@ -54,12 +54,12 @@ def test_a_site_that_holds_nothing_out_reads_no_accuracy() -> None:
 
 
 @pytest.mark.parametrize(("clients", "whom"), [('["north", "south"]', "2 clients: north, south"), ("3", "3 clients"), ("1", "1 client")])
-def test_a_site_reads_whom_the_server_waits_for(clients: str, whom: str) -> None:
+def test_a_site_reads_which_clients_a_run_begins_with(clients: str, whom: str) -> None:
     said: list[str] = []
     progress = site(said, (), f"scheduler.clients={clients}")
     progress.joined("run")
     progress.joined("run")
-    assert said == [f"joined run run; round 1 of 2 begins with {whom}", "connected to run run again"]
+    assert said == [f"joined run run (2 rounds, {whom}); waiting for the server", "connected to run run again"]
 
 
 def test_a_site_that_comes_for_the_final_model_alone_reads_no_round() -> None:
@@ -67,4 +67,5 @@ def test_a_site_that_comes_for_the_final_model_alone_reads_no_round() -> None:
     progress = site(said, [90])
     carried_out(progress, [(2, DELIVER)])
     assert said == []
+    assert progress.model_sha256 == filled(SCHEMA, 1).sha256()
     assert progress.final is not None

@@ -75,9 +75,11 @@ def test_a_pause_is_told_until_the_next_round_begins(tmp_path: Path) -> None:
     status.paused("round 2 needs 3 clients, 1 is connected")
     status.write()
     assert written(tmp_path).waits_for == "round 2 needs 3 clients, 1 is connected"
+    assert written(tmp_path).paused
     status.round_started(2, 0, 3)
     status.write()
     assert written(tmp_path).waits_for == ""
+    assert not written(tmp_path).paused
 
 
 def test_whom_a_process_that_goes_on_waits_for_is_told_until_an_exchange_is_done(tmp_path: Path) -> None:

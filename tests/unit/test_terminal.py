@@ -32,6 +32,7 @@ from feddkd.errors import RunError
 from feddkd.exchange import Evaluation, ExchangeId
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
+from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
 
 WIDTHS = (60, 80, 120)
@@ -133,7 +134,7 @@ def test_the_bar_is_one_line(width: int) -> None:
     shown.append(live(progress, width))
     for line in shown:
         assert "\n" not in line
-        assert len(line) <= width
+        assert len(line) <= width - len("^C") - 1  # what a terminal adds for Ctrl-C must not wrap
 
 
 def test_while_clients_join_the_bar_says_who_is_there() -> None:
@@ -158,7 +159,7 @@ def test_the_bar_counts_steps_from_1_and_says_that_the_run_is_paused() -> None:
     progress.exchange_done(STEP)
     assert live(progress, 80).startswith("  round 1/4: dkd_step 3 of 20 ")
     progress.paused("round 1 needs 3 clients, 2 are connected")
-    assert live(progress, 80).startswith("  paused: round 1 needs 3 clients")
+    assert live(progress, 80).startswith("  paused ")
     progress.round_started(1, 1, 3)
     assert live(progress, 80).startswith("  round 1/4 (attempt 2): 3 clients ")
 
@@ -232,3 +233,55 @@ def test_a_run_that_goes_on_between_two_rounds_says_so() -> None:
     progress = ConsoleProgress(Config(), Console(width=80, file=shown))
     progress.run_resumed("run", 10, 4, 3, None)
     assert shown.getvalue().startswith("run run goes on after round 4 of 10 (process 3)\n")
+
+
+MODEL = cast("Tensors", None)
+FIRST, LAST = (replace(STEP, id=ExchangeId("run", 1, 0, "dkd_step", step), loss=loss) for step, loss in ((0, 2.0), (1, 0.5)))
+NEXT = replace(STEP, id=ExchangeId("run", 2, 0, "local_train", 0), loss=1.0)
+
+
+def printed(progress: ConsoleProgress) -> list[str]:
+    """What was printed since the last call."""
+    shown = cast("io.StringIO", progress._console.file)
+    lines = shown.getvalue().splitlines()
+    shown.seek(0)
+    shown.truncate()
+    return lines
+
+
+def after_round_1(*, resumed: bool = False) -> ConsoleProgress:
+    progress = ConsoleProgress(Config.load(None, ["rounds=2"]), Console(width=80, file=io.StringIO()), resumed=resumed)
+    progress.round_started(1, 0, 3)
+    progress.exchange_done(FIRST)
+    progress.exchange_done(LAST)
+    progress.round_evaluated(1, EVALUATION)
+    progress.round_finished(1, MODEL)
+    return progress
+
+
+def test_while_a_run_is_paused_what_is_known_of_the_finished_round_is_said_once_and_its_row_follows() -> None:
+    progress = after_round_1()
+    known = "  round 1/2 is done, step loss 2.000 → 0.500, test acc. 97.0%; its row follows"
+    progress.paused("round 2 needs 3 clients, 2 are connected")
+    progress.paused("round 2 needs 3 clients, 2 are connected")
+    assert printed(progress) == [known, *["  paused: round 2 needs 3 clients, 2 are connected"] * 2]
+    progress.exchange_done(NEXT)
+    progress.round_done(ROUND)
+    (row,) = printed(progress)
+    assert "2.000 → 0.500" in row
+
+
+def test_a_run_that_is_stopped_between_two_rounds_prints_no_row_that_is_not_complete() -> None:
+    progress = after_round_1()
+    progress.round_done(replace(ROUND, client_evaluation=None))
+    assert printed(progress) == ["  round 1/2 is done, step loss 2.000 → 0.500, test acc. 97.0%; its row follows"]
+
+
+def test_a_process_that_goes_on_prints_the_row_of_the_round_before_with_its_step_losses() -> None:
+    progress = after_round_1(resumed=True)
+    assert printed(progress) == []
+    progress.run_resumed("run", 2, 1, 2, None)
+    progress.round_started(2, 0, 3)
+    progress.exchange_done(NEXT)
+    progress.round_done(ROUND)
+    assert "2.000 → 0.500" in printed(progress)[-1]
