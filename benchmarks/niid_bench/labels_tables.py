@@ -142,8 +142,8 @@ def teachers_section(found: LabelOutcomes) -> str:
             )
     if not rows:
         return NO_RESULTS
-    control, judged_name = row_name(CONTROL), row_name(JUDGED)
-    header = ["labels", "partition", "teachers", "global model", f"{control}, test set", f"{judged_name} to {control}", "rule holds"]
+    names = row_name(CONTROL), row_name(JUDGED)
+    header = ["labels", "partition", "teachers", "global model", f"{names[0]}, test set", f"{names[1]} to {names[0]}", "rule holds"]
     return f"{table(header, rows)}\n\n**The rule holds in {held} of {judged}.**"
 
 

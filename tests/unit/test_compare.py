@@ -193,9 +193,12 @@ def test_a_run_that_counted_no_gradients_has_no_accuracy_at_equal_gradients_and_
     found = {"feddkd": counted, "mine": replace(counted, gradient_evaluations=[0, 0])}
     document = results(rows, {label: [Run(0, each, None)] for label, each in found.items()}, target=0.9)
     names = {"feddkd": "FedDKD", "mine": "FedProx"}
-    (table,) = (table for _, table in comparison_tables(document, names, None, short=True) if table.name == "equal_budgets")
+    (table,) = (table for table in comparison_tables(document, names, None, short=True) if table.name == "equal_budgets")
     assert table.rows[1] == ["FedProx", "90.00", "90.00", "-"]
-    assert table.caption == "Nothing at equal gradients for FedProx: its client side sets no gradient_evaluations in its Reply."
+    assert (
+        table.caption
+        == "One run each (n = 1). Nothing at equal gradients for FedProx: its client side sets no gradient_evaluations in its Reply."
+    )
 
 
 def test_a_record_without_all_of_its_rounds_is_named(tmp_path: Path) -> None:
