@@ -13,13 +13,21 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.server_optimizer import ServerOptimizer
-from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
-from feddkd.algorithms.local_training import train_locally
-from feddkd.algorithms.site import Site
-from feddkd.config import Config, Table
-from feddkd.exchange import ExchangeKind, Reply, Task
-from feddkd.tensors import Tensors
+from feddkd import (
+    Algorithm,
+    ClientSide,
+    Cohort,
+    Config,
+    ExchangeKind,
+    Reply,
+    ServerOptimizer,
+    Site,
+    Table,
+    Task,
+    Tensors,
+    own_settings,
+    train_locally,
+)
 
 
 class FedAvgMSettings(Table):

@@ -354,7 +354,7 @@ class Outcome:
 
     @property
     def lost(self) -> Traffic:
-        """The part of its bytes on the wire that bought nothing."""
+        """The part of its bytes on the wire that was of no use."""
         return self.traffic.wire_beyond(self.useful)
 
     @property

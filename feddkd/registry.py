@@ -136,6 +136,10 @@ MODELS = Registry("feddkd.models")
 classes."""
 
 
+LARGEST_SHARE = 0.25
+"""Of the elements that a codec such as `topk:SHARE` keeps."""
+
+
 def codec_key(name: str) -> str:
     """Return what the class of a codec is registered under: for `topk:0.01` that is `topk:SHARE`."""
     kind, colon, _ = name.partition(":")

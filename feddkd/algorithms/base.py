@@ -126,6 +126,7 @@ class Algorithm(ABC):
     Attributes:
         table: the class of its settings, of `[algorithm]`; not used for an algorithm that the
             configuration names by its import path.
+        spoken: what reports call it, where that is not the name of its class; not inherited.
         client_side: the class that answers its exchanges at a client.
         local_objective: what its clients minimise; None leaves the choice to the configuration.
         broadcasts_model: the first exchange of a round broadcasts the model that the round before it
@@ -136,6 +137,7 @@ class Algorithm(ABC):
 
     table: ClassVar[type[NamedTable]]
     client_side: ClassVar[type[ClientSide]]
+    spoken: ClassVar[str | None] = None
     broadcasts_model: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = False
     no_piggyback: ClassVar[str | None] = None

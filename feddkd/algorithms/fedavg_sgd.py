@@ -50,7 +50,8 @@ class FedAvgSGD(FedDKD):
     """
 
     table = FedAvgSGDConfig
-    no_piggyback = "its like is fedavg with dkd.hard_label_weight = 1"
+    spoken = "control (SGD on labels)"
+    no_piggyback = "use fedavg with dkd.hard_label_weight = 1"
     client_side = FedAvgSGDClient
     step_exchange = SGD_STEP
 

@@ -39,6 +39,7 @@ class SelfTraining(FedDKD):
     """v_j = ServerOptimizer(v_{j-1}, sum_k p_k (grad CE_k on labels + grad CE_k on sure predictions)); w_{t+1} = v_J."""
 
     table = SelfTrainingConfig
+    spoken = "self-training"
     no_piggyback = "a gradient that rides along is a teacher's, and this has none"
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP

@@ -94,7 +94,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_done: OnDone, on_tick: OnTick
                 for future in (future for future in futures if future in done):
                     on_done(futures[future], future.result())
                 if on_tick is not None:
-                    on_tick([job for future, job in futures.items() if future.running()])
+                    on_tick([job for future, job in futures.items() if future.running() and job.folder in processes.begun])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -115,7 +115,7 @@ def delivery_bytes(folder: RunFolder) -> int:
 
 
 def read_curve(folder: RunFolder) -> Curve:
-    """What each round of a run bought, and what had been spent by then."""
+    """Read how good the model of each round is, and what had been spent by then."""
     return Curve(
         accuracy=[line.accuracy for line in folder.rounds],
         wire_bytes=[line.cumulative_wire_bytes for line in folder.rounds],
@@ -134,9 +134,14 @@ def differences(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
 
 
 class _Processes:
-    """The processes that are running now; all are ended when the block is left."""
+    """The processes that are running now; all are ended when the block is left.
+
+    Attributes:
+        begun: folders that no longer hold what an interrupted run left.
+    """
 
     def __init__(self) -> None:
+        self.begun: set[Path] = set()
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
@@ -187,6 +192,7 @@ def _start_anew(job: Job, processes: _Processes, log: Any) -> None:
     if job.folder.exists():
         shutil.rmtree(job.folder)
     job.folder.mkdir()
+    processes.begun.add(job.folder)
     (job.folder / CONFIG).write_text(job.config.to_toml(), encoding="utf-8")
     options = ["--no-report", "--out", str(job.folder), "--engine", job.engine]
     command = [sys.executable, "-m", "feddkd", "run", str(job.folder / CONFIG), *options]

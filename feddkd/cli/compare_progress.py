@@ -60,7 +60,7 @@ class Pace:
         return (self.first_s - self.began_s) / self.done if self.done else None
 
     def left_s(self, now_s: float) -> float | None:
-        """Seconds until its end, as estimated; None before its first round."""
+        """Estimate the seconds until its end; None before its first round."""
         if self.round_s is None:
             return None
         return max((self.rounds - self.done) * self.round_s - (now_s - self.seen_s), 0.0)
@@ -93,7 +93,7 @@ class Estimate:
         return pace
 
     def left_s(self, now_s: float) -> tuple[float, bool] | None:
-        """Seconds until the end, and whether that leaves out runs of which nothing is known yet."""
+        """Estimate the seconds until the end, and say whether that leaves out runs of which nothing is known yet."""
         running = [pace.left_s(now_s) for pace in self.paces.values()]
         waiting = [
             job.config.rounds * pace if (pace := self._known.get(_kind(job))) is not None else None for job in self._waiting.values()

@@ -84,7 +84,7 @@ def say(text: str, *, newline: bool = True) -> None:
 
 
 def output_width() -> int:
-    """Columns of standard output, or `WIDTH` where it is no terminal."""
+    """Return the columns of standard output, or `WIDTH` where it is no terminal."""
     return SafeConsole().width if sys.stdout.isatty() else WIDTH
 
 
@@ -166,7 +166,7 @@ def megabytes(size_bytes: int) -> str:
 
 
 def short_size(size_bytes: float) -> str:
-    """A number of bytes in seven characters at most: `1.69 MB`."""
+    """Write a number of bytes in seven characters at most: `1.69 MB`."""
     units = iter(("B", "kB", "MB", "GB"))
     unit = next(units)
     while size_bytes >= 999.5 and (larger := next(units, "")):

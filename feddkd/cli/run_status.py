@@ -64,7 +64,7 @@ class Cost:
 
     Attributes:
         traffic: of everything so far.
-        lost: the part of it that bought nothing; of an exchange that is open nobody knows yet.
+        lost: the part of it that was of no use; of an exchange that is open nobody knows yet.
         events: in the journal.
     """
 

@@ -64,7 +64,7 @@ class RunTable:
         return [self._line([column.heads[number] for column in self._columns]) for number in range(2)]
 
     def row(self, record: RoundRecord, step_losses: Sequence[float]) -> str:
-        """The line of a round."""
+        """Write the line of a round."""
         return self._line([column.cell(Row(record, step_losses)) for column in self._columns])
 
     def _line(self, cells: Sequence[str]) -> str:
@@ -94,7 +94,7 @@ def _columns(config: Config) -> Iterator[Column]:
 
 
 def has_steps(config: Config) -> bool:
-    """Whether rounds have gradient steps; a user's own algorithm may."""
+    """Return whether rounds have gradient steps; a user's own algorithm may."""
     algorithm = ALGORITHMS.get(config.algorithm.name)
     return algorithm is None or set(algorithm.exchanges(config)) != {"local_train"}
 

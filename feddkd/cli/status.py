@@ -96,7 +96,7 @@ def _client(client: ClientStatus) -> dict[str, Any]:
 
 
 def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
-    """What is said of the run, line by line."""
+    """Say how the run stands, line by line."""
     progress, cost = found.progress, found.cost
     yield "run", f"{found.run_id}, {found.algorithm}: {_state(found)}" + (f" ({found.reason})" if found.reason else "")
     yield "round", _round(found)

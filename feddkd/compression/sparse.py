@@ -12,9 +12,7 @@ from feddkd.compression.bits import pack, read_as, unpack
 from feddkd.compression.checks import check_code_norm, check_own_norm, check_size, wide_norm
 from feddkd.compression.draws import draw_words, generator_of
 from feddkd.errors import ConfigError, SchemaError
-from feddkd.registry import CODECS
-
-_LARGEST_SHARE = 0.25
+from feddkd.registry import CODECS, LARGEST_SHARE
 
 
 def _count(share: float, num_elements: int) -> int:
@@ -34,8 +32,8 @@ def _share_in(name: str) -> float:
         share = float(name.partition(":")[2])
     except ValueError:
         share = 0.0
-    if not 0 < share <= _LARGEST_SHARE:
-        raise ConfigError(f'codec "{name}": after the colon stands a share above 0 and up to {_LARGEST_SHARE}')
+    if not 0 < share <= LARGEST_SHARE:
+        raise ConfigError(f'codec "{name}": after the colon stands a share above 0 and up to {LARGEST_SHARE}')
     return share
 
 

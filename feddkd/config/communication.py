@@ -13,15 +13,12 @@ from pydantic_core import CoreSchema, core_schema
 from feddkd.config.problems import did_you_mean
 from feddkd.config.table import Table
 from feddkd.errors import ConfigError
-from feddkd.registry import ALGORITHMS, CODECS, codec_key
+from feddkd.registry import ALGORITHMS, CODECS, LARGEST_SHARE, codec_key
 
 PLAIN: Literal["fp32"] = "fp32"
 """The name of no codec: elements travel as they are, whatever their dtype."""
 
 _SHARE = r"0?\.[0-9]{1,6}"
-
-LARGEST_SHARE = 0.25
-"""Of the elements that a codec with a share keeps."""
 
 STAND_INS = {"self_step": "dkd_step", "sgd_step": "dkd_step"}
 """Steps that are taken in place of others, by name."""

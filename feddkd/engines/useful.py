@@ -1,4 +1,4 @@
-"""Counts what of an exchange's messages bought something, by one rule for every engine."""
+"""Counts which of an exchange's messages were of use, by one rule for every engine."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _byte_counts(traffic: Traffic) -> dict[str, int]:
 
 
 def _lost(traffic: Traffic) -> dict[str, int]:
-    """What bought nothing: the part of the wire bytes that a run without faults would not have spent."""
+    """What was lost: the part of the wire bytes that a run without faults would not have spent."""
     return {"lost_wire_bytes_down": traffic.wire_bytes_down, "lost_wire_bytes_up": traffic.wire_bytes_up}
 
 

@@ -105,7 +105,7 @@ def _name(own: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], fewest:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Every setting of a run under its dotted key; a simulation's number of clients stands there once."""
+    """Return every setting of a run by its dotted key; a simulation's number of clients has one key of its two."""
     found = flatten(config.model_dump(mode="json"))
     if found.get("scheduler.clients") == found["partition.clients"]:
         del found["scheduler.clients"]

@@ -6,9 +6,6 @@ from feddkd.algorithms import ALGORITHMS
 
 CONTROL = "fedavg_sgd"
 
-SPOKEN = {CONTROL: "control (SGD on labels)", "self_training": "self-training"}
-"""Names of built-in algorithms that are not the name of their class."""
-
 
 def spoken_name(code: str) -> str:
     """Return the name of an algorithm as papers write it: `FedDKD` for `feddkd`.
@@ -17,10 +14,9 @@ def spoken_name(code: str) -> str:
         code: `algorithm.name` of a configuration; of an import path `package.module:Class`, which
             is not imported, the class comes first.
     """
-    if code in SPOKEN:
-        return SPOKEN[code]
     if code in ALGORITHMS:
-        return str(ALGORITHMS[code].__name__)
+        found = ALGORITHMS[code]
+        return str(vars(found).get("spoken", found.__name__))
     module, _, name = code.rpartition(":")
     return f"{name} ({module})" if module and name else code
 

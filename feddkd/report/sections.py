@@ -154,9 +154,9 @@ def sections_of(groups: Sequence[Group], link: Link | None = None) -> list[Secti
     else:
         last = [classes, partitions]
     frontier = _frontier(groups)
-    bought = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
+    at_cost = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
     sites = _sites(groups)
-    return [_accuracy(groups), *bought, _cost(groups), _steps(groups), *([sites] if sites else []), *last]
+    return [_accuracy(groups), *at_cost, _cost(groups), _steps(groups), *([sites] if sites else []), *last]
 
 
 def _accuracy(groups: Sequence[Group]) -> Section:

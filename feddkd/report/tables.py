@@ -114,7 +114,7 @@ def _run_values(run: RunFolder) -> list[Value]:
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """One row for each group: means over its runs, and the sample deviation of its accuracies."""
+    """Make one row for each group: means over its runs, and the sample deviation of its accuracies."""
     header = [
         *("configuration", "rounds", FINAL, BEST, BYTES),
         *("time", EVALUATIONS, "n"),
@@ -167,14 +167,14 @@ def _summary_values(group: Group, final: Spread | None, best: Spread | None) -> 
 
 
 def spread_values(found: Spread | None) -> list[Value]:
-    """Mean, sample deviation, lowest and highest, for CSV."""
+    """Return mean, sample deviation, lowest and highest, for CSV."""
     if found is None:
         return [None] * 4
     return [found.mean, found.deviation, found.lowest, found.highest]
 
 
 def accuracy_text(found: Spread | None) -> str:
-    """Mean and, of several runs, the sample deviation, in percent without its sign."""
+    """Write the mean and, of several runs, the sample deviation, in percent without its sign."""
     if found is None:
         return NOT_RECORDED
     deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
@@ -182,14 +182,14 @@ def accuracy_text(found: Spread | None) -> str:
 
 
 def best_accuracies(column: int, found: Sequence[Spread | None]) -> set[tuple[int, int]]:
-    """The cells of a column of accuracies with the best mean, as it is printed."""
+    """Find the cells of a column of accuracies with the best mean, as it is printed."""
     texts = [_accuracy_mean(spread) if spread else "" for spread in found]
     means = [spread.mean if spread else None for spread in found]
     return set(best_cells(column, texts, means, max))
 
 
 def accuracy_caption(counts: Sequence[int]) -> str:
-    """What the accuracies of a table are, given the number of runs of each row."""
+    """Say what the accuracies of a table are, given the number of runs of each row."""
     if max(counts) == 1:
         return "One run each (n = 1). Bold: the best accuracy."
     runs = f"n = {counts[0]} runs" if len(set(counts)) == 1 else "n runs"

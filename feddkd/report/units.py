@@ -27,7 +27,7 @@ def size(size_bytes: float) -> str:
 
 
 def short_size(size_bytes: float) -> str:
-    """A size with its unit, to three digits."""
+    """Write a size with its unit, to three digits."""
     divisor, unit = byte_unit(size_bytes * 1.0005)  # 999.9 kB is written 1 MB
     return f"{size_bytes / divisor:.3g} {unit}"
 
@@ -53,7 +53,7 @@ def count(number: float) -> str:
 
 
 def short_count(number: float) -> str:
-    """A number of things to three digits: `79.7 k`."""
+    """Write a number of things to three digits: `79.7 k`."""
     divisor, unit = next((unit for unit in COUNT_UNITS if number >= 0.9995 * unit[0]), (1.0, ""))
     return f"{number / divisor:.3g} {unit}".rstrip() if divisor > 1 else f"{number:.0f}"
 

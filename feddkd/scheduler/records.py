@@ -27,7 +27,7 @@ class ExchangeRecord:
         client_evaluation: of the model that was broadcast, on what the clients hold out.
         metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
         by_client: the few numbers that are kept for each client, by name and client.
-        lost: the part of `traffic` that bought nothing: messages that were repeated, and those of clients whose reply
+        lost: the part of `traffic` that was of no use: messages that were repeated, and those of clients whose reply
             does not count.
     """
 
@@ -90,7 +90,7 @@ class RunRecord:
         exchange_traffic: `traffic` by the name of the exchange, in order of first appearance.
         examples: of each client that could take part, as it said last; empty for very many clients.
         doubtful_labels: sites whose labels may be wrong, by client.
-        lost_traffic: the part of all this that bought nothing.
+        lost_traffic: the part of all this that was of no use.
     """
 
     run_id: str

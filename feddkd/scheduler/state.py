@@ -202,7 +202,7 @@ class RunState:
         self.tally.other += event.other
 
     def _give_up_spent(self) -> None:
-        """Bytes of exchanges that were not begun again bought nothing."""
+        """Bytes of exchanges that were not begun again were of no use."""
         for traffic in self.spent.values():
             self.tally.other += traffic
             self.tally.lost += traffic

@@ -59,7 +59,7 @@ class RunTally:
     Attributes:
         traffic: of all exchanges.
         other: of none: joining, late replies, farewells, and exchanges whose outcome was lost.
-        lost: the part of both that bought nothing.
+        lost: the part of both that was of no use.
     """
 
     traffic: Traffic = field(default_factory=Traffic)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from feddkd.bench import runs
 from feddkd.bench.runs import Job, rounds_done
 from feddkd.cli.compare_progress import CompareProgress, Estimate, Pace
 from feddkd.config import Config
@@ -104,3 +107,33 @@ def test_on_a_terminal_each_running_job_has_a_line_within_80_columns(tmp_path: P
         ("feddkd-seed1", 0, "round 1/10  1:00"),
     ]
     assert "1/2 feddkd-seed1: 10 rounds in 1:00" in out.getvalue()
+
+
+def test_rounds_that_an_interrupted_run_left_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = job(tmp_path, 10)
+    record(one, 3)
+    ticks: list[list[int]] = []
+    asked, has_begun, may_end = (threading.Event() for _ in range(3))
+
+    def incomplete(_: Job) -> bool:
+        asked.wait(60)
+        return False
+
+    def run(_self: object, _command: object, **_options: object) -> int:
+        has_begun.set()
+        may_end.wait(60)
+        return 0
+
+    def on_tick(running: Sequence[Job]) -> None:
+        ticks.append([rounds_done(shown) for shown in running])
+        asked.set()  # only now is the record that was left deleted
+        if has_begun.is_set() and ticks[-1]:
+            may_end.set()
+
+    monkeypatch.setattr(runs, "TICK_S", 0.01)
+    monkeypatch.setattr(runs, "is_complete", incomplete)
+    monkeypatch.setattr(runs._Processes, "run", run)
+    runs.run_jobs([one], 1, lambda _job, _error: None, on_tick)
+    assert ticks[0] == []
+    assert all(counts in ([], [0]) for counts in ticks)
+    assert [0] in ticks

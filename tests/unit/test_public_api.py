@@ -3,8 +3,10 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,15 @@ def test_a_public_name_can_be_imported_and_is_documented(name: str) -> None:
     found = getattr(feddkd, name)
     assert found.__name__ == name
     assert inspect.getdoc(found)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_on_a_page_of_the_reference(name: str) -> None:
+    reference = Path(__file__).parents[2] / "docs" / "reference"
+    text = "".join((reference / page).read_text() for page in ("python.md", "extension.md"))
+    (members,) = re.findall(r"members: \[(.*)\]", text)
+    described = re.findall(r"^::: feddkd\.[\w.]*\.(\w+)$", text, re.MULTILINE)
+    assert name in [*members.split(", "), *described, *re.findall(r"`feddkd\.(\w+)`", text)]
 
 
 def test_public_methods_of_a_run_are_documented() -> None:
