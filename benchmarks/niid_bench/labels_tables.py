@@ -142,8 +142,16 @@ def teachers_section(found: LabelOutcomes) -> str:
             )
     if not rows:
         return NO_RESULTS
-    control, judged_name = row_name(CONTROL), row_name(JUDGED)
-    header = ["labels", "partition", "teachers", "global model", f"{control}, test set", f"{judged_name} to {control}", "rule holds"]
+    control_name, judged_name = row_name(CONTROL), row_name(JUDGED)
+    header = [
+        "labels",
+        "partition",
+        "teachers",
+        "global model",
+        f"{control_name}, test set",
+        f"{judged_name} to {control_name}",
+        "rule holds",
+    ]
     return f"{table(header, rows)}\n\n**The rule holds in {held} of {judged}.**"
 
 
