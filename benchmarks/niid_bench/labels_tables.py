@@ -142,8 +142,16 @@ def teachers_section(found: LabelOutcomes) -> str:
             )
     if not rows:
         return NO_RESULTS
-    names = row_name(CONTROL), row_name(JUDGED)
-    header = ["labels", "partition", "teachers", "global model", f"{names[0]}, test set", f"{names[1]} to {names[0]}", "rule holds"]
+    control_name, judged_name = row_name(CONTROL), row_name(JUDGED)
+    header = [
+        "labels",
+        "partition",
+        "teachers",
+        "global model",
+        f"{control_name}, test set",
+        f"{judged_name} to {control_name}",
+        "rule holds",
+    ]
     return f"{table(header, rows)}\n\n**The rule holds in {held} of {judged}.**"
 
 
