@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
 from feddkd.cli.output import WIDTH, output_width, present, say
-from feddkd.config import Config
+from feddkd.config import Config, DataConfig, PartitionConfig
+from feddkd.errors import ConfigError
 
 app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -21,11 +23,35 @@ def _group() -> None:
     pass
 
 
+def _settings_of_site(server: Path, site: Path | None, overrides: Iterable[str]) -> Config:
+    """Return what a client works with: the server's configuration with the site's own data, all of them. Raises ConfigError."""
+    from feddkd.client.own_site import site_config, site_tables
+
+    found = site_config(Config.load(server), site_tables(site, overrides))
+    return found.model_copy(update={"partition": PartitionConfig(name="iid", clients=1)})
+
+
+def _num_classes(data: DataConfig) -> int:
+    """Raises ConfigError; for a site, which need not say the shape itself, with the way out."""
+    from feddkd.data.datasets import describe
+
+    try:
+        return describe(data).num_classes
+    except ConfigError as error:
+        if data.input_shape is not None and data.num_classes is not None:
+            raise
+        raise ConfigError(f"{error}; for the file of a site, which has them from the server: --server-config SERVER.toml") from None
+
+
 @app.command()
 def show(
     config: ConfigFile = None,
     override: Overrides = None,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw a heat map of classes by clients, too.")] = None,
+    server_config: Annotated[
+        Path | None,
+        typer.Option("--server-config", metavar="FILE", help="Show the data of one site: CONFIG is its file, FILE the server's."),
+    ] = None,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
@@ -34,16 +60,17 @@ def show(
     ```console
     feddkd data show -o partition.name=dirichlet -o partition.alpha=0.1
     feddkd data show federation.toml --png partition.png
+    feddkd data show site.toml --server-config server.toml
     ```
     """
-    settings = Config.load(config, override or ())
+    settings = _settings_of_site(server_config, config, override or ()) if server_config else Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.partition_table import summary_of, table_of, title_of
-    from feddkd.data.datasets import describe, load_train
+    from feddkd.data.datasets import load_train
     from feddkd.data.partitions import class_counts, partition, unlabelled_counts
     from feddkd.report.heatmap import save_heatmap
 
-    num_classes = describe(settings.data).num_classes
+    num_classes = _num_classes(settings.data)
     labels = load_train(settings.data, settings.seed).labels
     parts = partition(settings.partition, labels, num_classes, settings.seed)
     counts, unlabelled = class_counts(parts, labels, num_classes), unlabelled_counts(parts, labels)

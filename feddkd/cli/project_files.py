@@ -113,7 +113,7 @@ def _values_of(sites: Sequence[str], values: Mapping[str, str]) -> dict[str, str
         for file in (TEMPLATES / "each_site").glob(f"*{SUFFIX}")
     }
     clients = ", ".join(f'"{site}"' for site in sites)
-    return {**pieces, "clients": clients, "count": str(len(sites))}
+    return {**pieces, "clients": clients, "count": str(len(sites)), "first": sites[0]}
 
 
 def _render_folder(name: str, values: Mapping[str, str], sites: Sequence[str]) -> Iterator[tuple[PurePosixPath, str]]:

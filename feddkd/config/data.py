@@ -124,9 +124,10 @@ class DataConfig(Table):
     @model_validator(mode="after")
     def _only_own_data_have_minus_ones(self) -> Self:
         if self.unlabelled == "minus_one" and ":" not in self.name:
-            elsewhere = "; put the images without a label into a folder unlabelled/" if self.name == "image_folder" else ""
+            found = "; images without a label are found in the folder unlabelled/" if self.name == "image_folder" else ""
             raise ValueError(
-                f"unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for {self.name}{elsewhere}"
+                "unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), "
+                f"not for {self.name}: delete the line{found}"
             )
         return self
 

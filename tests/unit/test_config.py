@@ -585,12 +585,13 @@ def test_a_large_federation_is_checked_for_repeated_names() -> None:
         ),
         (
             ("data.unlabelled=minus_one",),
-            "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), not for digits",
+            "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), "
+            "not for digits: delete the line",
         ),
         (
             ("data.unlabelled=minus_one", "data.name=image_folder"),
             "configuration: data.unlabelled = 'minus_one': only for your own data (data.name = 'package.module:function'), "
-            "not for image_folder; put the images without a label into a folder unlabelled/",
+            "not for image_folder: delete the line; images without a label are found in the folder unlabelled/",
         ),
     ],
 )

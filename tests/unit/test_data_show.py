@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from feddkd.cli.data import app
@@ -52,6 +53,19 @@ def test_a_file_and_a_heat_map(tmp_path: Path) -> None:
     assert "digits, 300 examples, iid, seed 0" in output
     assert f"heat map: {tmp_path / 'map.png'}" in output.replace("\n", "")
     assert png_size(tmp_path / "map.png")[0] > 600
+
+
+def test_a_sites_own_file_is_shown_with_what_the_servers_says(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "unlabelled"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "data" / "train" / name / "1.png")
+    site, server = tmp_path / "site.toml", tmp_path / "server.toml"
+    site.write_text(f'[data]\nname = "image_folder"\nroot = "{tmp_path / "data"}"\n')
+    server.write_text('[data]\nname = "image_folder"\ninput_shape = [1, 4, 4]\nnum_classes = 2\nlabels_per_class = 1\n')
+    report = json.loads(show(str(site), "--server-config", str(server), "--json"))
+    assert report["clients"] == [{"id": "client-0", "examples": 3, "unlabelled": 1, "classes": [1, 1]}]
+    with pytest.raises(ConfigError, match=r"input_shape is not set.* for the file of a site, .*: --server-config SERVER\.toml$"):
+        show(str(site))
 
 
 def many_classes(root: Path | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,11 +7,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from doc_pages import ALL_PAGES, ROOT, name_of, text_of
+import torch
+from doc_pages import ALL_PAGES, ROOT, blocks_of, name_of, text_of
+from PIL import Image
 
 from feddkd.algorithms.feddkd import FedDKD
+from feddkd.data.examples import StreamedExamples
+from feddkd.data.image_folder import ImageFiles
 
 SHOWN = {
     "FedDKD.run_round": textwrap.dedent(inspect.getsource(FedDKD.run_round)),
@@ -51,6 +57,22 @@ def test_code_that_is_shown_is_the_code(name: str) -> None:
     blocks = [block for page in ALL_PAGES for block in re.findall(pattern, text_of(page), re.MULTILINE | re.DOTALL)]
     assert blocks
     assert set(blocks) == {SHOWN[name]}
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("RGB", 1)])
+@pytest.mark.parametrize("size", [(7, 5), (40, 90), (16, 12)])
+def test_an_image_that_a_reader_prepares_is_what_a_model_is_trained_on(
+    mode: str, channels: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
+    file = tmp_path / "image.png"
+    Image.fromarray(pixels.squeeze()).save(file)
+    (block,) = (block for block in blocks_of(ROOT / "docs" / "how-to" / "own-data.md") if block.file == "prepare.py")
+    exec(block.text, page := dict[str, Any]())
+    shape = (channels, 12, 16)
+    label = torch.tensor([0])
+    trained_on, _ = StreamedExamples(ImageFiles([str(file)], label, shape), label, 0).gather(torch.tensor([0]))
+    assert torch.equal(page["prepare"](str(file), shape), trained_on[0])
 
 
 def test_configuration_page_is_up_to_date() -> None:
