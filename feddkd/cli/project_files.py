@@ -23,6 +23,9 @@ SUFFIX = ".tmpl"
 OTHER_FOLDERS = frozenset({"ca", "data", "runs", "server", "sites", "tests"})
 """Folders of a project that hold no package."""
 
+OF_PYTEST = frozenset({"conftest", "pytest"})
+"""Modules that the tests of a project may use."""
+
 SERVER = "server"
 """What the server is called where sites are called by their names."""
 
@@ -136,9 +139,17 @@ def _reason_against(name: str) -> str | None:
         return "it is a keyword of Python"
     if name in OTHER_FOLDERS:
         return "the project has another folder of this name"
+    if name in OF_PYTEST or name in _other_modules():
+        return "the project has another module of this name, or its tests do"
     if name in sys.stdlib_module_names or _is_installed(name):
         return "it would hide the module of this name"
     return None
+
+
+def _other_modules() -> set[str]:
+    """Return the names of a project's modules outside its package."""
+    found = (file for file in TEMPLATES.rglob(f"*.py{SUFFIX}") if "PACKAGE" not in file.parts)
+    return {file.name.removesuffix(f".py{SUFFIX}") for file in found}
 
 
 def _is_installed(name: str) -> bool:
