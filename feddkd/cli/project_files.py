@@ -26,6 +26,9 @@ OTHER_FOLDERS = frozenset({"server", "sites", "tests"})
 
 GIT_IGNORE = TEMPLATES / "project" / f".gitignore{SUFFIX}"
 
+OF_PYTEST = frozenset({"conftest", "pytest"})
+"""Modules that the tests of a project may use."""
+
 SERVER = "server"
 """What the server is called where sites are called by their names."""
 
@@ -143,6 +146,8 @@ def _reason_against(name: str) -> str | None:
         return "the project has another folder of this name"
     if _is_ignored(name):
         return "git and the archives for sites leave out folders of this name (.gitignore)"
+    if name in OF_PYTEST or name in _other_modules():
+        return "the project has another module of this name, or its tests do"
     if name in sys.stdlib_module_names or _is_installed(name):
         return "it would hide the module of this name"
     return None
@@ -157,6 +162,12 @@ def _ignored_patterns() -> list[str]:
     """Return the patterns of a project's .gitignore; each is for names at any depth."""
     lines = GIT_IGNORE.read_text(encoding="utf-8").splitlines()
     return [line.rstrip("/") for line in lines if line and not line.startswith("#")]
+
+
+def _other_modules() -> set[str]:
+    """Return the names of a project's modules outside its package."""
+    found = (file for file in TEMPLATES.rglob(f"*.py{SUFFIX}") if "PACKAGE" not in file.parts)
+    return {file.name.removesuffix(f".py{SUFFIX}") for file in found}
 
 
 def _is_installed(name: str) -> bool:

@@ -41,7 +41,7 @@ def report(
 
     For one run the page is DIR/report.html, for several report.html here. Runs that differ in the seed alone
     are drawn as their mean and range. Pictures are written as PNG, SVG and PDF, tables as CSV, Markdown and LaTeX.
-    A folder without a readable record is left out, and named. Needs the extra `plot`.
+    A folder without a readable record, or without a finished round, is left out, and named. Needs the extra `plot`.
 
     With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
 
@@ -83,7 +83,10 @@ def _load(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            runs.append(RunFolder.load(folder))
+            run = RunFolder.load(folder)
+            if not run.rounds:
+                raise StateError(f"{folder} has no round yet (0 of {run.config.rounds})")
+            runs.append(run)
         except FedDKDError as error:
             left_out.append(str(error))
         except OSError as error:

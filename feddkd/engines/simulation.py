@@ -241,6 +241,7 @@ class ClientProcesses:
                 stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                start_new_session=True,  # a signal to the whole group of this process is for this one, which says farewell
             )
             for first in range(count)
         ]
@@ -280,8 +281,11 @@ class ClientProcesses:
             self._engine.abort(f"a client process ended with exit code {code}: {left} clients are left, {self._quorum} are needed")
 
     def wait(self) -> None:
-        """Wait for the processes to end after the farewell; those that do not are terminated."""
+        """Wait for the processes to end after the farewell; those that do not, or have heard of no server, are killed."""
         self.stopping = True
+        if self._engine.num_joined < self._num_clients:
+            for process in self.processes:
+                process.kill()
         for process in self.processes:
             try:
                 process.wait(self.EXIT_TIMEOUT_S)

@@ -24,7 +24,7 @@ from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
-from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
+from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, RUN_COMMENT, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
@@ -219,7 +219,7 @@ def _finite_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def _whose(run_id: str | None) -> str:
     """The comment that `config.toml` begins with."""
-    return f"# run {run_id}\n" if run_id is not None else ""
+    return f"{RUN_COMMENT}{run_id}\n" if run_id is not None else ""
 
 
 def _check_whose(file: Path, run_id: str | None) -> None:
@@ -229,7 +229,7 @@ def _check_whose(file: Path, run_id: str | None) -> None:
             first = stream.readline(256).decode(errors="replace").rstrip("\n")
     except FileNotFoundError:
         return
-    if run_id is not None and first.startswith("# run ") and first != _whose(run_id).rstrip("\n"):
+    if run_id is not None and first.startswith(RUN_COMMENT) and first != _whose(run_id).rstrip("\n"):
         raise StateError(f"{file.parent} holds the record of {printable(first[2:])}; choose another --out for run {run_id}")
 
 

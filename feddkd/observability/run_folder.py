@@ -26,6 +26,12 @@ PARTITION = "partition.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 
+BEGUN = (PARTITION, "journal.jsonl", "status.json")
+"""Files that a run writes before its first exchange; the modules that write the last two import torch."""
+
+RUN_COMMENT = "# run "
+"""`config.toml` begins with it in the record of a server's run; the run's id follows."""
+
 MAX_FILE = 1 << 31
 """Bytes of a file of lines."""
 
@@ -76,11 +82,12 @@ class RunFolder:
         Raises:
             StateError: it holds no run, or a file in it is damaged; the message names file and line.
         """
+        config, is_empty = _config(path / CONFIG), _is_without_lines(path)
         return cls(
             path=path,
-            config=_config(path / CONFIG),
-            rounds=_lines(path / ROUNDS, RoundLine),
-            exchanges=_lines(path / EXCHANGES, ExchangeLine),
+            config=config,
+            rounds=[] if is_empty else _lines(path / ROUNDS, RoundLine),
+            exchanges=[] if is_empty else _lines(path / EXCHANGES, ExchangeLine),
             summary=_summary(path / SUMMARY),
             partition=_partition(path / PARTITION),
             model_bytes=_tensor_bytes(path / MODEL),
@@ -99,6 +106,16 @@ def _config(file: Path) -> Config:
         return Config.parse(load_toml(file), source=str(file))
     except ConfigError as error:
         raise StateError(str(error)) from None
+
+
+def _is_without_lines(folder: Path) -> bool:
+    """Whether a run began there and ended before its first exchange: it leaves no files of lines."""
+    if (folder / ROUNDS).exists() or (folder / EXCHANGES).exists():
+        return False
+    if any((folder / name).exists() for name in BEGUN):
+        return True
+    with open_regular(folder / CONFIG) as stream:
+        return stream.readline(MAX_LINE).startswith(RUN_COMMENT.encode())
 
 
 def _no_record(file: Path, reason: str | None) -> StateError:

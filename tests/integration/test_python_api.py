@@ -271,6 +271,19 @@ def test_a_run_that_fails_says_where_its_record_is(tmp_path: Path) -> None:
     assert left.rounds == []
 
 
+@pytest.mark.parametrize("reason", [feddkd.RunError("no"), KeyboardInterrupt()])
+def test_a_run_that_ended_before_its_first_exchange_has_no_rounds(reason: BaseException, tmp_path: Path) -> None:
+    class Ended(feddkd.FedAvg):
+        def run_round(self, cohort: feddkd.Cohort, model: feddkd.Tensors) -> feddkd.Tensors:
+            raise reason
+
+    with pytest.raises(type(reason)):
+        feddkd.run(TINY | {"scheduler.durability": "exchange"}, algorithm=Ended, out=tmp_path)
+    run = feddkd.load_run(tmp_path)
+    assert (run.status, run.rounds, run.exchanges) == ("paused", [], [])
+    assert "rounds 0 of 2" in repr(run)
+
+
 def test_an_unfinished_record_has_rows_and_a_model_and_no_summary(tmp_path: Path) -> None:
     folder = shutil.copytree(GOLDEN / "crashed", tmp_path / "run")
     run = feddkd.load_run(folder, model=__import__("golden_journals").small)

@@ -76,6 +76,19 @@ def test_what_the_archives_for_sites_leave_out_is_ignored_by_git_too() -> None:
     assert left_out <= set(IGNORED)
 
 
+def test_modules_that_a_project_has_anyway_are_no_names_of_packages() -> None:
+    """Nor are those that its tests import: they would find the package in their place."""
+    files = render_project("mine", SITES)
+    modules = {path.stem for path in files if path.suffix == ".py" and path.parts[0] != "mine"}
+    nodes = [node for path, text in files.items() if path.suffix == ".py" for node in ast.walk(ast.parse(text))]
+    imported = {alias.name.partition(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {(node.module or "").partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {"test_project", "make_site_data"} <= modules
+    for name in (modules | imported | {"conftest", "pytest"}) - {"mine", "__future__"}:
+        with pytest.raises(ConfigError, match=f"{name!r} cannot be the name of a project: .* would do"):
+            check_name(name)
+
+
 @pytest.mark.parametrize(
     ("sites", "message"),
     [

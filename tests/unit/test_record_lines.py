@@ -215,6 +215,26 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out(record: Path) -> None:
     assert [line.round for line in RunFolder.load(record).rounds] == [1, 2]
 
 
+@pytest.mark.parametrize("mark", ["partition.json", "journal.jsonl", "status.json", "# run 0123456789ab"])
+def test_a_run_that_ended_before_its_first_exchange_has_a_record(mark: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"{mark}\n" if mark.startswith("#") else "")
+    if not mark.startswith("#"):
+        (tmp_path / mark).write_text("{}")
+    assert (RunFolder.load(tmp_path).rounds, RunFolder.load(tmp_path).exchanges) == ([], [])
+
+
+def test_a_configuration_alone_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("rounds = 3\n")
+    with pytest.raises(StateError, match=r"does not hold the record of a run: cannot read rounds\.jsonl"):
+        RunFolder.load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["rounds.jsonl", "exchanges.jsonl"])
+def test_one_file_of_lines_without_the_other_is_no_record(missing: str, record: Path) -> None:
+    (record / missing).unlink()
+    assert "does not hold the record of a run: cannot read" in problem(record)
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "file", "message"),
     [

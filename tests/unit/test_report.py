@@ -628,6 +628,18 @@ def test_a_bad_folder_is_named_and_does_not_stop_the_report(
     assert all(line.removeprefix("feddkd: left out: ") in page for line in lines)
 
 
+def test_a_run_without_a_finished_round_is_named_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "begun", rounds=0, finished=False)
+    for name in ("rounds.jsonl", "exchanges.jsonl"):
+        (tmp_path / "begun" / name).unlink()
+    assert command(monkeypatch, capsys, tmp_path, "begun") == (1, "", "feddkd: begun has no round yet (0 of 1)\n")
+    write_record(tmp_path / "a", rounds=1)
+    code, _, err = command(monkeypatch, capsys, tmp_path, "begun", "a")
+    assert (code, err) == (0, "feddkd: left out: begun has no round yet (0 of 1)\n")
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_without_the_extra_the_error_says_how_to_install_it(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
