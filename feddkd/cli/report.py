@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from feddkd.cli.options import Verbose
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
-from feddkd.errors import ConfigError, FedDKDError, StateError
+from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
 from feddkd.observability.run_folder import RunFolder
 
@@ -116,8 +117,11 @@ def report_of(folders: Sequence[Path], page: Path, *, with_pdf: bool = False) ->
     """Write the page of runs that have just ended, and say where it is or why there is none.
 
     Without PDFs, which double the time that it takes, unless asked for.
+
+    Raises:
+        CommandInterruptedError: a signal came before it was written.
     """
-    again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
+    again = report_command(folders, page)
     if missing_module() is not None:
         return f"none; for one, {install_command('plot')}, then {again}"
     try:
@@ -125,9 +129,17 @@ def report_of(folders: Sequence[Path], page: Path, *, with_pdf: bool = False) ->
 
         formats = [kind for kind in FORMATS if with_pdf or kind != "pdf"]
         write_report([RunFolder.load(folder) for folder in folders], page, formats=formats)
+    except KeyboardInterrupt:
+        ended = "the run is complete" if len(folders) == 1 else "all runs are complete"
+        raise CommandInterruptedError(f"{ended}; to draw the report:", again) from None
     except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
         return f"none: {type(error).__name__}: {error}; try again with {again}"
     return str(page)
+
+
+def report_command(folders: Sequence[Path], page: Path) -> str:
+    """Return the command that writes the page of these runs."""
+    return shlex.join(["feddkd", "report", *map(str, folders), *(["--out", str(page)] if len(folders) > 1 else [])])
 
 
 def missing_module() -> str | None:

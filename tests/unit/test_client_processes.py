@@ -15,7 +15,7 @@ from feddkd.engines.simulation import ClientProcesses
 def started(folder: Path) -> ClientProcesses:
     """Two processes that a server waits for; they have not imported anything yet."""
     config = Config.load(None, ["partition.clients=2", "runtime.client_processes=2"])
-    engine = cast(Any, SimpleNamespace(num_joined=0))
+    engine = cast("Any", SimpleNamespace(num_joined=0))
     return ClientProcesses(config, "127.0.0.1:1", folder / "none.toml", folder, engine)
 
 
