@@ -42,7 +42,8 @@ def report(
 
     For one run the page is DIR/report.html, for several report.html here. Runs that differ in the seed alone
     are drawn as their mean and range. Pictures are written as PNG, SVG and PDF, tables as CSV, Markdown and LaTeX.
-    A folder without a readable record, or without a finished round, is left out, and named. Needs the extra `plot`.
+    A folder without a readable record, or without a finished round, is left out, and named;
+    of a run and its copies one is counted. Needs the extra `plot`.
 
     With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
 
@@ -64,13 +65,19 @@ def report(
     from feddkd.observability.wall_time import Link
     from feddkd.report.groups import group_runs
     from feddkd.report.page import write_report
+    from feddkd.report.repeats import contradictions, without_copies
     from feddkd.report.time_table import time_table
 
+    runs, copies = without_copies(runs)
+    for reason in (*left_out, *copies):
+        note(error_console(), f"feddkd: left out: {reason}")
+    for reason in contradictions(runs):
+        note(error_console(), f"feddkd: {reason}")
     link = None
     if uplink is not None and downlink is not None and rtt is not None:
         link = Link.parse(uplink, downlink, rtt)
     page = _page(out, found)
-    pictures = write_report(runs, page, title, link, left_out)
+    pictures = write_report(runs, page, title, link, [*left_out, *copies])
     if link is not None:
         present(as_terminal_table(time_table(group_runs(runs), link), "Time over the network"), width=WIDTH)
     say(f"report: {page} (pictures and tables in {pictures}/)")
@@ -95,8 +102,6 @@ def _load(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
             left_out.append(f"{folder} cannot be read: {error.strerror}")
     if not runs:
         raise StateError("; ".join(left_out))
-    for reason in left_out:
-        note(error_console(), f"feddkd: left out: {reason}")
     return runs, left_out
 
 

@@ -39,7 +39,7 @@ def interrupt(*_: Any, **__: Any) -> None:
         (["config", "check"], "feddkd.config.Config.load", "interrupted"),
         (["run", "--out", "new"], "feddkd.engines.resolve.resolve", "interrupted: nothing was started"),
         (
-            ["server", "old/config.toml"],
+            ["server", "old/config.toml", "--listen", "127.0.0.1:0", "--state", "state"],
             "feddkd.cli.serving.with_shapes",
             "interrupted: nothing was started; the same command starts it",
         ),
