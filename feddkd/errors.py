@@ -122,6 +122,18 @@ class StoppedError(RunError):
         self.go_on = go_on
 
 
+class CommandInterruptedError(FedDKDError):
+    """A signal ended a command; the message says what is there.
+
+    Attributes:
+        go_on: the command that does the rest; empty for none.
+    """
+
+    def __init__(self, message: str, go_on: str = "") -> None:
+        super().__init__(f"interrupted: {message}")
+        self.go_on = go_on
+
+
 class StateError(RunError):
     """A state directory or a record is locked, belongs to another run, or cannot be read or written."""
 

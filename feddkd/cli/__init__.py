@@ -17,7 +17,7 @@ from feddkd import __version__
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
 from feddkd.cli.output import error_console, note
-from feddkd.errors import AddressInUseError, ConfigError, FedDKDError, StoppedError
+from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.text import printable
 
 EXIT_FAILED = 1
@@ -96,10 +96,16 @@ def main() -> None:
         _fail(error, EXIT_USAGE)
     except StoppedError as error:
         _fail(f"{error}; the record is in {error.record}; to go on:", EXIT_STOPPED, error.go_on)
+    except CommandInterruptedError as error:
+        _fail(error, EXIT_INTERRUPTED, error.go_on)
     except FedDKDError as error:
         _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
+    except SystemExit as error:
+        if error.code != EXIT_INTERRUPTED:
+            raise
+        _fail("interrupted", EXIT_INTERRUPTED)  # typer takes the KeyboardInterrupt, and says nothing
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import Json, Overrides, Verbose, check_can_save, save_text
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
 from feddkd.cli.report import PAGE, report_of
@@ -72,7 +73,8 @@ def compare(
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
     workers = jobs or os.cpu_count() or 1
     each_seed = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
-    comparison = compared(rows, each_seed, folder, engine.value, workers, target)
+    with interruptible(f"finished runs are kept in {folder}/; the same command goes on"):
+        comparison = compared(rows, each_seed, folder, engine.value, workers, target)
     tables = (folder / PAGE).with_suffix("") / TABLES
     comparison.write_tables(tables)
     if save is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from feddkd.cli.options import Verbose
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
-from feddkd.errors import ConfigError, FedDKDError, StateError
+from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
 from feddkd.observability.run_folder import RunFolder
 
@@ -41,7 +42,8 @@ def report(
 
     For one run the page is DIR/report.html, for several report.html here. Runs that differ in the seed alone
     are drawn as their mean and range. Pictures are written as PNG, SVG and PDF, tables as CSV, Markdown and LaTeX.
-    A folder without a readable record, or without a finished round, is left out, and named. Needs the extra `plot`.
+    A folder without a readable record, or without a finished round, is left out, and named;
+    of a run and its copies one is counted. Needs the extra `plot`.
 
     With `--uplink`, `--downlink` and `--rtt` it also estimates how long the runs would take over such a network.
 
@@ -62,13 +64,19 @@ def report(
     from feddkd.observability.wall_time import Link
     from feddkd.report.groups import group_runs
     from feddkd.report.page import write_report
+    from feddkd.report.repeats import contradictions, without_copies
     from feddkd.report.time_table import time_table
 
+    runs, copies = without_copies(runs)
+    for reason in (*left_out, *copies):
+        note(error_console(), f"feddkd: left out: {reason}")
+    for reason in contradictions(runs):
+        note(error_console(), f"feddkd: {reason}")
     link = None
     if uplink is not None and downlink is not None and rtt is not None:
         link = Link.parse(uplink, downlink, rtt)
     page = _page(out, found)
-    pictures = write_report(runs, page, title, link, left_out)
+    pictures = write_report(runs, page, title, link, [*left_out, *copies])
     if link is not None:
         present(as_terminal_table(time_table(group_runs(runs), link)), width=WIDTH)
     say(f"report: {page} (pictures and tables in {pictures}/)")
@@ -93,8 +101,6 @@ def _load(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
             left_out.append(f"{folder} cannot be read: {error.strerror}")
     if not runs:
         raise StateError("; ".join(left_out))
-    for reason in left_out:
-        note(error_console(), f"feddkd: left out: {reason}")
     return runs, left_out
 
 
@@ -117,8 +123,11 @@ def report_of(folders: Sequence[Path], page: Path, *, runs: Sequence[RunFolder] 
     Args:
         runs: the records, where they are read already; folders may have more rounds.
         with_pdf: whether there are PDFs too, which double the time that it takes.
+
+    Raises:
+        CommandInterruptedError: a signal came before it was written.
     """
-    again = f"feddkd report {' '.join(map(str, folders))}" + (f" --out {page}" if len(folders) > 1 else "")
+    again = report_command(folders, page)
     if missing_module() is not None:
         return f"none; for one, {install_command('plot')}, then {again}"
     try:
@@ -127,9 +136,17 @@ def report_of(folders: Sequence[Path], page: Path, *, runs: Sequence[RunFolder] 
         formats = [kind for kind in FORMATS if with_pdf or kind != "pdf"]
         found = [RunFolder.load(folder) for folder in folders] if runs is None else runs
         write_report(found, page, formats=formats)
+    except KeyboardInterrupt:
+        ended = "the run is complete" if len(folders) == 1 else "all runs are complete"
+        raise CommandInterruptedError(f"{ended}; to draw the report:", again) from None
     except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
         return f"none: {type(error).__name__}: {error}; try again with {again}"
     return str(page)
+
+
+def report_command(folders: Sequence[Path], page: Path) -> str:
+    """Return the command that writes the page of these runs."""
+    return shlex.join(["feddkd", "report", *map(str, folders), *(["--out", str(page)] if len(folders) > 1 else [])])
 
 
 def missing_module() -> str | None:

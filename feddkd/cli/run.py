@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note, only_results
 from feddkd.cli.summary import finish_with_summary
@@ -75,7 +76,9 @@ def run(
     folder = resume or out or default_out(read_tables(config, overrides))
     announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
     loaded = _loaded(config, overrides, resume)
-    with only_results():
+    left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
+    go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
+    with only_results(), interruptible(left, go_on):
         summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 

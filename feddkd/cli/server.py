@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import (
     METRICS_HOST,
     Insecure,
@@ -28,6 +29,8 @@ from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
 logger = logging.getLogger(__name__)
+
+NOT_STARTED = "nothing was started; the same command starts it"
 
 
 def server(
@@ -68,12 +71,13 @@ def server(
     announce("server", str(config), override or ())
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.serving import Listening, serve, with_shapes
-    from feddkd.observability.ledger import summarize
-    from feddkd.scheduler.server_state import ServerState
-    from feddkd.transport.tls import check_plaintext_allowed, server_credentials
+    with interruptible(NOT_STARTED):
+        from feddkd.cli.serving import Listening, serve, with_shapes
+        from feddkd.observability.ledger import summarize
+        from feddkd.scheduler.server_state import ServerState
+        from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
-    resolved = with_shapes(loaded)
+        resolved = with_shapes(loaded)
     credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
@@ -82,7 +86,7 @@ def server(
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
         listening = Listening(host, port, credentials, metrics_port, metrics_host)
-        with only_results():
+        with only_results(), interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 

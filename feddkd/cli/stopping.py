@@ -15,7 +15,7 @@ from rich.console import Console
 
 from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.output import note
-from feddkd.errors import RunError, StoppedError
+from feddkd.errors import CommandInterruptedError, RunError, StoppedError
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer
 
@@ -76,7 +76,8 @@ class StopSignals(Observer):
 
         Raises:
             StoppedError: a signal came, and the run ended for it.
-            KeyboardInterrupt: likewise, where the run cannot go on.
+            CommandInterruptedError: likewise, where the run cannot go on; or what the run called was interrupted.
+            KeyboardInterrupt: a signal came before there was an engine.
         """
         previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
         try:
@@ -85,9 +86,12 @@ class StopSignals(Observer):
             if not self.reason:
                 raise
             if not self._resumed_by:
-                note(self._console, f"{self.reason}; the record is in {self._record}/")
-                raise KeyboardInterrupt from error
+                raise CommandInterruptedError(f"{self.reason}; the record is in {self._record}/") from error
             raise StoppedError(self.reason, f"{self._record}/", self._resumed_by) from error
+        except KeyboardInterrupt as error:
+            if self._engine is None:
+                raise
+            raise CommandInterruptedError(f"the record is in {self._record}/", self._resumed_by) from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

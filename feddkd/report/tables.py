@@ -12,6 +12,7 @@ from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
 from feddkd.report.groups import ALGORITHM, SEED, Group, as_text, differing, settings_of
 from feddkd.report.names import spoken_name
+from feddkd.report.repeats import contradictions
 from feddkd.report.table import NOT_RECORDED, Data, Table, Value, best_cells
 
 SHORT_HASH = 12
@@ -73,7 +74,8 @@ def runs(groups: Sequence[Group]) -> Table:
     rows = [[group.label, *_run_cells(run)] for group, run in pairs]
     data = Data(RUN_FIELDS, [[group.label, group.code, *_run_values(run)] for group, run in pairs])
     colors = [group.look.color for group, _ in pairs]
-    return Table(header, rows, colors, caption=COSTS, data=data, name="runs", title="Every run")
+    caption = f"{COSTS} {_contradictions(groups)}".strip()
+    return Table(header, rows, colors, caption=caption, data=data, name="runs", title="Every run")
 
 
 RUN_FIELDS = [
@@ -81,6 +83,10 @@ RUN_FIELDS = [
     *("best_accuracy", "wire_bytes_down", "wire_bytes_up", "seconds", "gradient_evaluations"),
     "model_sha256",
 ]
+
+
+def _contradictions(groups: Sequence[Group]) -> str:
+    return " ".join(f"{reason[0].upper()}{reason[1:]}." for group in groups for reason in contradictions(group.runs))
 
 
 def _run_cells(run: RunFolder) -> list[str]:
@@ -136,7 +142,8 @@ def summary(groups: Sequence[Group]) -> Table:
     ]
     data = Data(SUMMARY_FIELDS, list(map(_summary_values, groups, finals, bests)))
     strong = {*best_accuracies(2, finals), *best_accuracies(3, bests)}
-    caption = f"{accuracy_caption([len(group.runs) for group in groups])} {COSTS}"
+    counts = [len(group.runs) for group in groups]
+    caption = " ".join(filter(None, [accuracy_caption(counts), COSTS, _contradictions(groups)]))
     colors = [group.look.color for group in groups]
     return Table(header, rows, colors, frozenset(strong), caption, data, "results", "Whole runs")
 

@@ -640,6 +640,31 @@ def test_a_run_without_a_finished_round_is_named_as_one(
     assert (code, err) == (0, "feddkd: left out: begun has no round yet (0 of 1)\n")
 
 
+def test_a_copy_of_a_run_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "a", rounds=1)
+    write_record(tmp_path / "b", rounds=1, seed=1)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    code, _, err = command(monkeypatch, capsys, tmp_path, "a", "copy", "b")
+    said = "copy has seed 0 and the model of a, and is counted once"
+    assert (code, err) == (0, f"feddkd: left out: {said}\n")
+    (row,) = csv.DictReader((tmp_path / "report" / "tables" / "results.csv").read_text().splitlines())
+    assert (row["n"], row["seeds"]) == ("2", "0, 1")
+    assert said in Elements(tmp_path / "report.html").text
+
+
+def test_runs_of_one_seed_with_different_models_are_both_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64)):
+        write_record(tmp_path / name, rounds=1)
+        file = tmp_path / name / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model_sha256": digest}))
+    code, _, err = command(monkeypatch, capsys, tmp_path, "a", "b")
+    said = "eed 0 is counted twice, its models differ: 111111111111 in a and 222222222222 in b"
+    assert (code, err) == (0, f"feddkd: s{said}\n")
+    assert f"S{said}." in Elements(tmp_path / "report.html").text
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_without_the_extra_the_error_says_how_to_install_it(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

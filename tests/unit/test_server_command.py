@@ -15,7 +15,7 @@ from rich.console import Console
 
 from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.stopping import SIGNALS, StopSignals
-from feddkd.errors import RunError, StoppedError
+from feddkd.errors import CommandInterruptedError, RunError, StoppedError
 from feddkd.scheduler.engine import Engine
 
 
@@ -101,11 +101,16 @@ def test_without_an_engine_the_first_signal_interrupts(said: io.StringIO) -> Non
 
 
 def test_a_run_that_cannot_go_on_says_so_and_is_interrupted(engine: AbortableEngine, said: io.StringIO) -> None:
-    with pytest.raises(KeyboardInterrupt), stopping(engine, said, "").handled():
+    with pytest.raises(CommandInterruptedError) as ended, stopping(engine, said, "").handled():
         aborted_by(signal.SIGTERM, engine)
-    first, last = said.getvalue().splitlines()
-    assert "cannot go on later (scheduler.durability = none)" in first
-    assert last == "stopped by SIGTERM; the record is in record/"
+    assert "cannot go on later (scheduler.durability = none)" in said.getvalue()
+    assert (str(ended.value), ended.value.go_on) == ("interrupted: stopped by SIGTERM; the record is in record/", "")
+
+
+def test_an_interrupt_of_what_the_run_called_says_where_the_record_is(signals: StopSignals) -> None:
+    with pytest.raises(CommandInterruptedError) as ended, signals.handled():
+        raise KeyboardInterrupt
+    assert (str(ended.value), ended.value.go_on) == ("interrupted: the record is in record/", "feddkd run --resume record")
 
 
 def test_a_failure_without_a_signal_stays_what_it_is(signals: StopSignals) -> None:
