@@ -153,7 +153,7 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
 
 def _is_uncounted(summary: Mapping[str, Any]) -> bool:
     """Whether no reply of a configuration said how many gradients it had computed."""
-    return summary["gradient_evaluations"]["mean"] == 0
+    return bool(summary["gradient_evaluations"]["mean"] == 0)
 
 
 def _uncounted_caption(names: Sequence[str]) -> str:
