@@ -205,6 +205,7 @@ def test_a_terminated_server_ends_in_order(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server, contextlib.ExitStack() as stack:
         stack.callback(server.kill)  # or a failure would wait for it
         assert server.stderr is not None
+        assert server.stderr.readline() == "feddkd server: f.toml\n"
         assert "listening on" in server.stderr.readline()
         pause = threading.Event()
         while not list((tmp_path / "state").glob("*/exchanges.jsonl")):
