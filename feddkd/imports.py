@@ -73,6 +73,13 @@ def load_object(path: str, key: str) -> Any:
         raise ConfigError(f"{key} = {path!r}: module {module_name} ({_origin(module)}) has no {name!r}") from None
 
 
+def named(key: str, path: str) -> str:
+    """Say in a message what a configuration key names: its value, or that an object was given in its place."""
+    table = key.partition(".")[0]
+    what = "class" if table == "algorithm" else "function"
+    return f"the {what} given as {table}" if path.startswith(f"{GIVEN}:") else f"{key} = {path!r}"
+
+
 def one_line(error: BaseException) -> str:
     """Return type and first line of an exception, for a one-line message."""
     lines = str(error).strip().splitlines()

@@ -37,11 +37,15 @@ def _check_table(name: str, item: Any) -> None:
         raise ConfigError(f"{name!r}: {_place(item)} needs a `table` of its own: {table.__qualname__} has the name {other!r}")
 
 
+class RegisteredTwiceError(ConfigError):
+    """Two objects are registered under one name."""
+
+
 class Registry(Mapping[str, Any]):
     """Maps names to what the modules of one package register, in alphabetical order.
 
-    Looking up a name imports the module of that name first, and then the others until one has
-    registered it. Iterating imports all of them.
+    Looking up a name imports the module of that name, and the others if there is none or it has not
+    registered the name. So no module takes a name that is another one's. Iterating imports all of them.
 
     Args:
         package: its full name; it is not imported before the first look-up.
@@ -70,7 +74,7 @@ class Registry(Mapping[str, Any]):
                 known = self._items.get(name, item)
                 if _place(known) != _place(item):
                     places = f"by {_place(known)} and by {_place(item)}"
-                    raise ConfigError(f"{name!r} is registered twice: {places}")
+                    raise RegisteredTwiceError(f"{name!r} is registered twice: {places}")
                 self._items[name] = item
             return item
 
@@ -81,14 +85,28 @@ class Registry(Mapping[str, Any]):
 
         Raises:
             KeyError: nothing is.
-            ConfigError: a module of the package cannot be imported.
+            ConfigError: nothing is, and a module of the package cannot be imported; or modules
+                register one name twice.
         """
-        if name not in self._items:
-            for module in sorted(self._modules(), key=lambda module: module != name):
-                _import(f"{self._package}.{module}")
-                if name in self._items:
-                    break
+        modules = self._modules()
+        broken = self._import_those(name, modules)
+        if name not in self._items and broken:
+            raise broken[0]
         return self._items[name]
+
+    def _import_those(self, name: str, modules: list[str]) -> list[ConfigError]:
+        """Import what may register a name, and return why modules could not be imported. Raises RegisteredTwiceError."""
+        broken: list[ConfigError] = []
+        for module in sorted(modules, key=lambda module: module != name):
+            try:
+                _import(f"{self._package}.{module}")
+            except RegisteredTwiceError:
+                raise
+            except ConfigError as error:
+                broken.append(error)
+            if module == name and name in self._items:
+                break
+        return broken
 
     def __iter__(self) -> Iterator[str]:
         for module in self._modules():
@@ -106,6 +124,8 @@ class Registry(Mapping[str, Any]):
 def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
+    except RegisteredTwiceError as error:
+        raise RegisteredTwiceError(f"importing {module} failed with ConfigError: {error}") from error
     except Exception as error:  # a module under development may raise anything
         raise ConfigError(f"importing {module} failed with {one_line(error)}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Union
@@ -11,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from feddkd.config.table import Table
+from feddkd.config.table import IMPORT_PATH, Table
 from feddkd.registry import Registry
 
 CUSTOM = "custom"
@@ -74,7 +75,9 @@ class ChosenByName:
 
     def _validate(self, value: Any) -> Any:
         name = self._name_of(value)
-        known = self._registry.get(name) if isinstance(name, str) and name != CUSTOM else None
+        if name == CUSTOM:
+            return self._union({CUSTOM: self._custom}).validate_python(value)
+        known = self._registry.get(name) if isinstance(name, str) else None
         tables = self.tables if known is None else {name: known.table, CUSTOM: self._custom}
         return self._union(tables).validate_python(value)
 
@@ -82,7 +85,10 @@ class ChosenByName:
         """Tell which of `tables` a value is to be read with; it may say one that is not there."""
         given = isinstance(value, dict)
         name = value.get("name", self._default) if given else getattr(value, "name", None)
-        return CUSTOM if isinstance(name, str) and ":" in name else name
+        if not isinstance(name, str):
+            return name
+        # What stands for all import paths is not one itself.
+        return CUSTOM if re.fullmatch(IMPORT_PATH, name) else None if name == CUSTOM else name
 
     def _union(self, tables: Mapping[str, type[NamedTable]]) -> TypeAdapter[Any]:
         return _tagged_union(tuple(tables.items()), self._name_of)

@@ -14,6 +14,7 @@ from feddkd.data.image_folder import load_image_folder
 from feddkd.data.own_data import load_own, load_unlabelled
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
+from feddkd.imports import named
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _load(config: DataConfig, train: bool) -> Examples:
         examples = _own(config, train)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples) if train else describe(config)
-    _check(examples, info, f"data.name = {config.name!r}")
+    _check(examples, info, named("data.name", config.name))
     return _with_unlabelled(examples, info, config) if train else examples
 
 
@@ -136,7 +137,7 @@ def _infer(config: DataConfig, examples: Examples) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
     input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
     if config.num_classes is None and len(labelled_index(examples)) == 0:
-        raise ConfigError(f"data.num_classes is not set: data.name = {config.name!r} has no labels to infer it from")
+        raise ConfigError(f"data.num_classes is not set: {named('data.name', config.name)} has no labels to infer it from")
     return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feddkd.data.examples import UNLABELLED, Loaded, MapDataset, MemoryExamples, StreamedExamples, as_tensor
 from feddkd.errors import DataError, FedDKDError
-from feddkd.imports import load_object, one_line
+from feddkd.imports import load_object, named, one_line
 
 
 def load_own(name: str, root: Path | None, train: bool, workers: int, minus_one: bool = False) -> Loaded:
@@ -27,7 +27,7 @@ def load_own(name: str, root: Path | None, train: bool, workers: int, minus_one:
         ConfigError: the function cannot be imported.
         DataError: it fails, or returns something else; or a test example has no label.
     """
-    where = f"data.name = {name!r}"
+    where = named("data.name", name)
     result = _call(name, "data.name", root, train)
     if isinstance(result, tuple):
         if len(result) != 2:
@@ -101,7 +101,7 @@ def _call(name: str, key: str, root: Path | None, train: bool) -> Any:
         raise
     except Exception as error:  # a user's function may raise anything
         called = f"root={str(root)!r}, train={train}"
-        raise DataError(f"{key} = {name!r}: calling it with {called} failed with {one_line(error)}") from error
+        raise DataError(f"{named(key, name)}: calling it with {called} failed with {one_line(error)}") from error
 
 
 def _no_labels(count: int, where: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
 from feddkd.errors import ConfigError, FedDKDError
-from feddkd.imports import load_object, one_line
+from feddkd.imports import load_object, named, one_line
 from feddkd.registry import MODELS
 
 
@@ -23,7 +23,7 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
     """
     own = ":" in config.name
     build = load_object(config.name, "model.name") if own else MODELS[config.name]
-    where = f"model.name = {config.name!r}"
+    where = named("model.name", config.name)
     with torch.random.fork_rng(devices=[]):
         # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
         torch.default_generator.manual_seed(seed)

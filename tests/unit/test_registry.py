@@ -124,8 +124,24 @@ def test_an_objective_without_a_table_is_refused() -> None:
         OBJECTIVES.register("mine")(object)
 
 
+@pytest.mark.parametrize("name", ["apple", "pear"])
+@pytest.mark.parametrize("first", ["a_thief", "z_thief", None])
+def test_a_module_cannot_take_the_name_of_another_whichever_is_imported_first(name: str, first: str | None, package: Path) -> None:
+    (package / f"{first or 'm_thief'}.py").write_text(MODULE.format(name))
+    importlib.invalidate_caches()
+    if first is not None:
+        importlib.import_module(f"fruits_of_the_test.{first}")
+    if name == "apple" and first is None:
+        assert FRUITS[name].__module__ == "fruits_of_the_test.apple"
+        return
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"{name!r} is registered twice"):
+            FRUITS[name]
+
+
 def test_a_module_that_cannot_be_imported_is_named_and_spares_the_others(package: Path) -> None:
     (package / "broken.py").write_text("1 / 0\n")
     assert FRUITS["apple"]
+    assert FRUITS["pear"]
     with pytest.raises(ConfigError, match=r"^importing fruits_of_the_test.broken failed with ZeroDivisionError: division by zero$"):
-        FRUITS["pear"]
+        FRUITS["plum"]
