@@ -80,7 +80,8 @@ def plain(shape: Shape, classes: int) -> nn.Module:
 
 def compiled(shape: Shape, classes: int) -> nn.Module:
     """The plain network, compiled."""
-    return cast("nn.Module", torch.compile(plain(shape, classes), backend="eager"))
+    module: object = torch.compile(plain(shape, classes), backend="eager")
+    return cast("nn.Module", module)
 
 
 def parallel(shape: Shape, classes: int) -> nn.Module:
