@@ -93,7 +93,8 @@ def partly_compiled(shape: Shape, classes: int) -> nn.Module:
     """The plain network, whose parts are wrapped."""
     network = plain(shape, classes)
     assert isinstance(network, nn.Sequential)
-    network[1] = torch.compile(network[1], backend="eager")
+    part: object = torch.compile(network[1], backend="eager")
+    network[1] = cast("nn.Module", part)
     network[3] = nn.DataParallel(network[3])
     return network
 
