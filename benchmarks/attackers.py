@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from feddkd.client.constants import HeldConstants
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.data.examples import MemoryExamples
@@ -35,6 +36,10 @@ class ClientAround(Worker):
     @property
     def model_schema(self) -> Schema:
         return self.worker.model_schema
+
+    @property
+    def constants(self) -> HeldConstants:
+        return self.worker.constants
 
     def broadcast_schema(self, exchange: str) -> Schema:
         return self.worker.broadcast_schema(exchange)

@@ -45,7 +45,7 @@ class FedAvgMClient(ClientSide):
 
     def local_train(self, task: Task) -> Reply:
         training = train_locally(self.site, task, self.objective)
-        update = Tensors.of_module(self.site.module) - task.payload
+        update = self.site.model() - task.payload
         return Reply(
             contribution=update,
             loss=training.loss,

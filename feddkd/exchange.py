@@ -18,6 +18,7 @@ import torch
 from feddkd.aggregator.rule import Rule
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codec import Codec
+from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.compression.encoding import Coding, derive_seed
 from feddkd.errors import CancelledError
 from feddkd.tensors import Schema, Tensors, TensorSpec
@@ -261,6 +262,7 @@ class Exchange:
         seed: of the run; contributions are encoded with seeds that are derived from it.
         broadcast: the encoded forms of the payload; None sends it as it is.
         zstd: whether chunks are compressed without loss, both ways.
+        constants: the network's other tensors, which clients have or receive once.
     """
 
     id: ExchangeId
@@ -275,6 +277,7 @@ class Exchange:
     seed: int = 0
     broadcast: Broadcast | None = None
     zstd: bool = False
+    constants: Constants = NO_CONSTANTS
 
     def reply_coding(self, client: str) -> Coding:
         """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""

@@ -122,16 +122,18 @@ class Schema:
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Schema:
-        """Describe a module's parameters and persistent buffers; tied tensors appear once."""
-        trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        storages = set[tuple[object, ...]]()
-        specs = []
+        """Describe a module's parameters and persistent buffers.
+
+        Tied tensors appear once: under the first name that is trainable, or else the first.
+        """
+        trainable = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+        specs: dict[object, TensorSpec] = {}
         for name, tensor in module.state_dict().items():
-            storage = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-            if tensor.numel() == 0 or storage not in storages:
-                storages.add(storage)
-                specs.append(TensorSpec(name, tensor.dtype, tuple(tensor.shape), name in trainable))
-        return cls(specs)
+            storage = same_storage(tensor) if tensor.numel() else name
+            known = specs.get(storage)
+            if known is None or (name in trainable and not known.trainable):
+                specs[storage] = TensorSpec(name, tensor.dtype, tuple(tensor.shape), name in trainable)
+        return cls(specs.values())
 
     @property
     def size_bytes(self) -> int:
@@ -200,6 +202,11 @@ class Schema:
 
     def __repr__(self) -> str:
         return f"Schema({', '.join(map(str, self.specs))})"
+
+
+def same_storage(tensor: Tensor) -> object:
+    """Return a key that two names of one tensor share."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 class _BinaryOperation(Protocol):

@@ -11,8 +11,8 @@ from feddkd import algorithms
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import DELIVER, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
@@ -29,7 +29,7 @@ def engine_with(name: str, config: Config, workers: Mapping[str, TaskRunner]) ->
         with InProcessEngine(workers, chunk_bytes, holdout=holdout) as engine:
             yield engine
         return
-    with serving(config, initial_model(config).schema) as server:
+    with serving(config, build_initial(config).model.schema) as server:
         for client, worker in workers.items():
             server.agent(client, worker)
         server.wait_for(*workers)
@@ -67,14 +67,14 @@ def run_on(
     """A whole run with these clients."""
     with engine_with(name, config, workers) as engine:
         scheduler = scheduler_on(engine, config, observers, evaluator=evaluator)
-        return scheduler.run(initial_model(config))
+        return scheduler.run(build_initial(config).model)
 
 
 class Zeros:
     """What a client replies whose contributions are all zeros, in every exchange."""
 
     def __init__(self, config: Config) -> None:
-        self.schema = initial_model(config).schema
+        self.schema = build_initial(config).model.schema
         self._kinds = algorithms.build(config).exchanges(config)
 
     def reply(self, task: Task) -> Reply:

@@ -22,14 +22,16 @@ from feddkd import algorithms
 from feddkd.aggregator.rule import Rows, Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.agent import Agent, Farewell
+from feddkd.client.constants import HeldConstants
 from feddkd.client.process import simulated_workers
 from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.engines.simulation import LOOPBACK, initial_model
+from feddkd.engines.simulation import LOOPBACK
 from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import ClientStates, Engine, Keep, OpenExchange
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
@@ -135,6 +137,7 @@ class FakeWorker(Worker):
         self._respond = respond
         self._model_schema = schema
         self._examples = examples
+        self._constants = HeldConstants()
 
     @property
     def counts(self) -> ExampleCounts:
@@ -274,7 +277,7 @@ def run_in_threads(
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation over gRPC, every client in this process."""
-    model = initial_model(config)
+    model = build_initial(config).model
     with serving(config, model.schema, engine=engine or GrpcEngine(config, run_id, model.schema)) as server:
         # As in a client process, one thread computes for all of them, unless the test needs them to wait for each other.
         executor = ThreadPoolExecutor(max_workers=1) if workers is None else None
@@ -499,4 +502,4 @@ def run_in_process(
             observers=observers,
             extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal()),
         )
-        return scheduler.run(initial_model(config))
+        return scheduler.run(build_initial(config).model)

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from feddkd.client.constants import HeldConstants
 from feddkd.client.process import simulated_workers, take_part
 from feddkd.client.worker import Worker
 from feddkd.config import Config
@@ -46,6 +47,10 @@ class GatedWorker(Worker):
     @property
     def model_schema(self) -> Schema:
         return self._worker.model_schema
+
+    @property
+    def constants(self) -> HeldConstants:
+        return self._worker.constants
 
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._worker.broadcast_schema(exchange)

@@ -71,7 +71,7 @@ class Distiller:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
         if self.step_loss.needs_teacher:
             failpoint("client.teacher.before_save")
-            self.site.store.save(TEACHER, Tensors.of_module(self.site.module), label=self._label(task))
+            self.site.store.save(TEACHER, self.site.model(), label=self._label(task))
             self._cached_logits = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 

@@ -33,7 +33,7 @@ class FedAvgClient(ClientSide):
 
     def local_train(self, task: Task) -> Reply:
         training = train_locally(self.site, task, self.objective)
-        update = Tensors.of_module(self.site.module) - task.payload.select(self.site.model_schema)
+        update = self.site.model() - task.payload.select(self.site.model_schema)
         contribution = self.contribution(update, training.steps)
         return Reply(
             contribution=contribution,

@@ -132,7 +132,7 @@ class FedDKDClient(FedAvgClient):
         if not self.distiller.step_loss.needs_teacher and not any(True for _ in module.buffers()):
             return None, 0, Tensors(schema), {}
         training = train_locally(self.site, task, self.objective)
-        update = Tensors.of_module(module) - task.payload
+        update = self.site.model() - task.payload
         judged = self._judged_teacher(task)
         if self.site.config.dkd.steps > 1:
             self.distiller.store_teacher(task)

@@ -60,7 +60,7 @@ class DynamicRegularizer(LocalObjective):
     def end(self, task: Task, steps: int) -> None:
         assert self._global is not None
         assert self._linear_term is not None
-        moved = Tensors.of_module(self.site.module).select(self._global.schema) - self._global
+        moved = self.site.model().select(self._global.schema) - self._global
         self._memory.keep(task.id, self._linear_term - moved.scaled(self._alpha))
 
 

@@ -22,7 +22,6 @@ from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import NamedTable
 from feddkd.exchange import Task
 from feddkd.registry import ALGORITHMS, OBJECTIVES
-from feddkd.tensors import Tensors
 
 
 class MOONConfig(NamedTable):
@@ -73,7 +72,7 @@ class ModelContrast(LocalObjective):
         return cross_entropy + self._mu * contrast(features, towards, away, self._temperature)
 
     def end(self, task: Task, steps: int) -> None:
-        self._memory.keep(task.id, Tensors.of_module(self.site.module))
+        self._memory.keep(task.id, self.site.model())
 
 
 def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:

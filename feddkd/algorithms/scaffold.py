@@ -64,7 +64,7 @@ class ControlVariates(LocalObjective):
         assert self._variate is not None
         assert self._correction is not None
         schema, training = self.site.model_schema.trainable, self.site.config.training
-        way_back = task.payload.select(schema) - Tensors.of_module(self.site.module).select(schema)
+        way_back = task.payload.select(schema) - self.site.model().select(schema)
         length = effective_steps(steps, training.momentum)
         mean_gradient = way_back.scaled(1 / (length * training.lr))
         self.change = mean_gradient - self._correction - self._variate

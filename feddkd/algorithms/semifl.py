@@ -117,7 +117,7 @@ class SemiFLClient(FedAvgClient):
             return self._zero(found)
         objective = FixAndMix(confident, self._settings, site.unlabelled.with_labels(predicted))
         training = train_locally(confident, task, objective)
-        update = Tensors.of_module(site.module) - task.payload.select(site.model_schema)
+        update = site.model() - task.payload.select(site.model_schema)
         losses = 1 if self._settings.mix_weight == 0 else 2  # of as many examples each
         return Reply(
             contribution=update,

@@ -21,10 +21,11 @@ from feddkd.tensors import Schema, Tensors
 class Store(Protocol):
     """Keeps named tensors at a site across restarts of its process."""
 
-    def save(self, name: str, tensors: Tensors, label: str) -> None:
+    def save(self, name: str, tensors: Tensors, label: str, *, about: Mapping[str, str] | None = None) -> None:
         """Store `tensors` under `name`, in place of what was there.
 
-        They survive a crash once this returns. `label` says which round or run they belong to.
+        They survive a crash once this returns. `label` says which round or run they belong to, `about` what
+        they are, for people.
         """
 
     def label(self, name: str) -> str | None:
@@ -53,6 +54,8 @@ class Site:
         held_out: what it evaluates on; may be empty. All of these have a label.
         module: the network, on `device`, with the weights that were loaded last.
         new_objective: builds the configured local objective.
+        given_schema: of the global model, where that has not all tensors of the network.
+        model_schema: of the global model.
     """
 
     client_id: str
@@ -63,10 +66,13 @@ class Site:
     device: torch.device
     store: Store
     new_objective: Callable[[Site], LocalObjective]
+    given_schema: Schema | None = None
+    model_schema: Schema = field(init=False)
     labelled: Examples = field(init=False)
     unlabelled: Examples = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model_schema = Schema.of_module(self.module) if self.given_schema is None else self.given_schema
         has_label = self.examples.labels != UNLABELLED
         self.labelled = self.examples if has_label.all() else self.examples.subset(has_label.nonzero().flatten())
         self.unlabelled = self.examples.subset((~has_label).nonzero().flatten())
@@ -76,9 +82,9 @@ class Site:
         """How many examples it computes on: the weight of its contributions."""
         return ExampleCounts(len(self.labelled), len(self.unlabelled))
 
-    @property
-    def model_schema(self) -> Schema:
-        return Schema.of_module(self.module)
+    def model(self) -> Tensors:
+        """Copy the tensors of the global model from the network as it is now."""
+        return Tensors.copy_of(self.model_schema, self.module.state_dict())
 
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""

@@ -22,6 +22,7 @@ from functools import partial
 import torch
 
 from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.client.constants import HeldConstants
 from feddkd.client.process import take_part
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
@@ -56,6 +57,7 @@ class EchoWorker:
 
     def __init__(self, schema: Schema, rank: int) -> None:
         self.model_schema = schema
+        self.constants = HeldConstants()
         self._constant = (rank + 1) * STEP
 
     def broadcast_schema(self, exchange: str) -> Schema:  # one kind of exchange only

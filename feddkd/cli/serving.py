@@ -19,10 +19,11 @@ from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import engine_of, initial_model, make_evaluator, new_run_id, spent_before
+from feddkd.engines.simulation import engine_of, make_evaluator, new_run_id, spent_before
 from feddkd.engines.traffic_mark import TRAFFIC_MARK
 from feddkd.errors import FedDKDError, StateError
 from feddkd.imports import one_line
+from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal
@@ -32,7 +33,6 @@ from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.server_state import ServerState
-from feddkd.tensors import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +90,18 @@ def serve(
     """
     algorithm = algorithms.build(config)
     config.check_exchanges(algorithm.exchanges(config))
-    model, evaluator = initial_model(config), make_evaluator(config)
-    algorithms.check_fits(algorithm, model.schema)
+    initial = build_initial(config)
+    evaluator = make_evaluator(config, initial)
+    algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
+    warn_of_batch_norm(initial)
 
     with _opened(state, config, new=new) as served:
         folder = out or served.folder
         if is_finished(served.journal.entries):
             note(error_console(), f"run {served.journal.run_id} is finished, its record is in {folder}: {WHAT_NEXT}")
         with (
-            _listening(config, served, model.schema, listening, state) as engine,
+            _listening(config, served, initial, listening, state) as engine,
             _observed(config, served, folder, listening, engine) as observers,
         ):
             scheduler = Scheduler(
@@ -109,9 +111,9 @@ def serve(
                 run_id=served.journal.run_id,
                 observers=observers,
                 evaluator=evaluator,
-                extensions=Extensions(journal=served.journal, linger_s=linger_s),
+                extensions=Extensions(journal=served.journal, linger_s=linger_s, whole=initial.whole),
             )
-            return scheduler.run(model), folder
+            return scheduler.run(initial.model), folder
 
 
 @contextlib.contextmanager
@@ -164,10 +166,10 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
 
 
 @contextlib.contextmanager
-def _listening(config: Config, served: Served, schema: Schema, listening: Listening, state: ServerState) -> Iterator[GrpcEngine]:
+def _listening(config: Config, served: Served, initial: InitialModel, listening: Listening, state: ServerState) -> Iterator[GrpcEngine]:
     """Listen for clients, and write down how the run stands when that ends."""
     run_id = served.journal.run_id
-    engine = engine_of(config, served.journal, schema, served.folder)
+    engine = engine_of(config, served.journal, initial, served.folder)
     bound = engine.start(listening.host, listening.port, listening.credentials)
     was_finished = is_finished(served.journal.entries)
     status: str = "failed"

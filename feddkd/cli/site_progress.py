@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from feddkd.cli.output import listed
+from feddkd.client.constants import HeldConstants
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
@@ -47,6 +48,10 @@ class SiteProgress:
     @property
     def model_schema(self) -> Schema:
         return self._worker.model_schema
+
+    @property
+    def constants(self) -> HeldConstants:
+        return self._worker.constants
 
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._worker.broadcast_schema(exchange)

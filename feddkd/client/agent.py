@@ -87,7 +87,7 @@ class Agent:
         self._membership = membership or Membership()
         self._backoff = Backoff(client_id, retry_for_s)
         state, config = self._membership.state, self._membership.config
-        self._check = ServerCheck(address, config, worker.model_schema, state)
+        self._check = ServerCheck(address, config, (worker.model_schema, worker.constants.schema), state)
         self._outbox = Outbox(state, self._membership.computes_with)
         self._run_id = ""
         self._stream: ServerStream | None = None
@@ -121,7 +121,8 @@ class Agent:
         self._membership.on_joined(self._run_id)
         failpoint("client.join.after")
         holding = self._work.holding if self._work is not None else None
-        async with server.participate(joined.session_token, holding) as stream:
+        lacks = not self._worker.constants.has(joined.manifest.constants_sha256)
+        async with server.participate(joined.session_token, holding, lacks_constants=lacks) as stream:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from feddkd.client.codings import coding_of
+from feddkd.client.constants import HeldConstants
 from feddkd.client.held import Held
+from feddkd.compression.constants import CONSTANT
 from feddkd.compression.replica import Replica
 from feddkd.errors import CorruptionError, SchemaError
 from feddkd.tensors import Schema, Tensors
@@ -22,15 +24,26 @@ class IncomingBroadcast:
         decode_s: seconds spent on decoding it.
     """
 
-    def __init__(self, message: pb.Work, expected: Schema, held: Held) -> None:
+    def __init__(self, message: pb.Work, expected: Schema, held: Held, constants: HeldConstants) -> None:
         """Check what the server announces.
+
+        Args:
+            expected: what this exchange broadcasts.
+            held: models of before.
+            constants: takes in those that come beside the model.
 
         Raises:
             SchemaError: it is not what this exchange broadcasts.
             ConfigError: its codec is not known here.
+            CorruptionError: it builds on constants that are not at hand.
         """
         self._expected = expected
         self._held = held
+        self._constants = constants
+        self._version = message.constants_sha256
+        self._has_constants = message.has_constants
+        if not self._has_constants:
+            constants.use(self._version)
         self._replica = message.replica if message.HasField("replica") else None
         self.received_bytes = 0
         self.decode_s = 0.0
@@ -39,7 +52,7 @@ class IncomingBroadcast:
             replica = held.replicas.get(expected)
             self.lacking = replica is None or replica.version != message.replica.base_sha256
         coding = coding_of(message.payload)
-        schema = self._step_schema(message.payload) if self._is_step else expected
+        schema = self._step_schema(message.payload) if self._is_step else self._whole_schema()
         self._assembly = None if self.lacking else Assembly(message.payload, schema, coding)
         self._tensors: Tensors | None = None
         if self._assembly is not None and self._assembly.complete:
@@ -75,8 +88,20 @@ class IncomingBroadcast:
             return Schema(spec for spec in self._expected.specs if spec.lossy)
         return _as_expected(schema_from_message(header.schema), self._expected)
 
+    def _whole_schema(self) -> Schema:
+        """What comes as a whole model."""
+        return self._expected.beside({CONSTANT: self._constants.schema}) if self._has_constants else self._expected
+
+    def _without_constants(self, received: Tensors) -> Tensors:
+        """Keep the constants that came beside a model; returns the model."""
+        self._constants.take(received.part(CONSTANT, self._constants.schema), self._version)
+        self._constants.use(self._version)
+        return received.select(self._expected)
+
     def _finish(self, received: Tensors) -> None:
         self._assembly = None
+        if self._has_constants:
+            received = self._without_constants(received)
         if self._replica is None:
             self._tensors = received
             return

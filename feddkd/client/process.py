@@ -16,10 +16,11 @@ from pathlib import Path
 
 from feddkd.client.agent import Agent, Farewell
 from feddkd.client.membership import Membership
+from feddkd.client.network import Network
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import TaskRunner
-from feddkd.client.worker import Network, Worker, settings_of_replies
+from feddkd.client.worker import Worker, settings_of_replies
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.partitions import client_ids, partition

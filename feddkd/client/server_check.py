@@ -15,13 +15,13 @@ from feddkd.transport.pb import federation_pb2 as pb
 class ServerCheck:
     """Compares every manifest with the client's settings and model, and with the servers that it has seen."""
 
-    def __init__(self, address: str, config: ServerConfig | None, model: Schema, state: StateDir | None = None) -> None:
+    def __init__(self, address: str, config: ServerConfig | None, schemas: tuple[Schema, Schema], state: StateDir | None = None) -> None:
         """Prepare to check.
 
         Args:
             address: of the server, for messages.
             config: what the client was built from; None takes what the server runs first.
-            model: what the client computes with.
+            schemas: of what the client computes with: the model, and the constants.
             state: where it is kept which servers were seen; by default in memory.
 
         Raises:
@@ -29,7 +29,7 @@ class ServerCheck:
         """
         self._address = address
         self._config = config
-        self._model = model
+        self._model, self._constants = schemas
         self._fence = Fence(state)
 
     def check(self, manifest: pb.Manifest) -> None:
@@ -50,6 +50,7 @@ class ServerCheck:
             raise RefusedError(f"server {self._address}: it runs another configuration now ({difference}); start this client again")
         try:
             _check_model(schema_from_message(manifest.model), self._model)
+            schema_from_message(manifest.constants).check_same(self._constants)
         except ProtocolError as error:
             raise RefusedError(f"this client's model is not the server's: {printable(str(error))}") from None
 

@@ -137,10 +137,13 @@ class StateDir:
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], label: str, *, durable: bool = True) -> None:
+    def save(
+        self, name: str, tensors: Mapping[str, Tensor], label: str, *, about: Mapping[str, str] | None = None, durable: bool = True
+    ) -> None:
         """Write `name`; whenever the process ends, there is either the old file or the new one.
 
         Args:
+            about: further metadata of the file, for people.
             durable: it survives a power failure, too, once this returns, if the directory is durable.
 
         Raises:
@@ -149,7 +152,7 @@ class StateDir:
         final = self._file(name)
         partial = final.with_suffix(".partial")
         try:
-            write_tensors(partial, tensors, label)
+            write_tensors(partial, tensors, label, about)
             if durable:
                 self._sync(partial)
             failpoint("client.state.before_rename")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from feddkd.errors import StateError
+from feddkd.models.file import write_model
 
 SAID = "sha256 label"
 """Key of what a file says of itself: its SHA-256, a space, and its label."""
@@ -30,15 +30,17 @@ class StoredTensors(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], label: str) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], label: str, about: Mapping[str, str] | None = None) -> None:
     """Write tensors, contiguous and on the CPU, with a label and the SHA-256 of both.
+
+    Args:
+        about: further metadata, for people.
 
     Raises:
         OSError: it cannot be written.
         SafetensorError: likewise; safetensors does not always tell why.
     """
-    # One key: safetensors writes several in no order, and equal tensors are to make equal files.
-    save_file(dict(tensors), file, metadata={SAID: f"{_digest(tensors, label)} {label}"})
+    write_model(file, tensors, {**(about or {}), SAID: f"{_digest(tensors, label)} {label}"})
 
 
 def read_label(file: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from feddkd.client.codings import reply_coding
+from feddkd.client.constants import HeldConstants
 from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
 from feddkd.client.kept_reply import KeptReply
@@ -38,6 +39,10 @@ class TaskRunner(Protocol):
     @property
     def model_schema(self) -> Schema:
         """The model this client computes with."""
+
+    @property
+    def constants(self) -> HeldConstants:
+        """The network's other tensors, which do not travel in every round."""
 
     def broadcast_schema(self, exchange: str) -> Schema:
         """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
@@ -85,7 +90,7 @@ class Work:
         try:
             expected = worker.broadcast_schema(self.exchange.name)
             self._reply_coding = reply_coding(message)
-            self._broadcast = IncomingBroadcast(message, expected, self._held)
+            self._broadcast = IncomingBroadcast(message, expected, self._held, worker.constants)
         except FedDKDError as error:
             self.refusal = printable(str(error))
             self.fail(self.refusal)

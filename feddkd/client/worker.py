@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
 from feddkd.algorithms.site import Site, Store
+from feddkd.client.constants import HeldConstants
+from feddkd.client.local_buffers import LocalBuffers
+from feddkd.client.network import Network
 from feddkd.compression import lossless
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
@@ -25,15 +26,11 @@ from feddkd.data.partitions import hold_out
 from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
-from feddkd.models.registry import build_model
-from feddkd.tensors import Schema
+from feddkd.models.initial import about
+from feddkd.tensors import Schema, Tensors
 
 FINAL_MODEL = "model"
 """The name under which a client keeps the model that it is given at the end of a run."""
-
-
-_STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
-"""Whose modules remember nothing outside their parameters and buffers."""
 
 
 def settings_of_replies(config: Config) -> str:
@@ -42,7 +39,7 @@ def settings_of_replies(config: Config) -> str:
     What may differ when a run goes on is left out: a reply of before is still of use, and what it left over is needed
     if it counted.
     """
-    excluded: Any = {"rounds": True, "data": {"root"}, "runtime": True, "scheduler": True}
+    excluded: Any = {"rounds": True, "data": {"root"}, "model": {"init"}, "runtime": True, "scheduler": True}
     return json.dumps(config.model_dump(mode="json", exclude=excluded), sort_keys=True)
 
 
@@ -56,42 +53,6 @@ class ReplyStage(Protocol):
     def __call__(self, task: Task, reply: Reply) -> Reply:
         """Return the reply that goes on to the next stage, or to the server."""
         ...
-
-
-class Network:
-    """The network that workers of one process compute with, one worker at a time.
-
-    Every task loads the model that it needs, so nothing of one client reaches another through the
-    parameters and the persistent buffers.
-    """
-
-    def __init__(self, config: Config, info: DataInfo) -> None:
-        """Build it on the configured device. Raises ConfigError."""
-        self.device = torch.device(config.runtime.device)
-        self.module: nn.Module = build_model(config.model, info, config.seed).to(self.device)
-        self.turn = threading.Lock()
-
-    @property
-    def can_be_shared(self) -> bool:
-        """Whether a task loads everything that training can change.
-
-        A buffer that is not persistent stays as it was. So may a Python attribute of a user's module,
-        and what a hook or a replaced `forward` remembers. Such a network is not shared.
-        """
-        state = self.module.state_dict()
-        buffers = self.module.named_buffers(remove_duplicate=False)
-        if any(name not in state for name, _ in buffers):
-            return False
-        return all(_is_stateless(module) for module in self.module.modules())
-
-
-def _is_stateless(module: nn.Module) -> bool:
-    """Whether nothing but library code runs in a module's forward and backward pass."""
-    package = type(module).__module__
-    if not any(package == known or package.startswith(f"{known}.") for known in _STATELESS_PACKAGES):
-        return False
-    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
-    return "forward" not in vars(module) and not any(hooks)
 
 
 class Worker:
@@ -139,12 +100,18 @@ class Worker:
             self._network.device,
             store,
             objective,
+            self._network.parts.travelling,
         )
         if len(self.site.labelled) == 0:
             raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
         self._client_side = algorithm.client_side(self.site)
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
+        parts = self._network.parts
+        self._about = about(config, info)
+        self._constants = HeldConstants(self._network.constants, store)
+        local = Schema(spec for spec in parts.constants.specs if spec.name in parts.local)
+        self._local_buffers = LocalBuffers(store, local, next(iter(self._kinds)))
 
     @property
     def counts(self) -> ExampleCounts:
@@ -154,6 +121,10 @@ class Worker:
     @property
     def model_schema(self) -> Schema:
         return self._model_schema
+
+    @property
+    def constants(self) -> HeldConstants:
+        return self._constants
 
     def broadcast_schema(self, exchange: str) -> Schema:
         """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
@@ -171,12 +142,16 @@ class Worker:
         with self._network.turn:
             started = time.perf_counter()
             task.check_cancelled()
+            own = self._local_buffers.recall(task.id)
+            self._network.load_constants(self._constants.current, own)
             evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
             if task.id.name == DELIVER:
-                self.site.store.save(FINAL_MODEL, task.payload, label=task.id.run_id)
+                self._keep_final(task, own)
                 reply = Reply()
             else:
                 reply = self._reply(task)
+                self._network.check_constants(self._constants.current)
+                self._local_buffers.keep(task.id, self.site.module, own)
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
 
     @property
@@ -190,6 +165,14 @@ class Worker:
     def has_final_model(self, run_id: str) -> bool:
         """Return whether this client has the final model of a run, undamaged as far as its label shows. Raises StateError."""
         return self.site.store.label(FINAL_MODEL) == run_id
+
+    def _keep_final(self, task: Task, own: Tensors | None) -> None:
+        """Store the final model, all of it: with the constants, and this client's own buffers."""
+        constants = self._constants.current.tensors
+        if own is not None:
+            constants = constants.replace(own)
+        whole = self._network.parts.whole(task.payload, constants)
+        self.site.store.save(FINAL_MODEL, whole, label=task.id.run_id, about={"run_id": task.id.run_id, **self._about})
 
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""

@@ -136,9 +136,9 @@ class Config(Table):
     def shared_toml(self) -> str:
         """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
-        That is the folder of its data and how its processes use it (`[runtime]`).
+        That is the folder of its data, the weights that it starts from, and how its processes use it (`[runtime]`).
         """
-        excluded: Any = {"data": {"root"}, "runtime": True}
+        excluded: Any = {"data": {"root"}, "model": {"init"}, "runtime": True}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table
+from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table, writable_path
 
 CLASSES_MAX = 1_000_000
 
@@ -101,9 +101,7 @@ class DataConfig(Table):
     @field_validator("root")
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
-        if path is not None and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
-            raise ValueError("a path must be valid UTF-8 without null characters")
-        return path
+        return path if path is None else writable_path(path)
 
     @field_validator("input_shape")
     @classmethod

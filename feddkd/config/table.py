@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -33,6 +34,13 @@ class Table(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+def writable_path(path: Path) -> Path:
+    """Return a path that TOML can hold. Raises ValueError."""
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in str(path)):
+        raise ValueError("a path must be valid UTF-8 without null characters")
+    return path
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from feddkd.config.named import RegisteredName
-from feddkd.config.table import COUNT_MAX, PROCESSES_MAX, ImportPath, Table
+from feddkd.config.table import COUNT_MAX, PROCESSES_MAX, ImportPath, Table, writable_path
 from feddkd.registry import DIVERGENCES, MODELS, OPTIMIZERS
 
 # Defaults that are registered names are not validated: that would import them, and torch, together with this module.
@@ -21,6 +22,20 @@ class ModelConfig(Table):
         validate_default=False,
         description="a built-in model, or package.module:function for your own",
     )
+    init: Path | None = Field(
+        None,
+        strict=False,
+        description="safetensors file with the weights that the server starts from, a whole state_dict; default: drawn with the seed",
+    )
+    local_buffers: bool = Field(
+        False,
+        description="each client keeps buffers that training changes (the statistics of BatchNorm) for itself; they are not sent",
+    )
+
+    @field_validator("init")
+    @classmethod
+    def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
+        return path if path is None else writable_path(path)
 
 
 class TrainingConfig(Table):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,6 +139,23 @@ class Distillation:
         return (1 - self.bootstrap) * loss + self.bootstrap * F.cross_entropy(logits, logits.detach().argmax(1))
 
 
+@contextmanager
+def recurrent_gradients(module: nn.Module) -> Iterator[None]:
+    """Let cuDNN take gradients through the recurrent modules of a network that is in eval mode.
+
+    cuDNN computes an LSTM, a GRU or an RNN backwards only if it is in train mode. Their own dropout
+    is off meanwhile; without it, train mode and eval mode compute the same.
+    """
+    recurrent = {each: (each.training, each.dropout) for each in module.modules() if isinstance(each, nn.RNNBase)}
+    for each in recurrent:
+        each.training, each.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for each, (training, dropout) in recurrent.items():
+            each.training, each.dropout = training, dropout
+
+
 def distillation_gradient(
     module: nn.Module,
     examples: Examples,
@@ -151,7 +170,8 @@ def distillation_gradient(
     """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 
     The student runs in eval mode, so the gradient depends on the weights alone: not on dropout, nor
-    on BatchNorm statistics of the batch. The examples are taken in pieces, whose gradients are
+    on BatchNorm statistics of the batch. Recurrent modules alone are in train mode, without their
+    dropout (`recurrent_gradients`). The examples are taken in pieces, whose gradients are
     summed with their sizes as weights; memory is that of one piece. `.grad` is neither read nor
     written.
 
@@ -178,11 +198,11 @@ def distillation_gradient(
     if teacher is not None and len(teacher) != len(examples):
         raise ValueError(f"the teacher has logits for {len(teacher)} examples, not for {len(examples)}")
     schema = Schema.of_module(module).trainable if schema is None else schema
-    named = dict(module.named_parameters())
+    named = dict(module.named_parameters(remove_duplicate=False))
     parameters = [named[name] for name in schema.by_name]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     mean_loss = 0.0
-    with eval_mode(module), torch.enable_grad():
+    with eval_mode(module), recurrent_gradients(module), torch.enable_grad():
         for index, x, y in examples.batches(order, batch_size):
             check()
             share = len(index) / len(order)

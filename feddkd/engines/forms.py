@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from feddkd.compression.constants import CONSTANT
 from feddkd.compression.encoding import Coding, Encoding
 from feddkd.exchange import Exchange
 from feddkd.transport.messages import replica_message, work_message
@@ -20,14 +21,21 @@ class Forms:
         self._exchange = exchange
         self._shared = shared
         self._lacking: set[str] = set()
+        self._needs_constants: set[str] = set()
         self._chunk_bytes = chunk_bytes
         self._whole: Payload | None = None
         self._step: Payload | None = None
+        self._complete: Payload | None = None
+
+    def include_constants(self, client: str) -> None:
+        """Send a client the constants beside a whole model, from now on in this exchange."""
+        if self._exchange.constants.version:
+            self._needs_constants.add(client)
 
     def is_step(self, client: str) -> bool:
         """Return whether a client receives a step."""
         broadcast = self._exchange.broadcast
-        return broadcast is not None and client in broadcast.holders and client not in self._lacking
+        return broadcast is not None and client in broadcast.holders and client not in self._lacking | self._needs_constants
 
     def is_snapshot(self, client: str) -> bool:
         """Return whether a client gets a whole model because it does not hold the base of the step."""
@@ -43,13 +51,21 @@ class Forms:
 
     def payload(self, client: str) -> Payload:
         """Return the payload for a client."""
-        return self._form(is_step=self.is_step(client))
+        return self._form(client, is_step=self.is_step(client))
+
+    def dense_bytes(self, client: str) -> int:
+        """Return the bytes of the tensors that a client's payload is worth, without a codec."""
+        constants = self._exchange.constants.schema.size_bytes if client in self._needs_constants else 0
+        return self._exchange.payload.schema.size_bytes + constants
 
     def _planned(self, client: str) -> Payload:
         """What it was to be sent before it was known to lack anything."""
-        return self._form(is_step=self.is_step(client) or client in self._lacking)
+        return self._form(client, is_step=self.is_step(client) or client in self._lacking)
 
-    def _form(self, *, is_step: bool) -> Payload:
+    def _form(self, client: str, *, is_step: bool) -> Payload:
+        if client in self._needs_constants:
+            self._complete = self._complete or self._complete_payload()
+            return self._complete
         if is_step:
             self._step = self._step or self._step_payload()
             return self._step
@@ -70,6 +86,20 @@ class Forms:
             return Payload.of(exchange.broadcast.whole, shared=self._shared)
         encoding = Encoding(exchange.payload.schema, self._chunk_bytes, Coding(zstd=exchange.zstd))
         return Payload.of(encoding.encode(exchange.payload), shared=self._shared)
+
+    def _complete_payload(self) -> Payload:
+        """Put the constants beside the model that clients without them are to hold. No codec: they hold it exactly."""
+        exchange = self._exchange
+        complete = exchange.payload.beside(**{CONSTANT: exchange.constants.tensors})
+        encoding = Encoding(complete.schema, self._chunk_bytes, Coding(zstd=exchange.zstd))
+        return Payload.of(encoding.encode(complete), shared=self._shared)
+
+    def is_complete(self, digest: bytes) -> bool:
+        """Return whether a digest is that of the payload with constants."""
+        if not self._exchange.constants.version:
+            return False
+        self._complete = self._complete or self._complete_payload()
+        return self._complete.header.digest == digest
 
     def is_whole(self, client: str, digest: bytes) -> bool:
         """Return whether a client that gets a step already has the model that is sent to clients without its base."""
@@ -96,4 +126,6 @@ class Forms:
             deadline_s=exchange.closing.deadline_s,
             replica=replica_message(exchange.broadcast, whole=whole) if exchange.broadcast is not None else None,
             reply_coding=exchange.reply_coding(client),
+            constants=exchange.constants,
+            has_constants=client in self._needs_constants,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from feddkd.compression.constants import Constants
 from feddkd.config import Config
 from feddkd.engines.collection import max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
@@ -63,7 +64,7 @@ class GrpcEngine(ExchangeInbox, Engine):
             StateError: the mark cannot be made, or an owner cannot be read.
         """
         self._config = config
-        manifest = pb.Manifest(
+        self._manifest = manifest = pb.Manifest(
             run_id=run_id,
             config_toml=config.shared_toml(),
             model=schema_to_message(model_schema),
@@ -86,6 +87,12 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._finished = False
 
     # For the scheduler.
+
+    def announce(self, constants: Constants) -> None:
+        """Name the tensors of the network that do not travel in every round, before `start`."""
+        self._manifest.constants.CopyFrom(schema_to_message(constants.schema))
+        self._manifest.constants_sha256 = constants.version
+        self._server.describe(self._manifest)
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen, and return the port. Raises AddressInUseError."""

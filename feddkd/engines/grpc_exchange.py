@@ -95,6 +95,8 @@ class GrpcExchange:
     def connected(self, session: Session, holding: Holding | None) -> None:
         """Send a client what it needs to take part: all, the rest of the broadcast, or where its upload goes on."""
         client = session.client_id
+        if session.lacks_constants:
+            self._forms.include_constants(client)
         payload = self._payload(client, holding)
         held_bytes = self._held_bytes(payload, holding)
         self._sending.discard(client)
@@ -109,16 +111,23 @@ class GrpcExchange:
             chain((self._forms.message(client),), payload.frames(held_bytes or 0)),
             self.meter,
             still_needed=lambda: self.waits_for(client),
-            on_last=lambda: self._count_payload(client, payload, snapshot=snapshot),
+            on_last=lambda: self._sent(session, payload, snapshot=snapshot),
         )
         session.send_work(outgoing)
+
+    def _sent(self, session: Session, payload: Payload, *, snapshot: bool) -> None:
+        """Take in that a broadcast is on its way; a stream that breaks now says anew what its client lacks."""
+        session.lacks_constants = False
+        self._count_payload(session.client_id, payload, snapshot=snapshot)
 
     def _payload(self, client: str, holding: Holding | None) -> Payload:
         """What a client is to have: the whole model if it was sent that by an earlier process of the server."""
         payload = self._forms.payload(client)
         if holding is None or holding.exchange != self.exchange.id or holding.digest == payload.header.digest:
             return payload
-        if self._forms.is_whole(client, holding.digest):
+        if self._forms.is_complete(holding.digest):
+            self._forms.include_constants(client)
+        elif self._forms.is_whole(client, holding.digest):
             self._count_payload(client, payload, snapshot=False)  # the step that it could not use
             self._forms.lacks(client)
         return self._forms.payload(client)
@@ -127,7 +136,7 @@ class GrpcExchange:
         """Count what a client is sent: once, however often its connection breaks, and whether or not it can use it."""
         if client not in self._counted:
             self._counted.add(client)
-            self.meter.payload_down(payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=snapshot)
+            self.meter.payload_down(payload.size_bytes, dense_bytes=self._forms.dense_bytes(client), snapshot=snapshot)
 
     def lacking(self, session: Session) -> None:
         """Send the whole model, once, to a client that cannot use the step."""

@@ -130,6 +130,10 @@ class InProcessEngine(Engine):
         """Return whether a client is in this process."""
         return client in self._workers
 
+    def has_constants(self, client: str, exchange: Exchange) -> bool:
+        """Return whether a client holds the constants that it is to compute with."""
+        return self._workers[client].constants.has(exchange.constants.version)
+
     def reply_of(self, client: str, message: pb.Work, chunks: Iterable[bytes]) -> Iterable[bytes] | None:
         """Let a client take in a broadcast and compute; return the messages of its reply. Raises RunError.
 
@@ -231,10 +235,10 @@ class InProcessExchange:
 
     def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
         """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""
+        if not self._engine.has_constants(client, self.exchange):
+            forms.include_constants(client)
         payload = forms.payload(client)
-        self._meter.payload_down(
-            payload.size_bytes, dense_bytes=self.exchange.payload.schema.size_bytes, snapshot=forms.is_snapshot(client)
-        )
+        self._meter.payload_down(payload.size_bytes, dense_bytes=forms.dense_bytes(client), snapshot=forms.is_snapshot(client))
         return self._sent_form(client, forms)
 
     def _sent_form(self, client: str, forms: Forms) -> Iterable[bytes]:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
 from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
@@ -29,7 +27,8 @@ from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
-from feddkd.models.registry import build_model
+from feddkd.models.device import find_device
+from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
@@ -38,7 +37,7 @@ from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.recovery import Spent, is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.scheduler.state import fold
-from feddkd.tensors import Schema, Tensors
+from feddkd.tensors import Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +50,17 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def initial_model(config: Config) -> Tensors:
-    """Build the global model before round 1; the same for the same seed on every machine. Raises ConfigError."""
-    return Tensors.of_module(build_model(config.model, describe(config.data), config.seed))
+def make_evaluator(config: Config, initial: InitialModel) -> Evaluator | None:
+    """Build what evaluates models on the test split, in the initial network; None without a server's test set.
 
-
-def make_evaluator(config: Config) -> Evaluator | None:
-    """Build what evaluates models on the test split; None without a server's test set. Raises ConfigError."""
+    Raises:
+        ConfigError: the data are not there, or the device cannot be used.
+    """
     if not config.data.test_set:
         return None
     examples = load_test(config.data)
-    device = torch.device(config.runtime.device)
-    module = build_model(config.model, describe(config.data), config.seed).to(device)
+    device = find_device(config.runtime.device)
+    module = initial.module.to(device)
 
     def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
@@ -77,7 +75,7 @@ def spent_before(folder: Path) -> Spent | None:
     return Spent(*marked) if marked is not None else None
 
 
-def engine_of(config: Config, journal: Journal, model_schema: Schema, folder: Path) -> GrpcEngine:
+def engine_of(config: Config, journal: Journal, initial: InitialModel, folder: Path) -> GrpcEngine:
     """Prepare the server of a run, as the process that its journal counts.
 
     Args:
@@ -85,7 +83,9 @@ def engine_of(config: Config, journal: Journal, model_schema: Schema, folder: Pa
     """
     state = fold(journal.entries, journal.run_id, config.scheduler.quorum)
     mark = None if isinstance(journal, NoJournal) else folder / TRAFFIC_MARK
-    return GrpcEngine(config, journal.run_id, model_schema, folder, mark=mark, incarnation=state.incarnation, owners=state.owners)
+    engine = GrpcEngine(config, journal.run_id, initial.model.schema, folder, mark=mark, incarnation=state.incarnation, owners=state.owners)
+    engine.announce(initial.whole.constants)
+    return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,13 @@ class Federation:
 
     Attributes:
         config: resolved.
-        model: before round 1.
+        initial: the network before round 1.
         class_counts: examples of each class at each client; the clients will deal them in the same way.
     """
 
     config: Config
     algorithm: Algorithm
-    model: Tensors
+    initial: InitialModel
     evaluator: Evaluator | None
     class_counts: Mapping[str, list[int]]
 
@@ -114,10 +114,11 @@ def prepare(config: Config) -> Federation:
     config = resolve(config)
     algorithm = algorithms.build(config)
     config.check_exchanges(algorithm.exchanges(config))
-    model = initial_model(config)
-    algorithms.check_fits(algorithm, model.schema)
+    initial = build_initial(config)
+    algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
-    return Federation(config, algorithm, model, make_evaluator(config), _class_counts(config))
+    warn_of_batch_norm(initial)
+    return Federation(config, algorithm, initial, make_evaluator(config, initial), _class_counts(config))
 
 
 def run_federation(
@@ -142,11 +143,11 @@ def run_federation(
     """
     if isinstance(federation, Config):
         federation = prepare(federation)
-    config, model, told = federation.config, federation.model, Observers.of(observers)
+    config, initial, told = federation.config, federation.initial, Observers.of(observers)
     journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(federation.class_counts))
-        with _engine(engine_name, config, journal, model, out) as engine:
+        with _engine(engine_name, config, journal, initial, out) as engine:
             scheduler = Scheduler(
                 config,
                 federation.algorithm,
@@ -154,9 +155,9 @@ def run_federation(
                 run_id=journal.run_id,
                 observers=told,
                 evaluator=federation.evaluator,
-                extensions=Extensions(journal=journal),
+                extensions=Extensions(journal=journal, whole=initial.whole),
             )
-            return scheduler.run(model)
+            return scheduler.run(initial.model)
 
 
 def _class_counts(config: Config) -> dict[str, list[int]]:
@@ -171,7 +172,7 @@ def _class_counts(config: Config) -> dict[str, list[int]]:
 
 
 @contextlib.contextmanager
-def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, out: Path) -> Iterator[Engine]:
+def _engine(name: EngineName, config: Config, journal: Journal, initial: InitialModel, out: Path) -> Iterator[Engine]:
     state = out / "clients"
     if is_finished(journal.entries):  # nobody is needed but to write the record again
         with InProcessEngine({}, config.transport.chunk_bytes) as empty:
@@ -181,7 +182,7 @@ def _engine(name: EngineName, config: Config, journal: Journal, model: Tensors, 
         with _in_process(config, state, out) as local:
             yield local
         return
-    engine = engine_of(config, journal, model.schema, out)
+    engine = engine_of(config, journal, initial, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,31 @@ from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
 from feddkd.errors import ConfigError, FedDKDError
 from feddkd.imports import load_object, named, one_line
+from feddkd.models.check import check_model
+from feddkd.models.parts import Parts
+from feddkd.models.wrappers import without_wrappers
 from feddkd.registry import MODELS
+
+TRIED_EXAMPLES = 2
+"""Examples in the batch that a network is tried on: the fewest that every BatchNorm takes."""
+
+
+class Built(NamedTuple):
+    """A network, and which of its tensors travel when."""
+
+    module: nn.Module
+    parts: Parts
+
+
+def build(config: ModelConfig, info: DataInfo, seed: int) -> Built:
+    """Build a network, try it on a random batch, and divide its tensors. As `build_model` otherwise."""
+    where = named("model.name", config.name)
+    with torch.random.fork_rng(devices=[]):
+        # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
+        torch.default_generator.manual_seed(seed)
+        module = without_wrappers(_called(config.name, info, where))
+        changed = check_model(module, *_tried(info), where, info.num_classes)
+    return Built(module, Parts.of(module, changed, local_buffers=config.local_buffers))
 
 
 def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
@@ -19,43 +45,30 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
     touched. A user's `package.module:function` is called as function(input_shape, num_classes).
 
     Raises:
-        ConfigError: the model cannot be imported or built, or does not fit the data.
+        ConfigError: the model cannot be imported or built, does not fit the data, or cannot be trained.
     """
-    own = ":" in config.name
-    build = load_object(config.name, "model.name") if own else MODELS[config.name]
-    where = named("model.name", config.name)
-    with torch.random.fork_rng(devices=[]):
-        # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
-        torch.default_generator.manual_seed(seed)
-        try:
-            model = build(info.input_shape, info.num_classes)
-        except FedDKDError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            called = f"calling it as function({info.input_shape}, {info.num_classes}) failed with"
-            reason = f"{called} {one_line(error)}" if own else str(error)
-            raise ConfigError(f"{where} cannot be built for inputs of shape {info.input_shape}: {reason}") from error
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"{where}: it returned {type(model).__name__}, not a torch.nn.Module")
-        _check_fits(model, info, where)
+    return build(config, info, seed).module
+
+
+def _called(name: str, info: DataInfo, where: str) -> nn.Module:
+    """Call the function that a name stands for. Raises ConfigError."""
+    own = ":" in name
+    function = load_object(name, "model.name") if own else MODELS[name]
+    try:
+        model = function(info.input_shape, info.num_classes)
+    except FedDKDError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        called = f"calling it as function({info.input_shape}, {info.num_classes}) failed with"
+        reason = f"{called} {one_line(error)}" if own else str(error)
+        raise ConfigError(f"{where} cannot be built for inputs of shape {info.input_shape}: {reason}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{where}: it returned {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
-def _check_fits(model: nn.Module, info: DataInfo, where: str) -> None:
-    """Run one example of zeros through the model.
-
-    Raises:
-        ConfigError: it fails, or the outcome is not one logit for each class.
-    """
-    mode = model.training
-    model.eval()  # so that batch normalisation neither refuses a single example nor learns from it
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, *info.input_shape))
-    except Exception as error:  # a user's model may raise anything
-        raise ConfigError(f"{where} does not take inputs of shape {info.input_shape}: {one_line(error)}") from error
-    finally:
-        model.train(mode)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, info.num_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"{where} maps one input of shape {info.input_shape} to {found}, not to (1, {info.num_classes}) logits")
+def _tried(info: DataInfo) -> tuple[Tensor, Tensor]:
+    """Draw the batch that a network is tried on, the same everywhere: zeros would leave BatchNorm's means as they are."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(TRIED_EXAMPLES, *info.input_shape, generator=generator)
+    return inputs, torch.arange(TRIED_EXAMPLES) % info.num_classes

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
+from feddkd.models.file import write_model
+from feddkd.models.initial import WholeModel
 from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, RUN_COMMENT, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
@@ -53,6 +54,7 @@ class Ledger(Observer):
         self._out = out
         self._config = config
         self._began = False
+        self._whole = WholeModel()
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_whose(out / CONFIG, run_id)
@@ -61,6 +63,9 @@ class Ledger(Observer):
             self._rounds = (out / ROUNDS).open("w", encoding="utf-8")
         except OSError as error:
             raise StateError(f"cannot write the record of the run to {out}: {error.strerror}") from error
+
+    def model_known(self, whole: WholeModel) -> None:
+        self._whole = whole
 
     def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
         """Write `partition.json`."""
@@ -79,7 +84,7 @@ class Ledger(Observer):
         partial = self._out / f"{MODEL}.partial"
         with _writing(self._out / MODEL) as file:
             try:
-                save_file(dict(model), partial, metadata={"round": str(round_number)})
+                write_model(partial, self._whole.of(model), {**self._whole.about, "round": str(round_number)})
                 partial.replace(file)
             except BaseException:
                 partial.unlink(missing_ok=True)  # half a model is of no use, and fills the disk

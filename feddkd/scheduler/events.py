@@ -27,11 +27,13 @@ class RunStarted:
         available: the clients that are there.
         rounds: how many are planned.
         owners: what proves who owns which client id.
+        constants: names the tensors of the network that do not travel in every round by their content; empty if there are none.
     """
 
     rounds: int
     available: Counts
     owners: Mapping[str, str] = field(default_factory=dict)
+    constants: str = ""
     kind: Literal["run_started"] = "run_started"
 
 

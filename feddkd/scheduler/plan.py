@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feddkd.aggregator.rule import Rule
+from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Closing, ExampleCounts, Exchange, ExchangeId, ExchangeKind
 from feddkd.scheduler.downlink import Downlink, named_codec
@@ -22,6 +23,7 @@ class ExchangePlan:
         model_schema: of the global model.
         rule: reduces the contributions.
         downlink: encodes what is broadcast.
+        constants: the network's other tensors.
     """
 
     config: Config
@@ -29,6 +31,7 @@ class ExchangePlan:
     model_schema: Schema
     rule: Rule
     downlink: Downlink
+    constants: Constants = NO_CONSTANTS
 
     @property
     def first(self) -> str:
@@ -61,6 +64,7 @@ class ExchangePlan:
             seed=self.config.seed,
             broadcast=broadcast,
             zstd=self.config.communication.zstd,
+            constants=self.constants,
         )
 
     def _closing(self, name: str, num_clients: int) -> Closing:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
+from feddkd.models.initial import WholeModel
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.sites import Doubt
 from feddkd.tensors import Tensors
@@ -123,6 +124,9 @@ class Observer:
 
     def engine_ready(self, engine: Engine) -> None:
         """The engine that will carry out the exchanges; it may be asked from any thread how things stand."""
+
+    def model_known(self, whole: WholeModel) -> None:
+        """What belongs to the network besides the models that `round_finished` tells."""
 
     def partitioned(self, counts: Mapping[str, Sequence[int]]) -> None:
         """A simulation dealt the data: examples of each class at each client. A real server cannot know."""

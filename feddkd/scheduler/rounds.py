@@ -17,9 +17,10 @@ from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
-from feddkd.errors import NotFiniteError, PausedError, RoundError
+from feddkd.errors import NotFiniteError, PausedError, RoundError, StateError
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange
 from feddkd.failpoints import failpoint
+from feddkd.models.initial import WholeModel, with_run
 from feddkd.scheduler.cohort import Account, Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.engine import Engine
@@ -70,12 +71,14 @@ class Extensions:
         layers: stand around each round's cohort, the first outermost.
         journal: keeps the events of the run; the run goes on after those that it holds already.
         linger_s: seconds to stay for clients that were away for the delivery.
+        whole: what belongs to the network besides the model that travels.
     """
 
     rule: Rule = field(default_factory=WeightedMean)
     layers: Sequence[CohortLayer] = ()
     journal: Journal = field(default_factory=NoJournal)
     linger_s: float = 0.0
+    whole: WholeModel = field(default_factory=WholeModel)
 
 
 class Scheduler:
@@ -102,6 +105,7 @@ class Scheduler:
         self._downlink = Downlink(config)
         self._layers = extensions.layers
         self._linger_s = extensions.linger_s
+        self._whole = with_run(extensions.whole, run_id)
         self._state = RunState(run_id, config.scheduler.quorum)
         self._log = RunLog(extensions.journal, self._state, observers)
         self._large_clients = LargeClients()
@@ -115,6 +119,7 @@ class Scheduler:
             RunError: the run was aborted.
         """
         self._log.tell(lambda observer: observer.engine_ready(self._engine))
+        self._log.tell(lambda observer: observer.model_known(self._whole))
         try:
             if self._log.take_in_history():
                 model = self._take_up(model)
@@ -133,8 +138,17 @@ class Scheduler:
         return record
 
     def _take_up(self, model: Tensors) -> Tensors:
-        """Go on where another process stopped; returns the model of the last finished round, or the initial one."""
+        """Go on where another process stopped; returns the model of the last finished round, or the initial one.
+
+        Raises:
+            StateError: the run began with other constants.
+        """
         state = self._state
+        if state.has_started and state.constants != self._whole.constants.version.hex():
+            raise StateError(
+                "the network's frozen parameters and constant buffers are not those that this run began with: "
+                "has the code of model.name, or the file model.init, changed?"
+            )
         last = next(reversed(state.open.outcomes), None) if state.open is not None else None
         rounds, done = self._config.rounds, state.rounds_done
         self._log.tell(lambda observer: observer.run_resumed(state.run_id, rounds, done, state.incarnation, last))
@@ -153,7 +167,8 @@ class Scheduler:
         config, state = self._config.scheduler, self._state
         if not state.has_started:
             self._engine.wait_for_clients(config.starting_clients, None)
-            self._log.happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners()))
+            constants = self._whole.constants.version.hex()
+            self._log.happen(RunStarted(self._config.rounds, self._engine.clients(), self._new_owners(), constants))
             return
         self._engine.remember(state.replied)
         # Those that have the final model may have heard the farewell, and come no more.
@@ -283,7 +298,7 @@ class Scheduler:
             self._log.happen(event)
 
     def _delivery(self, model: Tensors) -> ExchangePlan:
-        return ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink)
+        return ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink, self._whole.constants)
 
     def _select(self, model: Tensors, number: int) -> tuple[RoundCohort, Mapping[str, ExampleCounts]]:
         """Draw the cohort of an attempt; also returns the example counts of all clients that are available.
@@ -292,7 +307,7 @@ class Scheduler:
         """
         config = self._config.scheduler
         kinds = self._algorithm.exchanges(self._config)
-        plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink)
+        plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink, self._whole.constants)
         begun = self._state.open
         if begun is None:
             self._log.check_space(model.schema)

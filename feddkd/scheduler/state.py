@@ -55,6 +55,7 @@ class RunState:
     Attributes:
         run_id: names the run.
         has_started: whether the clients that round 1 waits for were there.
+        constants: names the network's constants, as in `RunStarted`.
         rounds: how many are planned.
         rounds_done: how many have a model.
         failed_attempts: at the round after those.
@@ -84,6 +85,7 @@ class RunState:
         """
         self.run_id = run_id
         self.has_started = False
+        self.constants = ""
         self.rounds = 0
         self.rounds_done = 0
         self.failed_attempts = 0
@@ -149,7 +151,7 @@ class RunState:
     def _apply(self, event: Event, at_s: float) -> Iterator[Told]:
         match event:
             case RunStarted():
-                self.has_started, self.rounds = True, event.rounds
+                self.has_started, self.rounds, self.constants = True, event.rounds, event.constants
                 self.owners.update(event.owners)
                 yield from self._see_clients(event.available)
                 yield lambda observer: observer.run_started(self.run_id, event.rounds)

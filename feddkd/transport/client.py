@@ -191,6 +191,8 @@ class ServerConnection:
         self,
         session_token: str,
         holding: Holding | None = None,
+        *,
+        lacks_constants: bool = False,
         heartbeats: Heartbeats = Heartbeats(),
     ) -> AsyncIterator[ServerStream]:
         """Hold the stream of a session open.
@@ -198,6 +200,7 @@ class ServerConnection:
         Args:
             session_token: as `join` returned it.
             holding: the broadcast that the client has in hand from before a connection broke.
+            lacks_constants: the client does not hold those that the manifest names.
             heartbeats: how often to show a sign of life, and how long to wait for one.
         """
         call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Participate")()
@@ -205,7 +208,7 @@ class ServerConnection:
         writer: asyncio.Task[None] | None = None
         try:
             with self._endpoint.errors():
-                await call.write(hello_message(session_token, holding))
+                await call.write(hello_message(session_token, holding, lacks_constants=lacks_constants))
             writer = asyncio.create_task(stream.write())
             yield stream
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -131,22 +131,33 @@ class Incoming:
         self._stream.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
 
 
-def read_hello(message: object) -> tuple[str, Holding | None]:
-    """Read the first message of a stream.
+class Hello(NamedTuple):
+    """The first message of a stream.
 
-    Returns:
-        The session's token, empty if the message is no Hello, and the broadcast at the client.
+    Attributes:
+        token: of the session; empty if the message is no Hello.
+        holding: the broadcast at the client.
+        lacks_constants: the client does not hold the run's constants.
+    """
+
+    token: str
+    holding: Holding | None = None
+    lacks_constants: bool = False
+
+
+def read_hello(message: object) -> Hello:
+    """Read the first message of a stream.
 
     Raises:
         ProtocolError: what the client says it holds is malformed.
     """
     if not isinstance(message, bytes) or len(message) > MAX_HELLO_BYTES:
-        return "", None
+        return Hello("")
     try:
         hello = pb.ParticipateRequest.FromString(message).hello
     except DecodeError:
-        return "", None
-    return hello.session_token, holding_of(hello)
+        return Hello("")
+    return Hello(hello.session_token, holding_of(hello), hello.lacks_constants)
 
 
 def _now() -> float:

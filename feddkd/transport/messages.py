@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from feddkd.compression.broadcaster import Broadcast
+from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.compression.encoding import UNCODED, Coding
 from feddkd.errors import DivergedError, ProtocolError
 from feddkd.exchange import MAX_METRICS, UPDATE_NORM_SQUARED, Evaluation, ExchangeId, Reply
@@ -52,8 +53,15 @@ def work_message(
     deadline_s: float,
     replica: pb.Replica | None = None,
     reply_coding: Coding = UNCODED,
+    constants: Constants = NO_CONSTANTS,
+    has_constants: bool = False,
 ) -> bytes:
-    """Build the message before the payload of a broadcast."""
+    """Build the message before the payload of a broadcast.
+
+    Args:
+        constants: those that the client computes with.
+        has_constants: they are in the payload.
+    """
     work = pb.Work(
         id=id_to_message(exchange),
         payload=payload.header,
@@ -63,6 +71,8 @@ def work_message(
         answer_codec=reply_coding.name,
         answer_seed=reply_coding.seed,
         answer_zstd=reply_coding.zstd,
+        constants_sha256=constants.version,
+        has_constants=has_constants,
     )
     return pb.ParticipateResponse(work=work).SerializeToString()
 
@@ -213,9 +223,9 @@ def farewell_message(completed: bool, reason: str, paused: bool = False) -> byte
     return pb.ParticipateResponse(farewell=farewell).SerializeToString()
 
 
-def hello_message(session_token: str, holding: Holding | None = None) -> bytes:
-    """Open the stream, and report which broadcast is held from before the connection broke."""
-    hello = pb.Hello(session_token=session_token)
+def hello_message(session_token: str, holding: Holding | None = None, *, lacks_constants: bool = False) -> bytes:
+    """Open the stream, and report what is held: which broadcast from before the connection broke, and the constants."""
+    hello = pb.Hello(session_token=session_token, lacks_constants=lacks_constants)
     if holding is not None:
         hello.holding.id.CopyFrom(id_to_message(holding.exchange))
         hello.holding.digest = holding.digest

@@ -13,8 +13,7 @@ import grpc.aio
 
 from feddkd.errors import ProtocolError
 from feddkd.transport.calls import Context, refuse
-from feddkd.transport.incoming import Inbox, Incoming, read_hello
-from feddkd.transport.messages import Holding
+from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
 from feddkd.transport.sessions import Session, Sessions
 from feddkd.transport.stream import End, Stream
 
@@ -56,11 +55,11 @@ class Participation:
 
     async def take_part(self, context: Context) -> None:
         """Move one client's messages until its stream ends."""
-        session, holding = await self._identify(context)
+        session, hello = await self._identify(context)
         client_id = session.client_id
         self._streams_of[client_id] += 1
         try:
-            await self._serve(session, holding, context)
+            await self._serve(session, hello, context)
         finally:
             self._streams_of[client_id] -= 1
             if not self._streams_of[client_id]:
@@ -76,14 +75,14 @@ class Participation:
             stream.finish(grpc.StatusCode.ABORTED, f"{session.client_id!r} {event}")
             self._detach(session, stream)
 
-    async def _identify(self, context: Context) -> tuple[Session, Holding | None]:
-        """Return the session that the stream's first message names, and what the client holds."""
+    async def _identify(self, context: Context) -> tuple[Session, Hello]:
+        """Return the session that the stream's first message names, and that message."""
         message = await self._first_message(context)
         try:
-            token, holding = read_hello(message)
+            hello = read_hello(message)
         except ProtocolError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        session = self._sessions.of_token(token)
+        session = self._sessions.of_token(hello.token)
         if session is None:
             reason = "the first message of the stream names no session; join first"
             await refuse(context, grpc.StatusCode.UNAUTHENTICATED, reason)
@@ -91,7 +90,7 @@ class Participation:
             earlier = f"{MAX_STREAMS_OF_A_CLIENT} earlier streams of {session.client_id!r}"
             reason = f"{earlier} have not ended: their client does not read"
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        return session, holding
+        return session, hello
 
     async def _first_message(self, context: Context) -> object:
         """Read a stream's first message. A stream that says nothing makes room for newer ones."""
@@ -124,13 +123,14 @@ class Participation:
             if not oldest.expired():
                 oldest.reschedule(asyncio.get_running_loop().time())
 
-    async def _serve(self, session: Session, holding: Holding | None, context: Context) -> None:
+    async def _serve(self, session: Session, hello: Hello, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
         self.supersede(session, "opened a newer stream")
         stream = Stream(asyncio.get_running_loop().time())
         self._sessions.connect(session, stream)
         try:
-            self._inbox.connected(session, holding)
+            session.lacks_constants = hello.lacks_constants
+            self._inbox.connected(session, hello.holding)
             end = await self._move(session, stream, context)
         finally:
             self._detach(session, stream)

@@ -66,9 +66,7 @@ class FederationServer:
         """
         self._inbox = inbox
         self._admission = admission
-        self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
-        self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
-        self._responses = Responses(len(self._joined))
+        self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
         self._participation = Participation(
@@ -86,6 +84,12 @@ class FederationServer:
             daemon=True,
         )
         self._server: grpc.aio.Server | None = None
+
+    def describe(self, manifest: pb.Manifest) -> None:
+        """Take what clients are told of the run; before `start`."""
+        self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
+        self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
+        self._responses = Responses(len(self._joined))
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.

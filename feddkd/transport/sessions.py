@@ -75,6 +75,7 @@ class Session:
         heard_at: when the client was heard last, on the loop's clock, if it has no stream.
         lost_at: when its last stream ended, on the loop's clock, if it has none.
         has_connected: the client, under this owner, has opened a stream before.
+        lacks_constants: the client said that it does not hold the run's constants, and was not sent them since.
     """
 
     client_id: str
@@ -85,6 +86,7 @@ class Session:
     lost_at: float = 0.0
     has_connected: bool = False
     stream: Stream | None = None
+    lacks_constants: bool = False
 
     def send(self, outgoing: Outgoing) -> None:
         """Write short messages when the client takes them; dropped if it is not connected."""

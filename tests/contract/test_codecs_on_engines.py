@@ -27,9 +27,9 @@ from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Encoding
 from feddkd.config import Config
 from feddkd.engines.forms import Forms
-from feddkd.engines.simulation import initial_model
 from feddkd.errors import PausedError
 from feddkd.exchange import DELIVER, Cause, Exchange, Missing, Outcome, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine, Keep, OpenExchange
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
@@ -335,7 +335,7 @@ class Run:
         self.recorder = Recorder()
         self.workers = workers or simulated_workers(config, folder)
         self.folder = folder
-        model = initial_model(config)
+        model = build_initial(config).model
         self.schema = model.schema
         with engine.running(self.workers, config=config, model=model.schema) as running:
             self.record: RunRecord = Scheduler(

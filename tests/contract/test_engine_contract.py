@@ -58,7 +58,6 @@ from feddkd.client.worker import ReplyStage, Worker
 from feddkd.data.datasets import describe, load_train
 from feddkd.data.partitions import client_ids, hold_out, partition
 from feddkd.engines.collection import max_evaluated
-from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, RunError, StateError
 from feddkd.exchange import (
     DELIVER,
@@ -73,6 +72,7 @@ from feddkd.exchange import (
     Task,
 )
 from feddkd.failpoints import FailpointError, planned
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.scheduler.records import ExchangeRecord, RunRecord
 from feddkd.scheduler.rounds import CohortLayer, Extensions, Scheduler
@@ -1165,7 +1165,7 @@ def whole_run(
     workers: Mapping[str, Worker],
     layers: list[CohortLayer],
 ) -> RunRecord:
-    model = initial_model(WHOLE_RUN)
+    model = build_initial(WHOLE_RUN).model
     with engine.running(workers, config=WHOLE_RUN, model=model.schema) as running:
         algorithm = algorithms.find(WHOLE_RUN.algorithm.name)(WHOLE_RUN)
         return Scheduler(WHOLE_RUN, algorithm, running, run_id=RUN_ID, extensions=Extensions(layers=layers)).run(model)
@@ -1242,7 +1242,7 @@ def test_a_stage_that_raises_is_its_clients_failure(
 
     workers = workers_with([], tmp_path)
     workers["client-1"] = workers_with([refuse], tmp_path / "other")["client-1"]
-    model = initial_model(WHOLE_RUN)
+    model = build_initial(WHOLE_RUN).model
     kind = algorithms.find(WHOLE_RUN.algorithm.name).exchanges(WHOLE_RUN)["local_train"]
     assert kind.reply is not None
     exchange = exchange_of(list(workers), model, reply_schema=kind.reply(model.schema))

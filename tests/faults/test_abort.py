@@ -25,9 +25,9 @@ from harness import (
 from watching import WatchedEngine, WatchedMean
 
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Closing, Evaluation, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Evaluator, Extensions
@@ -62,7 +62,7 @@ def run(
         evaluator=evaluator,
         extensions=extensions,
     )
-    return scheduler.run(initial_model(CONFIG))
+    return scheduler.run(build_initial(CONFIG).model)
 
 
 def in_background(work: Callable[[], RunRecord]) -> Future[RunRecord]:

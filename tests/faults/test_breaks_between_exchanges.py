@@ -24,8 +24,8 @@ from feddkd.client import backoff
 from feddkd.client.agent import Agent
 from feddkd.client.process import simulated_workers
 from feddkd.config import Config
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import DELIVER, Exchange
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine, OpenExchange
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
@@ -93,7 +93,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def run(config: Config, folder: Path, moment: Moment, recorder: Recorder) -> RunRecord:
     """A run in which one client's connection breaks."""
-    model = initial_model(config)
+    model = build_initial(config).model
     engine = WatchedEngine(config, RUN_ID, model.schema)
     workers = simulated_workers(config, folder / "clients")
     with (

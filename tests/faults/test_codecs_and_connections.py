@@ -38,8 +38,8 @@ from feddkd.compression.broadcaster import Broadcaster
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Encoding
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing, Exchange, Outcome, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine, Keep
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, TensorSpec
@@ -198,7 +198,7 @@ def test_a_client_that_restarts_between_exchanges_asks_for_the_model_and_goes_on
     config = small_config(*FEDERATION, *CODECS, f"dkd.start={start}", "scheduler.reconnect_grace_s=60")
     expected = run_in_process(config, tmp_path / "reference").model.sha256()
     (tmp_path / "config.toml").write_text(config.to_toml())
-    model, recorder, moment = initial_model(config), Recorder(), Moment("client-1", exchange, 2, step)
+    model, recorder, moment = build_initial(config).model, Recorder(), Moment("client-1", exchange, 2, step)
     with serving(engine=GrpcEngine(config, RUN_ID, model.schema)) as server:
         start_client(server.address, [0, 2])
         running = [start_client(server.address, [1])]
@@ -236,7 +236,7 @@ def test_a_client_that_is_killed_in_the_middle_of_an_exchange_asks_for_the_model
     config = small_config(*FEDERATION, *CODECS, "dkd.start=average", "scheduler.reconnect_grace_s=60", "algorithm.name=gated:GatedFedDKD")
     expected = run_in_process(config, tmp_path / "reference").model.sha256()
     (tmp_path / "config.toml").write_text(config.to_toml())
-    model, recorder, moment = initial_model(config), Recorder(), Moment("client-1", "dkd_step", 2, 1)
+    model, recorder, moment = build_initial(config).model, Recorder(), Moment("client-1", "dkd_step", 2, 1)
     with serving(engine=GrpcEngine(config, RUN_ID, model.schema)) as server:
         start_client(server.address, [0, 2])
         doomed = start_client(server.address, [1], [moment])

@@ -16,6 +16,7 @@ from feddkd.config import Config
 from feddkd.engines.simulation import make_evaluator
 from feddkd.errors import PausedError
 from feddkd.exchange import Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import RunRecord
 
 ALGORITHMS = ["fedavg", "feddkd"]
@@ -67,7 +68,7 @@ class Attacked:
         indices = range(honest)
         workers: dict[str, TaskRunner] = dict(simulated_workers(self.config, folder, indices))
         workers["liar"] = Zeros(self.config).worker(lie, examples=100_000)
-        evaluator = make_evaluator(self.config)
+        evaluator = make_evaluator(self.config, build_initial(self.config))
         return run_on(engine, self.config, workers, [self.recorder], evaluator=evaluator)
 
     def left_out(self) -> set[str]:

@@ -28,8 +28,8 @@ from watching import WatchedEngine
 
 from feddkd.client.process import simulated_workers
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing, ExampleCounts, Outcome
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.transport import server as transport_server
 from feddkd.transport import sessions, stream
@@ -266,13 +266,13 @@ def test_an_honest_run_is_not_disturbed_by_a_thousand_made_up_names(
 ) -> None:
     monkeypatch.setattr(sessions, "CONNECT_TIMEOUT_S", 1e9)  # all of them stay
     config = small_config("scheduler.wait_for_clients=4", "scheduler.min_clients=4")
-    engine = GrpcEngine(config, RUN_ID, initial_model(config).schema)
+    engine = GrpcEngine(config, RUN_ID, build_initial(config).model.schema)
     with serving(engine=engine) as server:
         flood = Flood(server.address)
         workers = simulated_workers(config, tmp_path / "clients")
         for client, worker in workers.items():
             server.agent(client, worker)
-        record = scheduler_on(engine, config, [flood]).run(initial_model(config))
+        record = scheduler_on(engine, config, [flood]).run(build_initial(config).model)
         assert engine.num_joined == Flood.NAMES + len(workers)
     assert record.rounds_missed == {}
     assert record.model.sha256() == run_in_process(config, tmp_path / "reference").model.sha256()

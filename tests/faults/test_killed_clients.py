@@ -32,9 +32,9 @@ from feddkd.client.process import main
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL
 from feddkd.config import Config
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Closing
 from feddkd.failpoints import CLIENT_FAILPOINTS, planned
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.transport.messages import Holding, Verdict, hello_message, id_from_message
@@ -98,7 +98,7 @@ class Federation:
         Args:
             between: what happens before it is started again.
         """
-        model = initial_model(self.config)
+        model = build_initial(self.config).model
         engine = WatchedEngine(self.config, RUN_ID, model.schema)
         connections = 1 if plan.startswith("client.join.after") else 2
         with serving(engine=engine) as server, self.client(server.address, 0):

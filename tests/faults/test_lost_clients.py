@@ -33,9 +33,9 @@ from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.errors import ClientError, PausedError
 from feddkd.exchange import Closing, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 
@@ -55,7 +55,7 @@ class Run:
         config = self._config
         algorithm = algorithms.find(config.algorithm.name)(config)
         scheduler = Scheduler(config, algorithm, self.server.engine, run_id=RUN_ID, observers=[self.recorder])
-        return self.server.background(lambda: scheduler.run(initial_model(config)))
+        return self.server.background(lambda: scheduler.run(build_initial(config).model))
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def federation(
         *overrides,
     )
     (tmp_path / "config.toml").write_text(config.to_toml())
-    schema = initial_model(config).schema
+    schema = build_initial(config).model.schema
     with serving(engine=engine(config, RUN_ID, schema)) as server:
         yield Run(server, config, recorder or Recorder())
 
@@ -245,7 +245,7 @@ def test_a_stopped_client_is_left_out_at_the_deadline_and_takes_part_again_when_
 ) -> None:
     config = small_config("algorithm.name=fedavg", "partition.name=iid", "partition.clients=3")
     (tmp_path / "config.toml").write_text(config.to_toml())
-    model = initial_model(config)
+    model = build_initial(config).model
     updates = {"client-0": filled(model.schema, 0), "client-2": filled(model.schema, 2)}
     with serving(config, model.schema) as server:
         stopped = start_client(server.address, [1])
@@ -283,7 +283,7 @@ def test_a_client_killed_in_the_middle_of_a_large_upload_leaves_the_mean_of_the_
     )
     (tmp_path / "config.toml").write_text(config.to_toml())
     recorder = Recorder()
-    model = initial_model(config)
+    model = build_initial(config).model
     engine = WatchedEngine(config, RUN_ID, model.schema)
     with serving(engine=engine) as server:
         processes = [start_client(server.address, [client]) for client in range(3)]

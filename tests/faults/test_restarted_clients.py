@@ -9,8 +9,8 @@ from harness import RUN_ID, EngineProxy, Recorder, run_in_process, serving, smal
 
 from feddkd import algorithms
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import Exchange, Outcome
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine, Keep
 from feddkd.scheduler.rounds import Scheduler
 
@@ -43,7 +43,7 @@ def test_a_client_that_restarts_between_rounds_goes_on_as_if_it_had_not(algorith
     )
     expected = run_in_process(config, tmp_path / "reference").model.sha256()
     (tmp_path / "config.toml").write_text(config.to_toml())
-    model, recorder = initial_model(config), Recorder()
+    model, recorder = build_initial(config).model, Recorder()
     with serving(engine=GrpcEngine(config, RUN_ID, model.schema)) as server:
         start_client(server.address, [0, 2])
         running = [start_client(server.address, [1])]

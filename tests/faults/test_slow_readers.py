@@ -24,8 +24,8 @@ from live import Scene
 
 from feddkd import algorithms
 from feddkd.engines import grpc as grpc_engine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import DELIVER, Closing, ExchangeId, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.messages import failure_message
@@ -137,7 +137,7 @@ def test_a_whole_run_goes_on_and_ends_without_a_client_that_does_not_read(
         "scheduler.wait_for_clients=3",
         "data.test_set=false",
     )
-    model, recorder = initial_model(config), Recorder()
+    model, recorder = build_initial(config).model, Recorder()
     update = filled(model.schema, 1)
 
     def respond(task: Task) -> Reply:

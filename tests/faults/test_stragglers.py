@@ -29,8 +29,8 @@ from watching import Clock, WatchedEngine
 
 from feddkd import algorithms
 from feddkd.config import Config
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import DELIVER, Closing, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
@@ -142,7 +142,7 @@ class Federation:
         self._config = config
         self._algorithm = algorithms.build(config)
         self._server = server
-        self._schema = initial_model(config).schema
+        self._schema = build_initial(config).model.schema
 
     def start_clients(self, behaviour: Callable[[str, Task], bool]) -> None:
         """Let clients take part.
@@ -185,7 +185,7 @@ class Federation:
             run_id=RUN_ID,
             observers=[self.recorder],
         )
-        model = initial_model(self._config)
+        model = build_initial(self._config).model
         return self._server.background(lambda: scheduler.run(model))
 
     def deadlines(self) -> list[tuple[int, str, int]]:
@@ -219,7 +219,7 @@ def test_clients_that_fall_silent_cost_a_round_one_deadline(
         "scheduler.wait_for_clients=3",
         "data.test_set=false",
     )
-    engine = WatchedEngine(config, RUN_ID, initial_model(config).schema)
+    engine = WatchedEngine(config, RUN_ID, build_initial(config).model.schema)
     with serving(engine=engine) as server:
         run = Federation(config, engine, server)
         run.start_clients(lambda name, task: name not in silent or task.id.name != exchange)
@@ -247,7 +247,7 @@ def test_a_client_that_fails_again_and_again_is_asked_twice_a_round() -> None:
         "scheduler.wait_for_clients=3",
         "data.test_set=false",
     )
-    engine = WatchedEngine(config, RUN_ID, initial_model(config).schema)
+    engine = WatchedEngine(config, RUN_ID, build_initial(config).model.schema)
 
     def fail(name: str, task: Task) -> bool:
         if (name, task.id.name) == ("c", "dkd_step"):

@@ -8,7 +8,7 @@ from harness import run_in_process, small_config
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.client.process import simulated_workers
-from feddkd.engines.simulation import initial_model
+from feddkd.models.initial import build_initial
 
 COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_var"
 
@@ -24,7 +24,7 @@ COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_
 def test_buffers_are_averaged_and_keep_their_dtype(name: str, settings: list[str], tmp_path: Path) -> None:
     network = ('model.name="gated:batch_norm_mlp"', "training.batch_size=50")
     config = small_config(f"algorithm.name={name}", *settings, *network, "partition.name=iid", "data.holdout=0")
-    before, model = initial_model(config), run_in_process(config, tmp_path).model
+    before, model = build_initial(config).model, run_in_process(config, tmp_path).model
     assert model.schema == before.schema
     assert [tensor.dtype for tensor in model.values()] == [tensor.dtype for tensor in before.values()]
     sizes = [worker.counts.total for worker in simulated_workers(config, tmp_path / "clients").values()]

@@ -26,8 +26,8 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.forms import Forms
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
 from feddkd.exchange import DELIVER, Closing, Exchange, Reply
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
@@ -60,11 +60,11 @@ def federation_of_one() -> Config:
 
 def start_run(server: Server, config: Config) -> Future[RunRecord]:
     scheduler = Scheduler(config, algorithms.build(config), server.engine, run_id=RUN_ID)
-    return server.background(lambda: scheduler.run(initial_model(config)))
+    return server.background(lambda: scheduler.run(build_initial(config).model))
 
 
 def engine_of(config: Config) -> GrpcEngine:
-    return GrpcEngine(config, RUN_ID, initial_model(config).schema)
+    return GrpcEngine(config, RUN_ID, build_initial(config).model.schema)
 
 
 def test_a_client_names_the_final_model_that_it_has(client: Client, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_mod
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = federation_of_one()
-    StateDir(tmp_path / "state", "site").save(FINAL_MODEL, filled(initial_model(config).schema, 1), "an older run")
+    StateDir(tmp_path / "state", "site").save(FINAL_MODEL, filled(build_initial(config).model.schema, 1), "an older run")
 
     def disk_full(tensors: object, path: Path, metadata: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -166,7 +166,7 @@ def test_a_client_that_was_away_at_the_end_gets_the_model_when_it_comes_back(
 ) -> None:
     """It needs nothing of the exchange before, not even the model that a step would lead from, and computes nothing."""
     config, state = federation_of_one(), tmp_path / "state"
-    model = filled(initial_model(config).schema, 3)
+    model = filled(build_initial(config).model.schema, 3)
     leave_behind(before, state, config)
     monkeypatch.setattr("feddkd.client.worker.answer", no_computation)
     with serving(engine=engine_of(config)) as server:
@@ -184,7 +184,7 @@ def test_a_client_that_was_away_at_the_end_gets_the_model_when_it_comes_back(
 
 def leave_behind(what: str, state: Path, config: Config) -> None:
     """What an earlier process left in the state directory."""
-    schema, own = initial_model(config).schema, StateDir(state, "site")
+    schema, own = build_initial(config).model.schema, StateDir(state, "site")
     if what == "another run":
         own.save(FINAL_MODEL, filled(schema, 1), "an older run")
     if what == "an unsent reply":

@@ -17,7 +17,7 @@ from feddkd.data.labels import add_label_noise
 from feddkd.data.partitions import client_ids, partition
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
-from feddkd.engines.simulation import initial_model
+from feddkd.models.initial import build_initial
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.rounds import Scheduler
 
@@ -41,7 +41,7 @@ def run(out: Path, noise: dict[str, float]) -> dict[str, Any]:
         workers[client] = Worker(CONFIG, client, own.with_labels(labels), StateDir(out / client, client), info)
     with closing(Ledger(out, CONFIG)) as ledger, InProcessEngine(workers, 1 << 20, holdout=CONFIG.data.holdout) as engine:
         scheduler = Scheduler(CONFIG, algorithms.build(CONFIG), engine, run_id="run", observers=[ledger])
-        scheduler.run(initial_model(CONFIG))
+        scheduler.run(build_initial(CONFIG).model)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from feddkd.algorithms import ALGORITHMS, OBJECTIVES
+from feddkd.client.constants import HeldConstants
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.data.partitions import client_ids
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model, run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import ClientError
 from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.observability.ledger import Ledger
 from feddkd.scheduler.engine import Engine, Keep, OpenExchange
 from feddkd.scheduler.events import ExchangeDone
@@ -106,7 +108,7 @@ def test_both_engines_give_the_same_bits_and_count_the_same_bytes(overrides: lis
     here = run_in_process(config, tmp_path / "in-process", [local])
     there = run_in_threads(config, tmp_path / "grpc", [remote])
     assert here.model.sha256() == there.model.sha256()
-    assert here.model.sha256() != initial_model(config).sha256()
+    assert here.model.sha256() != build_initial(config).model.sha256()
     assert [record.loss for record in local.exchanges] == [record.loss for record in remote.exchanges]
     assert [record.metrics for record in local.exchanges] == [record.metrics for record in remote.exchanges]
     work = [record.gradient_evaluations for record in local.exchanges]
@@ -287,6 +289,10 @@ class TurnTakingWorker(Worker):
     def model_schema(self) -> Schema:
         return self._worker.model_schema
 
+    @property
+    def constants(self) -> HeldConstants:
+        return self._worker.constants
+
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._worker.broadcast_schema(exchange)
 
@@ -313,7 +319,7 @@ def test_the_order_of_arrival_does_not_change_the_bits(tmp_path_factory: pytest.
     config = small_config("rounds=1", "dkd.steps=1", "partition.name=quantity_dirichlet", "scheduler.min_clients=4")
     out = tmp_path_factory.mktemp("order")
     turns = Turns(order)
-    engine = WatchingEngine(config, RUN_ID, initial_model(config).schema)
+    engine = WatchingEngine(config, RUN_ID, build_initial(config).model.schema)
     engine.turns = turns
     workers = {client: TurnTakingWorker(worker, turns) for client, worker in simulated_workers(config, out / "grpc").items()}
     record = run_in_threads(config, out, engine=engine, workers=workers, rule=OrderSensitiveMean())

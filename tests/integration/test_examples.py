@@ -80,6 +80,30 @@ def test_quickstart_prints_its_rounds_and_what_its_model_predicts(tmp_path: Path
     assert f"accuracy {share[1]} " in rounds[-1]
 
 
+def test_adapters_cost_their_own_bytes_after_the_first_exchange(tmp_path: Path) -> None:
+    *exchanges, sizes = run(*PYTHON, str(EXAMPLES / "adapters.py"), cwd=tmp_path).stdout.splitlines()
+    found = re.fullmatch(r"the model has ([\d,]+) bytes, of which ([\d,]+) are trained", sizes)
+    assert found is not None
+    whole, trained = found.groups()
+    assert exchanges == [
+        f"round 1 local_train: {whole} bytes to each site, {trained} back",
+        f"round 2 local_train: {trained} bytes to each site, {trained} back",
+        f"round 3 local_train: {trained} bytes to each site, {trained} back",
+        f"round 3 deliver: {trained} bytes to each site, 0 back",
+    ]
+
+
+def test_three_ways_to_normalise_are_compared(tmp_path: Path) -> None:
+    lines = run(*PYTHON, str(EXAMPLES / "batch_norm.py"), cwd=tmp_path).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["BatchNorm, averaged", "BatchNorm, each client's own", "GroupNorm"]
+    assert all(re.search(r": [\d.]+% of what the clients hold out, [\d.]+% of the server's test set$", line) for line in lines)
+
+
+@pytest.mark.parametrize("file", ["adapters.py", "batch_norm.py"])
+def test_an_example_is_short(file: str) -> None:
+    assert len((EXAMPLES / file).read_text().splitlines()) < 60
+
+
 def test_own_algorithm_runs_where_it_is_named(tmp_path: Path) -> None:
     settings = overrides(
         *FAST, "algorithm.name=my_algorithm:FedAvgM", "algorithm.server_lr=0.7", "partition.name=iid", "partition.clients=2"

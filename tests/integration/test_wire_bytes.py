@@ -11,7 +11,7 @@ from harness import RUN_ID, Recorder, serving, small_config
 
 from feddkd import algorithms
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import initial_model
+from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.rounds import Scheduler
 
@@ -70,7 +70,7 @@ def test_the_ledger_agrees_with_the_kernels_counters(
         'model.name="gated:wider_mlp"', "partition.name=iid", f"partition.clients={CLIENTS}", "data.subset=64", "rounds=1", *settings
     )
     (tmp_path / "config.toml").write_text(config.to_toml())
-    model = initial_model(config)
+    model = build_initial(config).model
     assert 9e6 < model.schema.size_bytes < 11e6
     auditor = Auditor()
     with serving(engine=GrpcEngine(config, RUN_ID, model.schema)) as server:

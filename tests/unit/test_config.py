@@ -231,7 +231,7 @@ def test_a_name_like_no_other_is_named_with_the_known_ones() -> None:
 
 
 def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
-    assert problem("model.qqq=1") == "configuration: unknown key 'model.qqq'; known keys: name"
+    assert problem("model.qqq=1") == "configuration: unknown key 'model.qqq'; known keys: name, init, local_buffers"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_models import Rows
 from torch import Tensor, nn
 
 from feddkd.data.examples import MemoryExamples
@@ -278,3 +280,31 @@ def test_teacher_logits_are_the_evaluated_models_in_example_order(batch_size: in
 
 def test_teacher_logits_are_float32_whatever_the_model() -> None:
     assert teacher_logits(new_model(1), new_examples(), CPU).dtype == torch.float32
+
+
+class FakeCudnn(nn.LSTM):
+    """Like cuDNN, has no backward pass in eval mode; notes its dropout."""
+
+    dropouts: ClassVar[list[float]] = []
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # type: ignore[override]  # noqa: A002
+        assert self.training, "cudnn RNN backward can only be called in training mode"
+        self.dropouts.append(self.dropout)
+        out: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(input, hx)
+        return out
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recurrent_modules_alone_are_in_train_mode_without_dropout(dropout: float) -> None:
+    network = Rows(8, CLASSES)
+    network.rnn.dropout = dropout
+    network.eval()
+    examples = MemoryExamples(torch.rand(6, 1, 8, 8), torch.arange(6) % CLASSES)
+    labels = Distillation(hard_label_weight=1.0)
+    expected = autograd_of(F.cross_entropy(network(examples.inputs), examples.labels), network)
+    network.rnn.__class__ = FakeCudnn
+    FakeCudnn.dropouts.clear()
+    found, _ = distillation_gradient(network, examples, None, torch.arange(6), labels, CPU)
+    assert all(found[name].equal(value) for name, value in expected.items())
+    assert FakeCudnn.dropouts == [0.0]
+    assert (network.rnn.training, network.rnn.dropout) == (False, dropout)

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from feddkd.config import Config
 from feddkd.data.datasets import load_test, load_train
 from feddkd.data.partitions import client_ids, partition
-from feddkd.engines.simulation import initial_model, run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
+from feddkd.models.initial import build_initial
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.record_lines import SITE_NUMBERS
 from feddkd.observability.run_folder import RunFolder
@@ -439,7 +440,7 @@ def test_without_a_codec_the_dense_bytes_are_those_of_the_payload(run: Run) -> N
 
 
 def test_payload_bytes_are_those_of_the_tensors(run: Run) -> None:
-    model = initial_model(CONFIG).schema
+    model = build_initial(CONFIG).model.schema
     for line in run.exchanges:
         assert line["payload_bytes_down"] == 3 * model.size_bytes
         # Beside its update, a client sends one float64: its loss at the model it got.
@@ -468,8 +469,8 @@ def test_the_summary_says_how_the_run_ended(run: Run) -> None:
 
 def test_the_final_model_loads_and_has_the_hash_of_the_summary(run: Run) -> None:
     tensors = load_file(run.out / "model.safetensors")
-    schema = initial_model(CONFIG).schema
+    schema = build_initial(CONFIG).model.schema
     assert set(tensors) == set(schema.by_name)
     model = Tensors.copy_of(schema, tensors)
     assert model.sha256() == run.summary["model_sha256"] == run.record.model.sha256()
-    assert model.sha256() != initial_model(CONFIG).sha256()
+    assert model.sha256() != build_initial(CONFIG).model.sha256()

@@ -137,9 +137,9 @@ def test_a_model_of_ones_own_is_called_with_shape_and_classes_and_left_untouched
     [
         ("own_function", "it returned builtin_function_or_method, not a torch.nn.Module"),
         ("own_failure", r"of shape \(1, 8, 8\): calling it as function\(\(1, 8, 8\), 10\) failed with KeyError: 'width'"),
-        ("own_wrong_classes", r"to \(1, 11\), not to \(1, 10\) logits"),
-        ("own_wrong_input", r"does not take inputs of shape \(1, 8, 8\): RuntimeError"),
-        ("OwnTwoHeads", r"to tuple, not to \(1, 10\) logits"),
+        ("own_wrong_classes", r"in eval mode maps 2 inputs of shape \(1, 8, 8\) to \(2, 11\), not to \(2, 10\) logits"),
+        ("own_wrong_input", r"does not take inputs of shape \(1, 8, 8\) in eval mode: RuntimeError"),
+        ("OwnTwoHeads", r"to tuple, not to \(2, 10\) logits"),
         ("no_such_model", "has no 'no_such_model'"),
     ],
 )

@@ -11,18 +11,20 @@ from harness import RUN_ID, small_config
 from torch import Tensor, nn
 
 from feddkd import algorithms
+from feddkd.client.network import Network
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.client.state_dir import StateDir
-from feddkd.client.worker import FINAL_MODEL, Network, ReplyStage, Worker
+from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
 from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
-from feddkd.engines.simulation import initial_model, run_federation
+from feddkd.engines.simulation import run_federation
 from feddkd.errors import ClientError, DataError
 from feddkd.exchange import DELIVER, ExchangeId, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.registry import MODELS
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
@@ -31,7 +33,7 @@ INFO = DataInfo((1, 8, 8), 10)
 
 
 def task_of(config: Config, name: str = "local_train", seed: int = 0) -> Task:
-    model = initial_model(config)
+    model = build_initial(config).model
     for tensor in model.values():
         if tensor.dtype.is_floating_point:
             tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)) * 0.01)
@@ -149,7 +151,7 @@ def trained_in_groups(config: Config, folder: Path, groups: list[list[int]]) -> 
         workers |= simulated_workers(config, folder / str(index), group)
     with InProcessEngine(workers, config.transport.chunk_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(config, algorithms.build(config), engine, run_id=RUN_ID)
-        return scheduler.run(initial_model(config)).model.sha256()
+        return scheduler.run(build_initial(config).model).model.sha256()
 
 
 @pytest.mark.parametrize("model", ["drifting", "hooked", "replaced"])

@@ -122,6 +122,8 @@ class Manifest(_message.Message):
     CONFIG_TOML_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
+    CONSTANTS_SHA256_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Names the run; chosen by the server when it starts."""
     config_toml: _builtins.str
@@ -132,10 +134,18 @@ class Manifest(_message.Message):
     """How many processes have served this run, this one included; 0: not said. A client that has seen a higher one for the
     same run must not talk to a server with a lower one: that server was replaced.
     """
+    constants_sha256: _builtins.bytes
+    """The first 16 bytes of the SHA-256 of their values. A client that built the same ones need not receive them."""
     @_builtins.property
     def model(self) -> _tensors_pb2.Schema:
         """The model's tensors. What a client sends is checked against this, or against what the algorithm
         derives from it.
+        """
+
+    @_builtins.property
+    def constants(self) -> _tensors_pb2.Schema:
+        """The network's other tensors: frozen parameters, constant buffers, first values of buffers that clients keep. A client
+        receives them once, if at all. Empty where all tensors are in `model`.
         """
 
     def __init__(
@@ -145,10 +155,12 @@ class Manifest(_message.Message):
         config_toml: _builtins.str = ...,
         model: _tensors_pb2.Schema | None = ...,
         incarnation: _builtins.int = ...,
+        constants: _tensors_pb2.Schema | None = ...,
+        constants_sha256: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_toml", b"config_toml", "incarnation", b"incarnation", "model", b"model", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_toml", b"config_toml", "constants", b"constants", "constants_sha256", b"constants_sha256", "incarnation", b"incarnation", "model", b"model", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,8 +362,11 @@ class Hello(_message.Message):
 
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     HOLDING_FIELD_NUMBER: _builtins.int
+    LACKS_CONSTANTS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """As Join returned it."""
+    lacks_constants: _builtins.bool
+    """The client does not hold the constants that the manifest names: the next Work is to bring them."""
     @_builtins.property
     def holding(self) -> Global___Holding:
         """The broadcast that this client has in hand from before its connection broke, if any."""
@@ -361,10 +376,11 @@ class Hello(_message.Message):
         *,
         session_token: _builtins.str = ...,
         holding: Global___Holding | None = ...,
+        lacks_constants: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding", "lacks_constants", b"lacks_constants", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,6 +490,8 @@ class Work(_message.Message):
     ANSWER_CODEC_FIELD_NUMBER: _builtins.int
     ANSWER_SEED_FIELD_NUMBER: _builtins.int
     ANSWER_ZSTD_FIELD_NUMBER: _builtins.int
+    CONSTANTS_SHA256_FIELD_NUMBER: _builtins.int
+    HAS_CONSTANTS_FIELD_NUMBER: _builtins.int
     evaluate: _builtins.bool
     """Evaluate the broadcast model on held-out examples first, and say the result in the Answer."""
     deadline_s: _builtins.float
@@ -484,6 +502,12 @@ class Work(_message.Message):
     """Its seed."""
     answer_zstd: _builtins.bool
     """Whether its chunks are compressed; as `zstd` of its header."""
+    constants_sha256: _builtins.bytes
+    """The constants to compute with, as in the manifest; empty where there are none."""
+    has_constants: _builtins.bool
+    """The payload is a whole model, and beside it each constant as "constant/NAME". The client keeps them. The model alone is
+    what `replica` names.
+    """
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -507,10 +531,12 @@ class Work(_message.Message):
         answer_codec: _builtins.str = ...,
         answer_seed: _builtins.int = ...,
         answer_zstd: _builtins.bool = ...,
+        constants_sha256: _builtins.bytes = ...,
+        has_constants: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_codec", b"answer_codec", "answer_seed", b"answer_seed", "answer_zstd", b"answer_zstd", "deadline_s", b"deadline_s", "evaluate", b"evaluate", "id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_codec", b"answer_codec", "answer_seed", b"answer_seed", "answer_zstd", b"answer_zstd", "constants_sha256", b"constants_sha256", "deadline_s", b"deadline_s", "evaluate", b"evaluate", "has_constants", b"has_constants", "id", b"id", "payload", b"payload", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

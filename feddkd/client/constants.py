@@ -1,0 +1,77 @@
+"""Keeps the tensors of the network that a client receives once."""
+
+from __future__ import annotations
+
+import hashlib
+
+from feddkd.algorithms.site import Store
+from feddkd.compression.constants import NO_CONSTANTS, Constants
+from feddkd.errors import CorruptionError
+from feddkd.tensors import Schema, Tensors
+
+CONSTANTS = "constants"
+"""The name under which a client stores what it received."""
+
+
+class HeldConstants:
+    """The constants that a client has: those that it built, and those that a server sent.
+
+    Attributes:
+        schema: of all of them.
+        current: those that the server computes with.
+    """
+
+    def __init__(self, built: Constants = NO_CONSTANTS, store: Store | None = None) -> None:
+        """Begin with what the client built, and what an earlier process received.
+
+        Args:
+            built: from the configuration and the seed.
+            store: keeps what is received; None keeps it in memory.
+
+        Raises:
+            StateError: the store cannot be read.
+        """
+        self.schema: Schema = built.schema
+        self.current = built
+        self._known = {built.version: built}
+        self._store = store
+        if len(self.schema) and store is not None:
+            self._recall(store)
+
+    def _recall(self, store: Store) -> None:
+        label = store.label(CONSTANTS)
+        if label is None or not label.startswith(_prefix(self.schema)):
+            return  # nothing, or of another network
+        tensors = store.load(CONSTANTS, self.schema, label)
+        if tensors is not None:
+            received = Constants.of(tensors)
+            self._known[received.version] = received
+
+    def has(self, version: bytes) -> bool:
+        """Return whether constants of this content are at hand."""
+        return version in self._known
+
+    def use(self, version: bytes) -> None:
+        """Compute with the constants of this content from now on. Raises CorruptionError if they are not at hand."""
+        if version not in self._known:
+            raise CorruptionError("the broadcast needs constant tensors that this client does not hold")
+        self.current = self._known[version]
+
+    def take(self, tensors: Tensors, version: bytes) -> None:
+        """Keep what the server sent.
+
+        Raises:
+            CorruptionError: its content is not what `version` names.
+            StateError: it cannot be written.
+        """
+        received = Constants.of(tensors)
+        if received.version != version:
+            raise CorruptionError("the constant tensors are not those that the server names")
+        if self._store is not None:
+            self._store.save(CONSTANTS, tensors, label=f"{_prefix(self.schema)}{version.hex()}")
+        self._known[version] = received
+
+
+def _prefix(schema: Schema) -> str:
+    """Begin a label: names the tensors by a hash."""
+    return f"{hashlib.sha256(repr(schema).encode()).hexdigest()[:16]}/"

@@ -1,0 +1,180 @@
+"""Try one training step of a network before a run, on a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from feddkd.errors import ConfigError
+from feddkd.imports import one_line
+from feddkd.tensors import DTYPES
+
+
+def check_model(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num_classes: int | None = None) -> frozenset[str]:
+    """Run a batch in eval mode and in train mode, each with a backward pass.
+
+    Local training and DKD steps do the same with every batch. Parameters, buffers, training flags and
+    the random state are as before afterwards; `.grad` is neither read nor written.
+
+    Args:
+        module: the network, on the device of `inputs`.
+        inputs: [B, ...], at least 2 examples for a network with BatchNorm.
+        labels: int64 [B], class numbers.
+        where: begins every message; names the key, as `model.name = 'mine:net'`.
+        num_classes: C of the logits [B, C]; None accepts any C above the labels.
+
+    Returns:
+        The names of the tensors in `state_dict` that the training pass changed: BatchNorm's statistics,
+        for instance. No trainable parameter is among them.
+
+    Raises:
+        ConfigError: the network does not take the inputs, does not return logits, has no trainable
+            parameter, cannot be differentiated, or has an entry in `state_dict` that cannot be sent.
+    """
+    with _untouched(module), torch.random.fork_rng(devices=_accelerators(inputs.device)), torch.enable_grad():
+        module.eval()
+        _backward(module, inputs, labels, where, num_classes)
+        before = _untrained(module, where)
+        module.train()
+        _backward(module, inputs, labels, where, num_classes)
+        return _changed(before, _untrained(module, where), where)
+
+
+def check_entries(module: nn.Module, where: str) -> dict[str, Tensor]:
+    """Return a network's `state_dict`, whose entries can all be sent.
+
+    Raises:
+        ConfigError: one is no tensor (`get_extra_state`), is not dense, or has a dtype that cannot be sent.
+    """
+    try:
+        entries = module.state_dict()
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{where}: its state_dict cannot be read: {one_line(error)}") from error
+    for name, value in entries.items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"{where}: the entry {name!r} of its state_dict is of type {type(value).__name__}; only tensors can be sent: "
+                "register it as a buffer, or leave it out of the state_dict"
+            )
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            raise ConfigError(f"{where}: tensor {name!r} is {_kind(value)}; only dense tensors can be sent")
+        if value.dtype not in DTYPES.values():
+            advice = "torch.view_as_real makes a real one of it" if value.dtype.is_complex else f"use one of {', '.join(DTYPES)}"
+            raise ConfigError(
+                f"{where}: tensor {name!r} has dtype {value.dtype}, which cannot be sent; {advice}, "
+                "or register it as a buffer with persistent=False"
+            )
+    return entries
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "on the meta device and holds no values"
+    return "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
+
+
+def _backward(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num_classes: int | None) -> None:
+    """Run one batch forward and backward in the network's current mode. Raises ConfigError."""
+    mode = "train" if module.training else "eval"
+    shape = tuple(inputs.shape[1:])
+    try:
+        logits = module(inputs)
+    except Exception as error:  # a user's model may raise anything
+        raise ConfigError(f"{where} does not take inputs of shape {shape} in {mode} mode: {one_line(error)}") from error
+    _check_logits(logits, labels, f"{where} in {mode} mode maps {len(inputs)} inputs of shape {shape}", num_classes)
+    # After the forward pass: lazy modules have their parameters only then.
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ConfigError(f"{where} has no trainable parameter: none has requires_grad = True")
+    if not logits.requires_grad:
+        raise ConfigError(
+            f"{where} in {mode} mode: its logits depend on no trainable parameter; is the output detached, or computed under torch.no_grad?"
+        )
+    try:
+        loss = F.cross_entropy(logits.float(), labels)
+        torch.autograd.grad(loss, trainable, allow_unused=True)
+    except Exception as error:  # likewise
+        raise ConfigError(f"{where} in {mode} mode: no gradient can be computed: {one_line(error)}") from error
+
+
+def _check_logits(logits: object, labels: Tensor, what: str, num_classes: int | None) -> None:
+    """Raises ConfigError if a network's output is not one logit for each class."""
+    wanted = f"({len(labels)}, {num_classes or 'classes'})"
+    if not isinstance(logits, Tensor):
+        raise ConfigError(f"{what} to {type(logits).__name__}, not to {wanted} logits")
+    fits = logits.ndim == 2 and len(logits) == len(labels) and logits.is_floating_point()
+    classes = logits.shape[-1] if fits else 0
+    if not fits or (classes != num_classes if num_classes is not None else classes <= int(labels.max())):
+        found = tuple(logits.shape) if logits.is_floating_point() else f"{tuple(logits.shape)} {logits.dtype}"
+        raise ConfigError(f"{what} to {found}, not to {wanted} logits")
+
+
+def _untrained(module: nn.Module, where: str) -> dict[str, Tensor]:
+    """Copy everything in the `state_dict` but the trainable parameters. Raises ConfigError."""
+    entries = check_entries(module, where)
+    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    return {name: value.detach().clone() for name, value in entries.items() if name not in trained}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor], where: str) -> frozenset[str]:
+    """Return which tensors changed. Raises ConfigError if one appeared, disappeared or has another dtype or shape."""
+    for name in sorted(before.keys() ^ after.keys()):
+        what = "appears" if name in after else "disappears"
+        raise ConfigError(f"{where}: tensor {name!r} {what} in training; register it as a buffer when the module is built")
+    for name, value in after.items():
+        if (value.dtype, value.shape) != (before[name].dtype, before[name].shape):
+            raise ConfigError(f"{where}: tensor {name!r} changes from {form_of(before[name])} to {form_of(value)} in training")
+    return frozenset(name for name, value in after.items() if not _same_bits(value, before[name]))
+
+
+def form_of(tensor: Tensor) -> str:
+    """Write dtype and shape: float32[3, 4]."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Restore training flags, buffers and frozen parameters afterwards."""
+    flags = {submodule: submodule.training for submodule in module.modules()}
+    buffers = [(owner, name, value, None if value is None else value.clone()) for owner, name, value in _buffers(module)]
+    frozen = [(parameter, parameter.detach().clone()) for parameter in module.parameters() if _is_frozen(parameter)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in frozen:
+                parameter.copy_(value)
+            for owner, name, buffer, copy in buffers:
+                if buffer is not None and copy is not None:
+                    owner._buffers[name] = buffer.copy_(copy)
+        for submodule, training in flags.items():
+            submodule.training = training
+
+
+def _is_frozen(parameter: nn.Parameter) -> bool:
+    return not parameter.requires_grad and not is_lazy(parameter)
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor | None]]:
+    for owner in module.modules():
+        for name, value in owner._buffers.items():
+            if value is None or not is_lazy(value):
+                yield owner, name, value
+
+
+def _accelerators(device: torch.device) -> list[torch.device]:
+    """List the devices besides the CPU whose random state computing on `device` changes."""
+    return [device] if device.type == "cuda" else []
