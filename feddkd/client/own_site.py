@@ -12,7 +12,7 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config, read_tables
-from feddkd.data.datasets import DataInfo, load_train
+from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
@@ -110,10 +110,8 @@ def site_worker(config: Config, state: StateDir, partition_index: int | None = N
         ConfigError: the data, the slice or the model are not as the configuration says.
     """
     data = config.data
-    assert data.input_shape is not None
-    assert data.num_classes is not None
-    info = DataInfo(data.input_shape, data.num_classes)
     examples = load_train(data, config.seed)
+    info = info_of(data, examples)
     if partition_index is not None:
         parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
         if not 0 <= partition_index < len(parts):

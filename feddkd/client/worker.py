@@ -22,6 +22,7 @@ from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
 from feddkd.data.labels import prepare_labels
 from feddkd.data.partitions import hold_out
+from feddkd.data.seeding import reads_for
 from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
@@ -168,15 +169,18 @@ class Worker:
         Raises:
             ClientError: it cannot be done; the message says why.
         """
+        key = f"{self.site.config.seed}/{task.id.round}/{task.id.name}/{task.id.step}/{self.site.client_id}"
         with self._network.turn:
             started = time.perf_counter()
             task.check_cancelled()
-            evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
+            with reads_for(f"{key}/evaluate"):
+                evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
             if task.id.name == DELIVER:
                 self.site.store.save(FINAL_MODEL, task.payload, label=task.id.run_id)
                 reply = Reply()
             else:
-                reply = self._reply(task)
+                with reads_for(key):
+                    reply = self._reply(task)
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
 
     @property

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.config import Config
-from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.datasets import BUILT_IN, describe, info_of, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
+from feddkd.data.seeding import reads_for
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
@@ -60,13 +62,14 @@ def make_evaluator(config: Config) -> Evaluator | None:
     """Build what evaluates models on the test split; None without a server's test set. Raises ConfigError."""
     if not config.data.test_set:
         return None
-    examples = load_test(config.data)
+    examples = load_test(config.data, config.seed)
     device = torch.device(config.runtime.device)
     module = build_model(config.model, describe(config.data), config.seed).to(device)
 
     def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
-        return evaluate(module, examples, device, check)
+        with reads_for(f"{config.seed}/test"):  # the same views in every round
+            return evaluate(module, examples, device, check)
 
     return evaluate_model
 
@@ -96,6 +99,7 @@ class Federation:
         config: resolved.
         model: before round 1.
         class_counts: examples of each class at each client; the clients will deal them in the same way.
+        class_names: in the order of the classes' numbers; empty where the data do not say them.
     """
 
     config: Config
@@ -103,6 +107,7 @@ class Federation:
     model: Tensors
     evaluator: Evaluator | None
     class_counts: Mapping[str, list[int]]
+    class_names: tuple[str, ...] = ()
 
 
 def prepare(config: Config) -> Federation:
@@ -117,7 +122,11 @@ def prepare(config: Config) -> Federation:
     model = initial_model(config)
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
-    return Federation(config, algorithm, model, make_evaluator(config), _class_counts(config))
+    evaluator, examples = make_evaluator(config), load_train(config.data, config.seed)
+    info = info_of(config.data, examples)
+    if config.data.name not in BUILT_IN:
+        build_model(config.model, info, config.seed)  # which dtype the inputs have is known only now
+    return Federation(config, algorithm, model, evaluator, _class_counts(config, examples.labels, info.num_classes), examples.class_names)
 
 
 def run_federation(
@@ -159,13 +168,12 @@ def run_federation(
             return scheduler.run(model)
 
 
-def _class_counts(config: Config) -> dict[str, list[int]]:
+def _class_counts(config: Config, labels: Tensor, classes: int) -> dict[str, list[int]]:
     """Examples of each class at each client; the clients will deal them in the same way.
 
     Raises:
         PartitionError: it cannot be done, which is better said here, at once.
     """
-    labels, classes = load_train(config.data, config.seed).labels, describe(config.data).num_classes
     parts = partition(config.partition, labels, classes, config.seed)
     return dict(zip(client_ids(len(parts)), class_counts(parts, labels, classes).tolist(), strict=True))
 

@@ -50,12 +50,35 @@ def _check_fits(model: nn.Module, info: DataInfo, where: str) -> None:
     mode = model.training
     model.eval()  # so that batch normalisation neither refuses a single example nor learns from it
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, *info.input_shape))
-    except Exception as error:  # a user's model may raise anything
-        raise ConfigError(f"{where} does not take inputs of shape {info.input_shape}: {one_line(error)}") from error
+        logits = _logits_of_zeros(model, info, where)
     finally:
         model.train(mode)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, info.num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"{where} maps one input of shape {info.input_shape} to {found}, not to (1, {info.num_classes}) logits")
+
+
+def _logits_of_zeros(model: nn.Module, info: DataInfo, where: str) -> object:
+    """Run zeros of the data's dtype through the model; where that is not known, of the first that the model takes.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    problem: Exception | None = None
+    for dtype in info.possible_dtypes:
+        try:
+            with torch.no_grad():
+                return model(torch.zeros(1, *info.input_shape, dtype=dtype))
+        except Exception as error:  # noqa: BLE001  # a user's model may raise anything
+            problem = problem or error
+    assert problem is not None
+    kind = "" if info.input_dtype is None else f" and dtype {str(info.input_dtype).removeprefix('torch.')}"
+    shape = f"inputs of shape {info.input_shape}{kind}"
+    raise ConfigError(f"{where} does not take {shape}: {one_line(problem)}{_way_out(info, problem)}") from problem
+
+
+def _way_out(info: DataInfo, problem: Exception) -> str:
+    """Say what to do where a model does not take inputs of this dtype; nothing where that is not the problem."""
+    if info.input_dtype == torch.int64:
+        return '; the data are integers (token ids): for numbers convert them to float32, for images of bytes set data.scale = "uint8"'
+    return "; token ids must be integers in the data, or the model calls x.long()" if "Long" in str(problem) else ""
