@@ -153,6 +153,11 @@ class Worker:
         return self.site.counts
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; empty where the data do not say them."""
+        return self.site.examples.class_names
+
+    @property
     def model_schema(self) -> Schema:
         return self._model_schema
 

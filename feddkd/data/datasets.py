@@ -11,7 +11,7 @@ import torch
 from feddkd.config import DataConfig
 from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
 from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_input, joined, labelled_index
-from feddkd.data.image_folder import load_image_folder
+from feddkd.data.image_folder import class_folders, image_root, load_image_folder
 from feddkd.data.own_data import load_own, load_unlabelled, reading_of
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
@@ -71,6 +71,20 @@ def describe(config: DataConfig) -> DataInfo:
         missing = "input_shape" if config.input_shape is None else "num_classes"
         raise ConfigError(f"data.{missing} is not set: image_folder needs it, as in input_shape = [3, 64, 64] and num_classes = 4")
     return _infer(config, load_own(config, train=True, seed=0))
+
+
+def guessed(config: DataConfig) -> DataConfig:
+    """Complete what an image folder needs and its site's own file leaves to the server, by what lies there.
+
+    The classes are the folders, and the shape is a small one: for a look at the labels.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if config.name != "image_folder" or (config.input_shape is not None and config.num_classes is not None):
+        return config
+    classes = len(class_folders(image_root(config.root, train=True)))
+    return config.model_copy(update={"input_shape": config.input_shape or (3, 8, 8), "num_classes": config.num_classes or classes})
 
 
 def info_of(config: DataConfig, examples: Examples) -> DataInfo:

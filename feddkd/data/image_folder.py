@@ -91,7 +91,7 @@ def load_image_folder(
     if len(input_shape) != 3 or input_shape[0] not in (1, 3):
         raise ConfigError(f"data.input_shape = {list(input_shape)}: image_folder needs [1, height, width] or [3, height, width]")
     _require_pillow()
-    folder = _folder(config.root, train)
+    folder = image_root(config.root, train)
     classes = class_folders(folder)
     if len(classes) != num_classes:
         raise DataError(
@@ -119,7 +119,8 @@ def _is_hidden(entry: Path) -> bool:
     return entry.name.startswith(".") or entry.name == "__MACOSX"
 
 
-def _folder(root: Path | None, train: bool) -> Path:
+def image_root(root: Path | None, train: bool) -> Path:
+    """Find the folder that holds the class folders of a split. Raises DataError."""
     if root is None:
         raise DataError("data.root is not set: image_folder needs the folder that holds train/<class>/ and test/<class>/")
     if not root.is_dir():

@@ -156,6 +156,8 @@ def run_federation(
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(federation.class_counts))
         with _engine(engine_name, config, journal, model, out) as engine:
+            if isinstance(engine, GrpcEngine):
+                engine.give_class_names(federation.class_names, "the simulation")
             scheduler = Scheduler(
                 config,
                 federation.algorithm,

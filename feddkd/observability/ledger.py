@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
-from feddkd.exchange import Evaluation
-from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
+from feddkd.exchange import Evaluation, ExampleCounts
+from feddkd.observability.run_folder import CLASSES, CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
 from feddkd.text import printable
@@ -53,6 +54,8 @@ class Ledger(Observer):
         self._out = out
         self._config = config
         self._began = False
+        self._engine: Engine | None = None
+        self._class_names: tuple[str, ...] = ()
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_whose(out / CONFIG, run_id)
@@ -66,6 +69,18 @@ class Ledger(Observer):
         """Write `partition.json`."""
         with _writing(self._out / PARTITION) as file:
             file.write_text(json.dumps(counts) + "\n", encoding="utf-8")
+
+    def engine_ready(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
+        """Write `classes.json`, once the names of the classes are known."""
+        names = () if self._engine is None else tuple(self._engine.class_names)
+        if names == self._class_names:
+            return
+        self._class_names = names
+        with _writing(self._out / CLASSES) as file:
+            file.write_text(json.dumps(names) + "\n", encoding="utf-8")
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._began = True
