@@ -12,7 +12,8 @@ from torch import nn
 from feddkd.data.examples import Examples
 from feddkd.exchange import Evaluation
 
-EVALUATION_BATCH_SIZE = 512
+BATCH_SIZE = 32
+"""Examples in a batch where nothing is said: the default of `training.batch_size`. A run passes `Config.eval_batch_size`."""
 
 Check = Callable[[], None]
 """Called before every batch of a long computation; ends it by raising (`Task.check_cancelled`)."""
@@ -43,6 +44,8 @@ def evaluate(
     examples: Examples,
     device: torch.device,
     check: Check = never_stop,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Measure accuracy and cross-entropy of a model as it stands, in eval mode.
 
@@ -51,6 +54,7 @@ def evaluate(
         examples: all of them count, but for those that cannot be used.
         device: where to compute.
         check: called before every batch; what it raises ends the evaluation.
+        batch_size: examples in one forward pass.
 
     Returns:
         Counts and the sum of the losses in nats, over all examples and by class.
@@ -59,7 +63,7 @@ def evaluate(
     loss_sum = 0.0
     with eval_mode(module):
         order = torch.arange(len(examples))
-        for index, inputs, labels in examples.batches(order, EVALUATION_BATCH_SIZE):
+        for index, inputs, labels in examples.batches(order, batch_size):
             check()
             logits = module(inputs.to(device))
             target = labels.to(device)

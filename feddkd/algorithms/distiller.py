@@ -65,7 +65,7 @@ class Distiller:
     def cache_teacher(self, task: Task) -> None:
         """Make the network as it is now, just trained, this round's teacher, in this process."""
         if self.step_loss.needs_teacher:
-            self._cached = self._label(task), self._kept_teacher(task)
+            self._cached = self._label(task), self._kept_teacher(task, self.examples)
 
     def store_teacher(self, task: Task) -> None:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
@@ -113,12 +113,9 @@ class Distiller:
 
         For a round that takes one gradient: the teacher sees its examples alone, and is not kept.
         """
-        site, check = self.site, task.check_cancelled
         drawn = self.examples.subset(self._draw_batch(task.id))
-        teacher: Tensor | nn.Module | None = None
-        if self.step_loss.needs_teacher:
-            teacher = frozen(site.module) if drawn.is_random else teacher_logits(site.module, drawn, site.device, check=check)
-        task.payload.load_into(site.module)
+        teacher = self._kept_teacher(task, drawn) if self.step_loss.needs_teacher else None
+        task.payload.load_into(self.site.module)
         return self._gradient(task, drawn, teacher, torch.arange(len(drawn)))
 
     def _gradient(self, task: Task, examples: Examples, teacher: Tensor | nn.Module | None, order: Tensor) -> StepGradient:
@@ -132,6 +129,7 @@ class Distiller:
             self.site.device,
             check=task.check_cancelled,
             schema=self._moved,
+            batch_size=self.site.eval_batch_size,
         )
         return StepGradient(gradient, loss, len(order))
 
@@ -150,20 +148,21 @@ class Distiller:
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
             teacher.load_into(site.module)
-            self._cached = label, self._kept_teacher(task)
+            self._cached = label, self._kept_teacher(task, self.examples)
         return self._cached[1]
 
-    def _kept_teacher(self, task: Task) -> Tensor | nn.Module:
+    def _kept_teacher(self, task: Task, examples: Examples) -> Tensor | nn.Module:
         """Keep of the network as it is now what steps need: logits, unless an example is another one at each read."""
-        return frozen(self.site.module) if self.examples.is_random else self._logits(self.site.module, task)
+        return frozen(self.site.module) if examples.is_random else self._logits(self.site.module, task, examples)
 
     def _teacher_logits(self, task: Task) -> Tensor:
         """Compute the teacher's logits on all local examples, once a round unless reads are random; float32 [n, C]."""
         teacher = self._teacher(task)
-        return self._logits(teacher, task) if isinstance(teacher, nn.Module) else teacher
+        return self._logits(teacher, task, self.examples) if isinstance(teacher, nn.Module) else teacher
 
-    def _logits(self, module: nn.Module, task: Task) -> Tensor:
-        return teacher_logits(module, self.examples, self.site.device, check=task.check_cancelled)
+    def _logits(self, module: nn.Module, task: Task, examples: Examples) -> Tensor:
+        site = self.site
+        return teacher_logits(module, examples, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     @staticmethod
     def _label(task: Task) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from feddkd.data.examples import Examples
 from feddkd.dkd.teacher import by_example
 from feddkd.errors import ConfigError
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 
 
 class Features:
@@ -38,8 +38,9 @@ class Features:
         self,
         examples: Examples,
         device: torch.device,
-        batch_size: int = 512,
         check: Check = never_stop,
+        *,
+        batch_size: int = BATCH_SIZE,
     ) -> Tensor:
         """Compute the features of all examples in eval mode; [n, D] on the CPU, NaN where an example cannot be used.
 

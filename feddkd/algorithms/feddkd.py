@@ -154,7 +154,7 @@ class FedDKDClient(FedAvgClient):
     def _held_out_logits(self, task: Task) -> Tensor:
         """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""
         site = self.site
-        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
+        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def _described_teacher(self, task: Task) -> dict[str, float]:
         """Measure this round's teacher on the examples of the steps, if there is a teacher."""

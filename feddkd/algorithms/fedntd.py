@@ -47,8 +47,10 @@ class NotTrueDistillation(LocalObjective):
 
     def begin(self, task: Task) -> None:
         site, check = self.site, task.check_cancelled
-        is_random = site.labelled.is_random
-        self._global = frozen(site.module) if is_random else teacher_logits(site.module, site.labelled, site.device, check=check)
+        if site.labelled.is_random:
+            self._global = frozen(site.module)
+        else:
+            self._global = teacher_logits(site.module, site.labelled, site.device, check=check, batch_size=site.eval_batch_size)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.module(inputs)

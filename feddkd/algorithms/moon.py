@@ -70,7 +70,7 @@ class ModelContrast(LocalObjective):
         site = self.site
         if site.labelled.is_random:
             return Features(frozen(site.module))
-        return self._features.of_all(site.labelled, site.device, check=task.check_cancelled)
+        return self._features.of_all(site.labelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, features = self._features.forward(inputs)

@@ -141,7 +141,7 @@ class SemiFLClient(FedAvgClient):
         """
         site = self.site
         task.payload.load_into(site.module)
-        return teacher_logits(site.module, site.unlabelled, site.device, check=task.check_cancelled)
+        return teacher_logits(site.module, site.unlabelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def _confident(self, sure: Tensor, predicted: Tensor) -> Site:
         """Make the site where the confident examples have their predicted classes for labels, and no other has one.

@@ -80,6 +80,11 @@ class Site:
     def model_schema(self) -> Schema:
         return Schema.of_module(self.module)
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples in one batch outside of training."""
+        return self.config.eval_batch_size
+
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""
         key = f"{self.config.seed}/{exchange.round}/{exchange.name}/{exchange.step}/{self.client_id}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Fetch data sets, and look at them and at partitions.", no_args_is_help=True, rich_markup_mode="markdown")
 
+
 @app.command()
 def show(
     config: ConfigFile = None,

@@ -203,7 +203,7 @@ class Worker:
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""
         task.payload.load_into(self.site.module)
-        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled)
+        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled, batch_size=self.site.eval_batch_size)
         # Which classes a client holds is its own business.
         return dataclasses.replace(found, examples_by_class=(), correct_by_class=())
 

@@ -168,6 +168,13 @@ class RuntimeConfig(Table):
         le=PROCESSES_MAX,
         description="CPU threads per client; another value gives other bits",
     )
+    eval_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="examples in a batch of an evaluation, of a teacher's logits and of a DKD step's gradient; "
+        "default: `training.batch_size`; another value changes results by rounding",
+    )
     client_processes: int | None = Field(
         None,
         ge=1,

@@ -13,7 +13,7 @@ from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.dkd.divergences import Divergence, without_true_class
 from feddkd.dkd.teacher import soft_labels
 from feddkd.errors import DataError
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 from feddkd.registry import DIVERGENCES
 from feddkd.tensors import Schema, Tensors
 
@@ -146,9 +146,10 @@ def distillation_gradient(
     order: Tensor,
     step_loss: StepLoss,
     device: torch.device,
-    batch_size: int = 512,
     check: Check = never_stop,
     schema: Schema | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Tensors, float]:
     """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 
 
 @torch.no_grad()
@@ -18,8 +18,9 @@ def teacher_logits(
     module: nn.Module,
     examples: Examples,
     device: torch.device,
-    batch_size: int = 512,
     check: Check = never_stop,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Tensor:
     """Compute the logits of a teacher on all examples, once a round, for all its DKD steps.
 

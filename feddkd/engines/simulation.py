@@ -69,7 +69,7 @@ def make_evaluator(config: Config) -> Evaluator | None:
     def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
         with reads_for(f"{config.seed}/test"):  # the same views in every round
-            return evaluate(module, examples, device, check)
+            return evaluate(module, examples, device, check, batch_size=config.eval_batch_size)
 
     return evaluate_model
 
