@@ -4,6 +4,7 @@ FedDKDError
  +-- ConfigError                a configuration key, value or file is wrong            (exit code 2)
  |    +-- PartitionError        the data cannot be split among the clients as asked
  |    +-- DataError             a data set is missing, unreadable or malformed
+ |         +-- BadExamplesError more examples cannot be used than `data.max_bad_share` accepts
  +-- TransportError             something went wrong between two machines
  |    +-- AddressInUseError     the server's port is taken
  |    +-- UnreachableError      the server did not answer within the time allowed
@@ -40,6 +41,10 @@ class PartitionError(ConfigError):
 
 class DataError(ConfigError):
     """A data set is missing, unreadable or malformed."""
+
+
+class BadExamplesError(DataError):
+    """More examples of a data set cannot be used than `data.max_bad_share` accepts; its site stops."""
 
 
 class TransportError(FedDKDError):

@@ -23,6 +23,7 @@ from feddkd.algorithms.self_trainer import SelfTrainer, SelfTrainingConfig, own_
 from feddkd.algorithms.site import Site
 from feddkd.algorithms.teacher_choice import COUNTS, HELD_OUT, SELF_STEP, SGD_STEP, TeacherChoice, count_held_out
 from feddkd.config import Config
+from feddkd.dkd import known_rows
 from feddkd.exchange import ExchangeKind, Reply, SchemaRule, Task
 from feddkd.tensors import Schema, Tensors
 
@@ -55,7 +56,8 @@ class ChosenTeacherClient(FedDKDClient):
             student = self._held_out_logits(task)
         reply = super().local_train(task)
         if len(site.held_out) > 0:
-            counts = count_held_out(self._teacher, student, site.held_out.labels, self._own_predictions)
+            known = known_rows(self._teacher) & known_rows(student)
+            counts = count_held_out(self._teacher[known], student[known], site.held_out.labels[known], self._own_predictions)
         assert reply.contribution is not None
         # Divided by this client's weight in the exchange, so that the weighted mean tells the sum.
         weight = ChosenTeacher.exchanges(site.config)["local_train"].weight(site.counts, site.config.scheduler.weights)

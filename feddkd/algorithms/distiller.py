@@ -6,12 +6,12 @@ import dataclasses
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feddkd.algorithms.site import Site
 from feddkd.config import DKDConfig
 from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd import Distillation, StepLoss, distillation_gradient, mean_entropy, teacher_logits
+from feddkd.dkd import Distillation, StepLoss, distillation_gradient, frozen, known_rows, mean_entropy, teacher_logits
 from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeId, Reply, Task
@@ -60,19 +60,19 @@ class Distiller:
         self.step_loss = step_loss
         self.examples = examples
         self._moved = in_scope(site.model_schema, site.config.dkd.scope)
-        self._cached_logits: tuple[str, Tensor] | None = None
+        self._cached: tuple[str, Tensor | nn.Module] | None = None
 
     def cache_teacher(self, task: Task) -> None:
         """Make the network as it is now, just trained, this round's teacher, in this process."""
         if self.step_loss.needs_teacher:
-            self._cached_logits = self._label(task), self._logits(task)
+            self._cached = self._label(task), self._kept_teacher(task, self.examples)
 
     def store_teacher(self, task: Task) -> None:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
         if self.step_loss.needs_teacher:
             failpoint("client.teacher.before_save")
             self.site.store.save(TEACHER, self.site.model(), label=self._label(task))
-            self._cached_logits = None  # of the same attempt, if the server begins it again: after a round that went otherwise
+            self._cached = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 
     def teacher_entropy(self, task: Task) -> float:
@@ -88,7 +88,11 @@ class Distiller:
         labelled = labels != UNLABELLED
         if not labelled.any():
             return None
-        predicted = self._teacher_logits(task)[labelled].argmax(1)
+        logits = self._teacher_logits(task)
+        labelled &= known_rows(logits)
+        if not labelled.any():
+            return None
+        predicted = logits[labelled].argmax(1)
         return int((predicted != labels[labelled]).sum()) / len(predicted)
 
     def gradient(self, task: Task, draw: ExchangeId | None = None) -> StepGradient:
@@ -100,7 +104,7 @@ class Distiller:
         Raises:
             ClientError: this client has no teacher of this round.
         """
-        teacher = self._teacher_logits(task) if self.step_loss.needs_teacher else None
+        teacher = self._teacher(task) if self.step_loss.needs_teacher else None
         task.payload.load_into(self.site.module)
         return self._gradient(task, self.examples, teacher, self._draw_batch(draw or task.id))
 
@@ -109,13 +113,12 @@ class Distiller:
 
         For a round that takes one gradient: the teacher sees its examples alone, and is not kept.
         """
-        site, check = self.site, task.check_cancelled
         drawn = self.examples.subset(self._draw_batch(task.id))
-        teacher = teacher_logits(site.module, drawn, site.device, check=check) if self.step_loss.needs_teacher else None
-        task.payload.load_into(site.module)
+        teacher = self._kept_teacher(task, drawn) if self.step_loss.needs_teacher else None
+        task.payload.load_into(self.site.module)
         return self._gradient(task, drawn, teacher, torch.arange(len(drawn)))
 
-    def _gradient(self, task: Task, examples: Examples, teacher: Tensor | None, order: Tensor) -> StepGradient:
+    def _gradient(self, task: Task, examples: Examples, teacher: Tensor | nn.Module | None, order: Tensor) -> StepGradient:
         """Compute the gradient at the network's weights on the examples that `order` names."""
         gradient, loss = distillation_gradient(
             self.site.module,
@@ -126,6 +129,7 @@ class Distiller:
             self.site.device,
             check=task.check_cancelled,
             schema=self._moved,
+            batch_size=self.site.eval_batch_size,
         )
         return StepGradient(gradient, loss, len(order))
 
@@ -136,21 +140,29 @@ class Distiller:
             return torch.arange(total)
         return torch.randperm(total, generator=self.site.generator(exchange))[:batch_size]
 
-    def _teacher_logits(self, task: Task) -> Tensor:
-        """Compute the teacher's logits on all local examples, once a round; float32 [n, C]."""
+    def _teacher(self, task: Task) -> Tensor | nn.Module:
+        """Find this round's teacher: its logits on all local examples, float32 [n, C], or the network itself."""
         site, label = self.site, self._label(task)
-        if self._cached_logits is None or self._cached_logits[0] != label:
+        if self._cached is None or self._cached[0] != label:
             teacher = site.store.load(TEACHER, site.model_schema, label=label)
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
             teacher.load_into(site.module)
-            self._cached_logits = label, self._logits(task)
-        return self._cached_logits[1]
+            self._cached = label, self._kept_teacher(task, self.examples)
+        return self._cached[1]
 
-    def _logits(self, task: Task) -> Tensor:
-        """Compute the logits of the network as it is now on all local examples; float32 [n, C]."""
+    def _kept_teacher(self, task: Task, examples: Examples) -> Tensor | nn.Module:
+        """Keep of the network as it is now what steps need: logits, unless an example is another one at each read."""
+        return frozen(self.site.module) if examples.is_random else self._logits(self.site.module, task, examples)
+
+    def _teacher_logits(self, task: Task) -> Tensor:
+        """Compute the teacher's logits on all local examples, once a round unless reads are random; float32 [n, C]."""
+        teacher = self._teacher(task)
+        return self._logits(teacher, task, self.examples) if isinstance(teacher, nn.Module) else teacher
+
+    def _logits(self, module: nn.Module, task: Task, examples: Examples) -> Tensor:
         site = self.site
-        return teacher_logits(site.module, self.examples, site.device, check=task.check_cancelled)
+        return teacher_logits(module, examples, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     @staticmethod
     def _label(task: Task) -> str:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
+from feddkd.dkd.teacher import by_example
 from feddkd.errors import ConfigError
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 
 
 class Features:
@@ -37,16 +38,18 @@ class Features:
         self,
         examples: Examples,
         device: torch.device,
-        batch_size: int = 512,
         check: Check = never_stop,
+        *,
+        batch_size: int = BATCH_SIZE,
     ) -> Tensor:
-        """Compute the features of all examples in eval mode; [n, D] on the CPU.
+        """Compute the features of all examples in eval mode; [n, D] on the CPU, NaN where an example cannot be used.
 
         `check` is called before every batch; what it raises ends the computation.
         """
         with eval_mode(self._module):
-            features = []
-            for _, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+            read, features = [], []
+            for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
                 check()
+                read.append(index)
                 features.append(self.forward(inputs.to(device))[1].cpu())
-            return torch.cat(features)
+        return by_example(read, features, len(examples))

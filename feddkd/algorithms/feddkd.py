@@ -29,7 +29,7 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import AlgorithmTable, Config, DKDConfig, NamedTable
-from feddkd.dkd import teacher_logits
+from feddkd.dkd import known_rows, teacher_logits
 from feddkd.dkd.scope import Scope, in_scope, in_scope_and_untrained
 from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.exchange import (
@@ -147,13 +147,14 @@ class FedDKDClient(FedAvgClient):
 
     def _judged_by(self, teacher: Tensor) -> dict[str, float]:
         """Measure a teacher by its logits [n, C] on what is held out."""
-        labels = self.site.held_out.labels
-        return {TEACHER_ACCURACY: int((teacher.argmax(1) == labels).sum()) / len(labels)}  # as exact as an Evaluation's
+        known = known_rows(teacher)
+        labels = self.site.held_out.labels[known]
+        return {TEACHER_ACCURACY: int((teacher[known].argmax(1) == labels).sum()) / max(len(labels), 1)}  # as exact as an Evaluation's
 
     def _held_out_logits(self, task: Task) -> Tensor:
         """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""
         site = self.site
-        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled)
+        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def _described_teacher(self, task: Task) -> dict[str, float]:
         """Measure this round's teacher on the examples of the steps, if there is a teacher."""

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import NamedTable
-from feddkd.dkd import kl, teacher_logits, without_true_class
+from feddkd.dkd import frozen, kl, soft_labels, teacher_logits, without_true_class
 from feddkd.exchange import Task
 from feddkd.registry import ALGORITHMS, OBJECTIVES
 
@@ -33,7 +33,8 @@ class FedNTDConfig(NamedTable):
 class NotTrueDistillation(LocalObjective):
     """CE + beta T² KL( softmax of the global model's logits without the true class || the local model's ).
 
-    The global model is frozen for the round, so its logits are computed once, for all examples, before training.
+    The global model is frozen for the round, so its logits are computed once, for all examples, before training; where
+    reads of the examples are random, it is copied and computes them for each batch.
     """
 
     table = FedNTDConfig
@@ -42,16 +43,18 @@ class NotTrueDistillation(LocalObjective):
         super().__init__(site, settings)
         self._beta = settings.beta
         self._temperature = settings.temperature
-        self._global_logits = torch.empty(0)
+        self._global: Tensor | nn.Module = torch.empty(0)
 
     def begin(self, task: Task) -> None:
-        site = self.site
-        check = task.check_cancelled
-        self._global_logits = teacher_logits(site.module, site.labelled, site.device, check=check)
+        site, check = self.site, task.check_cancelled
+        if site.labelled.is_random:
+            self._global = frozen(site.module)
+        else:
+            self._global = teacher_logits(site.module, site.labelled, site.device, check=check, batch_size=site.eval_batch_size)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.module(inputs)
-        teacher = self._global_logits[index].to(logits.device)
+        teacher = soft_labels(self._global, index, inputs)
         not_true = kl(without_true_class(teacher, labels), without_true_class(logits, labels), self._temperature)
         return F.cross_entropy(logits, labels) + self._beta * not_true
 

@@ -20,6 +20,7 @@ from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import NamedTable
+from feddkd.dkd import frozen
 from feddkd.exchange import Task
 from feddkd.registry import ALGORITHMS, OBJECTIVES
 
@@ -38,7 +39,8 @@ class ModelContrast(LocalObjective):
 
     z_previous comes from the local model of the client's last round, kept in its state directory; a client that
     takes part for the first time has none and minimises the cross-entropy. Both other models are frozen for the
-    round, so their features are computed once.
+    round, so their features are computed once; where reads of the examples are random, both are copied and compute
+    them for each batch.
     """
 
     table = MOONConfig
@@ -49,30 +51,44 @@ class ModelContrast(LocalObjective):
         self._temperature = settings.temperature
         self._features = Features(site.module)
         self._memory = RoundMemory(site.store, "moon-local-model")
-        self._global_features = torch.empty(0)
-        self._previous_features: Tensor | None = None
+        self._global: Tensor | Features = torch.empty(0)
+        self._previous: Tensor | Features | None = None
 
     def begin(self, task: Task) -> None:
-        site, check = self.site, task.check_cancelled
-        self._global_features = self._features.of_all(site.labelled, site.device, check=check)
+        site = self.site
+        self._global = self._kept_features(task)
         previous = self._memory.recall(task.id, site.model_schema)
-        self._previous_features = None
+        self._previous = None
         if previous is not None:
             previous.load_into(site.module)
-            self._previous_features = self._features.of_all(site.labelled, site.device, check=check)
+            self._previous = self._kept_features(task)
             task.payload.load_into(site.module)
+
+    def _kept_features(self, task: Task) -> Tensor | Features:
+        """Keep of the network as it is now what training needs: its features of all examples, or a copy of it."""
+        site = self.site
+        if site.labelled.is_random:
+            return Features(frozen(site.module))
+        return self._features.of_all(site.labelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, features = self._features.forward(inputs)
         cross_entropy = F.cross_entropy(logits, labels)
-        if self._previous_features is None:
+        if self._previous is None:
             return cross_entropy
-        towards = self._global_features[index].to(features.device)
-        away = self._previous_features[index].to(features.device)
+        towards, away = _features_of(self._global, index, inputs), _features_of(self._previous, index, inputs)
         return cross_entropy + self._mu * contrast(features, towards, away, self._temperature)
 
     def end(self, task: Task, steps: int) -> None:
         self._memory.keep(task.id, self.site.model())
+
+
+def _features_of(kept: Tensor | Features, index: Tensor, inputs: Tensor) -> Tensor:
+    """Look features [B, D] up, or compute them for the inputs at hand."""
+    if isinstance(kept, Tensor):
+        return kept[index].to(inputs.device)
+    with torch.no_grad():
+        return kept.forward(inputs)[1]
 
 
 def contrast(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:

@@ -62,7 +62,7 @@ class PiggybackClient(ClientSide):
         site, found = self.site, self._distiller.gradient_of_new_teacher(task)
         # On all labelled examples: no noise of a batch, and no teacher that changes with the round.
         task.payload.load_into(site.module)
-        loss = evaluate(site.module, site.labelled, site.device, task.check_cancelled).loss
+        loss = evaluate(site.module, site.labelled, site.device, task.check_cancelled, batch_size=site.eval_batch_size).loss
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,

@@ -38,7 +38,7 @@ from feddkd.algorithms.local_training import can_train_on_one, train_locally
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import AlgorithmTable, Config
 from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd import OwnPredictions, teacher_logits
+from feddkd.dkd import OwnPredictions, known_rows, teacher_logits
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
@@ -110,12 +110,15 @@ class SemiFLClient(FedAvgClient):
         site = self.site
         if len(site.unlabelled) == 0:
             return self._zero()
-        sure, predicted = self._label(task)
+        logits = self._logits(task)
+        sure, predicted = self._predictions.predictions(logits)
         confident = self._confident(sure, predicted)
         found = {CONFIDENT_SHARE: float(sure.float().mean())}
         if not _can_train(confident):
             return self._zero(found)
-        objective = FixAndMix(confident, self._settings, site.unlabelled.with_labels(predicted))
+        known = known_rows(logits).nonzero().flatten()
+        pool = site.unlabelled.with_labels(predicted).subset(known)
+        objective = FixAndMix(confident, self._settings, pool)
         training = train_locally(confident, task, objective)
         update = site.model() - task.payload.select(site.model_schema)
         losses = 1 if self._settings.mix_weight == 0 else 2  # of as many examples each
@@ -131,12 +134,14 @@ class SemiFLClient(FedAvgClient):
         update = Tensors(self.site.model_schema)
         return Reply(update, metrics={**(found or {}), **self.metrics(update)})
 
-    def _label(self, task: Task) -> tuple[Tensor, Tensor]:
-        """Let the broadcast model predict the examples without a label: bool [m], whether it is sure, and int64 [m]."""
+    def _logits(self, task: Task) -> Tensor:
+        """Compute the broadcast model's logits of the examples without a label, [m, C]; NaN where one cannot be used.
+
+        They label the examples once, from one view each where reads are random.
+        """
         site = self.site
         task.payload.load_into(site.module)
-        logits = teacher_logits(site.module, site.unlabelled, site.device, check=task.check_cancelled)
-        return self._predictions.predictions(logits)
+        return teacher_logits(site.module, site.unlabelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def _confident(self, sure: Tensor, predicted: Tensor) -> Site:
         """Make the site where the confident examples have their predicted classes for labels, and no other has one.

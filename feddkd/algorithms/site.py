@@ -86,6 +86,11 @@ class Site:
         """Copy the tensors of the global model from the network as it is now."""
         return Tensors.copy_of(self.model_schema, self.module.state_dict())
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples in one batch outside of training."""
+        return self.config.eval_batch_size
+
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""
         key = f"{self.config.seed}/{exchange.round}/{exchange.name}/{exchange.step}/{self.client_id}"

@@ -42,7 +42,7 @@ def load_run(folder: str | os.PathLike[str], *, model: Callable[..., nn.Module] 
         StateError: it holds no record, or a file in it is damaged; the message names file and line.
         ConfigError: `model` is given and the record's network is a built-in one.
     """
-    record = RunFolder.load(Path(folder))
+    record = RunFolder.load(Path(folder).expanduser())
     if model is None:
         return Run(record)
     name = record.config.model.name

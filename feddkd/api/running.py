@@ -85,7 +85,7 @@ def run(
     observers = observers_of(callbacks)
     with given_objects(given.objects), _own_threads():
         federation = prepare(_described(parsed))  # what is wrong is said before there is a folder
-        folder = Path(out) if out is not None else _free_folder(federation.config)
+        folder = Path(out).expanduser() if out is not None else _free_folder(federation.config)
         with _noting(folder, parsed), watched(federation.config, folder, observers, progress) as told:
             run_federation(federation, engine, folder, told)
     return Run(RunFolder.load(folder), given.objects)

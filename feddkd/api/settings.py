@@ -36,7 +36,7 @@ def tables_of(settings: Settings) -> tuple[dict[str, Any], str]:
         return tables, "configuration"
     if not isinstance(settings, str | os.PathLike):
         raise ConfigError(f"config: a path, a mapping or a feddkd.Config is expected, not {type(settings).__name__}")
-    path = Path(settings)
+    path = Path(settings).expanduser()
     return read_tables(path), str(path)
 
 

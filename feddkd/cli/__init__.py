@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from feddkd import __version__
+from feddkd.cli.forks import keep_handlers_to_this_process
+from feddkd.cli.home import expanded
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
 from feddkd.cli.output import check_output, error_console, note
@@ -90,6 +92,8 @@ _register_commands()
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_handlers_to_this_process()
+    sys.argv[1:] = expanded(sys.argv[1:])
     try:
         _call_app()
     except (ConfigError, AddressInUseError) as error:

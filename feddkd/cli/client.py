@@ -57,6 +57,7 @@ def client(
     from feddkd.client.process import take_part
     from feddkd.client.state_dir import StateDir
     from feddkd.client.worker import FINAL_MODEL
+    from feddkd.data.class_names import told_names
     from feddkd.transport.frames import CLIENT_ID
     from feddkd.transport.tls import check_plaintext_allowed, client_tls
 
@@ -76,7 +77,14 @@ def client(
         worker = site_worker(site_config(described.config, own), state_dir, partition_index)
         tell(_examples(worker))
         progress = SiteProgress(worker, described.config, tell)
-        membership = Membership(state_dir.instance_id, described, state_dir, worker.fingerprint, on_joined=progress.joined)
+        membership = Membership(
+            state_dir.instance_id,
+            described,
+            state_dir,
+            worker.fingerprint,
+            class_names=told_names(worker.class_names, worker.site.config.data.class_names),
+            on_joined=progress.joined,
+        )
         farewell = take_part(server, {client_id: progress}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
     if not farewell.completed:
         raise RunError(f"the run ended early: {farewell.reason}")

@@ -1,4 +1,4 @@
-"""`feddkd data`: look at a partition before training on it."""
+"""`feddkd data`: fetch a data set, and look at a partition or a site's examples before training on them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from feddkd.cli.output import WIDTH, output_width, present, say
 from feddkd.config import Config, DataConfig, PartitionConfig
 from feddkd.errors import ConfigError
 
-app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="markdown")
-
-
-@app.callback()
-def _group() -> None:
-    # A callback keeps `show` a command of its own while it is the only one.
-    pass
+app = typer.Typer(help="Fetch data sets, and look at them and at partitions.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 def _settings_of_site(server: Path, site: Path | None, overrides: Iterable[str]) -> Config:
@@ -57,6 +51,8 @@ def show(
 ) -> None:
     """Show how many examples of each class every client gets.
 
+    A site's own file may leave out what the server says: the shape and the number of classes.
+
     ```console
     feddkd data show -o partition.name=dirichlet -o partition.alpha=0.1
     feddkd data show federation.toml --png partition.png
@@ -83,3 +79,24 @@ def show(
     present(table_of(counts, unlabelled, title, output_width()), width=WIDTH)
     if png is not None:
         say(f"heat map: {png}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in set, for instance mnist or cifar10.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Put its files there; it becomes `data.root`.")],
+    _verbose: Verbose = False,
+) -> None:
+    """Download a built-in data set, from where torchvision finds it.
+
+    ```console
+    feddkd data fetch mnist data/mnist
+    feddkd run examples/mnist_one_class.toml -o data.root=data/mnist
+    ```
+    """
+    from feddkd.data.torchvision_sets import IMAGE_SETS, download
+
+    if name not in IMAGE_SETS:
+        raise ConfigError(f"{name!r} is not a data set that can be fetched; these are: {', '.join(IMAGE_SETS)} (digits needs no files)")
+    download(name, folder)
+    say(f"{name} is in {folder}: use it with -o data.name={name} -o data.root={folder}")

@@ -21,7 +21,7 @@ from feddkd.client.membership import Membership
 from feddkd.client.outbox import Outbox
 from feddkd.client.server_check import ServerCheck
 from feddkd.client.work import TaskRunner, Work
-from feddkd.errors import ProtocolError, UnreachableError
+from feddkd.errors import BadExamplesError, ProtocolError, UnreachableError
 from feddkd.exchange import Task
 from feddkd.failpoints import failpoint
 from feddkd.text import printable
@@ -95,6 +95,7 @@ class Agent:
         self._held = Held()
         self._wanted_from: int | None = None
         self._computing: asyncio.Task[None] | None = None
+        self._cannot_go_on: BadExamplesError | None = None
 
     async def run(self) -> Farewell:
         """Take part until the server says farewell.
@@ -102,6 +103,7 @@ class Agent:
         Raises:
             UnreachableError: the server did not answer for `retry_for_s` seconds.
             RefusedError: the server turned this client away, or trying again cannot help.
+            BadExamplesError: too many of its examples cannot be used.
         """
         try:
             async with ServerConnection(self._address, self._tls) as server:
@@ -115,7 +117,8 @@ class Agent:
 
     async def _take_part(self, server: ServerConnection) -> Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError if it breaks."""
-        joined = await server.join(self._client_id, self._worker.counts, self._membership.instance_id)
+        membership = self._membership
+        joined = await server.join(self._client_id, self._worker.counts, membership.instance_id, membership.class_names)
         self._check.check(joined.manifest)
         await self._enter(joined.manifest.run_id)
         self._membership.on_joined(self._run_id)
@@ -222,6 +225,8 @@ class Agent:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
             logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
         self._let_go()
+        if self._cannot_go_on is not None:  # the server knows now that this client failed
+            raise self._cannot_go_on
 
     def _advance(self) -> None:
         """Do what comes next: compute, or send what the server wants of the reply."""
@@ -265,7 +270,10 @@ class Agent:
             if work.cancelled.is_set():
                 logger.info("%s: %s was closed by the server", self._client_id, work.exchange)
                 return None
-            logger.exception("%s: %s failed", self._client_id, work.exchange)
+            if isinstance(error, BadExamplesError):
+                self._cannot_go_on = BadExamplesError(f"{self._client_id}: {error}")
+            else:
+                logger.exception("%s: %s failed", self._client_id, work.exchange)
             return work.failure(error)
 
     def _give_up(self) -> None:

@@ -23,6 +23,7 @@ class Membership:
         computes_with: names the worker's own configuration and data; what an earlier process computed
             with other ones is not sent.
         outlives_pause: wait for the next server when this one pauses the run, instead of parting.
+        class_names: what it tells of the names of its classes; empty for nothing.
         on_joined: called with the id of the run each time that the server has taken the client in.
     """
 
@@ -31,4 +32,5 @@ class Membership:
     state: StateDir | None = None
     computes_with: str = ""
     outlives_pause: bool = True
+    class_names: tuple[str, ...] = ()
     on_joined: Callable[[str], None] = lambda _: None

@@ -12,14 +12,18 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config, read_tables
-from feddkd.data.datasets import DataInfo, load_train
+from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.tls import ClientTls
 
-COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout")
-"""Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, and whether clients evaluate."""
+COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout", "scale", "class_names")
+"""Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, whether clients evaluate,
+and how the names of the classes are compared."""
+
+SITE_KEYS = ("root", "workers", "memory_limit_mib")
+"""Keys of `[data]` that the server never decides: which folder of a site is read, and what its machine can do."""
 
 
 BENCHMARK_KEYS = ("labelled_share", "labels_per_class", "label_noise", "label_noise_kind")
@@ -68,7 +72,7 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
     Args:
         own: the site's tables, from `site_tables`; its `[runtime]` counts, and its `[data]`. If that names the data, only what
             belongs to the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else what it does not
-            say.
+            say, but for `SITE_KEYS`.
 
     Raises:
         ConfigError: together with the server's, the site's configuration is wrong.
@@ -76,7 +80,8 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
             a server never decides which code a site runs.
     """
     own_data, data = own.get("data", {}), server.data.model_dump(exclude_none=True)
-    data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS or not ("name" in own_data or key in BENCHMARK_KEYS)}
+    never = (*SITE_KEYS, *BENCHMARK_KEYS)
+    data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS or not ("name" in own_data or key in never)}
     data |= own_data
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
     _refuse_foreign_code(resolved, own)
@@ -110,10 +115,8 @@ def site_worker(config: Config, state: StateDir, partition_index: int | None = N
         ConfigError: the data, the slice or the model are not as the configuration says.
     """
     data = config.data
-    assert data.input_shape is not None
-    assert data.num_classes is not None
-    info = DataInfo(data.input_shape, data.num_classes)
     examples = load_train(data, config.seed)
+    info = info_of(data, examples)
     if partition_index is not None:
         parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
         if not 0 <= partition_index < len(parts):

@@ -22,7 +22,7 @@ from feddkd.client.state_dir import StateDir
 from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker, settings_of_replies
 from feddkd.config import Config
-from feddkd.data.datasets import describe, load_train
+from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
 from feddkd.locking import DirectoryLock
@@ -92,8 +92,8 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
         ConfigError: data, partition or model are not as the configuration says.
         StateError: a client's state directory below `state` cannot be used.
     """
-    info = describe(config.data)
     examples = load_train(config.data, config.seed)
+    info = info_of(config.data, examples)
     parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
     ids = client_ids(len(parts))
     network = Network(config, info)

@@ -23,10 +23,11 @@ from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
 from feddkd.data.labels import prepare_labels
 from feddkd.data.partitions import hold_out
+from feddkd.data.seeding import reads_for
 from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
-from feddkd.models.initial import about
+from feddkd.models.initial import about, about_classes
 from feddkd.tensors import Schema, Tensors
 
 FINAL_MODEL = "model"
@@ -108,7 +109,7 @@ class Worker:
         self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
         self._model_schema = self.site.model_schema
         parts = self._network.parts
-        self._about = about(config, info)
+        self._about = {**about(config, info), **about_classes(examples.class_names)}
         self._constants = HeldConstants(self._network.constants, store)
         local = Schema(spec for spec in parts.constants.specs if spec.name in parts.local)
         self._local_buffers = LocalBuffers(store, local, next(iter(self._kinds)))
@@ -117,6 +118,11 @@ class Worker:
     def counts(self) -> ExampleCounts:
         """How many examples the client trains on: the weight of its contributions."""
         return self.site.counts
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; empty where the data do not say them."""
+        return self.site.examples.class_names
 
     @property
     def model_schema(self) -> Schema:
@@ -139,17 +145,20 @@ class Worker:
         Raises:
             ClientError: it cannot be done; the message says why.
         """
+        key = f"{self.site.config.seed}/{task.id.round}/{task.id.name}/{task.id.step}/{self.site.client_id}"
         with self._network.turn:
             started = time.perf_counter()
             task.check_cancelled()
             own = self._local_buffers.recall(task.id)
             self._network.load_constants(self._constants.current, own)
-            evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
+            with reads_for(f"{key}/evaluate"):
+                evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
             if task.id.name == DELIVER:
                 self._keep_final(task, own)
                 reply = Reply()
             else:
-                reply = self._reply(task)
+                with reads_for(key):
+                    reply = self._reply(task)
                 self._network.check_constants(self._constants.current)
                 self._local_buffers.keep(task.id, self.site.module, own)
             return dataclasses.replace(reply, evaluation=evaluation, compute_s=time.perf_counter() - started)
@@ -177,7 +186,7 @@ class Worker:
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""
         task.payload.load_into(self.site.module)
-        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled)
+        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled, batch_size=self.site.eval_batch_size)
         # Which classes a client holds is its own business.
         return dataclasses.replace(found, examples_by_class=(), correct_by_class=())
 

@@ -87,6 +87,11 @@ class Config(Table):
             raise ValueError(f'dkd.teacher = "auto": a choice may cost one step, so at least 2 are needed, not {self.dkd.steps}')
         return self
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples in one batch outside of training: as many as fit into memory in training, unless it is said."""
+        return self.runtime.eval_batch_size or self.training.batch_size
+
     def preset_lines(self) -> list[str]:
         """Say in two lines at most what the preset sets, and what was given instead."""
         name = self.communication.preset

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from feddkd.config.data_keys import Scale, ToldNames
+from feddkd.config.home import expanded
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, PROCESSES_MAX, ImportPath, Table, writable_path
 
 CLASSES_MAX = 1_000_000
@@ -54,11 +56,48 @@ class DataConfig(Table):
         le=CLASSES_MAX,
         description="number of classes; needed for image_folder and your own data",
     )
+    input_key: str | None = Field(
+        None,
+        min_length=1,
+        description="key of the input, where the rows of your own data set are dicts",
+    )
+    label_key: str | None = Field(
+        None,
+        min_length=1,
+        description="key of the label, where the rows of your own data set are dicts",
+    )
+    scale: Scale = Field(
+        "auto",
+        description="inputs that are divided by 255: auto is uint8 with two or more dimensions an example (images), uint8 is all uint8, "
+        "none is nothing; other integers stay integers (int64)",
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description="value of white in image files with more than 8 bits a channel; default: 65535 for 16 bits, needed for more",
+    )
+    max_bad_share: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of examples that cannot be read or are not finite, and are skipped; "
+        "above it the site stops; one is always skipped, unless it is 0",
+    )
+    memory_limit_mib: int = Field(
+        4096,
+        ge=1,
+        le=COUNT_MAX,
+        description="memory for the inputs of an iterable data set, which is read once; in MiB",
+    )
+    class_names: ToldNames = Field(
+        "clear",
+        description="how a site tells the names of its classes, which the server compares: clear, hash (SHA-256 of each) or none",
+    )
     workers: int = Field(
         0,
         ge=0,
         le=PROCESSES_MAX,
-        description="loader processes for data streamed from disk (image_folder)",
+        description="loader processes for map-style data sets (image_folder and your own)",
     )
     unlabelled: Literal["none", "minus_one"] | ImportPath = Field(
         "none",
@@ -101,7 +140,7 @@ class DataConfig(Table):
     @field_validator("root")
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
-        return path if path is None else writable_path(path)
+        return path if path is None else expanded(writable_path(path))
 
     @field_validator("input_shape")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from feddkd.config.home import expanded
 from feddkd.config.named import RegisteredName
 from feddkd.config.table import COUNT_MAX, PROCESSES_MAX, ImportPath, Table, writable_path
 from feddkd.registry import DIVERGENCES, MODELS, OPTIMIZERS
@@ -35,7 +36,7 @@ class ModelConfig(Table):
     @field_validator("init")
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
-        return path if path is None else writable_path(path)
+        return path if path is None else expanded(writable_path(path))
 
 
 class TrainingConfig(Table):
@@ -182,6 +183,13 @@ class RuntimeConfig(Table):
         ge=1,
         le=PROCESSES_MAX,
         description="CPU threads per client; another value gives other bits",
+    )
+    eval_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="examples in a batch of an evaluation, of a teacher's logits and of a DKD step's gradient; "
+        "default: `training.batch_size`; another value changes results by rounding",
     )
     client_processes: int | None = Field(
         None,

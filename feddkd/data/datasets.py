@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
-from feddkd.data.examples import Examples, Loaded, MemoryExamples, joined, labelled_index
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_input, joined, labelled_index
 from feddkd.data.image_folder import load_image_folder
-from feddkd.data.own_data import load_own, load_unlabelled
+from feddkd.data.own_data import load_own, load_unlabelled, reading_of
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import named
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,27 @@ class DataInfo:
     Attributes:
         input_shape: shape of one example, (channels, height, width) for images.
         num_classes: labels lie in [0, num_classes).
+        input_dtype: float32 or int64; None where the data were not read.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
+    input_dtype: torch.dtype | None = None
+
+    @property
+    def possible_dtypes(self) -> tuple[torch.dtype, ...]:
+        """What inputs may be: the dtype that is known, or either of the two that data become."""
+        return (torch.float32, torch.int64) if self.input_dtype is None else (self.input_dtype,)
 
 
 BUILT_IN = {
-    "digits": DataInfo((1, 8, 8), 10),
-    "mnist": DataInfo((1, 28, 28), 10),
-    "fashion_mnist": DataInfo((1, 28, 28), 10),
-    "emnist": DataInfo((1, 28, 28), 47),
-    "cifar10": DataInfo((3, 32, 32), 10),
-    "cifar100": DataInfo((3, 32, 32), 100),
-    "svhn": DataInfo((3, 32, 32), 10),
+    "digits": DataInfo((1, 8, 8), 10, torch.float32),
+    "mnist": DataInfo((1, 28, 28), 10, torch.float32),
+    "fashion_mnist": DataInfo((1, 28, 28), 10, torch.float32),
+    "emnist": DataInfo((1, 28, 28), 47, torch.float32),
+    "cifar10": DataInfo((3, 32, 32), 10, torch.float32),
+    "cifar100": DataInfo((3, 32, 32), 100, torch.float32),
+    "svhn": DataInfo((3, 32, 32), 10, torch.float32),
 }
 """Sets whose shape is known without their files; emnist is its "balanced" split."""
 
@@ -61,7 +71,13 @@ def describe(config: DataConfig) -> DataInfo:
     if config.name == "image_folder":
         missing = "input_shape" if config.input_shape is None else "num_classes"
         raise ConfigError(f"data.{missing} is not set: image_folder needs it, as in input_shape = [3, 64, 64] and num_classes = 4")
-    return _infer(config, _own(config, train=True))
+    return _infer(config, load_own(config, train=True, seed=0))
+
+
+def info_of(config: DataConfig, examples: Examples) -> DataInfo:
+    """Complete `describe` by the dtype of what was loaded, without loading it once more."""
+    info = describe(config) if config.name in BUILT_IN or (config.input_shape and config.num_classes) else _infer(config, examples)
+    return info if info.input_dtype is not None else dataclasses.replace(info, input_dtype=first_input(examples).dtype)
 
 
 def load_train(config: DataConfig, seed: int) -> Examples:
@@ -73,7 +89,7 @@ def load_train(config: DataConfig, seed: int) -> Examples:
         ConfigError: a key that is needed is missing or wrong.
         DataError: the data are missing, unreadable or malformed, or fewer than `data.subset`.
     """
-    examples = _load(config, train=True)
+    examples = _load(config, train=True, seed=seed)
     if config.subset is None:
         return examples
     if config.subset > len(examples):
@@ -82,45 +98,61 @@ def load_train(config: DataConfig, seed: int) -> Examples:
     return examples.subset(shuffled[: config.subset].sort().values).compact()
 
 
-def load_test(config: DataConfig) -> Examples:
-    """Load the examples of the test split.
+def load_test(config: DataConfig, seed: int = 0) -> Examples:
+    """Load the examples of the test split; `seed` is the run's, for an iterable data set that shuffles.
 
     Raises:
         ConfigError: a key that is needed is missing or wrong.
         DataError: the data are missing, unreadable or malformed.
     """
-    return _load(config, train=False)
+    return _load(config, train=False, seed=seed)
 
 
-def _load(config: DataConfig, train: bool) -> Examples:
+def _load(config: DataConfig, train: bool, seed: int) -> Examples:
     examples: Loaded
     if config.name == "digits":
         info, examples = describe(config), _digits(train)
     elif config.name in BUILT_IN:
-        inputs, labels = load_image_set(config.name, config.root, train)
-        info, examples = describe(config), MemoryExamples(inputs, labels.long())
+        inputs, labels, names = load_image_set(config.name, config.root, train)
+        info, examples = describe(config), MemoryExamples(inputs, labels.long(), class_names=names)
     elif config.name == "image_folder":
         info = describe(config)
-        examples = load_image_folder(config.root, train, info.input_shape, info.num_classes, config.workers)
+        examples = load_image_folder(config, train, info.input_shape, info.num_classes, reading_of(config, "image_folder"))
     else:
-        examples = _own(config, train)
+        examples = load_own(config, train, seed)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples) if train else describe(config)
     _check(examples, info, named("data.name", config.name))
-    return _with_unlabelled(examples, info, config) if train else examples
+    _tell_random_reads(examples, train)
+    return _with_unlabelled(examples, info, config, seed) if train else examples
 
 
-def _own(config: DataConfig, train: bool) -> Loaded:
-    return load_own(config.name, config.root, train, config.workers, minus_one=config.unlabelled == "minus_one")
+def _tell_random_reads(examples: Loaded, train: bool) -> None:
+    """Log how examples whose reads are random are treated."""
+    if not isinstance(examples, StreamedExamples) or not examples.is_random:
+        return
+    split = "training" if train else "test"
+    if examples.reader.is_repeatable:
+        logger.info("reads of %s examples are random: each is seeded, and soft labels are computed for each batch", split)
+    else:
+        logger.warning(
+            "reads of %s examples differ under one seed: they draw from a generator of their own, so no run can be repeated; "
+            "draw from the global generator of torch, numpy or random instead",
+            split,
+        )
 
 
-def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig) -> Loaded:
+def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int) -> Loaded:
     """`examples`, followed by the inputs that the function `data.unlabelled` gives, if there is one."""
     if ":" not in config.unlabelled:
         return examples
-    others = load_unlabelled(config.unlabelled, config.root, config.workers)
-    _check(others, info, f"data.unlabelled = {config.unlabelled!r}")
-    return joined(examples, others, config.workers)
+    others, where = load_unlabelled(config, seed), named("data.unlabelled", config.unlabelled)
+    _check(others, info, where)
+    mine, theirs = first_input(examples).dtype, first_input(others).dtype
+    if mine != theirs:
+        name = named("data.name", config.name)
+        raise DataError(f"{where}: inputs become {theirs}, and those of {name} {mine}; data.scale says what is scaled")
+    return joined(examples, others, reading_of(config, where))
 
 
 def _digits(train: bool) -> MemoryExamples:
@@ -130,15 +162,16 @@ def _digits(train: bool) -> MemoryExamples:
     chosen = is_test_example(labels)
     if train:
         chosen = ~chosen
-    return MemoryExamples(inputs[chosen], labels[chosen])
+    return MemoryExamples(inputs[chosen], labels[chosen], class_names=tuple(str(digit) for digit in range(10)))
 
 
 def _infer(config: DataConfig, examples: Examples) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
-    input_shape = config.input_shape or tuple(examples.gather(torch.tensor([0]))[0].shape[1:])
+    first = first_input(examples)
+    input_shape = config.input_shape or tuple(first.shape[1:])
     if config.num_classes is None and len(labelled_index(examples)) == 0:
         raise ConfigError(f"data.num_classes is not set: {named('data.name', config.name)} has no labels to infer it from")
-    return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1)
+    return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1, first.dtype)
 
 
 def _check_agrees(config: DataConfig, known: DataInfo) -> None:
@@ -152,23 +185,12 @@ def _check(examples: Examples, info: DataInfo, where: str) -> None:
     """Refuse what would fail in the middle of training: of streamed examples only the first is read.
 
     Raises:
-        DataError: labels outside [0, num_classes), inputs of another shape, or inputs that are not
-            finite; the message begins with `where`.
+        DataError: labels outside [0, num_classes), or inputs of another shape; the message begins with `where`.
     """
     labels = examples.labels[labelled_index(examples)]
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if low < 0 or high >= info.num_classes:
         raise DataError(f"{where}: label {low if low < 0 else high} is outside [0, {info.num_classes}) (data.num_classes)")
-    inputs = examples.inputs if isinstance(examples, MemoryExamples) else examples.gather(torch.tensor([0]))[0]
+    inputs = examples.inputs if isinstance(examples, MemoryExamples) else first_input(examples)
     if tuple(inputs.shape[1:]) != info.input_shape:
         raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
-    position = _first_not_finite(inputs)
-    if position is not None:
-        raise DataError(f"{where}: input {position} holds a value that is not finite")
-
-
-def _first_not_finite(inputs: Tensor) -> int | None:
-    if inputs.dtype == torch.uint8:
-        return None
-    bad = ~inputs.isfinite().flatten(1).all(1)
-    return int(bad.nonzero()[0]) if bad.any() else None

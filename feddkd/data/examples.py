@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Sampler, TensorDataset
+from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
 
-from feddkd.errors import DataError
+from feddkd.config.data_keys import Scale
+from feddkd.data.bad_examples import BadExamples, name_of
+from feddkd.data.inputs import network_inputs
+from feddkd.data.reader import MapDataset, Reader, Rows
+from feddkd.data.rows import PAIR, Entries
+from feddkd.errors import BadExamplesError, DataError
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""index int64 [B], inputs float32 [B, ...], labels int64 [B], all on the CPU."""
+"""index int64 [B], inputs float32 or int64 [B, ...], labels int64 [B], all on the CPU."""
 
 UNLABELLED = -1
 """The label of an example that has none."""
@@ -25,18 +32,36 @@ class Examples(Protocol):
 
     Attributes:
         labels: int64 [n] on the CPU; `UNLABELLED` where an example has no label.
+        class_names: of all classes, in the order of their numbers; empty where they are not known.
     """
 
     labels: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two reads of an example can differ: then nothing computed from one holds for another."""
+        ...
 
     def __len__(self) -> int: ...
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs float32 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names."""
+        """Return inputs float32 or int64 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names.
+
+        Raises:
+            DataError: one of them cannot be used.
+        """
         ...
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller."""
+        """Yield consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller.
+
+        Examples that cannot be used are left out, so any piece may be smaller, and an empty one is not
+        yielded.
+
+        Raises:
+            BadExamplesError: there are too many of them.
+        """
         ...
 
     def subset(self, index: Tensor) -> Examples:
@@ -55,15 +80,19 @@ class Examples(Protocol):
 class MemoryExamples:
     """Examples whose inputs are in memory.
 
-    uint8 inputs stay uint8, a quarter of the memory, and become float32 in [0, 1] when they are
-    gathered: x / 255, torchvision's ToTensor. Floating-point inputs become float32 once.
+    Integers keep their dtype there, bytes a quarter of the memory of float32, and become what
+    `network_inputs` makes of them when they are gathered. Floating-point inputs become float32 once.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        """Hold `inputs` (uint8 or floating point [n, ...]) and `labels` (int64 [n])."""
+    is_random = False
+
+    def __init__(self, inputs: Tensor, labels: Tensor, scale: Scale = "auto", class_names: tuple[str, ...] = ()) -> None:
+        """Hold `inputs` (floating point or integer [n, ...]) and `labels` (int64 [n]); `scale` is `data.scale`."""
         assert len(inputs) == len(labels)
         self.labels = labels
-        self._inputs = inputs if inputs.dtype == torch.uint8 else inputs.float()
+        self.class_names = class_names
+        self.scale: Scale = scale
+        self._inputs = inputs.float() if inputs.is_floating_point() else inputs
         self._rows: Tensor | None = None
 
     def __len__(self) -> int:
@@ -76,7 +105,7 @@ class MemoryExamples:
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         rows = self._rows_of(index)
-        return scaled(self._inputs.index_select(0, rows)), self.labels.index_select(0, index)
+        return network_inputs(self._inputs.index_select(0, rows), self.scale), self.labels.index_select(0, index)
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         for index in _pieces(order, batch_size):
@@ -94,33 +123,61 @@ class MemoryExamples:
         return same
 
     def compact(self) -> MemoryExamples:
-        return self if self._rows is None else MemoryExamples(self.inputs, self.labels)
+        return self if self._rows is None else MemoryExamples(self.inputs, self.labels, self.scale, self.class_names)
 
     def _rows_of(self, index: Tensor) -> Tensor:
         return index if self._rows is None else self._rows.index_select(0, index)
 
 
-class MapDataset(Protocol):
-    """What torch calls a map-style data set of (input, label) pairs."""
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        where: names the data set, for messages.
+        workers: processes that read ahead.
+        scale: `data.scale`.
+        max_bad_share: `data.max_bad_share`.
+        entries: where the input of a row is.
+    """
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    where: str = "data"
+    workers: int = 0
+    scale: Scale = "auto"
+    max_bad_share: float = 0.01
+    entries: Entries = PAIR
 
 
 class StreamedExamples:
     """Examples that a map-style data set reads on demand.
 
     With `workers` > 0 that many processes read ahead during `batches`; they start once and serve all
-    subsets. Only one pass can be under way at a time then.
+    subsets. Only one pass can be under way at a time then. Where reads are random, each is seeded
+    (`seeding`).
     """
 
-    def __init__(self, dataset: MapDataset, labels: Tensor, workers: int) -> None:
-        """Read `dataset`, whose inputs are tensors or arrays of one shape, with known `labels` (int64 [n])."""
+    def __init__(
+        self,
+        dataset: MapDataset,
+        labels: Tensor,
+        reading: Reading = Reading(),
+        class_names: tuple[str, ...] = (),
+        bad_before: int = 0,
+    ) -> None:
+        """Read `dataset`, whose inputs are tensors or arrays of one shape, with known `labels` (int64 [n]).
+
+        Args:
+            bad_before: examples that could not be used and are not in `dataset` any more.
+
+        Raises:
+            DataError: `dataset` cannot be sent to loader processes.
+        """
         assert len(dataset) == len(labels)
         self.labels = labels
+        self.class_names = class_names
         self._index = torch.arange(len(labels))
-        self._reader = _Reader(dataset, workers)
+        bad = BadExamples(reading.where, len(labels) + bad_before, reading.max_bad_share, bad_before)
+        self.reader = Reader(Rows(dataset, reading.entries, reading.scale), bad, reading.workers)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,16 +185,28 @@ class StreamedExamples:
     @property
     def dataset(self) -> MapDataset:
         """What the inputs are read from; all of it where this is a subset."""
-        return self._reader.dataset
+        return self.reader.rows.dataset
+
+    @property
+    def is_random(self) -> bool:
+        return self.reader.is_random
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._reader.read(self._index[index].tolist()), self.labels[index]
+        positions = self._index[index].tolist()
+        batch = self.reader.read(positions)
+        if batch.inputs is None or len(batch.kept) < len(positions):
+            position = next(position for position in positions if position in self.reader.bad.found)
+            name, problem = name_of(self.dataset, position), self.reader.bad.found[position]
+            raise DataError(f"cannot use {name} ({problem})")
+        return batch.inputs, self.labels[index]
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         pieces = _pieces(order, batch_size)
-        inputs = self._reader.stream([self._index[piece].tolist() for piece in pieces])
-        for piece, x in zip(pieces, inputs, strict=True):
-            yield piece, x, self.labels[piece]
+        read = self.reader.stream([self._index[piece].tolist() for piece in pieces])
+        for piece, batch in zip(pieces, read, strict=True):
+            if batch.inputs is not None:
+                kept = piece[batch.kept]
+                yield kept, batch.inputs, self.labels[kept]
 
     def subset(self, index: Tensor) -> StreamedExamples:
         part = copy.copy(self)
@@ -154,60 +223,6 @@ class StreamedExamples:
         return self
 
 
-class _Reader:
-    """Reads batches of inputs from one map-style data set, for an examples object and all its subsets."""
-
-    def __init__(self, dataset: MapDataset, workers: int) -> None:
-        self.dataset = dataset
-        self._workers = workers
-        self._order = _Order()
-        self._loader: DataLoader[Tensor] | None = None
-        self._passes = 0
-
-    def read(self, index: Sequence[int]) -> Tensor:
-        return _stack([self.dataset[position] for position in index])
-
-    def stream(self, pieces: list[list[int]]) -> Iterator[Tensor]:
-        if self._workers == 0:
-            yield from map(self.read, pieces)
-            return
-        if self._loader is None:
-            self._loader = self._new_loader()
-        self._passes += 1
-        current = self._passes
-        self._order.pieces = pieces
-        iterator = iter(self._loader)
-        for _ in pieces:
-            # The loader has one iterator: a pass begun meanwhile has taken it over, and what comes next is its batch.
-            if current != self._passes:
-                raise RuntimeError("a second pass over streamed examples began before this one ended")
-            yield next(iterator)
-
-    def _new_loader(self) -> DataLoader[Tensor]:
-        return DataLoader(
-            self.dataset,  # type: ignore[arg-type]  # a Dataset by protocol, not by inheritance
-            batch_sampler=self._order,
-            collate_fn=_stack,
-            num_workers=self._workers,
-            persistent_workers=True,
-            multiprocessing_context="spawn",  # a fork would copy gRPC's locks and threads in an unusable state
-            generator=torch.Generator(),  # the loader draws a seed every pass; not from the global stream
-        )
-
-
-class _Order(Sampler[list[int]]):
-    """A batch sampler that the reader sets before every pass, so that the loader's processes can stay."""
-
-    def __init__(self) -> None:
-        self.pieces: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-
 def _pieces(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return torch.split(order, batch_size) if len(order) else ()  # split makes one empty piece of nothing
 
@@ -216,22 +231,38 @@ Loaded = MemoryExamples | StreamedExamples
 """Examples as they come from a source, before there are subsets."""
 
 
-def joined(first: Loaded, second: Loaded, workers: int) -> Loaded:
-    """Put two collections, no subsets, one after the other.
+def joined(first: Loaded, second: Loaded, reading: Reading) -> Loaded:
+    """Put two collections, no subsets, one after the other; the classes are those of the first.
 
     Both in memory with inputs of one dtype make one in memory. Others are read when they are asked
-    for, with `workers` loader processes.
+    for, as `reading` says.
     """
     labels = torch.cat([first.labels, second.labels])
     if isinstance(first, MemoryExamples) and isinstance(second, MemoryExamples) and first.inputs.dtype == second.inputs.dtype:
-        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels)
-    both: ConcatDataset[Any] = ConcatDataset([_as_dataset(first), _as_dataset(second)])
-    return StreamedExamples(both, labels, workers)
+        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels, first.scale, first.class_names)
+    both: ConcatDataset[Any] = ConcatDataset([_InputsOf(first), _InputsOf(second)])
+    streamed = StreamedExamples(both, labels, dataclasses.replace(reading, entries=Entries(0, None)), first.class_names)
+    streamed.reader.is_random = first.is_random or second.is_random
+    return streamed
 
 
-def _as_dataset(examples: Loaded) -> Any:
-    """A map-style data set whose items begin with the inputs of `examples`, not yet scaled."""
-    return TensorDataset(examples.inputs) if isinstance(examples, MemoryExamples) else examples.dataset
+class _InputsOf(TorchDataset[tuple[Any]]):
+    """A map-style data set of the inputs of examples, not yet scaled; it is sent to loader processes."""
+
+    def __init__(self, examples: Loaded) -> None:
+        self._dataset: Any = TensorDataset(examples.inputs) if isinstance(examples, MemoryExamples) else examples.dataset
+        self._entries = Entries(0, None) if isinstance(examples, MemoryExamples) else examples.reader.rows.entries
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any]:
+        return (self._entries.input_of(self._dataset[index]),)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files of the examples, where the data set says which they are."""
+        return getattr(self._dataset, "paths", [])
 
 
 def labelled_index(examples: Examples) -> Tensor:
@@ -239,27 +270,17 @@ def labelled_index(examples: Examples) -> Tensor:
     return (examples.labels != UNLABELLED).nonzero().squeeze(1)
 
 
-def scaled(inputs: Tensor) -> Tensor:
-    """Convert `inputs` to float32; uint8 images are divided by 255."""
-    return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs.float()
-
-
-def as_tensor(values: Any) -> Tensor:
-    """Convert a tensor, an array or a list to a tensor.
+def first_input(examples: Examples) -> Tensor:
+    """Read the first example that can be used; its input, float32 or int64 [1, ...].
 
     Raises:
-        DataError: `values` is not numbers in one shape.
+        DataError: none can.
     """
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    try:
-        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
-    except (TypeError, ValueError):
-        raise DataError(f"numbers of one shape are expected, not {type(values).__name__}") from None
-
-
-def _stack(rows: list[Any]) -> Tensor:
-    inputs = [as_tensor(row[0]) for row in rows]
-    if len({one.dtype for one in inputs}) > 1:
-        inputs = [scaled(one) for one in inputs]  # stacked first, bytes would become floats that are not divided by 255
-    return scaled(torch.stack(inputs))
+    for position in range(len(examples)):
+        try:
+            return examples.gather(torch.tensor([position]))[0]
+        except BadExamplesError:
+            raise
+        except DataError as error:
+            problem = error
+    raise problem

@@ -2,101 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from feddkd.data.examples import UNLABELLED, Loaded, MapDataset, MemoryExamples, StreamedExamples, as_tensor
-from feddkd.errors import DataError, FedDKDError
+from feddkd.config import DataConfig
+from feddkd.data.bad_examples import BadExamples, name_of
+from feddkd.data.class_names import names_of_dataset
+from feddkd.data.examples import UNLABELLED, Loaded, MemoryExamples, Reading, StreamedExamples
+from feddkd.data.inputs import as_tensor, check_input_dtype, finite
+from feddkd.data.iterable import read_all
+from feddkd.data.own_labels import COMPARED, checked_labels, spread, targets_of
+from feddkd.data.reader import MapDataset
+from feddkd.data.rows import PAIR, Entries, entries_of, input_entry_of, label_number
+from feddkd.data.seeding import generator_states, generators_kept, seed_generators
+from feddkd.errors import BadExamplesError, DataError, FedDKDError
 from feddkd.imports import load_object, named, one_line
 
+MOST_CLASSES_PROBED = 64
+"""Classes of which the first example is read twice, to find out whether reads are random."""
 
-def load_own(name: str, root: Path | None, train: bool, workers: int, minus_one: bool = False) -> Loaded:
+
+def load_own(config: DataConfig, train: bool, seed: int) -> Loaded:
     """Call `package.module:function` as function(root=..., train=...).
 
-    It returns either (inputs, labels), two tensors or arrays, inputs uint8 or floating point [n, ...];
-    or a map-style data set of (input, label) pairs, whose labels are read from `.targets` if it has
-    that, else by a pass over all examples. uint8 inputs are divided by 255. A label None says that a
-    training example has none, and with `minus_one` so does -1.
+    It returns either (inputs, labels), two tensors or arrays, inputs floating point or integer [n, ...];
+    or a map-style data set of (input, label) pairs or of dicts; or an iterable data set of them, which
+    is read once. Labels are what the rows yield. A label None says that a training example has none,
+    and with `data.unlabelled = "minus_one"` so does -1.
+
+    Args:
+        config: whose `name` is an import path.
+        train: the training examples, or the test examples.
+        seed: of the run: an iterable data set may shuffle.
 
     Raises:
         ConfigError: the function cannot be imported.
         DataError: it fails, or returns something else; or a test example has no label.
     """
-    where = named("data.name", name)
-    result = _call(name, "data.name", root, train)
-    if isinstance(result, tuple):
-        if len(result) != 2:
-            raise DataError(f"{where}: it returned a tuple of {len(result)}, not (inputs, labels)")
-        inputs, raw_labels = _inputs(result[0], where), result[1]
-        labels = _read_labels(raw_labels, train, minus_one, where)
-        if inputs.ndim == 0 or len(inputs) != len(labels):
-            raise DataError(f"{where}: inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} differ in length")
-        return MemoryExamples(inputs, labels)
-    if not _is_map_style(result):
-        raise DataError(f"{where}: it returned {type(result).__name__}, neither (inputs, labels) nor a map-style data set")
+    where = named("data.name", config.name)
+    result = _call(config.name, "data.name", config.root, train, seed)
     try:
-        labels = _read_labels(_targets(result), train, minus_one, where)
-    except FedDKDError:
+        if _is_pair(result):
+            return _in_memory(result[0], result[1], config, train)
+        if _is_iterable(result):
+            inputs, labels = read_all(result, config, where, seed)
+            return _in_memory(inputs, labels, config, train, names_of_dataset(result))
+        if not _is_map_style(result):
+            raise DataError(f"it returned {_found(result)}, neither (inputs, labels) nor a data set of (input, label) pairs")
+        return _streamed(result, config, train, where)
+    except BadExamplesError:
         raise
-    except Exception as error:  # a user's data set may raise anything
-        raise DataError(f"{where}: reading the labels of its data set failed with {one_line(error)}") from error
-    if len(labels) != len(result):
-        raise DataError(f"{where}: its data set has {len(result)} examples and {len(labels)} targets")
-    return StreamedExamples(result, labels, workers)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-def load_unlabelled(name: str, root: Path | None, workers: int) -> Loaded:
-    """Call `package.module:function` as function(root=..., train=True) for training inputs that have no label.
+def load_unlabelled(config: DataConfig, seed: int) -> Loaded:
+    """Call the function `data.unlabelled` as function(root=..., train=True) for training inputs that have no label.
 
-    It returns either inputs, a tensor or an array, uint8 or floating point [n, ...]; or a map-style
-    data set of inputs or of tuples that begin with an input. uint8 inputs are divided by 255.
+    It returns either inputs, a tensor or an array, floating point or integer [n, ...]; or a map-style
+    data set of inputs, of tuples that begin with an input, or of dicts.
 
     Raises:
         ConfigError: the function cannot be imported.
         DataError: it fails, or returns something else.
     """
-    where = f"data.unlabelled = {name!r}"
-    result = _call(name, "data.unlabelled", root, train=True)
-    if isinstance(result, tuple) or not _is_map_style(result):
-        shown = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        raise DataError(f"{where}: it returned {shown}, neither inputs alone, as a tensor or an array, nor a map-style data set")
-    if isinstance(result, Tensor | np.ndarray):
-        inputs = _inputs(result, where)
-        return MemoryExamples(inputs, _no_labels(len(inputs) if inputs.ndim else 0, where))
-    return StreamedExamples(InputsAlone(result), _no_labels(len(result), where), workers)
+    where = named("data.unlabelled", config.unlabelled)
+    result = _call(config.unlabelled, "data.unlabelled", config.root, True, seed)
+    try:
+        if isinstance(result, Tensor | np.ndarray):
+            inputs = _inputs(result)
+            labels = _no_labels(len(inputs) if inputs.ndim else 0)
+            good = _usable(inputs, config, where)
+            return MemoryExamples(inputs[good], labels[good], config.scale)
+        if isinstance(result, tuple) or not _is_map_style(result):
+            raise DataError(f"it returned {_found(result)}, neither inputs alone, as a tensor or an array, nor a map-style data set")
+        labels = _no_labels(len(result))
+        entries = input_entry_of(_first_row(result), config.input_key)
+        examples = StreamedExamples(result, labels, reading_of(config, where, entries))
+        examples.reader.probe(spread(len(labels), COMPARED))
+        return examples
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-class InputsAlone:
-    """A map-style data set of (input, `UNLABELLED`), from one of inputs or of tuples that begin with an input.
-
-    It is sent to loader processes with the data set.
-    """
-
-    def __init__(self, dataset: MapDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        try:
-            item = self._dataset[index]
-        except FedDKDError:
-            raise
-        except Exception as error:  # a user's data set may raise anything
-            raise DataError(f"data.unlabelled: reading example {index} failed with {one_line(error)}") from error
-        return (item[0] if isinstance(item, tuple | list) else item), UNLABELLED
+def reading_of(config: DataConfig, where: str, entries: Entries = PAIR) -> Reading:
+    """Say how a data set is read, as `[data]` says; `where` names it in messages."""
+    return Reading(where, config.workers, config.scale, config.max_bad_share, entries)
 
 
-def _call(name: str, key: str, root: Path | None, train: bool) -> Any:
+def _call(name: str, key: str, root: Path | None, train: bool, seed: int) -> Any:
     function = load_object(name, key)
     try:
-        return function(root=root, train=train)
+        with generators_kept():
+            seed_generators(seed)
+            return function(root=root, train=train)
     except FedDKDError:
         raise
     except Exception as error:  # a user's function may raise anything
@@ -104,70 +109,150 @@ def _call(name: str, key: str, root: Path | None, train: bool) -> Any:
         raise DataError(f"{named(key, name)}: calling it with {called} failed with {one_line(error)}") from error
 
 
-def _no_labels(count: int, where: str) -> Tensor:
+def _no_labels(count: int) -> Tensor:
     if count == 0:
-        raise DataError(f"{where}: there are no examples")
+        raise DataError("there are no examples")
     return torch.full((count,), UNLABELLED)
 
 
+def _is_pair(result: Any) -> bool:
+    """Tell whether this is (inputs, labels), or [inputs, labels]; a list of rows is a data set. Raises DataError."""
+    if isinstance(result, tuple):
+        if len(result) != 2:
+            raise DataError(f"it returned a tuple of {len(result)}, not (inputs, labels)")
+        return True
+    if not isinstance(result, list) or len(result) != 2:
+        return False
+    if any(isinstance(part, Tensor | np.ndarray) for part in result):
+        return True
+    if all(isinstance(part, Mapping | tuple) for part in result):
+        return False
+    raise DataError("it returned a list of 2, which is ambiguous; return a tuple (inputs, labels), or a list of (input, label) tuples")
+
+
+def _is_iterable(result: Any) -> bool:
+    if isinstance(result, IterableDataset):
+        return True
+    known = isinstance(result, str | bytes | Mapping | DataLoader)
+    return isinstance(result, Iterable) and not hasattr(result, "__getitem__") and not known
+
+
 def _is_map_style(result: Any) -> bool:
-    return hasattr(result, "__getitem__") and hasattr(result, "__len__") and not isinstance(result, str | bytes | Mapping)
+    if isinstance(result, str | bytes | Mapping | DataLoader) or not hasattr(result, "__getitem__"):
+        return False
+    try:
+        len(result)
+    except (TypeError, NotImplementedError):
+        raise DataError(
+            f"it returned {_found(result)} without a length; give it __len__, or return an IterableDataset, which is read to its end"
+        ) from None
+    return True
 
 
-def _inputs(raw: Any, where: str) -> Tensor:
-    inputs = _tensor(raw, where)
-    if not (inputs.dtype == torch.uint8 or inputs.is_floating_point()):
-        raise DataError(f"{where}: inputs have dtype {inputs.dtype}; use float32, or uint8 for images")
+def _found(result: Any) -> str:
+    """Describe what a function returned, with the way out where one is known."""
+    if isinstance(result, DataLoader):
+        return "a DataLoader (return its data set, loader.dataset: training.batch_size and data.workers make the batches here)"
+    if isinstance(result, np.lib.npyio.NpzFile):
+        files = ", ".join(repr(name) for name in result.files)
+        return f"an open npz file (return two of its arrays, as in file['x'], file['y']; it holds {files})"
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return type(result).__name__
+
+
+def _in_memory(raw_inputs: Any, raw_labels: Any, config: DataConfig, train: bool, class_names: tuple[str, ...] = ()) -> MemoryExamples:
+    """Check inputs and labels that are in memory, and leave out inputs that are not finite."""
+    inputs = _inputs(raw_inputs)
+    labels = checked_labels(raw_labels, train, minus_one=config.unlabelled == "minus_one")
+    if inputs.ndim == 0 or len(inputs) != len(labels):
+        raise DataError(f"inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} differ in length")
+    good = _usable(inputs, config, named("data.name", config.name))
+    if not good.all():
+        inputs, labels = inputs[good], labels[good]
+    return MemoryExamples(inputs, labels, config.scale, class_names)
+
+
+def _usable(inputs: Tensor, config: DataConfig, where: str) -> Tensor:
+    """Find the inputs that are finite: bool [n]. Raises BadExamplesError if too many are not."""
+    good = finite(inputs)
+    bad = BadExamples(where, len(inputs), config.max_bad_share)
+    for position in (~good).nonzero().flatten().tolist():
+        bad.add(position, f"input {position}", "it holds a value that is not finite")
+    return good
+
+
+def _inputs(raw: Any) -> Tensor:
+    try:
+        inputs = as_tensor(raw)
+    except DataError as error:
+        raise DataError(f"inputs: {error}") from None
+    check_input_dtype(inputs)
     return inputs
 
 
-def _tensor(raw: Any, where: str) -> Tensor:
-    try:
-        return as_tensor(raw)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+def _first_row(dataset: MapDataset) -> Any:
+    """Read the first row that can be read. Raises DataError if none of the first ones can."""
+    problem: Exception | None = None
+    for position in range(min(len(dataset), COMPARED)):
+        try:
+            return dataset[position]
+        except Exception as error:  # noqa: BLE001  # a user's data set may raise anything
+            problem = problem or error
+    if problem is None:
+        raise DataError("there are no examples")
+    raise DataError(f"reading {name_of(dataset, 0)} failed with {one_line(problem)}") from problem
 
 
-def _targets(dataset: Any) -> Any:
-    """The labels of a map-style data set, as it gives them or as a list of integers and None."""
-    if hasattr(dataset, "targets"):
-        return dataset.targets
-    raw = [dataset[index][1] for index in range(len(dataset))]
-    return [None if label is None else int(label) for label in raw]
+def _streamed(dataset: MapDataset, config: DataConfig, train: bool, where: str) -> StreamedExamples:
+    """Read the labels of a map-style data set, and find out whether its reads are random."""
+    with generators_kept():
+        seed_generators(0)
+        entries = entries_of(_first_row(dataset), config.input_key, config.label_key)
+        bad = BadExamples(where, len(dataset), config.max_bad_share)
+        raw, draws = targets_of(dataset, entries), False
+        if raw is None:
+            before = generator_states()
+            raw = _labels_of_rows(dataset, entries, bad)
+            draws = generator_states() != before
+    labels = checked_labels(raw, train, minus_one=config.unlabelled == "minus_one")
+    if bad.found:
+        dataset = Subset(dataset, [position for position in range(len(dataset)) if position not in bad.found])  # type: ignore[arg-type]
+    examples = StreamedExamples(dataset, labels, reading_of(config, where, entries), names_of_dataset(dataset), len(bad.found))
+    examples.reader.probe(_probed(labels))
+    examples.reader.is_random |= draws
+    return examples
 
 
-def _read_labels(raw: Any, train: bool, minus_one: bool, where: str) -> Tensor:
-    """Labels as int64 [n], with `UNLABELLED` for None and, where that is declared, for -1."""
-    filled, missing = _without_none(raw)
-    labels = _checked_labels(_tensor(filled, where), where)
-    if train and not minus_one and (labels == UNLABELLED).any():
-        raise DataError(
-            f"{where}: label -1 is outside [0, data.num_classes); "
-            "if -1 means that an example has no label, set data.unlabelled = 'minus_one'"
-        )
-    if missing is not None:
-        labels = labels.masked_fill(missing, UNLABELLED)
-    if not train and (labels == UNLABELLED).any():
-        position = int((labels == UNLABELLED).nonzero()[0])
-        raise DataError(f"{where}: test example {position} has label None or -1; every example of a test set needs its label")
+def _labels_of_rows(dataset: MapDataset, entries: Entries, bad: BadExamples) -> list[int | None]:
+    """Read all rows for their labels; those that cannot be read are added to `bad`."""
+    labels = []
+    for position in range(len(dataset)):
+        try:
+            row = dataset[position]
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a user's data set may raise anything
+            bad.add(position, name_of(dataset, position), str(error) if isinstance(error, DataError) else one_line(error))
+            continue
+        labels.append(_label_of(row, entries, name_of(dataset, position)))
     return labels
 
 
-def _without_none(raw: Any) -> tuple[Any, Tensor | None]:
-    """Labels with 0 where they are None, and bool [n] that says where; labels without None as they are, and None."""
-    if isinstance(raw, list | tuple) or str(getattr(raw, "dtype", "")) == "object":
-        missing = [label is None for label in raw]
-        if any(missing):
-            return [0 if label is None else label for label in raw], torch.tensor(missing)
-    return raw, None
+def _label_of(row: Any, entries: Entries, name: str) -> int | None:
+    try:
+        return label_number(entries.label_of(row))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except (KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{name}: it has no label ({one_line(error)})") from None
 
 
-def _checked_labels(labels: Tensor, where: str) -> Tensor:
-    """`labels` as int64 [n]."""
-    if labels.ndim != 1:
-        raise DataError(f"{where}: labels have shape {tuple(labels.shape)}; one integer for each example is expected")
-    if len(labels) == 0:
-        raise DataError(f"{where}: there are no examples")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"{where}: labels have dtype {labels.dtype}; integers are expected")
-    return labels.long()
+def _probed(labels: Tensor) -> list[int]:
+    """Choose the examples that are read twice: some at equal distances, and the first of each class."""
+    first_of: dict[int, int] = {}
+    for position, label in enumerate(labels.tolist()):
+        if len(first_of) == MOST_CLASSES_PROBED:
+            break
+        first_of.setdefault(label, position)
+    return sorted({*spread(len(labels), COMPARED), *first_of.values()})

@@ -9,13 +9,13 @@ space of the functions that they compute, not of their parameters, with no data 
 
 Repeated, this minimises Σ_k p_k E_{D_k} KL(f_{w_k} || f_v): its minimum is the *neural network map
 average* of the teachers. `divergences` holds the KL above and its alternatives, `teacher` the
-teacher's logits, computed once a round, and `gradient` a client's reply to one step.
+teacher's logits, computed once a round where that is exact, and `gradient` a client's reply to one step.
 """
 
 from feddkd.dkd.divergences import Divergence, kl, without_true_class
 from feddkd.dkd.gradient import Distillation, StepLoss, distillation_gradient
 from feddkd.dkd.self_training import OwnPredictions
-from feddkd.dkd.teacher import mean_entropy, teacher_logits
+from feddkd.dkd.teacher import frozen, known_rows, mean_entropy, soft_labels, teacher_logits
 
 __all__ = [
     "Distillation",
@@ -23,8 +23,11 @@ __all__ = [
     "OwnPredictions",
     "StepLoss",
     "distillation_gradient",
+    "frozen",
     "kl",
+    "known_rows",
     "mean_entropy",
+    "soft_labels",
     "teacher_logits",
     "without_true_class",
 ]

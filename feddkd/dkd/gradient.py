@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.dkd.divergences import Divergence, without_true_class
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.dkd.teacher import soft_labels
+from feddkd.errors import DataError
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 from feddkd.registry import DIVERGENCES
 from feddkd.tensors import Schema, Tensors
 
@@ -159,13 +161,14 @@ def recurrent_gradients(module: nn.Module) -> Iterator[None]:
 def distillation_gradient(
     module: nn.Module,
     examples: Examples,
-    teacher: Tensor | None,
+    teacher: Tensor | nn.Module | None,
     order: Tensor,
     step_loss: StepLoss,
     device: torch.device,
-    batch_size: int = 512,
     check: Check = never_stop,
     schema: Schema | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Tensors, float]:
     """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 
@@ -178,8 +181,10 @@ def distillation_gradient(
     Args:
         module: the student, on `device`; weights, buffers and training flags are as before afterwards.
         examples: the client's training examples, n of them; those without a label are labelled `UNLABELLED`.
-        teacher: float32 [n, C] from `teacher_logits`; None only if the loss needs none.
-        order: int64 [m], positions of this step's examples; one that occurs twice counts twice.
+        teacher: float32 [n, C] from `teacher_logits`; or a `frozen` network on `device`, which runs on the
+            inputs that the student sees, for examples whose reads are random. None only if the loss needs none.
+        order: int64 [m], positions of this step's examples; one that occurs twice counts twice, and one
+            that cannot be used does not count.
         step_loss: the loss.
         device: where to compute.
         batch_size: examples in one piece.
@@ -192,24 +197,37 @@ def distillation_gradient(
 
     Raises:
         ValueError: `order` is empty, or the teacher is missing or has not one row for each example.
+        DataError: none of the examples can be used.
     """
     if len(order) == 0:
         raise ValueError("a distillation gradient needs at least one example")
-    if teacher is not None and len(teacher) != len(examples):
+    if isinstance(teacher, Tensor) and len(teacher) != len(examples):
         raise ValueError(f"the teacher has logits for {len(teacher)} examples, not for {len(examples)}")
     schema = Schema.of_module(module).trainable if schema is None else schema
     named = dict(module.named_parameters(remove_duplicate=False))
     parameters = [named[name] for name in schema.by_name]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
-    mean_loss = 0.0
+    mean_loss, used = 0.0, 0
     with eval_mode(module), recurrent_gradients(module), torch.enable_grad():
         for index, x, y in examples.batches(order, batch_size):
             check()
-            share = len(index) / len(order)
-            soft_labels = None if teacher is None else teacher[index].to(device)
-            loss = step_loss.loss(module(x.to(device)), soft_labels, y.to(device))
+            share, inputs = len(index) / len(order), x.to(device)
+            used += len(index)
+            soft = None if teacher is None else soft_labels(teacher, index, inputs)
+            loss = step_loss.loss(module(inputs), soft, y.to(device))
             mean_loss += share * loss.item()
             if loss.requires_grad:  # False if all parameters that the loss depends on are frozen
                 for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
                     total.add_(gradient, alpha=share)
+    if used < len(order):
+        mean_loss *= _of_used(totals, len(order), used)
     return Tensors.copy_of(schema, dict(zip(schema.by_name, totals, strict=True))), mean_loss
+
+
+def _of_used(totals: list[Tensor], drawn: int, used: int) -> float:
+    """Make sums of shares of the drawn examples means over those that could be used; return the factor. Raises DataError."""
+    if used == 0:
+        raise DataError(f"none of the {drawn} examples of a step can be used")
+    for total in totals:
+        total.mul_(drawn / used)
+    return drawn / used

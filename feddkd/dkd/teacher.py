@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
-from feddkd.evaluation import Check, eval_mode, never_stop
+from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 
 
 @torch.no_grad()
@@ -15,15 +18,16 @@ def teacher_logits(
     module: nn.Module,
     examples: Examples,
     device: torch.device,
-    batch_size: int = 512,
     check: Check = never_stop,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> Tensor:
     """Compute the logits of a teacher on all examples, once a round, for all its DKD steps.
 
-    Caching them is exact, not an approximation: the teacher is frozen until the next round, it runs
-    in eval mode (no dropout, fixed BatchNorm statistics), and the examples are not augmented. So
-    the same example has the same logits in every step, and no DKD step needs the teacher's forward
-    pass.
+    Caching them is exact where reads are not random (`Examples.is_random`): the teacher is frozen until
+    the next round, and it runs in eval mode (no dropout, fixed BatchNorm statistics). So the same
+    example has the same logits in every step, and no DKD step needs the teacher's forward pass. Where
+    examples are augmented at random, use `frozen` and compute logits for each batch.
 
     Args:
         module: the teacher, on `device`; its parameters, buffers and training flags are as before afterwards.
@@ -33,25 +37,73 @@ def teacher_logits(
         check: called before every forward pass; what it raises ends the computation.
 
     Returns:
-        float32 [n, C] on the CPU; row i belongs to example i.
+        float32 [n, C] on the CPU; row i belongs to example i. It is NaN where the example cannot be used.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or none can be used.
     """
     if len(examples) == 0:
         raise ValueError("a teacher needs at least one example")
     with eval_mode(module):
-        logits = []
-        for _, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+        read, logits = [], []
+        for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
             check()
+            read.append(index)
             logits.append(module(inputs.to(device)).float().cpu())
-        return torch.cat(logits)
+    return by_example(read, logits, len(examples))
+
+
+def by_example(read: Sequence[Tensor], rows: Sequence[Tensor], examples: int) -> Tensor:
+    """Put rows [B, C] of consecutive pieces together; NaN where an example is in none of them.
+
+    Args:
+        read: int64 [B], the examples of each piece, in ascending order over all.
+        rows: of each piece, floating-point [B, C].
+        examples: n, how many there are.
+
+    Raises:
+        ValueError: there is no piece.
+    """
+    if not read:
+        raise ValueError("no example can be used")
+    found = torch.cat(list(rows))
+    if len(found) == examples:
+        return found
+    filled = found.new_full((examples, *found.shape[1:]), torch.nan)
+    filled[torch.cat(list(read))] = found
+    return filled
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Copy a network as it is now, in eval mode, to compute logits of later batches with."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def soft_labels(teacher: Tensor | nn.Module, index: Tensor, inputs: Tensor) -> Tensor:
+    """Look a teacher's logits [B, C] of a batch up, or compute them for the inputs at hand.
+
+    Args:
+        teacher: logits [n, C] of all examples, or a `frozen` network, on the device of `inputs`.
+        index: int64 [B] on the CPU, positions of the examples.
+        inputs: [B, ...], as the student sees them.
+    """
+    if isinstance(teacher, Tensor):
+        return teacher[index].to(inputs.device)
+    logits: Tensor = teacher(inputs)
+    return logits
+
+
+def known_rows(logits: Tensor) -> Tensor:
+    """Find the rows of [n, C] that belong to an example that can be used: bool [n]."""
+    return ~logits.isnan().any(1)
 
 
 def mean_entropy(logits: Tensor) -> float:
-    """Compute the mean entropy in nats of the predictions softmax(logits) [n, C].
+    """Compute the mean entropy in nats of the predictions softmax(logits) [n, C], of the rows that are known.
 
     It is 0 for a teacher that is certain of every example; its soft labels then equal hard ones.
     """
+    logits = logits[known_rows(logits)]
     # entr is 0 at a probability of 0, where -p log p is NaN.
     return float(torch.special.entr(F.softmax(logits, dim=1)).sum(1).mean())

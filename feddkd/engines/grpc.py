@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,6 +125,14 @@ class GrpcEngine(ExchangeInbox, Engine):
     def owners(self) -> Mapping[str, str]:
         """Return what proves who owned each id; hashes, for a later process. From any thread."""
         return {client: owner.text for client, owner in self._server.owners().items()}
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self._server.classes.names
+
+    def give_class_names(self, names: Sequence[str], told_by: str) -> None:
+        """Take names as those of the run's classes, before any client joins; `told_by` says whose they are."""
+        self._server.classes.give(names, told_by)
 
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()

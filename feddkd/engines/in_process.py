@@ -8,7 +8,7 @@ that is not in this process is missing, as one that never connects.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,14 @@ from typing import Self
 from feddkd.client.kept_reply import KeptReply
 from feddkd.client.membership import Membership
 from feddkd.client.work import TaskRunner, Work
+from feddkd.client.worker import Worker
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
 from feddkd.engines.in_process_memory import InProcessMemory
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.useful import useful_traffic
-from feddkd.errors import RunError
+from feddkd.errors import BadExamplesError, RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
@@ -108,6 +109,10 @@ class InProcessEngine(Engine):
         working = sum(begun.waits_for(client) for client, begun in open_exchanges.items() if client in self._workers)
         return ClientStates(len(self._workers) - working, working)
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        return next((worker.class_names for worker in self._workers.values() if isinstance(worker, Worker)), ())
+
     def last_heard(self) -> Mapping[str, float]:
         return dict.fromkeys(self._workers, 0.0)
 
@@ -148,12 +153,19 @@ class InProcessEngine(Engine):
             if work.is_lacking:
                 return None
             if work.can_be_computed:
-                work.keep(reply := _reply_to(work))
+                work.keep(reply := self._computed(client, work))
                 self._memory.keep(client, message, reply)
             self.check_aborted()
             return work.reply_from(0)
         finally:
             self._work = None
+
+    def _computed(self, client: str, work: Work) -> KeptReply:
+        """Compute a client's reply. Raises RunError if too many of its examples cannot be used: the run has no other data."""
+        try:
+            return _reply_to(work)
+        except BadExamplesError as error:
+            raise RunError(f"{client}: {error}") from error
 
     def settle(self, client: str, exchange: ExchangeId, *, counted: bool) -> None:
         """Let a client know what became of its reply."""
@@ -298,5 +310,7 @@ def _reply_to(work: Work) -> KeptReply:
     task = work.start()
     try:
         return work.compute(task)
+    except BadExamplesError:
+        raise
     except Exception as error:  # noqa: BLE001  # what a user's code raises is this client's failure alone
         return work.failure(error)

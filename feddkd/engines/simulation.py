@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
 from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
 from feddkd.config import Config
-from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.datasets import BUILT_IN, info_of, load_test, load_train
 from feddkd.data.partitions import class_counts, client_ids, partition
+from feddkd.data.seeding import reads_for
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
@@ -29,6 +32,7 @@ from feddkd.evaluation import evaluate
 from feddkd.exchange import Evaluation
 from feddkd.models.device import find_device
 from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
+from feddkd.models.registry import build
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import Journal, NoJournal
@@ -58,13 +62,14 @@ def make_evaluator(config: Config, initial: InitialModel) -> Evaluator | None:
     """
     if not config.data.test_set:
         return None
-    examples = load_test(config.data)
+    examples = load_test(config.data, config.seed)
     device = find_device(config.runtime.device)
     module = initial.module.to(device)
 
     def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
-        return evaluate(module, examples, device, check)
+        with reads_for(f"{config.seed}/test"):  # the same views in every round
+            return evaluate(module, examples, device, check, batch_size=config.eval_batch_size)
 
     return evaluate_model
 
@@ -96,6 +101,7 @@ class Federation:
         config: resolved.
         initial: the network before round 1.
         class_counts: examples of each class at each client; the clients will deal them in the same way.
+        class_names: in the order of the classes' numbers; empty where the data do not say them.
     """
 
     config: Config
@@ -103,6 +109,7 @@ class Federation:
     initial: InitialModel
     evaluator: Evaluator | None
     class_counts: Mapping[str, list[int]]
+    class_names: tuple[str, ...] = ()
 
 
 def prepare(config: Config) -> Federation:
@@ -118,7 +125,12 @@ def prepare(config: Config) -> Federation:
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
     warn_of_batch_norm(initial)
-    return Federation(config, algorithm, initial, make_evaluator(config, initial), _class_counts(config))
+    evaluator, examples = make_evaluator(config, initial), load_train(config.data, config.seed)
+    info = info_of(config.data, examples)
+    if config.data.name not in BUILT_IN:
+        build(config.model, info, config.seed)  # which dtype the inputs have is known only now
+    counts = _class_counts(config, examples.labels, info.num_classes)
+    return Federation(config, algorithm, initial, evaluator, counts, examples.class_names)
 
 
 def run_federation(
@@ -148,6 +160,8 @@ def run_federation(
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(federation.class_counts))
         with _engine(engine_name, config, journal, initial, out) as engine:
+            if isinstance(engine, GrpcEngine):
+                engine.give_class_names(federation.class_names, "the simulation")
             scheduler = Scheduler(
                 config,
                 federation.algorithm,
@@ -160,13 +174,12 @@ def run_federation(
             return scheduler.run(initial.model)
 
 
-def _class_counts(config: Config) -> dict[str, list[int]]:
+def _class_counts(config: Config, labels: Tensor, classes: int) -> dict[str, list[int]]:
     """Examples of each class at each client; the clients will deal them in the same way.
 
     Raises:
         PartitionError: it cannot be done, which is better said here, at once.
     """
-    labels, classes = load_train(config.data, config.seed).labels, describe(config.data).num_classes
     parts = partition(config.partition, labels, classes, config.seed)
     return dict(zip(client_ids(len(parts)), class_counts(parts, labels, classes).tolist(), strict=True))
 

@@ -15,6 +15,10 @@ from feddkd.imports import one_line
 from feddkd.tensors import DTYPES
 
 
+class InputsRefusedError(ConfigError):
+    """The network does not take the inputs."""
+
+
 def check_model(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num_classes: int | None = None) -> frozenset[str]:
     """Run a batch in eval mode and in train mode, each with a backward pass.
 
@@ -82,10 +86,11 @@ def _backward(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num
     """Run one batch forward and backward in the network's current mode. Raises ConfigError."""
     mode = "train" if module.training else "eval"
     shape = tuple(inputs.shape[1:])
+    kind = "" if inputs.is_floating_point() else f" and dtype {str(inputs.dtype).removeprefix('torch.')}"
     try:
         logits = module(inputs)
     except Exception as error:  # a user's model may raise anything
-        raise ConfigError(f"{where} does not take inputs of shape {shape} in {mode} mode: {one_line(error)}") from error
+        raise InputsRefusedError(f"{where} does not take inputs of shape {shape}{kind} in {mode} mode: {one_line(error)}") from error
     _check_logits(logits, labels, f"{where} in {mode} mode maps {len(inputs)} inputs of shape {shape}", num_classes)
     # After the forward pass: lazy modules have their parameters only then.
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from feddkd.compression.constants import NO_CONSTANTS, Constants
-from feddkd.config import Config
+from feddkd.config import Config, DataConfig
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.errors import ConfigError
 from feddkd.models.check import form_of
@@ -68,7 +69,7 @@ def build_initial(config: Config) -> InitialModel:
     info = describe(config.data)
     module, parts = build(config.model, info, config.seed)
     if config.model.init is not None:
-        load_weights(module, config.model.init.expanduser())
+        load_weights(module, config.model.init)
     constants = Constants.of(parts.constants_of(module))
     return InitialModel(module, parts.model_of(module), WholeModel(parts, constants, about(config, info)))
 
@@ -139,15 +140,21 @@ def about(config: Config, info: DataInfo) -> dict[str, str]:
         "model.name": config.model.name,
         "num_classes": str(info.num_classes),
         "input_shape": str(list(info.input_shape)),
-        "input_scaling": _scaling(config.data.name),
+        "input_scaling": _scaling(config.data),
     }
 
 
-def _scaling(name: str) -> str:
+def _scaling(data: DataConfig) -> str:
     """Say how the inputs were scaled before the network saw them."""
-    if ":" in name:
-        return f"as {name} returns them; uint8 divided by 255"
-    return "0 to 16 divided by 16" if name == "digits" else "uint8 divided by 255"
+    if ":" in data.name:
+        scaled = {"auto": "; images of uint8 divided by 255", "uint8": "; uint8 divided by 255", "none": ""}
+        return f"as {data.name} returns them{scaled[data.scale]}"
+    return "0 to 16 divided by 16" if data.name == "digits" else "uint8 divided by 255"
+
+
+def about_classes(names: Sequence[str]) -> dict[str, str]:
+    """Name the classes in the metadata, in the order of their numbers, as JSON; nothing where they are not known."""
+    return {"class_names": json.dumps(list(names))} if names else {}
 
 
 def with_run(whole: WholeModel, run_id: str) -> WholeModel:

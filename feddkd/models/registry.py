@@ -11,7 +11,7 @@ from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
 from feddkd.errors import ConfigError, FedDKDError
 from feddkd.imports import load_object, named, one_line
-from feddkd.models.check import check_model
+from feddkd.models.check import InputsRefusedError, check_model
 from feddkd.models.parts import Parts
 from feddkd.models.wrappers import without_wrappers
 from feddkd.registry import MODELS
@@ -34,12 +34,12 @@ def build(config: ModelConfig, info: DataInfo, seed: int) -> Built:
         # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
         torch.default_generator.manual_seed(seed)
         module = without_wrappers(_called(config.name, info, where))
-        changed = check_model(module, *_tried(info), where, info.num_classes)
+        changed = _check(module, info, where)
     return Built(module, Parts.of(module, changed, local_buffers=config.local_buffers))
 
 
 def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
-    """Build a network on the CPU that maps float32 [B, *input_shape] to logits [B, num_classes].
+    """Build a network on the CPU that maps float32 or int64 [B, *input_shape] to logits [B, num_classes].
 
     The same `seed` gives the same parameters, bit for bit; torch's global random state is not
     touched. A user's `package.module:function` is called as function(input_shape, num_classes).
@@ -67,8 +67,32 @@ def _called(name: str, info: DataInfo, where: str) -> nn.Module:
     return model
 
 
-def _tried(info: DataInfo) -> tuple[Tensor, Tensor]:
+def _check(module: nn.Module, info: DataInfo, where: str) -> frozenset[str]:
+    """Try a network as `check_model` does, on inputs of the data's dtype; where that is not known, of the first that it takes.
+
+    Raises:
+        ConfigError: it cannot be trained or sent.
+    """
+    problem: InputsRefusedError | None = None
+    for dtype in info.possible_dtypes:
+        try:
+            return check_model(module, *_tried(info, dtype), where, info.num_classes)
+        except InputsRefusedError as error:
+            problem = problem or error
+    assert problem is not None
+    raise ConfigError(f"{problem}{_way_out(info, problem)}") from problem
+
+
+def _tried(info: DataInfo, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Draw the batch that a network is tried on, the same everywhere: zeros would leave BatchNorm's means as they are."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(TRIED_EXAMPLES, *info.input_shape, generator=generator)
+    generator, shape = torch.Generator().manual_seed(0), (TRIED_EXAMPLES, *info.input_shape)
+    # Of token ids only the first two: how many a network knows is not said.
+    inputs = torch.rand(shape, generator=generator) if dtype.is_floating_point else torch.randint(2, shape, generator=generator)
     return inputs, torch.arange(TRIED_EXAMPLES) % info.num_classes
+
+
+def _way_out(info: DataInfo, problem: InputsRefusedError) -> str:
+    """Say what to do where a network does not take inputs of this dtype; nothing where that is not the problem."""
+    if info.input_dtype == torch.int64:
+        return '; the data are integers (token ids): for numbers convert them to float32, for images of bytes set data.scale = "uint8"'
+    return "; token ids must be integers in the data, or the model calls x.long()" if "Long" in str(problem) else ""

@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
-from feddkd.exchange import Evaluation
+from feddkd.exchange import Evaluation, ExampleCounts
 from feddkd.models.file import write_model
-from feddkd.models.initial import WholeModel
-from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, RUN_COMMENT, SUMMARY
+from feddkd.models.initial import WholeModel, about_classes
+from feddkd.observability.run_folder import CLASSES, CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, RUN_COMMENT, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
+from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
 from feddkd.text import printable
@@ -55,6 +56,8 @@ class Ledger(Observer):
         self._config = config
         self._began = False
         self._whole = WholeModel()
+        self._engine: Engine | None = None
+        self._class_names: tuple[str, ...] = ()
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_whose(out / CONFIG, run_id)
@@ -72,6 +75,18 @@ class Ledger(Observer):
         with _writing(self._out / PARTITION) as file:
             file.write_text(json.dumps(counts) + "\n", encoding="utf-8")
 
+    def engine_ready(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
+        """Write `classes.json`, once the names of the classes are known."""
+        names = () if self._engine is None else tuple(self._engine.class_names)
+        if names == self._class_names:
+            return
+        self._class_names = names
+        with _writing(self._out / CLASSES) as file:
+            file.write_text(json.dumps(names) + "\n", encoding="utf-8")
+
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._began = True
         _append(self._exchanges, exchange_line(record))
@@ -84,7 +99,8 @@ class Ledger(Observer):
         partial = self._out / f"{MODEL}.partial"
         with _writing(self._out / MODEL) as file:
             try:
-                write_model(partial, self._whole.of(model), {**self._whole.about, "round": str(round_number)})
+                about = {**self._whole.about, **about_classes(self._class_names), "round": str(round_number)}
+                write_model(partial, self._whole.of(model), about)
                 partial.replace(file)
             except BaseException:
                 partial.unlink(missing_ok=True)  # half a model is of no use, and fills the disk

@@ -23,6 +23,7 @@ CONFIG = "config.toml"
 EXCHANGES = "exchanges.jsonl"
 ROUNDS = "rounds.jsonl"
 PARTITION = "partition.json"
+CLASSES = "classes.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 

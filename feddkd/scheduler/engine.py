@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -115,6 +115,11 @@ class Engine(ABC):
     def owners(self) -> Mapping[str, str]:
         """Return what proves who owns each client id (never the secret), for the next server process."""
         return {}
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, as the clients told them; empty where they are not known. From any thread."""
+        return ()
 
     def last_heard(self) -> Mapping[str, float]:
         """Return how many seconds ago each joined client was heard, by id. From any thread."""

@@ -15,7 +15,7 @@ from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Owner, Session
 
-MAX_REQUEST_BYTES = 64 << 10
+MAX_REQUEST_BYTES = 1 << 20
 MAX_INSTANCE_ID_BYTES = 64
 MAX_SOFTWARE_VERSION_CHARACTERS = 64
 MAX_EXAMPLES = 2**53

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -173,7 +173,7 @@ class ServerConnection:
         response = await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
         return response.manifest
 
-    async def join(self, client_id: str, counts: ExampleCounts, instance_id: str) -> pb.JoinResponse:
+    async def join(self, client_id: str, counts: ExampleCounts, instance_id: str, class_names: Sequence[str] = ()) -> pb.JoinResponse:
         """Register a client. Raises UnreachableError or RefusedError."""
         call = self._channel.unary_unary(f"/{SERVICE}/Join", pb.JoinRequest.SerializeToString, pb.JoinResponse.FromString)
         request = pb.JoinRequest(
@@ -183,6 +183,7 @@ class ServerConnection:
             num_labelled=counts.labelled,
             instance_id=instance_id,
             software_version=__version__,
+            class_names=class_names,
         )
         return await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
 

@@ -26,6 +26,7 @@ from feddkd.transport.admission import (
     parse_request,
 )
 from feddkd.transport.calls import Context, Responses, refuse
+from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
@@ -66,6 +67,7 @@ class FederationServer:
         """
         self._inbox = inbox
         self._admission = admission
+        self.classes = ClassContract()
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -224,6 +226,7 @@ class FederationServer:
             check_owner(holder, owner, now)
         if certificate is not None and (known is None or known.owner.certificate != certificate):
             self._check_certificate(certificate)
+        self.classes.check(request.client_id, request.class_names)
         if known is not None:
             self._participation.supersede(known, "joined again")
         session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)

@@ -48,7 +48,7 @@ def request(**changes: str | int) -> bytes:
         (request(instance_id="i" * 65), INVALID, "64 bytes"),
         (request(instance_id="é" * 33), INVALID, "64 bytes"),
         (request(software_version="v" * 65), INVALID, "software version"),
-        (request(software_version="v" * 70_000), INVALID, "at most 65536"),
+        (request(software_version="v" * 1_100_000), INVALID, "at most 1048576"),
         (b"\xff\xff", INVALID, "is not a JoinRequest"),
         (request()[:-1], INVALID, "is not a JoinRequest"),
     ],

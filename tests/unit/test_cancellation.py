@@ -84,7 +84,7 @@ def test_a_closed_exchange_stops_before_the_next_batch(tmp_path: Path, algorithm
     for stop_at in range(1, passes + 1):
         number = 1 if exchange != "local_train" else 1 + stop_at  # a teacher is of this round, a memory of the one before
         if isinstance(worker._client_side, FedDKDClient):
-            worker._client_side.distiller._cached_logits = None
+            worker._client_side.distiller._cached = None
         task = task_for(worker, exchange, number, evaluated)
         with Passes(worker.site.module, stop_at, task.cancelled.set) as passed:
             if stop_at < passes:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import UNLABELLED, Examples, Loaded, MemoryExamples, StreamedExamples, as_tensor, joined, labelled_index
+from feddkd.data.examples import UNLABELLED, Examples, Loaded, MemoryExamples, Reading, StreamedExamples, joined, labelled_index
+from feddkd.data.inputs import as_tensor
 from feddkd.errors import DataError
 
 
@@ -33,7 +34,7 @@ def memory(n: int) -> MemoryExamples:
 
 
 def streamed(n: int) -> StreamedExamples:
-    return StreamedExamples(Squares(n), labels(n), workers=0)
+    return StreamedExamples(Squares(n), labels(n))
 
 
 @pytest.fixture(params=[memory, streamed])
@@ -132,7 +133,7 @@ def images(n: int) -> MemoryExamples:
 @pytest.mark.parametrize("second", [memory, streamed, images])
 def test_joined_examples_are_both_in_order(first: Callable[[int], Loaded], second: Callable[[int], Loaded]) -> None:
     one, two = first(4), second(3)
-    both = joined(one, two, workers=0)
+    both = joined(one, two, Reading())
     assert both.labels.tolist() == [*one.labels.tolist(), *two.labels.tolist()]
     x, _ = both.gather(torch.tensor([6, 1, 5, 3]))
     expected = torch.cat([two.gather(torch.tensor([2]))[0], one.gather(torch.tensor([1]))[0]])
@@ -146,16 +147,16 @@ def test_joined_examples_are_both_in_order(first: Callable[[int], Loaded], secon
 
 
 def test_what_is_joined_stays_in_memory_where_it_can() -> None:
-    assert isinstance(joined(memory(2), memory(3), 0), MemoryExamples)
-    bytes_alone = joined(images(2), images(3), 0)
+    assert isinstance(joined(memory(2), memory(3), Reading()), MemoryExamples)
+    bytes_alone = joined(images(2), images(3), Reading())
     assert isinstance(bytes_alone, MemoryExamples)
     assert bytes_alone.inputs.dtype == torch.uint8
     for first, second in ((memory(2), images(3)), (memory(2), streamed(3)), (streamed(2), images(3))):
-        assert isinstance(joined(first, second, 0), StreamedExamples)
+        assert isinstance(joined(first, second, Reading()), StreamedExamples)
 
 
 def test_loader_processes_read_joined_examples() -> None:
-    alone, loaded = (joined(streamed(5), images(4), workers) for workers in (0, 1))
+    alone, loaded = (joined(streamed(5), images(4), Reading(workers=workers)) for workers in (0, 1))
     order = torch.tensor([8, 0, 5, 4, 3])
     for expected, found in zip(alone.batches(order, 3), loaded.batches(order, 3), strict=True):
         assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
@@ -184,7 +185,7 @@ def test_double_precision_becomes_single() -> None:
 
 
 def test_loader_processes_give_the_same_batches_and_leave_the_global_seed_alone() -> None:
-    alone, loaded = StreamedExamples(Squares(12), labels(12), 0), StreamedExamples(Squares(12), labels(12), 2)
+    alone, loaded = StreamedExamples(Squares(12), labels(12)), StreamedExamples(Squares(12), labels(12), Reading(workers=2))
     state = torch.random.get_rng_state()
     part = torch.tensor([11, 3, 5, 0, 7])
     for order in (torch.tensor([4, 3, 0, 2, 1]), torch.tensor([2, 1])):

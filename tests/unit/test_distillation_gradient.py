@@ -100,7 +100,7 @@ def test_the_size_of_the_pieces_does_not_change_the_gradient(batch_size: int) ->
     student, examples, order = new_model(1), new_examples(), torch.randperm(23, generator=torch.Generator().manual_seed(5))
     teacher, distillation = teacher_logits(new_model(2), examples, CPU), Distillation("js", 2.0, 0.3)
     whole, whole_loss = distillation_gradient(student, examples, teacher, order, distillation, CPU)
-    pieces, pieces_loss = distillation_gradient(student, examples, teacher, order, distillation, CPU, batch_size)
+    pieces, pieces_loss = distillation_gradient(student, examples, teacher, order, distillation, CPU, batch_size=batch_size)
     assert_same(pieces, whole)
     assert pieces_loss == pytest.approx(whole_loss, rel=1e-12)
 
@@ -271,7 +271,7 @@ def test_teacher_logits_are_the_evaluated_models_in_example_order(batch_size: in
     model, examples = model_with_statistics(), new_examples()
     model(examples.inputs)  # statistics other than the initial ones
     before = Tensors.of_module(model)
-    logits = teacher_logits(model, examples, CPU, batch_size)
+    logits = teacher_logits(model, examples, CPU, batch_size=batch_size)
     assert (logits.dtype, logits.shape, logits.requires_grad) == (torch.float32, (23, CLASSES), False)
     assert model.training
     assert Tensors.of_module(model).sha256() == before.sha256()

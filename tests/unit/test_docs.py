@@ -16,7 +16,7 @@ from doc_pages import ALL_PAGES, ROOT, blocks_of, name_of, text_of
 from PIL import Image
 
 from feddkd.algorithms.feddkd import FedDKD
-from feddkd.data.examples import StreamedExamples
+from feddkd.data.examples import Reading, StreamedExamples
 from feddkd.data.image_folder import ImageFiles
 
 SHOWN = {
@@ -71,7 +71,7 @@ def test_an_image_that_a_reader_prepares_is_what_a_model_is_trained_on(
     exec(block.text, page := dict[str, Any]())
     shape = (channels, 12, 16)
     label = torch.tensor([0])
-    trained_on, _ = StreamedExamples(ImageFiles([str(file)], label, shape), label, 0).gather(torch.tensor([0]))
+    trained_on, _ = StreamedExamples(ImageFiles([str(file)], label, shape), label, Reading()).gather(torch.tensor([0]))
     assert torch.equal(page["prepare"](str(file), shape), trained_on[0])
 
 

@@ -330,7 +330,16 @@ def test_a_run_leaves_sites_numbers_that_average_to_the_record(run: Run) -> None
 
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
-        *("config.toml", "journal.jsonl", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
+        *(
+            "config.toml",
+            "journal.jsonl",
+            "exchanges.jsonl",
+            "rounds.jsonl",
+            "summary.json",
+            "model.safetensors",
+            "partition.json",
+            "classes.json",
+        )
     }
     for line in run.exchanges:
         assert line.keys() - {"by_client"} == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS

@@ -9,7 +9,8 @@ import pytest
 
 from feddkd.client.own_site import site_config, site_tables
 from feddkd.config import Config
-from feddkd.errors import ConfigError, RefusedError
+from feddkd.data.datasets import load_train
+from feddkd.errors import ConfigError, DataError, RefusedError
 
 
 def served(**tables: object) -> Config:
@@ -29,7 +30,7 @@ def written(folder: Path, text: str) -> Path:
 
 def test_without_a_file_the_data_are_the_servers_and_the_hardware_is_not() -> None:
     resolved = resolve(served(), None)
-    assert resolved.data == served().data
+    assert resolved.data == served().data.model_copy(update={"root": None})
     assert resolved.seed == 7
     assert resolved.runtime.threads == Config().runtime.threads
 
@@ -54,6 +55,15 @@ def test_a_site_with_other_data_takes_of_the_servers_only_what_belongs_to_the_ta
     file = written(tmp_path, '[data]\nname = "fashion_mnist"\n')
     expected = {"name": "fashion_mnist", "holdout": 0.3, "input_shape": (1, 28, 28), "num_classes": 10}
     assert resolve(served(data=data), file).data == Config.parse({"data": expected}).data
+
+
+@pytest.mark.parametrize(("key", "value"), [("root", "/etc"), ("workers", 64), ("memory_limit_mib", 1 << 20)])
+def test_the_server_decides_neither_which_folder_is_read_nor_what_the_machine_spends(tmp_path: Path, key: str, value: object) -> None:
+    server = served(data={"name": "image_folder", "input_shape": (1, 8, 8), "num_classes": 2, key: value})
+    for file in (None, written(tmp_path, "[data]\nholdout = 0.2\n")):
+        assert getattr(resolve(server, file).data, key) == getattr(Config().data, key)
+    with pytest.raises(DataError, match=r"data\.root is not set: image_folder needs the folder"):
+        load_train(resolve(server, None).data, 0)
 
 
 def test_an_override_goes_before_everything(tmp_path: Path) -> None:

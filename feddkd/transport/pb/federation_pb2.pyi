@@ -178,6 +178,7 @@ class JoinRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     NUM_LABELLED_FIELD_NUMBER: _builtins.int
+    CLASS_NAMES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this contract that the client speaks; now 1. Set by the client."""
     client_id: _builtins.str
@@ -194,6 +195,12 @@ class JoinRequest(_message.Message):
     """Version of the client's software, for the server's log."""
     num_labelled: _builtins.int
     """How many of num_examples have a label, at least 1: the weight of what the client computes on these alone. All of them, if it is not set."""
+    @_builtins.property
+    def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the client's classes, in the order of their numbers; "sha256:" and 64 hexadecimal digits where a name is told as a hash.
+        Not set where the client does not know or does not tell them. FAILED_PRECONDITION if they are not those of the run.
+        """
+
     def __init__(
         self,
         *,
@@ -203,10 +210,11 @@ class JoinRequest(_message.Message):
         instance_id: _builtins.str = ...,
         software_version: _builtins.str = ...,
         num_labelled: _builtins.int | None = ...,
+        class_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "num_labelled", b"num_labelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "client_id", b"client_id", "instance_id", b"instance_id", "num_examples", b"num_examples", "num_labelled", b"num_labelled", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "class_names", b"class_names", "client_id", b"client_id", "instance_id", b"instance_id", "num_examples", b"num_examples", "num_labelled", b"num_labelled", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_labelled: _TypeAlias = _typing.Literal["num_labelled"]  # noqa: Y015
     _WhichOneofArgType__num_labelled: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled"]  # noqa: Y015
