@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
-from feddkd.cli.output import WIDTH, output_width, present, say
+from feddkd.cli.output import WIDTH, output_width, present, prints_results, say
 from feddkd.config import Config
 
 app = typer.Typer(help="Look at data sets and partitions.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -22,6 +22,7 @@ def _group() -> None:
 
 
 @app.command()
+@prints_results
 def show(
     config: ConfigFile = None,
     override: Overrides = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
-from feddkd.cli.output import LINE_LETTERS, error_console, note, only_results
+from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
+from feddkd.observability.new_folder import new_folder
 from feddkd.text import printable
 
 BUILT_IN = "the built-in example"
@@ -72,10 +73,10 @@ def run(
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
-    folder = resume or out or default_out(read_tables(config, overrides))
-    _announce(config, overrides, folder, resumed=resume is not None)
-    loaded = _loaded(config, overrides, resume)
-    with only_results():
+    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
+    with place as folder:
+        _announce(config, overrides, folder, resumed=resume is not None)
+        loaded = _loaded(config, overrides, resume)
         summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 
@@ -125,13 +126,8 @@ def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> C
     return Config.loads(header.config, overrides, source=str(resume))
 
 
-def default_out(tables: Mapping[str, Any]) -> Path:
-    """Name a folder after the algorithm and the time.
-
-    Args:
-        tables: what the configuration says, before it is checked.
-    """
+def _algorithm(tables: Mapping[str, Any]) -> str:
+    """Return the name of the algorithm in a configuration that is not checked yet."""
     algorithm = tables.get("algorithm")
     name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{str(name or DEFAULT_ALGORITHM).replace(':', '.')}-{now}"
+    return str(name or DEFAULT_ALGORITHM)

@@ -23,7 +23,6 @@ from feddkd.cli.options import (
     WithReport,
     parse_address,
 )
-from feddkd.cli.output import only_results
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
@@ -81,8 +80,7 @@ def server(
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
         listening = Listening(host, port, credentials, metrics_port, metrics_host)
-        with only_results():
-            record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
+        record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.output import note
+from feddkd.cli.signals import for_this_process
 from feddkd.errors import RunError, StoppedError
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer
@@ -78,7 +79,8 @@ class StopSignals(Observer):
             StoppedError: a signal came, and the run ended for it.
             KeyboardInterrupt: likewise, where the run cannot go on.
         """
-        previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        handler = for_this_process(self.receive)
+        previous = {number: signal.signal(number, handler) for number in SIGNALS}
         try:
             yield self
         except RunError as error:
@@ -89,5 +91,5 @@ class StopSignals(Observer):
                 raise KeyboardInterrupt from error
             raise StoppedError(self.reason, f"{self._record}/", self._resumed_by) from error
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for number, before in previous.items():
+                signal.signal(number, before)
