@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
+from feddkd.cli.options import CheckOnly, ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
 from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.errors import ConfigError, RunError
 from feddkd.text import printable
@@ -32,6 +32,7 @@ def client(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     insecure: Insecure = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Take part in a federation with this site's own data.
@@ -48,6 +49,7 @@ def client(
     from feddkd.cli.site_progress import SiteProgress, in_words
     from feddkd.client.membership import Membership
     from feddkd.client.own_site import fetch_server_config, site_config, site_tables, site_worker
+    from feddkd.client.preflight import check_site, check_writable
     from feddkd.client.process import take_part
     from feddkd.client.state_dir import StateDir
     from feddkd.client.worker import FINAL_MODEL
@@ -60,9 +62,16 @@ def client(
     if tls is None:
         check_plaintext_allowed(host, insecure)
     own = site_tables(config, override or ())
+    if check:
+        from feddkd.cli.check import SiteToCheck, check_client
+
+        check_client(SiteToCheck(host, server, client_id, state, own, partition_index, tls, [tls_ca, tls_cert]))
+        return
     state_dir = StateDir(state, client_id)
     described = fetch_server_config(server, tls, retry_for)
     worker = site_worker(site_config(described.config, own), state_dir, partition_index)
+    check_site(worker.site)
+    check_writable(state)
 
     def tell(line: str) -> None:
         note(error_console(), printable(f"{client_id}: {line}", LINE_LETTERS))

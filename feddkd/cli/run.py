@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
-from feddkd.observability.new_folder import new_folder
+from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
 
 BUILT_IN = "the built-in example"
@@ -57,6 +57,7 @@ def run(
     metrics_port: MetricsPort = None,
     report: WithReport = True,
     as_json: Json = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -73,6 +74,11 @@ def run(
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
+    if check:
+        from feddkd.cli.check import check_run
+
+        check_run(_loaded(config, overrides, resume), resume or out or RUNS)
+        return
     place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
     with place as folder:
         _announce(config, overrides, folder, resumed=resume is not None)

@@ -11,6 +11,7 @@ import typer
 
 from feddkd.cli.options import (
     METRICS_HOST,
+    CheckOnly,
     Insecure,
     Json,
     MetricsHost,
@@ -49,6 +50,7 @@ def server(
     ] = 0.0,
     report: WithReport = True,
     as_json: Json = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Serve one federation.
@@ -75,6 +77,11 @@ def server(
     credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
+    if check:
+        from feddkd.cli.check import check_server
+
+        check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
+        return
     _warn_of_small_rounds(resolved.scheduler)
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)

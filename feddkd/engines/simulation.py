@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
+from feddkd.client.preflight import check_simulation
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
@@ -117,7 +119,9 @@ def prepare(config: Config) -> Federation:
     model = initial_model(config)
     algorithms.check_fits(algorithm, model.schema)
     check_codecs(config)
-    return Federation(config, algorithm, model, make_evaluator(config), _class_counts(config))
+    examples = load_train(config.data, config.seed)
+    check_simulation(config, examples)
+    return Federation(config, algorithm, model, make_evaluator(config), _class_counts(config, examples.labels))
 
 
 def run_federation(
@@ -159,13 +163,13 @@ def run_federation(
             return scheduler.run(model)
 
 
-def _class_counts(config: Config) -> dict[str, list[int]]:
+def _class_counts(config: Config, labels: Tensor) -> dict[str, list[int]]:
     """Examples of each class at each client; the clients will deal them in the same way.
 
     Raises:
         PartitionError: it cannot be done, which is better said here, at once.
     """
-    labels, classes = load_train(config.data, config.seed).labels, describe(config.data).num_classes
+    classes = describe(config.data).num_classes
     parts = partition(config.partition, labels, classes, config.seed)
     return dict(zip(client_ids(len(parts)), class_counts(parts, labels, classes).tolist(), strict=True))
 
