@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation
+from feddkd.observability.model_files import BEST, ModelFiles
 from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
@@ -53,6 +53,7 @@ class Ledger(Observer):
         self._out = out
         self._config = config
         self._began = False
+        self._models = ModelFiles(out, config.scheduler.keep_checkpoints)
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_whose(out / CONFIG, run_id)
@@ -73,19 +74,19 @@ class Ledger(Observer):
 
     def round_done(self, record: RoundRecord) -> None:
         _append(self._rounds, round_line(record))
+        if record.evaluation is not None:
+            with _writing(self._out / BEST):
+                self._models.evaluated(record.round, record.evaluation.accuracy)
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """Keep the newest global model, so that a run that is cut off leaves what it had learned."""
-        partial = self._out / f"{MODEL}.partial"
-        with _writing(self._out / MODEL) as file:
-            try:
-                save_file(dict(model), partial, metadata={"round": str(round_number)})
-                partial.replace(file)
-            except BaseException:
-                partial.unlink(missing_ok=True)  # half a model is of no use, and fills the disk
-                raise
+        with _writing(self._out / MODEL):
+            self._models.write(round_number, model)
 
     def run_done(self, record: RunRecord) -> None:
+        if record.delivered_round is not None:
+            with _writing(self._out / MODEL):
+                self._models.deliver(record.delivered_round, record.model)
         summary = summarize(record, self._config)
         with _writing(self._out / SUMMARY) as file:
             file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -155,6 +156,9 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "rounds": record.rounds,
         "final_accuracy": record.final_evaluation.accuracy if record.final_evaluation else None,
         "best_accuracy": record.best_accuracy,
+        "best_round": record.best_round,
+        "delivered_round": record.rounds if record.delivered_round is None else record.delivered_round,
+        "stopped": record.stopped,
         "total_wire_bytes_up": record.traffic.wire_bytes_up + record.other_traffic.wire_bytes_up,
         "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
         "other_wire_bytes_up": record.other_traffic.wire_bytes_up,

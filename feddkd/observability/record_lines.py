@@ -197,6 +197,9 @@ class Summary(TensorBytes):
     rounds: Count | None = None
     final_accuracy: Share | None = None
     best_accuracy: Share | None = None
+    best_round: Count | None = None
+    delivered_round: Count | None = None
+    stopped: str = ""
     total_wire_bytes_up: Count = 0
     total_wire_bytes_down: Count = 0
     other_wire_bytes_up: Count = 0

@@ -91,6 +91,9 @@ class RunRecord:
         examples: of each client that could take part, as it said last; empty for very many clients.
         doubtful_labels: sites whose labels may be wrong, by client.
         lost_traffic: the part of all this that bought nothing.
+        best_round: the evaluated round with the highest accuracy; None if none was evaluated.
+        delivered_round: the round whose model clients got, which is `model`; None for the last one.
+        stopped: why the run ended before all of its rounds; empty if it did not.
     """
 
     run_id: str
@@ -108,6 +111,9 @@ class RunRecord:
     examples: Mapping[str, ExampleCounts] = field(default_factory=dict)
     doubtful_labels: Mapping[str, Doubt] = field(default_factory=dict)
     lost_traffic: Traffic = field(default_factory=Traffic)
+    best_round: int | None = None
+    delivered_round: int | None = None
+    stopped: str = ""
 
 
 class Observer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.scheduler.evaluated import Evaluated
 from feddkd.scheduler.events import (
     Counts,
     DeliveredLate,
@@ -74,6 +75,10 @@ class RunState:
         replied: the last exchange that each client's reply counted in.
         incarnation: counts the processes of the run.
         elapsed_s: seconds that they have worked on it.
+        evaluated: the accuracy of its rounds.
+        keeps_best: whether the model of the best of these is needed later.
+        delivered_round: whose model is delivered, if not the last one's; else 0.
+        stopped: why the run ends before all of its rounds; empty if it does not.
     """
 
     def __init__(self, run_id: str, quorum: int) -> None:
@@ -102,6 +107,10 @@ class RunState:
         self.replied: dict[str, ExchangeId] = {}
         self.incarnation = 1
         self.elapsed_s = 0.0
+        self.evaluated = Evaluated()
+        self.keeps_best = False
+        self.delivered_round = 0
+        self.stopped = ""
         self._quorum = quorum
         self._round_tally = RoundTally()
         self._round_started_s = 0.0
@@ -134,7 +143,16 @@ class RunState:
     def blobs(self) -> set[str]:
         """Names of the blobs that resuming needs."""
         kept = {name for event in self.checkpoints for name in (event.model, event.state)}
+        if self.evaluated.best is not None and (self.keeps_best or self.delivered_round):
+            kept.add(self.evaluated.best.model)
         return kept | (set(self.open.outcomes.values()) if self.open is not None else set())
+
+    @property
+    def final_model(self) -> str:
+        """Name the blob of the model that the run has come to; empty if there is none."""
+        if self.delivered_round and self.evaluated.best is not None:
+            return self.evaluated.best.model
+        return self.checkpoints[-1].model if self.checkpoints else ""
 
     def apply(self, entry: Entry) -> list[Told]:
         """Take in the next event; returns what observers are told of it, in order.
@@ -172,6 +190,8 @@ class RunState:
                 self.delivering, self.late_deliveries = True, 0
                 self.delivered_late.clear()
                 self._members = set(event.cohort)
+                self.delivered_round, self.stopped = event.round, event.stopped
+                self.rounds = self.rounds_done if event.stopped else self.rounds
                 self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
             case DeliveredLate():
                 _check(self.delivering or self.ended is not None, f"{event.exchange} comes before the delivery that it repeats")
@@ -192,10 +212,12 @@ class RunState:
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
-        if event.rounds > self.rounds_done and (self.delivering or self.ended is not None):
-            self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
         self.incarnation = event.incarnation
-        self.rounds = event.rounds
+        if not self.stopped:  # else it has all the rounds that it will have
+            if event.rounds > self.rounds_done and (self.delivering or self.ended is not None):
+                self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
+                self.delivered_round = 0
+            self.rounds = event.rounds
         self.owners.update(event.owners)
         for exchange, traffic in event.spent:
             self.spent[exchange] = self.spent.get(exchange, Traffic()) + traffic
@@ -242,7 +264,8 @@ class RunState:
         # The first broadcast after a round carried its model, and the replies what the clients think of it; too few
         # replies are not their opinion, and the broadcast will be repeated.
         if record.id.name == DELIVER or record.clients_reported >= self._quorum:
-            yield from self.close(record.client_evaluation)
+            is_of_last = record.id.name != DELIVER or not self.delivered_round
+            yield from self.close(record.client_evaluation if is_of_last else None)
 
     def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
         follows = event.round == self.rounds_done + 1 and self.open is not None
@@ -265,6 +288,7 @@ class RunState:
         self._round_started_s = 0.0
         evaluation = event.evaluation
         if evaluation is not None:
+            self.evaluated.see(event, evaluation)
             yield lambda observer: observer.round_evaluated(event.round, evaluation)
 
     def close(self, client_evaluation: Evaluation | None = None) -> Iterator[Told]:
@@ -273,6 +297,8 @@ class RunState:
             return
         finished, self._finished = self._finished, None
         evaluation = finished.evaluation or client_evaluation
+        if finished.evaluation is None and client_evaluation is not None:
+            self.evaluated.see(next(event for event in self.checkpoints if event.round == finished.number), client_evaluation)
         self.tally.add_round(finished, evaluation)
         record = RoundRecord(
             round=finished.number,
@@ -301,7 +327,7 @@ class RunState:
             run_id=self.run_id,
             rounds=self.rounds_done,
             model=model,
-            final_evaluation=tally.last_evaluation,
+            final_evaluation=self.evaluated.evaluation if self.delivered_round else tally.last_evaluation,
             best_accuracy=tally.best_accuracy,
             traffic=tally.traffic,
             other_traffic=tally.other,
@@ -313,6 +339,9 @@ class RunState:
             exchange_traffic=tally.exchange_traffic,
             examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
             doubtful_labels=dict(sorted(self.label_doubts.found.items())),
+            best_round=self.evaluated.best.round if self.evaluated.best is not None else None,
+            delivered_round=self.delivered_round or None,
+            stopped=self.stopped,
         )
 
 

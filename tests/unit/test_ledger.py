@@ -34,7 +34,7 @@ TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
 EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
-    *("rounds_missed", "not_delivered", "examples", "doubtful_labels"),
+    *("rounds_missed", "not_delivered", "examples", "doubtful_labels", "best_round", "delivered_round", "stopped"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
 ROUND_EXTRAS = (
@@ -329,7 +329,8 @@ def test_a_run_leaves_sites_numbers_that_average_to_the_record(run: Run) -> None
 
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
-        *("config.toml", "journal.jsonl", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json")
+        *("config.toml", "journal.jsonl", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json"),
+        "best.safetensors",
     }
     for line in run.exchanges:
         assert line.keys() - {"by_client"} == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
