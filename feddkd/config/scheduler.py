@@ -95,6 +95,11 @@ class SchedulerConfig(Table):
         le=SECONDS_MAX,
         description="seconds that a paused run waits for clients before it fails",
     )
+    share_client_metrics: bool = Field(
+        True,
+        description="keep numbers of single clients in the record, the report and the metrics; without them, sites whose "
+        "labels may be wrong are not found",
+    )
     deliver: Literal["last", "best"] = Field(
         "last",
         description="model that clients get in the end: that of the last round, or of the evaluated round with the highest accuracy",

@@ -26,9 +26,10 @@ from feddkd.exchange import Evaluation
 from feddkd.observability.model_files import BEST, ModelFiles
 from feddkd.observability.run_folder import CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
+from feddkd.scheduler.attendance import Presence
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
-from feddkd.text import printable
+from feddkd.text import printable, utc_time
 from feddkd.traffic import Traffic
 
 
@@ -108,6 +109,7 @@ def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
         "attempt": record.id.attempt,
         "exchange": record.id.name,
         "step": record.id.step,
+        "time": utc_time(record.done_s),
         "clients_selected": record.clients_selected,
         "clients_reported": record.clients_reported,
         "clients_missing": dict(record.clients_missing),
@@ -127,6 +129,7 @@ def round_line(record: RoundRecord) -> dict[str, Any]:
     """Return the content of a line of `rounds.jsonl`."""
     return {
         "round": record.round,
+        "time": utc_time(record.done_s),
         "accuracy": record.evaluation.accuracy if record.evaluation else None,
         "loss": _finite(record.evaluation.loss) if record.evaluation else None,
         **_client_evaluation(record.client_evaluation),
@@ -151,6 +154,7 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
     (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the
     exchanges by their name.
     """
+    shares = config.scheduler.share_client_metrics
     return {
         "algorithm": config.algorithm.name,
         "rounds": record.rounds,
@@ -170,7 +174,10 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         "rounds_missed": dict(record.rounds_missed),
         "not_delivered": dict(record.not_delivered),
-        "examples": {client: counts._asdict() for client, counts in record.examples.items()},
+        "started": utc_time(record.started_s),
+        "ended": utc_time(record.ended_s),
+        "examples": {client: counts._asdict() for client, counts in record.examples.items()} if shares else {},
+        "presence": {client: _presence(own) for client, own in record.presence.items()} if shares else {},
         "doubtful_labels": {client: dataclasses.asdict(doubt) for client, doubt in record.doubtful_labels.items()},
         "seed": config.seed,
         "model_sha256": record.model.sha256(),
@@ -178,6 +185,10 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "versions": installed_versions(),
         "cpu_capability": cpu_capability(),
     }
+
+
+def _presence(presence: Presence) -> dict[str, Any]:
+    return {"rounds": presence.rounds, "first": utc_time(presence.first_s), "last": utc_time(presence.last_s)}
 
 
 def _byte_counts(traffic: Traffic) -> dict[str, int]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.scheduler.attendance import Attendance
 from feddkd.scheduler.evaluated import Evaluated
 from feddkd.scheduler.events import (
     Counts,
     DeliveredLate,
     DeliveryStarted,
-    Event,
     ExchangeDone,
     Resumed,
     RoundFailed,
@@ -76,6 +77,9 @@ class RunState:
         incarnation: counts the processes of the run.
         elapsed_s: seconds that they have worked on it.
         evaluated: the accuracy of its rounds.
+        attendance: in which rounds each client took part.
+        started_s: seconds since 1970 when round 1 began; 0 before that.
+        ended_s: likewise when the run was finished.
         keeps_best: whether the model of the best of these is needed later.
         delivered_round: whose model is delivered, if not the last one's; else 0.
         stopped: why the run ends before all of its rounds; empty if it does not.
@@ -108,6 +112,8 @@ class RunState:
         self.incarnation = 1
         self.elapsed_s = 0.0
         self.evaluated = Evaluated()
+        self.attendance = Attendance()
+        self.started_s = self.ended_s = 0.0
         self.keeps_best = False
         self.delivered_round = 0
         self.stopped = ""
@@ -160,13 +166,15 @@ class RunState:
         Raises:
             StateError: it cannot come after those before it.
         """
-        told = list(self._apply(entry.event, entry.at_s))
+        told = list(self._apply(entry))
         self.elapsed_s = entry.at_s
         return told
 
-    def _apply(self, event: Event, at_s: float) -> Iterator[Told]:
-        match event:
+    def _apply(self, entry: Entry) -> Iterator[Told]:
+        at_s, time_s = entry.at_s, entry.time
+        match event := entry.event:
             case RunStarted():
+                self.started_s = time_s
                 self.has_started, self.rounds = True, event.rounds
                 self.owners.update(event.owners)
                 yield from self._see_clients(event.available)
@@ -176,7 +184,7 @@ class RunState:
             case RoundStarted():
                 yield from self._start_round(event, at_s)
             case ExchangeDone():
-                yield from self._add_exchange(event, at_s)
+                yield from self._add_exchange(event, time_s)
             case RoundFailed():
                 _check(self.open is not None, f"round {event.round} fails before it was begun")
                 self.open = None
@@ -184,7 +192,7 @@ class RunState:
                 self._round_tally.start_again()
                 yield lambda observer: observer.round_failed(event.round, event.attempt, event.reason)
             case RoundFinished():
-                yield from self._finish_round(event, at_s)
+                yield from self._finish_round(event, entry)
             case DeliveryStarted():
                 _check(self.rounds_done > 0, "the model of no round is delivered")
                 self.delivering, self.late_deliveries = True, 0
@@ -202,7 +210,7 @@ class RunState:
                 _check(self.delivering, "the run is finished before its model was delivered")
                 yield from self.close()
                 self.open, self.delivering = None, False
-                self.ended = event
+                self.ended, self.ended_s = event, time_s
                 self.tally.other += event.other
                 self._give_up_spent()
 
@@ -243,8 +251,8 @@ class RunState:
         yield from self._see_clients(available)
         yield lambda observer: observer.round_started(event.round, event.attempt, len(cohort))
 
-    def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
-        record = event.record
+    def _add_exchange(self, event: ExchangeDone, time_s: float) -> Iterator[Told]:
+        record = dataclasses.replace(event.record, done_s=time_s)
         if self.open is None:
             raise StateError(f"{record.id} is done before it was started")
         self.open.outcomes[record.id] = event.outcome
@@ -257,6 +265,8 @@ class RunState:
         self.replied.update(dict.fromkeys(replied, record.id))
         if len(self.open.outcomes) == 1:
             self._members = replied  # later exchanges ask no other client
+            if record.id.name != DELIVER:
+                self.attendance.see(sorted(replied), time_s)
         yield lambda observer: observer.exchange_done(record)
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
@@ -267,7 +277,7 @@ class RunState:
             is_of_last = record.id.name != DELIVER or not self.delivered_round
             yield from self.close(record.client_evaluation if is_of_last else None)
 
-    def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
+    def _finish_round(self, event: RoundFinished, entry: Entry) -> Iterator[Told]:
         follows = event.round == self.rounds_done + 1 and self.open is not None
         _check(follows, f"round {event.round} ends after round {self.rounds_done}, or before it was begun")
         self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
@@ -278,12 +288,13 @@ class RunState:
             event.evaluation,
             tally.traffic,
             tally.lost,
-            at_s - self._round_started_s,
+            entry.at_s - self._round_started_s,
             event.clients_reported,
             event.clients_missing,
             tally.gradient_evaluations,
             tally.metrics | dict(event.notes),
             event.examples,
+            entry.time,
         )
         self._round_started_s = 0.0
         evaluation = event.evaluation
@@ -313,6 +324,7 @@ class RunState:
             gradient_evaluations=finished.gradient_evaluations,
             metrics=finished.metrics,
             examples=finished.examples,
+            done_s=finished.done_s,
         )
         yield lambda observer: observer.round_done(record)
 
@@ -342,6 +354,9 @@ class RunState:
             best_round=self.evaluated.best.round if self.evaluated.best is not None else None,
             delivered_round=self.delivered_round or None,
             stopped=self.stopped,
+            presence=dict(sorted(self.attendance.known.items())) if len(self.attendance.known) <= MOST_CLIENTS else {},
+            started_s=self.started_s,
+            ended_s=self.ended_s,
         )
 
 
