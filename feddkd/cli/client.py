@@ -41,7 +41,7 @@ def client(
 
     ```console
     feddkd client --server 127.0.0.1:50061 --id site-a --state state-a site.toml
-    feddkd client --server 127.0.0.1:50061 --id site-a --state state-a site.toml --stay
+    feddkd client --server 127.0.0.1:50061 --id site-a --state state-a --stay
     ```
     """
     host, _ = parse_address(server, "--server")
