@@ -161,5 +161,5 @@ def test_a_list_names_the_first_and_counts_the_rest() -> None:
 def test_the_summary_says_why_a_run_stopped_and_which_round_is_delivered(capsys: pytest.CaptureFixture[str]) -> None:
     changes = {"rounds": 5, "delivered_round": 3, "final_accuracy": 0.8, "best_accuracy": 0.8, "stopped": "patience"}
     plain = printed(capsys, **changes)
-    assert "final accuracy     80.00% (of round 3, the best of 5)" in plain
-    assert "stopped early      patience" in plain
+    assert "  final accuracy     80.00% (of round 3, the best of 5)" in plain
+    assert "  stopped early      patience" in plain
