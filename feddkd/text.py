@@ -31,6 +31,17 @@ def clock_time(in_s: float = 0.0) -> str:
     return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
+def utc_time(at_s: float) -> str | None:
+    """Write a moment in ISO 8601, in UTC with milliseconds; None where it is not known.
+
+    Args:
+        at_s: seconds since 1970; 0 for not known.
+    """
+    if at_s <= 0:
+        return None
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 

@@ -232,7 +232,7 @@ _OWN_OF_A_RUN = {
 }
 """Keys of a summary that differ between two runs of one configuration, or that a fault may change."""
 
-_TIMES = ("seconds", "client_seconds", "codec_s_down", "codec_s_up", "lost_s")
+_TIMES = ("seconds", "client_seconds", "codec_s_down", "codec_s_up", "lost_s", "time", "started", "ended", "first", "last")
 _RUNNING_TOTAL = "cumulative_wire_bytes"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shlex
 from collections.abc import Iterable, Iterator
@@ -16,12 +15,12 @@ from feddkd.api.given import AlgorithmClass, Data, Given, Model, check_importabl
 from feddkd.api.results import Run
 from feddkd.api.settings import Settings, tables_of
 from feddkd.api.watching import Callback, observers_of, watched
-from feddkd.cli.run import default_out
 from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.simulation import EngineName, prepare, run_federation
 from feddkd.errors import ConfigError, RunError
-from feddkd.imports import GIVEN, MAIN, given_objects
+from feddkd.imports import given_objects
+from feddkd.observability.new_folder import new_folder
 from feddkd.observability.run_folder import RunFolder, has_record
 from feddkd.scheduler.journal_lines import has_journal
 
@@ -75,7 +74,7 @@ def run(
     if engine not in get_args(EngineName):
         raise ConfigError(f"engine = {engine!r}: {' or '.join(map(repr, get_args(EngineName)))} is expected")
     if out is not None:
-        _check_free(Path(out))
+        _check_free(Path(out).expanduser())
     given = Given.of(data=data, model=model, algorithm=algorithm)
     tables, source = tables_of(config)
     given.write_into(tables)
@@ -85,8 +84,11 @@ def run(
     observers = observers_of(callbacks)
     with given_objects(given.objects), _own_threads():
         federation = prepare(_described(parsed))  # what is wrong is said before there is a folder
-        folder = Path(out).expanduser() if out is not None else _free_folder(federation.config)
-        with _noting(folder, parsed), watched(federation.config, folder, observers, progress) as told:
+        with (
+            new_folder(Path(out).expanduser() if out is not None else None, parsed.algorithm.name) as folder,
+            _noting(folder, parsed),
+            watched(federation.config, folder, observers, progress) as told,
+        ):
             run_federation(federation, engine, folder, told)
     return Run(RunFolder.load(folder), given.objects)
 
@@ -102,15 +104,6 @@ def _described(config: Config) -> Config:
     tables = config.model_dump(exclude_none=True)
     tables["data"] |= {"input_shape": info.input_shape, "num_classes": info.num_classes}
     return Config.parse(tables)
-
-
-def _free_folder(config: Config) -> Path:
-    """Return the default folder, with a number behind its name if it is taken: short runs begin in the same second."""
-    folder = default_out(config.model_dump())
-    for module in (MAIN, GIVEN):
-        folder = folder.with_name(folder.name.removeprefix(f"{module}."))
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(found for found in itertools.chain([folder], numbered) if not found.exists())
 
 
 @contextlib.contextmanager

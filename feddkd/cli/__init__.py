@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from feddkd import __version__
-from feddkd.cli.forks import keep_handlers_to_this_process
 from feddkd.cli.home import expanded
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
-from feddkd.cli.output import check_output, error_console, note
+from feddkd.cli.output import check_output, error_console, note, prints_results
+from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.text import printable
 
@@ -72,14 +72,14 @@ def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
     from feddkd.cli import bench, client, compare, config, data, new, replay, report, run, server, status
 
-    app.command("new")(new.new)
-    app.command("run")(run.run)
-    app.command("server")(server.server)
-    app.command("client")(client.client)
-    app.command("status")(status.status)
-    app.command("replay")(replay.replay)
-    app.command("compare")(compare.compare)
-    app.command("report")(report.report)
+    app.command("new")(prints_results(new.new))
+    app.command("run")(prints_results(run.run))
+    app.command("server")(prints_results(server.server))
+    app.command("client")(prints_results(client.client))
+    app.command("status")(prints_results(status.status))
+    app.command("replay")(prints_results(replay.replay))
+    app.command("compare")(prints_results(compare.compare))
+    app.command("report")(prints_results(report.report))
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")
     app.add_typer(bench.app, name="bench")
@@ -91,8 +91,7 @@ _register_commands()
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    keep_handlers_to_this_process()
+    signal.signal(signal.SIGTERM, for_this_process(_interrupt))
     sys.argv[1:] = expanded(sys.argv[1:])
     try:
         _call_app()

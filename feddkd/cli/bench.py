@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from feddkd.cli.options import Json, Verbose, check_can_save, save_text
-from feddkd.cli.output import present, say
+from feddkd.cli.output import present, prints_results, say
 
 if TYPE_CHECKING:
     from feddkd.bench.peers import Measurement
@@ -28,6 +28,7 @@ def _benchmarks() -> None:
 
 
 @app.command()
+@prints_results
 def transport(
     megabytes: Annotated[
         list[float] | None, typer.Option(metavar="MIB", help="Size of the model. May be repeated. Default: 0.0001, 10, 100.")

@@ -7,18 +7,16 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from feddkd.cli import EXIT_INTERRUPTED
-from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
-from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
-from feddkd.errors import ConfigError, RunError
+from feddkd.cli.logs import LOG, log_file
+from feddkd.cli.options import CheckOnly, ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
+from feddkd.cli.output import LINE_LETTERS, announce
+from feddkd.errors import ConfigError
 from feddkd.text import printable
-
-if TYPE_CHECKING:
-    from feddkd.client.worker import Worker
 
 
 def client(
@@ -37,27 +35,28 @@ def client(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     insecure: Insecure = False,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Stay for the next run of the server when one is over, until SIGTERM or Ctrl-C.")
+    ] = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Take part in a federation with this site's own data.
 
     CONFIG says what is the site's own: in `[data]` what differs from the server's, and `[runtime]`. Everything else
-    comes from the server.
+    comes from the server. What happens is also in `client.log` in the state directory.
 
     ```console
     feddkd client --server 127.0.0.1:50061 --id site-a --state state-a site.toml
+    feddkd client --server 127.0.0.1:50061 --id site-a --state state-a --stay
     ```
     """
     host, _ = parse_address(server, "--server")
     announce("client", f"{client_id}, server {server}", override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.site_progress import SiteProgress, in_words
-    from feddkd.client.membership import Membership
-    from feddkd.client.own_site import fetch_server_config, site_config, site_tables, site_worker
-    from feddkd.client.process import take_part
+    from feddkd.cli.standing import StandingSite
+    from feddkd.client.own_site import site_tables
     from feddkd.client.state_dir import StateDir
-    from feddkd.client.worker import FINAL_MODEL
-    from feddkd.data.class_names import told_names
     from feddkd.transport.frames import CLIENT_ID
     from feddkd.transport.tls import check_plaintext_allowed, client_tls
 
@@ -67,33 +66,19 @@ def client(
     if tls is None:
         check_plaintext_allowed(host, insecure)
     own = site_tables(config, override or ())
+    if check:
+        from feddkd.cli.check import SiteToCheck, check_client
+
+        check_client(SiteToCheck(host, server, client_id, state, own, partition_index, tls, [tls_ca, tls_cert]))
+        return
     state_dir = StateDir(state, client_id)
-
-    def tell(line: str) -> None:
-        note(error_console(), printable(f"{client_id}: {line}", LINE_LETTERS))
-
-    with _interrupted(tell, state):
-        described = fetch_server_config(server, tls, retry_for)
-        worker = site_worker(site_config(described.config, own), state_dir, partition_index)
-        tell(_examples(worker))
-        progress = SiteProgress(worker, described.config, tell)
-        membership = Membership(
-            state_dir.instance_id,
-            described,
-            state_dir,
-            worker.fingerprint,
-            class_names=told_names(worker.class_names, worker.site.config.data.class_names),
-            on_joined=progress.joined,
-        )
-        farewell = take_part(server, {client_id: progress}, tls=tls, retry_for_s=retry_for, memberships={client_id: membership})
-    if not farewell.completed:
-        raise RunError(f"the run ended early: {farewell.reason}")
-    if not worker.has_final_model(farewell.run_id):
-        raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-    tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
-    if progress.model_sha256:
-        tell(f"model sha256 {progress.model_sha256}")
-    tell(f"the final model is in {state / FINAL_MODEL}.safetensors")
+    with log_file(state / LOG):
+        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for)
+        with _interrupted(site.tell, state):
+            if stay:
+                site.take_part_for_ever()
+            else:
+                site.take_part()
 
 
 @contextlib.contextmanager
@@ -108,10 +93,3 @@ def _interrupted(tell: Callable[[str], None], state: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             print(f"  {printable(shlex.join(['feddkd', *sys.argv[1:]]), LINE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
         raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _examples(worker: Worker) -> str:
-    """Say how many examples a site has for what."""
-    counts = worker.counts
-    without = f", {counts.unlabelled} without a label" if counts.unlabelled else ""
-    return f"{counts.labelled} examples to train on{without}, {len(worker.site.held_out)} held out"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import typer
 from rich.syntax import Syntax
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
-from feddkd.cli.output import present, say
+from feddkd.cli.output import output_is_terminal, present, prints_results, say
 from feddkd.config import Config
 
 app = typer.Typer(help="Check, show and describe configurations.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.command()
+@prints_results
 def check(config: ConfigFile = None, override: Overrides = None, _verbose: Verbose = False) -> None:
     """Check a configuration.
 
@@ -33,6 +33,7 @@ def check(config: ConfigFile = None, override: Overrides = None, _verbose: Verbo
 
 
 @app.command()
+@prints_results
 def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = False, _verbose: Verbose = False) -> None:
     """Print the resolved configuration, every default included.
 
@@ -43,13 +44,14 @@ def show(config: ConfigFile = None, override: Overrides = None, as_json: Json = 
     resolved = Config.load(config, override or ())
     if as_json:
         say(json.dumps(resolved.model_dump(mode="json"), indent=2))
-    elif sys.stdout.isatty():
+    elif output_is_terminal():
         present(Syntax(resolved.to_toml(), "toml", theme="ansi_dark", background_color="default"))
     else:
         say(resolved.to_toml(), newline=False)
 
 
 @app.command()
+@prints_results
 def schema(_verbose: Verbose = False) -> None:
     """Print the JSON schema of the configuration, for editors.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
-from feddkd.cli.output import WIDTH, output_width, present, say
+from feddkd.cli.output import WIDTH, output_width, present, prints_results, say
 from feddkd.config import Config, DataConfig, PartitionConfig
 from feddkd.errors import ConfigError
 
@@ -38,6 +38,7 @@ def _num_classes(data: DataConfig) -> int:
 
 
 @app.command()
+@prints_results
 def show(
     config: ConfigFile = None,
     override: Overrides = None,

@@ -30,6 +30,9 @@ Overrides = Annotated[
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key of the configuration. May be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+CheckOnly = Annotated[
+    bool, typer.Option("--check", help="List what the command needs and whether it is there, and exit: nothing is joined or created.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=be_verbose, help="Log what happens, not only what goes wrong.")]
 WithReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the record. Needs the extra `plot`.")]
 MetricsPort = Annotated[

@@ -11,9 +11,8 @@ import functools
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -26,6 +25,10 @@ from feddkd.text import printable
 
 if TYPE_CHECKING:
     from feddkd.report.table import Table as ReportTable
+
+_P = ParamSpec("_P")
+
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
 LINE_LETTERS = 2000
 """Letters of a line that holds what a client said."""
@@ -80,23 +83,28 @@ def say(text: str, *, newline: bool = True) -> None:
         RunError: it cannot be written.
     """
     with _standard_output():
-        typer.echo(text, nl=newline)
+        typer.echo(text, file=_results.stream, nl=newline)
+
+
+def output_is_terminal() -> bool:
+    """Whether results go to a terminal."""
+    return _results.stream.isatty()
 
 
 def check_output() -> None:
     """Write what is left of standard output. Raises as `say` does."""
     with _standard_output():
-        sys.stdout.flush()
+        _results.stream.flush()
 
 
 def output_width() -> int:
     """Return the columns of standard output, or `WIDTH` where it is no terminal."""
-    return SafeConsole().width if sys.stdout.isatty() else WIDTH
+    return SafeConsole(file=_results.stream).width if output_is_terminal() else WIDTH
 
 
 def say_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Print results as names and values, one a line; on a terminal a long value is folded below itself. Raises as `say` does."""
-    width = output_width() if sys.stdout.isatty() else None
+    width = output_width() if output_is_terminal() else None
     for name, value in fields:
         say("\n".join(_field_lines(name, printable(value, LINE_LETTERS), width)))
 
@@ -120,24 +128,78 @@ def _field_lines(name: str, value: str, width: int | None) -> list[str]:
 
 def present(*renderables: RenderableType, width: int | None = None) -> None:
     """Print tables and the like as a result. Raises as `say` does."""
-    console = SafeConsole(width=None if sys.stdout.isatty() else width)
+    console = SafeConsole(file=_results.stream, width=None if output_is_terminal() else width)
     with _standard_output():
         for renderable in renderables:
             console.print(renderable, highlight=False)
 
 
-def only_results() -> AbstractContextManager[object]:
-    """Let what a user's own code prints go to standard error: standard output is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
+def prints_results(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Keep standard output for the results of a command: all else that is written there goes to standard error."""
+
+    @functools.wraps(command)
+    def on_its_own(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        with _results.alone():
+            command(*args, **kwargs)
+
+    return on_its_own
+
+
+class _Results:
+    """Where results are printed: standard output, or what that was before everything else was sent elsewhere."""
+
+    def __init__(self) -> None:
+        self._kept: TextIO | None = None
+
+    @property
+    def stream(self) -> TextIO:
+        return self._kept or sys.stdout
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Send what a user's own code, its libraries and its processes print to standard error for a while."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_kept", self._kept)
+            self._kept = stack.enter_context(_descriptor_moved()) or sys.stdout
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield
+
+
+@contextlib.contextmanager
+def _descriptor_moved() -> Iterator[TextIO | None]:
+    """Put standard error in the place of standard output below Python, for code in C and for other processes.
+
+    Yields what standard output was; None where Python does not print there, or there is no standard error.
+    """
+    try:
+        if sys.stdout.fileno() != STANDARD_OUTPUT:
+            raise OSError
+        sys.stdout.flush()
+        kept = os.dup(STANDARD_OUTPUT)
+        os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)
+    except (OSError, ValueError, AttributeError):
+        yield None
+        return
+    with os.fdopen(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors) as stream:
+        try:
+            yield stream
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os.dup2(kept, STANDARD_OUTPUT)
+
+
+_results = _Results()
 
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
     try:
         yield
+        _results.stream.flush()
     except OSError as error:
         # What is left in the buffer would fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _results.stream.fileno())
         if isinstance(error, BrokenPipeError):
             raise typer.Exit(1) from None
         raise RunError(f"cannot write to standard output: {error.strerror}") from error

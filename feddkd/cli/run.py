@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import METRICS_HOST, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
-from feddkd.cli.output import LINE_LETTERS, announce, error_console, note, only_results
+from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, read_tables
 from feddkd.errors import ConfigError
+from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
 
 BUILT_IN = "the built-in example"
@@ -57,6 +58,7 @@ def run(
     metrics_port: MetricsPort = None,
     report: WithReport = True,
     as_json: Json = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -73,13 +75,19 @@ def run(
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
-    folder = resume or out or default_out(read_tables(config, overrides))
     announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
-    loaded = _loaded(config, overrides, resume)
-    left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
-    go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
-    with only_results(), interruptible(left, go_on):
-        summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
+    if check:
+        from feddkd.cli.check import check_run
+
+        check_run(_loaded(config, overrides, resume), resume or out or RUNS)
+        return
+    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
+    with place as folder:
+        loaded = _loaded(config, overrides, resume)
+        left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
+        go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
+        with interruptible(left, go_on):
+            summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
@@ -97,7 +105,7 @@ def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port:
     resolved = resolve(loaded)
     if resumed:
         check_resumable(folder, resolved)
-    federation = prepare(resolved)  # what is wrong is said before there is a folder
+    federation = prepare(resolved)  # what is wrong is said before there is a record
     if not resumed:
         note(error_console(), printable(f"record in {folder}/", LINE_LETTERS))
     resumed_by = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resolved.scheduler.durability != "none" else ""
@@ -122,13 +130,8 @@ def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> C
     return Config.loads(header.config, overrides, source=str(resume))
 
 
-def default_out(tables: Mapping[str, Any]) -> Path:
-    """Name a folder after the algorithm and the time.
-
-    Args:
-        tables: what the configuration says, before it is checked.
-    """
+def _algorithm(tables: Mapping[str, Any]) -> str:
+    """Return the name of the algorithm in a configuration that is not checked yet."""
     algorithm = tables.get("algorithm")
     name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{str(name or DEFAULT_ALGORITHM).replace(':', '.')}-{now}"
+    return str(name or DEFAULT_ALGORITHM)

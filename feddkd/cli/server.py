@@ -12,6 +12,7 @@ import typer
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import (
     METRICS_HOST,
+    CheckOnly,
     Insecure,
     Json,
     MetricsHost,
@@ -24,7 +25,7 @@ from feddkd.cli.options import (
     WithReport,
     parse_address,
 )
-from feddkd.cli.output import announce, only_results
+from feddkd.cli.output import announce
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
@@ -53,6 +54,7 @@ def server(
     ] = 0.0,
     report: WithReport = True,
     as_json: Json = False,
+    check: CheckOnly = False,
     _verbose: Verbose = False,
 ) -> None:
     """Serve one federation.
@@ -81,12 +83,17 @@ def server(
     credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:
         check_plaintext_allowed(host, insecure)
+    if check:
+        from feddkd.cli.check import check_server
+
+        check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
+        return
     _warn_of_small_rounds(resolved.scheduler)
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
         listening = Listening(host, port, credentials, metrics_port, metrics_host)
-        with only_results(), interruptible(NOT_STARTED):
+        with interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 

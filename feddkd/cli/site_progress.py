@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from feddkd.algorithms.feddkd import TEACHER_ACCURACY
 from feddkd.cli.output import listed
 from feddkd.client.constants import HeldConstants
 from feddkd.client.work import TaskRunner
@@ -36,6 +37,8 @@ class SiteProgress:
         self._say = say
         self.final: Evaluation | None = None
         self.model_sha256 = ""
+        self._before: float | None = None
+        self._after: float | None = None
         self._run_id = ""
         self._round = 0
         self._exchanges = 0
@@ -75,6 +78,8 @@ class SiteProgress:
         if task.id.round != self._round or task.id.name == DELIVER:
             self._end_round(reply.evaluation)
             self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
+            self._before, self._after = reply.evaluation.accuracy if reply.evaluation is not None else None, None
+        self._after = reply.metrics.get(TEACHER_ACCURACY, self._after)
         self._exchanges += 1
         if task.id.name == DELIVER:
             self.final, self.model_sha256 = reply.evaluation, task.payload.sha256()
@@ -86,7 +91,14 @@ class SiteProgress:
             return
         exchanges = "1 exchange" if self._exchanges == 1 else f"{self._exchanges} exchanges"
         took = f"{exchanges}, {time.monotonic() - self._began_s:.1f} s"
-        self._say(f"round {self._round} of {self._config.rounds}: {took}{in_words(evaluation, '; ')}")
+        self._say(f"round {self._round} of {self._config.rounds}: {took}{in_words(evaluation, '; ')}{self._own_training}")
+
+    @property
+    def _own_training(self) -> str:
+        """What local training made of the model that it began with; empty where that is not known."""
+        if self._before is None or self._after is None:
+            return ""
+        return f"; own training {self._before:.2%} \N{RIGHTWARDS ARROW} {self._after:.2%}"
 
 
 def in_words(evaluation: Evaluation | None, before: str) -> str:

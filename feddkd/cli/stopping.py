@@ -15,6 +15,7 @@ from rich.console import Console
 
 from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.output import note
+from feddkd.cli.signals import for_this_process
 from feddkd.errors import CommandInterruptedError, RunError, StoppedError
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import Observer
@@ -79,7 +80,8 @@ class StopSignals(Observer):
             CommandInterruptedError: likewise, where the run cannot go on; or what the run called was interrupted.
             KeyboardInterrupt: a signal came before there was an engine.
         """
-        previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        handler = for_this_process(self.receive)
+        previous = {number: signal.signal(number, handler) for number in SIGNALS}
         try:
             yield self
         except RunError as error:
@@ -93,5 +95,5 @@ class StopSignals(Observer):
                 raise
             raise CommandInterruptedError(f"the record is in {self._record}/", self._resumed_by) from error
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for number, before in previous.items():
+                signal.signal(number, before)

@@ -53,15 +53,24 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
                 listed([f"{client} ({reason})" for client, reason in not_delivered.items()]),
             )
         )
+    if summary["stopped"]:
+        rows.insert(0, ("stopped early", summary["stopped"]))
     if summary["final_accuracy"] is not None:
         rows.insert(
             0,
             (
                 "final accuracy",
-                f"{summary['final_accuracy']:.2%} (best {summary['best_accuracy']:.2%})",
+                f"{summary['final_accuracy']:.2%} {_which(summary)}",
             ),
         )
     say_fields(rows)
+
+
+def _which(summary: dict[str, Any]) -> str:
+    """Which round is delivered, if not the last, and how good the best one is."""
+    if summary["delivered_round"] != summary["rounds"]:
+        return f"(of round {summary['delivered_round']}, the best of {summary['rounds']})"
+    return f"(best {summary['best_accuracy']:.2%})"
 
 
 def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from feddkd.config import Config, read_tables
 from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
+from feddkd.text import printable
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.tls import ClientTls
 
@@ -30,8 +31,11 @@ BENCHMARK_KEYS = ("labelled_share", "labels_per_class", "label_noise", "label_no
 """Keys of the server's `[data]` that spoil labels for a benchmark: a site's own labels are not spoilt on the server's word."""
 
 
-def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float | None) -> ServerConfig:
+def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float | None, after_run: str = "") -> ServerConfig:
     """Ask the server what runs there, with patience.
+
+    Args:
+        after_run: a run that is over for this site: wait until the server has another one.
 
     Raises:
         ConfigError: a key or a value of its configuration is wrong.
@@ -44,7 +48,10 @@ def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float 
         async with ServerConnection(address, tls) as server:
             while True:
                 try:
-                    return ServerConfig((await server.describe()).config_toml)
+                    manifest = await server.describe()
+                    if after_run and manifest.run_id == after_run:
+                        raise UnreachableError(f"server {address}: it has no other run than {printable(after_run)} yet")
+                    return ServerConfig(manifest.config_toml, manifest.run_id)
                 except UnreachableError as error:
                     await backoff.wait(error)
 

@@ -17,9 +17,14 @@ KEYS_SHOWN = 3
 class ServerConfig:
     """A run's configuration, as a client knows it."""
 
-    def __init__(self, text: str) -> None:
-        """Keep `text`, which is TOML; nothing is parsed yet."""
+    def __init__(self, text: str, run_id: str = "") -> None:
+        """Keep `text`, which is TOML; nothing is parsed yet.
+
+        Args:
+            run_id: the run that it belongs to, where that is known.
+        """
         self.text = text
+        self.run_id = run_id
         self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property

@@ -87,6 +87,21 @@ class Config(Table):
             raise ValueError(f'dkd.teacher = "auto": a choice may cost one step, so at least 2 are needed, not {self.dkd.steps}')
         return self
 
+    @model_validator(mode="after")
+    def _rounds_are_evaluated(self) -> Self:
+        """What follows the accuracy needs one."""
+        scheduler = self.scheduler
+        asked = {
+            'deliver = "best"': scheduler.deliver == "best",
+            f"stop_at = {scheduler.stop_at}": scheduler.stop_at is not None,
+            f"patience = {scheduler.patience}": scheduler.patience > 0,
+            f"keep_checkpoints = {scheduler.keep_checkpoints}": scheduler.keep_checkpoints > 0,
+        }
+        first = next((key for key, is_asked in asked.items() if is_asked), None)
+        if first is not None and not self.data.test_set and self.data.holdout == 0:
+            raise ValueError(f"scheduler.{first}: no round is evaluated; set data.test_set = true, or data.holdout above 0")
+        return self
+
     @property
     def eval_batch_size(self) -> int:
         """Examples in one batch outside of training: as many as fit into memory in training, unless it is said."""

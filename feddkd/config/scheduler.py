@@ -95,6 +95,33 @@ class SchedulerConfig(Table):
         le=SECONDS_MAX,
         description="seconds that a paused run waits for clients before it fails",
     )
+    share_client_metrics: bool = Field(
+        True,
+        description="keep numbers of single clients in the record, the report and the metrics; without them, sites whose "
+        "labels may be wrong are not found",
+    )
+    deliver: Literal["last", "best"] = Field(
+        "last",
+        description="model that clients get in the end: that of the last round, or of the evaluated round with the highest accuracy",
+    )
+    keep_checkpoints: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="models of the last evaluated rounds that stay in the record, beside the best and the last one",
+    )
+    stop_at: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="accuracy that ends the run once a round reaches it; default: run all rounds",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=COUNT_MAX,
+        description="early stopping: end the run after this many evaluated rounds without a higher accuracy; 0: never",
+    )
     durability: Literal["exchange", "round", "none"] = Field(
         "exchange",
         description="when the run's state is synced to disk: after each exchange, after each round, or never (no resume)",

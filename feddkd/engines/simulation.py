@@ -18,6 +18,7 @@ from torch import Tensor
 
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
+from feddkd.client.preflight import check_simulation
 from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import BUILT_IN, info_of, load_test, load_train
@@ -125,12 +126,13 @@ def prepare(config: Config) -> Federation:
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
     warn_of_batch_norm(initial)
-    evaluator, examples = make_evaluator(config, initial), load_train(config.data, config.seed)
+    examples = load_train(config.data, config.seed)
     info = info_of(config.data, examples)
     if config.data.name not in BUILT_IN:
         build(config.model, info, config.seed)  # which dtype the inputs have is known only now
+    check_simulation(config, initial.module, examples)
     counts = _class_counts(config, examples.labels, info.num_classes)
-    return Federation(config, algorithm, initial, evaluator, counts, examples.class_names)
+    return Federation(config, algorithm, initial, make_evaluator(config, initial), counts, examples.class_names)
 
 
 def run_federation(

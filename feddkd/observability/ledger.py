@@ -23,14 +23,15 @@ from feddkd.config import Config
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExampleCounts
-from feddkd.models.file import write_model
 from feddkd.models.initial import WholeModel, about_classes
+from feddkd.observability.model_files import BEST, ModelFiles
 from feddkd.observability.run_folder import CLASSES, CONFIG, EXCHANGES, MODEL, PARTITION, ROUNDS, RUN_COMMENT, SUMMARY
 from feddkd.observability.versions import cpu_capability, installed_versions
+from feddkd.scheduler.attendance import Presence
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.tensors import Tensors
-from feddkd.text import printable
+from feddkd.text import printable, utc_time
 from feddkd.traffic import Traffic
 
 
@@ -58,6 +59,7 @@ class Ledger(Observer):
         self._whole = WholeModel()
         self._engine: Engine | None = None
         self._class_names: tuple[str, ...] = ()
+        self._models = ModelFiles(out, config.scheduler.keep_checkpoints)
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_whose(out / CONFIG, run_id)
@@ -93,20 +95,23 @@ class Ledger(Observer):
 
     def round_done(self, record: RoundRecord) -> None:
         _append(self._rounds, round_line(record))
+        if record.evaluation is not None:
+            with _writing(self._out / BEST):
+                self._models.evaluated(record.round, record.evaluation.accuracy)
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """Keep the newest global model, so that a run that is cut off leaves what it had learned."""
-        partial = self._out / f"{MODEL}.partial"
-        with _writing(self._out / MODEL) as file:
-            try:
-                about = {**self._whole.about, **about_classes(self._class_names), "round": str(round_number)}
-                write_model(partial, self._whole.of(model), about)
-                partial.replace(file)
-            except BaseException:
-                partial.unlink(missing_ok=True)  # half a model is of no use, and fills the disk
-                raise
+        with _writing(self._out / MODEL):
+            self._models.write(round_number, self._whole.of(model), self._about(round_number))
+
+    def _about(self, round_number: int) -> dict[str, str]:
+        """Return the metadata of the file of a round's model."""
+        return {**self._whole.about, **about_classes(self._class_names), "round": str(round_number)}
 
     def run_done(self, record: RunRecord) -> None:
+        if record.delivered_round is not None:
+            with _writing(self._out / MODEL):
+                self._models.deliver(self._whole.of(record.model), self._about(record.delivered_round))
         summary = summarize(record, self._config)
         with _writing(self._out / SUMMARY) as file:
             file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -128,6 +133,7 @@ def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
         "attempt": record.id.attempt,
         "exchange": record.id.name,
         "step": record.id.step,
+        "time": utc_time(record.done_s),
         "clients_selected": record.clients_selected,
         "clients_reported": record.clients_reported,
         "clients_missing": dict(record.clients_missing),
@@ -147,6 +153,7 @@ def round_line(record: RoundRecord) -> dict[str, Any]:
     """Return the content of a line of `rounds.jsonl`."""
     return {
         "round": record.round,
+        "time": utc_time(record.done_s),
         "accuracy": record.evaluation.accuracy if record.evaluation else None,
         "loss": _finite(record.evaluation.loss) if record.evaluation else None,
         **_client_evaluation(record.client_evaluation),
@@ -171,11 +178,15 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
     (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the
     exchanges by their name.
     """
+    shares = config.scheduler.share_client_metrics
     return {
         "algorithm": config.algorithm.name,
         "rounds": record.rounds,
         "final_accuracy": record.final_evaluation.accuracy if record.final_evaluation else None,
         "best_accuracy": record.best_accuracy,
+        "best_round": record.best_round,
+        "delivered_round": record.rounds if record.delivered_round is None else record.delivered_round,
+        "stopped": record.stopped,
         "total_wire_bytes_up": record.traffic.wire_bytes_up + record.other_traffic.wire_bytes_up,
         "total_wire_bytes_down": record.traffic.wire_bytes_down + record.other_traffic.wire_bytes_down,
         "other_wire_bytes_up": record.other_traffic.wire_bytes_up,
@@ -187,7 +198,10 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         "rounds_missed": dict(record.rounds_missed),
         "not_delivered": dict(record.not_delivered),
-        "examples": {client: counts._asdict() for client, counts in record.examples.items()},
+        "started": utc_time(record.started_s),
+        "ended": utc_time(record.ended_s),
+        "examples": {client: counts._asdict() for client, counts in record.examples.items()} if shares else {},
+        "presence": {client: _presence(own) for client, own in record.presence.items()} if shares else {},
         "doubtful_labels": {client: dataclasses.asdict(doubt) for client, doubt in record.doubtful_labels.items()},
         "seed": config.seed,
         "model_sha256": record.model.sha256(),
@@ -195,6 +209,10 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "versions": installed_versions(),
         "cpu_capability": cpu_capability(),
     }
+
+
+def _presence(presence: Presence) -> dict[str, Any]:
+    return {"rounds": presence.rounds, "first": utc_time(presence.first_s), "last": utc_time(presence.last_s)}
 
 
 def _byte_counts(traffic: Traffic) -> dict[str, int]:

@@ -24,8 +24,8 @@ LONGEST_NAME = 200
 MOST_CLIENTS = 1000
 """Numbers of single clients are left out where there are more."""
 
-SITE_NUMBERS = ("teacher_accuracy", "client_accuracy", "label_disagreement", "loss")
-"""The numbers that are recorded for each client; others are left out. All but the loss lie between 0 and 1."""
+SITE_NUMBERS = ("teacher_accuracy", "client_accuracy", "label_disagreement", "loss", "client_loss", "client_examples", "seconds")
+"""The numbers that are recorded for each client; others are left out. The first three lie between 0 and 1."""
 
 MOST_CLASSES = 10_000
 """Per-class accuracies of more classes are left out."""
@@ -63,7 +63,7 @@ def _by_client(value: Any) -> Any:
 def _site_numbers(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping) or len(value) > MOST_CLIENTS:
         return {}
-    largest = LARGEST if name == "loss" else 1
+    largest = 1 if name in SITE_NUMBERS[:3] else LARGEST
     in_range = {client: number for client, number in value.items() if _is_number(number) and 0 <= number <= largest}
     return {client: float(number) for client, number in in_range.items() if len(client) <= LONGEST_NAME}
 
@@ -115,6 +115,8 @@ Counts = Annotated[dict[str, int], BeforeValidator(_counts)]
 CountsByName = Annotated[dict[str, dict[str, int]], BeforeValidator(_counts_by_name)]
 ByClient = Annotated[dict[str, dict[str, float]], BeforeValidator(_by_client)]
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")] | None
+"""A time in UTC; None where nobody knows it."""
 
 
 class Line(BaseModel):
@@ -137,6 +139,7 @@ class MeasuredLine(TensorBytes):
     """What exchanges and rounds have in common."""
 
     round: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    time: Moment = None
     loss: Number = None
     client_examples: Count | None = None
     client_accuracy: Share | None = None
@@ -190,6 +193,14 @@ class DoubtfulLabels(Line):
     round: Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
+class Presence(Line):
+    """In how many rounds a client took part, and when the first and the last of its replies were reduced."""
+
+    rounds: Count
+    first: Moment = None
+    last: Moment = None
+
+
 class Summary(TensorBytes):
     """The object of `summary.json`."""
 
@@ -197,6 +208,9 @@ class Summary(TensorBytes):
     rounds: Count | None = None
     final_accuracy: Share | None = None
     best_accuracy: Share | None = None
+    best_round: Count | None = None
+    delivered_round: Count | None = None
+    stopped: str = ""
     total_wire_bytes_up: Count = 0
     total_wire_bytes_down: Count = 0
     other_wire_bytes_up: Count = 0
@@ -213,6 +227,9 @@ class Summary(TensorBytes):
     not_delivered: Texts = {}
     examples: Annotated[dict[Name, Examples], BeforeValidator(_few)] = {}
     doubtful_labels: Annotated[dict[Name, DoubtfulLabels], BeforeValidator(_few)] = {}
+    started: Moment = None
+    ended: Moment = None
+    presence: Annotated[dict[Name, Presence], BeforeValidator(_few)] = {}
     versions: Texts = {}
     cpu_capability: Name | None = None
 

@@ -34,7 +34,7 @@ MOST_LINES = 200
 CAPTION = (
     "The last round that recorded a number. Teacher and global model: accuracy on the labelled examples that the site holds out, "
     "of its local model and of the model that this was trained from. Where the teacher is ahead, distillation has something to bring. "
-    "Disagreement: share of the site's labels that its teacher contradicts."
+    "Disagreement: share of the site's labels that its teacher contradicts. Rounds: those that the site took part in."
 )
 DOUBTS = " In doubt: a site whose disagreement was far above the median site's for several rounds."
 
@@ -48,17 +48,21 @@ class Site:
         labelled: in the mean over the runs that said so; None if none did.
         unlabelled: likewise.
         doubtful_since: the first round in which its labels were found doubtful, in any run.
+        rounds: that it took part in, in the mean over the runs that said so.
+        last_reply: when a reply of it counted last, in UTC; of several runs, the newest.
     """
 
     numbers: dict[str, ByRound] = field(default_factory=dict)
     labelled: float | None = None
     unlabelled: float | None = None
     doubtful_since: int | None = None
+    rounds: float | None = None
+    last_reply: str = ""
 
     @property
     def tells_something(self) -> bool:
-        """Whether there is more than the global model's accuracy and a count of labels, which every run has."""
-        return TEACHER in self.numbers or DISAGREEMENT in self.numbers or bool(self.unlabelled) or self.is_in_doubt
+        """Whether there is more than a count of labels, which every run has."""
+        return bool(self.numbers) or bool(self.unlabelled) or self.is_in_doubt
 
     @property
     def is_in_doubt(self) -> bool:
@@ -102,13 +106,18 @@ def _add_numbers(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
 
 
 def _add_counts(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
-    counts = defaultdict(list)
+    counts, rounds = defaultdict(list), defaultdict(list)
     for run in runs:
+        for client, presence in run.summary.presence.items() if run.summary else ():
+            rounds[client].append(presence.rounds)
+            sites[client].last_reply = max(sites[client].last_reply, presence.last or "")
         for client, own in run.summary.examples.items() if run.summary else ():
             counts[client].append(own)
         for client, doubt in run.summary.doubtful_labels.items() if run.summary else ():
             earlier = sites[client].doubtful_since
             sites[client].doubtful_since = doubt.round if earlier is None else min(earlier, doubt.round)
+    for client, own_rounds in rounds.items():
+        sites[client].rounds = sum(own_rounds) / len(own_rounds)
     for client, all_own in counts.items():
         sites[client].labelled = sum(own.labelled for own in all_own) / len(all_own)
         sites[client].unlabelled = sum(own.unlabelled for own in all_own) / len(all_own)
@@ -130,6 +139,8 @@ def site_table(groups: Sequence[Group]) -> Table | None:
         "global model",
         "teacher ahead by",
         "disagreement",
+        "rounds",
+        "last reply, UTC",
         *(["labels"] if doubted else []),
     ]
     rows = [
@@ -149,14 +160,14 @@ def site_table(groups: Sequence[Group]) -> Table | None:
 
 FIELDS = [
     *("configuration", "name", "site", "labelled", "unlabelled", TEACHER, "global_model_accuracy"),
-    *(DISAGREEMENT, "in_doubt_since_round"),
+    *(DISAGREEMENT, "rounds", "last_reply", "in_doubt_since_round"),
 ]
 
 
 def _values(group: Group, name: str, site: Site) -> list[Value]:
     counts = (site.labelled, site.unlabelled)
     numbers = (site.last(TEACHER), site.last(GLOBAL), site.last(DISAGREEMENT))
-    return [group.label, group.code, name, *counts, *numbers, site.doubtful_since]
+    return [group.label, group.code, name, *counts, *numbers, site.rounds, site.last_reply, site.doubtful_since]
 
 
 def _cells(site: Site) -> list[str]:
@@ -168,6 +179,8 @@ def _cells(site: Site) -> list[str]:
         _percent(site.last(GLOBAL)),
         "" if lead is None else f"{100 * lead:+.1f} points" if abs(lead) >= 5e-4 else "level",
         _percent(site.last(DISAGREEMENT)),
+        "" if site.rounds is None else units.count(site.rounds),
+        site.last_reply[:16].replace("T", " "),
     ]
 
 

@@ -139,10 +139,14 @@ class DeliveryStarted:
     Attributes:
         cohort: the clients that are there.
         absent: why each of the others is not.
+        round: whose model it is, if not the last one's; 0 for the last.
+        stopped: why the run ends before all of its rounds; empty if it does not.
     """
 
     cohort: Counts
     absent: Mapping[str, str]
+    round: int = 0
+    stopped: str = ""
     kind: Literal["delivery_started"] = "delivery_started"
 
 

@@ -115,7 +115,7 @@ def _model(state: RunState, blobs: _Blobs) -> Tensors | None:
     if not state.checkpoints:
         return None
     newest = state.checkpoints[-1]
-    model, carried = blobs.load(newest.model), blobs.load(newest.state)
+    model, carried = blobs.load(state.final_model), blobs.load(newest.state)
     if model is None or carried is None:
         return None
     checkpoint.decode(carried)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.models.initial import WholeModel
+from feddkd.scheduler.attendance import Presence
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.sites import Doubt
 from feddkd.tensors import Tensors
@@ -30,6 +31,7 @@ class ExchangeRecord:
         by_client: the few numbers that are kept for each client, by name and client.
         lost: the part of `traffic` that was of no use: messages that were repeated, and those of clients whose reply
             does not count.
+        done_s: seconds since 1970 when it was done, by the server's clock; 0 where nobody knows.
     """
 
     id: ExchangeId
@@ -45,6 +47,7 @@ class ExchangeRecord:
     metrics: Mapping[str, float]
     by_client: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lost: Traffic = field(default_factory=Traffic)
+    done_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class RoundRecord:
             algorithm's server side noted.
         examples: of the clients that replied to the first exchange, added up.
         lost: summed over the round's exchanges.
+        done_s: seconds since 1970 when its model was there, by the server's clock; 0 where nobody knows.
     """
 
     round: int
@@ -76,6 +80,7 @@ class RoundRecord:
     metrics: Mapping[str, float]
     examples: ExampleCounts = NO_EXAMPLES
     lost: Traffic = field(default_factory=Traffic)
+    done_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,12 @@ class RunRecord:
         examples: of each client that could take part, as it said last; empty for very many clients.
         doubtful_labels: sites whose labels may be wrong, by client.
         lost_traffic: the part of all this that was of no use.
+        best_round: the evaluated round with the highest accuracy; None if none was evaluated.
+        delivered_round: the round whose model clients got, which is `model`; None for the last one.
+        stopped: why the run ended before all of its rounds; empty if it did not.
+        presence: in which rounds each client took part; empty for very many clients.
+        started_s: seconds since 1970 when round 1 began, by the server's clock; 0 where nobody knows.
+        ended_s: likewise when the model was delivered.
     """
 
     run_id: str
@@ -109,6 +120,12 @@ class RunRecord:
     examples: Mapping[str, ExampleCounts] = field(default_factory=dict)
     doubtful_labels: Mapping[str, Doubt] = field(default_factory=dict)
     lost_traffic: Traffic = field(default_factory=Traffic)
+    best_round: int | None = None
+    delivered_round: int | None = None
+    stopped: str = ""
+    presence: Mapping[str, Presence] = field(default_factory=dict)
+    started_s: float = 0.0
+    ended_s: float = 0.0
 
 
 class Observer:

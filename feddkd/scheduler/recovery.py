@@ -85,7 +85,8 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
         if state.rounds_done == 0 and any(isinstance(event, RoundFinished) for event in cut):
             logger.warning("%s: no round's model can be read; the run starts over", folder)
         _check_rounds(folder, state, config)
-        if state.ended is None or config.rounds > state.rounds_done:
+        state.keeps_best = config.scheduler.deliver == "best"
+        if state.ended is None or (config.rounds > state.rounds_done and not state.stopped):
             last_s = journal.entries[-1].time if journal.entries else time.time()
             resumed = _resumed(before, state, cut, config.rounds, uncounted, max(0.0, time.time() - last_s))
             state.apply(journal.append(resumed))

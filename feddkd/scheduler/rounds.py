@@ -107,6 +107,7 @@ class Scheduler:
         self._linger_s = extensions.linger_s
         self._whole = with_run(extensions.whole, run_id)
         self._state = RunState(run_id, config.scheduler.quorum)
+        self._state.keeps_best = config.scheduler.deliver == "best"
         self._log = RunLog(extensions.journal, self._state, observers)
         self._large_clients = LargeClients()
         self._others_until_s = 0.0
@@ -125,10 +126,11 @@ class Scheduler:
                 model = self._take_up(model)
             if self._state.ended is None:
                 self._wait_for_clients()
-                for number in range(self._state.rounds_done + 1, self._config.rounds + 1):
-                    model = self._run_round(number, model)
-                self._end(model)
+                while not self._is_over:
+                    model = self._run_round(self._state.rounds_done + 1, model)
+                model = self._end(model)
             else:
+                model = self._final(model)
                 self._linger(model, self._state.not_delivered.keys())
         finally:
             self._log.tell(*self._state.close())
@@ -136,6 +138,15 @@ class Scheduler:
         record = self._state.record(model)
         self._log.tell(lambda observer: observer.run_done(record))
         return record
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether all rounds are done, or no other one is needed. A round that was begun is taken to its end."""
+        state = self._state
+        if state.rounds_done >= self._config.rounds or state.stopped:
+            return True
+        is_begun = state.open is not None or state.failed_attempts > 0
+        return not is_begun and bool(state.evaluated.reason_to_stop(self._config.scheduler))
 
     def _take_up(self, model: Tensors) -> Tensors:
         """Go on where another process stopped; returns the model of the last finished round, or the initial one.
@@ -261,28 +272,51 @@ class Scheduler:
             raise PausedError(f"{error}; the round has failed for longer than scheduler.pause_timeout_s = {config.pause_timeout_s:g}")
         self._pause(str(error))
 
-    def _end(self, model: Tensors) -> None:
-        """Deliver the final model, and let the clients go."""
+    def _end(self, model: Tensors) -> Tensors:
+        """Deliver the final model, and let the clients go.
+
+        Args:
+            model: of the last round.
+
+        Returns:
+            The model that was delivered.
+        """
+        self._start_delivery()
+        model = self._final(model)
+        over = f"the run stopped early: {self._state.stopped}" if self._state.stopped else OVER
         not_delivered = self._deliver(model)
         if not_delivered:
-            self._engine.let_go([client for client in self._state.members if client not in not_delivered], OVER)
+            self._engine.let_go([client for client in self._state.members if client not in not_delivered], over)
             if missed := not_delivered.keys() - self._state.delivered_late:
                 self._linger(model, missed)
         failpoint("scheduler.run.before_finish")
-        self._engine.finish(completed=True, reason=OVER)
+        self._engine.finish(completed=True, reason=over)
         # Last: a process that is started after a crash before it says farewell again to those who missed it.
         self._log.happen(RunFinished(self._engine.other_traffic(), not_delivered))
         failpoint("scheduler.run.after_finish")
+        return model
+
+    def _start_delivery(self) -> None:
+        """Decide which model clients get, unless an earlier process did."""
+        state, config = self._state, self._config
+        if state.delivering:
+            return
+        self._wait_for_others()
+        clients = self._engine.clients()
+        best = state.evaluated.best if config.scheduler.deliver == "best" else None
+        number = best.round if best is not None and best.round != state.rounds_done else 0
+        stopped = state.evaluated.reason_to_stop(config.scheduler) if state.rounds_done < config.rounds else ""
+        self._log.happen(DeliveryStarted(clients, self._absent(clients), number, stopped))
+
+    def _final(self, model: Tensors) -> Tensors:
+        """Return the model that clients get; `model` is that of the last round. Raises StateError."""
+        return self._log.best_model(model.schema) if self._state.delivered_round else model
 
     def _deliver(self, model: Tensors) -> dict[str, str]:
         """Give every client the final model; returns why each of the others did not get it."""
-        if not self._state.delivering:
-            self._wait_for_others()
-            clients = self._engine.clients()
-            self._log.happen(DeliveryStarted(clients, self._absent(clients)))
         begun = self._state.open
         assert begun is not None
-        attempt = Attempt(self._state.run_id, self._config.rounds, 0)
+        attempt = Attempt(self._state.run_id, self._state.rounds, 0)
         cohort = self._cohort(attempt, begun.cohort, begun.cohort, self._delivery(model), min_clients=0)
         outcome = cohort.report(DELIVER, model)
         return dict(begun.absent) | {client: missing.reason for client, missing in outcome.missing.items()}
@@ -293,7 +327,7 @@ class Scheduler:
             who = _named(sorted(missed)) if missed else "clients that come"
             why = f"all rounds are done; lingering until {clock_time(self._linger_s)} to give the final model to {who}"
             self._log.tell(lambda observer: observer.waiting(why))
-        last = Attempt(self._state.run_id, self._config.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
+        last = Attempt(self._state.run_id, self._state.rounds, self._state.late_deliveries).exchange(DELIVER, 0)
         for event in deliver_late(self._engine, self._delivery(model), last, model, missed, self._linger_s):
             self._log.happen(event)
 

@@ -50,6 +50,7 @@ class RunLog:
         self._observers = Observers.of(observers)
         self._metric_names = MetricNames()
         self._recalled: Mapping[ExchangeId, str] = {}
+        self._unkept: dict[int, Tensors] = {}  # models that no journal keeps, by round
 
     def take_in_history(self) -> bool:
         """Fold the events of earlier processes; observers are told of them as they were then.
@@ -82,6 +83,14 @@ class RunLog:
         model = Tensors.copy_of(schema, self._journal.load(newest.model).tensors)
         return Checkpoint(model, *checkpoint.decode(self._journal.load(newest.state)))
 
+    def best_model(self, schema: Schema) -> Tensors:
+        """Return the model of the best evaluated round. Raises StateError if it cannot be read."""
+        best = self.state.evaluated.best
+        assert best is not None
+        if not best.model:
+            return self._unkept[best.round]
+        return Tensors.copy_of(schema, self._journal.load(best.model).tensors)
+
     def happen(self, event: Event) -> None:
         """Keep an event, take it in, and tell the observers. Raises StateError."""
         entry = self._journal.append(event)
@@ -94,6 +103,8 @@ class RunLog:
         state = self._journal.store(*checkpoint.encode(left.algorithm, left.codecs), checkpoint=True)
         entry = self._journal.append(dataclasses.replace(event, model=model, state=state))
         failpoint("scheduler.round.after_checkpoint")
+        if self.state.keeps_best and not model:
+            self._unkept[event.round] = Tensors.copy_of(left.model.schema, left.model)
         self.tell(lambda observer: observer.round_finished(event.round, left.model), *self.state.apply(entry))
         self.prune()
 
@@ -131,8 +142,11 @@ class RunLog:
         self._journal.check_space(model.size_bytes)
 
     def prune(self) -> None:
-        """Delete what no later process would need."""
+        """Delete what neither this process nor a later one needs."""
         self._journal.prune(self.state.blobs)
+        best, newest = self.state.evaluated.best, self.state.rounds_done
+        for number in [number for number in self._unkept if number < newest and (best is None or number != best.round)]:
+            del self._unkept[number]
 
     def tell(self, *events: Told) -> None:
         """Tell the observers."""

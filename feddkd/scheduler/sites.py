@@ -21,6 +21,18 @@ logger = logging.getLogger(__name__)
 CLIENT_ACCURACY = "client_accuracy"
 """The broadcast model's accuracy on what one client holds out."""
 
+CLIENT_LOSS = "client_loss"
+"""Its mean loss on the same examples, in nats."""
+
+CLIENT_EXAMPLES = "client_examples"
+"""How many these are."""
+
+COMPUTE_SECONDS = "seconds"
+"""What one client computed, evaluation included."""
+
+UNBOUNDED = (CLIENT_LOSS, CLIENT_EXAMPLES, COMPUTE_SECONDS, "loss")
+"""All other numbers lie in [0, 1]."""
+
 LOSS = "loss"
 """One client's mean loss over its local training, in nats."""
 
@@ -44,16 +56,17 @@ def numbers_by_client(exchange: Exchange, outcome: Outcome) -> dict[str, dict[st
     """Collect the numbers that are kept for each client, by name and client.
 
     Returns:
-        `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], and the `loss` of local
-        training in nats, each for the clients that said one in range; names that nobody said one for
-        are left out. Empty for more than `MOST_CLIENTS` clients, and for steps after the first.
+        `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], the `loss` of local
+        training and `client_loss` in nats, `client_examples`, and `seconds` of computing, each for the
+        clients that said one in range; names that nobody said one for are left out. Empty for more than
+        `MOST_CLIENTS` clients, and for steps after the first.
     """
     if len(exchange.clients) > MOST_CLIENTS or exchange.id.step > 0:
         return {}
     found: dict[str, dict[str, float]] = {}
     for client, reply in outcome.replies.items():
         for name, value in _numbers(exchange.id.name, reply).items():
-            if 0 <= value <= (math.inf if name == LOSS else 1) and math.isfinite(value):
+            if 0 <= value <= (math.inf if name in UNBOUNDED else 1) and math.isfinite(value):
                 found.setdefault(name, {})[client] = value
     return found
 
@@ -63,6 +76,9 @@ def _numbers(exchange: str, reply: Reply) -> dict[str, float]:
     found = {name: reply.metrics[name] for name in (TEACHER_ACCURACY, LABEL_DISAGREEMENT) if name in reply.metrics}
     if reply.evaluation is not None:
         found[CLIENT_ACCURACY] = reply.evaluation.accuracy
+        found[CLIENT_LOSS] = reply.evaluation.loss
+        found[CLIENT_EXAMPLES] = float(reply.evaluation.examples)
+        found[COMPUTE_SECONDS] = reply.compute_s
     if exchange == LOCAL_TRAIN and reply.loss is not None:
         found[LOSS] = reply.loss
     return found

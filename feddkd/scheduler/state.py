@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.scheduler.attendance import Attendance
+from feddkd.scheduler.evaluated import Evaluated
 from feddkd.scheduler.events import (
     Counts,
     DeliveredLate,
     DeliveryStarted,
-    Event,
     ExchangeDone,
     Resumed,
     RoundFailed,
@@ -75,6 +77,13 @@ class RunState:
         replied: the last exchange that each client's reply counted in.
         incarnation: counts the processes of the run.
         elapsed_s: seconds that they have worked on it.
+        evaluated: the accuracy of its rounds.
+        attendance: in which rounds each client took part.
+        started_s: seconds since 1970 when round 1 began; 0 before that.
+        ended_s: likewise when the run was finished.
+        keeps_best: whether the model of the best of these is needed later.
+        delivered_round: whose model is delivered, if not the last one's; else 0.
+        stopped: why the run ends before all of its rounds; empty if it does not.
     """
 
     def __init__(self, run_id: str, quorum: int) -> None:
@@ -104,6 +113,12 @@ class RunState:
         self.replied: dict[str, ExchangeId] = {}
         self.incarnation = 1
         self.elapsed_s = 0.0
+        self.evaluated = Evaluated()
+        self.attendance = Attendance()
+        self.started_s = self.ended_s = 0.0
+        self.keeps_best = False
+        self.delivered_round = 0
+        self.stopped = ""
         self._quorum = quorum
         self._round_tally = RoundTally()
         self._round_started_s = 0.0
@@ -136,7 +151,16 @@ class RunState:
     def blobs(self) -> set[str]:
         """Names of the blobs that resuming needs."""
         kept = {name for event in self.checkpoints for name in (event.model, event.state)}
+        if self.evaluated.best is not None and (self.keeps_best or self.delivered_round):
+            kept.add(self.evaluated.best.model)
         return kept | (set(self.open.outcomes.values()) if self.open is not None else set())
+
+    @property
+    def final_model(self) -> str:
+        """Name the blob of the model that the run has come to; empty if there is none."""
+        if self.delivered_round and self.evaluated.best is not None:
+            return self.evaluated.best.model
+        return self.checkpoints[-1].model if self.checkpoints else ""
 
     def apply(self, entry: Entry) -> list[Told]:
         """Take in the next event; returns what observers are told of it, in order.
@@ -144,13 +168,15 @@ class RunState:
         Raises:
             StateError: it cannot come after those before it.
         """
-        told = list(self._apply(entry.event, entry.at_s))
+        told = list(self._apply(entry))
         self.elapsed_s = entry.at_s
         return told
 
-    def _apply(self, event: Event, at_s: float) -> Iterator[Told]:
-        match event:
+    def _apply(self, entry: Entry) -> Iterator[Told]:
+        at_s, time_s = entry.at_s, entry.time
+        match event := entry.event:
             case RunStarted():
+                self.started_s = time_s
                 self.has_started, self.rounds, self.constants = True, event.rounds, event.constants
                 self.owners.update(event.owners)
                 yield from self._see_clients(event.available)
@@ -160,7 +186,7 @@ class RunState:
             case RoundStarted():
                 yield from self._start_round(event, at_s)
             case ExchangeDone():
-                yield from self._add_exchange(event, at_s)
+                yield from self._add_exchange(event, time_s)
             case RoundFailed():
                 _check(self.open is not None, f"round {event.round} fails before it was begun")
                 self.open = None
@@ -168,12 +194,14 @@ class RunState:
                 self._round_tally.start_again()
                 yield lambda observer: observer.round_failed(event.round, event.attempt, event.reason)
             case RoundFinished():
-                yield from self._finish_round(event, at_s)
+                yield from self._finish_round(event, entry)
             case DeliveryStarted():
                 _check(self.rounds_done > 0, "the model of no round is delivered")
                 self.delivering, self.late_deliveries = True, 0
                 self.delivered_late.clear()
                 self._members = set(event.cohort)
+                self.delivered_round, self.stopped = event.round, event.stopped
+                self.rounds = self.rounds_done if event.stopped else self.rounds
                 self.open = OpenAttempt(0, event.cohort, event.cohort, event.absent)
             case DeliveredLate():
                 _check(self.delivering or self.ended is not None, f"{event.exchange} comes before the delivery that it repeats")
@@ -184,7 +212,7 @@ class RunState:
                 _check(self.delivering, "the run is finished before its model was delivered")
                 yield from self.close()
                 self.open, self.delivering = None, False
-                self.ended = event
+                self.ended, self.ended_s = event, time_s
                 self.tally.other += event.other
                 self._give_up_spent()
 
@@ -194,10 +222,12 @@ class RunState:
         yield lambda observer: observer.clients_available(available)
 
     def _resume(self, event: Resumed) -> None:
-        if event.rounds > self.rounds_done and (self.delivering or self.ended is not None):
-            self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
         self.incarnation = event.incarnation
-        self.rounds = event.rounds
+        if not self.stopped:  # else it has all the rounds that it will have
+            if event.rounds > self.rounds_done and (self.delivering or self.ended is not None):
+                self.ended, self.delivering, self.open = None, False, None  # more rounds come before the delivery now
+                self.delivered_round = 0
+            self.rounds = event.rounds
         self.owners.update(event.owners)
         for exchange, traffic in event.spent:
             self.spent[exchange] = self.spent.get(exchange, Traffic()) + traffic
@@ -223,8 +253,8 @@ class RunState:
         yield from self._see_clients(available)
         yield lambda observer: observer.round_started(event.round, event.attempt, len(cohort))
 
-    def _add_exchange(self, event: ExchangeDone, at_s: float) -> Iterator[Told]:
-        record = event.record
+    def _add_exchange(self, event: ExchangeDone, time_s: float) -> Iterator[Told]:
+        record = dataclasses.replace(event.record, done_s=time_s)
         if self.open is None:
             raise StateError(f"{record.id} is done before it was started")
         self.open.outcomes[record.id] = event.outcome
@@ -237,6 +267,8 @@ class RunState:
         self.replied.update(dict.fromkeys(replied, record.id))
         if len(self.open.outcomes) == 1:
             self._members = replied  # later exchanges ask no other client
+            if record.id.name != DELIVER:
+                self.attendance.see(sorted(replied), time_s)
         yield lambda observer: observer.exchange_done(record)
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic
@@ -244,9 +276,10 @@ class RunState:
         # The first broadcast after a round carried its model, and the replies what the clients think of it; too few
         # replies are not their opinion, and the broadcast will be repeated.
         if record.id.name == DELIVER or record.clients_reported >= self._quorum:
-            yield from self.close(record.client_evaluation)
+            is_of_last = record.id.name != DELIVER or not self.delivered_round
+            yield from self.close(record.client_evaluation if is_of_last else None)
 
-    def _finish_round(self, event: RoundFinished, at_s: float) -> Iterator[Told]:
+    def _finish_round(self, event: RoundFinished, entry: Entry) -> Iterator[Told]:
         follows = event.round == self.rounds_done + 1 and self.open is not None
         _check(follows, f"round {event.round} ends after round {self.rounds_done}, or before it was begun")
         self.rounds_done, self.failed_attempts, self.open = event.round, 0, None
@@ -257,16 +290,18 @@ class RunState:
             event.evaluation,
             tally.traffic,
             tally.lost,
-            at_s - self._round_started_s,
+            entry.at_s - self._round_started_s,
             event.clients_reported,
             event.clients_missing,
             tally.gradient_evaluations,
             tally.metrics | dict(event.notes),
             event.examples,
+            entry.time,
         )
         self._round_started_s = 0.0
         evaluation = event.evaluation
         if evaluation is not None:
+            self.evaluated.see(event, evaluation)
             yield lambda observer: observer.round_evaluated(event.round, evaluation)
 
     def close(self, client_evaluation: Evaluation | None = None) -> Iterator[Told]:
@@ -275,6 +310,8 @@ class RunState:
             return
         finished, self._finished = self._finished, None
         evaluation = finished.evaluation or client_evaluation
+        if finished.evaluation is None and client_evaluation is not None:
+            self.evaluated.see(next(event for event in self.checkpoints if event.round == finished.number), client_evaluation)
         self.tally.add_round(finished, evaluation)
         record = RoundRecord(
             round=finished.number,
@@ -289,6 +326,7 @@ class RunState:
             gradient_evaluations=finished.gradient_evaluations,
             metrics=finished.metrics,
             examples=finished.examples,
+            done_s=finished.done_s,
         )
         yield lambda observer: observer.round_done(record)
 
@@ -303,7 +341,7 @@ class RunState:
             run_id=self.run_id,
             rounds=self.rounds_done,
             model=model,
-            final_evaluation=tally.last_evaluation,
+            final_evaluation=self.evaluated.evaluation if self.delivered_round else tally.last_evaluation,
             best_accuracy=tally.best_accuracy,
             traffic=tally.traffic,
             other_traffic=tally.other,
@@ -315,6 +353,12 @@ class RunState:
             exchange_traffic=tally.exchange_traffic,
             examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
             doubtful_labels=dict(sorted(self.label_doubts.found.items())),
+            best_round=self.evaluated.best.round if self.evaluated.best is not None else None,
+            delivered_round=self.delivered_round or None,
+            stopped=self.stopped,
+            presence=dict(sorted(self.attendance.known.items())) if len(self.attendance.known) <= MOST_CLIENTS else {},
+            started_s=self.started_s,
+            ended_s=self.ended_s,
         )
 
 

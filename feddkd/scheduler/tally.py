@@ -25,6 +25,7 @@ class FinishedRound:
     gradient_evaluations: int
     metrics: Mapping[str, float]
     examples: ExampleCounts
+    done_s: float
 
 
 class RoundTally:

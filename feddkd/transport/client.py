@@ -18,10 +18,11 @@ from feddkd.exchange import ExampleCounts
 from feddkd.text import printable
 from feddkd.transport.frames import PROTOCOL_VERSION, SERVICE
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Holding, hello_message
-from feddkd.transport.options import CLIENT_OPTIONS
+from feddkd.transport.options import client_options
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.proxy import proxy_for
 from feddkd.transport.tls import ClientTls
-from feddkd.transport.tls_problems import cause_of, certificate_problem, handshake_problem, host_and_port
+from feddkd.transport.tls_problems import cause_of, handshake_problem, host_and_port, lasting_problem, never_arrived
 
 CALL_TIMEOUT_S = 10.0
 """Deadline of the calls that carry no tensors."""
@@ -36,6 +37,9 @@ _ERRORS: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.ALREADY_EXISTS: IdTakenError,
 }
 """What a status means where it is not simply worth another try."""
+
+_UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Statuses of a call that may never have reached the server."""
 
 _T = TypeVar("_T")
 
@@ -74,11 +78,13 @@ class Endpoint:
     def _error(self, code: grpc.StatusCode, details: str | None) -> TransportError:
         """What a call's status comes to, in one line that is safe to print."""
         where, cause = f"server {self.address}", printable(cause_of(details or code.name.lower()))
-        if code is grpc.StatusCode.UNAVAILABLE and self.tls is not None:
-            problem = certificate_problem(cause, host_and_port(self.address)[0], self.tls)
-            if problem is not None:
-                return RefusedError(f"{where}: {problem}")
-        return _ERRORS.get(code, UnreachableError)(f"{where}: {cause}")
+        if code not in _UNANSWERED:
+            return _ERRORS.get(code, UnreachableError)(f"{where}: {cause}")
+        host, _ = host_and_port(self.address)
+        problem = lasting_problem(cause, host, self.tls)
+        proxy = proxy_for(host) if never_arrived(details or "") else None
+        through = f" (through {proxy}; no_proxy={host} connects directly)" if proxy is not None else ""
+        return (UnreachableError if problem is None else RefusedError)(f"{where}: {problem or cause}{through}")
 
 
 class ServerStream:
@@ -155,10 +161,11 @@ class ServerConnection:
     def __init__(self, address: str, tls: ClientTls | None = None) -> None:
         """Prepare a channel of the running event loop; it connects with the first call."""
         self._endpoint = Endpoint(address, tls)
+        options = client_options(host_and_port(address)[0])
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, options=options)
         else:
-            self._channel = grpc.aio.secure_channel(address, tls.credentials, options=CLIENT_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, tls.credentials, options=options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -225,6 +232,8 @@ class ServerConnection:
             with server.errors():
                 return await call
         except UnreachableError as error:
+            if proxy_for(host_and_port(server.address)[0]) is not None:
+                raise  # it would be another way to the server
             problem = await handshake_problem(str(error), server.address, server.tls)
             if problem is None:
                 raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 
+from feddkd.transport.proxy import is_this_machine
+
 MAX_MESSAGE_BYTES = 4 << 20
 KEEPALIVE_TIME_MS = 10_000
 """Milliseconds without a byte from the other end after which gRPC sends a ping."""
@@ -37,12 +39,16 @@ _COMMON: list[tuple[str, int]] = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
-CLIENT_OPTIONS: list[tuple[str, int]] = [
-    *_COMMON,
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 10_000),
-    ("grpc.use_local_subchannel_pool", 1),
-]
+
+def client_options(host: str) -> list[tuple[str, int]]:
+    """Return the options of a client's channel to `host`: one on this machine is never reached through a proxy."""
+    return [
+        *_COMMON,
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 10_000),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0 if is_this_machine(host) else 1),
+    ]
 
 
 def server_options() -> list[tuple[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from feddkd.errors import ConfigError
+from feddkd.transport.proxy import is_loopback
 
 
 def server_credentials(
@@ -90,7 +90,7 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
     Raises:
         ConfigError: `host` is not this machine and `insecure` is not set.
     """
-    if not insecure and not _is_loopback(host):
+    if not insecure and not is_loopback(host):
         raise ConfigError(
             f"{host} is not a loopback address: give TLS certificates (--tls-...), or --insecure to send everything unencrypted"
         )
@@ -118,13 +118,6 @@ def _check_ca(option: str, ca: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
     except ssl.SSLError:
         raise ConfigError(f"{option} {ca} holds no certificate in PEM format") from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read(file: Path) -> bytes:

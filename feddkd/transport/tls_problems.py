@@ -1,7 +1,10 @@
 """Finds out why a client can never connect to a server, if gRPC reports only that it did not.
 
-A retry cannot fix a wrong certificate, or plaintext where the other end expects TLS. gRPC reports
-all of these as "unavailable", like a server that is not up yet.
+A retry cannot fix a wrong certificate, plaintext where the other end expects TLS, or a port of another
+program. gRPC reports all of these as "unavailable", like a server that is not up yet.
+
+A host name that does not exist is said in plain words and tried again: where containers or a VPN start
+together, it may exist a moment later.
 """
 
 from __future__ import annotations
@@ -17,19 +20,36 @@ from feddkd.transport.tls import ClientTls
 HANDSHAKE_TIMEOUT_S = 3.0
 
 _CAUSE = re.compile(r"last error: [A-Z_]+: \S+: (?P<cause>.*)", re.DOTALL)
-_LOOKUP = re.compile(r"errors resolving .*\[field:hostname lookup error:(?P<cause>.*)\]", re.DOTALL)
+_LOOKUP = re.compile(r"errors resolving (?P<host>.*):\d+: \[field:hostname lookup error:(?P<cause>.*)\]", re.DOTALL)
 _UNVERIFIED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<reason>[^:]*)")
+_NO_SUCH_HOST = ("Domain name not found", "Name or service not known")
+_NOT_HTTP2 = "Failed parsing HTTP/2"
+_ON_THE_WAY = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed", "Deadline Exceeded")
 _CLOSED = ("Socket closed", "Connection reset")
 
 
 def cause_of(details: str) -> str:
     """Return what went wrong, out of gRPC's text about all that it tried."""
+    if any(word in details for word in _NO_SUCH_HOST):
+        return f"there is no host {found['host']!r}" if (found := _LOOKUP.search(details)) else "there is no such host"
     found = _CAUSE.search(details) or _LOOKUP.search(details)
     return found["cause"] if found else details
 
 
-def certificate_problem(details: str, host: str, tls: ClientTls) -> str | None:
-    """Return why the client refused the server, as gRPC's `details` say; None if it did not."""
+def never_arrived(details: str) -> bool:
+    """Return whether a call failed on its way, as gRPC's `details` say; what a server answers is something else."""
+    return details.startswith(_ON_THE_WAY) or any(word in details for word in _CLOSED)
+
+
+def lasting_problem(details: str, host: str, tls: ClientTls | None) -> str | None:
+    """Return why trying again cannot help, as gRPC's `details` say; None where it may."""
+    if _NOT_HTTP2 in details:
+        return "what listens there is no feddkd server: it does not speak gRPC; check the port"
+    return _certificate_problem(details, host, tls) if tls is not None else None
+
+
+def _certificate_problem(details: str, host: str, tls: ClientTls) -> str | None:
+    """Return why the client refused the server; None if it did not."""
     if "Hostname Verification Check failed" in details:
         return f"its certificate is for another host name than {host}"
     if "WRONG_VERSION_NUMBER" in details:

@@ -23,7 +23,7 @@ from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import check_same
 from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
 
-TIMES = ("seconds", "client_seconds", "cumulative_wire_bytes")
+TIMES = ("time", "seconds", "client_seconds", "cumulative_wire_bytes")
 """What two processes that do the same need not share: what took how long, and a sum that holds what was lost."""
 
 
@@ -33,6 +33,7 @@ def undisturbed(folder: Path, name: str) -> list[dict[str, Any]]:
     for line in found:
         for key in TIMES:
             line.pop(key, None)
+        line.get("by_client", {}).pop("seconds", None)
         for metric in CODEC_SECONDS.values():
             line["metrics"].pop(metric, None)
         for direction in DIRECTIONS:

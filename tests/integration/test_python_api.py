@@ -208,7 +208,7 @@ def test_the_command_line_says_what_is_wrong_before_anything_is_written(here: Pa
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feddkd.api.running.default_out", lambda config: Path("runs/feddkd-20260101-120000"))
+    monkeypatch.setattr("feddkd.observability.new_folder._name", lambda algorithm: "feddkd-20260101-120000")
     folders = [feddkd.run(TINY | {"rounds": 1}).folder.name for _ in range(3)]
     assert folders == ["feddkd-20260101-120000", "feddkd-20260101-120000-2", "feddkd-20260101-120000-3"]
 

@@ -36,6 +36,8 @@ SUMMARY: dict[str, Any] = {
     "model_sha256": "0123",
     "final_accuracy": None,
     "best_accuracy": None,
+    "delivered_round": 2,
+    "stopped": "",
     "rounds_missed": {},
     "not_delivered": {},
     "snapshot_bytes_down": 0,
@@ -154,3 +156,10 @@ def test_a_list_names_the_first_and_counts_the_rest() -> None:
     assert listed(names[:2]) == "c0, c1"
     assert listed(names[:10]) == ", ".join(names[:10])
     assert listed(names) == f"{', '.join(names[:10])} and 2 more"
+
+
+def test_the_summary_says_why_a_run_stopped_and_which_round_is_delivered(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"rounds": 5, "delivered_round": 3, "final_accuracy": 0.8, "best_accuracy": 0.8, "stopped": "patience"}
+    plain = printed(capsys, **changes)
+    assert "  final accuracy     80.00% (of round 3, the best of 5)" in plain
+    assert "  stopped early      patience" in plain

@@ -32,10 +32,11 @@ ROUND_KEYS = {"round", "accuracy", "loss", *BYTES, "cumulative_wire_bytes", "sec
 # What came after it.
 LOST = {"lost_wire_bytes_down", "lost_wire_bytes_up"}
 TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
-EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
+EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"time", "attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
-    *("rounds_missed", "not_delivered", "examples", "doubtful_labels"),
+    *("rounds_missed", "not_delivered", "examples", "doubtful_labels", "best_round", "delivered_round", "stopped"),
+    *("started", "ended", "presence"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
 ROUND_EXTRAS = (
@@ -43,7 +44,7 @@ ROUND_EXTRAS = (
     | LOST
     | {
         *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
-        *("labelled_examples", "unlabelled_examples"),
+        *("labelled_examples", "unlabelled_examples", "time"),
     }
 )
 SUMMARY_KEYS = {
@@ -66,6 +67,7 @@ EXCHANGE = ExchangeRecord(
     client_evaluation=Evaluation(8, 6, 4.0),
     metrics={"update_norm_squared": 4.0, "drift_diversity": 2.0},
     lost=Traffic(0, 0, 3, 4),
+    done_s=1_796_000_000.25,
 )
 ROUND = RoundRecord(
     round=1,
@@ -80,6 +82,7 @@ ROUND = RoundRecord(
     metrics={"drift_diversity": 2.0},
     examples=ExampleCounts(40, 60),
     lost=Traffic(0, 0, 3, 4),
+    done_s=1_796_000_001.5,
 )
 
 
@@ -125,6 +128,7 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "attempt": 0,
             "exchange": "local_train",
             "step": 0,
+            "time": "2026-11-30T00:53:20.250Z",
             "clients_selected": 3,
             "clients_reported": 2,
             "clients_missing": {"client-1": "disconnected"},
@@ -162,6 +166,7 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "rounds.jsonl") == [
         {
             "round": 1,
+            "time": "2026-11-30T00:53:21.500Z",
             "accuracy": 0.7,
             "loss": 0.5,
             "client_examples": 8,
@@ -330,16 +335,8 @@ def test_a_run_leaves_sites_numbers_that_average_to_the_record(run: Run) -> None
 
 def test_a_run_leaves_lines_with_the_keys_of_the_design(run: Run) -> None:
     assert {name.name for name in run.out.iterdir() if name.is_file()} == {
-        *(
-            "config.toml",
-            "journal.jsonl",
-            "exchanges.jsonl",
-            "rounds.jsonl",
-            "summary.json",
-            "model.safetensors",
-            "partition.json",
-            "classes.json",
-        )
+        *("config.toml", "journal.jsonl", "exchanges.jsonl", "rounds.jsonl", "summary.json", "model.safetensors", "partition.json"),
+        *("best.safetensors", "classes.json"),
     }
     for line in run.exchanges:
         assert line.keys() - {"by_client"} == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS

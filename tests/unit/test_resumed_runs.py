@@ -139,13 +139,16 @@ def essence(record: Any) -> Any:
     """A record without what a clock says and without what was lost."""
     if isinstance(record, ExchangeRecord | RoundRecord):
         metrics = {name: value for name, value in record.metrics.items() if not name.startswith("codec_s")}
-        record = replace(record, metrics=metrics, traffic=bought(record.traffic, record.lost), lost=Traffic())
+        record = replace(record, metrics=metrics, traffic=bought(record.traffic, record.lost), lost=Traffic(), done_s=0.0)
     if isinstance(record, RoundRecord):
         return replace(record, seconds=0.0, cumulative_wire_bytes=0)
     if isinstance(record, RunRecord):
         return replace(
             record,
             seconds=0.0,
+            started_s=0.0,
+            ended_s=0.0,
+            presence={client: own.rounds for client, own in record.presence.items()},  # type: ignore[misc]
             model=record.model.sha256(),  # type: ignore[arg-type]
             # What was spent is compared over all processes.
             traffic=off_wire(record.traffic),

@@ -45,6 +45,22 @@ def test_a_site_reads_one_line_a_round_with_the_accuracy_of_that_rounds_model() 
     assert progress.final.accuracy == 0.8
 
 
+def test_a_site_reads_what_its_own_training_made_of_the_model() -> None:
+    said: list[str] = []
+    before = iter([0.10, 0.70])
+
+    def respond(task: Task) -> Reply:
+        if task.id.name != "local_train":
+            return Reply()
+        return Reply(evaluation=Evaluation(100, round(100 * next(before)), 1.0), metrics={"teacher_accuracy": 0.9})
+
+    progress = SiteProgress(FakeWorker(respond), Config.load(None, ["rounds=2"]), said.append)
+    carried_out(progress, [(1, "local_train"), (1, "dkd_step"), (2, "local_train")])
+    assert without_times(said) == [
+        "round 1 of 2: 2 exchanges, N s; accuracy 70.00% (100 held out); own training 10.00% \N{RIGHTWARDS ARROW} 90.00%"
+    ]
+
+
 def test_a_site_that_holds_nothing_out_reads_no_accuracy() -> None:
     said: list[str] = []
     progress = site(said)

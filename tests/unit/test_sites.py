@@ -32,6 +32,9 @@ def test_a_few_numbers_of_each_client_are_kept_and_no_others() -> None:
         "teacher_accuracy": {"a": 0.75},
         "label_disagreement": {"a": 0.0},
         "client_accuracy": {"a": 0.75},
+        "client_loss": {"a": 0.125},
+        "client_examples": {"a": 8.0},
+        "seconds": {"a": 0.0},
         "loss": {"a": 2.0, "b": 0.0},
     }
 
@@ -131,7 +134,12 @@ def test_the_record_of_a_run_names_sites_and_counts_examples() -> None:
     assert {client: counts.labelled for client, counts in record.examples.items()} == THREE
     assert [line.examples.labelled for line in setup.recorder.rounds] == [60, 40, 60, 60]
     first, second = setup.recorder.exchanges[:2]
-    assert first.by_client == {"client_accuracy": dict.fromkeys(THREE, 0.1)}
+    assert first.by_client == {
+        "client_accuracy": dict.fromkeys(THREE, 0.1),
+        "client_loss": dict.fromkeys(THREE, 0.5),
+        "client_examples": dict.fromkeys(THREE, 10.0),
+        "seconds": dict.fromkeys(THREE, 0.0),
+    }
     assert second.by_client == {"label_disagreement": {"a": 0.0, "b": 0.0, "c": 1.0}}
 
 

@@ -1,0 +1,154 @@
+"""What `run`, `server` and `client` check with `--check`: all that they need, before anything is joined or created."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from feddkd import algorithms
+from feddkd.cli.checklist import Checklist, free_address, way_to
+from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_MODELS, check_disk, check_memory
+from feddkd.cli.output import counted_examples, short_size
+from feddkd.client.own_site import fetch_server_config, site_config, site_worker
+from feddkd.client.preflight import check_schema, check_site
+from feddkd.client.state_dir import CLIENT, StateDir
+from feddkd.client.worker import Worker
+from feddkd.config import Config
+from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.partitions import partition
+from feddkd.engines.resolve import resolve
+from feddkd.errors import ConfigError, StateError
+from feddkd.imports import named
+from feddkd.models.initial import build_initial
+from feddkd.scheduler.downlink import check_codecs
+from feddkd.tensors import Schema
+from feddkd.transport.tls import ClientTls
+
+
+@dataclass(frozen=True, slots=True)
+class SiteToCheck:
+    """What `feddkd client` was called with.
+
+    Attributes:
+        own: the site's own tables.
+        certificates: files that TLS reads.
+    """
+
+    host: str
+    address: str
+    client_id: str
+    state: Path
+    own: dict[str, object]
+    partition_index: int | None
+    tls: ClientTls | None
+    certificates: Sequence[Path | None]
+
+
+def check_run(loaded: Config, folder: Path) -> None:
+    """Check what a simulation needs. Raises ConfigError."""
+    checks = Checklist()
+    config = resolve(loaded)
+    checks.check("configuration", lambda: _algorithm(config))
+    checks.check("proxy", lambda: way_to("127.0.0.1"))
+    checks.check("data", lambda: f"{_training_data(config)}; {_test_data(config)}")
+    schema = _check_model(checks, config)
+    processes = config.runtime.client_processes or 1
+    needed = (processes + 1) * PROCESS_BYTES + (SERVER_MODELS + SITE_MODELS * config.partition.clients) * schema.size_bytes
+    checks.check("memory", lambda: check_memory(needed))
+    checks.check("disk", lambda: check_disk(folder, (ROUND_MODELS + 2 * config.partition.clients) * schema.size_bytes))
+
+
+def check_server(config: Config, host: str, port: int, state: Path, certificates: Sequence[Path | None]) -> None:
+    """Check what a server needs. Raises ConfigError."""
+    checks = Checklist()
+    checks.check("configuration", lambda: _algorithm(config))
+    checks.check("address", lambda: free_address(host, port))
+    checks.certificates(certificates)
+    checks.check("data", lambda: _test_data(config))
+    schema = _check_model(checks, config)
+    checks.check("memory", lambda: check_memory(PROCESS_BYTES + SERVER_MODELS * schema.size_bytes))
+    checks.check("disk", lambda: check_disk(state, ROUND_MODELS * schema.size_bytes))
+
+
+def check_client(site: SiteToCheck) -> None:
+    """Check what a site needs, with the configuration of a server that is running. Raises ConfigError."""
+    checks = Checklist()
+    checks.check("proxy", lambda: way_to(site.host))
+    checks.certificates(site.certificates)
+    found: list[Config] = []
+
+    def ask() -> str:
+        found.append(fetch_server_config(site.address, site.tls, 0.0).config)
+        return f"{site.address} serves a run of {found[0].rounds} rounds of {found[0].algorithm.name}"
+
+    checks.check("address", ask)
+    config = site_config(found[0], site.own)
+    with tempfile.TemporaryDirectory() as folder:  # a worker keeps things somewhere
+        workers: list[Worker] = []
+
+        def read() -> str:
+            workers.append(site_worker(config, StateDir(Path(folder), site.client_id, durable=False), site.partition_index))
+            counts, held_out = workers[0].counts, len(workers[0].site.held_out)
+            return f"{counted_examples(counts.labelled, counts.unlabelled)}, {held_out} held out"
+
+        checks.check("data", read)
+        schema = workers[0].model_schema
+
+        def try_step() -> str:
+            check_site(workers[0].site)
+            return _tried(schema)
+
+        checks.check("model", try_step)
+    checks.check("memory", lambda: check_memory(PROCESS_BYTES + SITE_MODELS * schema.size_bytes))
+    checks.check("disk", lambda: _state_of(site.client_id, site.state, SITE_MODELS * schema.size_bytes))
+
+
+def _algorithm(config: Config) -> str:
+    algorithm = algorithms.build(config)
+    config.check_exchanges(algorithm.exchanges(config))
+    check_codecs(config)
+    return f"{config.rounds} rounds of {config.algorithm.name}"
+
+
+def _training_data(config: Config) -> str:
+    labels = load_train(config.data, config.seed).labels
+    parts = partition(config.partition, labels, describe(config.data).num_classes, config.seed)
+    return f"{len(labels):,} examples for {len(parts)} clients"
+
+
+def _test_data(config: Config) -> str:
+    return f"{len(load_test(config.data, config.seed)):,} test examples" if config.data.test_set else "no test set"
+
+
+def _check_model(checks: Checklist, config: Config) -> Schema:
+    """Build the model and try a step on random inputs. Raises ConfigError."""
+    found: list[Schema] = []
+
+    def build() -> str:
+        schema = build_initial(config).model.schema
+        check_schema(schema, named("model.name", config.model.name))
+        algorithms.check_fits(algorithms.build(config), schema)
+        found.append(schema)
+        return _tried(schema)
+
+    checks.check("model", build)
+    return found[0]
+
+
+def _tried(schema: Schema) -> str:
+    return f"{short_size(schema.size_bytes)} in {len(schema.specs)} tensors; a training step works"
+
+
+def _state_of(client_id: str, state: Path, needed_bytes: int) -> str:
+    """Look at a state directory that may not be there. Raises ConfigError or StateError."""
+    try:
+        owner = (state / CLIENT).read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        owner = client_id
+    except OSError as error:
+        raise StateError(f"cannot read {state / CLIENT}: {error.strerror}") from error
+    if owner != client_id:
+        raise ConfigError(f"state directory {state} belongs to client {owner!r}, not to {client_id!r}")
+    return check_disk(state, needed_bytes)

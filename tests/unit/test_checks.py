@@ -1,0 +1,227 @@
+"""The checks before a run: what each finds, in one line, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feddkd.cli import machine
+from feddkd.cli.check import SiteToCheck, check_client, check_run, check_server
+from feddkd.client.preflight import check_schema, check_simulation, check_writable
+from feddkd.config import Config
+from feddkd.data.examples import MemoryExamples
+from feddkd.engines.grpc import GrpcEngine
+from feddkd.errors import ConfigError, StateError
+from feddkd.models.check import check_model
+from feddkd.tensors import Schema, TensorSpec
+from feddkd.transport.certificates import Certificate
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was checked and is right, in order."""
+    lines = capsys.readouterr().out.splitlines()
+    assert all(" ok: " in line for line in lines)
+    return [line.split()[0] for line in lines]
+
+
+def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_run(Config(), Path("runs"))
+    assert listed(capsys) == ["configuration", "proxy", "data", "model", "memory", "disk"]
+    assert list(here.iterdir()) == []
+
+
+def test_a_server_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_server(Config(), "127.0.0.1", 0, Path("state"), [None])
+    assert listed(capsys) == ["configuration", "address", "certificates", "clock", "data", "model", "memory", "disk"]
+    assert list(here.iterdir()) == []
+
+
+def a_site(address: str) -> SiteToCheck:
+    return SiteToCheck("127.0.0.1", address, "site", Path("state"), {}, None, None, [])
+
+
+def test_a_site_asks_the_server_and_neither_joins_nor_makes_anything(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config()
+    data = config.data.model_copy(update={"input_shape": (1, 8, 8), "num_classes": 10})
+    engine = GrpcEngine(config.model_copy(update={"data": data}), "run", Schema([TensorSpec("w", torch.float32, (3,))]))
+    try:
+        check_client(a_site(f"127.0.0.1:{engine.start('127.0.0.1', 0)}"))
+        assert engine.clients() == {}
+    finally:
+        engine.finish(completed=True, reason="enough")
+    assert listed(capsys) == ["proxy", "certificates", "clock", "address", "data", "model", "memory", "disk"]
+    assert list(here.iterdir()) == []
+
+
+def config_with(**tables: dict[str, object]) -> Config:
+    return Config.parse(tables)
+
+
+WRONG: dict[str, tuple[Callable[[], None], str]] = {
+    "address": (
+        lambda: check_server(Config(), "192.0.2.1", 0, Path("state"), []),
+        "check of address: cannot listen on 192.0.2.1:0: ",
+    ),
+    "server": (lambda: check_client(a_site("127.0.0.1:1")), "check of address: server 127.0.0.1:1: Failed to connect"),
+    "certificates": (
+        lambda: check_server(Config(), "127.0.0.1", 0, Path("state"), [Path("no.pem")]),
+        "check of certificates: no.pem holds no certificate in PEM format",
+    ),
+    "data": (lambda: check_run(config_with(partition={"labels": 11}), Path("runs")), "check of data: partition.labels = 11"),
+    "algorithm": (
+        lambda: check_run(config_with(aggregation={"max_norm": {"train": 1.0}}), Path("runs")),
+        "check of configuration: aggregation.max_norm.train",
+    ),
+    "model": (lambda: check_run(config_with(model={"name": "niid_cnn"}), Path("runs")), "check of model: model.name = 'niid_cnn'"),
+    "disk": (lambda: check_run(Config(), Path("file/runs")), "check of disk: cannot write to file/runs: "),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_the_first_thing_that_is_wrong_is_one_line(what: str, here: Path) -> None:
+    (here / "file").touch()
+    check, message = WRONG[what]
+    with pytest.raises(ConfigError) as raised:
+        check()
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    assert [each.name for each in here.iterdir()] == ["file"]
+
+
+def test_a_taken_port_is_found(here: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:"):
+        check_server(Config(), "127.0.0.1", taken.getsockname()[1], Path("state"), [])
+
+
+def test_a_state_directory_of_another_client_is_found(here: Path) -> None:
+    from feddkd.cli.check import _state_of
+
+    (here / "state").mkdir()
+    (here / "state" / "client").write_text("other\n")
+    with pytest.raises(ConfigError, match="state directory state belongs to client 'other', not to 'site'"):
+        _state_of("site", Path("state"), 0)
+
+
+def test_too_little_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda: 10**9)
+    assert machine.check_memory(10**9) == "about 1.00 GB needed, without activations; 1.00 GB available"
+    with pytest.raises(ConfigError, match=r"about 2\.00 GB are needed, without activations, and 1\.00 GB are available"):
+        machine.check_memory(2 * 10**9)
+
+
+def test_a_system_that_does_not_tell_its_memory_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda: None)
+    assert machine.check_memory(10**9) == "about 1.00 GB needed, without activations"
+
+
+def test_a_disk_that_is_too_small_is_found(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"runs needs about .* are free"):
+        machine.check_disk(tmp_path / "runs", 10**18)
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StateError, match=r"cannot write to .*nowhere"):
+        check_writable(tmp_path / "nowhere")
+
+
+CERTIFICATE = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("days", "problem"),
+    [
+        (-1, "is not valid before 2026-01-01 00:00 UTC, and this machine's clock says 2025-12-31"),
+        (0, ""),
+        (9, ""),
+        (11, "has expired on 2026-01-11"),
+    ],
+)
+def test_a_certificate_is_compared_with_the_clock(days: int, problem: str) -> None:
+    certificate = Certificate(Path("a.pem"), CERTIFICATE, CERTIFICATE + datetime.timedelta(days=10), ())
+    now = CERTIFICATE + datetime.timedelta(days=days)
+    if not problem:
+        certificate.check(now)
+        return
+    with pytest.raises(ConfigError, match=f"a.pem {problem}"):
+        certificate.check(now)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_certificate_file_says_for_whom_it_is_and_until_when(tmp_path: Path) -> None:
+    names = "subjectAltName=DNS:server.example,IP:10.0.0.1"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9", "-subj", "/CN=a", "-addext", names]
+    subprocess.run([*request, "-keyout", "key.pem", "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
+    certificate = Certificate.read(tmp_path / "cert.pem")
+    assert certificate.names == ("server.example", "10.0.0.1")
+    assert certificate.ends - certificate.begins == datetime.timedelta(days=9)
+    certificate.check(datetime.datetime.now(datetime.UTC))
+
+
+class Tuple(nn.Linear):
+    """A tuple in train mode, logits in eval mode."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = super().forward(inputs)
+        return (logits, logits) if self.training else logits  # type: ignore[return-value]
+
+
+class Detached(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).detach()
+
+
+def frozen() -> nn.Module:
+    return nn.Linear(4, 3).requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("model", [lambda: Tuple(4, 3), lambda: Detached(4, 3), frozen, lambda: nn.Linear(5, 3), lambda: nn.Flatten(0)])
+def test_a_model_that_cannot_take_a_training_step_is_refused(model: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.name = 'mine:net'"):
+        check_model(model(), torch.rand(4, 4), torch.arange(4) % 3, "model.name = 'mine:net'")
+
+
+def test_a_model_that_is_tried_stays_as_it_is() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check_model(module, torch.rand(4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, "model")
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+class Unreadable(MemoryExamples):
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        raise ConfigError("image 3 cannot be read")
+
+
+def test_the_examples_themselves_are_tried() -> None:
+    with pytest.raises(ConfigError, match="image 3 cannot be read"):
+        check_simulation(
+            Config(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10)
+        )
+
+
+def test_a_schema_that_cannot_travel_is_refused() -> None:
+    check_schema(Schema([TensorSpec("w", torch.float32, (3,))]), "model")
+    with pytest.raises(ConfigError, match=r"^model cannot travel: tensor name"):
+        check_schema(Schema([TensorSpec("w" * 1000, torch.float32, (3,))]), "model")
