@@ -85,6 +85,7 @@ The others say how long a server waits, and a finished cell waited for all; or w
 """
 
 NEW_KEYS = {
+    "model.local_buffers": False,
     "scheduler.enough": "all",
     "communication.preset": "none",
     "communication.up": "fp32",
