@@ -41,13 +41,12 @@ def test_a_model_that_is_always_wrong() -> None:
     assert (found.correct, found.class_accuracy) == (0, [0.0, 0.0])
 
 
-def test_batches_do_not_mix_up_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_mix_up_the_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     predicted, labels = torch.randint(5, (2, 50), generator=generator)
     examples = one_hot_examples(predicted.tolist(), labels.tolist(), classes=5)
     expected = evaluate(nn.Identity(), examples, CPU)
-    monkeypatch.setattr("feddkd.evaluation.EVALUATION_BATCH_SIZE", 7)
-    found = evaluate(nn.Identity(), examples, CPU)
+    found = evaluate(nn.Identity(), examples, CPU, batch_size=7)
     assert found.examples_by_class == expected.examples_by_class == tuple(int((labels == c).sum()) for c in range(5))
     assert found.correct_by_class == expected.correct_by_class == tuple(int(((labels == c) & (predicted == c)).sum()) for c in range(5))
 
