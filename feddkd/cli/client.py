@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from feddkd.cli import EXIT_INTERRUPTED
+from feddkd.cli.interruptions import interruptible
 from feddkd.cli.logs import LOG, log_file
 from feddkd.cli.options import CheckOnly, ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
-from feddkd.cli.output import LINE_LETTERS, announce
+from feddkd.cli.output import announce
 from feddkd.errors import ConfigError
-from feddkd.text import printable
 
 
 def client(
@@ -73,23 +70,10 @@ def client(
         return
     state_dir = StateDir(state, client_id)
     with log_file(state / LOG):
+        left = f"what it has computed is kept in {state}/; to go on, the same command again:"
         site = StandingSite(server, state_dir, own, partition_index, tls, retry_for)
-        with _interrupted(site.tell, state):
+        with interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])):
             if stay:
                 site.take_part_for_ever()
             else:
                 site.take_part()
-
-
-@contextlib.contextmanager
-def _interrupted(tell: Callable[[str], None], state: Path) -> Iterator[None]:
-    """Say after Ctrl-C or SIGTERM what is kept, and how to go on. Raises typer.Exit."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print(end="\r" if sys.stderr.isatty() else "", file=sys.stderr)  # over the ^C of the terminal
-        tell(f"interrupted; what it has computed is kept in {state}/; to go on, the same command again:")
-        with contextlib.suppress(OSError):
-            print(f"  {printable(shlex.join(['feddkd', *sys.argv[1:]]), LINE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
-        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -75,13 +75,13 @@ def run(
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
+    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
     announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
     if check:
         from feddkd.cli.check import check_run
 
         check_run(_loaded(config, overrides, resume), resume or out or RUNS)
         return
-    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
     with place as folder:
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"

@@ -76,9 +76,9 @@ class StandingSite:
             except (ConfigError, RefusedError, RunError) as error:
                 if not self._has_joined:
                     raise
-                self.tell(str(error))
+                self._tell(str(error))
             over = run.run_id
-            self.tell("waiting for the next run of the server")
+            self._tell("waiting for the next run of the server")
 
     def _next_run(self, over: str) -> ServerConfig:
         return fetch_server_config(self._address, self._tls, self._retry_for_s, over)
@@ -89,8 +89,8 @@ class StandingSite:
         worker = site_worker(site_config(run.config, self._own), self._state, self._partition_index)
         check_site(worker.site)
         check_writable(self._state.path)
-        self.tell(_examples(worker))
-        progress = SiteProgress(worker, run.config, self.tell)
+        self._tell(_examples(worker))
+        progress = SiteProgress(worker, run.config, self._tell)
 
         def joined(run_id: str) -> None:
             self._has_joined = True
@@ -110,12 +110,12 @@ class StandingSite:
             raise RunError(f"the run ended early: {farewell.reason}")
         if not worker.has_final_model(farewell.run_id):
             raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-        self.tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
+        self._tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
         if progress.model_sha256:
-            self.tell(f"model sha256 {progress.model_sha256}")
-        self.tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")
+            self._tell(f"model sha256 {progress.model_sha256}")
+        self._tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")
 
-    def tell(self, line: str) -> None:
+    def _tell(self, line: str) -> None:
         """Say a line to a person at the terminal, and to the log file."""
         shown = printable(f"{self._state.client_id}: {line}", LINE_LETTERS)
         note(error_console(), shown)

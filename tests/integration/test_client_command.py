@@ -90,7 +90,7 @@ def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_mod
     def disk_full(tensors: object, path: Path, metadata: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tensor_file, "save_file", disk_full)
+    monkeypatch.setattr(tensor_file, "write_model", disk_full)
     with serving(engine=engine_of(config)) as server:
         running = start_run(server, config)
         code, lines = client(server, tmp_path / "state")
@@ -138,7 +138,7 @@ def test_what_a_stopped_run_left_is_not_the_final_model(client: Client, tmp_path
     assert not (tmp_path / "state" / f"{FINAL_MODEL}.safetensors").exists()
 
 
-@pytest.mark.parametrize("while_", ["feddkd.client.own_site.fetch_server_config", "feddkd.client.process.take_part"])
+@pytest.mark.parametrize("while_", ["feddkd.cli.standing.fetch_server_config", "feddkd.cli.standing.take_part"])
 def test_a_client_that_is_interrupted_says_what_is_kept_and_how_to_go_on(
     while_: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_client_that_is_interrupted_says_what_is_kept_and_how_to_go_on(
         code, lines = client(server, state)
     assert code == 130
     said, command = lines[-2:]
-    assert said == f"site: interrupted; what it has computed is kept in {state}/; to go on, the same command again:"
+    assert said == f"feddkd: interrupted: what it has computed is kept in {state}/; to go on, the same command again:"
     assert command.startswith(f"  feddkd client --server {server.address} --id site --state {state} ")
 
 

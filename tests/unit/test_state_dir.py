@@ -222,7 +222,7 @@ def test_a_failed_write_is_an_error_and_keeps_what_was_there(tmp_path: Path, mon
         path.write_bytes(b"the beginning")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("feddkd.client.tensor_file.save_file", disk_full)
+    monkeypatch.setattr("feddkd.client.tensor_file.write_model", disk_full)
     with pytest.raises(StateError, match=r"cannot write .*teacher\.safetensors.*No space left"):
         state.save("teacher", filled(SCHEMA, 2), "run/2/0")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["client", "lock", "teacher.safetensors"]
