@@ -177,7 +177,7 @@ def _run_job(job: Job, processes: _Processes) -> FedDKDError | None:
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StateError(f"{job.folder} is being written by another process") from None
+                raise StateError(f"{job.folder} is being written by another process; try again when it has ended") from None
             if job.overwrite or not is_complete(job):
                 log.truncate(0)
                 _start_anew(job, processes, log)

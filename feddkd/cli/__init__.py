@@ -16,7 +16,7 @@ import typer
 from feddkd import __version__
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
-from feddkd.cli.output import error_console, note
+from feddkd.cli.output import check_output, error_console, note
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.text import printable
 
@@ -91,7 +91,7 @@ def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        _call_app()
     except (ConfigError, AddressInUseError) as error:
         _fail(error, EXIT_USAGE)
     except StoppedError as error:
@@ -106,6 +106,14 @@ def main() -> None:
         if error.code != EXIT_INTERRUPTED:
             raise
         _fail("interrupted", EXIT_INTERRUPTED)  # typer takes the KeyboardInterrupt, and says nothing
+
+
+def _call_app() -> None:
+    try:
+        app()
+    except OSError:
+        check_output()  # what --help, --version or a completion could not write is still to be written
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

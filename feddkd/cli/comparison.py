@@ -15,6 +15,7 @@ from feddkd.bench.side_by_side import Row, Runs, read_run, results
 from feddkd.cli.compare_progress import CompareProgress
 from feddkd.cli.comparison_tables import comparison_tables
 from feddkd.cli.output import error_console, note
+from feddkd.cli.report import PAGE, report_command
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError
 from feddkd.observability.first_rounds import first_rounds
@@ -141,4 +142,7 @@ def _run_all(rows: Sequence[Row], seeds: Sequence[int], out: Path, engine: Engin
     with CompareProgress(console, ordered, workers) as progress:
         run_jobs(ordered, workers, on_done, progress.tick)
     if failed:
-        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
+        names = [line.partition(":")[0] for line in failed]
+        good = [job.folder for job in jobs.values() if job.folder.name not in names]
+        draw = f"; to draw the others: {report_command(good, out / PAGE)}" if good else ""
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}{draw}")

@@ -83,6 +83,12 @@ def say(text: str, *, newline: bool = True) -> None:
         typer.echo(text, nl=newline)
 
 
+def check_output() -> None:
+    """Write what is left of standard output. Raises as `say` does."""
+    with _standard_output():
+        sys.stdout.flush()
+
+
 def output_width() -> int:
     """Return the columns of standard output, or `WIDTH` where it is no terminal."""
     return SafeConsole().width if sys.stdout.isatty() else WIDTH

@@ -8,6 +8,7 @@ import keyword
 import re
 import string
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -178,7 +179,8 @@ def _is_installed(name: str) -> bool:
 
 def _proposal(name: str) -> str:
     """Return the name most like this one that a project can have."""
-    cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").lstrip("0123456789_")
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    cleaned = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_").lstrip("0123456789_")
     for proposal in (cleaned, f"{cleaned}_project", "my_project"):
         if _reason_against(proposal) is None:
             return proposal

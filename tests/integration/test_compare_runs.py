@@ -208,7 +208,7 @@ def test_a_folder_that_another_process_writes_is_left_alone(tmp_path: Path, monk
 
     monkeypatch.setattr(runs._Processes, "run", run)
     run_jobs([job], 1, lambda _, error: errors.append(error))
-    assert [str(error) for error in errors] == [f"{job.folder} is being written by another process", "None"]
+    assert [str(error) for error in errors] == [f"{job.folder} is being written by another process; try again when it has ended", "None"]
 
 
 def test_a_job_that_starts_anew_deletes_what_is_there_but_not_what_another_process_writes(
@@ -228,7 +228,7 @@ def test_a_job_that_starts_anew_deletes_what_is_there_but_not_what_another_proce
 
     monkeypatch.setattr(runs._Processes, "run", run)
     run_jobs([job], 1, lambda _, error: errors.append(str(error)))
-    assert errors == [f"{folder} is being written by another process", "None"]
+    assert errors == [f"{folder} is being written by another process; try again when it has ended", "None"]
     assert (folder / "summary.json").read_text() == "new"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -26,7 +27,8 @@ SHARED = "README.md federation.toml pyproject.toml tests/test_project.py mine/da
         ("My-Project", "begins with a letter", "my_project"),
         ("9lives", "begins with a letter", "lives"),
         ("my project", "begins with a letter", "my_project"),
-        ("größe", "begins with a letter", "gr_e"),
+        ("größe", "begins with a letter", "gro_e"),
+        ("ünicode", "begins with a letter", "unicode"),
         ("…", "begins with a letter", "my_project"),
         ("class", "keyword", "class_project"),
         ("json", "hide the module", "json_project"),
@@ -139,6 +141,18 @@ def test_the_compose_file_has_a_service_for_the_server_and_each_site() -> None:
         for argument in service["command"]:
             path = argument.rpartition("=")[2]
             assert "/" not in path or path.startswith(f"{own}/"), "a container sees its own folder alone"
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "fed.example.org:50061", "10.0.0.1:50061", "1.2.3", "300.1.1.1", "a..b", "-x", "", "a,DNS:b"]
+)
+def test_what_cannot_be_a_host_is_named_and_no_certificate_is_made(name: str, tmp_path: Path) -> None:
+    write_project(tmp_path / "mine", render_project("mine", SITES))
+    command = ["bash", "make_certificates.sh", "fed.example.org", name]
+    done = subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, text=True, check=False)
+    said = f"make_certificates.sh: {name!r} is neither a host name nor an address; nothing was made\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not (tmp_path / "mine" / "ca").exists()
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
