@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli import EXIT_INTERRUPTED
+from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.errors import ConfigError, RunError
@@ -71,7 +69,8 @@ def client(
     def tell(line: str) -> None:
         note(error_console(), printable(f"{client_id}: {line}", LINE_LETTERS))
 
-    with _interrupted(tell, state):
+    kept = f"what it has computed is kept in {state}/; to go on, the same command again:"
+    with interruptible(kept, shlex.join(["feddkd", *sys.argv[1:]])):
         described = fetch_server_config(server, tls, retry_for)
         worker = site_worker(site_config(described.config, own), state_dir, partition_index)
         tell(_examples(worker))
@@ -86,20 +85,6 @@ def client(
     if progress.model_sha256:
         tell(f"model sha256 {progress.model_sha256}")
     tell(f"the final model is in {state / FINAL_MODEL}.safetensors")
-
-
-@contextlib.contextmanager
-def _interrupted(tell: Callable[[str], None], state: Path) -> Iterator[None]:
-    """Say after Ctrl-C or SIGTERM what is kept, and how to go on. Raises typer.Exit."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print(end="\r" if sys.stderr.isatty() else "", file=sys.stderr)  # over the ^C of the terminal
-        tell(f"interrupted; what it has computed is kept in {state}/; to go on, the same command again:")
-        with contextlib.suppress(OSError):
-            print(f"  {printable(shlex.join(['feddkd', *sys.argv[1:]]), LINE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _examples(worker: Worker) -> str:

@@ -151,7 +151,7 @@ def test_a_client_that_is_interrupted_says_what_is_kept_and_how_to_go_on(
         code, lines = client(server, state)
     assert code == 130
     said, command = lines[-2:]
-    assert said == f"site: interrupted; what it has computed is kept in {state}/; to go on, the same command again:"
+    assert said == f"feddkd: interrupted: what it has computed is kept in {state}/; to go on, the same command again:"
     assert command.startswith(f"  feddkd client --server {server.address} --id site --state {state} ")
 
 
