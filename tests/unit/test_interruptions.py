@@ -17,6 +17,9 @@ from feddkd.cli import EXIT_INTERRUPTED
 from feddkd.cli.report import report_of
 from feddkd.errors import CommandInterruptedError
 
+FIRST_LINES = ("feddkd run: ", "feddkd server: ")
+"""Where a command says what it is about to do."""
+
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
@@ -65,7 +68,7 @@ def test_a_signal_gets_a_word(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == EXIT_INTERRUPTED
-    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("feddkd run: ")] == f"feddkd: {said}".splitlines()
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith(FIRST_LINES)] == f"feddkd: {said}".splitlines()
 
 
 @pytest.mark.parametrize(
