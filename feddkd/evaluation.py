@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from feddkd.data.examples import Examples
 from feddkd.exchange import Evaluation
+from feddkd.structures import to_device
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 
 BATCH_SIZE = 32
 """Examples in a batch where nothing is said: the default of `training.batch_size`. A run passes `Config.eval_batch_size`."""
@@ -46,36 +49,60 @@ def evaluate(
     check: Check = never_stop,
     *,
     batch_size: int = BATCH_SIZE,
+    metrics: TaskMetrics = OF_CLASSIFICATION,
 ) -> Evaluation:
-    """Measure accuracy and cross-entropy of a model as it stands, in eval mode.
+    """Measure the loss and the metrics of a model as it stands, in eval mode.
 
     Args:
-        module: maps inputs to logits [B, C], on `device`; its training flags are restored.
+        module: maps inputs to outputs of the task, on `device`; its training flags are restored.
         examples: all of them count, but for those that cannot be used.
         device: where to compute.
         check: called before every batch; what it raises ends the evaluation.
         batch_size: examples in one forward pass.
+        metrics: of the task.
 
     Returns:
-        Counts and the sum of the losses in nats, over all examples and by class.
+        Counts and the sum of the losses, over all examples and, where each has one class, by class; and the
+        states of the other metrics, with what they come to.
     """
+    task = metrics.task
+    metrics.begin()
     used, correct = torch.zeros(2, len(examples), dtype=torch.bool)
     loss_sum = 0.0
     with eval_mode(module):
         order = torch.arange(len(examples))
         for index, inputs, labels in examples.batches(order, batch_size):
             check()
-            logits = module(inputs.to(device))
-            target = labels.to(device)
+            outputs, targets = task.outputs(module, to_device(inputs, device)), to_device(labels, device)
             used[index] = True
-            correct[index] = (logits.argmax(1) == target).cpu()
-            loss_sum += float(F.cross_entropy(logits, target, reduction="sum"))
+            if metrics.has_one_class:
+                correct[index] = task.correct(outputs, targets).cpu()
+            loss_sum += task.loss_sum(outputs, targets)
+            metrics.add(outputs, targets)
+    num_used = int(used.sum())
+    sums = metrics.sums(num_used)
+    if not metrics.has_one_class:
+        return judged(Evaluation(num_used, None, loss_sum, sums=sums), metrics)
     by_class = torch.bincount(examples.labels[used])
     correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
-    return Evaluation(
-        examples=int(used.sum()),
+    found = Evaluation(
+        examples=num_used,
         correct=int(correct.sum()),
         loss_sum=loss_sum,
         examples_by_class=tuple(by_class.tolist()),
         correct_by_class=tuple(correct_by_class.tolist()),
+        sums=sums,
     )
+    return judged(found, metrics)
+
+
+def judged(evaluation: Evaluation, metrics: TaskMetrics) -> Evaluation:
+    """Add what the states of the metrics come to, and what decides which round is the best."""
+    scores = metrics.values(evaluation.sums)
+    found = dataclasses.replace(evaluation, scores=scores)
+    settings = metrics.task.settings
+    if settings.metric == "accuracy" and found.correct is not None:
+        return found
+    value = found.score(settings.metric)
+    merit = -math.inf if value is None else -value if settings.minimised else value
+    return dataclasses.replace(found, merit=merit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
@@ -145,24 +145,46 @@ class Evaluation:
     """How a model did on some examples; adds up over clients.
 
     Attributes:
+        correct: how many were classified correctly; None where an example has not one class.
+        loss_sum: of the task's loss, for classification the cross-entropy in nats.
         examples_by_class: known on the server's test set only; clients do not tell it.
         correct_by_class: how many of those were classified correctly.
+        sums: the states of further metrics, by name.
+        scores: what these come to, by name; known once the states were added up.
+        merit: what decides which round is the best, larger is better: a metric, or the negative of one; None where
+            that is the accuracy.
     """
 
     examples: int
-    correct: int
+    correct: int | None
     loss_sum: float
     examples_by_class: tuple[int, ...] = ()
     correct_by_class: tuple[int, ...] = ()
+    sums: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    merit: float | None = None
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.examples
+    def worth(self) -> float:
+        """The merit as a number that can be compared: of a model that was not measured it is the least."""
+        found = self.accuracy if self.merit is None else self.merit
+        return -math.inf if found is None else found
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct predictions; None where the task has no accuracy, or was not asked for it."""
+        return self.scores.get("accuracy") if self.correct is None else self.correct / self.examples
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats."""
+        """Mean loss of an example."""
         return self.loss_sum / self.examples
+
+    def score(self, metric: str) -> float | None:
+        """Return a metric by its name; None where it is not known."""
+        if metric == "loss":
+            return self.loss
+        return self.accuracy if metric == "accuracy" else self.scores.get(metric)
 
     @property
     def class_accuracy(self) -> list[float | None] | None:
@@ -263,6 +285,7 @@ class Exchange:
         broadcast: the encoded forms of the payload; None sends it as it is.
         zstd: whether chunks are compressed without loss, both ways.
         constants: the network's other tensors, which clients have or receive once.
+        metric_sizes: how many numbers the state of each further metric of an evaluation has.
     """
 
     id: ExchangeId
@@ -278,6 +301,7 @@ class Exchange:
     broadcast: Broadcast | None = None
     zstd: bool = False
     constants: Constants = NO_CONSTANTS
+    metric_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def reply_coding(self, client: str) -> Coding:
         """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""
@@ -381,11 +405,19 @@ class Outcome:
         evaluations = [reply.evaluation for reply in self.replies.values() if reply.evaluation is not None]
         if not evaluations:
             return None
+        counts = [evaluation.correct for evaluation in evaluations if evaluation.correct is not None]
         return Evaluation(
             sum(evaluation.examples for evaluation in evaluations),
-            sum(evaluation.correct for evaluation in evaluations),
+            sum(counts) if len(counts) == len(evaluations) else None,
             math.fsum(evaluation.loss_sum for evaluation in evaluations),
+            sums=_added([evaluation.sums for evaluation in evaluations]),
         )
+
+
+def _added(sums: Sequence[Mapping[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
+    """Add the states of metrics up, number by number; of those that all clients have."""
+    names = [name for name in sums[0] if all(name in found for found in sums)]
+    return {name: tuple(map(math.fsum, zip(*(found[name] for found in sums), strict=True))) for name in names}
 
 
 def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float | None:

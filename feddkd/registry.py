@@ -151,6 +151,9 @@ OPTIMIZERS = Registry("feddkd.aggregator")
 """Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`; called with
 the parameters, `lr` and, where they take it, `betas`."""
 
+TASKS = Registry("feddkd.tasks", _check_table)
+"""Subclasses of `LearningTask`, `task.name`; each has a `table` of its own, the class of its settings."""
+
 MODELS = Registry("feddkd.models")
 """Functions that build a network, `model.name`; called with the shape of one input and the number of
 classes."""

@@ -9,6 +9,9 @@ import datetime
 import logging
 import traceback
 
+UNBOUNDED_METRICS = frozenset({"loss", "mae", "mse", "rmse", "mape", "r2", "kappa", "mcc"})
+"""Metrics that are no share of 1."""
+
 LIMIT = 500
 """Characters of one message that are shown."""
 
@@ -40,6 +43,11 @@ def utc_time(at_s: float) -> str | None:
     if at_s <= 0:
         return None
     return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def shown_score(metric: str, value: float) -> str:
+    """Write a metric for people: shares of 1 in per cent, other numbers with four digits."""
+    return f"{value:.4g}" if metric in UNBOUNDED_METRICS or not -1 <= value <= 1 else f"{value:.2%}"
 
 
 def _visible(character: str) -> str:

@@ -20,7 +20,7 @@ from feddkd.errors import ConfigError
 from feddkd.registry import ALGORITHMS, OBJECTIVES
 from feddkd.tensors import Schema
 
-__all__ = ["ALGORITHMS", "OBJECTIVES", "build", "check_fits", "chosen", "find", "objective_factory"]
+__all__ = ["ALGORITHMS", "OBJECTIVES", "build", "check_fits", "chosen", "find", "needs_labels", "objective_factory"]
 
 
 def chosen(config: Config) -> type[Algorithm]:
@@ -83,6 +83,14 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
             raise ConfigError(f"algorithm.local_objective: {name} has an objective of its own")
         return _builder(fixed, own_settings(config, fixed.table))
     return _builder(find_objective(settings.name), settings)
+
+
+def needs_labels(config: Config) -> bool:
+    """Tell whether the algorithm or the local objective works with logits and one class of each example. Raises ConfigError."""
+    found = find(config.algorithm.name)
+    settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
+    objective = found.local_objective or find_objective(settings.name)
+    return found.needs_labels or objective.needs_labels
 
 
 def _builder(objective: type[LocalObjective], settings: Table) -> Callable[[Site], LocalObjective]:

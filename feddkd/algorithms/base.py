@@ -133,6 +133,7 @@ class Algorithm(ABC):
             returned; a codec then encodes the step to it before it is evaluated.
         takes_steps: its rounds take the steps of `[dkd]`, so a preset proposes settings for them.
         no_piggyback: why its update cannot carry a gradient (`dkd.piggyback`); None if it can.
+        needs_labels: it works with logits [B, C] and one class of each example.
     """
 
     table: ClassVar[type[NamedTable]]
@@ -141,6 +142,7 @@ class Algorithm(ABC):
     broadcasts_model: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = False
     no_piggyback: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = False
     local_objective: ClassVar[type[LocalObjective] | None] = None
 
     def __init__(self, config: Config) -> None:

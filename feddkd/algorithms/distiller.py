@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.site import Site
 from feddkd.config import DKDConfig
-from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd import Distillation, StepLoss, distillation_gradient, frozen, known_rows, mean_entropy, teacher_logits
+from feddkd.data.examples import Examples
+from feddkd.dkd import Distillation, can_be_kept, distillation_gradient, frozen, known_rows, mean_entropy, step_loss, teacher_logits
 from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.failpoints import failpoint
+from feddkd.tasks.base import UNLABELLED, StepLoss
+from feddkd.tasks.categorical import CategoricalTask
 from feddkd.tensors import Tensors
 
 TEACHER = "teacher"
@@ -75,20 +77,28 @@ class Distiller:
             self._cached = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 
-    def teacher_entropy(self, task: Task) -> float:
-        """Compute the mean entropy in nats of the teacher's predictions. Raises ClientError like `gradient`."""
-        return mean_entropy(self._teacher_logits(task))
+    def teacher_entropy(self, task: Task) -> float | None:
+        """Compute the mean entropy in nats of the teacher's predictions; None where they are no probabilities of classes.
+
+        Raises ClientError like `gradient`.
+        """
+        learning = self.site.learning_task
+        if not isinstance(learning, CategoricalTask):
+            return None
+        outputs = self._teacher_outputs(task)
+        return None if outputs is None else mean_entropy(learning.logit_rows(outputs[known_rows(outputs)]))
 
     def label_disagreement(self, task: Task) -> float | None:
         """Compute the share of labelled examples whose label is not the teacher's most likely class.
 
-        None without a labelled example. Raises ClientError like `gradient`.
+        None without a labelled example, and where an example has not one class. Raises ClientError like `gradient`.
         """
         labels = self.examples.labels
         labelled = labels != UNLABELLED
-        if not labelled.any():
+        if not labelled.any() or not self.site.metrics.has_one_class:
             return None
-        logits = self._teacher_logits(task)
+        logits = self._teacher_outputs(task)
+        assert logits is not None
         labelled &= known_rows(logits)
         if not labelled.any():
             return None
@@ -130,6 +140,7 @@ class Distiller:
             check=task.check_cancelled,
             schema=self._moved,
             batch_size=self.site.eval_batch_size,
+            task=self.site.learning_task,
         )
         return StepGradient(gradient, loss, len(order))
 
@@ -141,7 +152,7 @@ class Distiller:
         return torch.randperm(total, generator=self.site.generator(exchange))[:batch_size]
 
     def _teacher(self, task: Task) -> Tensor | nn.Module:
-        """Find this round's teacher: its logits on all local examples, float32 [n, C], or the network itself."""
+        """Find this round's teacher: its outputs on all local examples, float32 [n, ...], or the network itself."""
         site, label = self.site, self._label(task)
         if self._cached is None or self._cached[0] != label:
             teacher = site.store.load(TEACHER, site.model_schema, label=label)
@@ -152,17 +163,29 @@ class Distiller:
         return self._cached[1]
 
     def _kept_teacher(self, task: Task, examples: Examples) -> Tensor | nn.Module:
-        """Keep of the network as it is now what steps need: logits, unless an example is another one at each read."""
-        return frozen(self.site.module) if examples.is_random else self._logits(self.site.module, task, examples)
+        """Keep of the network as it is now what steps need: its outputs, or a copy of it.
 
-    def _teacher_logits(self, task: Task) -> Tensor:
-        """Compute the teacher's logits on all local examples, once a round unless reads are random; float32 [n, C]."""
-        teacher = self._teacher(task)
-        return self._logits(teacher, task, self.examples) if isinstance(teacher, nn.Module) else teacher
+        A copy where an example is another one at each read, and where outputs cannot be kept.
+        """
+        if examples.is_random or not self._can_be_kept(examples):
+            return frozen(self.site.module)
+        return self.site.outputs_on(examples, task)
 
-    def _logits(self, module: nn.Module, task: Task, examples: Examples) -> Tensor:
+    def _can_be_kept(self, examples: Examples) -> bool:
+        """Tell whether outputs are tensors that are not too large; logits of one class an example are."""
         site = self.site
-        return teacher_logits(module, examples, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
+        return site.metrics.has_one_class or can_be_kept(site.module, examples, site.device, site.learning_task)
+
+    def _teacher_outputs(self, task: Task) -> Tensor | None:
+        """Compute the teacher's outputs on all local examples, float32 [n, ...]; None where they are too many to keep."""
+        teacher = self._teacher(task)
+        if isinstance(teacher, Tensor):
+            return teacher
+        site = self.site
+        if not self._can_be_kept(self.examples):
+            return None
+        check, size = task.check_cancelled, site.eval_batch_size
+        return teacher_logits(teacher, self.examples, site.device, check=check, batch_size=size, task=site.learning_task)
 
     @staticmethod
     def _label(task: Task) -> str:
@@ -177,11 +200,16 @@ def distillation_of(dkd: DKDConfig) -> Distillation:
 
 
 def distiller_of(site: Site) -> Distiller:
-    """Build what distils as `[dkd]` says, from all examples of a site, or from the labelled ones if no teacher is used."""
-    loss = distillation_of(site.config.dkd)
+    """Build what distils as `[dkd]` says, from all examples of a site, or from the labelled ones if no teacher is used.
+
+    Raises:
+        ConfigError: `[dkd]` asks for what the task does not have.
+    """
+    loss = step_loss(site.learning_task, distillation_of(site.config.dkd))
     return Distiller(site, loss, site.examples if loss.needs_teacher else site.labelled)
 
 
 def labels_distiller(site: Site) -> Distiller:
     """Build what takes gradients by the labels alone; of the loss's keys in `[dkd]` only `bootstrap` counts."""
-    return Distiller(site, dataclasses.replace(HARD_LABELS, bootstrap=site.config.dkd.bootstrap), site.labelled)
+    loss = dataclasses.replace(HARD_LABELS, bootstrap=site.config.dkd.bootstrap)
+    return Distiller(site, step_loss(site.learning_task, loss), site.labelled)

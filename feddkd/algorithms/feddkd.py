@@ -29,7 +29,7 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import AlgorithmTable, Config, DKDConfig, NamedTable
-from feddkd.dkd import known_rows, teacher_logits
+from feddkd.dkd import known_rows
 from feddkd.dkd.scope import Scope, in_scope, in_scope_and_untrained
 from feddkd.dkd.steps import Plateau, TailMean, clipped
 from feddkd.exchange import (
@@ -141,7 +141,7 @@ class FedDKDClient(FedAvgClient):
 
     def _judged_teacher(self, task: Task) -> dict[str, float]:
         """Measure the network as it is now, just trained, on what is held out, if it is a teacher."""
-        if not self.distiller.step_loss.needs_teacher or len(self.site.held_out) == 0:
+        if not self.distiller.step_loss.needs_teacher or len(self.site.held_out) == 0 or not self.site.metrics.has_one_class:
             return {}
         return self._judged_by(self._held_out_logits(task))
 
@@ -154,15 +154,14 @@ class FedDKDClient(FedAvgClient):
     def _held_out_logits(self, task: Task) -> Tensor:
         """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""
         site = self.site
-        return teacher_logits(site.module, site.held_out, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
+        return site.outputs_on(site.held_out, task)
 
     def _described_teacher(self, task: Task) -> dict[str, float]:
         """Measure this round's teacher on the examples of the steps, if there is a teacher."""
         if not self.distiller.step_loss.needs_teacher:
             return {}
-        disagreement = self.distiller.label_disagreement(task)
-        found = {} if disagreement is None else {LABEL_DISAGREEMENT: disagreement}
-        return {TEACHER_ENTROPY: self.distiller.teacher_entropy(task), **found}
+        found = {TEACHER_ENTROPY: self.distiller.teacher_entropy(task), LABEL_DISAGREEMENT: self.distiller.label_disagreement(task)}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _first_draw(self, task: Task) -> ExchangeId:
         """Name the exchange whose examples the first step is on."""

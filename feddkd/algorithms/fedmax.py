@@ -35,6 +35,7 @@ class MaximumEntropy(LocalObjective):
     """
 
     table = FedMAXConfig
+    needs_labels = True
 
     def __init__(self, site: Site, settings: FedMAXConfig) -> None:
         super().__init__(site, settings)
@@ -43,7 +44,7 @@ class MaximumEntropy(LocalObjective):
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, activations = self._features.forward(inputs)
-        return F.cross_entropy(logits, labels) + self._beta * kl_from_uniform(activations)
+        return self.site.learning_task.loss(logits, labels) + self._beta * kl_from_uniform(activations)
 
 
 def kl_from_uniform(activations: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from feddkd.algorithms.fedavg import FedAvg
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import NamedTable
-from feddkd.dkd import frozen, kl, soft_labels, teacher_logits, without_true_class
+from feddkd.dkd import frozen, kl, soft_labels, without_true_class
 from feddkd.exchange import Task
 from feddkd.registry import ALGORITHMS, OBJECTIVES
 
@@ -38,6 +37,7 @@ class NotTrueDistillation(LocalObjective):
     """
 
     table = FedNTDConfig
+    needs_labels = True
 
     def __init__(self, site: Site, settings: FedNTDConfig) -> None:
         super().__init__(site, settings)
@@ -46,17 +46,17 @@ class NotTrueDistillation(LocalObjective):
         self._global: Tensor | nn.Module = torch.empty(0)
 
     def begin(self, task: Task) -> None:
-        site, check = self.site, task.check_cancelled
+        site = self.site
         if site.labelled.is_random:
             self._global = frozen(site.module)
         else:
-            self._global = teacher_logits(site.module, site.labelled, site.device, check=check, batch_size=site.eval_batch_size)
+            self._global = site.outputs_on(site.labelled, task)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = self.site.module(inputs)
+        logits = self.site.learning_task.outputs(self.site.module, inputs)
         teacher = soft_labels(self._global, index, inputs)
         not_true = kl(without_true_class(teacher, labels), without_true_class(logits, labels), self._temperature)
-        return F.cross_entropy(logits, labels) + self._beta * not_true
+        return self.site.learning_task.loss(logits, labels) + self._beta * not_true
 
 
 @ALGORITHMS.register("fedntd")

@@ -1,13 +1,13 @@
 """Train on one client's own data by SGD: the first exchange of every algorithm here.
 
-What is minimised is a `LocalObjective`; by default it is the cross-entropy.
+What is minimised is a `LocalObjective`; by default it is the loss of the task.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from feddkd.config import TrainingConfig
 from feddkd.data.examples import Batch
 from feddkd.errors import ClientError, ConfigError
 from feddkd.exchange import Task
+from feddkd.structures import Structure, leaves, to_device
+from feddkd.tasks.base import LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
 
 
 class LocalTraining(NamedTuple):
@@ -64,17 +67,17 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
             pass_examples = 0
             order = torch.randperm(len(site.labelled), generator=generator)[: batches_left * site.config.training.batch_size]
             batches_left -= math.ceil(len(order) / site.config.training.batch_size)
-            for index, inputs, labels in _batches(site, order):
+            for index, inputs, targets in _batches(site, order):
                 task.check_cancelled()
                 optimizer.zero_grad(set_to_none=True)
-                loss = objective.loss(index, inputs, labels)
+                loss = objective.loss(index, inputs, targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 # A parameter that the loss does not depend on has no gradient, and SGD leaves it as it is.
                 objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
                 optimizer.step()
-                pass_loss += loss.detach() * len(labels)
+                pass_loss += loss.detach() * len(index)
                 steps += 1
-                pass_examples += len(labels)
+                pass_examples += len(index)
             gradient_evaluations += pass_examples
     if steps == 0:
         raise ClientError(_nothing_trained(site))
@@ -117,10 +120,10 @@ def can_train_on_one(site: Site) -> bool:
     site.module.train()
     with torch.random.fork_rng(devices=[]):  # a data set may augment the example at random
         inputs, _ = site.labelled.gather(torch.tensor([0]))
-    return takes_one_example(site.module, inputs.to(site.device))
+    return takes_one_example(site.module, to_device(inputs, site.device), site.learning_task)
 
 
-def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
+def takes_one_example(module: nn.Module, inputs: Structure, task: LearningTask[Any] = CLASSIFICATION) -> bool:
     """Try whether `module`, in train mode, accepts `inputs`, a batch of one example.
 
     BatchNorm1d refuses a single value of each channel; BatchNorm2d accepts an image of more than
@@ -128,8 +131,8 @@ def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_accelerators(inputs.device)):
-            module(inputs)
+        with torch.no_grad(), torch.random.fork_rng(devices=_accelerators(next(leaves(inputs)).device)):
+            task.outputs(module, inputs)
     except ValueError:
         return False
     finally:
@@ -143,14 +146,14 @@ def takes_one_example(module: nn.Module, inputs: Tensor) -> bool:
 def _batches(site: Site, order: Tensor) -> Iterator[Batch]:
     """Yield the mini-batches of one epoch, without a single example that the network refuses."""
     accepts_one: bool | None = None
-    for index, inputs, labels in site.labelled.batches(order, site.config.training.batch_size):
-        on_device = inputs.to(site.device)
-        if len(labels) == 1:
+    for index, inputs, targets in site.labelled.batches(order, site.config.training.batch_size):
+        on_device = to_device(inputs, site.device)
+        if len(index) == 1:
             if accepts_one is None:
-                accepts_one = takes_one_example(site.module, on_device)
+                accepts_one = takes_one_example(site.module, on_device, site.learning_task)
             if not accepts_one:
                 continue
-        yield index, on_device, labels.to(site.device)
+        yield index, on_device, to_device(targets, site.device)
 
 
 def _accelerators(device: torch.device) -> list[torch.device]:

@@ -44,6 +44,7 @@ class ModelContrast(LocalObjective):
     """
 
     table = MOONConfig
+    needs_labels = True
 
     def __init__(self, site: Site, settings: MOONConfig) -> None:
         super().__init__(site, settings)
@@ -73,7 +74,7 @@ class ModelContrast(LocalObjective):
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, features = self._features.forward(inputs)
-        cross_entropy = F.cross_entropy(logits, labels)
+        cross_entropy = self.site.learning_task.loss(logits, labels)
         if self._previous is None:
             return cross_entropy
         towards, away = _features_of(self._global, index, inputs), _features_of(self._previous, index, inputs)

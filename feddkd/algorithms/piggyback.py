@@ -27,7 +27,6 @@ from feddkd.config import Config
 from feddkd.dkd.scope import in_scope
 from feddkd.dkd.steps import clipped
 from feddkd.errors import ConfigError
-from feddkd.evaluation import evaluate
 from feddkd.exchange import SCALAR, ExchangeKind, Reply, Task, as_scalar, read_scalar
 from feddkd.tensors import Schema, Tensors
 
@@ -62,7 +61,7 @@ class PiggybackClient(ClientSide):
         site, found = self.site, self._distiller.gradient_of_new_teacher(task)
         # On all labelled examples: no noise of a batch, and no teacher that changes with the round.
         task.payload.load_into(site.module)
-        loss = evaluate(site.module, site.labelled, site.device, task.check_cancelled, batch_size=site.eval_batch_size).loss
+        loss = site.loss_on(site.labelled, task)
         assert reply.contribution is not None
         return dataclasses.replace(
             reply,

@@ -41,6 +41,7 @@ class SelfTraining(FedDKD):
     table = SelfTrainingConfig
     spoken = "self-training"
     no_piggyback = "a gradient that rides along is a teacher's, and this has none"
+    needs_labels = True
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP
 

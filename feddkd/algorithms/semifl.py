@@ -37,10 +37,11 @@ from feddkd.algorithms.fedavg import FedAvgClient
 from feddkd.algorithms.local_training import can_train_on_one, train_locally
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import AlgorithmTable, Config
-from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd import OwnPredictions, known_rows, teacher_logits
+from feddkd.data.examples import Examples
+from feddkd.dkd import OwnPredictions, known_rows
 from feddkd.exchange import ExchangeKind, Reply, Task
 from feddkd.registry import ALGORITHMS
+from feddkd.tasks.base import UNLABELLED
 from feddkd.tensors import Tensors
 
 CONFIDENT_SHARE = "confident_share"
@@ -141,7 +142,7 @@ class SemiFLClient(FedAvgClient):
         """
         site = self.site
         task.payload.load_into(site.module)
-        return teacher_logits(site.module, site.unlabelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
+        return site.outputs_on(site.unlabelled, task)
 
     def _confident(self, sure: Tensor, predicted: Tensor) -> Site:
         """Make the site where the confident examples have their predicted classes for labels, and no other has one.
@@ -166,6 +167,7 @@ class SemiFL(Algorithm):
     """
 
     table = SemiFLConfig
+    needs_labels = True
     client_side: ClassVar[type[ClientSide]] = SemiFLClient
 
     @classmethod

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.config import Config, NamedTable, Table
-from feddkd.data.examples import UNLABELLED, Examples
+from feddkd.data.examples import Examples
+from feddkd.dkd import teacher_logits
+from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, ExchangeId, Task
 from feddkd.registry import OBJECTIVES
+from feddkd.structures import Structure
+from feddkd.tasks.base import UNLABELLED, LearningTask
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
 
 
@@ -55,6 +59,7 @@ class Site:
         module: the network, on `device`, with the weights that were loaded last.
         new_objective: builds the configured local objective.
         given_schema: of the global model, where that has not all tensors of the network.
+        metrics: of the task.
         model_schema: of the global model.
     """
 
@@ -67,6 +72,7 @@ class Site:
     store: Store
     new_objective: Callable[[Site], LocalObjective]
     given_schema: Schema | None = None
+    metrics: TaskMetrics = OF_CLASSIFICATION
     model_schema: Schema = field(init=False)
     labelled: Examples = field(init=False)
     unlabelled: Examples = field(init=False)
@@ -76,6 +82,11 @@ class Site:
         has_label = self.examples.labels != UNLABELLED
         self.labelled = self.examples if has_label.all() else self.examples.subset(has_label.nonzero().flatten())
         self.unlabelled = self.examples.subset((~has_label).nonzero().flatten())
+
+    @property
+    def learning_task(self) -> LearningTask[Any]:
+        """What outputs, targets and the loss are."""
+        return self.metrics.task
 
     @property
     def counts(self) -> ExampleCounts:
@@ -91,6 +102,20 @@ class Site:
         """Examples in one batch outside of training."""
         return self.config.eval_batch_size
 
+    def loss_on(self, examples: Examples, task: Task) -> float:
+        """Compute the mean loss of the network as it is now, in eval mode."""
+        found = evaluate(self.module, examples, self.device, task.check_cancelled, batch_size=self.eval_batch_size, metrics=self.metrics)
+        return found.loss
+
+    def outputs_on(self, examples: Examples, task: Task) -> Tensor:
+        """Compute the outputs of the network as it is now, in eval mode; float32 [n, ...], NaN for what cannot be used.
+
+        Raises:
+            ValueError: there are no examples, or none can be used.
+        """
+        check, size = task.check_cancelled, self.eval_batch_size
+        return teacher_logits(self.module, examples, self.device, check=check, batch_size=size, task=self.learning_task)
+
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""
         key = f"{self.config.seed}/{exchange.round}/{exchange.name}/{exchange.step}/{self.client_id}"
@@ -99,23 +124,25 @@ class Site:
 
 
 class CrossEntropyConfig(NamedTable):
-    """Plain local training: the cross-entropy of the true labels."""
+    """Plain local training: the loss of the task; for classification the cross-entropy of the true labels."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
 
 
 @OBJECTIVES.register("cross_entropy")
 class LocalObjective:
-    """What a client minimises in local training: the cross-entropy of the true labels.
+    """What a client minimises in local training: the loss of the task, for classification the cross-entropy.
 
     Subclasses add to the loss, or directly to its gradient.
 
     Attributes:
+        needs_labels: whether it works with logits [B, C] and one class of each example.
         table: the class of its settings; not used for an objective that the configuration names by
             its import path.
     """
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
+    needs_labels: ClassVar[bool] = False
 
     def __init__(self, site: Site, settings: Table) -> None:
         """Build the objective of one site; `settings` is its table in the configuration."""
@@ -124,15 +151,16 @@ class LocalObjective:
     def begin(self, task: Task) -> None:
         """Prepare for local training; the module holds the broadcast model."""
 
-    def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, index: Tensor, inputs: Structure, targets: Structure) -> Tensor:
         """Compute the mean loss of one mini-batch at the module's weights.
 
         Args:
             index: int64 [B] on the CPU, positions among the site's labelled examples.
-            inputs: float32 [B, ...] on the site's device.
-            labels: int64 [B] on the site's device.
+            inputs: float32 or int64 [B, ...] on the site's device.
+            targets: of the task, on the site's device; for classification labels, int64 [B].
         """
-        return F.cross_entropy(self.site.module(inputs), labels)
+        task = self.site.learning_task
+        return task.loss(task.outputs(self.site.module, inputs), targets)
 
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Change the `.grad` of `parameters` in place, before each step; all of them have one."""

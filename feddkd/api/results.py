@@ -127,7 +127,7 @@ class Run:
     def model(self) -> nn.Module:
         """The network with the newest global model's weights, on the CPU, in evaluation mode.
 
-        It maps float32 [B, *input_shape] to logits [B, num_classes]. Of a run that is not finished it
+        It maps float32 [B, *input_shape] to outputs of the task: of classification logits [B, num_classes]. Of a run that is not finished it
         is the model of the last finished round.
 
         Raises:
@@ -138,9 +138,11 @@ class Run:
         from feddkd.data.datasets import describe
         from feddkd.imports import given_objects
         from feddkd.models.registry import build_model
+        from feddkd.tasks.chosen import task_of
 
         with given_objects(self._given):
-            network = build_model(self.config.model, describe(self.config.data), self.config.seed)
+            task = task_of(self.config)
+            network = build_model(self.config.model, describe(self.config.data, task), self.config.seed, task)
         _load_weights(network, self.folder / MODEL)
         return network.eval()
 
@@ -148,7 +150,7 @@ class Run:
         """Load the test split that the server evaluates on, all of it.
 
         Returns:
-            Inputs, float32 [n, *input_shape], and labels, int64 [n].
+            Inputs, float32 or int64 [n, *input_shape], and targets; of classification labels, int64 [n].
 
         Raises:
             ConfigError: the data's function cannot be imported here.
@@ -158,9 +160,10 @@ class Run:
 
         from feddkd.data.datasets import load_test
         from feddkd.imports import given_objects
+        from feddkd.tasks.chosen import task_of
 
         with given_objects(self._given):
-            examples = load_test(self.config.data)
+            examples = load_test(self.config.data, self.config.seed, task_of(self.config))
         return examples.gather(torch.arange(len(examples)))
 
     def report(self) -> Path:

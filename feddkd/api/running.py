@@ -23,6 +23,7 @@ from feddkd.imports import given_objects
 from feddkd.observability.new_folder import new_folder
 from feddkd.observability.run_folder import RunFolder, has_record
 from feddkd.scheduler.journal_lines import has_journal
+from feddkd.tasks.chosen import task_of
 
 
 def run(
@@ -98,11 +99,11 @@ def _described(config: Config) -> Config:
 
     A record then tells which network its model belongs to, where the data cannot be loaded.
     """
-    if ":" not in config.data.name or (config.data.input_shape and config.data.num_classes):
+    if ":" not in config.data.name:
         return config
-    info = describe(config.data)
+    info = describe(config.data, task_of(config))
     tables = config.model_dump(exclude_none=True)
-    tables["data"] |= {"input_shape": info.input_shape, "num_classes": info.num_classes}
+    tables["data"] |= info.keys
     return Config.parse(tables)
 
 

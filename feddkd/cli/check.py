@@ -17,12 +17,14 @@ from feddkd.client.state_dir import CLIENT, StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.labels import check_partition
 from feddkd.data.partitions import partition
 from feddkd.engines.resolve import resolve
 from feddkd.errors import ConfigError, StateError
 from feddkd.imports import named
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.downlink import check_codecs
+from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Schema
 from feddkd.transport.tls import ClientTls
 
@@ -113,13 +115,16 @@ def _algorithm(config: Config) -> str:
 
 
 def _training_data(config: Config) -> str:
-    labels = load_train(config.data, config.seed).labels
-    parts = partition(config.partition, labels, describe(config.data).num_classes, config.seed)
+    task = task_of(config)
+    info = describe(config.data, task)
+    labels = load_train(config.data, config.seed, task).labels
+    check_partition(config, task, info)
+    parts = partition(config.partition, labels, info.num_classes, config.seed)
     return f"{len(labels):,} examples for {len(parts)} clients"
 
 
 def _test_data(config: Config) -> str:
-    return f"{len(load_test(config.data, config.seed)):,} test examples" if config.data.test_set else "no test set"
+    return f"{len(load_test(config.data, config.seed, task_of(config))):,} test examples" if config.data.test_set else "no test set"
 
 
 def _check_model(checks: Checklist, config: Config) -> Schema:

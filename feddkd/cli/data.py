@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feddkd.cli.options import ConfigFile, Json, Overrides, Verbose
 from feddkd.cli.output import WIDTH, output_width, present, prints_results, say
-from feddkd.config import Config, DataConfig, PartitionConfig
+from feddkd.config import Config, PartitionConfig
 from feddkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from feddkd.data.datasets import DataInfo
 
 app = typer.Typer(help="Fetch data sets, and look at them and at partitions.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -25,12 +28,14 @@ def _settings_of_site(server: Path, site: Path | None, overrides: Iterable[str])
     return found.model_copy(update={"partition": PartitionConfig(name="iid", clients=1)})
 
 
-def _num_classes(data: DataConfig) -> int:
+def _described(config: Config) -> DataInfo:
     """Raises ConfigError; for a site, which need not say the shape itself, with the way out."""
     from feddkd.data.datasets import describe
+    from feddkd.tasks.chosen import task_of
 
+    data = config.data
     try:
-        return describe(data).num_classes
+        return describe(data, task_of(config))
     except ConfigError as error:
         if data.input_shape is not None and data.num_classes is not None:
             raise
@@ -64,11 +69,15 @@ def show(
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.partition_table import summary_of, table_of, title_of
     from feddkd.data.datasets import load_train
+    from feddkd.data.labels import check_partition
     from feddkd.data.partitions import class_counts, partition, unlabelled_counts
     from feddkd.report.heatmap import save_heatmap
+    from feddkd.tasks.chosen import task_of
 
-    num_classes = _num_classes(settings.data)
-    labels = load_train(settings.data, settings.seed).labels
+    task, info = task_of(settings), _described(settings)
+    check_partition(settings, task, info)
+    num_classes = info.num_classes if task.has_one_class(info.target_shape) else 1
+    labels = load_train(settings.data, settings.seed, task).labels
     parts = partition(settings.partition, labels, num_classes, settings.seed)
     counts, unlabelled = class_counts(parts, labels, num_classes), unlabelled_counts(parts, labels)
     title = title_of(settings, len(labels))

@@ -33,6 +33,7 @@ from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.server_state import ServerState
+from feddkd.tasks.chosen import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def serve(
                 run_id=served.journal.run_id,
                 observers=observers,
                 evaluator=evaluator,
-                extensions=Extensions(journal=served.journal, linger_s=linger_s, whole=initial.whole),
+                extensions=Extensions(journal=served.journal, linger_s=linger_s, whole=initial.whole, metrics=initial.metrics),
             )
             return scheduler.run(initial.model), folder
 
@@ -195,6 +196,5 @@ def _command() -> str:
 
 def with_shapes(config: Config) -> Config:
     """Write the data's shape into the configuration, so that clients need not read the server's data to learn it."""
-    info = describe(config.data)
-    shapes = {"input_shape": info.input_shape, "num_classes": info.num_classes}
-    return config.model_copy(update={"data": config.data.model_copy(update=shapes)})
+    info = describe(config.data, task_of(config))
+    return config.model_copy(update={"data": config.data.model_copy(update=info.keys)})

@@ -13,6 +13,7 @@ from feddkd.data.datasets import DataInfo
 from feddkd.errors import ClientError
 from feddkd.models.device import find_device
 from feddkd.models.registry import build
+from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Tensors
 
 _STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
@@ -35,7 +36,7 @@ class Network:
     def __init__(self, config: Config, info: DataInfo) -> None:
         """Build it on the configured device. Raises ConfigError."""
         self.device = find_device(config.runtime.device)
-        module, self.parts = build(config.model, info, config.seed)
+        module, self.parts = build(config.model, info, config.seed, task_of(config))
         self.module: nn.Module = module.to(self.device)
         self.constants = Constants.of(self.parts.constants_of(module))
         self._loaded = self.constants.version

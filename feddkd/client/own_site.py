@@ -15,11 +15,12 @@ from feddkd.config import Config, read_tables
 from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
+from feddkd.tasks.chosen import task_of
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.tls import ClientTls
 
-COMMON_DATA_KEYS = ("input_shape", "num_classes", "holdout", "scale", "class_names")
+COMMON_DATA_KEYS = ("input_shape", "num_classes", "target_shape", "holdout", "scale", "class_names")
 """Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, whether clients evaluate,
 and how the names of the classes are compared."""
 
@@ -122,8 +123,9 @@ def site_worker(config: Config, state: StateDir, partition_index: int | None = N
         ConfigError: the data, the slice or the model are not as the configuration says.
     """
     data = config.data
-    examples = load_train(data, config.seed)
-    info = info_of(data, examples)
+    task = task_of(config)
+    examples = load_train(data, config.seed, task)
+    info = info_of(data, examples, task)
     if partition_index is not None:
         parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
         if not 0 <= partition_index < len(parts):

@@ -26,6 +26,7 @@ from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
 from feddkd.locking import DirectoryLock
+from feddkd.tasks.chosen import task_of
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,9 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
         ConfigError: data, partition or model are not as the configuration says.
         StateError: a client's state directory below `state` cannot be used.
     """
-    examples = load_train(config.data, config.seed)
-    info = info_of(config.data, examples)
+    task = task_of(config)
+    examples = load_train(config.data, config.seed, task)
+    info = info_of(config.data, examples, task)
     parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
     ids = client_ids(len(parts))
     network = Network(config, info)

@@ -21,13 +21,15 @@ from feddkd.compression import lossless
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.data.examples import Examples
-from feddkd.data.labels import prepare_labels
+from feddkd.data.labels import check_labels, prepare_labels
 from feddkd.data.partitions import hold_out
 from feddkd.data.seeding import reads_for
 from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
 from feddkd.models.initial import about, about_classes
+from feddkd.tasks.chosen import task_of
+from feddkd.tasks.metrics import TaskMetrics
 from feddkd.tensors import Schema, Tensors
 
 FINAL_MODEL = "model"
@@ -85,7 +87,9 @@ class Worker:
         torch.set_num_threads(config.runtime.threads)
         if config.communication.zstd:
             lossless.require()
-        info = info or describe(config.data)
+        task = task_of(config)
+        info = info or describe(config.data, task)
+        check_labels(config, task, info, algorithm_needs_labels=algorithms.needs_labels(config))
         examples = prepare_labels(examples, config.data, info.num_classes, config.seed, client_id)
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
         self._network = network or Network(config, info)
@@ -102,6 +106,7 @@ class Worker:
             store,
             objective,
             self._network.parts.travelling,
+            TaskMetrics(task, info.num_classes, info.target_shape),
         )
         if len(self.site.labelled) == 0:
             raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
@@ -186,7 +191,14 @@ class Worker:
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""
         task.payload.load_into(self.site.module)
-        found = evaluate(self.site.module, self.site.held_out, self.site.device, task.check_cancelled, batch_size=self.site.eval_batch_size)
+        found = evaluate(
+            self.site.module,
+            self.site.held_out,
+            self.site.device,
+            task.check_cancelled,
+            batch_size=self.site.eval_batch_size,
+            metrics=self.site.metrics,
+        )
         # Which classes a client holds is its own business.
         return dataclasses.replace(found, examples_by_class=(), correct_by_class=())
 

@@ -27,6 +27,7 @@ from feddkd.config.tables import (
     TrainingConfig,
     TransportConfig,
 )
+from feddkd.config.task import CustomTaskConfig, TaskConfig, TaskTable
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.errors import ConfigError
 
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "CustomAlgorithmConfig",
     "CustomObjectiveConfig",
+    "CustomTaskConfig",
     "DKDConfig",
     "DataConfig",
     "ImportPath",
@@ -47,6 +49,8 @@ __all__ = [
     "RuntimeConfig",
     "SchedulerConfig",
     "Table",
+    "TaskConfig",
+    "TaskTable",
     "TrainingConfig",
     "TransportConfig",
     "read_tables",
@@ -60,6 +64,7 @@ class Config(Table):
     rounds: int = Field(10, ge=1, le=COUNT_MAX, description="rounds to run")
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
+    task: TaskConfig = Field({"name": "classification"}, validate_default=True)
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     algorithm: AlgorithmConfig = Field({"name": "feddkd"}, validate_default=True)

@@ -52,9 +52,20 @@ class DataConfig(Table):
     ) = Field(None, description="shape of one example; needed for image_folder and your own data")
     num_classes: int | None = Field(
         None,
-        ge=2,
+        ge=1,
         le=CLASSES_MAX,
-        description="number of classes; needed for image_folder and your own data",
+        description="number of classes, or of labels of multilabel; needed for image_folder and your own data",
+    )
+    target_shape: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=1, le=COUNT_MAX, strict=True)], ...],
+            Field(max_length=8, fail_fast=True, strict=False),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="shape of one target of your own data: [64, 64] for a class of each pixel; default: one label or number, "
+        "of multilabel one for each class",
     )
     input_key: str | None = Field(
         None,
@@ -64,7 +75,7 @@ class DataConfig(Table):
     label_key: str | None = Field(
         None,
         min_length=1,
-        description="key of the label, where the rows of your own data set are dicts",
+        description="key of the label or target, where the rows of your own data set are dicts",
     )
     scale: Scale = Field(
         "auto",

@@ -102,7 +102,7 @@ class SchedulerConfig(Table):
     )
     deliver: Literal["last", "best"] = Field(
         "last",
-        description="model that clients get in the end: that of the last round, or of the evaluated round with the highest accuracy",
+        description="model that clients get in the end: that of the last round, or of the evaluated round with the best `task.metric`",
     )
     keep_checkpoints: int = Field(
         0,
@@ -112,15 +112,15 @@ class SchedulerConfig(Table):
     )
     stop_at: float | None = Field(
         None,
-        gt=0,
-        le=1,
-        description="accuracy that ends the run once a round reaches it; default: run all rounds",
+        allow_inf_nan=False,
+        description="value of `task.metric` (for classification the accuracy) that ends the run once a round reaches it; "
+        "default: run all rounds",
     )
     patience: int = Field(
         0,
         ge=0,
         le=COUNT_MAX,
-        description="early stopping: end the run after this many evaluated rounds without a higher accuracy; 0: never",
+        description="early stopping: end the run after this many evaluated rounds without a better `task.metric`; 0: never",
     )
     durability: Literal["exchange", "round", "none"] = Field(
         "exchange",

@@ -5,34 +5,52 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
-from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_input, joined, labelled_index
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_example, joined, labelled_index
 from feddkd.data.image_folder import load_image_folder
 from feddkd.data.own_data import load_own, load_unlabelled, reading_of
+from feddkd.data.own_targets import has_labels, shape_of
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import named
+from feddkd.structures import Structure, leaves
+from feddkd.tasks.base import LearningTask, Shapes
+from feddkd.tasks.classification import CLASSIFICATION
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Shape and number of classes of the data, which a model needs.
+    """Shapes of the data, which a model needs.
 
     Attributes:
-        input_shape: shape of one example, (channels, height, width) for images.
-        num_classes: labels lie in [0, num_classes).
+        input_shape: shape of one example, (channels, height, width) for images; empty where an input is no single tensor.
+        num_classes: labels lie in [0, num_classes); for other tasks, how many numbers the network gives for an example.
         input_dtype: float32 or int64; None where the data were not read.
+        target_shape: of one target; empty for one label or number.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
     input_dtype: torch.dtype | None = None
+    target_shape: tuple[int, ...] = ()
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The same as keys of `[data]`; a site then need not read the server's data to learn them."""
+        return {"input_shape": self.input_shape, "num_classes": self.num_classes, "target_shape": self.target_shape}
+
+    @property
+    def shapes(self) -> Shapes:
+        """What a task needs to know of them."""
+        return Shapes(self.input_shape, self.num_classes, self.target_shape)
 
     @property
     def possible_dtypes(self) -> tuple[torch.dtype, ...]:
@@ -52,35 +70,52 @@ BUILT_IN = {
 """Sets whose shape is known without their files; emnist is its "balanced" split."""
 
 
-def describe(config: DataConfig) -> DataInfo:
-    """Return shape and classes of the data, without reading them where possible.
+def describe(config: DataConfig, task: LearningTask[Any] = CLASSIFICATION) -> DataInfo:
+    """Return shapes and classes of the data, without reading them where possible.
 
-    Only a user's own data whose `input_shape` or `num_classes` is not configured are loaded to find
+    Only a user's own data whose shapes or `num_classes` are not configured are loaded to find
     out. What is found then holds for these files: sites that may lack classes must configure it.
 
     Raises:
-        ConfigError: a key that is needed is missing, or contradicts a built-in set.
+        ConfigError: a key that is needed is missing, or contradicts a built-in set or the task.
         DataError: a user's own data cannot be loaded.
     """
+    task.check_data(config.num_classes, config.target_shape)
     known = BUILT_IN.get(config.name)
+    if known is not None or config.name == "image_folder":
+        _check_has_labels(config, task)
     if known is not None:
         _check_agrees(config, known)
         return known
-    if config.input_shape is not None and config.num_classes is not None:
-        return DataInfo(config.input_shape, config.num_classes)
+    configured = _configured(config, task)
+    if configured is not None:
+        return configured
     if config.name == "image_folder":
         missing = "input_shape" if config.input_shape is None else "num_classes"
         raise ConfigError(f"data.{missing} is not set: image_folder needs it, as in input_shape = [3, 64, 64] and num_classes = 4")
-    return _infer(config, load_own(config, train=True, seed=0))
+    return _infer(config, load_own(config, train=True, seed=0, task=task), task)
 
 
-def info_of(config: DataConfig, examples: Examples) -> DataInfo:
+def info_of(config: DataConfig, examples: Examples, task: LearningTask[Any] = CLASSIFICATION) -> DataInfo:
     """Complete `describe` by the dtype of what was loaded, without loading it once more."""
-    info = describe(config) if config.name in BUILT_IN or (config.input_shape and config.num_classes) else _infer(config, examples)
-    return info if info.input_dtype is not None else dataclasses.replace(info, input_dtype=first_input(examples).dtype)
+    known = config.name in BUILT_IN or _configured(config, task) is not None
+    info = describe(config, task) if known else _infer(config, examples, task)
+    if info.input_dtype is not None:
+        return info
+    first, _ = first_example(examples)
+    return dataclasses.replace(info, input_dtype=_dtype_of(first))
 
 
-def load_train(config: DataConfig, seed: int) -> Examples:
+def _configured(config: DataConfig, task: LearningTask[Any]) -> DataInfo | None:
+    """Return what the configuration says of the data; None if it does not say all."""
+    target_shape = task.target_shape(config.target_shape, config.num_classes)
+    num_classes = config.num_classes or (None if target_shape is None else task.num_outputs(target_shape))
+    if config.input_shape is None or num_classes is None or target_shape is None:
+        return None
+    return DataInfo(config.input_shape, num_classes, target_shape=target_shape)
+
+
+def load_train(config: DataConfig, seed: int, task: LearningTask[Any] = CLASSIFICATION) -> Examples:
     """Load the training examples, unlabelled ones included.
 
     With `data.subset` = N they are the first N of a shuffle of all with `seed`, in file order.
@@ -89,7 +124,7 @@ def load_train(config: DataConfig, seed: int) -> Examples:
         ConfigError: a key that is needed is missing or wrong.
         DataError: the data are missing, unreadable or malformed, or fewer than `data.subset`.
     """
-    examples = _load(config, train=True, seed=seed)
+    examples = _load(config, True, seed, task)
     if config.subset is None:
         return examples
     if config.subset > len(examples):
@@ -98,33 +133,33 @@ def load_train(config: DataConfig, seed: int) -> Examples:
     return examples.subset(shuffled[: config.subset].sort().values).compact()
 
 
-def load_test(config: DataConfig, seed: int = 0) -> Examples:
+def load_test(config: DataConfig, seed: int = 0, task: LearningTask[Any] = CLASSIFICATION) -> Examples:
     """Load the examples of the test split; `seed` is the run's, for an iterable data set that shuffles.
 
     Raises:
         ConfigError: a key that is needed is missing or wrong.
         DataError: the data are missing, unreadable or malformed.
     """
-    return _load(config, train=False, seed=seed)
+    return _load(config, False, seed, task)
 
 
-def _load(config: DataConfig, train: bool, seed: int) -> Examples:
+def _load(config: DataConfig, train: bool, seed: int, task: LearningTask[Any]) -> Examples:
     examples: Loaded
     if config.name == "digits":
-        info, examples = describe(config), _digits(train)
+        info, examples = describe(config, task), _digits(train)
     elif config.name in BUILT_IN:
         inputs, labels, names = load_image_set(config.name, config.root, train)
-        info, examples = describe(config), MemoryExamples(inputs, labels.long(), class_names=names)
+        info, examples = describe(config, task), MemoryExamples(inputs, labels.long(), class_names=names)
     elif config.name == "image_folder":
-        info = describe(config)
+        info = describe(config, task)
         examples = load_image_folder(config, train, info.input_shape, info.num_classes, reading_of(config, "image_folder"))
     else:
-        examples = load_own(config, train, seed)
+        examples = load_own(config, train, seed, task)
         # The training examples show what is not configured: to describe them would load them once more.
-        info = _infer(config, examples) if train else describe(config)
-    _check(examples, info, named("data.name", config.name))
+        info = _infer(config, examples, task) if train else describe(config, task)
+    _check(examples, info, task, named("data.name", config.name))
     _tell_random_reads(examples, train)
-    return _with_unlabelled(examples, info, config, seed) if train else examples
+    return _with_unlabelled(examples, info, config, seed, task) if train else examples
 
 
 def _tell_random_reads(examples: Loaded, train: bool) -> None:
@@ -142,13 +177,13 @@ def _tell_random_reads(examples: Loaded, train: bool) -> None:
         )
 
 
-def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int) -> Loaded:
+def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int, task: LearningTask[Any]) -> Loaded:
     """`examples`, followed by the inputs that the function `data.unlabelled` gives, if there is one."""
     if ":" not in config.unlabelled:
         return examples
     others, where = load_unlabelled(config, seed), named("data.unlabelled", config.unlabelled)
-    _check(others, info, where)
-    mine, theirs = first_input(examples).dtype, first_input(others).dtype
+    _check(others, info, task, where)
+    mine, theirs = (_dtype_of(first_example(each)[0]) for each in (examples, others))
     if mine != theirs:
         name = named("data.name", config.name)
         raise DataError(f"{where}: inputs become {theirs}, and those of {name} {mine}; data.scale says what is scaled")
@@ -165,13 +200,44 @@ def _digits(train: bool) -> MemoryExamples:
     return MemoryExamples(inputs[chosen], labels[chosen], class_names=tuple(str(digit) for digit in range(10)))
 
 
-def _infer(config: DataConfig, examples: Examples) -> DataInfo:
+def _infer(config: DataConfig, examples: Examples, task: LearningTask[Any]) -> DataInfo:
     """What is configured about a user's own data, completed by what the examples show."""
-    first = first_input(examples)
-    input_shape = config.input_shape or tuple(first.shape[1:])
-    if config.num_classes is None and len(labelled_index(examples)) == 0:
-        raise ConfigError(f"data.num_classes is not set: {named('data.name', config.name)} has no labels to infer it from")
-    return DataInfo(input_shape, config.num_classes or int(examples.labels.max()) + 1, first.dtype)
+    task.check_data(config.num_classes, config.target_shape)
+    first, target = first_example(examples)
+    target_shape = task.target_shape(config.target_shape, config.num_classes)
+    if target_shape is None:
+        target_shape = shape_of(target)
+    num_classes = config.num_classes or task.num_outputs(target_shape)
+    if num_classes is None:
+        num_classes = _most_classes(config, examples, target_shape)
+    input_shape = config.input_shape or (tuple(first.shape[1:]) if isinstance(first, Tensor) else ())
+    return DataInfo(input_shape, num_classes, _dtype_of(first), target_shape)
+
+
+def _most_classes(config: DataConfig, examples: Examples, target_shape: tuple[int, ...]) -> int:
+    """Count the classes that the labels show. Raises ConfigError."""
+    why = (
+        "has no labels to infer it from" if len(labelled_index(examples)) == 0 else "has targets of their own shape" if target_shape else ""
+    )
+    if why:
+        raise ConfigError(f"data.num_classes is not set: {named('data.name', config.name)} {why}")
+    return max(2, int(examples.labels.max()) + 1)
+
+
+def _dtype_of(batch: Structure) -> torch.dtype:
+    """Return the dtype of inputs, of the first tensor where there are several."""
+    found: torch.dtype = next(leaves(batch)).dtype
+    return found
+
+
+def _check_has_labels(config: DataConfig, task: LearningTask[Any]) -> None:
+    """Raises ConfigError where a built-in set has other targets than the task expects."""
+    if not has_labels(config, task):
+        shape = f" with data.target_shape = {list(config.target_shape)}" if config.target_shape else ""
+        raise ConfigError(
+            f"task.name = {task.settings.name!r}{shape}: data.name = {config.name!r} has one class of each example; "
+            "use a function of your own (package.module:function) that returns other targets"
+        )
 
 
 def _check_agrees(config: DataConfig, known: DataInfo) -> None:
@@ -181,16 +247,23 @@ def _check_agrees(config: DataConfig, known: DataInfo) -> None:
         raise ConfigError(f"data.num_classes = {config.num_classes}: {config.name} has {known.num_classes}")
 
 
-def _check(examples: Examples, info: DataInfo, where: str) -> None:
+def _check(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str) -> None:
     """Refuse what would fail in the middle of training: of streamed examples only the first is read.
 
     Raises:
-        DataError: labels outside [0, num_classes), or inputs of another shape; the message begins with `where`.
+        DataError: classes outside [0, num_classes), or inputs or targets of another shape; the message begins with `where`.
     """
-    labels = examples.labels[labelled_index(examples)]
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if low < 0 or high >= info.num_classes:
-        raise DataError(f"{where}: label {low if low < 0 else high} is outside [0, {info.num_classes}) (data.num_classes)")
-    inputs = examples.inputs if isinstance(examples, MemoryExamples) else first_input(examples)
-    if tuple(inputs.shape[1:]) != info.input_shape:
+    inputs, targets = first_example(examples)
+    if isinstance(examples, MemoryExamples):
+        inputs = examples.inputs
+        targets = targets if examples.targets is None else examples.targets.values
+    if task.has_one_class(info.target_shape):
+        targets = examples.labels[labelled_index(examples)]
+    try:
+        task.check_targets(targets, info.num_classes)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
         raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
+    if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
+        raise DataError(f"{where}: targets have shape {list(shape_of(targets))} where data.target_shape = {list(info.target_shape)}")

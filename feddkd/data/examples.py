@@ -18,20 +18,24 @@ from feddkd.data.bad_examples import BadExamples, name_of
 from feddkd.data.inputs import network_inputs
 from feddkd.data.reader import MapDataset, Reader, Rows
 from feddkd.data.rows import PAIR, Entries
+from feddkd.data.targets import TargetReading, Targets, with_missing
 from feddkd.errors import BadExamplesError, DataError
+from feddkd.structures import Structure, rows_of
+from feddkd.tasks.base import UNLABELLED
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""index int64 [B], inputs float32 or int64 [B, ...], labels int64 [B], all on the CPU."""
-
-UNLABELLED = -1
-"""The label of an example that has none."""
+Batch = tuple[Tensor, Structure, Structure]
+"""index int64 [B], inputs float32 or int64 [B, ...], targets [B, ...], all on the CPU."""
 
 
 class Examples(Protocol):
     """A finite collection of examples, read by index.
 
+    Inputs and targets are tensors, for some tasks of one's own tuples or dicts of them. Where each example
+    has one class, its target is its label.
+
     Attributes:
-        labels: int64 [n] on the CPU; `UNLABELLED` where an example has no label.
+        labels: int64 [n] on the CPU, the class of each example; 0 where a task knows no class of an example.
+            `UNLABELLED` where an example has no target.
         class_names: of all classes, in the order of their numbers; empty where they are not known.
     """
 
@@ -45,8 +49,8 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs float32 or int64 [B, ...] and labels int64 [B] of the examples that `index` (int64 [B]) names.
+    def gather(self, index: Tensor) -> tuple[Structure, Structure]:
+        """Return inputs float32 or int64 [B, ...] and targets [B, ...] of the examples that `index` (int64 [B]) names.
 
         Raises:
             DataError: one of them cannot be used.
@@ -54,7 +58,7 @@ class Examples(Protocol):
         ...
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield consecutive pieces of `order` (int64 [m]) with their inputs and labels; the last may be smaller.
+        """Yield consecutive pieces of `order` (int64 [m]) with their inputs and targets; the last may be smaller.
 
         Examples that cannot be used are left out, so any piece may be smaller, and an empty one is not
         yielded.
@@ -86,9 +90,24 @@ class MemoryExamples:
 
     is_random = False
 
-    def __init__(self, inputs: Tensor, labels: Tensor, scale: Scale = "auto", class_names: tuple[str, ...] = ()) -> None:
-        """Hold `inputs` (floating point or integer [n, ...]) and `labels` (int64 [n]); `scale` is `data.scale`."""
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        scale: Scale = "auto",
+        class_names: tuple[str, ...] = (),
+        targets: Targets | None = None,
+    ) -> None:
+        """Hold inputs and labels.
+
+        Args:
+            inputs: floating point or integer [n, ...].
+            labels: int64 [n].
+            scale: `data.scale`.
+            targets: of all n examples, where they are not the labels.
+        """
         assert len(inputs) == len(labels)
+        self.targets = targets
         self.labels = labels
         self.class_names = class_names
         self.scale: Scale = scale
@@ -103,9 +122,10 @@ class MemoryExamples:
         """All inputs in order, as they lie in memory; a copy where this is a subset."""
         return self._inputs if self._rows is None else self._inputs.index_select(0, self._rows)
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self._rows_of(index)
-        return network_inputs(self._inputs.index_select(0, rows), self.scale), self.labels.index_select(0, index)
+    def gather(self, index: Tensor) -> tuple[Tensor, Structure]:
+        rows, labels = self._rows_of(index), self.labels.index_select(0, index)
+        targets = labels if self.targets is None else with_missing(self.targets.task, rows_of(self.targets.values, rows), labels)
+        return network_inputs(self._inputs.index_select(0, rows), self.scale), targets
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         for index in _pieces(order, batch_size):
@@ -123,7 +143,10 @@ class MemoryExamples:
         return same
 
     def compact(self) -> MemoryExamples:
-        return self if self._rows is None else MemoryExamples(self.inputs, self.labels, self.scale, self.class_names)
+        if self._rows is None:
+            return self
+        targets = None if self.targets is None else Targets(rows_of(self.targets.values, self._rows), self.targets.task)
+        return MemoryExamples(self.inputs, self.labels, self.scale, self.class_names, targets)
 
     def _rows_of(self, index: Tensor) -> Tensor:
         return index if self._rows is None else self._rows.index_select(0, index)
@@ -138,7 +161,8 @@ class Reading:
         workers: processes that read ahead.
         scale: `data.scale`.
         max_bad_share: `data.max_bad_share`.
-        entries: where the input of a row is.
+        entries: where the input and the target of a row are.
+        targets: how targets are read; None where they are the labels, which are known.
     """
 
     where: str = "data"
@@ -146,6 +170,7 @@ class Reading:
     scale: Scale = "auto"
     max_bad_share: float = 0.01
     entries: Entries = PAIR
+    targets: TargetReading | None = None
 
 
 class StreamedExamples:
@@ -177,7 +202,7 @@ class StreamedExamples:
         self.class_names = class_names
         self._index = torch.arange(len(labels))
         bad = BadExamples(reading.where, len(labels) + bad_before, reading.max_bad_share, bad_before)
-        self.reader = Reader(Rows(dataset, reading.entries, reading.scale), bad, reading.workers)
+        self.reader = Reader(Rows(dataset, reading.entries, reading.scale, reading.targets), bad, reading.workers)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -191,14 +216,14 @@ class StreamedExamples:
     def is_random(self) -> bool:
         return self.reader.is_random
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, index: Tensor) -> tuple[Structure, Structure]:
         positions = self._index[index].tolist()
         batch = self.reader.read(positions)
         if batch.inputs is None or len(batch.kept) < len(positions):
             position = next(position for position in positions if position in self.reader.bad.found)
             name, problem = name_of(self.dataset, position), self.reader.bad.found[position]
             raise DataError(f"cannot use {name} ({problem})")
-        return batch.inputs, self.labels[index]
+        return batch.inputs, self._targets(batch.targets, self.labels[index])
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         pieces = _pieces(order, batch_size)
@@ -206,7 +231,11 @@ class StreamedExamples:
         for piece, batch in zip(pieces, read, strict=True):
             if batch.inputs is not None:
                 kept = piece[batch.kept]
-                yield kept, batch.inputs, self.labels[kept]
+                yield kept, batch.inputs, self._targets(batch.targets, self.labels[kept])
+
+    def _targets(self, read: Structure | None, labels: Tensor) -> Structure:
+        reading = self.reader.rows.targets
+        return labels if reading is None else with_missing(reading.task, read, labels)
 
     def subset(self, index: Tensor) -> StreamedExamples:
         part = copy.copy(self)
@@ -232,32 +261,50 @@ Loaded = MemoryExamples | StreamedExamples
 
 
 def joined(first: Loaded, second: Loaded, reading: Reading) -> Loaded:
-    """Put two collections, no subsets, one after the other; the classes are those of the first.
+    """Put examples without targets, `second`, after others, both no subsets; the classes are those of the first.
 
     Both in memory with inputs of one dtype make one in memory. Others are read when they are asked
     for, as `reading` says.
     """
     labels = torch.cat([first.labels, second.labels])
     if isinstance(first, MemoryExamples) and isinstance(second, MemoryExamples) and first.inputs.dtype == second.inputs.dtype:
-        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels, first.scale, first.class_names)
-    both: ConcatDataset[Any] = ConcatDataset([_InputsOf(first), _InputsOf(second)])
-    streamed = StreamedExamples(both, labels, dataclasses.replace(reading, entries=Entries(0, None)), first.class_names)
+        targets = None if first.targets is None else first.targets.followed_by_missing(len(second))
+        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels, first.scale, first.class_names, targets)
+    both: ConcatDataset[Any] = ConcatDataset([_RowsOf(first), _RowsOf(second)])
+    targets_read = reading_of_targets(first)
+    streamed = StreamedExamples(both, labels, dataclasses.replace(reading, entries=PAIR, targets=targets_read), first.class_names)
     streamed.reader.is_random = first.is_random or second.is_random
     return streamed
 
 
-class _InputsOf(TorchDataset[tuple[Any]]):
-    """A map-style data set of the inputs of examples, not yet scaled; it is sent to loader processes."""
+def reading_of_targets(examples: Loaded) -> TargetReading | None:
+    """Say how the targets of examples are read again; None where they are the labels."""
+    if isinstance(examples, StreamedExamples):
+        return examples.reader.rows.targets
+    return None if examples.targets is None else examples.targets.reading()
+
+
+class _RowsOf(TorchDataset[tuple[Any, Any]]):
+    """A map-style data set of the inputs of examples, not yet scaled, and their targets; it is sent to loader processes."""
 
     def __init__(self, examples: Loaded) -> None:
-        self._dataset: Any = TensorDataset(examples.inputs) if isinstance(examples, MemoryExamples) else examples.dataset
-        self._entries = Entries(0, None) if isinstance(examples, MemoryExamples) else examples.reader.rows.entries
+        self._has_targets = examples.labels != UNLABELLED
+        self._entries, self._targets = Entries(0, None), None
+        if isinstance(examples, MemoryExamples):
+            self._dataset: Any = TensorDataset(examples.inputs)
+            self._targets = None if examples.targets is None else examples.targets.values
+        else:
+            self._dataset, self._entries = examples.dataset, examples.reader.rows.entries
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._has_targets)
 
-    def __getitem__(self, index: int) -> tuple[Any]:
-        return (self._entries.input_of(self._dataset[index]),)
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        row = self._dataset[index]
+        found = self._entries.input_of(row)
+        if self._targets is not None:
+            return found, self._targets[index] if self._has_targets[index] else None
+        return found, self._entries.label_of(row) if self._has_targets[index] else None
 
     @property
     def paths(self) -> list[str]:
@@ -270,15 +317,15 @@ def labelled_index(examples: Examples) -> Tensor:
     return (examples.labels != UNLABELLED).nonzero().squeeze(1)
 
 
-def first_input(examples: Examples) -> Tensor:
-    """Read the first example that can be used; its input, float32 or int64 [1, ...].
+def first_example(examples: Examples) -> tuple[Structure, Structure]:
+    """Read the first example that can be used; its input and its target, with a first dimension of 1.
 
     Raises:
         DataError: none can.
     """
     for position in range(len(examples)):
         try:
-            return examples.gather(torch.tensor([position]))[0]
+            return examples.gather(torch.tensor([position]))
         except BadExamplesError:
             raise
         except DataError as error:

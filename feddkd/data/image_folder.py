@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from feddkd.config import DataConfig
-from feddkd.data.examples import UNLABELLED, Reading, StreamedExamples
+from feddkd.data.examples import Reading, StreamedExamples
 from feddkd.data.image_depth import is_deep, unit_pixels
 from feddkd.errors import ConfigError, DataError
 from feddkd.extras import install_command
 from feddkd.imports import one_line
+from feddkd.tasks.base import UNLABELLED
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ def as_tensor(values: Any) -> Tensor:
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))
     except (TypeError, ValueError):
         raise DataError(f"numbers of one shape are expected, not {type(values).__name__}") from None
+
+
+def is_numbers(raw: Any) -> bool:
+    """Tell whether a list or a tuple of raw data is one tensor of numbers, and no structure of tensors."""
+    return isinstance(raw, list | tuple) and not any(isinstance(part, Tensor | np.ndarray | Mapping) for part in raw)
 
 
 def check_input_dtype(inputs: Tensor) -> None:

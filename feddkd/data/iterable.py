@@ -11,10 +11,12 @@ from torch import Tensor
 from feddkd.config import DataConfig
 from feddkd.data.bad_examples import BadExamples
 from feddkd.data.inputs import as_tensor, check_input_dtype
-from feddkd.data.rows import entries_of, label_number
+from feddkd.data.own_targets import entries_for, has_labels
+from feddkd.data.rows import label_number
 from feddkd.data.seeding import generators_kept, seed_generators
 from feddkd.errors import DataError
 from feddkd.imports import one_line
+from feddkd.tasks.base import LearningTask
 
 ROWS_STACKED = 1024
 """Rows that wait to be put into one tensor: small tensors take more memory than their values."""
@@ -22,7 +24,7 @@ ROWS_STACKED = 1024
 MIB = 1 << 20
 
 
-def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int) -> tuple[Tensor, list[int | None]]:
+def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, task: LearningTask[Any]) -> tuple[Tensor, list[Any]]:
     """Read all rows once, with the generators seeded by `seed`: a shuffle or an augmentation then repeats.
 
     Rows are what they are for a map-style data set. One whose input has another shape than the first
@@ -33,9 +35,10 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int) -> 
         config: its `memory_limit_mib` bounds what is read.
         where: names the data set, for messages.
         seed: of the run.
+        task: says what a target is.
 
     Returns:
-        Inputs [n, ...] in their dtype, and n labels.
+        Inputs [n, ...] in their dtype, and n labels or targets.
 
     Raises:
         DataError: a row is no pair, reading fails, or the inputs take more than the limit.
@@ -45,7 +48,7 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int) -> 
         seed_generators(seed)
         entries = None
         for number, row in enumerate(_rows_of(rows)):
-            entries = entries or entries_of(row, config.input_key, config.label_key)
+            entries = entries or entries_for(row, config, task)
             try:
                 one = as_tensor(entries.input_of(row))
                 check_input_dtype(one)
@@ -55,7 +58,11 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int) -> 
             if not stacks.fits(one):
                 bad.note(number, f"its input is {one.dtype} {list(one.shape)}, and that of the first {stacks.described}")
                 continue
-            labels.append(label_number(entries.label_of(row)))
+            target = entries.label_of(row)
+            if has_labels(config, task):
+                labels.append(label_number(target))
+            else:
+                labels.append(None if target is None else task.target(target))
             stacks.add(one)
     bad.check(len(labels))
     if not labels:

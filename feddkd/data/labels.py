@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from feddkd.config import DataConfig
-from feddkd.data.examples import UNLABELLED, Examples
+from feddkd.config import Config, DataConfig
+from feddkd.data.datasets import DataInfo
+from feddkd.data.examples import Examples
+from feddkd.errors import ConfigError
+from feddkd.tasks.base import UNLABELLED, LearningTask
+
+RULES_WITHOUT_CLASSES = ("iid", "quantity_dirichlet")
+"""Rules of `[partition]` that do not look at classes."""
 
 Integers = npt.NDArray[np.int64]
 NoiseKind = Literal["symmetric", "pairwise", "own_classes"]
+
+
+def check_labels(config: Config, task: LearningTask[Any], info: DataInfo, *, algorithm_needs_labels: bool) -> None:
+    """Check that what works with one class of each example is asked for only where there is one.
+
+    Raises:
+        ConfigError: a key needs it.
+    """
+    if task.has_one_class(info.target_shape):
+        return
+    data = config.data
+    asked = {
+        f"data.label_noise = {data.label_noise:g}": data.label_noise > 0,
+        f"data.labels_per_class = {data.labels_per_class}": data.labels_per_class is not None,
+        f"algorithm.name = {config.algorithm.name!r}": algorithm_needs_labels,
+        'dkd.teacher = "auto"': config.dkd.teacher == "auto",
+    }
+    first = next((key for key, is_asked in asked.items() if is_asked), None)
+    if first is not None:
+        raise ConfigError(f"{first}: it needs one class of each example, and those of task.name = {task.settings.name!r} have none here")
+
+
+def check_partition(config: Config, task: LearningTask[Any], info: DataInfo) -> None:
+    """Check that examples can be dealt to simulated clients by `partition.name`.
+
+    Raises:
+        ConfigError: the rule deals by class, and examples have none.
+    """
+    rule = config.partition.name
+    if rule not in RULES_WITHOUT_CLASSES and not task.has_one_class(info.target_shape):
+        choice = " or ".join(map(repr, RULES_WITHOUT_CLASSES))
+        raise ConfigError(
+            f"partition.name = {rule!r}: it deals examples by their class, and those of task.name = {task.settings.name!r} have none here; "
+            f"use {choice}"
+        )
 
 
 def prepare_labels(examples: Examples, config: DataConfig, num_classes: int, seed: int, client_id: str) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,38 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from feddkd.config import DataConfig
 from feddkd.data.bad_examples import BadExamples, name_of
 from feddkd.data.class_names import names_of_dataset
-from feddkd.data.examples import UNLABELLED, Loaded, MemoryExamples, Reading, StreamedExamples
+from feddkd.data.examples import Loaded, MemoryExamples, Reading, StreamedExamples
 from feddkd.data.inputs import as_tensor, check_input_dtype, finite
 from feddkd.data.iterable import read_all
 from feddkd.data.own_labels import COMPARED, checked_labels, spread, targets_of
+from feddkd.data.own_targets import TARGETS_WAY_OUT, checked_targets, entries_for, has_labels, read_targets
 from feddkd.data.reader import MapDataset
-from feddkd.data.rows import PAIR, Entries, entries_of, input_entry_of, label_number
+from feddkd.data.rows import PAIR, Entries, input_entry_of, label_number
 from feddkd.data.seeding import generator_states, generators_kept, seed_generators
+from feddkd.data.targets import Targets
 from feddkd.errors import BadExamplesError, DataError, FedDKDError
 from feddkd.imports import load_object, named, one_line
+from feddkd.structures import rows_of
+from feddkd.tasks.base import UNLABELLED, LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
 
 MOST_CLASSES_PROBED = 64
 """Classes of which the first example is read twice, to find out whether reads are random."""
 
 
-def load_own(config: DataConfig, train: bool, seed: int) -> Loaded:
+def load_own(config: DataConfig, train: bool, seed: int, task: LearningTask[Any] = CLASSIFICATION) -> Loaded:
     """Call `package.module:function` as function(root=..., train=...).
 
-    It returns either (inputs, labels), two tensors or arrays, inputs floating point or integer [n, ...];
-    or a map-style data set of (input, label) pairs or of dicts; or an iterable data set of them, which
-    is read once. Labels are what the rows yield. A label None says that a training example has none,
-    and with `data.unlabelled = "minus_one"` so does -1.
+    It returns either (inputs, targets), two tensors or arrays, inputs floating point or integer [n, ...];
+    or a map-style data set of (input, target) pairs or of dicts; or an iterable data set of them, which
+    is read once. Targets are what the rows yield; of classification they are labels. A target None says that
+    a training example has none, and with `data.unlabelled = "minus_one"` so does the label -1.
 
     Args:
         config: whose `name` is an import path.
         train: the training examples, or the test examples.
         seed: of the run: an iterable data set may shuffle.
+        task: says what a target is.
 
     Raises:
         ConfigError: the function cannot be imported.
@@ -49,13 +56,13 @@ def load_own(config: DataConfig, train: bool, seed: int) -> Loaded:
     result = _call(config.name, "data.name", config.root, train, seed)
     try:
         if _is_pair(result):
-            return _in_memory(result[0], result[1], config, train)
+            return _in_memory(result[0], result[1], config, train, task)
         if _is_iterable(result):
-            inputs, labels = read_all(result, config, where, seed)
-            return _in_memory(inputs, labels, config, train, names_of_dataset(result))
+            inputs, labels = read_all(result, config, where, seed, task)
+            return _in_memory(inputs, labels, config, train, task, names_of_dataset(result))
         if not _is_map_style(result):
             raise DataError(f"it returned {_found(result)}, neither (inputs, labels) nor a data set of (input, label) pairs")
-        return _streamed(result, config, train, where)
+        return _streamed(result, config, train, where, task)
     except BadExamplesError:
         raise
     except DataError as error:
@@ -161,16 +168,28 @@ def _found(result: Any) -> str:
     return type(result).__name__
 
 
-def _in_memory(raw_inputs: Any, raw_labels: Any, config: DataConfig, train: bool, class_names: tuple[str, ...] = ()) -> MemoryExamples:
-    """Check inputs and labels that are in memory, and leave out inputs that are not finite."""
+def _in_memory(
+    raw_inputs: Any,
+    raw_targets: Any,
+    config: DataConfig,
+    train: bool,
+    task: LearningTask[Any],
+    class_names: tuple[str, ...] = (),
+) -> MemoryExamples:
+    """Check inputs and targets that are in memory, and leave out inputs that are not finite."""
     inputs = _inputs(raw_inputs)
-    labels = checked_labels(raw_labels, train, minus_one=config.unlabelled == "minus_one")
+    targets = None
+    if has_labels(config, task):
+        labels = checked_labels(raw_targets, train, minus_one=config.unlabelled == "minus_one", way_out=TARGETS_WAY_OUT)
+    else:
+        targets, labels = checked_targets(raw_targets, config, task, train)
     if inputs.ndim == 0 or len(inputs) != len(labels):
         raise DataError(f"inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} differ in length")
     good = _usable(inputs, config, named("data.name", config.name))
     if not good.all():
         inputs, labels = inputs[good], labels[good]
-    return MemoryExamples(inputs, labels, config.scale, class_names)
+        targets = None if targets is None else Targets(rows_of(targets.values, good), task)
+    return MemoryExamples(inputs, labels, config.scale, class_names, targets)
 
 
 def _usable(inputs: Tensor, config: DataConfig, where: str) -> Tensor:
@@ -204,21 +223,24 @@ def _first_row(dataset: MapDataset) -> Any:
     raise DataError(f"reading {name_of(dataset, 0)} failed with {one_line(problem)}") from problem
 
 
-def _streamed(dataset: MapDataset, config: DataConfig, train: bool, where: str) -> StreamedExamples:
-    """Read the labels of a map-style data set, and find out whether its reads are random."""
+def _streamed(dataset: MapDataset, config: DataConfig, train: bool, where: str, task: LearningTask[Any]) -> StreamedExamples:
+    """Find which rows of a map-style data set have a target, and whether its reads are random."""
     with generators_kept():
         seed_generators(0)
-        entries = entries_of(_first_row(dataset), config.input_key, config.label_key)
+        entries = entries_for(_first_row(dataset), config, task)
         bad = BadExamples(where, len(dataset), config.max_bad_share)
-        raw, draws = targets_of(dataset, entries), False
-        if raw is None:
-            before = generator_states()
-            raw = _labels_of_rows(dataset, entries, bad)
-            draws = generator_states() != before
-    labels = checked_labels(raw, train, minus_one=config.unlabelled == "minus_one")
+        before = generator_states()
+        if has_labels(config, task):
+            raw = targets_of(dataset, entries)
+            raw = _labels_of_rows(dataset, entries, bad) if raw is None else raw
+            labels, reading = checked_labels(raw, train, minus_one=config.unlabelled == "minus_one", way_out=TARGETS_WAY_OUT), None
+        else:
+            labels, reading = read_targets(dataset, entries, bad, config, task, train)
+        draws = generator_states() != before
     if bad.found:
         dataset = Subset(dataset, [position for position in range(len(dataset)) if position not in bad.found])  # type: ignore[arg-type]
-    examples = StreamedExamples(dataset, labels, reading_of(config, where, entries), names_of_dataset(dataset), len(bad.found))
+    how = dataclasses.replace(reading_of(config, where, entries), targets=reading)
+    examples = StreamedExamples(dataset, labels, how, names_of_dataset(dataset), len(bad.found))
     examples.reader.probe(_probed(labels))
     examples.reader.is_random |= draws
     return examples

@@ -8,29 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import UNLABELLED
 from feddkd.data.inputs import as_tensor
 from feddkd.data.reader import MapDataset
 from feddkd.data.rows import Entries, check_label_dtype, is_one_hot, label_number, text_labels
 from feddkd.errors import DataError
+from feddkd.tasks.base import UNLABELLED
 
 COMPARED = 16
 """Rows, spread over the data set, whose labels are compared with `.targets`."""
 
 
-def checked_labels(raw: Any, train: bool, minus_one: bool) -> Tensor:
+def checked_labels(raw: Any, train: bool, minus_one: bool, way_out: str = "") -> Tensor:
     """Convert labels to int64 [n], with `UNLABELLED` for None and, where that is declared, for -1.
 
     Args:
         raw: a tensor, an array or a list of integers and None.
         train: they are of training examples; those of test examples may not be missing.
         minus_one: -1 says that there is no label.
+        way_out: ends the message about labels of another shape or dtype.
 
     Raises:
         DataError: they are something else; the message says what they are and what to do.
     """
     filled, missing = _without_none(raw)
-    labels = _as_integers(filled)
+    try:
+        labels = _as_integers(filled)
+    except DataError as error:
+        raise DataError(f"{error}{way_out}") from None
     if train and not minus_one and (labels == UNLABELLED).any():
         raise DataError(
             "label -1 is outside [0, data.num_classes); if -1 means that an example has no label, set data.unlabelled = 'minus_one'"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from feddkd.config import PartitionConfig
-from feddkd.data.examples import UNLABELLED
 from feddkd.errors import PartitionError
+from feddkd.tasks.base import UNLABELLED
 
 Indices = npt.NDArray[np.int64]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,11 +14,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from feddkd.config.data_keys import Scale
 from feddkd.data.bad_examples import BadExamples, name_of
-from feddkd.data.inputs import as_tensor, check_input_dtype, finite, network_inputs
+from feddkd.data.inputs import as_tensor, check_input_dtype, finite, is_numbers, network_inputs
 from feddkd.data.rows import Entries
 from feddkd.data.seeding import generator_states, generators_kept, seed_generators, seed_of_pass, seed_of_read
+from feddkd.data.targets import TargetReading
 from feddkd.errors import DataError
 from feddkd.imports import one_line
+from feddkd.structures import Structure, leaves, map_leaves, rows_of, stacked
 
 
 class MapDataset(Protocol):
@@ -34,11 +37,13 @@ class Batch(NamedTuple):
     Attributes:
         kept: int64 [B], which of the examples asked for they are.
         inputs: float32 or int64 [B, ...]; None if none could be used.
+        targets: [B, ...]; None also where they are not read from rows.
         problems: the others' positions in the data set, and why they cannot be used.
     """
 
     kept: Tensor
-    inputs: Tensor | None
+    inputs: Structure | None
+    targets: Structure | None
     problems: list[tuple[int, str]]
 
 
@@ -49,52 +54,82 @@ class _Order(NamedTuple):
     seed: int | None
 
 
+class _Row(NamedTuple):
+    """An example as it was read; `target` is None where it is not read from rows."""
+
+    input: Structure
+    target: Structure | None
+
+
 class Rows:
-    """Reads single inputs; it is sent to loader processes, so it holds the data set and nothing that is not needed there.
+    """Reads single examples; it is sent to loader processes, so it holds the data set and nothing that is not needed there.
 
     Attributes:
-        shape: of the first input that was read; others cannot be used.
+        form: dtypes and shapes of the first input that was read; others cannot be used.
     """
 
-    def __init__(self, dataset: MapDataset, entries: Entries, scale: Scale) -> None:
+    def __init__(self, dataset: MapDataset, entries: Entries, scale: Scale, targets: TargetReading | None = None) -> None:
         self.dataset = dataset
-        self.shape: tuple[int, ...] | None = None
-        self.dtype: torch.dtype | None = None
+        self.form: Structure | None = None
         self.entries = entries
+        self.targets = targets
         self._scale = scale
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, order: _Order) -> tuple[int, Tensor | str]:
-        """Read the input of one example as the network receives it, or say why it cannot be used."""
+    def __getitem__(self, order: _Order) -> tuple[int, _Row | str]:
+        """Read one example as the network receives it, or say why it cannot be used."""
         if order.seed is not None:
             seed_generators(order.seed)
         try:
-            return order.position, self._checked(as_tensor(self.entries.input_of(self.dataset[order.position])))
+            row = self.dataset[order.position]
+            found = map_leaves(self._checked, self.entries.input_of(row), is_leaf=is_numbers)
+            target = None if self.targets is None else self.targets.read(self.entries.label_of(row))
+            return order.position, _Row(self._of_one_form(found), target)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's data set may raise anything
             return order.position, str(error) if isinstance(error, DataError) else one_line(error)
 
-    def _checked(self, raw: Tensor) -> Tensor:
-        """Convert one input. Raises DataError if it cannot be used with the others."""
+    def _checked(self, entry: Any) -> Tensor:
+        """Convert one tensor of an input. Raises DataError if it cannot be used."""
+        raw = as_tensor(entry)
         check_input_dtype(raw)
         one = network_inputs(raw.unsqueeze(0), self._scale)
         if not bool(finite(one)):
             raise DataError("it holds a value that is not finite")
-        if self.shape is None:
-            self.shape, self.dtype = tuple(raw.shape), one.dtype
-        if (tuple(raw.shape), one.dtype) != (self.shape, self.dtype):
-            raise DataError(f"its input is {one.dtype} {list(raw.shape)}, and that of others {self.dtype} {list(self.shape)}")
         return one[0]
 
+    def _of_one_form(self, found: Structure) -> Structure:
+        """Return an input. Raises DataError if it has not the form of the first one."""
+        form = map_leaves(lambda leaf: _Form(leaf.dtype, tuple(leaf.shape)), found)
+        if self.form is None:
+            self.form = form
+        if form != self.form:
+            raise DataError(f"its input is {form}, and that of others {self.form}")
+        return found
 
-def _collate(rows: list[tuple[int, Tensor | str]]) -> Batch:
-    good = [(place, read) for place, (_, read) in enumerate(rows) if isinstance(read, Tensor)]
+
+@dataclass(frozen=True)
+class _Form:
+    """Dtype and shape of a tensor; a leaf of a structure, and so no tuple."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    __repr__ = __str__
+
+
+def _collate(rows: list[tuple[int, _Row | str]]) -> Batch:
+    good = [(place, read) for place, (_, read) in enumerate(rows) if isinstance(read, _Row)]
     problems = [(position, read) for position, read in rows if isinstance(read, str)]
-    inputs = torch.stack([read for _, read in good]) if good else None
-    return Batch(torch.tensor([place for place, _ in good], dtype=torch.int64), inputs, problems)
+    inputs = stacked([read.input for _, read in good]) if good else None
+    targets = stacked([read.target for _, read in good]) if good and good[0][1].target is not None else None
+    return Batch(torch.tensor([place for place, _ in good], dtype=torch.int64), inputs, targets, problems)
 
 
 class Reader:
@@ -143,7 +178,7 @@ class Reader:
                     self.is_random = True
                     self.is_repeatable = self.is_repeatable and _equal(first, self._read_with_seed(position, 1)[1])
 
-    def _read_with_seed(self, position: int, seed: int) -> tuple[bool, Tensor | str]:
+    def _read_with_seed(self, position: int, seed: int) -> tuple[bool, _Row | str]:
         """Read one example; the first value says whether that drew from a global generator."""
         seed_generators(seed)
         before = generator_states()
@@ -183,7 +218,10 @@ class Reader:
         if all(still_good):
             return batch
         mask = torch.tensor(still_good)
-        return batch._replace(kept=batch.kept[mask], inputs=batch.inputs[mask] if mask.any() else None)
+        if not mask.any():
+            return batch._replace(kept=batch.kept[mask], inputs=None, targets=None)
+        targets = None if batch.targets is None else rows_of(batch.targets, mask)
+        return batch._replace(kept=batch.kept[mask], inputs=rows_of(batch.inputs, mask), targets=targets)
 
     def _new_loader(self) -> DataLoader[Any]:
         return DataLoader(
@@ -227,7 +265,14 @@ def _check_can_be_sent(rows: Rows, workers: int) -> None:
         ) from error
 
 
-def _equal(first: Tensor | str, second: Tensor | str) -> bool:
+def _equal(first: _Row | str, second: _Row | str) -> bool:
+    if isinstance(first, str) or isinstance(second, str):
+        return first == second
+    mine, other = list(leaves(tuple(first))), list(leaves(tuple(second)))
+    return len(mine) == len(other) and all(map(_same, mine, other))
+
+
+def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
-    return first == second
+    return first is None and second is None

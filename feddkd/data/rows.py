@@ -5,7 +5,7 @@ This is the one place that knows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,30 @@ class Entries:
 
     Attributes:
         input: key or position of the input; None where a row is the input.
-        label: key or position of the label; None where a row has none.
+        label: key or position of the label or target; None where a row has none.
+        split: tells both, where a task of one's own knows it.
     """
 
     input: int | str | None = 0
     label: int | str | None = 1
+    split: Callable[[Any], tuple[Any, Any] | None] | None = None
 
     def input_of(self, row: Any) -> Any:
         """Return the input of a row."""
+        if self.split is not None:
+            return self._split(row)[0]
         return row if self.input is None else row[self.input]
 
     def label_of(self, row: Any) -> Any:
-        """Return the label of a row."""
-        return row[self.label]
+        """Return the label or target of a row."""
+        return row[self.label] if self.split is None else self._split(row)[1]
+
+    def _split(self, row: Any) -> tuple[Any, Any]:
+        assert self.split is not None
+        found = self.split(row)
+        if found is None:
+            raise DataError("the task tells no input and target of it, though it did of others")
+        return found
 
 
 PAIR = Entries()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from feddkd.data.class_names import names_of_dataset
-from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.errors import DataError
 from feddkd.extras import install_command
 from feddkd.imports import one_line
+from feddkd.torchvision_compat import import_torchvision
 
 
 @dataclass(frozen=True)

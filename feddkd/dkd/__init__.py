@@ -13,21 +13,23 @@ teacher's logits, computed once a round where that is exact, and `gradient` a cl
 """
 
 from feddkd.dkd.divergences import Divergence, kl, without_true_class
-from feddkd.dkd.gradient import Distillation, StepLoss, distillation_gradient
+from feddkd.dkd.gradient import Distillation, distillation_gradient
 from feddkd.dkd.self_training import OwnPredictions
-from feddkd.dkd.teacher import frozen, known_rows, mean_entropy, soft_labels, teacher_logits
+from feddkd.dkd.task_loss import step_loss
+from feddkd.dkd.teacher import can_be_kept, frozen, known_rows, mean_entropy, soft_labels, teacher_logits
 
 __all__ = [
     "Distillation",
     "Divergence",
     "OwnPredictions",
-    "StepLoss",
+    "can_be_kept",
     "distillation_gradient",
     "frozen",
     "kl",
     "known_rows",
     "mean_entropy",
     "soft_labels",
+    "step_loss",
     "teacher_logits",
     "without_true_class",
 ]

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feddkd.imports import load_object
 from feddkd.registry import DIVERGENCES
 
 Divergence = Callable[[Tensor, Tensor, float], Tensor]
@@ -59,6 +60,15 @@ def mse_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
     The temperature has no effect: T² mean((z_teacher/T - z/T)²) is the same number for every T.
     """
     return F.mse_loss(student_logits, teacher_logits)
+
+
+def divergence_of(name: str) -> Divergence:
+    """Find a divergence by its registered name, or by an import path `package.module:function`. Raises ConfigError."""
+    if ":" in name:
+        found: Divergence = load_object(name, "dkd.divergence")
+        return found
+    known: Divergence = DIVERGENCES[name]
+    return known
 
 
 def without_true_class(logits: Tensor, labels: Tensor) -> Tensor:

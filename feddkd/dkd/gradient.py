@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feddkd.data.examples import UNLABELLED, Examples
-from feddkd.dkd.divergences import Divergence, without_true_class
+from feddkd.data.examples import Examples
+from feddkd.dkd.divergences import divergence_of, without_true_class
 from feddkd.dkd.teacher import soft_labels
 from feddkd.errors import DataError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 from feddkd.registry import DIVERGENCES
+from feddkd.structures import to_device
+from feddkd.tasks.base import UNLABELLED, LearningTask, StepLoss
+from feddkd.tasks.classification import CLASSIFICATION
 from feddkd.tensors import Schema, Tensors
-
-
-class StepLoss(Protocol):
-    """The loss whose gradient is a client's reply to a step."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether soft labels enter the loss."""
-
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-        """Compute the mean loss of a batch, a scalar, from logits [B, C] and labels int64 [B]."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Distillation:
             probability (Sohn et al., FixMatch, NeurIPS 2020, arXiv 2001.07685); they count in the mean, with a loss of 0.
         bootstrap: share of the student's own most likely class in the true label of the cross-entropy (Reed et al.,
             hard bootstrapping, arXiv 1412.6596).
+        class_weights: of the cross-entropy, C of them; None weighs all classes alike.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -60,9 +53,10 @@ class Distillation:
     correct_teacher: bool = False
     confidence: float = 0.0
     bootstrap: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
+        if ":" not in self.divergence and self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} is not positive")
@@ -91,7 +85,8 @@ class Distillation:
         """
         student = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         if self.hard_label_weight == 1:
-            return self._cross_entropy(student, labels)
+            known = labels != UNLABELLED  # of a pixel, a token or a label; all examples have one
+            return self._cross_entropy(student, labels) if known.all() else self._cross_entropy(student[known], labels[known])
         if teacher_logits is None:
             raise ValueError(f"hard_label_weight {self.hard_label_weight} needs teacher logits; only 1 does without")
         teacher, labelled = teacher_logits.to(student.dtype), labels != UNLABELLED
@@ -112,7 +107,7 @@ class Distillation:
 
     def _unlabelled_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the mean loss of at least one example that has no label."""
-        divergence: Divergence = DIVERGENCES[self.divergence]
+        divergence = divergence_of(self.divergence)
         if self.confidence == 0:
             return divergence(teacher, student, self.temperature)
         sure = F.softmax(teacher, dim=1).amax(1) > self.confidence
@@ -127,7 +122,7 @@ class Distillation:
         teacher, student, weight = teacher_logits, student_logits, self.hard_label_weight
         if self.not_true:
             teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
-        divergence: Divergence = DIVERGENCES[self.divergence]
+        divergence = divergence_of(self.divergence)
         distance = divergence(teacher, student, self.temperature)
         return distance if weight == 0 else (1 - weight) * distance + weight * self._cross_entropy(student_logits, labels)
 
@@ -135,10 +130,11 @@ class Distillation:
         """Compute the mean cross-entropy of the labels, bootstrapped; 0 for an empty batch, where it would be NaN."""
         if len(labels) == 0:
             return logits.sum()
-        loss = F.cross_entropy(logits, labels)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        loss = F.cross_entropy(logits, labels, weight=weights)
         if self.bootstrap == 0:
             return loss
-        return (1 - self.bootstrap) * loss + self.bootstrap * F.cross_entropy(logits, logits.detach().argmax(1))
+        return (1 - self.bootstrap) * loss + self.bootstrap * F.cross_entropy(logits, logits.detach().argmax(1), weight=weights)
 
 
 @contextmanager
@@ -169,6 +165,7 @@ def distillation_gradient(
     schema: Schema | None = None,
     *,
     batch_size: int = BATCH_SIZE,
+    task: LearningTask[Any] = CLASSIFICATION,
 ) -> tuple[Tensors, float]:
     """Compute the gradient of the mean distillation loss at the module's weights: g_k in the paper.
 
@@ -181,7 +178,7 @@ def distillation_gradient(
     Args:
         module: the student, on `device`; weights, buffers and training flags are as before afterwards.
         examples: the client's training examples, n of them; those without a label are labelled `UNLABELLED`.
-        teacher: float32 [n, C] from `teacher_logits`; or a `frozen` network on `device`, which runs on the
+        teacher: float32 [n, ...] from `teacher_logits`; or a `frozen` network on `device`, which runs on the
             inputs that the student sees, for examples whose reads are random. None only if the loss needs none.
         order: int64 [m], positions of this step's examples; one that occurs twice counts twice, and one
             that cannot be used does not count.
@@ -190,6 +187,7 @@ def distillation_gradient(
         batch_size: examples in one piece.
         check: called before every piece; what it raises ends the computation.
         schema: the parameters to take it with respect to; by default `Schema.of_module(module).trainable`.
+        task: says what outputs are.
 
     Returns:
         The gradient, on the CPU, with that schema (zero for a parameter that the loss does not depend
@@ -211,10 +209,10 @@ def distillation_gradient(
     with eval_mode(module), recurrent_gradients(module), torch.enable_grad():
         for index, x, y in examples.batches(order, batch_size):
             check()
-            share, inputs = len(index) / len(order), x.to(device)
+            share, inputs = len(index) / len(order), to_device(x, device)
             used += len(index)
-            soft = None if teacher is None else soft_labels(teacher, index, inputs)
-            loss = step_loss.loss(module(inputs), soft, y.to(device))
+            soft = None if teacher is None else soft_labels(teacher, index, inputs, task)
+            loss = step_loss.loss(task.outputs(module, inputs), soft, to_device(y, device))
             mean_loss += share * loss.item()
             if loss.requires_grad:  # False if all parameters that the loss depends on are frozen
                 for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):

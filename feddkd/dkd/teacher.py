@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feddkd.data.examples import Examples
+from feddkd.data.examples import Examples, first_example
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
+from feddkd.structures import Structure, leaves, to_device
+from feddkd.tasks.base import LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
+
+BYTES_OF_FLOAT = 4
+
+MOST_KEPT_BYTES = 256 << 20
+"""Of one teacher's outputs: maps of classes of many images are computed for each step instead."""
 
 
 @torch.no_grad()
@@ -21,8 +30,9 @@ def teacher_logits(
     check: Check = never_stop,
     *,
     batch_size: int = BATCH_SIZE,
+    task: LearningTask[Any] = CLASSIFICATION,
 ) -> Tensor:
-    """Compute the logits of a teacher on all examples, once a round, for all its DKD steps.
+    """Compute the logits of a teacher, or what else its outputs are, on all examples, once a round, for all its DKD steps.
 
     Caching them is exact where reads are not random (`Examples.is_random`): the teacher is frozen until
     the next round, and it runs in eval mode (no dropout, fixed BatchNorm statistics). So the same
@@ -35,9 +45,10 @@ def teacher_logits(
         device: where to compute.
         batch_size: examples in one forward pass.
         check: called before every forward pass; what it raises ends the computation.
+        task: says what outputs are; they are tensors.
 
     Returns:
-        float32 [n, C] on the CPU; row i belongs to example i. It is NaN where the example cannot be used.
+        float32 [n, C], or [n, ...], on the CPU; row i belongs to example i. It is NaN where the example cannot be used.
 
     Raises:
         ValueError: there are no examples, or none can be used.
@@ -49,7 +60,7 @@ def teacher_logits(
         for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
             check()
             read.append(index)
-            logits.append(module(inputs.to(device)).float().cpu())
+            logits.append(task.outputs(module, to_device(inputs, device)).float().cpu())
     return by_example(read, logits, len(examples))
 
 
@@ -80,23 +91,37 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def soft_labels(teacher: Tensor | nn.Module, index: Tensor, inputs: Tensor) -> Tensor:
-    """Look a teacher's logits [B, C] of a batch up, or compute them for the inputs at hand.
+def soft_labels(
+    teacher: Tensor | nn.Module,
+    index: Tensor,
+    inputs: Structure,
+    task: LearningTask[Any] = CLASSIFICATION,
+) -> Structure:
+    """Look a teacher's outputs for a batch up, [B, C] for logits, or compute them for the inputs at hand.
 
     Args:
-        teacher: logits [n, C] of all examples, or a `frozen` network, on the device of `inputs`.
+        teacher: outputs [n, ...] for all examples, or a `frozen` network, on the device of `inputs`.
         index: int64 [B] on the CPU, positions of the examples.
         inputs: [B, ...], as the student sees them.
+        task: says what outputs are.
     """
     if isinstance(teacher, Tensor):
-        return teacher[index].to(inputs.device)
-    logits: Tensor = teacher(inputs)
-    return logits
+        return teacher[index].to(next(leaves(inputs)).device)
+    return task.outputs(teacher, inputs)
+
+
+@torch.no_grad()
+def can_be_kept(module: nn.Module, examples: Examples, device: torch.device, task: LearningTask[Any]) -> bool:
+    """Tell whether a teacher's outputs on all examples fit into `MOST_KEPT_BYTES`; those of a structure are not kept."""
+    with eval_mode(module):
+        inputs, _ = first_example(examples)
+        outputs = task.outputs(module, to_device(inputs, device))
+    return isinstance(outputs, Tensor) and outputs.numel() * BYTES_OF_FLOAT * len(examples) <= MOST_KEPT_BYTES
 
 
 def known_rows(logits: Tensor) -> Tensor:
-    """Find the rows of [n, C] that belong to an example that can be used: bool [n]."""
-    return ~logits.isnan().any(1)
+    """Find the rows of [n, ...] that belong to an example that can be used: bool [n]."""
+    return ~logits.flatten(1).isnan().any(1)
 
 
 def mean_entropy(logits: Tensor) -> float:

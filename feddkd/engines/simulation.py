@@ -22,6 +22,7 @@ from feddkd.client.preflight import check_simulation
 from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import BUILT_IN, info_of, load_test, load_train
+from feddkd.data.labels import check_labels, check_partition
 from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.data.seeding import reads_for
 from feddkd.engines.grpc import GrpcEngine
@@ -63,14 +64,14 @@ def make_evaluator(config: Config, initial: InitialModel) -> Evaluator | None:
     """
     if not config.data.test_set:
         return None
-    examples = load_test(config.data, config.seed)
+    examples = load_test(config.data, config.seed, initial.metrics.task)
     device = find_device(config.runtime.device)
     module = initial.module.to(device)
 
     def evaluate_model(model: Tensors, check: Callable[[], None]) -> Evaluation:
         model.load_into(module)
         with reads_for(f"{config.seed}/test"):  # the same views in every round
-            return evaluate(module, examples, device, check, batch_size=config.eval_batch_size)
+            return evaluate(module, examples, device, check, batch_size=config.eval_batch_size, metrics=initial.metrics)
 
     return evaluate_model
 
@@ -126,12 +127,15 @@ def prepare(config: Config) -> Federation:
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
     warn_of_batch_norm(initial)
-    examples = load_train(config.data, config.seed)
-    info = info_of(config.data, examples)
+    task = initial.metrics.task
+    examples = load_train(config.data, config.seed, task)
+    info = info_of(config.data, examples, task)
     if config.data.name not in BUILT_IN:
-        build(config.model, info, config.seed)  # which dtype the inputs have is known only now
-    check_simulation(config, initial.module, examples)
-    counts = _class_counts(config, examples.labels, info.num_classes)
+        build(config.model, info, config.seed, task)  # which dtype the inputs have is known only now
+    check_partition(config, task, info)
+    check_labels(config, task, info, algorithm_needs_labels=algorithms.needs_labels(config))
+    check_simulation(config, initial.module, examples, task)
+    counts = _class_counts(config, examples.labels, info.num_classes if initial.metrics.has_one_class else 1)
     return Federation(config, algorithm, initial, make_evaluator(config, initial), counts, examples.class_names)
 
 
@@ -171,7 +175,7 @@ def run_federation(
                 run_id=journal.run_id,
                 observers=told,
                 evaluator=federation.evaluator,
-                extensions=Extensions(journal=journal, whole=initial.whole),
+                extensions=Extensions(journal=journal, whole=initial.whole, metrics=initial.metrics),
             )
             return scheduler.run(initial.model)
 

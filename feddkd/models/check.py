@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from feddkd.errors import ConfigError
 from feddkd.imports import one_line
+from feddkd.structures import Structure, leaves, map_leaves
+from feddkd.tasks.base import LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
 from feddkd.tensors import DTYPES
 
 
@@ -19,7 +22,14 @@ class InputsRefusedError(ConfigError):
     """The network does not take the inputs."""
 
 
-def check_model(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num_classes: int | None = None) -> frozenset[str]:
+def check_model(
+    module: nn.Module,
+    inputs: Structure,
+    targets: Structure,
+    where: str,
+    task: LearningTask[Any] = CLASSIFICATION,
+    num_classes: int | None = None,
+) -> frozenset[str]:
     """Run a batch in eval mode and in train mode, each with a backward pass.
 
     Local training and DKD steps do the same with every batch. Parameters, buffers, training flags and
@@ -28,8 +38,9 @@ def check_model(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, n
     Args:
         module: the network, on the device of `inputs`.
         inputs: [B, ...], at least 2 examples for a network with BatchNorm.
-        labels: int64 [B], class numbers.
+        targets: of the task, [B, ...].
         where: begins every message; names the key, as `model.name = 'mine:net'`.
+        task: says what outputs and targets are.
         num_classes: C of the logits [B, C]; None accepts any C above the labels.
 
     Returns:
@@ -37,15 +48,15 @@ def check_model(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, n
         for instance. No trainable parameter is among them.
 
     Raises:
-        ConfigError: the network does not take the inputs, does not return logits, has no trainable
+        ConfigError: the network does not take the inputs, does not return what the task expects, has no trainable
             parameter, cannot be differentiated, or has an entry in `state_dict` that cannot be sent.
     """
-    with _untouched(module), torch.random.fork_rng(devices=_accelerators(inputs.device)), torch.enable_grad():
+    with _untouched(module), torch.random.fork_rng(devices=_accelerators(next(leaves(inputs)).device)), torch.enable_grad():
         module.eval()
-        _backward(module, inputs, labels, where, num_classes)
+        _backward(module, inputs, targets, where, task, num_classes)
         before = _untrained(module, where)
         module.train()
-        _backward(module, inputs, labels, where, num_classes)
+        _backward(module, inputs, targets, where, task, num_classes)
         return _changed(before, _untrained(module, where), where)
 
 
@@ -82,41 +93,49 @@ def _kind(tensor: Tensor) -> str:
     return "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
 
 
-def _backward(module: nn.Module, inputs: Tensor, labels: Tensor, where: str, num_classes: int | None) -> None:
+def _backward(
+    module: nn.Module,
+    inputs: Structure,
+    targets: Structure,
+    where: str,
+    task: LearningTask[Any],
+    num_classes: int | None,
+) -> None:
     """Run one batch forward and backward in the network's current mode. Raises ConfigError."""
     mode = "train" if module.training else "eval"
-    shape = tuple(inputs.shape[1:])
-    kind = "" if inputs.is_floating_point() else f" and dtype {str(inputs.dtype).removeprefix('torch.')}"
     try:
-        logits = module(inputs)
+        outputs = task.outputs(module, inputs)
     except Exception as error:  # a user's model may raise anything
-        raise InputsRefusedError(f"{where} does not take inputs of shape {shape}{kind} in {mode} mode: {one_line(error)}") from error
-    _check_logits(logits, labels, f"{where} in {mode} mode maps {len(inputs)} inputs of shape {shape}", num_classes)
+        raise InputsRefusedError(f"{where} does not take inputs of {_described(inputs)} in {mode} mode: {one_line(error)}") from error
+    size = len(next(leaves(inputs)))
+    task.check_outputs(outputs, targets, num_classes, f"{where} in {mode} mode maps {size} inputs of {_described(inputs)}")
     # After the forward pass: lazy modules have their parameters only then.
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise ConfigError(f"{where} has no trainable parameter: none has requires_grad = True")
-    if not logits.requires_grad:
+    if not any(leaf.requires_grad for leaf in leaves(outputs) if isinstance(leaf, Tensor)):
         raise ConfigError(
             f"{where} in {mode} mode: its logits depend on no trainable parameter; is the output detached, or computed under torch.no_grad?"
         )
     try:
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = task.loss(map_leaves(_as_computed, outputs), targets)
         torch.autograd.grad(loss, trainable, allow_unused=True)
     except Exception as error:  # likewise
         raise ConfigError(f"{where} in {mode} mode: no gradient can be computed: {one_line(error)}") from error
 
 
-def _check_logits(logits: object, labels: Tensor, what: str, num_classes: int | None) -> None:
-    """Raises ConfigError if a network's output is not one logit for each class."""
-    wanted = f"({len(labels)}, {num_classes or 'classes'})"
-    if not isinstance(logits, Tensor):
-        raise ConfigError(f"{what} to {type(logits).__name__}, not to {wanted} logits")
-    fits = logits.ndim == 2 and len(logits) == len(labels) and logits.is_floating_point()
-    classes = logits.shape[-1] if fits else 0
-    if not fits or (classes != num_classes if num_classes is not None else classes <= int(labels.max())):
-        found = tuple(logits.shape) if logits.is_floating_point() else f"{tuple(logits.shape)} {logits.dtype}"
-        raise ConfigError(f"{what} to {found}, not to {wanted} logits")
+def _described(inputs: Structure) -> str:
+    """Say what inputs are: the shape of one, and its dtype where that is not a floating-point one."""
+    if not isinstance(inputs, Tensor):
+        return f"type {type(inputs).__name__}"
+    kind = "" if inputs.is_floating_point() else f" and dtype {str(inputs.dtype).removeprefix('torch.')}"
+    return f"shape {tuple(inputs.shape[1:])}{kind}"
+
+
+def _as_computed(output: Any) -> Any:
+    """Return an output in the precision that losses are computed in."""
+    is_float = isinstance(output, Tensor) and output.is_floating_point()
+    return output.float() if is_float else output
 
 
 def _untrained(module: nn.Module, where: str) -> dict[str, Tensor]:

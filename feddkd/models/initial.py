@@ -21,6 +21,8 @@ from feddkd.errors import ConfigError
 from feddkd.models.check import form_of
 from feddkd.models.parts import Parts
 from feddkd.models.registry import build
+from feddkd.tasks.chosen import task_of
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
 
 logger = logging.getLogger(__name__)
@@ -53,11 +55,13 @@ class InitialModel:
         module: on the CPU.
         model: its tensors that travel in every round.
         whole: the others, and what a file says of itself.
+        metrics: of the task that it learns.
     """
 
     module: nn.Module
     model: Tensors
     whole: WholeModel
+    metrics: TaskMetrics = OF_CLASSIFICATION
 
 
 def build_initial(config: Config) -> InitialModel:
@@ -66,12 +70,14 @@ def build_initial(config: Config) -> InitialModel:
     Raises:
         ConfigError: the network cannot be built, or `model.init` does not fit it.
     """
-    info = describe(config.data)
-    module, parts = build(config.model, info, config.seed)
+    task = task_of(config)
+    info = describe(config.data, task)
+    metrics = TaskMetrics(task, info.num_classes, info.target_shape)
+    module, parts = build(config.model, info, config.seed, task)
     if config.model.init is not None:
         load_weights(module, config.model.init)
     constants = Constants.of(parts.constants_of(module))
-    return InitialModel(module, parts.model_of(module), WholeModel(parts, constants, about(config, info)))
+    return InitialModel(module, parts.model_of(module), WholeModel(parts, constants, about(config, info)), metrics)
 
 
 def warn_of_batch_norm(initial: InitialModel) -> None:
@@ -138,6 +144,7 @@ def about(config: Config, info: DataInfo) -> dict[str, str]:
     """Say in the metadata of a model file what the model is and what it takes."""
     return {
         "model.name": config.model.name,
+        "task.name": config.task.name,
         "num_classes": str(info.num_classes),
         "input_shape": str(list(info.input_shape)),
         "input_scaling": _scaling(config.data),

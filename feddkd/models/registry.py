@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
@@ -15,6 +15,8 @@ from feddkd.models.check import InputsRefusedError, check_model
 from feddkd.models.parts import Parts
 from feddkd.models.wrappers import without_wrappers
 from feddkd.registry import MODELS
+from feddkd.tasks.base import LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
 
 TRIED_EXAMPLES = 2
 """Examples in the batch that a network is tried on: the fewest that every BatchNorm takes."""
@@ -27,19 +29,19 @@ class Built(NamedTuple):
     parts: Parts
 
 
-def build(config: ModelConfig, info: DataInfo, seed: int) -> Built:
+def build(config: ModelConfig, info: DataInfo, seed: int, task: LearningTask[Any] = CLASSIFICATION) -> Built:
     """Build a network, try it on a random batch, and divide its tensors. As `build_model` otherwise."""
     where = named("model.name", config.name)
     with torch.random.fork_rng(devices=[]):
         # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
         torch.default_generator.manual_seed(seed)
         module = without_wrappers(_called(config.name, info, where))
-        changed = _check(module, info, where)
+        changed = _check(module, info, task, where)
     return Built(module, Parts.of(module, changed, local_buffers=config.local_buffers))
 
 
-def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
-    """Build a network on the CPU that maps float32 or int64 [B, *input_shape] to logits [B, num_classes].
+def build_model(config: ModelConfig, info: DataInfo, seed: int, task: LearningTask[Any] = CLASSIFICATION) -> nn.Module:
+    """Build a network on the CPU that maps float32 or int64 [B, *input_shape] to what the task expects, as logits [B, num_classes].
 
     The same `seed` gives the same parameters, bit for bit; torch's global random state is not
     touched. A user's `package.module:function` is called as function(input_shape, num_classes).
@@ -47,7 +49,7 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
     Raises:
         ConfigError: the model cannot be imported or built, does not fit the data, or cannot be trained.
     """
-    return build(config, info, seed).module
+    return build(config, info, seed, task).module
 
 
 def _called(name: str, info: DataInfo, where: str) -> nn.Module:
@@ -67,7 +69,7 @@ def _called(name: str, info: DataInfo, where: str) -> nn.Module:
     return model
 
 
-def _check(module: nn.Module, info: DataInfo, where: str) -> frozenset[str]:
+def _check(module: nn.Module, info: DataInfo, task: LearningTask[Any], where: str) -> frozenset[str]:
     """Try a network as `check_model` does, on inputs of the data's dtype; where that is not known, of the first that it takes.
 
     Raises:
@@ -76,19 +78,11 @@ def _check(module: nn.Module, info: DataInfo, where: str) -> frozenset[str]:
     problem: InputsRefusedError | None = None
     for dtype in info.possible_dtypes:
         try:
-            return check_model(module, *_tried(info, dtype), where, info.num_classes)
+            return check_model(module, *task.trial_batch(info.shapes, dtype, TRIED_EXAMPLES), where, task, info.num_classes)
         except InputsRefusedError as error:
             problem = problem or error
     assert problem is not None
     raise ConfigError(f"{problem}{_way_out(info, problem)}") from problem
-
-
-def _tried(info: DataInfo, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Draw the batch that a network is tried on, the same everywhere: zeros would leave BatchNorm's means as they are."""
-    generator, shape = torch.Generator().manual_seed(0), (TRIED_EXAMPLES, *info.input_shape)
-    # Of token ids only the first two: how many a network knows is not said.
-    inputs = torch.rand(shape, generator=generator) if dtype.is_floating_point else torch.randint(2, shape, generator=generator)
-    return inputs, torch.arange(TRIED_EXAMPLES) % info.num_classes
 
 
 def _way_out(info: DataInfo, problem: InputsRefusedError) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from feddkd.data.torchvision_compat import import_torchvision
 from feddkd.registry import MODELS
+from feddkd.torchvision_compat import import_torchvision
 
 GROUPS = 2
 """Groups of each normalisation layer, as in Reddi et al., Adaptive Federated Optimization (2021)."""

@@ -97,7 +97,7 @@ class Ledger(Observer):
         _append(self._rounds, round_line(record))
         if record.evaluation is not None:
             with _writing(self._out / BEST):
-                self._models.evaluated(record.round, record.evaluation.accuracy)
+                self._models.evaluated(record.round, record.evaluation.worth)
 
     def round_finished(self, round_number: int, model: Tensors) -> None:
         """Keep the newest global model, so that a run that is cut off leaves what it had learned."""

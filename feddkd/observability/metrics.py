@@ -271,9 +271,11 @@ class LearningMetrics:
                 self._dkd_loss_initial.set(record.loss)
 
     def evaluated(self, evaluator: str, evaluation: Evaluation) -> None:
-        self._accuracy.labels(evaluator).set(evaluation.accuracy)
+        if evaluation.accuracy is not None:
+            self._accuracy.labels(evaluator).set(evaluation.accuracy)
         self._loss.labels(evaluator).set(evaluation.loss)
 
     def raise_best(self, evaluation: Evaluation) -> None:
-        self._best_accuracy = max(self._best_accuracy, evaluation.accuracy)
-        self._best.set(self._best_accuracy)
+        if evaluation.accuracy is not None:
+            self._best_accuracy = max(self._best_accuracy, evaluation.accuracy)
+            self._best.set(self._best_accuracy)

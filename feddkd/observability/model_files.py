@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ class ModelFiles:
         self._folder = folder
         self._keep = keep
         self._written = 0
-        self._best = (-1.0, 0)
+        self._best = (-math.inf, 0)
         self._evaluated: list[int] = []
 
     def write(self, round_number: int, whole: Tensors, about: Mapping[str, str]) -> None:
@@ -49,10 +50,10 @@ class ModelFiles:
         self._written = round_number
         self._link(round_number)
 
-    def evaluated(self, round_number: int, accuracy: float) -> None:
+    def evaluated(self, round_number: int, worth: float) -> None:
         """Learn how good a round's model is; told of all rounds in order, those of earlier processes included."""
-        if accuracy > self._best[0]:
-            self._best = accuracy, round_number
+        if worth > self._best[0]:
+            self._best = worth, round_number
         self._evaluated = [*self._evaluated, round_number][-self._keep :] if self._keep else []
         self._link(round_number)
 

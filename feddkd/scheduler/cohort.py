@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
+from feddkd.evaluation import judged
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, read_scalar
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
@@ -192,6 +193,7 @@ class RoundCohort:
     def _account(self, exchange: Exchange, outcome: Outcome) -> ExchangeRecord:
         """Note who replied; returns what the record says of it."""
         self.loss = outcome.mean_loss(exchange.clients)
+        evaluation = None if outcome.evaluation is None else judged(outcome.evaluation, self._plan.metrics)
         record = ExchangeRecord(
             id=exchange.id,
             clients_selected=len(self._clients),
@@ -203,7 +205,7 @@ class RoundCohort:
             client_seconds=outcome.client_seconds,
             gradient_evaluations=outcome.gradient_evaluations,
             loss=self.loss,
-            client_evaluation=outcome.evaluation,
+            client_evaluation=evaluation,
             metrics=self._metrics(exchange, outcome),
             by_client=numbers_by_client(exchange, outcome) if self._plan.config.scheduler.share_client_metrics else {},
         )

@@ -11,6 +11,7 @@ from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Closing, ExampleCounts, Exchange, ExchangeId, ExchangeKind
 from feddkd.scheduler.downlink import Downlink, named_codec
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
 
 
@@ -24,6 +25,7 @@ class ExchangePlan:
         rule: reduces the contributions.
         downlink: encodes what is broadcast.
         constants: the network's other tensors.
+        metrics: of the task.
     """
 
     config: Config
@@ -32,6 +34,7 @@ class ExchangePlan:
     rule: Rule
     downlink: Downlink
     constants: Constants = NO_CONSTANTS
+    metrics: TaskMetrics = OF_CLASSIFICATION
 
     @property
     def first(self) -> str:
@@ -65,6 +68,7 @@ class ExchangePlan:
             broadcast=broadcast,
             zstd=self.config.communication.zstd,
             constants=self.constants,
+            metric_sizes=self.metrics.sizes if evaluate else {},
         )
 
     def _closing(self, name: str, num_clients: int) -> Closing:

@@ -18,7 +18,7 @@ from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, PausedError, RoundError, StateError
-from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange
+from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, Exchange, ExchangeKind
 from feddkd.failpoints import failpoint
 from feddkd.models.initial import WholeModel, with_run
 from feddkd.scheduler.cohort import Account, Attempt, RoundCohort
@@ -41,6 +41,7 @@ from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.run_log import Checkpoint, RunLog
 from feddkd.scheduler.selection import select_cohort
 from feddkd.scheduler.state import RunState
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Tensors
 from feddkd.text import clock_time
 
@@ -54,6 +55,9 @@ CohortLayer = Callable[[Cohort], Cohort]
 
 LARGEST_LOSS = 1e4
 """Cross-entropy on the test set, in nats, beyond which a model is ruined: no training leads back from it."""
+
+LARGEST = 1e30
+"""Likewise for tasks whose losses have a unit, as squared errors do."""
 
 MOST_NAMED = 5
 """Clients that a line names."""
@@ -72,6 +76,7 @@ class Extensions:
         journal: keeps the events of the run; the run goes on after those that it holds already.
         linger_s: seconds to stay for clients that were away for the delivery.
         whole: what belongs to the network besides the model that travels.
+        metrics: of the task.
     """
 
     rule: Rule = field(default_factory=WeightedMean)
@@ -79,6 +84,7 @@ class Extensions:
     journal: Journal = field(default_factory=NoJournal)
     linger_s: float = 0.0
     whole: WholeModel = field(default_factory=WholeModel)
+    metrics: TaskMetrics = OF_CLASSIFICATION
 
 
 class Scheduler:
@@ -106,6 +112,7 @@ class Scheduler:
         self._layers = extensions.layers
         self._linger_s = extensions.linger_s
         self._whole = with_run(extensions.whole, run_id)
+        self._metrics = extensions.metrics
         self._state = RunState(run_id, config.scheduler.quorum)
         self._state.keeps_best = config.scheduler.deliver == "best"
         self._log = RunLog(extensions.journal, self._state, observers)
@@ -146,7 +153,7 @@ class Scheduler:
         if state.rounds_done >= self._config.rounds or state.stopped:
             return True
         is_begun = state.open is not None or state.failed_attempts > 0
-        return not is_begun and bool(state.evaluated.reason_to_stop(self._config.scheduler))
+        return not is_begun and bool(state.evaluated.reason_to_stop(self._config))
 
     def _take_up(self, model: Tensors) -> Tensors:
         """Go on where another process stopped; returns the model of the last finished round, or the initial one.
@@ -246,7 +253,8 @@ class Scheduler:
         if self._evaluator is None:
             return None
         evaluation = self._evaluator(model, self._engine.check_aborted)
-        if not evaluation.loss <= LARGEST_LOSS:  # also where it is NaN
+        largest = LARGEST_LOSS if self._metrics.task.has_classes else LARGEST
+        if not evaluation.loss <= largest:  # also where it is NaN
             raise NotFiniteError(f"round {number}: the new model's loss on the test set is {evaluation.loss:.4g}")
         return evaluation
 
@@ -305,7 +313,7 @@ class Scheduler:
         clients = self._engine.clients()
         best = state.evaluated.best if config.scheduler.deliver == "best" else None
         number = best.round if best is not None and best.round != state.rounds_done else 0
-        stopped = state.evaluated.reason_to_stop(config.scheduler) if state.rounds_done < config.rounds else ""
+        stopped = state.evaluated.reason_to_stop(config) if state.rounds_done < config.rounds else ""
         self._log.happen(DeliveryStarted(clients, self._absent(clients), number, stopped))
 
     def _final(self, model: Tensors) -> Tensors:
@@ -332,7 +340,10 @@ class Scheduler:
             self._log.happen(event)
 
     def _delivery(self, model: Tensors) -> ExchangePlan:
-        return ExchangePlan(self._config, {DELIVER: DELIVER_KIND}, model.schema, self._rule, self._downlink, self._whole.constants)
+        return self._plan({DELIVER: DELIVER_KIND}, model)
+
+    def _plan(self, kinds: Mapping[str, ExchangeKind], model: Tensors) -> ExchangePlan:
+        return ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink, self._whole.constants, self._metrics)
 
     def _select(self, model: Tensors, number: int) -> tuple[RoundCohort, Mapping[str, ExampleCounts]]:
         """Draw the cohort of an attempt; also returns the example counts of all clients that are available.
@@ -340,8 +351,7 @@ class Scheduler:
         An attempt that the journal holds goes on with the cohort that it had.
         """
         config = self._config.scheduler
-        kinds = self._algorithm.exchanges(self._config)
-        plan = ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink, self._whole.constants)
+        plan = self._plan(self._algorithm.exchanges(self._config), model)
         begun = self._state.open
         if begun is None:
             self._log.check_space(model.schema)

@@ -75,7 +75,8 @@ def _numbers(exchange: str, reply: Reply) -> dict[str, float]:
     """Read the numbers of one reply, as the client said them."""
     found = {name: reply.metrics[name] for name in (TEACHER_ACCURACY, LABEL_DISAGREEMENT) if name in reply.metrics}
     if reply.evaluation is not None:
-        found[CLIENT_ACCURACY] = reply.evaluation.accuracy
+        if reply.evaluation.accuracy is not None:
+            found[CLIENT_ACCURACY] = reply.evaluation.accuracy
         found[CLIENT_LOSS] = reply.evaluation.loss
         found[CLIENT_EXAMPLES] = float(reply.evaluation.examples)
         found[COMPUTE_SECONDS] = reply.compute_s

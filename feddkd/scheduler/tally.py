@@ -86,4 +86,5 @@ class RunTally:
             self.rounds_missed[client] = self.rounds_missed.get(client, 0) + 1
         if evaluation is not None:
             self.last_evaluation = evaluation
-            self.best_accuracy = max(self.best_accuracy or 0.0, evaluation.accuracy)
+            if evaluation.accuracy is not None:
+                self.best_accuracy = max(self.best_accuracy or 0.0, evaluation.accuracy)

@@ -109,8 +109,11 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     answer.metrics.update(reply.metrics)
     if reply.evaluation is not None:
         answer.evaluation.examples = reply.evaluation.examples
-        answer.evaluation.correct = reply.evaluation.correct
+        if reply.evaluation.correct is not None:
+            answer.evaluation.correct = reply.evaluation.correct
         answer.evaluation.loss_sum = reply.evaluation.loss_sum
+        for name, numbers in reply.evaluation.sums.items():
+            answer.evaluation.sums[name].numbers.extend(numbers)
     return pb.ParticipateRequest(answer=answer).SerializeToString()
 
 
@@ -136,11 +139,16 @@ MAX_COUNT = 2**53
 """Counts beyond this are refused: they would not be exact in float64."""
 
 
-def numbers_of(answer: pb.Answer, max_evaluated: int = MAX_COUNT) -> Reply:
+def numbers_of(
+    answer: pb.Answer,
+    max_evaluated: int = MAX_COUNT,
+    metric_sizes: Mapping[str, int] | None = None,
+) -> Reply:
     """Read the numbers of a reply, checked; its contribution comes in chunks.
 
     Args:
         max_evaluated: most examples that the client can have held out.
+        metric_sizes: how many numbers the state of each further metric has; None where there is none.
 
     Raises:
         ProtocolError: a number that no honest client sends.
@@ -155,22 +163,32 @@ def numbers_of(answer: pb.Answer, max_evaluated: int = MAX_COUNT) -> Reply:
         raise ProtocolError(f"{answer.gradient_evaluations} gradient evaluations")
     return Reply(
         loss=loss,
-        evaluation=_checked_evaluation(answer.evaluation, max_evaluated) if answer.HasField("evaluation") else None,
+        evaluation=_checked_evaluation(answer.evaluation, max_evaluated, metric_sizes or {}) if answer.HasField("evaluation") else None,
         compute_s=answer.compute_s,
         gradient_evaluations=answer.gradient_evaluations,
         metrics=_checked_metrics(answer.metrics),
     )
 
 
-def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int) -> Evaluation:
-    if not 0 <= counts.correct <= counts.examples or counts.examples == 0:
+def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, metric_sizes: Mapping[str, int]) -> Evaluation:
+    if counts.correct > counts.examples or counts.examples == 0:
         raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
     if counts.examples > max_evaluated:
         raise ProtocolError(f"an evaluation of {counts.examples} examples, where this client can hold out {max_evaluated} at most")
     _check_learning("the evaluation's loss", counts.loss_sum)
-    if counts.loss_sum < 0:
+    if counts.loss_sum < 0 and counts.HasField("correct"):  # a cross-entropy; other losses may be negative
         raise ProtocolError(f"the evaluation's loss is {counts.loss_sum}")
-    return Evaluation(counts.examples, counts.correct, counts.loss_sum)
+    correct = counts.correct if counts.HasField("correct") else None
+    return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, metric_sizes))
+
+
+def _checked_sums(sums: Mapping[str, pb.MetricSums], sizes: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+    if {name: len(found.numbers) for name, found in sums.items()} != dict(sizes):
+        raise ProtocolError(f"the states of {len(sums)} metrics, where those of {', '.join(sizes) or 'none'} are expected")
+    for name, found in sums.items():
+        for number in found.numbers:
+            _check_number(f"metric {name}", number)
+    return {name: tuple(sums[name].numbers) for name in sizes}
 
 
 def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

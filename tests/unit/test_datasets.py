@@ -15,8 +15,9 @@ from torch import Tensor
 from feddkd.config import DataConfig
 from feddkd.data.datasets import DataInfo, describe, load_test, load_train
 from feddkd.data.digits import FILE, load_digits
-from feddkd.data.examples import UNLABELLED, MemoryExamples, StreamedExamples, labelled_index
-from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.data.examples import MemoryExamples, StreamedExamples, labelled_index
+from feddkd.tasks.base import UNLABELLED
+from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import BadExamplesError, ConfigError, DataError
 from feddkd.extras import install_command
 

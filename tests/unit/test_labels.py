@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.config import DataConfig
-from feddkd.data.examples import UNLABELLED, MemoryExamples
+from feddkd.data.examples import MemoryExamples
+from feddkd.tasks.base import UNLABELLED
 from feddkd.data.labels import NoiseKind, add_label_noise, hide_labels, prepare_labels
 
 CLASSES = 6

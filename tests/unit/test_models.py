@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
-from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import ConfigError, DataError
 from feddkd.models.registry import build_model
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.config import PartitionConfig
-from feddkd.data.examples import UNLABELLED
+from feddkd.tasks.base import UNLABELLED
 from feddkd.data.partitions import class_counts, client_ids, hold_out, partition, unlabelled_counts
 from feddkd.errors import PartitionError
 

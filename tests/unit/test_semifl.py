@@ -28,7 +28,8 @@ from harness import RUN_ID
 from torch import Tensor, nn
 
 from feddkd.algorithms.semifl import CONFIDENT_SHARE, FixAndMix, SemiFLConfig
-from feddkd.data.examples import UNLABELLED, MemoryExamples
+from feddkd.data.examples import MemoryExamples
+from feddkd.tasks.base import UNLABELLED
 from feddkd.errors import CancelledError
 from feddkd.exchange import ExchangeId, Reply, Task
 from feddkd.tensors import Tensors

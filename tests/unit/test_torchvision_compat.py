@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from feddkd.data import torchvision_compat
-from feddkd.data.torchvision_compat import import_torchvision
+from feddkd import torchvision_compat
+from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import DataError
 from feddkd.extras import install_command
 
@@ -48,7 +48,7 @@ def run_python(code: str, *path: Path) -> str:
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_the_installed_torchvision_imports_in_a_fresh_process_and_builds_a_model() -> None:
     code = (
-        "from feddkd.data.torchvision_compat import import_torchvision\n"
+        "from feddkd.torchvision_compat import import_torchvision\n"
         "first = import_torchvision()\n"
         "import torchvision\n"
         "assert first is torchvision is import_torchvision()\n"
@@ -63,7 +63,7 @@ def test_missing_operators_are_declared_and_half_imported_modules_forgotten(fake
         "if not hasattr(torch.ops.torchvision, 'nms'):\n    raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
     code = (
-        "from feddkd.data.torchvision_compat import import_torchvision\n"
+        "from feddkd.torchvision_compat import import_torchvision\n"
         "import gc, torch\n"
         "package = import_torchvision()\n"
         "gc.collect()\n"

@@ -24,7 +24,8 @@ from feddkd.algorithms.teacher_choice import HELD_OUT, TeacherChoice, count_held
 from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
-from feddkd.data.examples import UNLABELLED, MemoryExamples
+from feddkd.data.examples import MemoryExamples
+from feddkd.tasks.base import UNLABELLED
 from feddkd.dkd import Distillation, OwnPredictions, distillation_gradient, teacher_logits
 from feddkd.errors import ConfigError, DataError
 from feddkd.evaluation import evaluate

@@ -18,7 +18,7 @@ from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
-from feddkd.data.torchvision_compat import import_torchvision
+from feddkd.torchvision_compat import import_torchvision
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import run_federation

@@ -1,0 +1,131 @@
+"""Classification: one class of an example, or of each of its pixels or tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from feddkd.config import TaskTable
+from feddkd.errors import ConfigError, DataError
+from feddkd.registry import TASKS
+from feddkd.structures import Structure
+from feddkd.tasks.base import UNLABELLED, Shapes
+from feddkd.tasks.categorical import CategoricalTask
+from feddkd.tasks.targets import as_integers
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ClassWeights = Annotated[tuple[Weight, ...], Field(max_length=1_000_000, fail_fast=True, strict=False)]
+
+
+class ClassificationConfig(TaskTable):
+    """One class of each example; with `data.target_shape` of each of its pixels or tokens."""
+
+    name: Literal["classification"] = "classification"
+    metric: str = Field("accuracy", min_length=1, max_length=100, description="the metric that decides which round is the best")
+    ignore_index: int | None = Field(
+        None,
+        description="class number of pixels or tokens that have no class (void, padding); their loss is left out, and they follow the teacher",
+    )
+    class_weights: ClassWeights | None = Field(
+        None,
+        description="weight of each class in the cross-entropy, in the order of their numbers",
+    )
+
+
+@TASKS.register("classification")
+class Classification(CategoricalTask[ClassificationConfig]):
+    """Logits [B, C], or [B, C, ...] with a class for each place; the loss is the cross-entropy.
+
+    Targets are int64 [B] or [B, ...]. A place whose class is `task.ignore_index` is `UNLABELLED`: it is
+    left out of the cross-entropy and of the metrics, and follows its teacher in a DKD step.
+    """
+
+    table = ClassificationConfig
+    has_classes: ClassVar[bool] = True
+
+    def __init__(self, settings: ClassificationConfig) -> None:
+        super().__init__(settings)
+        weights = settings.class_weights
+        self._weights = None if weights is None else torch.tensor(weights)
+
+    def target(self, raw: Any) -> Tensor:
+        classes = as_integers(raw, "class numbers")
+        ignored = self.settings.ignore_index
+        return classes if ignored is None else classes.masked_fill(classes == ignored, UNLABELLED)
+
+    def check_data(self, num_classes: int | None, target_shape: tuple[int, ...] | None) -> None:
+        if num_classes == 1:
+            raise ConfigError("data.num_classes = 1: classification needs at least 2 classes")
+
+    def trial_targets(self, shapes: Shapes, size: int) -> Tensor:
+        targets = torch.arange(size) % shapes.num_classes
+        return targets.reshape(size, *[1] * len(shapes.target_shape)).expand(size, *shapes.target_shape).clone()
+
+    def check_outputs(self, outputs: Structure, targets: Tensor, num_classes: int | None, what: str) -> None:
+        places = tuple(targets.shape[1:])
+        wanted = f"({', '.join(map(str, (len(targets), num_classes or 'classes', *places)))})"
+        if not isinstance(outputs, Tensor):
+            raise ConfigError(f"{what} to {type(outputs).__name__}, not to {wanted} logits")
+        shape = tuple(outputs.shape)
+        fits = outputs.is_floating_point() and len(shape) >= 2 and (shape[0], *shape[2:]) == tuple(targets.shape)
+        if not fits or (shape[1] != num_classes if num_classes is not None else shape[1] <= int(targets.max())):
+            found = shape if outputs.is_floating_point() else f"{shape} {outputs.dtype}"
+            raise ConfigError(f"{what} to {found}, not to {wanted} logits{self._way_out(shape, places)}")
+        if self._weights is not None and len(self._weights) != shape[1]:
+            raise ConfigError(f"task.class_weights has {len(self._weights)} weights, and there are {shape[1]} classes")
+
+    @staticmethod
+    def _way_out(shape: tuple[int, ...], places: tuple[int, ...]) -> str:
+        if len(shape) > 2 and not places:
+            return f"; for a class of each pixel or token set data.target_shape = {list(shape[2:])}"
+        return ""
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logit_rows(outputs), targets.flatten()
+
+    def logit_rows(self, outputs: Tensor) -> Tensor:
+        return outputs if outputs.ndim == 2 else outputs.movedim(1, -1).flatten(0, -2)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.ndim == 1:  # no example without a class is trained on
+            return F.cross_entropy(outputs, targets, weight=self._weights_for(outputs))
+        logits, classes = self.rows(outputs, targets)
+        known = classes != UNLABELLED
+        if not known.any():
+            return outputs.sum() * 0
+        return F.cross_entropy(logits[known], classes[known], weight=self._weights_for(logits))
+
+    def loss_sum(self, outputs: Tensor, targets: Tensor) -> float:
+        if targets.ndim == 1 and self._weights is None:
+            return float(F.cross_entropy(outputs, targets, reduction="sum"))
+        return super().loss_sum(outputs, targets)
+
+    def has_one_class(self, target_shape: tuple[int, ...]) -> bool:
+        return target_shape == ()
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(1) == targets
+
+    def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, classes = self.rows(outputs, targets)
+        known = classes != UNLABELLED
+        return logits[known].softmax(1), classes[known]
+
+    def _weights_for(self, logits: Tensor) -> Tensor | None:
+        return None if self._weights is None else self._weights.to(logits)
+
+    def check_targets(self, targets: Tensor, num_classes: int) -> None:
+        """Raises DataError for classes outside [0, num_classes)."""
+        known = targets[targets != UNLABELLED]
+        if len(known) and (int(known.min()) < 0 or int(known.max()) >= num_classes):
+            wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())
+            way_out = "" if targets.ndim == 1 else "; task.ignore_index names a class to leave out"
+            raise DataError(f"label {wrong} is outside [0, {num_classes}) (data.num_classes){way_out}")
+
+
+CLASSIFICATION = Classification(ClassificationConfig())
+"""The task of a configuration that names none."""
