@@ -141,6 +141,23 @@ class ExchangeId:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationForm:
+    """What the numbers of an evaluation are; it follows from the task.
+
+    Attributes:
+        counts_correct: it counts the examples that are classified correctly.
+        metric_sizes: how many numbers the state of each further metric has.
+    """
+
+    counts_correct: bool = True
+    metric_sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+COUNTS_ALONE = EvaluationForm()
+"""Accuracy and loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """How a model did on some examples; adds up over clients.
 
@@ -285,7 +302,7 @@ class Exchange:
         broadcast: the encoded forms of the payload; None sends it as it is.
         zstd: whether chunks are compressed without loss, both ways.
         constants: the network's other tensors, which clients have or receive once.
-        metric_sizes: how many numbers the state of each further metric of an evaluation has.
+        evaluation_form: what the numbers of an evaluation are.
     """
 
     id: ExchangeId
@@ -301,7 +318,7 @@ class Exchange:
     broadcast: Broadcast | None = None
     zstd: bool = False
     constants: Constants = NO_CONSTANTS
-    metric_sizes: Mapping[str, int] = field(default_factory=dict)
+    evaluation_form: EvaluationForm = COUNTS_ALONE
 
     def reply_coding(self, client: str) -> Coding:
         """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""

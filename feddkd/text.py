@@ -47,7 +47,7 @@ def utc_time(at_s: float) -> str | None:
 
 def shown_score(metric: str, value: float) -> str:
     """Write a metric for people: shares of 1 in per cent, other numbers with four digits."""
-    return f"{value:.4g}" if metric in UNBOUNDED_METRICS or not -1 <= value <= 1 else f"{value:.2%}"
+    return f"{value:.4g}" if metric in UNBOUNDED_METRICS or not 0 <= value <= 1 else f"{value:.2%}"
 
 
 def _visible(character: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config, read_tables
+from feddkd.config.table import IMPORT_PATH
 from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
@@ -97,23 +99,25 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
 
 
 def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
-    """Raises RefusedError for an import path that only the server names."""
-    asked_for = {
-        "data.name": resolved.data.name,
-        "data.unlabelled": resolved.data.unlabelled,
-        "model.name": resolved.model.name,
-        "algorithm.name": resolved.algorithm.name,
-    }
-    objective = getattr(resolved.algorithm, "local_objective", None)
-    if objective is not None:
-        asked_for["algorithm.local_objective.name"] = objective.name
-    named_here = {f"{table}.name": own.get(table, {}).get("name") for table in ("data", "model", "algorithm")}
-    mine = own.get("algorithm", {}).get("local_objective")
-    named_here["data.unlabelled"] = own.get("data", {}).get("unlabelled")
-    named_here["algorithm.local_objective.name"] = mine.get("name") if isinstance(mine, dict) else mine
-    for key, name in asked_for.items():
-        if ":" in name and named_here[key] != name:
-            raise RefusedError(f"the server asks for {key} = {name!r}; to run this code here, name it in the client's configuration")
+    """Check every import path of a configuration, whichever key it stands under. Raises RefusedError for one that only the server names."""
+    # `local_objective = "a:b"` is short for `local_objective = { name = "a:b" }`.
+    named_here = {(key.removesuffix(".name"), path) for key, path in _import_paths(own)}
+    for key, path in _import_paths(resolved.model_dump()):
+        if (key.removesuffix(".name"), path) not in named_here:
+            raise RefusedError(f"the server asks for {key} = {path!r}; to run this code here, name it in the client's configuration")
+
+
+def _import_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the import paths `package.module:name` of a tree of tables, each with its key, in order."""
+    if isinstance(value, str):
+        if re.fullmatch(IMPORT_PATH, value):
+            yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _import_paths(entry, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _import_paths(entry, key)
 
 
 def site_worker(config: Config, state: StateDir, partition_index: int | None = None) -> Worker:

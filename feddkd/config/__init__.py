@@ -27,7 +27,7 @@ from feddkd.config.tables import (
     TrainingConfig,
     TransportConfig,
 )
-from feddkd.config.task import CustomTaskConfig, TaskConfig, TaskTable
+from feddkd.config.task import SHARES, CustomTaskConfig, TaskConfig, TaskTable
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.errors import ConfigError
 
@@ -90,6 +90,14 @@ class Config(Table):
             raise ValueError('dkd.teacher = "auto": with dkd.hard_label_weight = 1 there is no teacher to choose')
         if self.dkd.steps < 2:
             raise ValueError(f'dkd.teacher = "auto": a choice may cost one step, so at least 2 are needed, not {self.dkd.steps}')
+        return self
+
+    @model_validator(mode="after")
+    def _a_share_is_reached(self) -> Self:
+        assert isinstance(self.task, TaskTable)
+        goal, metric = self.scheduler.stop_at, self.task.metric
+        if goal is not None and metric in SHARES and not 0 < goal <= 1:
+            raise ValueError(f"scheduler.stop_at = {goal:g}: {metric} lies between 0 and 1, so 95 % is 0.95")
         return self
 
     @model_validator(mode="after")

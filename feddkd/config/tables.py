@@ -91,8 +91,11 @@ class DKDConfig(Table):
         "the server takes one step with it after the average",
     )
     temperature: float = Field(1.0, gt=0, description="softmax temperature of teacher and student; the loss is scaled by its square")
-    divergence: Annotated[str, RegisteredName(DIVERGENCES)] = Field(
-        "kl", validate_default=False, description="distance from student to teacher; kl is KL(teacher || student)"
+    divergence: Annotated[str, RegisteredName(DIVERGENCES)] | ImportPath = Field(
+        "kl",
+        validate_default=False,
+        description="distance from student to teacher; kl is KL(teacher || student), for regression the squared error; "
+        "package.module:function is your own",
     )
     hard_label_weight: float = Field(
         0.5,

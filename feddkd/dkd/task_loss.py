@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,7 @@ def step_loss(task: LearningTask[Any], distillation: Distillation) -> StepLoss:
             raise ConfigError(
                 "dkd.not_true = true: of the two classes of a label nothing is left without the true one; multilabel has no not_true"
             )
-        return RowDistillation(task, distillation)
+        return RowDistillation(task, dataclasses.replace(distillation, class_weights=task.class_weights))
     _check_has_no_classes(task, distillation)
     return OutputDistillation(task, distillation.hard_label_weight, _divergence(task, distillation))
 

@@ -324,7 +324,7 @@ class Collection:
             raise ProtocolError(f"chunks of {answer.payload.chunk_bytes} bytes where the server's have {self._chunk_bytes}")
         if answer.HasField("evaluation") and not self.exchange.evaluate:
             raise ProtocolError("the reply holds an evaluation that was not asked for")
-        numbers = numbers_of(answer, self._max_evaluated.get(contribution.client_id, MAX_COUNT), self.exchange.metric_sizes)
+        numbers = numbers_of(answer, self._max_evaluated.get(contribution.client_id, MAX_COUNT), self.exchange.evaluation_form)
         if contribution.has_begun:
             contribution.resume(answer.payload, now)
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from feddkd.aggregator.rule import Rule
 from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config
-from feddkd.exchange import DELIVER, Closing, ExampleCounts, Exchange, ExchangeId, ExchangeKind
+from feddkd.exchange import DELIVER, Closing, EvaluationForm, ExampleCounts, Exchange, ExchangeId, ExchangeKind
 from feddkd.scheduler.downlink import Downlink, named_codec
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
@@ -68,7 +68,7 @@ class ExchangePlan:
             broadcast=broadcast,
             zstd=self.config.communication.zstd,
             constants=self.constants,
-            metric_sizes=self.metrics.sizes if evaluate else {},
+            evaluation_form=EvaluationForm(self.metrics.has_one_class, self.metrics.sizes),
         )
 
     def _closing(self, name: str, num_clients: int) -> Closing:

@@ -20,6 +20,11 @@ class CategoricalTask(LearningTask[Settings]):
 
     table: ClassVar[type[TaskTable]]
 
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Weights of the classes of a row in the cross-entropy; None weighs all alike."""
+        return None
+
     def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Lay out outputs and targets of B examples as rows: logits [R, C] and classes int64 [R]."""
         raise NotImplementedError

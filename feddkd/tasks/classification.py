@@ -28,7 +28,7 @@ class ClassificationConfig(TaskTable):
     metric: str = Field("accuracy", min_length=1, max_length=100, description="the metric that decides which round is the best")
     ignore_index: int | None = Field(
         None,
-        description="class number of pixels or tokens that have no class (void, padding); their loss is left out, and they follow the teacher",
+        description="class number of pixels or tokens without a class (void, padding): they have no loss and follow the teacher",
     )
     class_weights: ClassWeights | None = Field(
         None,
@@ -83,6 +83,10 @@ class Classification(CategoricalTask[ClassificationConfig]):
         if len(shape) > 2 and not places:
             return f"; for a class of each pixel or token set data.target_shape = {list(shape[2:])}"
         return ""
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        return self.settings.class_weights
 
     def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self.logit_rows(outputs), targets.flatten()

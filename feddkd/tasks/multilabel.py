@@ -27,7 +27,7 @@ class MultilabelConfig(TaskTable):
     metric: str = Field("f1", min_length=1, max_length=100, description="the metric that decides which round is the best")
     positive_weights: Annotated[tuple[Weight, ...], Field(max_length=1_000_000, fail_fast=True, strict=False)] | None = Field(
         None,
-        description="weight of each label's positive examples in the loss, in the order of the labels",
+        description="weight of each label's positive examples in the loss of local training, in the order of the labels",
     )
 
 

@@ -9,7 +9,7 @@ from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.compression.encoding import UNCODED, Coding
 from feddkd.errors import DivergedError, ProtocolError
-from feddkd.exchange import MAX_METRICS, UPDATE_NORM_SQUARED, Evaluation, ExchangeId, Reply
+from feddkd.exchange import COUNTS_ALONE, MAX_METRICS, UPDATE_NORM_SQUARED, Evaluation, EvaluationForm, ExchangeId, Reply
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
 
@@ -142,13 +142,13 @@ MAX_COUNT = 2**53
 def numbers_of(
     answer: pb.Answer,
     max_evaluated: int = MAX_COUNT,
-    metric_sizes: Mapping[str, int] | None = None,
+    form: EvaluationForm = COUNTS_ALONE,
 ) -> Reply:
     """Read the numbers of a reply, checked; its contribution comes in chunks.
 
     Args:
         max_evaluated: most examples that the client can have held out.
-        metric_sizes: how many numbers the state of each further metric has; None where there is none.
+        form: what the numbers of its evaluation are.
 
     Raises:
         ProtocolError: a number that no honest client sends.
@@ -163,14 +163,16 @@ def numbers_of(
         raise ProtocolError(f"{answer.gradient_evaluations} gradient evaluations")
     return Reply(
         loss=loss,
-        evaluation=_checked_evaluation(answer.evaluation, max_evaluated, metric_sizes or {}) if answer.HasField("evaluation") else None,
+        evaluation=_checked_evaluation(answer.evaluation, max_evaluated, form) if answer.HasField("evaluation") else None,
         compute_s=answer.compute_s,
         gradient_evaluations=answer.gradient_evaluations,
         metrics=_checked_metrics(answer.metrics),
     )
 
 
-def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, metric_sizes: Mapping[str, int]) -> Evaluation:
+def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, form: EvaluationForm) -> Evaluation:
+    if counts.HasField("correct") != form.counts_correct:
+        raise ProtocolError(f"an evaluation {'without' if form.counts_correct else 'with'} a count of correct examples")
     if counts.correct > counts.examples or counts.examples == 0:
         raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
     if counts.examples > max_evaluated:
@@ -179,7 +181,7 @@ def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, metric_sizes:
     if counts.loss_sum < 0 and counts.HasField("correct"):  # a cross-entropy; other losses may be negative
         raise ProtocolError(f"the evaluation's loss is {counts.loss_sum}")
     correct = counts.correct if counts.HasField("correct") else None
-    return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, metric_sizes))
+    return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, form.metric_sizes))
 
 
 def _checked_sums(sums: Mapping[str, pb.MetricSums], sizes: Mapping[str, int]) -> dict[str, tuple[float, ...]]:

@@ -87,7 +87,7 @@ def test_an_absurd_contribution_is_refused_and_the_honest_go_on(
     record = attacked.run(engine, tmp_path, filled_with(1e38))
     assert attacked.left_out() == {"liar"}
     assert record.final_evaluation is not None
-    assert record.final_evaluation.accuracy > 0.3
+    assert record.final_evaluation.worth > 0.3
 
 
 @pytest.mark.parametrize("engine", ENGINES)

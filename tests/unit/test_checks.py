@@ -21,6 +21,7 @@ from feddkd.data.examples import MemoryExamples
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, StateError
 from feddkd.models.check import check_model
+from feddkd.tasks.classification import CLASSIFICATION
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.certificates import Certificate
 
@@ -217,7 +218,10 @@ class Unreadable(MemoryExamples):
 def test_the_examples_themselves_are_tried() -> None:
     with pytest.raises(ConfigError, match="image 3 cannot be read"):
         check_simulation(
-            Config(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10)
+            Config(),
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+            Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10),
+            CLASSIFICATION,
         )
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from feddkd.data.examples import Examples, Loaded, MemoryExamples, Reading, StreamedExamples, joined, labelled_index
-from feddkd.tasks.base import UNLABELLED
 from feddkd.data.inputs import as_tensor
 from feddkd.errors import DataError
+from feddkd.tasks.base import UNLABELLED
 
 
 class Squares:

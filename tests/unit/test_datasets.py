@@ -16,10 +16,10 @@ from feddkd.config import DataConfig
 from feddkd.data.datasets import DataInfo, describe, load_test, load_train
 from feddkd.data.digits import FILE, load_digits
 from feddkd.data.examples import MemoryExamples, StreamedExamples, labelled_index
-from feddkd.tasks.base import UNLABELLED
-from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import BadExamplesError, ConfigError, DataError
 from feddkd.extras import install_command
+from feddkd.tasks.base import UNLABELLED
+from feddkd.torchvision_compat import import_torchvision
 
 Bytes = npt.NDArray[np.uint8]
 

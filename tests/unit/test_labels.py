@@ -8,8 +8,8 @@ from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.examples import MemoryExamples
-from feddkd.tasks.base import UNLABELLED
 from feddkd.data.labels import NoiseKind, add_label_noise, hide_labels, prepare_labels
+from feddkd.tasks.base import UNLABELLED
 
 CLASSES = 6
 KINDS: tuple[NoiseKind, ...] = ("symmetric", "pairwise", "own_classes")

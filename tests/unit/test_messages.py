@@ -238,6 +238,8 @@ def test_no_sum_over_replies_that_were_accepted_can_overflow(
     if (loss := outcome.mean_loss(weights)) is not None:
         sums.append(loss)
     if (evaluation := outcome.evaluation) is not None:
+        assert evaluation.accuracy is not None
+        assert evaluation.correct is not None
         sums += [evaluation.loss_sum, evaluation.loss, evaluation.accuracy]
         assert 0 <= evaluation.correct <= evaluation.examples
     assert all(map(math.isfinite, sums))

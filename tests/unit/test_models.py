@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 from feddkd.config import ModelConfig
 from feddkd.data.datasets import DataInfo
-from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import ConfigError, DataError
 from feddkd.models.registry import build_model
+from feddkd.torchvision_compat import import_torchvision
 
 MNIST, CIFAR10, DIGITS = DataInfo((1, 28, 28), 10), DataInfo((3, 32, 32), 10), DataInfo((1, 8, 8), 10)
 

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from feddkd.config import Config, DataConfig
 from feddkd.data.datasets import describe, load_test, load_train
 from feddkd.data.examples import MemoryExamples, StreamedExamples
-from feddkd.tasks.base import UNLABELLED
 from feddkd.data.inputs import network_inputs
 from feddkd.data.own_labels import COMPARED, spread
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import given_objects
 from feddkd.models.registry import build_model
+from feddkd.tasks.base import UNLABELLED
 
 
 def returning(result: object) -> Callable[..., object]:

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.config import PartitionConfig
-from feddkd.tasks.base import UNLABELLED
 from feddkd.data.partitions import class_counts, client_ids, hold_out, partition, unlabelled_counts
 from feddkd.errors import PartitionError
+from feddkd.tasks.base import UNLABELLED
 
 RULES = ("iid", "labels_per_client", "dirichlet", "quantity_dirichlet", "shards")
 seeds = st.integers(0, 2**32 - 1)

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.semifl import CONFIDENT_SHARE, FixAndMix, SemiFLConfig
 from feddkd.data.examples import MemoryExamples
-from feddkd.tasks.base import UNLABELLED
 from feddkd.errors import CancelledError
 from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.tasks.base import UNLABELLED
 from feddkd.tensors import Tensors
 
 LR, STEPS = 0.25, 3

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from feddkd import torchvision_compat
-from feddkd.torchvision_compat import import_torchvision
 from feddkd.errors import DataError
 from feddkd.extras import install_command
+from feddkd.torchvision_compat import import_torchvision
 
 FakePackage = Callable[[str], Path]
 

@@ -25,13 +25,13 @@ from feddkd.client.process import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
 from feddkd.data.examples import MemoryExamples
-from feddkd.tasks.base import UNLABELLED
 from feddkd.dkd import Distillation, OwnPredictions, distillation_gradient, teacher_logits
 from feddkd.errors import ConfigError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, ExchangeKind, Outcome, Task
 from feddkd.registry import DIVERGENCES
 from feddkd.scheduler.engine import Keep
+from feddkd.tasks.base import UNLABELLED
 from feddkd.tensors import Tensors
 
 CPU = torch.device("cpu")

@@ -18,7 +18,6 @@ from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
-from feddkd.torchvision_compat import import_torchvision
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.resolve import resolve
 from feddkd.engines.simulation import run_federation
@@ -28,6 +27,7 @@ from feddkd.models.initial import build_initial
 from feddkd.registry import MODELS
 from feddkd.scheduler.rounds import Scheduler
 from feddkd.tensors import Tensors
+from feddkd.torchvision_compat import import_torchvision
 
 INFO = DataInfo((1, 8, 8), 10)
 
