@@ -20,7 +20,6 @@ from feddkd.errors import ConfigError, DataError
 from feddkd.tasks.base import UNLABELLED, LearningTask, Shapes
 from feddkd.tasks.chosen import task_of
 
-
 OF_CLASSES: list[dict[str, Any]] = [
     {"not_true": True},
     {"correct_teacher": True},
@@ -179,9 +178,7 @@ class TestStepLoss:
         soft = step_loss(learning, Distillation()).loss(student[others], teacher[others], targets[others])
         torch.testing.assert_close(found, 0.25 * half + 0.75 * soft)
 
-    @pytest.mark.parametrize(
-        "asked", [{"not_true": True}, {"correct_teacher": True}, {"confidence": 0.9}, {"bootstrap": 0.5}, {"divergence": "js"}]
-    )
+    @pytest.mark.parametrize("asked", OF_CLASSES)
     def test_what_speaks_of_classes_is_refused_without_classes(self, asked: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=r"dkd\..*regression"):
             step_loss(task("regression"), Distillation(**asked))
