@@ -12,8 +12,9 @@ from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
-from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_example, joined, labelled_index
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_example, labelled_index
 from feddkd.data.image_folder import load_image_folder
+from feddkd.data.joined import joined
 from feddkd.data.own_data import load_own, load_unlabelled, reading_of
 from feddkd.data.own_targets import has_labels, shape_of
 from feddkd.data.torchvision_sets import load_image_set
@@ -157,9 +158,10 @@ def _load(config: DataConfig, train: bool, seed: int, task: LearningTask[Any]) -
         examples = load_own(config, train, seed, task)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples, task) if train else describe(config, task)
-    _check(examples, info, task, named("data.name", config.name))
+    _check_inputs(examples, info, named("data.name", config.name))
+    _check_targets(examples, info, task, named("data.name", config.name))
     _tell_random_reads(examples, train)
-    return _with_unlabelled(examples, info, config, seed, task) if train else examples
+    return _with_unlabelled(examples, info, config, seed) if train else examples
 
 
 def _tell_random_reads(examples: Loaded, train: bool) -> None:
@@ -177,12 +179,12 @@ def _tell_random_reads(examples: Loaded, train: bool) -> None:
         )
 
 
-def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int, task: LearningTask[Any]) -> Loaded:
+def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int) -> Loaded:
     """`examples`, followed by the inputs that the function `data.unlabelled` gives, if there is one."""
     if ":" not in config.unlabelled:
         return examples
     others, where = load_unlabelled(config, seed), named("data.unlabelled", config.unlabelled)
-    _check(others, info, task, where)
+    _check_inputs(others, info, where)
     mine, theirs = (_dtype_of(first_example(each)[0]) for each in (examples, others))
     if mine != theirs:
         name = named("data.name", config.name)
@@ -247,23 +249,28 @@ def _check_agrees(config: DataConfig, known: DataInfo) -> None:
         raise ConfigError(f"data.num_classes = {config.num_classes}: {config.name} has {known.num_classes}")
 
 
-def _check(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str) -> None:
-    """Refuse what would fail in the middle of training: of streamed examples only the first is read.
+def _check_inputs(examples: Loaded, info: DataInfo, where: str) -> None:
+    """Refuse inputs of another shape; of streamed examples only the first is read. Raises DataError, which begins with `where`."""
+    inputs = examples.inputs if isinstance(examples, MemoryExamples) else first_example(examples)[0]
+    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
+        raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
+
+
+def _check_targets(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str) -> None:
+    """Refuse targets that would fail in the middle of training; of streamed examples only the first is read.
 
     Raises:
-        DataError: classes outside [0, num_classes), or inputs or targets of another shape; the message begins with `where`.
+        DataError: classes outside [0, num_classes), or targets of another shape; the message begins with `where`.
     """
-    inputs, targets = first_example(examples)
-    if isinstance(examples, MemoryExamples):
-        inputs = examples.inputs
-        targets = targets if examples.targets is None else examples.targets.values
     if task.has_one_class(info.target_shape):
-        targets = examples.labels[labelled_index(examples)]
+        targets: Structure = examples.labels[labelled_index(examples)]
+    elif isinstance(examples, MemoryExamples) and examples.targets is not None:
+        targets = examples.targets.values
+    else:
+        _, targets = first_example(examples)
+    if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
+        raise DataError(f"{where}: targets have shape {list(shape_of(targets))} where data.target_shape = {list(info.target_shape)}")
     try:
         task.check_targets(targets, info.num_classes)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
-        raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
-    if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
-        raise DataError(f"{where}: targets have shape {list(shape_of(targets))} where data.target_shape = {list(info.target_shape)}")

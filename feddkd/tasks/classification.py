@@ -57,10 +57,6 @@ class Classification(CategoricalTask[ClassificationConfig]):
         ignored = self.settings.ignore_index
         return classes if ignored is None else classes.masked_fill(classes == ignored, UNLABELLED)
 
-    def check_data(self, num_classes: int | None, target_shape: tuple[int, ...] | None) -> None:
-        if num_classes == 1:
-            raise ConfigError("data.num_classes = 1: classification needs at least 2 classes")
-
     def trial_targets(self, shapes: Shapes, size: int) -> Tensor:
         targets = torch.arange(size) % shapes.num_classes
         return targets.reshape(size, *[1] * len(shapes.target_shape)).expand(size, *shapes.target_shape).clone()
