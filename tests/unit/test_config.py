@@ -65,6 +65,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 ALGORITHM_TABLES = tables_by_name(Config.model_fields["algorithm"])
 OBJECTIVE_TABLES = tables_by_name(FedDKDConfig.model_fields["local_objective"])
+TASK_TABLES = tables_by_name(Config.model_fields["task"])
 
 
 def settings_of(field: FieldInfo) -> st.SearchStrategy[Any]:
@@ -439,8 +440,8 @@ def test_a_configuration_cannot_be_changed_afterwards() -> None:
 
 def test_every_key_says_what_it_is_for() -> None:
     tables = [type(value) for _, value in Config() if isinstance(value, Table)]
-    assert len(tables) == 11
-    chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
+    assert len(tables) == 12
+    chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values(), *TASK_TABLES.values()]
     for always_there in (table for table in tables if table not in chosen_by_name):
         assert all(field.description for field in always_there.model_fields.values())
     for chosen in chosen_by_name:
@@ -451,6 +452,7 @@ def test_every_key_says_what_it_is_for() -> None:
 def test_every_algorithm_and_every_objective_has_a_table_and_the_other_way_round() -> None:
     assert {*ALGORITHM_TABLES} == {*ALGORITHMS, "custom"}
     assert {*OBJECTIVE_TABLES} == {*OBJECTIVES, "custom"}
+    assert {*TASK_TABLES} == {*TASKS, "custom"}
     assert all(OBJECTIVES[name].table is table for name, table in OBJECTIVE_TABLES.items() if name != "custom")
 
 
