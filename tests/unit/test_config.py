@@ -36,6 +36,7 @@ from feddkd.config import (
 from feddkd.config.named import tables_by_name
 from feddkd.config.scheduler import first_repeated
 from feddkd.errors import ConfigError
+from feddkd.registry import TASKS
 
 
 def problem(*overrides: str) -> str:
