@@ -102,6 +102,8 @@ def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
         "data.unlabelled": resolved.data.unlabelled,
         "model.name": resolved.model.name,
         "algorithm.name": resolved.algorithm.name,
+        "training.optimizer": resolved.training.optimizer,
+        "training.schedule": resolved.training.schedule,
     }
     objective = getattr(resolved.algorithm, "local_objective", None)
     if objective is not None:
@@ -109,6 +111,7 @@ def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:
     named_here = {f"{table}.name": own.get(table, {}).get("name") for table in ("data", "model", "algorithm")}
     mine = own.get("algorithm", {}).get("local_objective")
     named_here["data.unlabelled"] = own.get("data", {}).get("unlabelled")
+    named_here |= {f"training.{key}": own.get("training", {}).get(key) for key in ("optimizer", "schedule")}
     named_here["algorithm.local_objective.name"] = mine.get("name") if isinstance(mine, dict) else mine
     for key, name in asked_for.items():
         if ":" in name and named_here[key] != name:

@@ -24,10 +24,10 @@ from feddkd.config.tables import (
     DKDConfig,
     ModelConfig,
     RuntimeConfig,
-    TrainingConfig,
     TransportConfig,
 )
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
+from feddkd.config.training import TrainingConfig
 from feddkd.errors import ConfigError
 
 __all__ = [
@@ -100,6 +100,12 @@ class Config(Table):
         first = next((key for key, is_asked in asked.items() if is_asked), None)
         if first is not None and not self.data.test_set and self.data.holdout == 0:
             raise ValueError(f"scheduler.{first}: no round is evaluated; set data.test_set = true, or data.holdout above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _a_warm_up_ends(self) -> Self:
+        if (warmup := self.training.warmup_rounds) >= self.rounds and warmup > 0:
+            raise ValueError(f"training.warmup_rounds = {warmup}: the warm-up never ends, because rounds = {self.rounds}")
         return self
 
     @property

@@ -10,7 +10,7 @@ from by_hand import Federation, Vector, assert_follows, copies, gradient, length
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feddkd.algorithms.local_training import effective_steps
+from feddkd.algorithms.learning_rate import effective_steps
 from feddkd.scheduler.cohort import DRIFT_DIVERSITY
 
 UNEQUAL = [copies(2, 1), copies(6, 2), copies(10, 3)]
