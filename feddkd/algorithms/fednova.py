@@ -33,7 +33,7 @@ class FedNovaConfig(AlgorithmTable):
 class FedNovaClient(FedAvgClient):
     """Uploads (w_k - w_t) / a_k and a_k, the length of its local steps (`effective_steps`); buffers are not divided.
 
-    a_k is in steps at the learning rate of the round: what a schedule over rounds multiplies all of them with cancels out.
+    a_k is in steps at the learning rate of the round, because a factor that all clients share cancels out.
     """
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:

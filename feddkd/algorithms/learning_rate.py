@@ -1,7 +1,8 @@
 """The learning rate of local training, as a function of the round and the step.
 
-A schedule is one of `torch.optim.lr_scheduler`, stepped from its beginning on an optimizer that trains nothing. So a
-client that was away, or whose process started again, needs no state, and all engines have the same rates.
+A schedule is one of `torch.optim.lr_scheduler`, stepped from its beginning on an optimizer that
+trains nothing. So a client that was away, or whose process started again, needs no state, and all
+engines have the same rates.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def _horizon(name: str, count: int) -> dict[str, Any]:
 class LearningRate:
     """The learning rates of a run's local steps.
 
-    Where a schedule runs over rounds, the steps of a round differ only by their warm-up. Where it runs over steps, rounds
-    differ only by theirs. A function of the user's own may do both.
+    Where a schedule runs over rounds, the steps of a round differ only by their warm-up. Where it
+    runs over steps, rounds differ only by theirs. A function of the user's own may do both.
     """
 
     def __init__(self, config: Config) -> None:
@@ -97,7 +98,9 @@ class LearningRate:
         return next(itertools.islice(self._along(self._rounds, training.warmup_rounds), number - 1, None))
 
     def effective_steps(self, number: int, steps: int, taken: int | None = None) -> float:
-        """Convert the first local steps of a round into steps of plain SGD, at the rate `of_round`, that go equally far.
+        """Convert the first local steps of a round into the steps of plain SGD that go equally far.
+
+        Those have the learning rate `of_round`, and no momentum.
 
         Args:
             steps: how many were planned.
@@ -113,7 +116,10 @@ class LearningRate:
         return way
 
     def check(self, steps: int) -> None:
-        """Compute the rates of a site with so many steps a round, before the run starts; of all rounds, those of the first step.
+        """Compute learning rates before the run starts: those of round 1, and the first of each round.
+
+        Args:
+            steps: how many a site takes in a round.
 
         Raises:
             ConfigError: an argument in `training.schedule_options` is wrong, or a rate is not positive.
@@ -130,7 +136,7 @@ class LearningRate:
                 self._checked(rate, number, 0)
 
     def _check_options(self) -> None:
-        """Raises ConfigError where the scheduler or the user's function does not take the options."""
+        """Check that the scheduler or the user's function takes the options. Raises ConfigError."""
         training = self._training
         try:
             if self._own is not None:
@@ -140,8 +146,12 @@ class LearningRate:
             elif training.schedule_options:
                 raise TypeError("a constant learning rate takes none")
         except Exception as error:  # a scheduler may raise anything, and so may what is no function
-            where = f"training.schedule = {training.schedule!r} with schedule_options = {training.schedule_options}"
-            raise ConfigError(f"{where}: {one_line(error)}") from error
+            raise ConfigError(f"{self._named}: {one_line(error)}") from error
+
+    @property
+    def _named(self) -> str:
+        options = self._training.schedule_options
+        return f"training.schedule = {self._training.schedule!r}" + (f" with schedule_options = {options}" if options else "")
 
     def _checked(self, rate: float, number: int, step: int) -> float:
         """Return a positive rate. Raises ConfigError for any other."""
@@ -151,7 +161,11 @@ class LearningRate:
         raise ConfigError(f"{where} is {rate:g}; it must be positive")
 
     def _along(self, count: int, warmup: int) -> Iterator[float]:
-        """Yield the rates along rounds or steps, without an end: the warm-up, then the schedule over what is left of `count`."""
+        """Yield the rates along rounds or steps, without an end: the warm-up, then the schedule.
+
+        Args:
+            count: rounds or steps in all; a schedule that has an end reaches it there.
+        """
         training = self._training
         for index in range(warmup):
             yield training.lr * _warmed(index, warmup)
@@ -160,7 +174,10 @@ class LearningRate:
         scheduler = self._scheduler(max(1, count - warmup))
         while True:
             yield float(scheduler.get_last_lr()[0])
-            scheduler.step()
+            try:
+                scheduler.step()
+            except Exception as error:  # also an argument of a wrong type may be noticed here
+                raise ConfigError(f"{self._named}: {one_line(error)}") from error
 
     def _scheduler(self, count: int) -> lr_scheduler.LRScheduler:
         training = self._training
@@ -181,14 +198,18 @@ class LearningRate:
 
 
 def _warmed(index: int, warmup: int) -> float:
-    """Return the share of the learning rate at a round or step, counted from 0: 1 / (warmup + 1) at first, 1 after the warm-up."""
+    """Return the share of the learning rate at a round or step, counted from 0.
+
+    It is 1 / (warmup + 1) at first, and 1 after the warm-up.
+    """
     return min(1.0, (index + 1) / (warmup + 1))
 
 
 def effective_steps(steps: int, momentum: float) -> float:
-    """Convert steps of SGD with momentum into the steps of plain SGD that go equally far, all at one learning rate.
+    """Convert steps of SGD with momentum into the steps of plain SGD that go equally far.
 
-    sum_{s<=K} (1 - rho^s) / (1 - rho) = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho), with momentum rho and K steps
-    (Wang et al., FedNova, arXiv 2007.07481, a_i for momentum SGD). It is K without momentum.
+    All are at one learning rate. With momentum rho and K steps it is
+    sum_{s<=K} (1 - rho^s) / (1 - rho) = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)
+    (Wang et al., FedNova, arXiv 2007.07481, a_i for momentum SGD), and K without momentum.
     """
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

@@ -59,7 +59,7 @@ class LocalOptimizer:
         self._rates: Iterator[float] | None = None
         if training.is_scheduled:
             self._rates = LearningRate(site.config).rates(task.id.round, steps)
-            # An optimizer of the user's own may have groups with different rates: the schedule keeps their ratios.
+            # The user's own optimizer may have groups with different rates: their ratios stay.
             self._multiples = [group["lr"] / training.lr for group in self._optimizer.param_groups]
         self._steps = 0
         self._sum_of_rates = 0.0
@@ -130,7 +130,7 @@ def check_optimizer(training: TrainingConfig) -> None:
 
 
 def require_sgd(training: TrainingConfig, algorithm: str, reason: str) -> None:
-    """Check that local training is SGD as the papers know it, with or without momentum. Raises ConfigError with the reason."""
+    """Check that local training is SGD, with or without momentum. Raises ConfigError."""
     if training.optimizer != "sgd":
         raise ConfigError(f"training.optimizer = {training.optimizer!r}: {algorithm} needs sgd, because {reason}")
     if training.optimizer_options:
@@ -140,7 +140,8 @@ def require_sgd(training: TrainingConfig, algorithm: str, reason: str) -> None:
 
 def check_fits(site: Site) -> None:
     """Check that the optimizer takes the parameters of a site's network. Raises ConfigError."""
-    build_optimizer([parameter for parameter in site.module.parameters() if parameter.requires_grad], site.config.training)
+    trainable = [parameter for parameter in site.module.parameters() if parameter.requires_grad]
+    build_optimizer(trainable, site.config.training)
 
 
 def _factory(training: TrainingConfig) -> Callable[..., Any]:
@@ -155,7 +156,7 @@ def _named(training: TrainingConfig) -> str:
 
 
 def _arguments(training: TrainingConfig) -> dict[str, Any]:
-    """Return what the keys of `[training]` say; a function of the user's own is not given zeros that it may not take."""
+    """Return what the keys of `[training]` say; the user's own function is not given zeros."""
     given = {key: getattr(training, key) for key in KEYS}
     if training.optimizer not in CLASSES:
         return {key: value for key, value in given.items() if key == "lr" or value}
@@ -181,7 +182,7 @@ def _check_arguments(training: TrainingConfig) -> None:
 
 
 def _signature(build: Callable[..., Any]) -> list[str] | None:
-    """List the arguments behind the parameters; None if that cannot be known, or if any is taken."""
+    """List the arguments after the parameters; None if that is unknown, or if any is taken."""
     try:
         arguments = list(inspect.signature(build).parameters.values())
     except (TypeError, ValueError):
