@@ -77,7 +77,7 @@ class TrainingConfig(Table):
     )
     lr: float = Field(DEFAULTS["sgd"].lr, gt=0, description="learning rate; default: 0.05 for sgd and your own, torch's for the others")
     momentum: float = Field(
-        DEFAULTS["sgd"].momentum, ge=0, lt=1, description="momentum of sgd or rmsprop; default: 0.9 for sgd, 0 for the others"
+        DEFAULTS["sgd"].momentum, ge=0, lt=1, description="momentum of sgd, rmsprop or your own; default: 0.9 for sgd, 0 for the others"
     )
     weight_decay: float = Field(
         DEFAULTS["sgd"].weight_decay,

@@ -69,7 +69,7 @@ def bare_loop(
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(batch[0]), batch[1]).backward()
+        nn.functional.cross_entropy(module(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimizer.step()
@@ -119,7 +119,8 @@ def test_every_optimizer_passes_the_check_at_the_start(name: OptimizerName) -> N
 
 def two_groups(parameters: Iterable[nn.Parameter], lr: float, ratio: float = 1.0) -> torch.optim.Optimizer:
     first, *others = parameters
-    return torch.optim.SGD([{"params": [first], "lr": lr * ratio}, {"params": others}], lr=lr)
+    groups: list[dict[str, Any]] = [{"params": [first], "lr": lr * ratio}, {"params": others}]
+    return torch.optim.SGD(groups, lr=lr)
 
 
 def takes_decay(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
