@@ -102,12 +102,6 @@ class Config(Table):
             raise ValueError(f"scheduler.{first}: no round is evaluated; set data.test_set = true, or data.holdout above 0")
         return self
 
-    @model_validator(mode="after")
-    def _a_warm_up_ends(self) -> Self:
-        if (warmup := self.training.warmup_rounds) >= self.rounds and warmup > 0:
-            raise ValueError(f"training.warmup_rounds = {warmup}: the warm-up never ends, because rounds = {self.rounds}")
-        return self
-
     @property
     def eval_batch_size(self) -> int:
         """Examples in one batch outside of training: as many as fit into memory in training, unless it is said."""

@@ -113,6 +113,13 @@ def test_warm_ups_of_rounds_and_of_steps_multiply() -> None:
     assert list(rate.rates(2, 4)) == pytest.approx([LR / 3, 2 * LR / 3, LR, LR])
 
 
+def test_a_run_may_be_shorter_than_its_warm_up() -> None:
+    """As where somebody tries one round, or a site has few examples."""
+    rate = rate_of(1, schedule="cosine", warmup_rounds=3, warmup_steps=4)
+    rate.check(2)
+    assert list(rate.rates(1, 2)) == pytest.approx([LR / 4 / 5, LR / 4 * 2 / 5])
+
+
 def halves(number: int, rounds: int, step: int, steps: int, base: float = 0.5) -> float:
     return base ** (number - 1) * (1 - step / steps) * rounds
 
