@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import Data, Federation, copies, vector
+from by_hand import NETWORK, Data, Federation, copies, vector
 from harness import RUN_ID
 from torch import Tensor, nn
 
@@ -115,6 +115,21 @@ def test_every_name_has_a_class_and_defaults() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_passes_the_check_at_the_start(name: OptimizerName) -> None:
     check_optimizer(Config.parse({"training": {"optimizer": name, "optimizer_options": OPTIONS.get(name, {})}}).training)
+
+
+def falling(number: int, rounds: int, step: int, steps: int) -> float:
+    return 1 / (number + step)
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name not in ("scaffold", "fednova")])
+def test_all_other_algorithms_take_any_optimizer_schedule_and_clipping(tmp_path: Path, name: str) -> None:
+    """A round of each, with what SCAFFOLD and FedNova refuse, is another one than with SGD."""
+    training = {"optimizer": "adamw", "clip_norm": 0.5, "schedule": "test_local_optimizer:falling"}
+    options: dict[str, Any] = {"rounds": 1, "dkd": {"steps": 1}, "model": NETWORK}
+    found = Federation(tmp_path / "adamw", {"name": name}, training=training, **options)
+    plain_sgd = Federation(tmp_path / "sgd", {"name": name}, **options)
+    assert found.run().model.sha256() != plain_sgd.run().model.sha256()
+    assert np.isfinite(found.models[0]).all()
 
 
 def two_groups(parameters: Iterable[nn.Parameter], lr: float, ratio: float = 1.0) -> torch.optim.Optimizer:
