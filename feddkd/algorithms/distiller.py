@@ -45,6 +45,8 @@ class StepGradient(NamedTuple):
 class Distiller:
     """Distils a client's local model, its teacher, into the models that the server broadcasts.
 
+    The teacher is the network that was just trained: `Site.teacher`.
+
     A loss without a teacher goes by labels, or by what the broadcast model predicts.
 
     Attributes:
@@ -71,7 +73,7 @@ class Distiller:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
         if self.step_loss.needs_teacher:
             failpoint("client.teacher.before_save")
-            self.site.store.save(TEACHER, self.site.model(), label=self._label(task))
+            self.site.store.save(TEACHER, self.site.teacher.model(), label=self._label(task))
             self._cached = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 
@@ -144,16 +146,17 @@ class Distiller:
         """Find this round's teacher: its logits on all local examples, float32 [n, C], or the network itself."""
         site, label = self.site, self._label(task)
         if self._cached is None or self._cached[0] != label:
-            teacher = site.store.load(TEACHER, site.model_schema, label=label)
+            teacher = site.store.load(TEACHER, site.teacher.model_schema, label=label)
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
-            teacher.load_into(site.module)
+            teacher.load_into(site.teacher.module)
             self._cached = label, self._kept_teacher(task, self.examples)
         return self._cached[1]
 
     def _kept_teacher(self, task: Task, examples: Examples) -> Tensor | nn.Module:
         """Keep of the network as it is now what steps need: logits, unless an example is another one at each read."""
-        return frozen(self.site.module) if examples.is_random else self._logits(self.site.module, task, examples)
+        module = self.site.teacher.module
+        return frozen(module) if examples.is_random else self._logits(module, task, examples)
 
     def _teacher_logits(self, task: Task) -> Tensor:
         """Compute the teacher's logits on all local examples, once a round unless reads are random; float32 [n, C]."""

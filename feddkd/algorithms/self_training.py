@@ -43,6 +43,7 @@ class SelfTraining(FedDKD):
     no_piggyback = "a gradient that rides along is a teacher's, and this has none"
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP
+    distils_own_teachers = False
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:

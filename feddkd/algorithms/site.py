@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from feddkd.data.examples import UNLABELLED, Examples
 from feddkd.exchange import ExampleCounts, ExchangeId, Task
 from feddkd.registry import OBJECTIVES
 from feddkd.tensors import Schema, Tensors
+
+if TYPE_CHECKING:
+    from feddkd.algorithms.own_teacher import OwnTeacher
 
 
 class Store(Protocol):
@@ -52,10 +55,11 @@ class Site:
         labelled: those of them with a label, in the same order: what it trains on.
         unlabelled: the others, in the same order.
         held_out: what it evaluates on; may be empty. All of these have a label.
-        module: the network, on `device`, with the weights that were loaded last.
+        module: the shared network, the student, on `device`, with the weights that were loaded last.
         new_objective: builds the configured local objective.
         given_schema: of the global model, where that has not all tensors of the network.
         model_schema: of the global model.
+        own_teacher: a network that only this site has; None where the student's own copy is trained.
     """
 
     client_id: str
@@ -67,6 +71,7 @@ class Site:
     store: Store
     new_objective: Callable[[Site], LocalObjective]
     given_schema: Schema | None = None
+    own_teacher: OwnTeacher | None = None
     model_schema: Schema = field(init=False)
     labelled: Examples = field(init=False)
     unlabelled: Examples = field(init=False)
@@ -85,6 +90,11 @@ class Site:
     def model(self) -> Tensors:
         """Copy the tensors of the global model from the network as it is now."""
         return Tensors.copy_of(self.model_schema, self.module.state_dict())
+
+    @property
+    def teacher(self) -> Site:
+        """The site with the network that local training trains: this one, unless it has a teacher of its own."""
+        return self if self.own_teacher is None else self.own_teacher.site
 
     @property
     def eval_batch_size(self) -> int:

@@ -27,10 +27,12 @@ from feddkd.config.tables import (
     TrainingConfig,
     TransportConfig,
 )
+from feddkd.config.teacher import STUDENT, TeacherConfig
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.errors import ConfigError
 
 __all__ = [
+    "STUDENT",
     "AggregationConfig",
     "AlgorithmConfig",
     "AlgorithmTable",
@@ -47,6 +49,7 @@ __all__ = [
     "RuntimeConfig",
     "SchedulerConfig",
     "Table",
+    "TeacherConfig",
     "TrainingConfig",
     "TransportConfig",
     "read_tables",
@@ -64,6 +67,7 @@ class Config(Table):
     training: TrainingConfig = TrainingConfig()
     algorithm: AlgorithmConfig = Field({"name": "feddkd"}, validate_default=True)
     dkd: DKDConfig = DKDConfig()
+    teacher: TeacherConfig = TeacherConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     aggregation: AggregationConfig = AggregationConfig()
     communication: CommunicationConfig = CommunicationConfig()
@@ -156,9 +160,10 @@ class Config(Table):
     def shared_toml(self) -> str:
         """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
-        That is the folder of its data, the weights that it starts from, and how its processes use it (`[runtime]`).
+        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), and the
+        networks that only sites have (`[teacher]`).
         """
-        excluded: Any = {"data": {"root"}, "model": {"init"}, "runtime": True}
+        excluded: Any = {"data": {"root"}, "model": {"init"}, "teacher": True, "runtime": True}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:

@@ -130,7 +130,7 @@ def prepare(config: Config) -> Federation:
     info = info_of(config.data, examples)
     if config.data.name not in BUILT_IN:
         build(config.model, info, config.seed)  # which dtype the inputs have is known only now
-    check_simulation(config, initial.module, examples)
+    check_simulation(config, initial.module, examples, info)
     counts = _class_counts(config, examples.labels, info.num_classes)
     return Federation(config, algorithm, initial, make_evaluator(config, initial), counts, examples.class_names)
 
