@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -135,7 +134,7 @@ def _source(file: Mapping[str, Any]) -> str:
 
 def run_missing(data_root: Path, *, again: bool) -> None:
     """Run what the result file does not have; it is replaced after every run."""
-    command = shlex.join(["python", "benchmarks/unlike_networks.py"])
+    about = {"command": "python benchmarks/unlike_networks.py", "commit": source_commit(ROOT, CODE), **environment()}
     file: dict[str, Any] = {"runs": []} if again or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
     done = {(run["row"], run["seed"]) for run in file["runs"]}
     for seed in SEEDS:
@@ -144,7 +143,7 @@ def run_missing(data_root: Path, *, again: bool) -> None:
                 continue
             run = measure(row, seed, data_root)
             runs = sorted([*file["runs"], run], key=lambda each: (each["seed"], list(ROWS).index(each["row"])))
-            file = {"command": command, "commit": source_commit(ROOT, CODE), **environment(), "runs": runs}
+            file = {**about, "runs": runs}
             partial = RESULTS.with_suffix(".partial")
             partial.write_text(json.dumps(file, indent=1) + "\n", encoding="utf-8")
             partial.replace(RESULTS)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from feddkd.config.home import expanded
 from feddkd.config.named import RegisteredName
@@ -19,25 +17,18 @@ STUDENT = "student"
 """Stands for no network of a site's own: it trains a copy of the broadcast model."""
 
 
-class _StudentOr:
-    """Annotates the name of a network, or `STUDENT`; the registry is not asked for that one."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        named = handler.generate_schema(Annotated[str, RegisteredName(MODELS)] | ImportPath)
-        return core_schema.no_info_wrap_validator_function(lambda value, other: value if value == STUDENT else other(value), named)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"anyOf": [{"const": STUDENT, "type": "string"}, handler(schema)]}
-
-
-TeacherName = Annotated[str, _StudentOr()]
+TeacherName = Annotated[str, RegisteredName(MODELS, besides=(STUDENT,))] | ImportPath
 TeacherNames = Annotated[tuple[TeacherName, ...], Field(min_length=1, max_length=CLIENTS_MAX, fail_fast=True, strict=False)]
+OneOrSeveral = Annotated[
+    Annotated[TeacherName, Tag("one")] | Annotated[TeacherNames, Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
 
 
 class TeacherConfig(Table):
     """A network of a site's own, which teaches the shared one; a site says it in its own file, never the server."""
 
-    model: TeacherName | TeacherNames = Field(
+    model: OneOrSeveral = Field(
         STUDENT,
         description="the network that local training trains: student is a copy of the shared model, a built-in model or "
         "package.module:function is the site's own; simulations take a list and deal it to the clients in turn",

@@ -17,6 +17,7 @@ from feddkd.cli import machine
 from feddkd.cli.check import SiteToCheck, check_client, check_run, check_server
 from feddkd.client.preflight import check_schema, check_simulation, check_writable
 from feddkd.config import Config
+from feddkd.data.datasets import describe
 from feddkd.data.examples import MemoryExamples
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, StateError
@@ -217,7 +218,10 @@ class Unreadable(MemoryExamples):
 def test_the_examples_themselves_are_tried() -> None:
     with pytest.raises(ConfigError, match="image 3 cannot be read"):
         check_simulation(
-            Config(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10)
+            Config(),
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+            Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10),
+            describe(Config().data),
         )
 
 
