@@ -53,6 +53,11 @@ class OwnTeacher:
         self._start = self.site.model()
         self._memory = RoundMemory(site.store, OWN_TEACHER)
 
+    @property
+    def name(self) -> str:
+        """The network's name in the configuration."""
+        return self.site.config.model.name
+
     def begin(self, task: Task) -> Task:
         """Return local training's task with this network's own weights as the payload. Raises StateError."""
         kept = self._memory.recall(task.id, self._start.schema)
@@ -72,7 +77,7 @@ class OwnTeacher:
         latest = self._memory.recall(dataclasses.replace(task.id, round=task.id.round + 1), self._start.schema)
         if latest is not None:
             whole = self._parts.whole(latest, self._parts.constants_of(self.site.module))
-            described = {**about, "model.name": self.site.config.model.name}
+            described = {**about, "model.name": self.name}
             self.site.store.save(OWN_TEACHER, whole, label=task.id.run_id, about=described)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from feddkd import algorithms
 from feddkd.client.backoff import Backoff
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
@@ -86,7 +87,8 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
             what it does not say, but for `SITE_KEYS`.
 
     Raises:
-        ConfigError: together with the server's, the site's configuration is wrong.
+        ConfigError: together with the server's, the site's configuration is wrong; or the run needs this site's local model, and
+            it trains a network of its own.
         RefusedError: the server names code by import path that the site's own configuration does not name:
             a server never decides which code a site runs.
     """
@@ -96,6 +98,8 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
     data |= own_data
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, **{table: own.get(table, {}) for table in SITE_TABLES}})
     _refuse_foreign_code(resolved, own)
+    if resolved.teacher.own:
+        algorithms.chosen(resolved)  # says whether the run goes on without this site's local model
     return resolved
 
 

@@ -85,6 +85,10 @@ CONFIGURATIONS = {
     "self_training_with_few_labels": ["algorithm.name=self_training", "data.labelled_share=0.2", "dkd.start=previous", "rounds=3"],
     "the_best_teacher": ["data.labelled_share=0.3", "dkd.teacher=auto", "partition.name=iid", "rounds=4"],
     "the_best_teacher_from_the_previous_model": ["data.labelled_share=0.3", "dkd.teacher=auto", "dkd.start=previous"],
+    "unlike_networks": [
+        *("dkd.start=previous", "rounds=3", "teacher.lr=0.1"),
+        'teacher.model=["mlp", "own_models:batch_norm", "student", "own_models:adapters"]',
+    ],
     "some_parameters": ["dkd.scope=['*.bias']", "dkd.start=previous"],
 }
 
