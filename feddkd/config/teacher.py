@@ -55,9 +55,12 @@ class TeacherConfig(Table):
         return path if path is None else expanded(writable_path(path))
 
     @model_validator(mode="after")
-    def _weights_are_of_one_network(self) -> Self:
-        if self.init is not None and (self.model == STUDENT or isinstance(self.model, tuple)):
-            raise ValueError(f"init = '{self.init}': it needs one network in teacher.model, a built-in or package.module:function")
+    def _keys_have_a_network(self) -> Self:
+        if self.init is not None and isinstance(self.model, tuple):
+            raise ValueError(f"init = '{self.init}': it needs one network in teacher.model, not a list")
+        unused = [key for key in ("init", "epochs", "steps", "lr") if getattr(self, key) is not None]
+        if unused and not self.own:
+            raise ValueError(f"{unused[0]} = {getattr(self, unused[0])}: it has no effect without a network in teacher.model")
         return self
 
     @property

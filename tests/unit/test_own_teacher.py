@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from feddkd import algorithms
+from feddkd.algorithms import OBJECTIVES
 from feddkd.algorithms.own_teacher import OWN_TEACHER, build_teacher, check_outputs
 from feddkd.cli.serving import refuse_teachers
 from feddkd.client.constants import HeldConstants
@@ -272,10 +273,25 @@ def test_a_name_that_nothing_has_is_refused_by_key_and_entry(value: object, mess
         Config.parse({"teacher": {"model": value}})
 
 
-@pytest.mark.parametrize("model", ["student", ["mlp", "niid_cnn"]])
-def test_weights_need_one_network(model: object) -> None:
-    with pytest.raises(ConfigError, match=r"teacher\.init = 'x': it needs one network"):
-        Config.parse({"teacher": {"model": model, "init": "x"}})
+@pytest.mark.parametrize(("key", "value"), [("init", "x"), ("epochs", 2), ("steps", 2), ("lr", 0.1)])
+def test_a_key_without_a_network_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"teacher\.{key} = {value}: it has no effect without a network in teacher\.model"):
+        Config.parse({"teacher": {key: value}})
+
+
+def test_weights_are_of_one_network() -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.init = 'x': it needs one network in teacher\.model, not a list"):
+        Config.parse({"teacher": {"model": ["mlp", "niid_cnn"], "init": "x"}})
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_sites_own_network_minimises_any_local_objective(objective: str, tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_in_process(small_config(*UNLIKE, f"algorithm.local_objective={objective}", "rounds=3", "training.epochs=4"), tmp_path, [recorder])
+    first, *_, last = (record.loss for record in recorder.exchanges if record.id.name == "local_train")
+    assert first is not None
+    assert last is not None
+    assert last < first
 
 
 def test_a_network_for_other_classes_is_refused_by_its_key() -> None:
