@@ -38,6 +38,7 @@ class NotTrueDistillation(LocalObjective):
     """
 
     table = FedNTDConfig
+    compares_with_broadcast = True
 
     def __init__(self, site: Site, settings: FedNTDConfig) -> None:
         super().__init__(site, settings)

@@ -44,6 +44,7 @@ class ModelContrast(LocalObjective):
     """
 
     table = MOONConfig
+    compares_with_broadcast = True
 
     def __init__(self, site: Site, settings: MOONConfig) -> None:
         super().__init__(site, settings)

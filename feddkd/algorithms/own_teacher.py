@@ -15,6 +15,7 @@ from torch import nn
 
 from feddkd.algorithms.base import Algorithm
 from feddkd.algorithms.memory import RoundMemory
+from feddkd.algorithms.registry import find_objective
 from feddkd.algorithms.site import Site
 from feddkd.config import STUDENT, Config, ModelConfig
 from feddkd.data.datasets import DataInfo
@@ -115,6 +116,11 @@ def check_own_teachers(config: Config, algorithm: type[Algorithm]) -> None:
         raise ConfigError(f'{has} uploads no local model, so the run needs dkd.start = "previous"; it has {config.dkd.start!r}')
     if config.dkd.hard_label_weight == 1:
         raise ConfigError(f"{has} teaches by its outputs, and dkd.hard_label_weight = 1 uses none; set it below 1")
+    objective = getattr(config.algorithm, "local_objective", None)
+    if objective is not None and find_objective(objective.name).compares_with_broadcast:
+        raise ConfigError(
+            f"{has} cannot minimise algorithm.local_objective = {objective.name!r}, which compares it with the broadcast model"
+        )
 
 
 def check_outputs(config: Config, name: str, student: nn.Module, teacher: nn.Module, inputs: torch.Tensor) -> None:

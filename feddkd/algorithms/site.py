@@ -123,9 +123,11 @@ class LocalObjective:
     Attributes:
         table: the class of its settings; not used for an objective that the configuration names by
             its import path.
+        compares_with_broadcast: it compares the network with the broadcast model, which a network of a site's own cannot.
     """
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
+    compares_with_broadcast: ClassVar[bool] = False
 
     def __init__(self, site: Site, settings: Table) -> None:
         """Build the objective of one site; `settings` is its table in the configuration."""
