@@ -54,9 +54,9 @@ COMMON = (
 UNLIKE = (f"teacher.model={json.dumps([f'networks:{name}' for name in NETWORKS])}", "teacher.lr=0.05")
 ROWS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unlike": ("five networks", UNLIKE),
-    "unlike_soft": ("five networks, outputs of the teachers alone", (*UNLIKE, "dkd.hard_label_weight=0")),
-    "one": ("one network", ()),
-    "one_soft": ("one network, outputs of the teachers alone", ("dkd.hard_label_weight=0",)),
+    "unlike_soft": ("five networks; outputs of the teachers alone", (*UNLIKE, "dkd.hard_label_weight=0")),
+    "one": ("the same network", ()),
+    "one_soft": ("the same network; outputs of the teachers alone", ("dkd.hard_label_weight=0",)),
 }
 """What a row of the table is called, and its settings besides `COMMON`."""
 
@@ -108,14 +108,15 @@ def _accuracy_of_teacher(config: Config, name: str, client: str, run: Path) -> f
 def page_sections(file: Mapping[str, Any]) -> dict[str, str]:
     """The table and its source by the names of their places."""
     runs = file["runs"]
-    rows = [_row(row, [run for run in runs if run["row"] == row]) for row in ROWS if any(run["row"] == row for run in runs)]
-    header = ["local training of", "shared student", *(f"`{name}` alone" for name in NETWORKS), "a round"]
-    return {"unlike:table": table(header, rows), "unlike:source": _source(file)}
+    alone = {name: [run["teachers"][name] for run in runs if run["row"] == "unlike"] for name in NETWORKS}
+    rows = [[f"`{name}` of one site, alone", _spread(found), "0"] for name, found in alone.items()]
+    rows += [_student(row, [run for run in runs if run["row"] == row]) for row in ROWS]
+    return {"unlike:table": table(["network", "accuracy", "bytes a round"], rows), "unlike:source": _source(file)}
 
 
-def _row(row: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    alone = [_spread([run["teachers"][name] for run in runs if name in run["teachers"]]) for name in NETWORKS]
-    return [ROWS[row][0], _spread([run["student"] for run in runs]), *alone, f"{runs[0]['bytes_per_round'] / 1e6:.1f} MB"]
+def _student(row: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    size = f"{runs[0]['bytes_per_round'] / 1e6:.1f} MB" if runs else MISSING
+    return [f"shared student; sites train {ROWS[row][0]}", _spread([run["student"] for run in runs]), size]
 
 
 def _spread(accuracies: Sequence[float]) -> str:
@@ -126,10 +127,13 @@ def _spread(accuracies: Sequence[float]) -> str:
 def _source(file: Mapping[str, Any]) -> str:
     versions, path = file["versions"], RESULTS.relative_to(ROOT)
     seeds = ", ".join(map(str, sorted({run["seed"] for run in file["runs"]})))
-    return (
-        f"Seeds {seeds}; feddkd {versions['feddkd']} at commit {file['commit']}, torch {versions['torch']}, "
-        f"{file['cpu']} ({file['cpu_capability']}). From [`{path}`](../../{path}): `{file['command']}`."
-    )
+    lines = [
+        f"Seeds {seeds}; feddkd {versions['feddkd']} at commit {file['commit']}, torch {versions['torch']},",
+        f"{file['cpu']} ({file['cpu_capability']}). From",
+        f"[`{path}`](../../{path}):",
+        f"`{file['command']}`.",
+    ]
+    return "\n".join(lines)
 
 
 def run_missing(data_root: Path, *, again: bool) -> None:
