@@ -109,6 +109,7 @@ NEW_KEYS = {
     "dkd.scope": "full",
     "dkd.piggyback": False,
     "dkd.teacher": "local",
+    "teacher.model": "student",
     "dkd.confidence": 0.0,
     "dkd.bootstrap": 0.0,
     "data.unlabelled": "none",
