@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from feddkd.config.algorithm import AlgorithmConfig, AlgorithmTable, CustomAlgorithmConfig, CustomObjectiveConfig
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.data import DataConfig, PartitionConfig
+from feddkd.config.main_metric import ACCURACY, MainMetric
 from feddkd.config.named import NamedTable
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
@@ -32,6 +33,7 @@ from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, pa
 from feddkd.errors import ConfigError
 
 __all__ = [
+    "ACCURACY",
     "AggregationConfig",
     "AlgorithmConfig",
     "AlgorithmTable",
@@ -43,6 +45,7 @@ __all__ = [
     "DKDConfig",
     "DataConfig",
     "ImportPath",
+    "MainMetric",
     "ModelConfig",
     "NamedTable",
     "PartitionConfig",
