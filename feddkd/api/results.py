@@ -130,8 +130,8 @@ class Run:
     def model(self) -> nn.Module:
         """The network with the newest global model's weights, on the CPU, in evaluation mode.
 
-        It maps float32 [B, *input_shape] to outputs of the task: of classification logits [B, num_classes]. Of a run that is not finished it
-        is the model of the last finished round.
+        It maps float32 [B, *input_shape] to outputs of the task: of classification logits [B, num_classes].
+        Of a run that is not finished it is the model of the last finished round.
 
         Raises:
             ConfigError: the network cannot be built; for one that cannot be imported, give

@@ -128,3 +128,13 @@ class MainMetric:
 
 ACCURACY = MainMetric()
 """The metric of classification where the configuration names no other."""
+
+
+def metric_difference(one: Config, other: Config) -> str | None:
+    """Say what makes the metrics of two runs different quantities; None where they can be compared."""
+    ours, theirs = (config.task.model_dump(mode="json") for config in (one, other))
+    keys = ["name", "metric", "lower_is_better"]
+    if ours["metric"] == "loss":  # other settings make another loss
+        keys = [key for key in dict.fromkeys([*ours, *theirs]) if key != "metrics"]
+    found = next((key for key in keys if ours.get(key) != theirs.get(key)), None)
+    return None if found is None else f"task.{found} = {ours.get(found)!r} in one, {theirs.get(found)!r} in the other"

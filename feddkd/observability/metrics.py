@@ -233,7 +233,9 @@ class LearningMetrics:
         self._accuracy = gauge("feddkd_accuracy_ratio", "Accuracy (0 to 1) of the last global model", evaluated_by)
         self._loss = gauge("feddkd_loss", "Mean cross-entropy in nats of the last global model", evaluated_by)
         self._metric = MainMetric.of(config)
-        self._score = gauge("feddkd_score", "A metric of the task (task.metric, task.metrics) of the last global model", ["metric", "evaluated_by"])
+        self._score = gauge(
+            "feddkd_score", "A metric of the task (task.metric, task.metrics) of the last global model", ["metric", "evaluated_by"]
+        )
         self._best_score = gauge("feddkd_best_score", "Best task.metric of any round's model", ["metric"])
         self._best_score.labels(self._metric.name).set(UNKNOWN)
         for evaluator, there_is_one in (("server", config.data.test_set), ("clients", config.data.holdout > 0)):

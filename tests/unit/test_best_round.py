@@ -145,7 +145,7 @@ def test_a_run_that_stopped_early_is_over_whatever_the_number_of_rounds(tmp_path
 
 @given(accuracies=st.lists(st.integers(0, 5), min_size=1, max_size=12), patience=st.integers(1, 4))
 def test_patience_counts_the_evaluated_rounds_after_the_first_best_one(accuracies: list[int], patience: int) -> None:
-    evaluated, config = Evaluated(), Config.parse({"scheduler": {"patience": patience}}).scheduler
+    evaluated, config = Evaluated(), Config.parse({"scheduler": {"patience": patience}})
     for index, correct in enumerate(accuracies, start=1):
         event = RoundFinished(index, None, 3, {}, {}, ExampleCounts(3))
         evaluated.see(event, Evaluation(5, correct, 1.0))
