@@ -101,13 +101,17 @@ def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int, metric: M
 
 
 def _verdict_caption(num_seeds: int, metric: MainMetric) -> str:
-    points = f"points of {'' if num_seeds < 2 else 'mean '}{metric.title}"
-    if not metric.is_share:
-        points = f"the lead in {'' if num_seeds < 2 else 'mean '}{metric.title}, positive where it is better,"
+    """Say what the outcomes mean, and what the numbers beside them are."""
     if num_seeds < 2:
-        return f"{points[0].upper()}{points[1:].rstrip(',')}. One seed decides nothing: give --seeds several times."
+        what = f"Points of {metric.title}" if metric.is_share else f"Beside it the lead in {metric.title}, positive where it is better"
+        return f"{what}. One seed decides nothing: give --seeds several times."
     which = "below" if metric.minimised else "above"
-    return f"Ahead, behind: every run of one is {which} every run of the other; level: neither. In {points} over n = {num_seeds} runs."
+    what = (
+        f"In points of mean {metric.title}"
+        if metric.is_share
+        else f"Beside it the lead in mean {metric.title}, positive where it is better,"
+    )
+    return f"Ahead, behind: every run of one is {which} every run of the other; level: neither. {what} over n = {num_seeds} runs."
 
 
 def _verdict_text(found: Mapping[str, Any] | None, metric: MainMetric) -> str:

@@ -104,6 +104,10 @@ class MainMetric:
         """Write a value below a head with `unit`."""
         return f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
 
+    def cell_of_deviation(self, value: float) -> str:
+        """Write a standard deviation beside a `cell`."""
+        return f"{100 * value:.2f}" if self.is_share else f"{value:.2g}"
+
     def text(self, value: float) -> str:
         """Write a value for people."""
         return shown_score(self.name, value)

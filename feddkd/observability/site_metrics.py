@@ -38,11 +38,12 @@ class SiteMetrics:
         }
         self._scores = Gauge(
             "feddkd_site_score",
-            "A metric of the task of the last global model on the labelled examples that the site holds out.",
+            "A metric of the task, other than accuracy, of the last global model on the labelled examples that the site holds out.",
             ["client", "metric"],
             registry=registry,
         )
-        self._names = MainMetric.of(config).names
+        # Accuracy has a gauge of its own.
+        self._names = [name for name in MainMetric.of(config).names if name != "accuracy"]
         self._clients: dict[str, None] = {}  # those that were heard longest ago come first
         self._examples = Gauge(
             "feddkd_examples",

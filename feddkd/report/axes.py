@@ -21,6 +21,9 @@ STRETCH_FROM = 0.85
 LOG_FROM_SPREAD = 20.0
 """Where the greatest of several values is this many times the least, they are drawn on a logarithmic scale."""
 
+LABEL_LETTERS = 32
+"""Of the label of a vertical axis."""
+
 MOST_ACCURATE = 0.9995
 
 TICKS = (
@@ -47,7 +50,7 @@ def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.
         room_below: left free at the bottom, as a share of the axis.
         title: of a metric that is a share of 1, as accuracy is.
     """
-    axes.set_ylabel(f"{title} of the global model")
+    axes.set_ylabel(_label(title))
     axes.grid(visible=True)
     if best <= STRETCH_FROM:
         top = 1.15 * best or 1.0
@@ -74,8 +77,7 @@ def score_axis(axes: Axes, metric: MainMetric, means: Sequence[float], lowest: f
     if metric.is_share and not metric.minimised:
         accuracy_axis(axes, max(means), lowest, room_below, metric.title)
         return
-    which = " (lower is better)" if metric.minimised else ""
-    axes.set_ylabel(f"{metric.title} of the global model{which}")
+    axes.set_ylabel(f"{metric.title} (lower is better)" if metric.minimised else _label(metric.title))
     axes.grid(visible=True)
     value_axis(axes, means)
     low, high = axes.get_ylim()
@@ -83,6 +85,12 @@ def score_axis(axes: Axes, metric: MainMetric, means: Sequence[float], lowest: f
         axes.set_ylim(low * (low / high) ** room_below, high)
     else:
         axes.set_ylim(low - room_below * (high - low), high)
+
+
+def _label(title: str) -> str:
+    """What the axis is of, as far as there is room."""
+    whole = f"{title} of the global model"
+    return whole if len(whole) <= LABEL_LETTERS else title
 
 
 def value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:

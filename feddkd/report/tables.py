@@ -214,7 +214,7 @@ def score_text(found: Spread | None, metric: MainMetric = ACCURACY) -> str:
     """Write the mean and, of several runs, the sample deviation; of a share of 1 in percent without its sign."""
     if found is None:
         return NOT_RECORDED
-    deviation = "" if found.deviation is None else f" ± {metric.cell(found.deviation)}"
+    deviation = "" if found.deviation is None else f" ± {metric.cell_of_deviation(found.deviation)}"
     return metric.cell(found.mean) + deviation
 
 

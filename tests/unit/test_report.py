@@ -273,24 +273,37 @@ def test_the_time_over_a_network_is_a_picture_and_a_table(tmp_path: Path) -> Non
     assert "accuracy_by_time" not in pictures(tmp_path)
 
 
+ATTENDED = ("rounds", "last reply, UTC")
+
+
 def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come_first(tmp_path: Path) -> None:
     run = load(tmp_path / "run", sites=True)
     table = site_table(group_runs([run]))
     assert table is not None
-    assert table.header == ["site", "labelled", "unlabelled", "teacher", "global model", "teacher ahead by", "disagreement", "labels"]
-    assert table.rows == [
-        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "in doubt since round 2"],
-        *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", ""] for k in "023"),
+    assert table.header == [
+        "site",
+        "labelled",
+        "unlabelled",
+        "teacher",
+        "global model",
+        "teacher ahead by",
+        "disagreement",
+        *ATTENDED,
+        "labels",
     ]
-    assert table.strong == {(0, 7)}
+    assert table.rows == [
+        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "", "", "in doubt since round 2"],
+        *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", "", "", ""] for k in "023"),
+    ]
+    assert table.strong == {(0, 9)}
     page = report_of(tmp_path, run)
     assert "sites" in pictures(tmp_path)
     assert "in doubt since round 2" in page.text
 
 
-def test_sites_that_say_nothing_of_teachers_or_labels_have_no_section(tmp_path: Path) -> None:
+def test_sites_that_say_nothing_of_models_or_labels_have_no_section(tmp_path: Path) -> None:
     folder = write_record(tmp_path / "run", algorithm="fedavg")
-    change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"client_accuracy": {"a": 0.5}, "loss": {"a": 1.0}}})
+    change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"loss": {"a": 1.0}}})
     summary = json.loads((folder / "summary.json").read_text()) | {"examples": {"a": {"labelled": 5, "unlabelled": 0}}}
     (folder / "summary.json").write_text(json.dumps(summary))
     run = RunFolder.load(folder)
@@ -310,7 +323,7 @@ def test_several_configurations_have_a_picture_of_their_sites_each(tmp_path: Pat
     first, _, last = (group.look.color for group in groups)
     assert table.colors == [first] * 4 + [last] * 4
     assert table.rows[:4] == [["FedDKD", *row] for row in alone.rows]  # both seeds say the same, and so does their mean
-    assert table.strong == {(0, 8), (4, 8)}
+    assert table.strong == {(0, 10), (4, 10)}
     section = sections._sites(groups)
     assert section is not None
     assert [drawing.name for drawing in section.drawings] == ["sites-feddkd", "sites-self_training"]
