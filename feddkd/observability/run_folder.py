@@ -95,11 +95,6 @@ class RunFolder:
         )
 
     @property
-    def accuracy(self) -> list[float]:
-        """Accuracy of the global model after each evaluated round."""
-        return [line.accuracy for line in self.rounds if line.accuracy is not None]
-
-    @property
     def metric(self) -> MainMetric:
         """What decides which of its rounds is the best."""
         return MainMetric.of(self.config)

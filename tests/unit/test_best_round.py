@@ -172,9 +172,9 @@ def with_error(model: Tensors, _: object) -> Evaluation:
     ("scheduler", "rounds", "stopped", "delivered"),
     [
         ([], 8, "", 8),
-        (["stop_at=2.0"], 3, "the mae 2 of round 3 is at most scheduler.stop_at = 2", 3),
+        (["stop_at=2.0"], 3, "the MAE 2 of round 3 is at most scheduler.stop_at = 2", 3),
         (["stop_at=0.5"], 8, "", 8),
-        (["patience=2", "deliver=best"], 5, "no mae is below the 2 of round 3 since then (scheduler.patience = 2)", 3),
+        (["patience=2", "deliver=best"], 5, "no MAE is below the 2 of round 3 since then (scheduler.patience = 2)", 3),
         (["deliver=best", "patience=5"], 8, "", 8),
     ],
 )

@@ -149,7 +149,7 @@ def test_tracks_are_read_from_records_and_skip_what_was_not_evaluated(tmp_path: 
     assert found is not None
     assert (found.label, found.code) == ("FedDKD, 3 \N{MULTIPLICATION SIGN} the rounds", "feddkd rounds=3")
     assert found.wire_bytes == [line.cumulative_wire_bytes for line in runs[0].rounds]
-    assert found.scores[0] == pytest.approx((runs[0].accuracy[0] + runs[1].accuracy[0]) / 2)
+    assert found.scores[0] == pytest.approx((runs[0].scores[0] + runs[1].scores[0]) / 2)
 
 
 def test_the_table_marks_the_best_of_each_column_and_who_could_have_gone_on() -> None:

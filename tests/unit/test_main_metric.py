@@ -189,12 +189,11 @@ def test_a_line_has_every_metric_and_an_older_one_has_accuracy_and_loss() -> Non
     assert [old.score("accuracy"), old.client_score("accuracy"), old.score("mae")] == [0.5, 0.25, None]
 
 
-def test_the_metrics_of_one_site_follow_from_the_states_that_it_sent(tmp_path: Path) -> None:
+def test_the_metrics_of_one_site_follow_from_the_states_that_it_sent() -> None:
     metrics = TaskMetrics(task_of(REGRESSION), 1)
-    said = {"site-a": {"mae": (2.0, 4.0), "r2": ()}, "site-b": {"mae": (math.nan, 4.0)}, "site-c": {"mae": (8.0, 4.0)}}
-    found = {client: {name: sums for name, sums in own.items() if sums} for client, own in said.items()}
-    replies = {client: Reply(evaluation=Evaluation(4, None, 2.0, sums=sums)) for client, sums in found.items()}
-    exchange = FakeExchange(tuple(found))
+    sent: dict[str, tuple[float, ...]] = {"site-a": (2.0, 4.0), "site-b": (math.nan, 4.0), "site-c": (8.0, 4.0)}
+    replies = {client: Reply(evaluation=Evaluation(4, None, 2.0, sums={"mae": sums})) for client, sums in sent.items()}
+    exchange = FakeExchange(tuple(sent))
     numbers = numbers_by_client(exchange, Outcome(None, replies, {}, Traffic(), 1.0), metrics)  # type: ignore[arg-type]
     assert numbers["client_mae"] == {"site-a": 0.5, "site-c": 2.0}
     assert "client_r2" not in numbers

@@ -122,7 +122,7 @@ def test_the_tables_of_a_report_are_files_too(one_run: tuple[Path, Elements]) ->
     assert names == {f"{name}{kind}" for name in ("results", "runs", "versions") for kind in (".csv", ".md", ".tex")}
     rows = list(csv.DictReader((folder / "report" / "tables" / "results.csv").read_text().splitlines()))
     assert [(row["configuration"], row["name"], row["n"]) for row in rows] == [("FedDKD", "feddkd", "1")]
-    assert float(rows[0]["final_accuracy_mean"]) == RunFolder.load(folder / "run").accuracy[-1]
+    assert float(rows[0]["final_accuracy_mean"]) == RunFolder.load(folder / "run").scores[-1]
     assert rows[0]["final_accuracy_sample_deviation"] == ""
 
 
