@@ -204,6 +204,7 @@ def _infer(config: DataConfig, examples: Examples, task: LearningTask[Any]) -> D
     """What is configured about a user's own data, completed by what the examples show."""
     task.check_data(config.num_classes, config.target_shape)
     first, target = first_example(examples)
+    _check_inputs_fit(first, task, named("data.name", config.name))
     target_shape = task.target_shape(config.target_shape, config.num_classes)
     if target_shape is None:
         target_shape = shape_of(target)
@@ -263,7 +264,32 @@ def _check(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str
         task.check_targets(targets, info.num_classes)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+    _check_inputs_fit(inputs, task, where)
     if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
         raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
     if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
-        raise DataError(f"{where}: targets have shape {list(shape_of(targets))} where data.target_shape = {list(info.target_shape)}")
+        found = shape_of(targets)
+        way_out = _target_way_out(targets[0], info)
+        raise DataError(f"{where}: targets have shape {list(found)} where data.target_shape = {list(info.target_shape)}{way_out}")
+
+
+def _check_inputs_fit(inputs: Structure, task: LearningTask[Any], where: str) -> None:
+    """Raises DataError for inputs of several tensors where the task makes trial batches of one."""
+    if not isinstance(inputs, Tensor) and type(task).trial_batch is LearningTask.trial_batch:
+        raise DataError(
+            f"{where}: inputs are of type {type(inputs).__name__}, and task.name = {task.settings.name!r} takes one tensor; "
+            "for several write a task of your own, with trial_batch"
+        )
+
+
+def _target_way_out(target: Tensor, info: DataInfo) -> str:
+    """Say what to do about a target with a dimension too many, where it is known."""
+    shape = tuple(target.shape)
+    for dimension, size in enumerate(shape):
+        if shape[:dimension] + shape[dimension + 1 :] != info.target_shape:
+            continue
+        if size == 1:
+            return f"; squeeze({dimension}) removes the dimension of 1"
+        if size == info.num_classes and bool(((target == 0) | (target == 1)).all() and (target.sum(dimension) == 1).all()):
+            return f"; a target is the number of the class at each place: of one-hot targets take argmax({dimension})"
+    return ""

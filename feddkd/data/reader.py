@@ -274,5 +274,7 @@ def _equal(first: _Row | str, second: _Row | str) -> bool:
 
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+        if first.shape != second.shape or first.dtype != second.dtype:
+            return False
+        return bool(((first == second) | (first.isnan() & second.isnan())).all())  # a missing number is NaN
     return first is None and second is None
