@@ -34,6 +34,10 @@ class ClientAround(Worker):
         return self.worker.counts
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.worker.class_names
+
+    @property
     def model_schema(self) -> Schema:
         return self.worker.model_schema
 

@@ -143,6 +143,10 @@ class FakeWorker(Worker):
     def counts(self) -> ExampleCounts:
         return ExampleCounts(self._examples)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
+
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._model_schema
 

@@ -45,6 +45,10 @@ class GatedWorker(Worker):
         return self._worker.counts
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._worker.class_names
+
+    @property
     def model_schema(self) -> Schema:
         return self._worker.model_schema
 

@@ -226,7 +226,7 @@ def differences(undisturbed: RunHistory, disturbed: RunHistory) -> list[str]:
 
 
 _OWN_OF_A_RUN = {
-    *("run_id", "seconds", "versions"),
+    *("run_id", "seconds", "started", "ended", "versions"),
     *(f"{kind}_wire_bytes_{way}" for kind in ("total", "other", "lost") for way in ("down", "up")),
     "exchanges",  # their wire bytes are compared line by line
 }

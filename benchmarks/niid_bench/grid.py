@@ -86,6 +86,11 @@ The others say how long a server waits, and a finished cell waited for all; or w
 
 NEW_KEYS = {
     "model.local_buffers": False,
+    "data.scale": "auto",
+    "data.max_bad_share": 0.01,
+    "data.memory_limit_mib": 4096,
+    "data.class_names": "clear",
+    "runtime.eval_batch_size": 512,
     "scheduler.enough": "all",
     "communication.preset": "none",
     "communication.up": "fp32",

@@ -54,6 +54,7 @@ class EchoWorker:
     """Answers every exchange with the broadcast plus its constant."""
 
     counts = ExampleCounts(1)
+    class_names = ()
 
     def __init__(self, schema: Schema, rank: int) -> None:
         self.model_schema = schema

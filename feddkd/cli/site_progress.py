@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from feddkd.algorithms.feddkd import TEACHER_ACCURACY
 from feddkd.cli.output import listed
@@ -47,6 +47,10 @@ class SiteProgress:
     @property
     def counts(self) -> ExampleCounts:
         return self._worker.counts
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self._worker.class_names
 
     @property
     def model_schema(self) -> Schema:

@@ -141,7 +141,14 @@ class Agent:
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
     def _part(self, farewell: Farewell) -> Farewell:
-        """Return a farewell; but raise UnreachableError if the next server of the run is to be waited for."""
+        """Return a farewell.
+
+        Raises:
+            BadExamplesError: too many examples could not be used in the exchange that the farewell ends.
+            UnreachableError: the next server of the run is to be waited for.
+        """
+        if self._cannot_go_on is not None:
+            raise self._cannot_go_on
         if farewell.paused and self._membership.outlives_pause:
             raise UnreachableError(f"server {self._address}: it has paused the run ({farewell.reason})")
         return farewell

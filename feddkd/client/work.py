@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from feddkd.client.codings import reply_coding
@@ -35,6 +35,10 @@ class TaskRunner(Protocol):
     @property
     def counts(self) -> ExampleCounts:
         """How many examples the client trains on: the weight of its contributions."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, in the order of their numbers; empty where the data do not say them."""
 
     @property
     def model_schema(self) -> Schema:

@@ -11,16 +11,18 @@ CONSTANT = "constant"
 """Where they travel beside a broadcast, tensor "a.weight" is "constant/a.weight"."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Constants:
     """Frozen parameters, constant buffers, and the first values of buffers that clients keep for themselves.
+
+    Equal versions are equal constants.
 
     Attributes:
         tensors: with their values.
         version: the first 16 bytes of the SHA-256 of the values; empty where there are no tensors.
     """
 
-    tensors: Tensors = field(default_factory=lambda: Tensors(Schema([])))
+    tensors: Tensors = field(default_factory=lambda: Tensors(Schema([])), compare=False)
     version: bytes = b""
 
     @classmethod

@@ -93,6 +93,12 @@ class Config(Table):
         return self
 
     @model_validator(mode="after")
+    def _a_class_is_chosen(self) -> Self:
+        if self.task.name == "classification" and self.data.num_classes == 1:
+            raise ValueError("data.num_classes = 1: classification needs at least 2 classes")
+        return self
+
+    @model_validator(mode="after")
     def _a_share_is_reached(self) -> Self:
         assert isinstance(self.task, TaskTable)
         goal, metric = self.scheduler.stop_at, self.task.metric

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from feddkd.config import DataConfig
 from feddkd.data.digits import LARGEST_VALUE, is_test_example, load_digits
-from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_example, joined, labelled_index
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamples, first_example, labelled_index
 from feddkd.data.image_folder import load_image_folder
+from feddkd.data.joined import joined
 from feddkd.data.own_data import load_own, load_unlabelled, reading_of
-from feddkd.data.own_targets import has_labels, shape_of
+from feddkd.data.own_targets import check_inputs_fit, has_labels, shape_of, way_out_of_shape
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import named
@@ -157,9 +158,11 @@ def _load(config: DataConfig, train: bool, seed: int, task: LearningTask[Any]) -
         examples = load_own(config, train, seed, task)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples, task) if train else describe(config, task)
-    _check(examples, info, task, named("data.name", config.name))
+    check_inputs_fit(first_example(examples)[0], task, named("data.name", config.name))
+    _check_inputs(examples, info, named("data.name", config.name))
+    _check_targets(examples, info, task, named("data.name", config.name))
     _tell_random_reads(examples, train)
-    return _with_unlabelled(examples, info, config, seed, task) if train else examples
+    return _with_unlabelled(examples, info, config, seed) if train else examples
 
 
 def _tell_random_reads(examples: Loaded, train: bool) -> None:
@@ -177,12 +180,12 @@ def _tell_random_reads(examples: Loaded, train: bool) -> None:
         )
 
 
-def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int, task: LearningTask[Any]) -> Loaded:
+def _with_unlabelled(examples: Loaded, info: DataInfo, config: DataConfig, seed: int) -> Loaded:
     """`examples`, followed by the inputs that the function `data.unlabelled` gives, if there is one."""
     if ":" not in config.unlabelled:
         return examples
     others, where = load_unlabelled(config, seed), named("data.unlabelled", config.unlabelled)
-    _check(others, info, task, where)
+    _check_inputs(others, info, where)
     mine, theirs = (_dtype_of(first_example(each)[0]) for each in (examples, others))
     if mine != theirs:
         name = named("data.name", config.name)
@@ -204,7 +207,7 @@ def _infer(config: DataConfig, examples: Examples, task: LearningTask[Any]) -> D
     """What is configured about a user's own data, completed by what the examples show."""
     task.check_data(config.num_classes, config.target_shape)
     first, target = first_example(examples)
-    _check_inputs_fit(first, task, named("data.name", config.name))
+    check_inputs_fit(first, task, named("data.name", config.name))
     target_shape = task.target_shape(config.target_shape, config.num_classes)
     if target_shape is None:
         target_shape = shape_of(target)
@@ -248,48 +251,29 @@ def _check_agrees(config: DataConfig, known: DataInfo) -> None:
         raise ConfigError(f"data.num_classes = {config.num_classes}: {config.name} has {known.num_classes}")
 
 
-def _check(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str) -> None:
-    """Refuse what would fail in the middle of training: of streamed examples only the first is read.
+def _check_inputs(examples: Loaded, info: DataInfo, where: str) -> None:
+    """Refuse inputs of another shape; of streamed examples only the first is read. Raises DataError, which begins with `where`."""
+    inputs = examples.inputs if isinstance(examples, MemoryExamples) else first_example(examples)[0]
+    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
+        raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
+
+
+def _check_targets(examples: Loaded, info: DataInfo, task: LearningTask[Any], where: str) -> None:
+    """Refuse targets that would fail in the middle of training; of streamed examples only the first is read.
 
     Raises:
-        DataError: classes outside [0, num_classes), or inputs or targets of another shape; the message begins with `where`.
+        DataError: classes outside [0, num_classes), or targets of another shape; the message begins with `where`.
     """
-    inputs, targets = first_example(examples)
-    if isinstance(examples, MemoryExamples):
-        inputs = examples.inputs
-        targets = targets if examples.targets is None else examples.targets.values
     if task.has_one_class(info.target_shape):
-        targets = examples.labels[labelled_index(examples)]
+        targets: Structure = examples.labels[labelled_index(examples)]
+    elif isinstance(examples, MemoryExamples) and examples.targets is not None:
+        targets = examples.targets.values
+    else:
+        _, targets = first_example(examples)
+    if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
+        shape, way_out = list(shape_of(targets)), way_out_of_shape(targets[0], info.target_shape, info.num_classes)
+        raise DataError(f"{where}: targets have shape {shape} where data.target_shape = {list(info.target_shape)}{way_out}")
     try:
         task.check_targets(targets, info.num_classes)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    _check_inputs_fit(inputs, task, where)
-    if isinstance(inputs, Tensor) and tuple(inputs.shape[1:]) != info.input_shape:
-        raise DataError(f"{where}: inputs have shape {list(inputs.shape[1:])} where data.input_shape = {list(info.input_shape)}")
-    if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
-        found = shape_of(targets)
-        way_out = _target_way_out(targets[0], info)
-        raise DataError(f"{where}: targets have shape {list(found)} where data.target_shape = {list(info.target_shape)}{way_out}")
-
-
-def _check_inputs_fit(inputs: Structure, task: LearningTask[Any], where: str) -> None:
-    """Raises DataError for inputs of several tensors where the task makes trial batches of one."""
-    if not isinstance(inputs, Tensor) and type(task).trial_batch is LearningTask.trial_batch:
-        raise DataError(
-            f"{where}: inputs are of type {type(inputs).__name__}, and task.name = {task.settings.name!r} takes one tensor; "
-            "for several write a task of your own, with trial_batch"
-        )
-
-
-def _target_way_out(target: Tensor, info: DataInfo) -> str:
-    """Say what to do about a target with a dimension too many, where it is known."""
-    shape = tuple(target.shape)
-    for dimension, size in enumerate(shape):
-        if shape[:dimension] + shape[dimension + 1 :] != info.target_shape:
-            continue
-        if size == 1:
-            return f"; squeeze({dimension}) removes the dimension of 1"
-        if size == info.num_classes and bool(((target == 0) | (target == 1)).all() and (target.sum(dimension) == 1).all()):
-            return f"; a target is the number of the class at each place: of one-hot targets take argmax({dimension})"
-    return ""

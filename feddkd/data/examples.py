@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, TensorDataset
-from torch.utils.data import Dataset as TorchDataset
 
 from feddkd.config.data_keys import Scale
 from feddkd.data.bad_examples import BadExamples, name_of
@@ -258,58 +255,6 @@ def _pieces(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 Loaded = MemoryExamples | StreamedExamples
 """Examples as they come from a source, before there are subsets."""
-
-
-def joined(first: Loaded, second: Loaded, reading: Reading) -> Loaded:
-    """Put examples without targets, `second`, after others, both no subsets; the classes are those of the first.
-
-    Both in memory with inputs of one dtype make one in memory. Others are read when they are asked
-    for, as `reading` says.
-    """
-    labels = torch.cat([first.labels, second.labels])
-    if isinstance(first, MemoryExamples) and isinstance(second, MemoryExamples) and first.inputs.dtype == second.inputs.dtype:
-        targets = None if first.targets is None else first.targets.followed_by_missing(len(second))
-        return MemoryExamples(torch.cat([first.inputs, second.inputs]), labels, first.scale, first.class_names, targets)
-    both: ConcatDataset[Any] = ConcatDataset([_RowsOf(first), _RowsOf(second)])
-    targets_read = reading_of_targets(first)
-    streamed = StreamedExamples(both, labels, dataclasses.replace(reading, entries=PAIR, targets=targets_read), first.class_names)
-    streamed.reader.is_random = first.is_random or second.is_random
-    return streamed
-
-
-def reading_of_targets(examples: Loaded) -> TargetReading | None:
-    """Say how the targets of examples are read again; None where they are the labels."""
-    if isinstance(examples, StreamedExamples):
-        return examples.reader.rows.targets
-    return None if examples.targets is None else examples.targets.reading()
-
-
-class _RowsOf(TorchDataset[tuple[Any, Any]]):
-    """A map-style data set of the inputs of examples, not yet scaled, and their targets; it is sent to loader processes."""
-
-    def __init__(self, examples: Loaded) -> None:
-        self._has_targets = examples.labels != UNLABELLED
-        self._entries, self._targets = Entries(0, None), None
-        if isinstance(examples, MemoryExamples):
-            self._dataset: Any = TensorDataset(examples.inputs)
-            self._targets = None if examples.targets is None else examples.targets.values
-        else:
-            self._dataset, self._entries = examples.dataset, examples.reader.rows.entries
-
-    def __len__(self) -> int:
-        return len(self._has_targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        row = self._dataset[index]
-        found = self._entries.input_of(row)
-        if self._targets is not None:
-            return found, self._targets[index] if self._has_targets[index] else None
-        return found, self._entries.label_of(row) if self._has_targets[index] else None
-
-    @property
-    def paths(self) -> list[str]:
-        """The files of the examples, where the data set says which they are."""
-        return getattr(self._dataset, "paths", [])
 
 
 def labelled_index(examples: Examples) -> Tensor:

@@ -136,3 +136,25 @@ def shape_of(targets: Structure) -> tuple[int, ...]:
 def no_test_target(position: int) -> str:
     """Say that a test example has no target."""
     return f"test example {position} has no target; every example of a test set needs one"
+
+
+def check_inputs_fit(inputs: Structure, task: LearningTask[Any], where: str) -> None:
+    """Raises DataError for inputs of several tensors where the task makes trial batches of one."""
+    if not isinstance(inputs, Tensor) and type(task).trial_batch is LearningTask.trial_batch:
+        raise DataError(
+            f"{where}: inputs are of type {type(inputs).__name__}, and task.name = {task.settings.name!r} takes one tensor; "
+            "for several write a task of your own, with trial_batch"
+        )
+
+
+def way_out_of_shape(target: Tensor, wanted: tuple[int, ...], num_classes: int) -> str:
+    """Say what to do about a target with a dimension too many, where it is known."""
+    shape = tuple(target.shape)
+    for dimension, size in enumerate(shape):
+        if shape[:dimension] + shape[dimension + 1 :] != wanted:
+            continue
+        if size == 1:
+            return f"; squeeze({dimension}) removes the dimension of 1"
+        if size == num_classes and bool(((target == 0) | (target == 1)).all() and (target.sum(dimension) == 1).all()):
+            return f"; a target is the number of the class at each place: of one-hot targets take argmax({dimension})"
+    return ""

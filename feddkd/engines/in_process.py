@@ -17,7 +17,6 @@ from typing import Self
 from feddkd.client.kept_reply import KeptReply
 from feddkd.client.membership import Membership
 from feddkd.client.work import TaskRunner, Work
-from feddkd.client.worker import Worker
 from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
 from feddkd.engines.fold import Fold
 from feddkd.engines.forms import Forms
@@ -111,7 +110,7 @@ class InProcessEngine(Engine):
 
     @property
     def class_names(self) -> Sequence[str]:
-        return next((worker.class_names for worker in self._workers.values() if isinstance(worker, Worker)), ())
+        return next((worker.class_names for worker in self._workers.values()), ())
 
     def last_heard(self) -> Mapping[str, float]:
         return dict.fromkeys(self._workers, 0.0)

@@ -60,8 +60,6 @@ class Classification(CategoricalTask[ClassificationConfig]):
         return classes if ignored is None else classes.masked_fill(classes == ignored, UNLABELLED)
 
     def check_data(self, num_classes: int | None, target_shape: tuple[int, ...] | None) -> None:
-        if num_classes == 1:
-            raise ConfigError("data.num_classes = 1: classification needs at least 2 classes")
         if self.settings.ignore_index is not None and not target_shape:
             raise ConfigError(
                 f"task.ignore_index = {self.settings.ignore_index}: it is for pixels or tokens, whose shape data.target_shape says; "

@@ -11,7 +11,11 @@ from typing import Any
 from feddkd.errors import ConfigError
 
 _decode: Any = vars(ssl)["_ssl"]._test_decode_cert
-"""The ssl module reads a certificate that is not a CA's only in this function, or in a handshake."""
+"""The ssl module reads a certificate that is not a CA's only in this function, or in a handshake.
+
+The function has no public name, but CPython's own tests need it in every version. The `cryptography` package has a
+public one; it would be a dependency of every installation for three fields of a file.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,16 +171,16 @@ def numbers_of(
 
 
 def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, form: EvaluationForm) -> Evaluation:
-    if counts.HasField("correct") != form.counts_correct:
-        raise ProtocolError(f"an evaluation {'without' if form.counts_correct else 'with'} a count of correct examples")
+    if counts.HasField("correct") and not form.counts_correct:
+        raise ProtocolError("an evaluation with a count of correct examples, where the task has none")
     if counts.correct > counts.examples or counts.examples == 0:
         raise ProtocolError(f"an evaluation of {counts.correct} correct among {counts.examples} examples")
     if counts.examples > max_evaluated:
         raise ProtocolError(f"an evaluation of {counts.examples} examples, where this client can hold out {max_evaluated} at most")
     _check_learning("the evaluation's loss", counts.loss_sum)
-    if counts.loss_sum < 0 and counts.HasField("correct"):  # a cross-entropy; other losses may be negative
+    if counts.loss_sum < 0 and form.counts_correct:  # a cross-entropy; other losses may be negative
         raise ProtocolError(f"the evaluation's loss is {counts.loss_sum}")
-    correct = counts.correct if counts.HasField("correct") else None
+    correct = counts.correct if form.counts_correct else None  # 0 may be left out on the wire
     return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, form.metric_sizes))
 
 

@@ -77,12 +77,14 @@ def chunks_of(client: HandClient, count: int) -> list[int]:
 
 def test_constants_come_beside_the_first_broadcast_alone(engine: GrpcEngine, connect: Connect) -> None:
     hand = connect(lacks=True)
-    for step, size in enumerate((COMPLETE.schema.size_bytes, FLOATS.size_bytes, FLOATS.size_bytes)):
+    for step, tensors in enumerate((COMPLETE, MODEL, MODEL)):
         begun = engine.begin(numbered(step))
         work = hand.response().work
         assert work.has_constants == (step == 0)
         assert work.constants_sha256 == CONSTANTS.version
+        size = tensors.schema.size_bytes
         assert work.payload.size_bytes == size
+        chunks_of(hand, len(Payload(tensors, CHUNK).encoding.pieces))  # all counts once it is here
         hand.send(*answer_frames(work, UPDATE))
         outcome = begun.outcome()
         begun.acknowledge()

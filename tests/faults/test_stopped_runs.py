@@ -17,7 +17,7 @@ from processes import Process
 from run_history import RunHistory
 from safetensors.torch import load_file
 
-from feddkd.cli import EXIT_STOPPED, EXIT_USAGE
+from feddkd.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE
 from feddkd.cli.replay import replayed
 
 Undisturbed = Callable[[str], RunHistory]
@@ -167,6 +167,29 @@ def files(folder: Path) -> dict[str, bytes]:
     """All files but the mark of what the process that is there counts, and its lock."""
     kept = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("traffic", "lock")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in kept}
+
+
+@pytest.mark.parametrize("runs", [0, 1], ids=["before the first run", "after a run"])
+def test_a_site_that_stays_ends_with_a_signal_and_keeps_what_it_has(runs: int, tmp_path: Path) -> None:
+    name = "client-0"
+    with Federation(tmp_path, CONFIGS["fedavg"]) as federation:
+        site = Process(name, [*federation.command(name), "--stay"], tmp_path)
+        federation.put(site)
+        if runs:
+            for other in (SERVER, *federation.names[1:]):
+                federation.restart(other)
+            assert federation.processes[SERVER].wait() == 0
+            federation.wait_for_log(name, "client-0: waiting for the next run of the server")
+        else:
+            federation.wait_for_log(name, "trying again")
+        site.signal(signal.SIGTERM)
+        assert site.wait() == EXIT_INTERRUPTED
+        *_, stopped, again = site.log.read_text().splitlines()
+        kept = federation.client_state(name)
+        assert stopped == f"feddkd: interrupted: what it has computed is kept in {kept}/; to go on, the same command again:"
+        assert again.endswith(" --stay")
+        assert "Traceback" not in site.log.read_text()
+        assert (kept / "model.safetensors").exists() == bool(runs)
 
 
 def test_a_port_that_is_taken_costs_a_finished_run_nothing(finished: Federation) -> None:

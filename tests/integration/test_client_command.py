@@ -87,7 +87,7 @@ def test_a_client_whose_disk_is_full_at_the_end_does_not_say_that_it_has_the_mod
     config = federation_of_one()
     StateDir(tmp_path / "state", "site").save(FINAL_MODEL, filled(build_initial(config).model.schema, 1), "an older run")
 
-    def disk_full(tensors: object, path: Path, metadata: object) -> None:
+    def disk_full(path: Path, tensors: object, metadata: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tensor_file, "write_model", disk_full)

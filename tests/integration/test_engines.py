@@ -288,6 +288,10 @@ class TurnTakingWorker(Worker):
         return self._worker.counts
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._worker.class_names
+
+    @property
     def model_schema(self) -> Schema:
         return self._worker.model_schema
 
@@ -337,7 +341,9 @@ class FailingWorker(Worker):
         self._fail = fail
 
     counts = TurnTakingWorker.counts
+    class_names = TurnTakingWorker.class_names
     model_schema = TurnTakingWorker.model_schema
+    constants = TurnTakingWorker.constants
     broadcast_schema = TurnTakingWorker.broadcast_schema
 
     def carry_out(self, task: Task) -> Reply:

@@ -97,7 +97,7 @@ def test_each_site_keeps_statistics_of_its_own_data_and_the_server_the_first_one
 def test_statistics_outlive_a_process_wherever_it_ends(point: str, algorithm: str, tmp_path: Path) -> None:
     overrides = (f"algorithm.name={algorithm}",)
     whole, found = run(tmp_path / "whole", "in-process", *overrides)
-    with pytest.raises(FailpointError), planned(f"scheduler.{point}=raise@2"):
+    with pytest.raises(FailpointError), planned(f"{point}=raise@2"):
         run(tmp_path / "cut", "in-process", *overrides)
     record, rest = run(tmp_path / "cut", "in-process", *overrides, resumed=True)
     assert record.model.sha256() == whole.model.sha256()

@@ -23,7 +23,8 @@ from torch import nn
 
 class Net(nn.Sequential):
     def forward(self, x):
-        if self.training and sys.argv[-2:] == ["--clients", "1"]:
+        whole_batch = len(x) == 32  # no check before a client joins has as many examples
+        if self.training and whole_batch and sys.argv[-2:] == ["--clients", "1"]:
             os._exit(3)
         return super().forward(x)
 

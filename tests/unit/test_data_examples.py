@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import Examples, Loaded, MemoryExamples, Reading, StreamedExamples, joined, labelled_index
+from feddkd.data.examples import Examples, Loaded, MemoryExamples, Reading, StreamedExamples, labelled_index
 from feddkd.data.inputs import as_tensor
+from feddkd.data.joined import joined
 from feddkd.errors import DataError
 from feddkd.tasks.base import UNLABELLED
 

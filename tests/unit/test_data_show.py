@@ -68,6 +68,19 @@ def test_a_sites_own_file_is_shown_with_what_the_servers_says(tmp_path: Path) ->
         show(str(site))
 
 
+def test_the_folder_that_a_server_names_is_not_a_sites(tmp_path: Path) -> None:
+    for folder, count in (("own", 3), ("servers", 7)):
+        for name in ("cat", "dog"):
+            (tmp_path / folder / "train" / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (4, 4)).save(tmp_path / folder / "train" / name / f"{number}.png")
+    site, server = tmp_path / "site.toml", tmp_path / "server.toml"
+    server.write_text(f'[data]\nname = "image_folder"\nroot = "{tmp_path / "servers"}"\ninput_shape = [1, 4, 4]\nnum_classes = 2\n')
+    site.write_text(f'[data]\nroot = "{tmp_path / "own"}"\n')
+    report = json.loads(show(str(site), "--server-config", str(server), "--json"))
+    assert report["clients"] == [{"id": "client-0", "examples": 6, "classes": [3, 3]}]
+
+
 def many_classes(root: Path | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(90, 2), torch.arange(90) % 30
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feddkd.errors import ProtocolError
-from feddkd.exchange import MAX_METRICS, Evaluation, ExchangeId, Outcome, Reply
+from feddkd.exchange import MAX_METRICS, Evaluation, EvaluationForm, ExchangeId, Outcome, Reply
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import is_chunk
@@ -167,6 +167,47 @@ def test_work_at_its_limit_is_accepted() -> None:
 def test_impossible_counts_are_refused(examples: int, correct: int) -> None:
     with pytest.raises(ProtocolError, match=f"{correct} correct among {examples}"):
         numbers_of(pb.Answer(evaluation=pb.Evaluation(examples=examples, correct=correct)))
+
+
+TWO_METRICS = EvaluationForm(counts_correct=False, metric_sizes={"mae": 2, "r2": 1})
+
+
+def with_sums(**sums: list[float]) -> pb.Answer:
+    evaluation = pb.Evaluation(examples=2, loss_sum=-0.5)
+    for name, numbers in sums.items():
+        evaluation.sums[name].numbers.extend(numbers)
+    return pb.Answer(evaluation=evaluation)
+
+
+def test_the_states_of_metrics_arrive_as_they_were_sent() -> None:
+    sent = Evaluation(2, None, -0.5, sums={"mae": (1.5, 2.0), "r2": (-0.25,)})
+    request = pb.ParticipateRequest.FromString(answer_message(EXCHANGE, Reply(evaluation=sent), None))
+    assert numbers_of(request.answer, form=TWO_METRICS).evaluation == sent
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        {"mae": [1.0, 2.0]},
+        {"mae": [1.0, 2.0], "r2": [1.0, 2.0]},
+        {"mae": [1.0, 2.0], "r2": []},
+        {"mae": [1.0, 2.0], "r2": [1.0], "f1": [1.0]},
+        {"mae": [1.0, math.nan], "r2": [1.0]},
+        {"mae": [1.0, math.inf], "r2": [1.0]},
+    ],
+)
+def test_other_states_of_metrics_than_those_of_the_task_are_refused(sums: dict[str, list[float]]) -> None:
+    with pytest.raises(ProtocolError, match="metric"):
+        numbers_of(with_sums(**sums), form=TWO_METRICS)
+    with pytest.raises(ProtocolError, match="metric"):
+        numbers_of(pb.Answer(evaluation=with_sums(**sums).evaluation, loss=0.5), form=EvaluationForm(counts_correct=False))
+
+
+def test_a_task_says_whether_correct_examples_are_counted() -> None:
+    with pytest.raises(ProtocolError, match="where the task has none"):
+        numbers_of(pb.Answer(evaluation=pb.Evaluation(examples=2, correct=1)), form=EvaluationForm(counts_correct=False))
+    none_of_two = numbers_of(pb.Answer(evaluation=pb.Evaluation(examples=2))).evaluation
+    assert none_of_two == Evaluation(2, 0, 0.0)
 
 
 @pytest.mark.parametrize("limit", [1, 100, MAX_COUNT])

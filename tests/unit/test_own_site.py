@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from feddkd.client.own_site import site_config, site_tables
 from feddkd.config import Config
@@ -131,3 +132,25 @@ def test_more_examples_by_code_of_the_servers_are_refused(tmp_path: Path) -> Non
         resolve(server, None)
     file = written(tmp_path, '[data]\nunlabelled = "evil.module:function"\n')
     assert resolve(server, file).data.unlabelled == "evil.module:function"
+
+
+FOREIGN: dict[str, dict[str, dict[str, object]]] = {
+    "model.name": {"model": {"name": "theirs:net"}},
+    "algorithm.name": {"algorithm": {"name": "theirs:Rounds"}},
+    "algorithm.local_objective.name": {"algorithm": {"name": "fedavg", "local_objective": "theirs:Loss"}},
+    "dkd.divergence": {"dkd": {"divergence": "theirs:distance"}},
+    "task.name": {"task": {"name": "theirs:Detection"}},
+    "task.metrics": {"task": {"metrics": ["f1", "theirs:dice"]}},
+    "task.metric": {"task": {"metric": "theirs:dice"}},
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_server_never_decides_which_code_a_site_runs_under_any_key(key: str, tmp_path: Path) -> None:
+    server = served(**FOREIGN[key])
+    with pytest.raises(RefusedError, match=f"the server asks for {key} = 'theirs:"):
+        resolve(server, None)
+    tables = tomli_w.dumps(FOREIGN[key])
+    assert resolve(server, written(tmp_path, tables)).task == server.task
+    with pytest.raises(RefusedError, match=key):
+        resolve(server, written(tmp_path, tables.replace("theirs:", "mine:")))

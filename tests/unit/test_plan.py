@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codecs import find
+from feddkd.compression.constants import Constants
 from feddkd.compression.encoding import Encoding
 from feddkd.config import Config
 from feddkd.exchange import (
@@ -200,6 +201,7 @@ def test_exchanges_differ_in_every_field_but_the_payload() -> None:
         "seed": 1,
         "broadcast": Broadcast(b"version", Encoding(SCHEMA, 1 << 20).encode(Tensors(SCHEMA))),
         "zstd": True,
+        "constants": Constants.of(filled(SCHEMA, 1)),
     }
     assert {field.name for field in fields(Exchange)} == {"payload", *others}
     for name, value in others.items():

@@ -277,20 +277,43 @@ def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come
     run = load(tmp_path / "run", sites=True)
     table = site_table(group_runs([run]))
     assert table is not None
-    assert table.header == ["site", "labelled", "unlabelled", "teacher", "global model", "teacher ahead by", "disagreement", "labels"]
-    assert table.rows == [
-        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "in doubt since round 2"],
-        *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", ""] for k in "023"),
+    assert table.header == [
+        "site",
+        "labelled",
+        "unlabelled",
+        "teacher",
+        "global model",
+        "teacher ahead by",
+        "disagreement",
+        "rounds",
+        "last reply, UTC",
+        "labels",
     ]
-    assert table.strong == {(0, 7)}
+    assert table.rows == [
+        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "", "", "in doubt since round 2"],
+        *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", "", "", ""] for k in "023"),
+    ]
+    assert table.strong == {(0, 9)}
     page = report_of(tmp_path, run)
     assert "sites" in pictures(tmp_path)
     assert "in doubt since round 2" in page.text
 
 
-def test_sites_that_say_nothing_of_teachers_or_labels_have_no_section(tmp_path: Path) -> None:
+def test_a_sites_row_has_the_rounds_it_took_part_in_and_its_last_reply(tmp_path: Path) -> None:
+    folder = load(tmp_path / "run", sites=True).path
+    presence = {"client-0": {"rounds": 3, "first": "2026-05-02T08:00:00.000Z", "last": "2026-05-02T09:30:59.999Z"}}
+    summary = json.loads((folder / "summary.json").read_text()) | {"presence": presence}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    table = site_table(group_runs([RunFolder.load(folder)]))
+    assert table is not None
+    columns = [table.header.index(name) for name in ("site", "rounds", "last reply, UTC")]
+    cells = {tuple(row[column] for column in columns) for row in table.rows}
+    assert cells == {("client-0", "3", "2026-05-02 09:30"), *(("client-" + k, "", "") for k in "123")}
+
+
+def test_sites_that_tell_no_accuracy_and_nothing_of_labels_have_no_section(tmp_path: Path) -> None:
     folder = write_record(tmp_path / "run", algorithm="fedavg")
-    change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"client_accuracy": {"a": 0.5}, "loss": {"a": 1.0}}})
+    change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"loss": {"a": 1.0}}})
     summary = json.loads((folder / "summary.json").read_text()) | {"examples": {"a": {"labelled": 5, "unlabelled": 0}}}
     (folder / "summary.json").write_text(json.dumps(summary))
     run = RunFolder.load(folder)
@@ -310,7 +333,7 @@ def test_several_configurations_have_a_picture_of_their_sites_each(tmp_path: Pat
     first, _, last = (group.look.color for group in groups)
     assert table.colors == [first] * 4 + [last] * 4
     assert table.rows[:4] == [["FedDKD", *row] for row in alone.rows]  # both seeds say the same, and so does their mean
-    assert table.strong == {(0, 8), (4, 8)}
+    assert table.strong == {(0, 10), (4, 10)}
     section = sections._sites(groups)
     assert section is not None
     assert [drawing.name for drawing in section.drawings] == ["sites-feddkd", "sites-self_training"]

@@ -218,7 +218,7 @@ def test_a_failed_write_is_an_error_and_keeps_what_was_there(tmp_path: Path, mon
     state = StateDir(tmp_path, "a")
     state.save("teacher", TENSORS, "run/1/0")
 
-    def disk_full(tensors: object, path: Path, metadata: object) -> None:
+    def disk_full(path: Path, tensors: object, metadata: object) -> None:
         path.write_bytes(b"the beginning")
         raise OSError(errno.ENOSPC, "No space left on device")
 
