@@ -134,6 +134,24 @@ def sgd(w: Vector, of: Gradient, steps: int, lr: float, momentum: float = 0.0, w
     return w
 
 
+def sgd_at(w: Vector, of: Gradient, rates: Sequence[float], momentum: float = 0.0) -> Vector:
+    """Steps of SGD, each at a learning rate of its own."""
+    velocity = np.zeros_like(w)
+    for rate in rates:
+        velocity = momentum * velocity + of(w)
+        w = w - rate * velocity
+    return w
+
+
+def length_at(rates: Sequence[float], momentum: float) -> float:
+    """How far steps at these rates go at a constant gradient of 1, by brute force."""
+    velocity, way = 0.0, 0.0
+    for rate in rates:
+        velocity = momentum * velocity + 1
+        way += rate * velocity
+    return way
+
+
 def length(steps: int, momentum: float) -> float:
     """How far so many steps go at a constant gradient of 1, by brute force."""
     velocity, way = 0.0, 0.0

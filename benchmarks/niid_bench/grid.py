@@ -86,6 +86,9 @@ The others say how long a server waits, and a finished cell waited for all; or w
 
 NEW_KEYS = {
     "model.local_buffers": False,
+    "task.name": "classification",
+    "task.metric": "accuracy",
+    "task.metrics": [],
     "data.scale": "auto",
     "data.max_bad_share": 0.01,
     "data.memory_limit_mib": 4096,

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from feddkd.algorithms.base import Algorithm, own_settings
 from feddkd.algorithms.chosen_teacher import ChosenTeacher
 from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
-from feddkd.algorithms.local_training import check_batch_size
+from feddkd.algorithms.learning_rate import LearningRate
+from feddkd.algorithms.local_optimizer import check_fits as check_optimizer_fits
+from feddkd.algorithms.local_optimizer import check_optimizer
+from feddkd.algorithms.local_training import check_batch_size, local_steps
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
 from feddkd.algorithms.registry import find, find_objective
 from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
@@ -73,8 +76,10 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
 
     Raises:
         ConfigError: `algorithm.local_objective` names something that is not there, or the algorithm
-            has an objective that does not go with these settings.
+            has an objective that does not go with these settings; or local training cannot be done
+            as `[training]` says.
     """
+    _check_training(config)
     settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
     fixed = find(config.algorithm.name).local_objective
     if fixed is not None:
@@ -102,9 +107,18 @@ def needs_labels(config: Config) -> str:
     return f"algorithm.local_objective.name = {settings.name!r}" if is_asked_for else ""
 
 
+def _check_training(config: Config) -> None:
+    """Check the optimizer, its learning rates, and whether the algorithm allows them. Raises ConfigError."""
+    check_optimizer(config.training)
+    find(config.algorithm.name).check_training(config.training)
+    LearningRate(config).check(local_steps(config.training, config.training.batch_size))
+
+
 def _builder(objective: type[LocalObjective], settings: Table) -> Callable[[Site], LocalObjective]:
     def build_objective(site: Site) -> LocalObjective:
         check_batch_size(site)
+        check_optimizer_fits(site)
+        LearningRate(site.config).check(local_steps(site.config.training, len(site.examples)))
         return objective(site, settings)
 
     return build_objective

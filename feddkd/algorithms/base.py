@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, CustomAlgorithmConfig, NamedTable, Table
+from feddkd.config import Config, CustomAlgorithmConfig, NamedTable, Table, TrainingConfig
 from feddkd.config.problems import describe
 from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeKind, Reply, Task
@@ -147,6 +147,14 @@ class Algorithm(ABC):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @classmethod  # noqa: B027  # may accept all
+    def check_training(cls, training: TrainingConfig) -> None:
+        """Check that the algorithm's mathematics hold for this local training, before a run starts.
+
+        Raises:
+            ConfigError: naming the key that they do not hold for.
+        """
 
     @classmethod
     @abstractmethod

@@ -39,7 +39,7 @@ class FedAvgClient(ClientSide):
             contribution=contribution,
             loss=training.loss,
             gradient_evaluations=training.gradient_evaluations,
-            metrics=self.metrics(contribution),
+            metrics={**training.metrics, **self.metrics(contribution)},
         )
 
     def contribution(self, update: Tensors, steps: int) -> Tensors:

@@ -126,14 +126,14 @@ class FedDKDClient(FedAvgClient):
         """Train, unless nothing of it would be used: no teacher, and no buffer that training changes.
 
         Returns:
-            The training loss, the gradients that it took, the update, and metrics of the teacher.
+            The training loss, the gradients that it took, the update, and metrics of training and of the teacher.
         """
         module, schema = self.site.module, self.site.model_schema
         if not self.distiller.step_loss.needs_teacher and not any(True for _ in module.buffers()):
             return None, 0, Tensors(schema), {}
         training = train_locally(self.site, task, self.objective)
         update = self.site.model() - task.payload
-        judged = self._judged_teacher(task)
+        judged = {**training.metrics, **self._judged_teacher(task)}
         if self.site.config.dkd.steps > 1:
             self.distiller.store_teacher(task)
         self.distiller.cache_teacher(task)

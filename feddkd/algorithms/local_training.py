@@ -1,4 +1,4 @@
-"""Train on one client's own data by SGD: the first exchange of every algorithm here.
+"""Train on one client's own data: the first exchange of every algorithm here.
 
 What is minimised is a `LocalObjective`; by default it is the loss of the task.
 """
@@ -6,12 +6,14 @@ What is minimised is a `LocalObjective`; by default it is the loss of the task.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from feddkd.algorithms.learning_rate import LEARNING_RATE
+from feddkd.algorithms.local_optimizer import LocalOptimizer
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import TrainingConfig
 from feddkd.data.examples import Batch
@@ -29,22 +31,29 @@ class LocalTraining(NamedTuple):
         loss: mean over the examples that the last pass over the labelled ones trained on.
         steps: of the optimizer, at least one.
         gradient_evaluations: examples in all mini-batches.
+        learning_rate: mean over the steps, where a schedule changes it.
     """
 
     loss: float
     steps: int
     gradient_evaluations: int
+    learning_rate: float | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers for the record."""
+        return {} if self.learning_rate is None else {LEARNING_RATE: self.learning_rate}
 
 
 def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTraining:
-    """Run SGD from the broadcast model on the labelled examples, in the site's module.
+    """Run the configured optimizer from the broadcast model on the labelled examples, in the site's module.
 
     An epoch is as many steps as one pass over all examples of the site takes, those without a label
     included: few labels do not mean few steps. The labelled ones are passed over again and again.
     `training.steps` sets the number of steps instead. The order of the examples depends on the
-    seed, the round and the client alone. The optimizer starts without momentum in every round, as in
-    FedAvg (McMahan et al., AISTATS 2017). A batch of one example is left out if the network cannot
-    train on it (`takes_one_example`).
+    seed, the round and the client alone. The optimizer starts without state in every round, as in
+    FedAvg (McMahan et al., AISTATS 2017); the learning rate depends on the round and the step alone.
+    A batch of one example is left out if the network cannot train on it (`takes_one_example`).
 
     Raises:
         CancelledError: the server closed the exchange.
@@ -54,11 +63,11 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     objective.begin(task)
     generator = site.generator(task.id)
     parameters = {name: parameter for name, parameter in site.module.named_parameters() if parameter.requires_grad}
-    optimizer = _sgd(parameters.values(), site.config.training)
+    batches_left = local_steps(site.config.training, len(site.examples)) if len(site.labelled) else 0
+    optimizer = LocalOptimizer(site, task, parameters.values(), batches_left)
     site.module.train()
     pass_loss = torch.zeros((), device=site.device)
     steps = pass_examples = gradient_evaluations = 0
-    batches_left = local_steps(site.config.training, len(site.examples)) if len(site.labelled) else 0
     # Dropout and the like draw from the global generator: seed it for this task, restore it later.
     with torch.random.fork_rng(devices=_accelerators(site.device)):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -69,10 +78,10 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
             batches_left -= math.ceil(len(order) / site.config.training.batch_size)
             for index, inputs, targets in _batches(site, order):
                 task.check_cancelled()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 loss = objective.loss(index, inputs, targets)
                 loss.backward()  # type: ignore[no-untyped-call]
-                # A parameter that the loss does not depend on has no gradient, and SGD leaves it as it is.
+                # A parameter that the loss does not depend on has no gradient, and the optimizer leaves it as it is.
                 objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
                 optimizer.step()
                 pass_loss += loss.detach() * len(index)
@@ -82,22 +91,12 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     if steps == 0:
         raise ClientError(_nothing_trained(site))
     objective.end(task, steps)
-    return LocalTraining(float(pass_loss) / pass_examples, steps, gradient_evaluations)
+    return LocalTraining(float(pass_loss) / pass_examples, steps, gradient_evaluations, optimizer.mean_rate)
 
 
 def local_steps(training: TrainingConfig, examples: int) -> int:
     """Count the steps of one round's local training at a site with so many examples, labelled or not."""
     return training.steps or training.epochs * math.ceil(examples / training.batch_size)
-
-
-def _sgd(parameters: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        parameters,
-        lr=training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        fused=True,  # one pass over memory
-    )
 
 
 def check_batch_size(site: Site) -> None:
@@ -168,12 +167,3 @@ def _nothing_trained(site: Site) -> str:
     reason = "the network (its BatchNorm) cannot train on one example at a time"
     counts = f"examples = {examples}, training.batch_size = {batch_size}"
     return f"no step of local training was possible: {reason}; {counts}"
-
-
-def effective_steps(steps: int, momentum: float) -> float:
-    """Convert steps of SGD with momentum into the steps of plain SGD that go equally far.
-
-    sum_{s<=K} (1 - rho^s) / (1 - rho) = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho), with momentum rho and K steps
-    (Wang et al., FedNova, arXiv 2007.07481, a_i for momentum SGD). It is K without momentum.
-    """
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

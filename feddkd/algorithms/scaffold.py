@@ -5,7 +5,8 @@ ICML 2020, arXiv 1910.06378.
 
 With momentum rho, K local steps go as far as K' = (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho)
 plain ones (`effective_steps`). With K, (w_t - w_k) / (K lr) would overestimate the mean gradient
-1 / (1 - rho) times and the variates would diverge, so K' is used.
+1 / (1 - rho) times and the variates would diverge, so K' is used. Where a schedule changes the
+learning rate, lr is that of the round, and K' counts a step by its share of it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 
 from feddkd.algorithms.base import Algorithm, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import effective_steps
+from feddkd.algorithms.learning_rate import LearningRate
+from feddkd.algorithms.local_optimizer import require_sgd
+from feddkd.algorithms.local_training import local_steps
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.site import LocalObjective, Site
-from feddkd.config import Config, NamedTable
+from feddkd.config import Config, NamedTable, TrainingConfig
+from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeKind, Task, model_and, trainable_parameters
 from feddkd.registry import ALGORITHMS
 from feddkd.tensors import Tensors
@@ -63,10 +67,10 @@ class ControlVariates(LocalObjective):
         """Store c_k+ before the reply is sent, and set `change` to c_k+ - c_k for the reply."""
         assert self._variate is not None
         assert self._correction is not None
-        schema, training = self.site.model_schema.trainable, self.site.config.training
+        schema, config, number = self.site.model_schema.trainable, self.site.config, task.id.round
         way_back = task.payload.select(schema) - self.site.model().select(schema)
-        length = effective_steps(steps, training.momentum)
-        mean_gradient = way_back.scaled(1 / (length * training.lr))
+        rate, planned = LearningRate(config), local_steps(config.training, len(self.site.examples))
+        mean_gradient = way_back.scaled(1 / (rate.effective_steps(number, planned, steps) * rate.of_round(number)))
         self.change = mean_gradient - self._correction - self._variate
         self._memory.keep(task.id, self._variate + self.change)
 
@@ -98,6 +102,15 @@ class SCAFFOLD(Algorithm):
         super().__init__(config)
         self._server_lr = own_settings(config, SCAFFOLDConfig).server_lr
         self._control: dict[str, Tensor] = {}
+
+    @classmethod
+    def check_training(cls, training: TrainingConfig) -> None:
+        reason = "its control variates are mean gradients, found from the way that SGD went"
+        require_sgd(training, "scaffold", reason)
+        if training.clip_norm is not None:
+            raise ConfigError(
+                f"training.clip_norm = {training.clip_norm:g}: scaffold needs gradients that are not clipped, because {reason}"
+            )
 
     @classmethod
     def exchanges(cls, config: Config) -> Mapping[str, ExchangeKind]:

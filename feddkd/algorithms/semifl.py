@@ -16,7 +16,7 @@ trained on labels, that it labels once and not again in every batch, and both lo
 - Images are not augmented weakly, and strongly only by shifts and flips (`augmentation.shifted`),
   where the paper uses RandAugment: no other algorithm here augments, and all should see the same
   data. `algorithm.augment = false` leaves that out, too.
-- No gradient is clipped and the server has no momentum, as in FedAvg.
+- No gradient is clipped, unless `training.clip_norm` says so, and the server has no momentum.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SemiFLClient(FedAvgClient):
             contribution=update,
             loss=training.loss,
             gradient_evaluations=losses * training.gradient_evaluations,
-            metrics={**found, **self.metrics(update)},
+            metrics={**found, **training.metrics, **self.metrics(update)},
         )
 
     def _zero(self, found: Mapping[str, float] | None = None) -> Reply:

@@ -42,7 +42,8 @@ def settings_of_replies(config: Config) -> str:
     What may differ when a run goes on is left out: a reply of before is still of use, and what it left over is needed
     if it counted.
     """
-    excluded: Any = {"rounds": True, "data": {"root"}, "model": {"init"}, "runtime": True, "scheduler": True}
+    rounds = not config.training.depends_on_rounds
+    excluded: Any = {"rounds": rounds, "data": {"root"}, "model": {"init"}, "runtime": True, "scheduler": True}
     return json.dumps(config.model_dump(mode="json", exclude=excluded), sort_keys=True)
 
 

@@ -24,11 +24,11 @@ from feddkd.config.tables import (
     DKDConfig,
     ModelConfig,
     RuntimeConfig,
-    TrainingConfig,
     TransportConfig,
 )
 from feddkd.config.task import SHARES, CustomTaskConfig, TaskConfig, TaskTable
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
+from feddkd.config.training import TrainingConfig
 from feddkd.errors import ConfigError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Defines the tables `[model]`, `[training]`, `[dkd]`, `[transport]` and `[runtime]`."""
+"""Defines the tables `[model]`, `[dkd]`, `[transport]` and `[runtime]`."""
 
 from __future__ import annotations
 
@@ -37,22 +37,6 @@ class ModelConfig(Table):
     @classmethod
     def _path_can_be_written_down(cls, path: Path | None) -> Path | None:
         return path if path is None else expanded(writable_path(path))
-
-
-class TrainingConfig(Table):
-    """Local training: SGD on a client's own labelled data."""
-
-    epochs: int = Field(
-        5,
-        ge=1,
-        le=COUNT_MAX,
-        description="passes over the client's data per round; unlabelled examples count for the number of steps, but are not trained on",
-    )
-    steps: int | None = Field(None, ge=1, le=COUNT_MAX, description="local steps per round, instead of `epochs`")
-    batch_size: int = Field(32, ge=1, le=COUNT_MAX, description="examples per mini-batch")
-    lr: float = Field(0.05, gt=0, description="learning rate of local SGD")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD, reset every round")
-    weight_decay: float = Field(1e-5, ge=0, description="weight decay (L2 penalty) of local SGD")
 
 
 class DKDConfig(Table):

@@ -91,6 +91,9 @@ METRICS = {
     "first_step_loss": Metric(
         "Loss that came with local training", "loss", "The loss of the steps at the model that the clients received, after local training."
     ),
+    "learning_rate": Metric(
+        "Learning rate", "learning rate of local training", "Of the steps of local training, as the schedule sets it; weighted mean."
+    ),
     "update_norm_squared": Metric(
         "Length of the updates", "squared norm of an update", "Squared length of a client's update after local training, in the mean."
     ),

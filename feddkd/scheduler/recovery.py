@@ -24,7 +24,8 @@ from feddkd.traffic import Traffic
 logger = logging.getLogger(__name__)
 
 FREE_KEYS = ("rounds", "data.root", "scheduler.durability", "scheduler.resume_grace_s")
-"""Settings that may differ when a run goes on; so may all of `[runtime]`. None of them changes a round's model."""
+"""Settings that may differ when a run goes on; so may all of `[runtime]`. None of them changes a round's model, but for
+`rounds` where the schedule of the learning rate ends with the last one."""
 
 KEYS_SHOWN = 5
 
@@ -129,7 +130,8 @@ def check_same(folder: Path, header: Header, config: Config) -> None:
 def _settings(config: Config) -> dict[str, object]:
     """The settings that must be equal, by dotted key."""
     found = flatten(config.model_dump(mode="json", exclude_none=True))
-    return {key: value for key, value in found.items() if key not in FREE_KEYS and not key.startswith("runtime.")}
+    free = set(FREE_KEYS) - ({"rounds"} if config.training.depends_on_rounds else set())
+    return {key: value for key, value in found.items() if key not in free and not key.startswith("runtime.")}
 
 
 def _value(settings: dict[str, object], key: str) -> object:

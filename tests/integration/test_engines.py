@@ -85,6 +85,19 @@ CONFIGURATIONS = {
     "self_training_with_few_labels": ["algorithm.name=self_training", "data.labelled_share=0.2", "dkd.start=previous", "rounds=3"],
     "the_best_teacher": ["data.labelled_share=0.3", "dkd.teacher=auto", "partition.name=iid", "rounds=4"],
     "the_best_teacher_from_the_previous_model": ["data.labelled_share=0.3", "dkd.teacher=auto", "dkd.start=previous"],
+    "adamw_with_a_schedule_and_clipping": [
+        "training.optimizer=adamw",
+        "training.optimizer_options.betas=[0.9, 0.99]",
+        "training.clip_norm=0.5",
+        "training.schedule=cosine",
+        "training.warmup_rounds=1",
+        "training.warmup_steps=3",
+        "rounds=4",
+    ],
+    **{
+        f"{name}_with_a_schedule_over_steps": [f"algorithm.name={name}", "training.schedule=cosine", "training.schedule_over=steps"]
+        for name in ("scaffold", "fednova")
+    },
     "some_parameters": ["dkd.scope=['*.bias']", "dkd.start=previous"],
 }
 

@@ -35,7 +35,9 @@ from feddkd.config import (
 )
 from feddkd.config.named import tables_by_name
 from feddkd.config.scheduler import first_repeated
+from feddkd.config.training import DEFAULTS, WITH_MOMENTUM
 from feddkd.errors import ConfigError
+from feddkd.registry import TASKS
 
 
 def problem(*overrides: str) -> str:
@@ -65,6 +67,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 ALGORITHM_TABLES = tables_by_name(Config.model_fields["algorithm"])
 OBJECTIVE_TABLES = tables_by_name(FedDKDConfig.model_fields["local_objective"])
+TASK_TABLES = tables_by_name(Config.model_fields["task"])
 
 
 def settings_of(field: FieldInfo) -> st.SearchStrategy[Any]:
@@ -127,6 +130,33 @@ def schedulers(draw: st.DrawFn) -> SchedulerConfig:
     )
 
 
+plain_values = st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | texts
+options = st.dictionaries(texts, plain_values | st.lists(plain_values, max_size=3), max_size=3)
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> TrainingConfig:
+    """Tables whose keys go together."""
+    optimizer = draw(st.sampled_from(list(DEFAULTS)) | import_paths)
+    has_momentum = optimizer in WITH_MOMENTUM or ":" in optimizer
+    schedule = draw(st.sampled_from(["constant", "step", "cosine"]) | import_paths)
+    return TrainingConfig(
+        epochs=draw(many),
+        batch_size=draw(many),
+        optimizer=optimizer,
+        lr=draw(positive),
+        momentum=draw(st.floats(0, 0.999)) if has_momentum else 0.0,
+        weight_decay=draw(positive),
+        optimizer_options=draw(options),
+        clip_norm=draw(st.none() | positive),
+        schedule=schedule,
+        schedule_over="rounds" if ":" in schedule else draw(st.sampled_from(["rounds", "steps"])),
+        schedule_options=draw(options),
+        warmup_rounds=draw(many),
+        warmup_steps=draw(many),
+    )
+
+
 configs = st.builds(
     Config,
     seed=st.integers(0, 2**32 - 1),
@@ -148,7 +178,7 @@ configs = st.builds(
     ),
     partition=st.builds(PartitionConfig, name=st.sampled_from(["iid", "dirichlet", "shards"]), clients=many, labels=many, alpha=positive),
     model=st.builds(ModelConfig, name=st.sampled_from(["mlp", "niid_cnn"]) | import_paths),
-    training=st.builds(TrainingConfig, epochs=many, batch_size=many, lr=positive, momentum=st.floats(0, 0.999), weight_decay=positive),
+    training=trainings(),
     algorithm=algorithm_tables,
     dkd=st.builds(
         DKDConfig,
@@ -234,6 +264,20 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
     assert problem("model.qqq=1") == "configuration: unknown key 'model.qqq'; known keys: name, init, local_buffers"
 
 
+@pytest.mark.parametrize("optimizer", [name for name in DEFAULTS if name not in WITH_MOMENTUM])
+def test_momentum_is_refused_where_an_optimizer_has_none_unless_it_is_the_default(optimizer: str) -> None:
+    chosen = f"training.optimizer={optimizer}"
+    assert f"training.momentum = 0.9: {optimizer} takes none" in problem(chosen, "training.momentum=0.9")
+    resolved = Config.load(overrides=[chosen])
+    assert resolved.training.momentum == 0
+    assert Config.loads(resolved.to_toml()) == resolved == Config.load(overrides=[chosen, "training.momentum=0"])
+
+
+def test_a_function_of_the_users_own_does_not_choose_between_rounds_and_steps() -> None:
+    message = problem("training.schedule=a:b", "training.schedule_over=steps")
+    assert message == 'configuration: training.schedule_over = "steps": a function of your own sees rounds and steps; leave it out'
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -244,6 +288,13 @@ def test_an_unknown_key_like_no_other_is_named_with_the_known_ones() -> None:
         ("training.lr=0", ["training.lr = 0", "greater than 0"]),
         ("training.lr=nan", ["training.lr = nan", "finite number"]),
         ("training.momentum=1.0", ["training.momentum = 1.0", "less than 1"]),
+        ("training.optimizer=adams", ["training.optimizer = 'adams'", "'adamw'", "or package.module:function", "did you mean 'adam'"]),
+        ("training.schedule=cosin", ["training.schedule = 'cosin'", "'polynomial'", "or package.module:function", "did you mean 'cosine'"]),
+        ("training.schedule_over=epochs", ["training.schedule_over = 'epochs'", "'rounds' or 'steps'"]),
+        ("training.optimizer_options=3", ["training.optimizer_options = 3", "a table is expected"]),
+        ("training.optimizer_options.eps={a=1}", ["training.optimizer_options = ", "eps must be a finite number, a string"]),
+        ("training.schedule_options.gamma=inf", ["training.schedule_options = ", "gamma must be a finite number"]),
+        ("training.clip_norm=0", ["training.clip_norm = 0", "greater than 0"]),
         ("dkd.optimizer=rmsprop", ["dkd.optimizer = 'rmsprop'", "'sgd'", "'yogi'"]),
         ("data.name=minst", ["data.name = 'minst'", "'mnist'", "package.module:function"]),
         ("model.name=os.system", ["model.name = 'os.system'", "package.module:function"]),
@@ -439,8 +490,8 @@ def test_a_configuration_cannot_be_changed_afterwards() -> None:
 
 def test_every_key_says_what_it_is_for() -> None:
     tables = [type(value) for _, value in Config() if isinstance(value, Table)]
-    assert len(tables) == 11
-    chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values()]
+    assert len(tables) == 12
+    chosen_by_name = [*ALGORITHM_TABLES.values(), *OBJECTIVE_TABLES.values(), *TASK_TABLES.values()]
     for always_there in (table for table in tables if table not in chosen_by_name):
         assert all(field.description for field in always_there.model_fields.values())
     for chosen in chosen_by_name:
@@ -451,6 +502,7 @@ def test_every_key_says_what_it_is_for() -> None:
 def test_every_algorithm_and_every_objective_has_a_table_and_the_other_way_round() -> None:
     assert {*ALGORITHM_TABLES} == {*ALGORITHMS, "custom"}
     assert {*OBJECTIVE_TABLES} == {*OBJECTIVES, "custom"}
+    assert {*TASK_TABLES} == {*TASKS, "custom"}
     assert all(OBJECTIVES[name].table is table for name, table in OBJECTIVE_TABLES.items() if name != "custom")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from feddkd.data.torchvision_compat import import_torchvision
 from federation import free_port
 from test_datasets import config, write_mnist_family
 from typer.testing import CliRunner
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 from feddkd.cli.data import app
 from feddkd.data.datasets import load_test, load_train
 from feddkd.errors import ConfigError, DataError
+from feddkd.torchvision_compat import import_torchvision
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -62,9 +62,9 @@ def task_for(site: Site) -> Task:
 def test_a_leftover_of_one_example_does_not_stop_batch_normalisation(tmp_path: Path) -> None:
     site = site_with(normalised(), tmp_path, examples=9)
     before = Tensors.of_module(site.module)
-    loss, taken, work = train_locally(site, task_for(site), plain_objective(site))
-    assert loss > 0
-    assert (taken, work) == (2 * 2, 2 * 8)
+    training = train_locally(site, task_for(site), plain_objective(site))
+    assert training.loss > 0
+    assert (training.steps, training.gradient_evaluations) == (2 * 2, 2 * 8)
     assert (Tensors.of_module(site.module) - before).norm() > 0
     assert int(site.module[1].num_batches_tracked) == 2 * 2  # type: ignore[index]
 
@@ -149,8 +149,7 @@ def test_a_leftover_of_one_example_is_trained_on_where_it_can_be(tmp_path: Path)
         site = site_with(nn.Linear(3, 2), tmp_path / str(examples), examples=examples)
         site.module.load_state_dict(eight.module.state_dict())
         site.module.register_forward_hook(lambda _, inputs, logits: steps.extend([len(inputs[0])] * logits.requires_grad))
-        _, taken, _ = train_locally(site, task_for(site), plain_objective(site))
-        assert taken == 2 * -(-examples // 4)
+        assert train_locally(site, task_for(site), plain_objective(site)).steps == 2 * -(-examples // 4)
     assert steps == [4, 4] * 2 + [4, 4, 1] * 2
 
 

@@ -97,6 +97,17 @@ def test_a_local_loss_of_the_servers_runs_only_if_the_site_names_it_too(tmp_path
         assert resolve(server, written(tmp_path, f"[algorithm]\n{text}\n")).algorithm == server.algorithm
 
 
+@pytest.mark.parametrize("key", ["optimizer", "schedule"])
+def test_an_optimizer_or_a_schedule_of_the_servers_runs_only_if_the_site_names_it_too(tmp_path: Path, key: str) -> None:
+    server = served(training={key: "evil.module:function"})
+    with pytest.raises(RefusedError, match=rf"training\.{key} = 'evil\.module:function'"):
+        resolve(server, None)
+    with pytest.raises(RefusedError, match="evil"):
+        resolve(server, written(tmp_path, f'[training]\n{key} = "good.module:function"\n'))
+    file = written(tmp_path, f'[training]\n{key} = "evil.module:function"\n')
+    assert resolve(server, file).training == server.training
+
+
 def test_an_algorithm_that_is_allowed_does_not_allow_the_local_loss_that_comes_with_it(tmp_path: Path) -> None:
     server = served(algorithm={"name": "good.module:Algorithm", "local_objective": "evil.module:Loss"})
     with pytest.raises(RefusedError, match="evil"):
@@ -138,6 +149,8 @@ FOREIGN: dict[str, dict[str, dict[str, object]]] = {
     "model.name": {"model": {"name": "theirs:net"}},
     "algorithm.name": {"algorithm": {"name": "theirs:Rounds"}},
     "algorithm.local_objective.name": {"algorithm": {"name": "fedavg", "local_objective": "theirs:Loss"}},
+    "training.optimizer": {"training": {"optimizer": "theirs:Sgd"}},
+    "training.schedule": {"training": {"schedule": "theirs:rate"}},
     "dkd.divergence": {"dkd": {"divergence": "theirs:distance"}},
     "task.name": {"task": {"name": "theirs:Detection"}},
     "task.metrics": {"task": {"metrics": ["f1", "theirs:dice"]}},

@@ -18,6 +18,7 @@ from feddkd.exchange import (
     DELIVER,
     DELIVER_KIND,
     Closing,
+    EvaluationForm,
     Exchange,
     ExchangeId,
     ExchangeKind,
@@ -202,6 +203,7 @@ def test_exchanges_differ_in_every_field_but_the_payload() -> None:
         "broadcast": Broadcast(b"version", Encoding(SCHEMA, 1 << 20).encode(Tensors(SCHEMA))),
         "zstd": True,
         "constants": Constants.of(filled(SCHEMA, 1)),
+        "evaluation_form": EvaluationForm(counts_correct=False),
     }
     assert {field.name for field in fields(Exchange)} == {"payload", *others}
     for name, value in others.items():

@@ -443,6 +443,22 @@ def test_fewer_rounds_than_planned_end_a_run_earlier(tmp_path: Path) -> None:
     assert asked(setup) == [(2, "second"), (2, DELIVER)]
 
 
+@pytest.mark.parametrize("training", ["cosine", "linear", "polynomial", "module:function"])
+def test_the_number_of_rounds_may_not_change_where_the_learning_rate_depends_on_it(tmp_path: Path, training: str) -> None:
+    schedule = f"training.schedule={training}"
+    begin(tmp_path, "first 2.0", schedule)
+    with pytest.raises(StateError, match=r"of another configuration: rounds = 2 there, 3 here$"):
+        resume(tmp_path, config("rounds=3", schedule))
+    assert asked(go_on(tmp_path, schedule)) == [(2, "second"), (2, DELIVER)]
+
+
+@pytest.mark.parametrize("keys", [["schedule=step", "schedule_options.step_size=1"], ["schedule=cosine", "schedule_over=steps"]])
+def test_a_run_whose_learning_rate_does_not_end_with_its_rounds_may_have_more(tmp_path: Path, keys: list[str]) -> None:
+    schedule = [f"training.{key}" for key in keys]
+    begin(tmp_path, "first 2.0", *schedule)
+    assert asked(go_on(tmp_path, "rounds=3", *schedule))[0] == (2, "second")
+
+
 def test_another_configuration_is_refused_and_its_keys_are_named(tmp_path: Path) -> None:
     begin(tmp_path, "first 2.0")
     before = (tmp_path / "journal.jsonl").read_bytes()

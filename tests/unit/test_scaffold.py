@@ -8,13 +8,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import CLASSES, THREE, Data, Federation, Vector, assert_follows, data, gradient, length, mean, sgd, shares, vector
+from by_hand import (
+    CLASSES,
+    THREE,
+    Data,
+    Federation,
+    Vector,
+    assert_follows,
+    data,
+    gradient,
+    length,
+    length_at,
+    mean,
+    sgd,
+    sgd_at,
+    shares,
+    vector,
+)
 from harness import RUN_ID
 from torch import Tensor
 
+from feddkd import algorithms
+from feddkd.algorithms.learning_rate import LearningRate
 from feddkd.algorithms.local_training import train_locally
 from feddkd.algorithms.memory import RoundMemory
 from feddkd.algorithms.scaffold import ControlVariates, SCAFFOLDConfig
+from feddkd.config import Config
+from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeId, Task
 from feddkd.tensors import Tensors
 
@@ -70,6 +90,59 @@ def test_rounds_are_those_of_the_paper(tmp_path: Path, server_lr: float, tables:
     np.testing.assert_allclose(control, hand.c, rtol=1e-8, atol=1e-10)
     # With and without all of them taking part, the server's variate is the weighted mean of the clients'.
     np.testing.assert_allclose(hand.c, weights @ np.stack(hand.own), atol=1e-12)
+
+
+def own(number: int, rounds: int, step: int, steps: int) -> float:
+    """Differs with the round and with the step."""
+    return 0.8**number / (step + 1)
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "over_rounds": {"schedule": "cosine"},
+    "over_steps": {"schedule": "exponential", "schedule_over": "steps", "schedule_options": {"gamma": 0.5}},
+    "warm_ups": {"schedule": "linear", "warmup_rounds": 1, "warmup_steps": 2},
+    "own": {"schedule": "test_scaffold:own"},
+}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_with_a_schedule_the_variates_are_the_way_over_the_sum_of_the_rates(
+    tmp_path: Path, schedule: dict[str, Any], momentum: float
+) -> None:
+    federation = Federation(tmp_path, {"name": "scaffold"}, rounds=4, training={"momentum": momentum, "lr": LR, **schedule})
+    rate, number, p = LearningRate(federation.config), iter(range(1, 5)), shares(THREE)
+    control, variates = np.zeros(len(federation.initial)), [np.zeros(len(federation.initial)) for _ in THREE]
+
+    def one_round(w: Vector, _: list[int]) -> Vector:
+        nonlocal control
+        rates = list(rate.rates(next(number), STEPS))
+        updates, before = [], control
+        for k, own in enumerate(THREE):
+            local = sgd_at(w, lambda v, k=k, own=own: gradient(v, own) - variates[k] + before, rates, momentum)  # type: ignore[misc]
+            after = variates[k] - before + (w - local) / length_at(rates, momentum)
+            control = control + p[k] * (after - variates[k])
+            variates[k] = after
+            updates.append(local - w)
+        return w + np.average(updates, axis=0, weights=p)
+
+    assert_follows(federation, one_round)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"optimizer": "adam"}, r"^training\.optimizer = 'adam': scaffold needs sgd, because its control variates are mean gradients"),
+        (
+            {"optimizer_options": {"dampening": 0.5}},
+            r"^training\.optimizer_options\.dampening: scaffold needs sgd without options, because ",
+        ),
+        ({"clip_norm": 1.0}, r"^training\.clip_norm = 1: scaffold needs gradients that are not clipped, because "),
+    ],
+)
+def test_steps_that_are_not_along_the_gradient_are_refused(training: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        algorithms.build(Config.parse({"algorithm": {"name": "scaffold"}, "training": training}))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

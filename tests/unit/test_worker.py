@@ -14,7 +14,7 @@ from feddkd import algorithms
 from feddkd.client.network import Network
 from feddkd.client.process import simulated_memberships, simulated_workers
 from feddkd.client.state_dir import StateDir
-from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker
+from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker, settings_of_replies
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import MemoryExamples
@@ -276,3 +276,9 @@ def test_a_teacher_that_is_trained_again_is_the_one_that_steps_go_by(tmp_path: P
     assert found is not None
     assert expected is not None
     assert found.sha256() == expected.sha256()
+
+
+def test_replies_depend_on_the_number_of_rounds_where_the_learning_rate_does() -> None:
+    for schedule, same in (("constant", True), ("exponential", True), ("cosine", False), ("linear", False)):
+        told = [Config.load(overrides=[f"training.schedule={schedule}", f"rounds={rounds}"]) for rounds in (3, 4)]
+        assert (settings_of_replies(told[0]) == settings_of_replies(told[1])) is same
