@@ -15,6 +15,7 @@ from feddkd.algorithms.learning_rate import LearningRate
 from feddkd.algorithms.local_optimizer import check_fits as check_optimizer_fits
 from feddkd.algorithms.local_optimizer import check_optimizer
 from feddkd.algorithms.local_training import check_batch_size, local_steps
+from feddkd.algorithms.own_teacher import check_own_teachers
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
 from feddkd.algorithms.registry import find, find_objective
 from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
@@ -30,8 +31,15 @@ def chosen(config: Config) -> type[Algorithm]:
     """Choose the algorithm class of a configuration: what it names, or a form of it that `[dkd]` asks for.
 
     Raises:
-        ConfigError: there is none of this name, or `[dkd]` asks for what does not go with it.
+        ConfigError: there is none of this name, or `[dkd]` or `[teacher]` asks for what does not go with it.
     """
+    found = _asked_for(config)
+    check_own_teachers(config, found)
+    return found
+
+
+def _asked_for(config: Config) -> type[Algorithm]:
+    """Choose as `[algorithm]` and `[dkd]` say. Raises ConfigError."""
     found = find(config.algorithm.name)
     if config.dkd.piggyback:
         check_piggyback(config)

@@ -132,6 +132,7 @@ class Algorithm(ABC):
         broadcasts_model: the first exchange of a round broadcasts the model that the round before it
             returned; a codec then encodes the step to it before it is evaluated.
         takes_steps: its rounds take the steps of `[dkd]`, so a preset proposes settings for them.
+        distils_own_teachers: a site may train a network of its own, and distil it into the shared one (`[teacher]`).
         no_piggyback: why its update cannot carry a gradient (`dkd.piggyback`); None if it can.
         needs_labels: it works with logits [B, C] and one class of each example.
     """
@@ -141,6 +142,7 @@ class Algorithm(ABC):
     spoken: ClassVar[str | None] = None
     broadcasts_model: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = False
+    distils_own_teachers: ClassVar[bool] = False
     no_piggyback: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = False
     local_objective: ClassVar[type[LocalObjective] | None] = None

@@ -53,7 +53,7 @@ class ChosenTeacherClient(FedDKDClient):
         counts = torch.zeros(COUNTS.by_name["value"].shape, dtype=torch.float64)
         if len(site.held_out) > 0:
             task.payload.load_into(site.module)
-            student = self._held_out_logits(task)
+            student = self._held_out_logits(site.module, task)
         reply = super().local_train(task)
         if len(site.held_out) > 0:
             known = known_rows(self._teacher) & known_rows(student)

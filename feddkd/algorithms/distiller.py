@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from feddkd.algorithms.site import Site
 from feddkd.config import DKDConfig
 from feddkd.data.examples import Examples
-from feddkd.dkd import Distillation, can_be_kept, distillation_gradient, frozen, known_rows, mean_entropy, step_loss, teacher_logits
+from feddkd.dkd import Distillation, can_be_kept, distillation_gradient, frozen, known_rows, mean_entropy, step_loss
 from feddkd.dkd.scope import in_scope
 from feddkd.errors import ClientError
 from feddkd.exchange import ExchangeId, Reply, Task
@@ -47,6 +47,8 @@ class StepGradient(NamedTuple):
 class Distiller:
     """Distils a client's local model, its teacher, into the models that the server broadcasts.
 
+    The teacher is the network that was just trained: `Site.teacher`.
+
     A loss without a teacher goes by labels, or by what the broadcast model predicts.
 
     Attributes:
@@ -73,7 +75,7 @@ class Distiller:
         """Store the network as it is now as this round's teacher; it survives a crash once this returns."""
         if self.step_loss.needs_teacher:
             failpoint("client.teacher.before_save")
-            self.site.store.save(TEACHER, self.site.model(), label=self._label(task))
+            self.site.store.save(TEACHER, self.site.teacher.model(), label=self._label(task))
             self._cached = None  # of the same attempt, if the server begins it again: after a round that went otherwise
             failpoint("client.teacher.after_save")
 
@@ -155,10 +157,10 @@ class Distiller:
         """Find this round's teacher: its outputs on all local examples, float32 [n, ...], or the network itself."""
         site, label = self.site, self._label(task)
         if self._cached is None or self._cached[0] != label:
-            teacher = site.store.load(TEACHER, site.model_schema, label=label)
+            teacher = site.store.load(TEACHER, site.teacher.model_schema, label=label)
             if teacher is None:
                 raise ClientError(f"no teacher of round {task.id.round}: this client did not train in it")
-            teacher.load_into(site.module)
+            teacher.load_into(site.teacher.module)
             self._cached = label, self._kept_teacher(task, self.examples)
         return self._cached[1]
 
@@ -168,24 +170,20 @@ class Distiller:
         A copy where an example is another one at each read, and where outputs cannot be kept.
         """
         if examples.is_random or not self._can_be_kept(examples):
-            return frozen(self.site.module)
-        return self.site.outputs_on(examples, task)
+            return frozen(self.site.teacher.module)
+        return self.site.outputs_of(self.site.teacher.module, examples, task)
 
     def _can_be_kept(self, examples: Examples) -> bool:
         """Tell whether outputs are tensors that are not too large; logits of one class an example are."""
         site = self.site
-        return site.metrics.has_one_class or can_be_kept(site.module, examples, site.device, site.learning_task)
+        return site.metrics.has_one_class or can_be_kept(site.teacher.module, examples, site.device, site.learning_task)
 
     def _teacher_outputs(self, task: Task) -> Tensor | None:
         """Compute the teacher's outputs on all local examples, float32 [n, ...]; None where they are too many to keep."""
         teacher = self._teacher(task)
         if isinstance(teacher, Tensor):
             return teacher
-        site = self.site
-        if not self._can_be_kept(self.examples):
-            return None
-        check, size = task.check_cancelled, site.eval_batch_size
-        return teacher_logits(teacher, self.examples, site.device, check=check, batch_size=size, task=site.learning_task)
+        return self.site.outputs_of(teacher, self.examples, task) if self._can_be_kept(self.examples) else None
 
     @staticmethod
     def _label(task: Task) -> str:

@@ -29,7 +29,7 @@ class FedAvgClient(ClientSide):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.objective = site.new_objective(site)
+        self.objective = site.new_objective(site.teacher)
 
     def local_train(self, task: Task) -> Reply:
         training = train_locally(self.site, task, self.objective)

@@ -54,6 +54,7 @@ class FedAvgSGD(FedDKD):
     no_piggyback = "use fedavg with dkd.hard_label_weight = 1"
     client_side = FedAvgSGDClient
     step_exchange = SGD_STEP
+    distils_own_teachers = False
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:

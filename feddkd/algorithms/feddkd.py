@@ -20,13 +20,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from feddkd.aggregator.server_optimizer import ServerOptimizer
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort
 from feddkd.algorithms.distiller import Distiller, distillation_of, distiller_of
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import train_locally
+from feddkd.algorithms.local_training import LocalTraining, train_locally
 from feddkd.algorithms.site import Site
 from feddkd.config import AlgorithmTable, Config, DKDConfig, NamedTable
 from feddkd.dkd import known_rows
@@ -131,19 +131,28 @@ class FedDKDClient(FedAvgClient):
         module, schema = self.site.module, self.site.model_schema
         if not self.distiller.step_loss.needs_teacher and not any(True for _ in module.buffers()):
             return None, 0, Tensors(schema), {}
-        training = train_locally(self.site, task, self.objective)
-        update = self.site.model() - task.payload
+        training, update = self._train(task)
         judged = {**training.metrics, **self._judged_teacher(task)}
         if self.site.config.dkd.steps > 1:
             self.distiller.store_teacher(task)
         self.distiller.cache_teacher(task)
         return training.loss, training.gradient_evaluations, update, judged
 
+    def _train(self, task: Task) -> tuple[LocalTraining, Tensors]:
+        """Train the shared network, or the site's own; return the update of the shared one too, zero where it was not trained."""
+        own = self.site.own_teacher
+        if own is None:
+            training = train_locally(self.site, task, self.objective)
+            return training, self.site.model() - task.payload
+        training = train_locally(own.site, own.begin(task), self.objective)
+        own.keep(task)
+        return training, Tensors(self.site.model_schema)
+
     def _judged_teacher(self, task: Task) -> dict[str, float]:
         """Measure the network as it is now, just trained, on what is held out, if it is a teacher."""
         if not self.distiller.step_loss.needs_teacher or len(self.site.held_out) == 0 or not self.site.metrics.has_one_class:
             return {}
-        return self._judged_by(self._held_out_logits(task))
+        return self._judged_by(self._held_out_logits(self.site.teacher.module, task))
 
     def _judged_by(self, teacher: Tensor) -> dict[str, float]:
         """Measure a teacher by its logits [n, C] on what is held out."""
@@ -151,10 +160,10 @@ class FedDKDClient(FedAvgClient):
         labels = self.site.held_out.labels[known]
         return {TEACHER_ACCURACY: int((teacher[known].argmax(1) == labels).sum()) / max(len(labels), 1)}  # as exact as an Evaluation's
 
-    def _held_out_logits(self, task: Task) -> Tensor:
-        """Compute the logits of the network as it is now on what is held out, at least one example; float32 [n, C]."""
+    def _held_out_logits(self, module: nn.Module, task: Task) -> Tensor:
+        """Compute the logits of a network as it is now on what is held out, at least one example; float32 [n, C]."""
         site = self.site
-        return site.outputs_on(site.held_out, task)
+        return site.outputs_of(module, site.held_out, task)
 
     def _described_teacher(self, task: Task) -> dict[str, float]:
         """Measure this round's teacher on the examples of the steps, if there is a teacher."""
@@ -194,6 +203,9 @@ class FedDKD(Algorithm):
       the first step, taken at w_t, beside the update of the buffers: J exchanges, and no local
       model travels.
 
+    With "previous" a site may have a network of its own (`OwnTeacher`): local training trains that one from its own
+    weights of the round before, and its outputs teach the student.
+
     With `dkd.tail` > 0, w_{t+1} is the mean of the last students instead of v_J (`TailMean`).
 
     A client's weight p_k in local training is its share of the labelled examples, and in a step that
@@ -208,6 +220,7 @@ class FedDKD(Algorithm):
     client_side: ClassVar[type[ClientSide]] = FedDKDClient
     step_exchange: ClassVar[str] = FedDKDClient.step_exchange
     takes_steps = True
+    distils_own_teachers = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -38,6 +38,7 @@ class NotTrueDistillation(LocalObjective):
 
     table = FedNTDConfig
     needs_labels = True
+    compares_with_broadcast = True
 
     def __init__(self, site: Site, settings: FedNTDConfig) -> None:
         super().__init__(site, settings)
@@ -50,7 +51,7 @@ class NotTrueDistillation(LocalObjective):
         if site.labelled.is_random:
             self._global = frozen(site.module)
         else:
-            self._global = site.outputs_on(site.labelled, task)
+            self._global = site.outputs_of(site.module, site.labelled, task)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.site.learning_task.outputs(self.site.module, inputs)

@@ -45,6 +45,7 @@ class ModelContrast(LocalObjective):
 
     table = MOONConfig
     needs_labels = True
+    compares_with_broadcast = True
 
     def __init__(self, site: Site, settings: MOONConfig) -> None:
         super().__init__(site, settings)

@@ -44,6 +44,7 @@ class SelfTraining(FedDKD):
     needs_labels = True
     client_side = SelfTrainingClient
     step_exchange = SELF_STEP
+    distils_own_teachers = False
 
     @classmethod
     def uses_unlabelled(cls, config: Config) -> bool:

@@ -142,7 +142,7 @@ class SemiFLClient(FedAvgClient):
         """
         site = self.site
         task.payload.load_into(site.module)
-        return site.outputs_on(site.unlabelled, task)
+        return site.outputs_of(site.module, site.unlabelled, task)
 
     def _confident(self, sure: Tensor, predicted: Tensor) -> Site:
         """Make the site where the confident examples have their predicted classes for labels, and no other has one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from feddkd.structures import Structure
 from feddkd.tasks.base import UNLABELLED, LearningTask
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
+
+if TYPE_CHECKING:
+    from feddkd.algorithms.own_teacher import OwnTeacher
 
 
 class Store(Protocol):
@@ -56,11 +59,12 @@ class Site:
         labelled: those of them with a label, in the same order: what it trains on.
         unlabelled: the others, in the same order.
         held_out: what it evaluates on; may be empty. All of these have a label.
-        module: the network, on `device`, with the weights that were loaded last.
+        module: the shared network, the student, on `device`, with the weights that were loaded last.
         new_objective: builds the configured local objective.
         given_schema: of the global model, where that has not all tensors of the network.
         metrics: of the task.
         model_schema: of the global model.
+        own_teacher: a network that only this site has; None where the student's own copy is trained.
     """
 
     client_id: str
@@ -73,6 +77,7 @@ class Site:
     new_objective: Callable[[Site], LocalObjective]
     given_schema: Schema | None = None
     metrics: TaskMetrics = OF_CLASSIFICATION
+    own_teacher: OwnTeacher | None = None
     model_schema: Schema = field(init=False)
     labelled: Examples = field(init=False)
     unlabelled: Examples = field(init=False)
@@ -98,6 +103,11 @@ class Site:
         return Tensors.copy_of(self.model_schema, self.module.state_dict())
 
     @property
+    def teacher(self) -> Site:
+        """The site with the network that local training trains: this one, unless it has a teacher of its own."""
+        return self if self.own_teacher is None else self.own_teacher.site
+
+    @property
     def eval_batch_size(self) -> int:
         """Examples in one batch outside of training."""
         return self.config.eval_batch_size
@@ -107,14 +117,14 @@ class Site:
         found = evaluate(self.module, examples, self.device, task.check_cancelled, batch_size=self.eval_batch_size, metrics=self.metrics)
         return found.loss
 
-    def outputs_on(self, examples: Examples, task: Task) -> Tensor:
-        """Compute the outputs of the network as it is now, in eval mode; float32 [n, ...], NaN for what cannot be used.
+    def outputs_of(self, module: nn.Module, examples: Examples, task: Task) -> Tensor:
+        """Compute the outputs of a network as it is now, in eval mode; float32 [n, ...], NaN for what cannot be used.
 
         Raises:
             ValueError: there are no examples, or none can be used.
         """
         check, size = task.check_cancelled, self.eval_batch_size
-        return teacher_logits(self.module, examples, self.device, check=check, batch_size=size, task=self.learning_task)
+        return teacher_logits(module, examples, self.device, check=check, batch_size=size, task=self.learning_task)
 
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""
@@ -139,10 +149,12 @@ class LocalObjective:
         needs_labels: whether it works with logits [B, C] and one class of each example.
         table: the class of its settings; not used for an objective that the configuration names by
             its import path.
+        compares_with_broadcast: it compares the network with the broadcast model, which a network of a site's own cannot.
     """
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
     needs_labels: ClassVar[bool] = False
+    compares_with_broadcast: ClassVar[bool] = False
 
     def __init__(self, site: Site, settings: Table) -> None:
         """Build the objective of one site; `settings` is its table in the configuration."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feddkd import algorithms
+from feddkd.algorithms.own_teacher import build_teacher
 from feddkd.cli.checklist import Checklist, free_address, way_to
 from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_MODELS, check_disk, check_memory
 from feddkd.cli.output import counted_examples, short_size
@@ -56,6 +57,8 @@ def check_run(loaded: Config, folder: Path) -> None:
     checks.check("proxy", lambda: way_to("127.0.0.1"))
     checks.check("data", lambda: f"{_training_data(config)}; {_test_data(config)}")
     schema = _check_model(checks, config)
+    if config.teacher.own:
+        checks.check("teachers", lambda: _teachers(config))
     processes = config.runtime.client_processes or 1
     needed = (processes + 1) * PROCESS_BYTES + (SERVER_MODELS + SITE_MODELS * config.partition.clients) * schema.size_bytes
     checks.check("memory", lambda: check_memory(needed))
@@ -98,13 +101,16 @@ def check_client(site: SiteToCheck) -> None:
         checks.check("data", read)
         schema = workers[0].model_schema
 
+        own = workers[0].site.own_teacher
+
         def try_step() -> str:
             check_site(workers[0].site)
-            return _tried(schema)
+            return _tried(schema) if own is None else f"{_tried(schema)}; the teacher {own.name} too"
 
         checks.check("model", try_step)
-    checks.check("memory", lambda: check_memory(PROCESS_BYTES + SITE_MODELS * schema.size_bytes))
-    checks.check("disk", lambda: _state_of(site.client_id, site.state, SITE_MODELS * schema.size_bytes))
+    networks_bytes = SITE_MODELS * (schema.size_bytes + (own.site.model_schema.size_bytes if own is not None else 0))
+    checks.check("memory", lambda: check_memory(PROCESS_BYTES + networks_bytes))
+    checks.check("disk", lambda: _state_of(site.client_id, site.state, networks_bytes))
 
 
 def _algorithm(config: Config) -> str:
@@ -121,6 +127,15 @@ def _training_data(config: Config) -> str:
     check_partition(config, task, info)
     parts = partition(config.partition, labels, info.num_classes, config.seed)
     return f"{len(labels):,} examples for {len(parts)} clients"
+
+
+def _teachers(config: Config) -> str:
+    """Build every network that is some client's own. Raises ConfigError."""
+    built = [build_teacher(config, name, "", describe(config.data)) for name in config.teacher.own]
+    sizes = ", ".join(
+        f"{name} ({short_size(each.parts.travelling.size_bytes)})" for name, each in zip(config.teacher.own, built, strict=True)
+    )
+    return f"a training step works with {sizes}"
 
 
 def _test_data(config: Config) -> str:

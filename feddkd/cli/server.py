@@ -74,11 +74,12 @@ def server(
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):
-        from feddkd.cli.serving import Listening, serve, with_shapes
+        from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
         from feddkd.transport.tls import check_plaintext_allowed, server_credentials
 
+        refuse_teachers(loaded)
         resolved = with_shapes(loaded)
     credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
     if credentials is None:

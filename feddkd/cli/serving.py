@@ -21,8 +21,8 @@ from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.simulation import engine_of, make_evaluator, new_run_id, spent_before
 from feddkd.engines.traffic_mark import TRAFFIC_MARK
-from feddkd.errors import FedDKDError, StateError
-from feddkd.imports import one_line
+from feddkd.errors import ConfigError, FedDKDError, StateError
+from feddkd.imports import named, one_line
 from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import check_codecs
@@ -192,6 +192,15 @@ def _listening(config: Config, served: Served, initial: InitialModel, listening:
 def _command() -> str:
     """How this process was started, without what would begin another run."""
     return shlex.join(["feddkd", *(word for word in sys.argv[1:] if word != "--new")])
+
+
+def refuse_teachers(config: Config) -> None:
+    """Check that the server's file names no network of a site's own. Raises ConfigError."""
+    if config.teacher.own:
+        raise ConfigError(
+            f"{named('teacher.model', config.teacher.own[0])}: a server trains nothing and decides no site's network; "
+            "each site names its own in [teacher] of its file"
+        )
 
 
 def with_shapes(config: Config) -> Config:

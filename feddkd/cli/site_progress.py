@@ -25,16 +25,18 @@ class SiteProgress:
         model_sha256: of the final model, as the server prints it; empty before it came.
     """
 
-    def __init__(self, worker: TaskRunner, config: Config, say: Callable[[str], None]) -> None:
+    def __init__(self, worker: TaskRunner, config: Config, say: Callable[[str], None], *, teaches: bool = False) -> None:
         """Prepare to watch.
 
         Args:
             config: of the run, as the server says it.
             say: prints one line.
+            teaches: the site trains a network of its own instead of the broadcast one.
         """
         self._worker = worker
         self._config = config
         self._say = say
+        self._teaches = teaches
         self.final: Evaluation | None = None
         self.model_sha256 = ""
         self._before: float | None = None
@@ -102,6 +104,8 @@ class SiteProgress:
         """What local training made of the model that it began with; empty where that is not known."""
         if self._before is None or self._after is None:
             return ""
+        if self._teaches:
+            return f"; own network {self._after:.2%}"
         return f"; own training {self._before:.2%} \N{RIGHTWARDS ARROW} {self._after:.2%}"
 
 

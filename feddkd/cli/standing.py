@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from feddkd.algorithms.own_teacher import OWN_TEACHER
 from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.cli.site_progress import SiteProgress, in_words
 from feddkd.client.membership import Membership
@@ -90,7 +91,10 @@ class StandingSite:
         check_site(worker.site)
         check_writable(self._state.path)
         self._tell(_examples(worker))
-        progress = SiteProgress(worker, run.config, self._tell)
+        own_teacher = worker.site.own_teacher
+        progress = SiteProgress(worker, run.config, self._tell, teaches=own_teacher is not None)
+        if own_teacher is not None:
+            self._tell(f"trains {own_teacher.name}, which stays here, and teaches {run.config.model.name} with it")
 
         def joined(run_id: str) -> None:
             self._has_joined = True
@@ -114,6 +118,8 @@ class StandingSite:
         if progress.model_sha256:
             self._tell(f"model sha256 {progress.model_sha256}")
         self._tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")
+        if self._state.label(OWN_TEACHER) == farewell.run_id:
+            self._tell(f"the site's own network is in {self._state.path / OWN_TEACHER}.safetensors")
 
     def _tell(self, line: str) -> None:
         """Say a line to a person at the terminal, and to the log file."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from feddkd import algorithms
 from feddkd.client.backoff import Backoff
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
@@ -29,6 +30,9 @@ and how the names of the classes are compared."""
 SITE_KEYS = ("root", "workers", "memory_limit_mib")
 """Keys of `[data]` that the server never decides: which folder of a site is read, and what its machine can do."""
 
+
+SITE_TABLES = ("runtime", "teacher")
+"""Tables that the server never decides: how this machine is used, and which network of its own a site trains."""
 
 BENCHMARK_KEYS = ("labelled_share", "labels_per_class", "label_noise", "label_noise_kind")
 """Keys of the server's `[data]` that spoil labels for a benchmark: a site's own labels are not spoilt on the server's word."""
@@ -71,8 +75,9 @@ def site_tables(file: Path | None, overrides: Iterable[str] = ()) -> dict[str, A
     Raises:
         ConfigError: the file cannot be read, is not TOML, or a key or a value is wrong, even one that does not count here.
     """
-    own = read_tables(file, overrides)
-    Config.parse(own, source=str(file) if file else "configuration")
+    own, source = read_tables(file, overrides), str(file) if file else "configuration"
+    if isinstance(Config.parse(own, source).teacher.model, tuple):
+        raise ConfigError(f"{source}: teacher.model is a list, which is for simulations; a site has one network")
     return own
 
 
@@ -80,12 +85,13 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
     """Return the server's configuration with the site's own data and hardware.
 
     Args:
-        own: the site's tables, from `site_tables`; its `[runtime]` counts, and its `[data]`. If that names the data, only what
-            belongs to the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else what it does not
-            say, but for `SITE_KEYS`.
+        own: the site's tables, from `site_tables`; its `[runtime]` and `[teacher]` count, and its `[data]`. If that names the data,
+            only what belongs to the task rather than to the data (`COMMON_DATA_KEYS`) still comes from the server; else
+            what it does not say, but for `SITE_KEYS`.
 
     Raises:
-        ConfigError: together with the server's, the site's configuration is wrong.
+        ConfigError: together with the server's, the site's configuration is wrong; or the run needs this site's local model, and
+            it trains a network of its own.
         RefusedError: the server names code by import path that the site's own configuration does not name:
             a server never decides which code a site runs.
     """
@@ -93,8 +99,10 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
     never = (*SITE_KEYS, *BENCHMARK_KEYS)
     data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS or not ("name" in own_data or key in never)}
     data |= own_data
-    resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, "runtime": own.get("runtime", {})})
+    resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, **{table: own.get(table, {}) for table in SITE_TABLES}})
     _refuse_foreign_code(resolved, own)
+    if resolved.teacher.own:
+        algorithms.chosen(resolved)  # says whether the run goes on without this site's local model
     return resolved
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from feddkd.algorithms.own_teacher import KEY, build_teacher, check_outputs
 from feddkd.algorithms.site import Site
 from feddkd.config import Config
+from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import Examples
 from feddkd.data.seeding import generators_kept, reads_for
 from feddkd.errors import ConfigError, ProtocolError, StateError
@@ -35,27 +37,46 @@ def check_site(site: Site) -> None:
     Raises:
         ConfigError: the examples or the model cannot be used in training, or the model cannot travel.
     """
-    _check_step(site.config, site.module, site.device, site.labelled, site.learning_task)
+    task = site.learning_task
+    _check_step(site.config, site.module, site.device, site.labelled, _where(site.config), task)
+    if site.own_teacher is not None:
+        _check_teacher(site.config, site.module, site.teacher.module, site.device, site.labelled, task)
     check_schema(site.model_schema, _where(site.config))
 
 
-def check_simulation(config: Config, module: nn.Module, examples: Examples, task: LearningTask[Any]) -> None:
+def check_simulation(config: Config, module: nn.Module, examples: Examples, info: DataInfo, task: LearningTask[Any]) -> None:
     """Try a batch of the examples that simulated clients share, as `check_site` does; moves the network. Raises ConfigError."""
     device = find_device(config.runtime.device)
     module.to(device)
     labelled = (examples.labels != UNLABELLED).nonzero().flatten()
     if len(labelled):
-        _check_step(config, module, device, examples.subset(labelled), task)
+        _check_step(config, module, device, examples.subset(labelled), _where(config), task)
+    for name in config.teacher.own:
+        own = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": name})})
+        teacher = build_teacher(own, name, "", info).module.to(device)
+        if len(labelled):
+            _check_teacher(own, module, teacher, device, examples.subset(labelled), task)
     check_schema(Schema.of_module(module), _where(config))
 
 
-def _check_step(config: Config, module: nn.Module, device: torch.device, examples: Examples, task: LearningTask[Any]) -> None:
+def _check_teacher(
+    config: Config, student: nn.Module, teacher: nn.Module, device: torch.device, examples: Examples, task: LearningTask[Any]
+) -> None:
+    """Try a step of a site's own network, and compare its outputs with the student's. Raises ConfigError."""
+    name = config.teacher.names[0]
+    _check_step(config, teacher, device, examples, named(KEY, name), task)
+    with reads_for(f"{config.seed}/check"), generators_kept():
+        inputs, _ = examples.gather(torch.arange(2) % len(examples))
+        check_outputs(config, name, student, teacher, to_device(inputs, device), task)
+
+
+def _check_step(config: Config, module: nn.Module, device: torch.device, examples: Examples, where: str, task: LearningTask[Any]) -> None:
     """Run one train-mode and one eval-mode batch with a backward pass. Raises ConfigError."""
     size = min(FEW, max(2, config.training.batch_size))
     order = torch.arange(size) % len(examples)  # a site of one example sees it twice
     with reads_for(f"{config.seed}/check"), generators_kept():
         for _, inputs, targets in examples.batches(order, size):
-            check_model(module, to_device(inputs, device), to_device(targets, device), _where(config), task)
+            check_model(module, to_device(inputs, device), to_device(targets, device), where, task)
 
 
 def _where(config: Config) -> str:

@@ -101,7 +101,7 @@ def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None
     network = Network(config, info)
     return {
         ids[index]: Worker(
-            config,
+            config.model_copy(update={"teacher": config.teacher.of_client(index)}),
             ids[index],
             examples.subset(parts[index]),
             StateDir(state / ids[index], ids[index], durable=False),

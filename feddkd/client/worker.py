@@ -13,6 +13,7 @@ import torch
 
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
+from feddkd.algorithms.own_teacher import own_teacher_of
 from feddkd.algorithms.site import Site, Store
 from feddkd.client.constants import HeldConstants
 from feddkd.client.local_buffers import LocalBuffers
@@ -43,7 +44,7 @@ def settings_of_replies(config: Config) -> str:
     if it counted.
     """
     rounds = not config.training.depends_on_rounds
-    excluded: Any = {"rounds": rounds, "data": {"root"}, "model": {"init"}, "runtime": True, "scheduler": True}
+    excluded: Any = {"rounds": rounds, "data": {"root"}, "model": {"init"}, "teacher": {"init"}, "runtime": True, "scheduler": True}
     return json.dumps(config.model_dump(mode="json", exclude=excluded), sort_keys=True)
 
 
@@ -109,6 +110,7 @@ class Worker:
             self._network.parts.travelling,
             TaskMetrics(task, info.num_classes, info.target_shape),
         )
+        self.site.own_teacher = own_teacher_of(self.site, info)
         if len(self.site.labelled) == 0:
             raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
         self._client_side = algorithm.client_side(self.site)
@@ -182,12 +184,15 @@ class Worker:
         return self.site.store.label(FINAL_MODEL) == run_id
 
     def _keep_final(self, task: Task, own: Tensors | None) -> None:
-        """Store the final model, all of it: with the constants, and this client's own buffers."""
+        """Store the final model, all of it: with the constants, and this client's own buffers; and before it the own teacher."""
         constants = self._constants.current.tensors
         if own is not None:
             constants = constants.replace(own)
         whole = self._network.parts.whole(task.payload, constants)
-        self.site.store.save(FINAL_MODEL, whole, label=task.id.run_id, about={"run_id": task.id.run_id, **self._about})
+        about = {"run_id": task.id.run_id, **self._about}
+        if self.site.own_teacher is not None:
+            self.site.own_teacher.take_home(task, about)
+        self.site.store.save(FINAL_MODEL, whole, label=task.id.run_id, about=about)
 
     def _evaluate(self, task: Task) -> Evaluation:
         """Evaluate the broadcast model on what this client holds out."""

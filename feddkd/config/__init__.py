@@ -27,11 +27,13 @@ from feddkd.config.tables import (
     TransportConfig,
 )
 from feddkd.config.task import SHARES, CustomTaskConfig, TaskConfig, TaskTable
+from feddkd.config.teacher import STUDENT, TeacherConfig
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.config.training import TrainingConfig
 from feddkd.errors import ConfigError
 
 __all__ = [
+    "STUDENT",
     "AggregationConfig",
     "AlgorithmConfig",
     "AlgorithmTable",
@@ -51,6 +53,7 @@ __all__ = [
     "Table",
     "TaskConfig",
     "TaskTable",
+    "TeacherConfig",
     "TrainingConfig",
     "TransportConfig",
     "read_tables",
@@ -69,6 +72,7 @@ class Config(Table):
     training: TrainingConfig = TrainingConfig()
     algorithm: AlgorithmConfig = Field({"name": "feddkd"}, validate_default=True)
     dkd: DKDConfig = DKDConfig()
+    teacher: TeacherConfig = TeacherConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     aggregation: AggregationConfig = AggregationConfig()
     communication: CommunicationConfig = CommunicationConfig()
@@ -175,9 +179,10 @@ class Config(Table):
     def shared_toml(self) -> str:
         """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
-        That is the folder of its data, the weights that it starts from, and how its processes use it (`[runtime]`).
+        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), and the
+        networks that only sites have (`[teacher]`).
         """
-        excluded: Any = {"data": {"root"}, "model": {"init"}, "runtime": True}
+        excluded: Any = {"data": {"root"}, "model": {"init"}, "teacher": True, "runtime": True}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:

@@ -20,20 +20,25 @@ CUSTOM = "custom"
 
 
 class RegisteredName:
-    """Annotates a string that is one of a registry's names; errors are those of a `Literal`."""
+    """Annotates a string that is one of a registry's names; errors are those of a `Literal`.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        besides: other names that are accepted; the registry is not asked for these.
+    """
+
+    def __init__(self, registry: Registry, besides: tuple[str, ...] = ()) -> None:
         self._registry = registry
+        self._besides = besides
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._validate)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"enum": list(self._registry), "type": "string"}
+        return {"enum": [*self._besides, *self._registry], "type": "string"}
 
     def _validate(self, name: Any) -> Any:
-        if not isinstance(name, str) or name not in self._registry:
-            *others, last = map(repr, self._registry)
+        if not isinstance(name, str) or (name not in self._besides and name not in self._registry):
+            *others, last = map(repr, (*self._besides, *self._registry))
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
         return name
 

@@ -94,15 +94,18 @@ def warn_of_batch_norm(initial: InitialModel) -> None:
             return
 
 
-def load_weights(module: nn.Module, file: Path) -> None:
+def load_weights(module: nn.Module, file: Path, *, key: str = "model.init") -> None:
     """Copy a file of weights into a network; it holds every tensor of the `state_dict` and no other.
 
     Of tied tensors one name is enough.
 
+    Args:
+        key: the configuration key that names the file, for messages.
+
     Raises:
         ConfigError: it cannot be read or does not fit; the message names the first tensor that differs.
     """
-    where = f"model.init = '{file}'"
+    where = f"{key} = '{file}'"
     try:
         found = load_file(file)
     except FileNotFoundError:

@@ -29,13 +29,17 @@ class Built(NamedTuple):
     parts: Parts
 
 
-def build(config: ModelConfig, info: DataInfo, seed: int, task: LearningTask[Any] = CLASSIFICATION) -> Built:
-    """Build a network, try it on a random batch, and divide its tensors. As `build_model` otherwise."""
-    where = named("model.name", config.name)
+def build(config: ModelConfig, info: DataInfo, seed: int, task: LearningTask[Any] = CLASSIFICATION, *, key: str = "model.name") -> Built:
+    """Build a network, try it on a random batch, and divide its tensors. As `build_model` otherwise.
+
+    Args:
+        key: the configuration key that names the network, for messages.
+    """
+    where = named(key, config.name)
     with torch.random.fork_rng(devices=[]):
         # Of the default generator alone: torch.manual_seed would reseed the accelerators' too.
         torch.default_generator.manual_seed(seed)
-        module = without_wrappers(_called(config.name, info, where))
+        module = without_wrappers(_called(config.name, info, key))
         changed = _check(module, info, task, where)
     return Built(module, Parts.of(module, changed, local_buffers=config.local_buffers))
 
@@ -52,10 +56,10 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int, task: LearningTa
     return build(config, info, seed, task).module
 
 
-def _called(name: str, info: DataInfo, where: str) -> nn.Module:
+def _called(name: str, info: DataInfo, key: str) -> nn.Module:
     """Call the function that a name stands for. Raises ConfigError."""
-    own = ":" in name
-    function = load_object(name, "model.name") if own else MODELS[name]
+    own, where = ":" in name, named(key, name)
+    function = load_object(name, key) if own else MODELS[name]
     try:
         model = function(info.input_shape, info.num_classes)
     except FedDKDError:

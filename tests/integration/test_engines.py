@@ -98,6 +98,14 @@ CONFIGURATIONS = {
         f"{name}_with_a_schedule_over_steps": [f"algorithm.name={name}", "training.schedule=cosine", "training.schedule_over=steps"]
         for name in ("scaffold", "fednova")
     },
+    "unlike_networks": [
+        *("dkd.start=previous", "rounds=3", "teacher.lr=0.1"),
+        'teacher.model=["mlp", "own_models:batch_norm", "student", "own_models:adapters"]',
+    ],
+    "unlike_networks_and_the_best_teacher": [
+        *("dkd.start=previous", "dkd.teacher=auto", "data.labelled_share=0.3", "rounds=3"),
+        'teacher.model=["student", "own_models:plain"]',
+    ],
     "some_parameters": ["dkd.scope=['*.bias']", "dkd.start=previous"],
 }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PYTHON = (sys.executable, "-W", "error")
@@ -101,7 +103,15 @@ def test_three_ways_to_normalise_are_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["adapters.py", "batch_norm.py", "text/characters.py", "segmentation/shapes.py", "tabular/readings.py", "scanners/scanners.py"],
+    [
+        "adapters.py",
+        "batch_norm.py",
+        "unlike_networks/networks.py",
+        "text/characters.py",
+        "segmentation/shapes.py",
+        "tabular/readings.py",
+        "scanners/scanners.py",
+    ],
 )
 def test_an_example_is_short(file: str) -> None:
     assert len((EXAMPLES / file).read_text().splitlines()) < 60
@@ -198,6 +208,45 @@ def test_three_sites_with_images_of_different_scanners(tmp_path: Path, start: St
     folder = Path(shutil.copytree(EXAMPLES / "scanners", tmp_path / "scanners", ignore=shutil.ignore_patterns(*"abc", "*state*")))
     assert run(*PYTHON, "scanners.py", cwd=folder).stdout.splitlines()[0] == "a/train: 599 images"
     assert summary_of_sites(folder, start, "rounds=2")["final_accuracy"] > 0.9
+
+
+def test_sites_with_unlike_networks_reach_the_model_of_the_simulation(tmp_path: Path, start: Start) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "unlike_networks", tmp_path / "unlike", ignore=shutil.ignore_patterns("runs", "*state*")))
+    two = overrides(*FAST, "partition.clients=2", "partition.labels=5", "scheduler.clients=2")
+    networks = overrides('teacher.model=["networks:residual", "networks:recurrent"]')
+    options = ("--engine", "in-process", "--json", "--no-report", "--out", "run")
+    simulated = json.loads(run(*FEDDKD, "run", "simulation.toml", *two, *networks, *options, cwd=folder).stdout)
+
+    server = start(*FEDDKD, "server", "server.toml", "--listen", "127.0.0.1:0", "--state", "server", "--json", *two, cwd=folder)
+    common = ("client", "--server", address_of(server), "--retry-for", "30")
+    clients = [
+        start(
+            *FEDDKD,
+            *common,
+            "--id",
+            f"client-{at}",
+            "--partition-index",
+            f"{at}",
+            "--state",
+            f"state-{at}",
+            f"site_{site}.toml",
+            cwd=folder,
+        )
+        for at, site in enumerate("cd")
+    ]
+    assert summary_of(server, clients)["model_sha256"] == simulated["model_sha256"]
+    for at in range(2):
+        at_site, in_simulation = (folder / f"{place}-{at}" / "own_teacher.safetensors" for place in ("state", "run/clients/client"))
+        assert all(map(torch.equal, load_file(at_site).values(), load_file(in_simulation).values()))
+
+
+def test_the_five_networks_of_the_example_all_learn(tmp_path: Path) -> None:
+    settings = overrides("rounds=3", "dkd.steps=10")
+    folder = EXAMPLES / "unlike_networks"
+    run(*FEDDKD, "run", "simulation.toml", *settings, "--engine", "in-process", "--no-report", "--out", str(tmp_path / "run"), cwd=folder)
+    exchanges = [json.loads(line) for line in (tmp_path / "run" / "exchanges.jsonl").read_text().splitlines()]
+    taught = [exchange for exchange in exchanges if exchange["exchange"] == "local_train"]
+    assert all(accuracy > 0.6 for accuracy in taught[-1]["by_client"]["teacher_accuracy"].values())
 
 
 def test_three_sites_with_few_labelled_images(tmp_path: Path, start: Start) -> None:

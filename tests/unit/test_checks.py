@@ -17,6 +17,7 @@ from feddkd.cli import machine
 from feddkd.cli.check import SiteToCheck, check_client, check_run, check_server
 from feddkd.client.preflight import check_schema, check_simulation, check_writable
 from feddkd.config import Config
+from feddkd.data.datasets import describe
 from feddkd.data.examples import MemoryExamples
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, StateError
@@ -45,22 +46,33 @@ def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: 
     assert list(here.iterdir()) == []
 
 
+def test_a_simulation_with_unlike_networks_tries_each_of_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_run(Config.load(overrides=["dkd.start=previous", 'teacher.model=["mlp", "student", "own_models:adapters"]']), Path("runs"))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "teachers")
+    assert "a training step works with mlp (35.9 kB), own_models:adapters (" in line
+    with pytest.raises(ConfigError, match=r"^check of configuration: teacher\.model = 'mlp': .*needs dkd\.start = \"previous\""):
+        check_run(Config.load(overrides=["teacher.model=mlp"]), Path("runs"))
+
+
 def test_a_server_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_server(Config(), "127.0.0.1", 0, Path("state"), [None])
     assert listed(capsys) == ["configuration", "address", "certificates", "clock", "data", "model", "memory", "disk"]
     assert list(here.iterdir()) == []
 
 
-def a_site(address: str) -> SiteToCheck:
-    return SiteToCheck("127.0.0.1", address, "site", Path("state"), {}, None, None, [])
+def a_site(address: str, own: dict[str, object] | None = None) -> SiteToCheck:
+    return SiteToCheck("127.0.0.1", address, "site", Path("state"), own or {}, None, None, [])
 
 
-def test_a_site_asks_the_server_and_neither_joins_nor_makes_anything(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = Config()
+@pytest.mark.parametrize("own", [{}, {"teacher": {"model": "own_models:batch_norm"}}], ids=["student", "own network"])
+def test_a_site_asks_the_server_and_neither_joins_nor_makes_anything(
+    own: dict[str, object], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config.load(overrides=["dkd.start=previous"])
     data = config.data.model_copy(update={"input_shape": (1, 8, 8), "num_classes": 10})
     engine = GrpcEngine(config.model_copy(update={"data": data}), "run", Schema([TensorSpec("w", torch.float32, (3,))]))
     try:
-        check_client(a_site(f"127.0.0.1:{engine.start('127.0.0.1', 0)}"))
+        check_client(a_site(f"127.0.0.1:{engine.start('127.0.0.1', 0)}", own))
         assert engine.clients() == {}
     finally:
         engine.finish(completed=True, reason="enough")
@@ -221,6 +233,7 @@ def test_the_examples_themselves_are_tried() -> None:
             Config(),
             nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
             Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10),
+            describe(Config().data),
             CLASSIFICATION,
         )
 

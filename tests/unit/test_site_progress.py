@@ -45,7 +45,10 @@ def test_a_site_reads_one_line_a_round_with_the_accuracy_of_that_rounds_model() 
     assert progress.final.accuracy == 0.8
 
 
-def test_a_site_reads_what_its_own_training_made_of_the_model() -> None:
+@pytest.mark.parametrize(
+    ("teaches", "told"), [(False, "own training 10.00% \N{RIGHTWARDS ARROW} 90.00%"), (True, "own network 90.00%")], ids=["student", "own"]
+)
+def test_a_site_reads_what_its_own_training_made_of_the_model(*, teaches: bool, told: str) -> None:
     said: list[str] = []
     before = iter([0.10, 0.70])
 
@@ -54,11 +57,9 @@ def test_a_site_reads_what_its_own_training_made_of_the_model() -> None:
             return Reply()
         return Reply(evaluation=Evaluation(100, round(100 * next(before)), 1.0), metrics={"teacher_accuracy": 0.9})
 
-    progress = SiteProgress(FakeWorker(respond), Config.load(None, ["rounds=2"]), said.append)
+    progress = SiteProgress(FakeWorker(respond), Config.load(None, ["rounds=2"]), said.append, teaches=teaches)
     carried_out(progress, [(1, "local_train"), (1, "dkd_step"), (2, "local_train")])
-    assert without_times(said) == [
-        "round 1 of 2: 2 exchanges, N s; accuracy 70.00% (100 held out); own training 10.00% \N{RIGHTWARDS ARROW} 90.00%"
-    ]
+    assert without_times(said) == [f"round 1 of 2: 2 exchanges, N s; accuracy 70.00% (100 held out); {told}"]
 
 
 def test_a_site_that_holds_nothing_out_reads_no_accuracy() -> None:
