@@ -281,8 +281,10 @@ def run_in_threads(
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation over gRPC, every client in this process."""
-    model = build_initial(config).model
-    with serving(config, model.schema, engine=engine or GrpcEngine(config, run_id, model.schema)) as server:
+    initial = build_initial(config)
+    schema = initial.model.schema
+    with serving(config, schema, engine=engine or GrpcEngine(config, run_id, schema)) as server:
+        server.engine.announce(initial.whole.constants)
         # As in a client process, one thread computes for all of them, unless the test needs them to wait for each other.
         executor = ThreadPoolExecutor(max_workers=1) if workers is None else None
         workers = workers or simulated_workers(config, out / "clients")
@@ -296,9 +298,9 @@ def run_in_threads(
             around(server.engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal()),
+            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
-        return scheduler.run(model)
+        return scheduler.run(initial.model)
 
 
 class HandClient:
@@ -495,7 +497,7 @@ def run_in_process(
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation on the reference engine."""
-    workers = workers or simulated_workers(config, out / "clients")
+    initial, workers = build_initial(config), workers or simulated_workers(config, out / "clients")
     transport = config.transport
     with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
@@ -504,6 +506,6 @@ def run_in_process(
             around(engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal()),
+            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
-        return scheduler.run(build_initial(config).model)
+        return scheduler.run(initial.model)

@@ -98,12 +98,21 @@ def objective_factory(config: Config) -> Callable[[Site], LocalObjective]:
     return _builder(find_objective(settings.name), settings)
 
 
-def needs_labels(config: Config) -> bool:
-    """Tell whether the algorithm or the local objective works with logits and one class of each example. Raises ConfigError."""
+def needs_labels(config: Config) -> str:
+    """Name the key that asks for logits and one class of each example: of the algorithm, or of the local objective.
+
+    Returns:
+        The key with its value; empty if neither does.
+
+    Raises:
+        ConfigError: one of them is not known.
+    """
     found = find(config.algorithm.name)
     settings = getattr(config.algorithm, "local_objective", CrossEntropyConfig())
-    objective = found.local_objective or find_objective(settings.name)
-    return found.needs_labels or objective.needs_labels
+    if found.needs_labels or (found.local_objective is not None and found.local_objective.needs_labels):
+        return f"algorithm.name = {config.algorithm.name!r}"
+    is_asked_for = found.local_objective is None and find_objective(settings.name).needs_labels
+    return f"algorithm.local_objective.name = {settings.name!r}" if is_asked_for else ""
 
 
 def _check_training(config: Config) -> None:

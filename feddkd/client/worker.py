@@ -91,7 +91,7 @@ class Worker:
             lossless.require()
         task = task_of(config)
         info = info or describe(config.data, task)
-        check_labels(config, task, info, algorithm_needs_labels=algorithms.needs_labels(config))
+        check_labels(config, task, info, needed_by=algorithms.needs_labels(config))
         examples = prepare_labels(examples, config.data, info.num_classes, config.seed, client_id)
         train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
         self._network = network or Network(config, info)

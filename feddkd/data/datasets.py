@@ -16,7 +16,7 @@ from feddkd.data.examples import Examples, Loaded, MemoryExamples, StreamedExamp
 from feddkd.data.image_folder import load_image_folder
 from feddkd.data.joined import joined
 from feddkd.data.own_data import load_own, load_unlabelled, reading_of
-from feddkd.data.own_targets import has_labels, shape_of
+from feddkd.data.own_targets import check_inputs_fit, has_labels, shape_of, way_out_of_shape
 from feddkd.data.torchvision_sets import load_image_set
 from feddkd.errors import ConfigError, DataError
 from feddkd.imports import named
@@ -158,6 +158,7 @@ def _load(config: DataConfig, train: bool, seed: int, task: LearningTask[Any]) -
         examples = load_own(config, train, seed, task)
         # The training examples show what is not configured: to describe them would load them once more.
         info = _infer(config, examples, task) if train else describe(config, task)
+    check_inputs_fit(first_example(examples)[0], task, named("data.name", config.name))
     _check_inputs(examples, info, named("data.name", config.name))
     _check_targets(examples, info, task, named("data.name", config.name))
     _tell_random_reads(examples, train)
@@ -206,6 +207,7 @@ def _infer(config: DataConfig, examples: Examples, task: LearningTask[Any]) -> D
     """What is configured about a user's own data, completed by what the examples show."""
     task.check_data(config.num_classes, config.target_shape)
     first, target = first_example(examples)
+    check_inputs_fit(first, task, named("data.name", config.name))
     target_shape = task.target_shape(config.target_shape, config.num_classes)
     if target_shape is None:
         target_shape = shape_of(target)
@@ -269,7 +271,8 @@ def _check_targets(examples: Loaded, info: DataInfo, task: LearningTask[Any], wh
     else:
         _, targets = first_example(examples)
     if isinstance(targets, Tensor) and shape_of(targets) != info.target_shape:
-        raise DataError(f"{where}: targets have shape {list(shape_of(targets))} where data.target_shape = {list(info.target_shape)}")
+        shape, way_out = list(shape_of(targets)), way_out_of_shape(targets[0], info.target_shape, info.num_classes)
+        raise DataError(f"{where}: targets have shape {shape} where data.target_shape = {list(info.target_shape)}{way_out}")
     try:
         task.check_targets(targets, info.num_classes)
     except DataError as error:

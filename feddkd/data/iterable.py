@@ -16,6 +16,7 @@ from feddkd.data.rows import label_number
 from feddkd.data.seeding import generators_kept, seed_generators
 from feddkd.errors import DataError
 from feddkd.imports import one_line
+from feddkd.structures import map_leaves
 from feddkd.tasks.base import LearningTask
 
 ROWS_STACKED = 1024
@@ -38,7 +39,7 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, tas
         task: says what a target is.
 
     Returns:
-        Inputs [n, ...] in their dtype, and n labels or targets.
+        Inputs [n, ...] in their dtype, and n labels or converted targets, None where there is none.
 
     Raises:
         DataError: a row is no pair, reading fails, or the inputs take more than the limit.
@@ -58,11 +59,15 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, tas
             if not stacks.fits(one):
                 bad.note(number, f"its input is {one.dtype} {list(one.shape)}, and that of the first {stacks.described}")
                 continue
-            target = entries.label_of(row)
+            raw = entries.label_of(row)
             if has_labels(config, task):
-                labels.append(label_number(target))
+                labels.append(label_number(raw))
             else:
-                labels.append(None if target is None else task.target(target))
+                try:
+                    labels.append(None if raw is None else map_leaves(torch.clone, task.target(raw)))
+                except DataError as error:
+                    bad.note(number, str(error))
+                    continue
             stacks.add(one)
     bad.check(len(labels))
     if not labels:

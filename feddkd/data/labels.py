@@ -23,8 +23,11 @@ Integers = npt.NDArray[np.int64]
 NoiseKind = Literal["symmetric", "pairwise", "own_classes"]
 
 
-def check_labels(config: Config, task: LearningTask[Any], info: DataInfo, *, algorithm_needs_labels: bool) -> None:
+def check_labels(config: Config, task: LearningTask[Any], info: DataInfo, *, needed_by: str) -> None:
     """Check that what works with one class of each example is asked for only where there is one.
+
+    Args:
+        needed_by: the key of the algorithm or the objective that needs it, as `algorithms.needs_labels` says.
 
     Raises:
         ConfigError: a key needs it.
@@ -35,7 +38,7 @@ def check_labels(config: Config, task: LearningTask[Any], info: DataInfo, *, alg
     asked = {
         f"data.label_noise = {data.label_noise:g}": data.label_noise > 0,
         f"data.labels_per_class = {data.labels_per_class}": data.labels_per_class is not None,
-        f"algorithm.name = {config.algorithm.name!r}": algorithm_needs_labels,
+        needed_by: needed_by != "",
         'dkd.teacher = "auto"': config.dkd.teacher == "auto",
     }
     first = next((key for key, is_asked in asked.items() if is_asked), None)

@@ -19,7 +19,7 @@ from feddkd.data.examples import Loaded, MemoryExamples, Reading, StreamedExampl
 from feddkd.data.inputs import as_tensor, check_input_dtype, finite
 from feddkd.data.iterable import read_all
 from feddkd.data.own_labels import COMPARED, checked_labels, spread, targets_of
-from feddkd.data.own_targets import TARGETS_WAY_OUT, checked_targets, entries_for, has_labels, read_targets
+from feddkd.data.own_targets import TARGETS_WAY_OUT, checked_targets, entries_for, has_labels, read_targets, targets_of_rows
 from feddkd.data.reader import MapDataset
 from feddkd.data.rows import PAIR, Entries, input_entry_of, label_number
 from feddkd.data.seeding import generator_states, generators_kept, seed_generators
@@ -59,7 +59,7 @@ def load_own(config: DataConfig, train: bool, seed: int, task: LearningTask[Any]
             return _in_memory(result[0], result[1], config, train, task)
         if _is_iterable(result):
             inputs, labels = read_all(result, config, where, seed, task)
-            return _in_memory(inputs, labels, config, train, task, names_of_dataset(result))
+            return _in_memory(inputs, labels, config, train, task, names_of_dataset(result), converted=True)
         if not _is_map_style(result):
             raise DataError(f"it returned {_found(result)}, neither (inputs, labels) nor a data set of (input, label) pairs")
         return _streamed(result, config, train, where, task)
@@ -175,14 +175,20 @@ def _in_memory(
     train: bool,
     task: LearningTask[Any],
     class_names: tuple[str, ...] = (),
+    *,
+    converted: bool = False,
 ) -> MemoryExamples:
-    """Check inputs and targets that are in memory, and leave out inputs that are not finite."""
+    """Check inputs and targets that are in memory, and leave out inputs that are not finite.
+
+    Args:
+        converted: targets are what the task made of them, where they are not labels.
+    """
     inputs = _inputs(raw_inputs)
     targets = None
     if has_labels(config, task):
         labels = checked_labels(raw_targets, train, minus_one=config.unlabelled == "minus_one", way_out=TARGETS_WAY_OUT)
     else:
-        targets, labels = checked_targets(raw_targets, config, task, train)
+        targets, labels = (targets_of_rows if converted else checked_targets)(raw_targets, config, task, train)
     if inputs.ndim == 0 or len(inputs) != len(labels):
         raise DataError(f"inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} differ in length")
     good = _usable(inputs, config, named("data.name", config.name))
@@ -265,7 +271,7 @@ def _label_of(row: Any, entries: Entries, name: str) -> int | None:
     try:
         return label_number(entries.label_of(row))
     except DataError as error:
-        raise DataError(f"{name}: {error}") from None
+        raise DataError(f"{name}: {error}{TARGETS_WAY_OUT}") from None
     except (KeyError, IndexError, TypeError) as error:
         raise DataError(f"{name}: it has no label ({one_line(error)})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from feddkd.data.rows import Entries, entries_of
 from feddkd.data.targets import TargetReading, Targets
 from feddkd.errors import DataError
 from feddkd.imports import one_line
-from feddkd.structures import Structure, stacked
+from feddkd.structures import Structure, map_leaves, stacked
 from feddkd.tasks.base import UNLABELLED, LearningTask
 
 TARGETS_WAY_OUT = "; for other targets see the table [task] and data.target_shape"
@@ -42,19 +43,47 @@ def checked_targets(raw: Any, config: DataConfig, task: LearningTask[Any], train
         DataError: they are something else, all are missing, or one of a test example is.
     """
     if isinstance(raw, Tensor) or (hasattr(raw, "dtype") and raw.dtype != object):
-        values = task.target(raw)
-        labels = torch.zeros(len(values), dtype=torch.int64)
-        labels[~task.is_labelled(values)] = UNLABELLED
-    else:
-        rows = list(raw)
-        like = next((task.target(row) for row in rows if row is not None), None)
-        if like is None:
-            raise DataError("no example has a target" if rows else "there are no examples")
-        reading = TargetReading(task, like, config.num_classes)
-        values = stacked([reading.read(row) for row in rows])
-        labels = torch.tensor([UNLABELLED if row is None else 0 for row in rows])
-    _check_test(labels, train)
-    return Targets(values, task), labels
+        try:
+            return _labelled(task.target(raw), task)
+        except DataError:
+            _convert_each(raw, task)  # names the example
+            raise
+    return targets_of_rows(_convert_each(raw, task), config, task, train)
+
+
+def targets_of_rows(rows: Sequence[Structure | None], config: DataConfig, task: LearningTask[Any], train: bool) -> tuple[Targets, Tensor]:
+    """Put converted targets together, as `checked_targets` returns them; None stands for a missing one. Raises DataError."""
+    like = next((row for row in rows if row is not None), None)
+    if like is None:
+        raise DataError("no example has a target" if rows else "there are no examples")
+    if not train and (missing := next((position for position, row in enumerate(rows) if row is None), None)) is not None:
+        raise DataError(no_test_target(missing))
+    reading, values = TargetReading(task, like, config.num_classes), []
+    for position, row in enumerate(rows):
+        try:
+            values.append(task.missing(like) if row is None else reading.checked(row))
+        except DataError as error:
+            raise DataError(f"example {position}: {error}") from None
+    return _labelled(stacked(values), task)
+
+
+def _convert_each(raw: Iterable[Any], task: LearningTask[Any]) -> list[Structure | None]:
+    """Convert the targets of examples one by one. Raises DataError, which names the example."""
+    found = []
+    for position, row in enumerate(raw):
+        try:
+            found.append(None if row is None else task.target(row))
+        except DataError as error:
+            raise DataError(f"example {position}: {error}") from None
+    return found
+
+
+def _labelled(values: Structure, task: LearningTask[Any]) -> tuple[Targets, Tensor]:
+    """Say which of n targets are there: labels int64 [n]. Raises DataError if none is."""
+    is_labelled = task.is_labelled(values).cpu()
+    if not is_labelled.any():
+        raise DataError("no example has a target" if len(is_labelled) else "there are no examples")
+    return Targets(values, task), torch.where(is_labelled, 0, UNLABELLED)
 
 
 def read_targets(
@@ -77,20 +106,26 @@ def read_targets(
     for position in range(len(dataset)):
         try:
             raw = entries.label_of(dataset[position])
+            label = UNLABELLED
             if raw is not None:
                 reading = reading or TargetReading(task, task.target(raw), config.num_classes)
-                reading.read(raw)
+                label = _label_of(reading.read(raw), task)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's data set may raise anything
             bad.add(position, name_of(dataset, position), str(error) if isinstance(error, DataError) else one_line(error))
             continue
-        labels.append(UNLABELLED if raw is None else 0)
-    if reading is None:
+        if raw is None and not train:
+            raise DataError(no_test_target(position))
+        labels.append(label)
+    if reading is None or all(label == UNLABELLED for label in labels):
         raise DataError("no example has a target" if labels else "there are no examples")
-    found = torch.tensor(labels)
-    _check_test(found, train)
-    return found, reading
+    return torch.tensor(labels), reading
+
+
+def _label_of(target: Structure, task: LearningTask[Any]) -> int:
+    """Say whether a target is there: 0, or `UNLABELLED` where it says nothing, as a mask without a class."""
+    return 0 if bool(task.is_labelled(map_leaves(lambda leaf: leaf.unsqueeze(0), target))[0]) else UNLABELLED
 
 
 def shape_of(targets: Structure) -> tuple[int, ...]:
@@ -98,7 +133,28 @@ def shape_of(targets: Structure) -> tuple[int, ...]:
     return tuple(targets.shape[1:]) if isinstance(targets, Tensor) else ()
 
 
-def _check_test(labels: Tensor, train: bool) -> None:
-    if not train and (labels == UNLABELLED).any():
-        position = int((labels == UNLABELLED).nonzero()[0])
-        raise DataError(f"test example {position} has no target; every example of a test set needs one")
+def no_test_target(position: int) -> str:
+    """Say that a test example has no target."""
+    return f"test example {position} has no target; every example of a test set needs one"
+
+
+def check_inputs_fit(inputs: Structure, task: LearningTask[Any], where: str) -> None:
+    """Raises DataError for inputs of several tensors where the task makes trial batches of one."""
+    if not isinstance(inputs, Tensor) and type(task).trial_batch is LearningTask.trial_batch:
+        raise DataError(
+            f"{where}: inputs are of type {type(inputs).__name__}, and task.name = {task.settings.name!r} takes one tensor; "
+            "for several write a task of your own, with trial_batch"
+        )
+
+
+def way_out_of_shape(target: Tensor, wanted: tuple[int, ...], num_classes: int) -> str:
+    """Say what to do about a target with a dimension too many, where it is known."""
+    shape = tuple(target.shape)
+    for dimension, size in enumerate(shape):
+        if shape[:dimension] + shape[dimension + 1 :] != wanted:
+            continue
+        if size == 1:
+            return f"; squeeze({dimension}) removes the dimension of 1"
+        if size == num_classes and bool(((target == 0) | (target == 1)).all() and (target.sum(dimension) == 1).all()):
+            return f"; a target is the number of the class at each place: of one-hot targets take argmax({dimension})"
+    return ""

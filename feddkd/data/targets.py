@@ -29,9 +29,10 @@ class TargetReading:
 
     def read(self, raw: Any) -> Structure:
         """Convert a raw target, or make one for an example that has none. Raises DataError."""
-        if raw is None:
-            return self.task.missing(self.like)
-        target = self.task.target(raw)
+        return self.task.missing(self.like) if raw is None else self.checked(self.task.target(raw))
+
+    def checked(self, target: Structure) -> Structure:
+        """Return a target that has the form of others, and classes that exist. Raises DataError if it has not."""
         try:
             map_leaves(_check_same_shape, target, self.like)
         except ValueError:

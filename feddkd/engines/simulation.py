@@ -133,7 +133,7 @@ def prepare(config: Config) -> Federation:
     if config.data.name not in BUILT_IN:
         build(config.model, info, config.seed, task)  # which dtype the inputs have is known only now
     check_partition(config, task, info)
-    check_labels(config, task, info, algorithm_needs_labels=algorithms.needs_labels(config))
+    check_labels(config, task, info, needed_by=algorithms.needs_labels(config))
     check_simulation(config, initial.module, examples, info, task)
     counts = _class_counts(config, examples.labels, info.num_classes if initial.metrics.has_one_class else 1)
     return Federation(config, algorithm, initial, make_evaluator(config, initial), counts, examples.class_names)

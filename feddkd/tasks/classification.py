@@ -55,7 +55,16 @@ class Classification(CategoricalTask[ClassificationConfig]):
     def target(self, raw: Any) -> Tensor:
         classes = as_integers(raw, "class numbers")
         ignored = self.settings.ignore_index
+        if ignored != UNLABELLED and bool((classes == UNLABELLED).any()):
+            raise DataError(f"its target has the class {UNLABELLED}; task.ignore_index = {UNLABELLED} leaves it out")
         return classes if ignored is None else classes.masked_fill(classes == ignored, UNLABELLED)
+
+    def check_data(self, num_classes: int | None, target_shape: tuple[int, ...] | None) -> None:
+        if self.settings.ignore_index is not None and not target_shape:
+            raise ConfigError(
+                f"task.ignore_index = {self.settings.ignore_index}: it is for pixels or tokens, whose shape data.target_shape says; "
+                "of an example, the label None says that it has none"
+            )
 
     def trial_targets(self, shapes: Shapes, size: int) -> Tensor:
         targets = torch.arange(size) % shapes.num_classes
@@ -70,15 +79,20 @@ class Classification(CategoricalTask[ClassificationConfig]):
         fits = outputs.is_floating_point() and len(shape) >= 2 and (shape[0], *shape[2:]) == tuple(targets.shape)
         if not fits or (shape[1] != num_classes if num_classes is not None else shape[1] <= int(targets.max())):
             found = shape if outputs.is_floating_point() else f"{shape} {outputs.dtype}"
-            raise ConfigError(f"{what} to {found}, not to {wanted} logits{self._way_out(shape, places)}")
+            raise ConfigError(f"{what} to {found}, not to {wanted} logits{self._way_out(shape, places, num_classes)}")
         if self._weights is not None and len(self._weights) != shape[1]:
             raise ConfigError(f"task.class_weights has {len(self._weights)} weights, and there are {shape[1]} classes")
 
     @staticmethod
-    def _way_out(shape: tuple[int, ...], places: tuple[int, ...]) -> str:
-        if len(shape) > 2 and not places:
-            return f"; for a class of each pixel or token set data.target_shape = {list(shape[2:])}"
-        return ""
+    def _way_out(shape: tuple[int, ...], places: tuple[int, ...], num_classes: int | None) -> str:
+        """Say what to do about outputs [B, ...] of another shape, where it is known."""
+        if not places:
+            return f"; for a class of each pixel or token set data.target_shape = {list(shape[2:])}" if len(shape) > 2 else ""
+        if shape[1:] == (*places, num_classes):
+            return "; dimension 1 is that of the classes: return outputs.movedim(-1, 1)"
+        if shape[1:] == places:
+            return "; a target is the number of the class at each place: of one-hot targets take argmax(0)"
+        return f"; data.target_shape = {list(places)}"
 
     @property
     def class_weights(self) -> tuple[float, ...] | None:

@@ -39,5 +39,5 @@ def as_floats(raw: Any) -> Tensor:
         raise DataError(f"its target has dtype {numbers.dtype}; real numbers are expected")
     floats = numbers.float()
     if not bool(floats.isfinite().all()):
-        raise DataError("its target is not finite")
+        raise DataError("its target is not finite; None says that an example has no target")
     return floats
