@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feddkd.bench.environment import environment
-from feddkd.bench.transport import Workload, serve
+from feddkd.bench.transport import serve
+from feddkd.bench.workload import Workload
 from feddkd.config import Config
 from feddkd.engines.simulation import run_federation
 from feddkd.exchange import Exchange, Outcome

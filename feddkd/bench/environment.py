@@ -6,11 +6,23 @@ import datetime
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from feddkd.errors import ConfigError
 from feddkd.observability.versions import cpu_capability, installed_versions
+
+
+def check_idle() -> None:
+    """Check that nothing else uses the processors. Raises ConfigError: a time that is measured now says little."""
+    share = busy_share()
+    if share > BUSY_SHARE:
+        raise ConfigError(
+            f"--save: the machine is not idle, {share:.0%} of its processor time is in use; "
+            "stop what else runs, or give --busy to save the result with its load"
+        )
 
 
 def environment(flower_python: Path | None = None) -> dict[str, Any]:
@@ -28,6 +40,28 @@ def environment(flower_python: Path | None = None) -> dict[str, Any]:
         code = "from importlib.metadata import version; print(version('flwr'))"
         found["versions"]["flwr"] = subprocess.run([flower_python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return found
+
+
+BUSY_SHARE = 0.05
+"""Of the processor time, beyond which a machine is not idle."""
+
+
+def busy_share(seconds: float = 2.0) -> float:
+    """Watch the machine for a while; return the share of its processor time that was used, 0 where /proc does not say."""
+    before = _processor_ticks()
+    time.sleep(seconds)
+    used, total = (now - then for now, then in zip(_processor_ticks(), before, strict=True))
+    return used / total if total else 0.0
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """Return the ticks that the processors were in use, and all ticks, since the machine started."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0, 0
+    ticks = [int(field) for field in stat.read_text(encoding="ascii").splitlines()[0].split()[1:]]
+    idle = sum(ticks[3:5])  # idle, and waiting for a disk
+    return sum(ticks[:8]) - idle, sum(ticks[:8])
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Runs the transport benchmark and, in turn with it, a peer's: both under the same load, minutes apart at most."""
+"""Runs the transport benchmark in turn with its references and a peer: all under the same load, minutes apart at most."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feddkd.bench.transport import Workload
+from feddkd.bench.workload import Workload
 from feddkd.errors import RunError
+
+OURS, RAW_GRPC, PLAIN_TCP, FLOWER = "feddkd", "raw gRPC", "plain TCP", "flower"
+
+MODULES = {OURS: "feddkd.bench.transport", RAW_GRPC: "feddkd.bench.raw_grpc", PLAIN_TCP: "feddkd.bench.plain_tcp"}
+"""Systems that run with this Python, the reference of all ratios second."""
 
 FLOWER_PEER = Path(__file__).with_name("flower_peer.py")
 RUN_TIMEOUT_S = 600.0
@@ -27,12 +32,16 @@ class Measurement:
     Attributes:
         seconds: of each counted exchange.
         server_peak_bytes: the most resident memory of the server process in any repetition.
+        server_cpu_s: processor seconds of the server for an exchange, the median repetition; None where it does not say.
+        client_cpu_s: likewise of all clients together.
     """
 
     system: str
     workload: Workload
     seconds: Sequence[float]
     server_peak_bytes: int
+    server_cpu_s: float | None = None
+    client_cpu_s: float | None = None
 
     @property
     def median_s(self) -> float:
@@ -49,25 +58,29 @@ class Measurement:
             "max_s": round(max(self.seconds), 5),
             "exchanges": len(self.seconds),
             "server_peak_bytes": self.server_peak_bytes,
+            **{name: round(value, 5) for name, value in self._cpu().items() if value is not None},
         }
+
+    def _cpu(self) -> dict[str, float | None]:
+        return {"server_cpu_s": self.server_cpu_s, "client_cpu_s": self.client_cpu_s}
 
 
 def measure_in_turn(workload: Workload, repeats: int, flower_python: Path | None) -> Iterator[Measurement]:
-    """Measure feddkd, and Flower if there is a Python that has it, A B A B.
+    """Measure feddkd and its references, and Flower if there is a Python that has it, A B C A B C.
 
     Raises:
         RunError: a benchmark process failed; the message holds the end of what it printed.
     """
-    ours: list[dict[str, Any]] = []
-    theirs: list[dict[str, Any]] = []
+    commands = {system: [sys.executable, "-m", module] for system, module in MODULES.items()}
+    if flower_python is not None:
+        commands[FLOWER] = [str(flower_python), str(FLOWER_PEER)]
+    results: dict[str, list[dict[str, Any]]] = {system: [] for system in commands}
     for _ in range(repeats):
-        ours.append(_run([sys.executable, "-m", "feddkd.bench.transport", "server", *_options(workload)]))
-        if flower_python is not None:
-            peer = [str(flower_python), str(FLOWER_PEER), "server", *_options(workload), "--port", str(free_port())]
-            theirs.append(_run(peer))
-    yield _summarize("feddkd", workload, ours)
-    if theirs:
-        yield _summarize("flower", workload, theirs)
+        for system, command in commands.items():
+            port = ["--port", str(free_port())] if system == FLOWER else []
+            results[system].append(_run([*command, "server", *workload.arguments, *port]))
+    for system, found in results.items():
+        yield _summarize(system, workload, found)
 
 
 def _run(command: Sequence[str]) -> dict[str, Any]:
@@ -82,14 +95,13 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
 
 def _summarize(system: str, workload: Workload, results: Sequence[dict[str, Any]]) -> Measurement:
     seconds = [value for result in results for value in result["seconds"][1:]]
-    return Measurement(system, workload, seconds, max(result["server_peak_bytes"] for result in results))
+    peak_bytes = max(result["server_peak_bytes"] for result in results)
+    return Measurement(system, workload, seconds, peak_bytes, _median_of(results, "server_cpu_s"), _median_of(results, "client_cpu_s"))
 
 
-def _options(workload: Workload) -> list[str]:
-    return [
-        *("--clients", str(workload.clients), "--rounds", str(workload.rounds)),
-        *("--megabytes", str(workload.megabytes), "--tensors", str(workload.tensors)),
-    ]
+def _median_of(results: Sequence[dict[str, Any]], name: str) -> float | None:
+    values = [result[name] for result in results if name in result]
+    return statistics.median(values) if values else None
 
 
 def free_port() -> int:

@@ -33,7 +33,9 @@ def transport(
     megabytes: Annotated[
         list[float] | None, typer.Option(metavar="MIB", help="Size of the model. May be repeated. Default: 0.0001, 10, 100.")
     ] = None,
-    clients: Annotated[int, typer.Option(metavar="N", min=1, help="Start so many client processes.")] = 4,
+    clients: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="Start so many client processes. May be repeated; default: 4.")
+    ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=2, help="Time so many exchanges in a repetition; the first is warm-up.")] = 8,
     tensors: Annotated[int, typer.Option(metavar="N", min=1, help="Divide the model into so many tensors.")] = 1,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Repeat so often, in turn with the peer.")] = 2,
@@ -41,10 +43,14 @@ def transport(
         Path | None, typer.Option(metavar="FILE", help="Measure Flower, too, with this Python that has flwr.", show_default=False)
     ] = None,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON to this file.", show_default=False)] = None,
+    busy: Annotated[bool, typer.Option("--busy", help="Save a result even if other programs use the machine.")] = False,
     as_json: Json = False,
     _verbose: Verbose = False,
 ) -> None:
     """Time one exchange: a model down to all clients, back up, and reduced, with nobody computing.
+
+    In turn with it the same bytes travel over gRPC streams without any code of feddkd, and over plain TCP
+    sockets. A result from a machine that is not idle is not saved.
 
     ```console
     feddkd bench transport --megabytes 100 --flower-python ../flower/bin/python
@@ -52,13 +58,16 @@ def transport(
     """
     check_can_save(save)
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.bench.environment import environment
+    from feddkd.bench.environment import check_idle, environment
     from feddkd.bench.peers import measure_in_turn
-    from feddkd.bench.transport import Workload
+    from feddkd.bench.workload import Workload
 
+    if save is not None and not busy:
+        check_idle()
     results: list[Measurement] = []
     for size in megabytes or (TINY_MEGABYTES, 10.0, 100.0):
-        results.extend(measure_in_turn(Workload(clients, rounds, size, tensors), repeats, flower_python))
+        for number in clients or (4,):
+            results.extend(measure_in_turn(Workload(number, rounds, size, tensors), repeats, flower_python))
     document = {
         "command": shlex.join(["feddkd", *sys.argv[1:]]),
         **environment(flower_python),
@@ -74,15 +83,19 @@ def transport(
 
 def _table(results: list[Measurement]) -> Table:
     table = Table(title="one exchange: down, up, reduced", title_justify="left")
-    for column in ("system", "model", "median", "min", "max", "server peak", "times feddkd"):
+    for column in ("system", "model", "clients", "median", "min", "max", "CPU", "server peak", "times raw gRPC"):
         table.add_column(column, justify="left" if column == "system" else "right")
-    ours = {measurement.workload: measurement.median_s for measurement in results if measurement.system == "feddkd"}
+    reference = {measurement.workload: measurement.median_s for measurement in results if measurement.system == "raw gRPC"}
     for measurement in results:
+        times = (measurement.median_s, min(measurement.seconds), max(measurement.seconds))
+        cpu = [part for part in (measurement.server_cpu_s, measurement.client_cpu_s) if part is not None]
         table.add_row(
             measurement.system,
             f"{measurement.workload.megabytes:g} MiB",
-            *(f"{seconds * 1e3:,.1f} ms" for seconds in (measurement.median_s, min(measurement.seconds), max(measurement.seconds))),
+            str(measurement.workload.clients),
+            *(f"{seconds * 1e3:,.1f} ms" for seconds in times),
+            f"{sum(cpu) * 1e3:,.0f} ms" if cpu else "",
             f"{measurement.server_peak_bytes / 1e6:,.0f} MB",
-            f"{measurement.median_s / ours[measurement.workload]:.2f}",
+            f"{measurement.median_s / reference[measurement.workload]:.2f}",
         )
     return table
