@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 from rich.table import Table
 
 from feddkd.cli.options import Json, Verbose, check_can_save, save_text
-from feddkd.cli.output import present, prints_results, say
+from feddkd.cli.output import present, prints_results, say, short_size
 
 if TYPE_CHECKING:
     from feddkd.bench.peers import Measurement
@@ -78,24 +79,27 @@ def transport(
     if as_json:
         say(json.dumps(document))
     else:
-        present(_table(results))
+        for table in _tables(results):
+            present(table)
 
 
-def _table(results: list[Measurement]) -> Table:
-    table = Table(title="one exchange: down, up, reduced", title_justify="left")
-    for column in ("system", "model", "clients", "median", "min", "max", "CPU", "server peak", "times raw gRPC"):
-        table.add_column(column, justify="left" if column == "system" else "right")
-    reference = {measurement.workload: measurement.median_s for measurement in results if measurement.system == "raw gRPC"}
-    for measurement in results:
-        times = (measurement.median_s, min(measurement.seconds), max(measurement.seconds))
-        cpu = [part for part in (measurement.server_cpu_s, measurement.client_cpu_s) if part is not None]
-        table.add_row(
-            measurement.system,
-            f"{measurement.workload.megabytes:g} MiB",
-            str(measurement.workload.clients),
-            *(f"{seconds * 1e3:,.1f} ms" for seconds in times),
-            f"{sum(cpu) * 1e3:,.0f} ms" if cpu else "",
-            f"{measurement.server_peak_bytes / 1e6:,.0f} MB",
-            f"{measurement.median_s / reference[measurement.workload]:.2f}",
-        )
-    return table
+def _tables(results: list[Measurement]) -> Iterator[Table]:
+    """Build a table for each workload, within 80 columns."""
+    for workload in dict.fromkeys(measurement.workload for measurement in results):
+        of_it = [measurement for measurement in results if measurement.workload == workload]
+        clients = "1 client" if workload.clients == 1 else f"{workload.clients} clients"
+        table = Table(title=f"{short_size(workload.size_bytes)}, {clients}: down, up, reduced", title_justify="left")
+        for column in ("system", "median", "min", "max", "CPU", "server peak", "times raw"):
+            table.add_column(column, justify="left" if column == "system" else "right")
+        reference_s = next(measurement.median_s for measurement in of_it if measurement.system == "raw gRPC")
+        for measurement in of_it:
+            table.add_row(measurement.system, *_cells(measurement), f"{measurement.median_s / reference_s:.2f}")
+        yield table
+
+
+def _cells(measurement: Measurement) -> list[str]:
+    """Write the numbers of one system: times and processor time of an exchange, and the server's memory."""
+    times_s = (measurement.median_s, min(measurement.seconds), max(measurement.seconds))
+    cpu_s = [part for part in (measurement.server_cpu_s, measurement.client_cpu_s) if part is not None]
+    cpu = f"{sum(cpu_s) * 1e3:,.0f} ms" if cpu_s else ""
+    return [*(f"{seconds * 1e3:,.1f} ms" for seconds in times_s), cpu, f"{measurement.server_peak_bytes / 1e6:,.0f} MB"]
