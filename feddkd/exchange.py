@@ -204,6 +204,12 @@ class Evaluation:
         return self.accuracy if metric == "accuracy" else self.scores.get(metric)
 
     @property
+    def all_scores(self) -> dict[str, float]:
+        """Every metric by its name, accuracy and loss included."""
+        counted = {} if self.accuracy is None else {"accuracy": self.accuracy}
+        return {**counted, "loss": self.loss, **self.scores}
+
+    @property
     def class_accuracy(self) -> list[float | None] | None:
         """Accuracy on the examples of each class, None for a class without any; None altogether where it is not known."""
         if not self.examples_by_class:

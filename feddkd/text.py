@@ -9,8 +9,20 @@ import datetime
 import logging
 import traceback
 
-UNBOUNDED_METRICS = frozenset({"loss", "mae", "mse", "rmse", "mape", "r2", "kappa", "mcc"})
-"""Metrics that are no share of 1."""
+SHARES = frozenset(
+    {
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "auroc",
+        "average_precision",
+        "iou",
+        "exact_match",
+    }
+)
+"""Metrics that are a share of 1."""
 
 LIMIT = 500
 """Characters of one message that are shown."""
@@ -47,7 +59,7 @@ def utc_time(at_s: float) -> str | None:
 
 def shown_score(metric: str, value: float) -> str:
     """Write a metric for people: shares of 1 in per cent, other numbers with four digits."""
-    return f"{value:.4g}" if metric in UNBOUNDED_METRICS or not 0 <= value <= 1 else f"{value:.2%}"
+    return f"{value:.2%}" if metric in SHARES else f"{value:.4g}"
 
 
 def _visible(character: str) -> str:

@@ -14,7 +14,7 @@ from feddkd.errors import RunError
 from feddkd.exchange import Cause, Evaluation, ExampleCounts, Exchange, ExchangeKind, Missing, Outcome, Reply
 from feddkd.scheduler.engine import ClientStates, Engine, OpenExchange
 from feddkd.scheduler.journal import Journal, NoJournal
-from feddkd.scheduler.records import ExchangeRecord, RoundRecord
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.scheduler.rounds import CohortLayer, Evaluator, Extensions, Scheduler
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -215,6 +215,7 @@ class Setup:
         journal: Journal | None = None,
         layers: Sequence[CohortLayer] = (),
         linger_s: float = 0.0,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.engine = engine
         self.recorder = FullRecorder()
@@ -225,7 +226,7 @@ class Setup:
             self.algorithm,
             engine,
             run_id=RUN_ID,
-            observers=[self.recorder],
+            observers=[self.recorder, *observers],
             evaluator=evaluator,
             extensions=Extensions(journal=journal or NoJournal(), layers=layers, linger_s=linger_s),
         )

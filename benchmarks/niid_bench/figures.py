@@ -87,7 +87,7 @@ def _draw_row(by_round: Any, by_bytes: Any, outcomes: Outcomes, algorithm: str, 
     if not curves:
         return []
     rounds = range(min(len(curve.rounds) for curve in curves))
-    seeds = [[curve.accuracy[number] or 0.0 for curve in curves] for number in rounds]
+    seeds = [[curve.scores[number] or 0.0 for curve in curves] for number in rounds]
     mean, low, high = [sum(values) / len(values) for values in seeds], [min(values) for values in seeds], [max(values) for values in seeds]
     sizes = [curves[0].wire_bytes[number] / 1e6 for number in rounds]
     drawn = line_style(look, marked=False) | {"label": NAMES.get(algorithm) or spoken_name(algorithm)}

@@ -93,7 +93,7 @@ def _draw_row(panel: Any, found: Frontier, row: str, partition: str) -> None:
     if not curves:
         return
     rounds = range(min(len(curve.rounds) for curve in curves))
-    seeds = [[100 * (curve.accuracy[number] or 0.0) for curve in curves] for number in rounds]
+    seeds = [[100 * (curve.scores[number] or 0.0) for curve in curves] for number in rounds]
     sizes = [found.units(curves[0].wire_bytes[number]) for number in rounds]
     color, dashes = STYLES[row]
     means, lowest, highest = ([each(values) for values in seeds] for each in (statistics.fmean, min, max))

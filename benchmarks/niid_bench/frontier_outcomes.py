@@ -71,7 +71,7 @@ class Frontier(Outcomes):
 
     def differences(self, row: str, partition: str, rival: str = REFERENCE) -> dict[int, float]:
         """Final accuracy minus the rival's on the same seed, in points, for the seeds that both have run."""
-        ours, theirs = ({own.cell.seed: own.curve.final_accuracy for own in self.of(name, partition)} for name in (row, rival))
+        ours, theirs = ({own.cell.seed: own.curve.final_score for own in self.of(name, partition)} for name in (row, rival))
         pairs = {seed: (value, theirs.get(seed)) for seed, value in ours.items()}
         return {seed: 100 * (one - other) for seed, (one, other) in pairs.items() if one is not None and other is not None}
 
@@ -84,7 +84,7 @@ class Frontier(Outcomes):
 
     def units_to(self, row: str, partition: str, target: float) -> list[float | None]:
         """Units until each seed first reaches an accuracy."""
-        sizes = [cost_to_target(own.curve.accuracy, own.curve.wire_bytes, target) for own in self.of(row, partition)]
+        sizes = [cost_to_target(own.curve.scores, own.curve.wire_bytes, target) for own in self.of(row, partition)]
         return [None if size is None else self.units(size) for size in sizes]
 
     def times_fewer(self, row: str, partition: str, target: float) -> list[float] | None:
@@ -94,7 +94,7 @@ class Frontier(Outcomes):
         for own in self.of(row, partition):
             if own.cell.seed not in theirs:
                 continue
-            sizes = [cost_to_target(each.curve.accuracy, each.curve.wire_bytes, target) for each in (own, theirs[own.cell.seed])]
+            sizes = [cost_to_target(each.curve.scores, each.curve.wire_bytes, target) for each in (own, theirs[own.cell.seed])]
             if sizes[0] is None or sizes[1] is None:
                 return None
             found.append(sizes[1] / sizes[0])

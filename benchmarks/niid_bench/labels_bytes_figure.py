@@ -72,7 +72,7 @@ def _draw_row(panel: Any, found: LabelOutcomes, row: str, partition: str, look: 
         return
     rounds = range(min(len(curve.rounds) for curve in curves))
     sizes = [statistics.fmean(curve.wire_bytes[number] for curve in curves) / 1e6 for number in rounds]
-    seeds = [[100 * (curve.accuracy[number] or 0.0) for curve in curves] for number in rounds]
+    seeds = [[100 * (curve.scores[number] or 0.0) for curve in curves] for number in rounds]
     means, lowest, highest = ([each(values) for values in seeds] for each in (statistics.fmean, min, max))
     panel.plot(sizes, means, label=ROWS[row], **line_style(look, marked=False))
     panel.plot(sizes[-1:], means[-1:], marker="o", markersize=4, color=look.color, zorder=4)

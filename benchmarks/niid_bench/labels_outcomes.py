@@ -83,9 +83,9 @@ class LabelOutcomes:
         Args:
             rival_case: what is done to the rival's labels; as to the row's unless given.
         """
-        ours = {own.cell.seed: own.curve.final_accuracy for own in self.of(case, row, partition)}
+        ours = {own.cell.seed: own.curve.final_score for own in self.of(case, row, partition)}
         rivals = self.of(rival_case or case, rival, partition)
-        theirs = {own.cell.seed: own.curve.best_accuracy if at_best else own.curve.final_accuracy for own in rivals}
+        theirs = {own.cell.seed: own.curve.best_score if at_best else own.curve.final_score for own in rivals}
         pairs = {seed: (value, theirs.get(seed)) for seed, value in ours.items()}
         points = {seed: 100 * (one - other) for seed, (one, other) in pairs.items() if one is not None and other is not None}
         return Lead(rival, points) if points else None
@@ -133,5 +133,5 @@ def _at_the_end(values: Sequence[float | None]) -> float | None:
 
 def _accuracies_within(curve: Curve, wire_bytes: float) -> list[float]:
     """Of the evaluated rounds that end within so many bytes."""
-    pairs = zip(curve.accuracy, curve.wire_bytes, strict=True)
+    pairs = zip(curve.scores, curve.wire_bytes, strict=True)
     return [value for value, size in pairs if value is not None and size <= wire_bytes]

@@ -199,7 +199,7 @@ def no_collapse_target(found: LabelOutcomes, partitions: Sequence[str]) -> Targe
 
 
 def _has_collapsed(outcome: Outcome) -> bool:
-    final, best = outcome.curve.final_accuracy or 0.0, outcome.curve.best_accuracy or 0.0
+    final, best = outcome.curve.final_score or 0.0, outcome.curve.best_score or 0.0
     return final < max(COLLAPSED * best, AT_CHANCE)
 
 

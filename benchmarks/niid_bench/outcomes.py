@@ -74,10 +74,10 @@ class Outcomes:
         return spread(number(outcome.curve) for outcome in self.of(algorithm, partition))
 
     def final(self, algorithm: str, partition: str) -> Spread | None:
-        return self.spread(algorithm, partition, lambda curve: curve.final_accuracy)
+        return self.spread(algorithm, partition, lambda curve: curve.final_score)
 
     def best(self, algorithm: str, partition: str) -> Spread | None:
-        return self.spread(algorithm, partition, lambda curve: curve.best_accuracy)
+        return self.spread(algorithm, partition, lambda curve: curve.best_score)
 
     def budget(self, partition: str, cost: CostOf) -> float | None:
         """The least that a run of FedDKD spends; of its variants, the first that has run on the partition."""
@@ -98,8 +98,8 @@ class Outcomes:
     def to_target(self, algorithm: str, partition: str, target: float) -> tuple[int, Spread | None, Spread | None]:
         """How many seeds reach an accuracy; rounds and bytes until then if all do."""
         curves = [outcome.curve for outcome in self.of(algorithm, partition)]
-        rounds = [cost_to_target(curve.accuracy, curve.rounds, target) for curve in curves]
-        wire_bytes = [cost_to_target(curve.accuracy, curve.wire_bytes, target) for curve in curves]
+        rounds = [cost_to_target(curve.scores, curve.rounds, target) for curve in curves]
+        wire_bytes = [cost_to_target(curve.scores, curve.wire_bytes, target) for curve in curves]
         return sum(number is not None for number in rounds), spread(rounds), spread(wire_bytes)
 
     def others(self, partition: str) -> list[str]:
@@ -115,5 +115,5 @@ class Outcomes:
 
 def accuracy_within(curve: Curve, cost: CostOf, budget: float) -> float | None:
     """Of the last round whose cumulative cost is within the budget."""
-    reading = reading_within(curve.accuracy, cost(curve), budget)
-    return reading.accuracy if reading else None
+    reading = reading_within(curve.scores, cost(curve), budget)
+    return reading.score if reading else None

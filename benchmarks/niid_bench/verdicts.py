@@ -117,6 +117,4 @@ def _lowest(name: str, outcomes: Outcomes) -> Iterator[str]:
 def _finals(name: str, outcomes: Outcomes) -> dict[tuple[str, int], float]:
     """Final accuracy of an algorithm's runs by partition and seed."""
     own = (outcome for outcome in outcomes.all if outcome.cell.algorithm == name)
-    return {
-        (outcome.cell.partition, outcome.cell.seed): accuracy for outcome in own if (accuracy := outcome.curve.final_accuracy) is not None
-    }
+    return {(outcome.cell.partition, outcome.cell.seed): accuracy for outcome in own if (accuracy := outcome.curve.final_score) is not None}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-FIRST = ("round", "attempt", "exchange", "step", "accuracy", "loss")
+FIRST = ("round", "attempt", "exchange", "step", "accuracy", "loss", "scores")
 """Fields that a row begins with."""
 
 Status = Literal["running", "dead", "paused", "finished"]
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def summary(self) -> Summary:
-        """The content of `summary.json`: accuracy, bytes, time, versions.
+        """The content of `summary.json`: metrics, bytes, time, versions.
 
         Raises:
             StateError: the run is not finished, so there is none.
@@ -110,7 +110,10 @@ class Run:
         return [_row(line) for line in self._record.exchanges]
 
     def to_pandas(self, rows: Literal["rounds", "exchanges"] = "rounds") -> pd.DataFrame:
-        """Return `rounds` or `exchanges` as a pandas data frame; each metric is a column `metrics.NAME`.
+        """Return `rounds` or `exchanges` as a pandas data frame.
+
+        Each metric of the task is a column `scores.NAME`, or `client_scores.NAME` on what the clients hold
+        out, and each other number a column `metrics.NAME`.
 
         Raises:
             ConfigError: pandas is not installed, or `rows` is something else.
@@ -195,14 +198,14 @@ class Run:
 
     def _headlines(self) -> list[tuple[str, str]]:
         """Name what one wants to know first, for a person."""
-        rounds, accuracies = self._record.rounds, self._record.accuracy
+        rounds, scores, metric = self._record.rounds, self._record.scores, self._record.metric
         found = [
             ("status", "finished" if self._record.summary is not None else "not finished"),
             ("algorithm", self.config.algorithm.name),
             ("rounds", f"{len(rounds)} of {self.config.rounds}"),
         ]
-        if accuracies:
-            found.append(("accuracy", f"{accuracies[-1]:.2%} (best {max(accuracies):.2%})"))
+        if (best := metric.best(scores)) is not None:
+            found.append((metric.title, f"{metric.text(scores[-1])} (best {metric.text(best)})"))
         if rounds:
             found.append(("bytes on the wire", f"{rounds[-1].cumulative_wire_bytes / 1e6:.2f} MB"))
             found.append(("time", f"{sum(line.seconds for line in rounds):.1f} s"))
@@ -225,8 +228,9 @@ def _row(line: Line) -> dict[str, Any]:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = {f"metrics.{name}": value for name, value in row["metrics"].items()}
-    return {name: value for name, value in row.items() if name != "metrics"} | metrics
+    groups = [name for name in ("scores", "client_scores", "metrics") if name in row]
+    flat = {f"{group}.{name}": value for group in groups for name, value in row[group].items()}
+    return {name: value for name, value in row.items() if name not in groups} | flat
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

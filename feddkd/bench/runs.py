@@ -116,12 +116,14 @@ def delivery_bytes(folder: RunFolder) -> int:
 
 def read_curve(folder: RunFolder) -> Curve:
     """Read how good the model of each round is, and what had been spent by then."""
+    metric = folder.metric
     return Curve(
-        accuracy=[line.accuracy for line in folder.rounds],
+        scores=[line.score(metric.name) for line in folder.rounds],
         wire_bytes=[line.cumulative_wire_bytes for line in folder.rounds],
         # Records that are older than this field have 0.
         gradient_evaluations=list(itertools.accumulate(line.gradient_evaluations or 0 for line in folder.rounds)),
         seconds=[round(seconds, 3) for seconds in itertools.accumulate(line.seconds for line in folder.rounds)],
+        metric=metric,
     )
 
 

@@ -17,7 +17,8 @@ from feddkd.algorithms.fedavg import FedAvgConfig
 from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.bench.runs import Job, delivery_bytes, differences, read_curve
 from feddkd.bench.verdict import verdicts
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
+from feddkd.config.main_metric import metric_difference
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
 from feddkd.observability.budgets import Cost, Curve, Reading, Spread, common_budget, cost_to_target, reading_within, spread
@@ -93,6 +94,8 @@ def make_rows(configs: Sequence[tuple[str, Config]], *, baselines: bool = True) 
 def _check_comparable(configs: Sequence[tuple[str, Config]]) -> None:
     (first_label, first), *others = configs
     for label, config in others:
+        if (found := metric_difference(config, first)) is not None:
+            raise ConfigError(f"{label} and {first_label} cannot be compared: {found}")
         for key, here, there in differences(config, first):
             if key.startswith(SHARED_TABLES) and key not in MAY_DIFFER:
                 raise ConfigError(f"{label} and {first_label} cannot be compared: {key} = {here!r} in one, {there!r} in the other")
@@ -152,8 +155,13 @@ Runs = Mapping[str, Sequence[Run]]
 """The runs of every row by its label, one for each seed."""
 
 
-def results(rows: Sequence[Row], runs: Runs, target: float) -> dict[str, Any]:
-    """Everything the comparison says, ready for JSON: numbers that do not exist are None."""
+def results(rows: Sequence[Row], runs: Runs, target: float | None) -> dict[str, Any]:
+    """Everything the comparison says, ready for JSON: numbers that do not exist are None.
+
+    Args:
+        target: the level of the metric whose cost is stated; None for none.
+    """
+    metric = MainMetric.of(rows[0].config)
     longest = [row for row in rows if not row.reads_another_run]
     longer = {row.source.label for row in rows if row.source is not None}
     seeds = [run.seed for run in runs[rows[0].label]]
@@ -162,27 +170,30 @@ def results(rows: Sequence[Row], runs: Runs, target: float) -> dict[str, Any]:
     at_bytes = _at_budget(longest, runs, lambda curve: curve.wire_bytes, HEADER_TOLERANCE)
     return {
         "seeds": seeds,
-        "target_accuracy": target,
+        "metric": metric.name,
+        "minimised": metric.minimised,
+        f"target_{metric.code}": target,
         "summary": {row.label: _summary(row, runs[row.label]) for row in rows},
         "verdicts": {
             "of": at_bytes["anchor"],
-            "equal_rounds": verdicts(at_rounds, at_rounds["anchor"], len(seeds)),
-            "equal_wire_bytes": verdicts(at_bytes, at_bytes["anchor"], len(seeds)),
+            "equal_rounds": verdicts(at_rounds, at_rounds["anchor"], len(seeds), metric),
+            "equal_wire_bytes": verdicts(at_bytes, at_bytes["anchor"], len(seeds), metric),
         },
         "equal_rounds": at_rounds,
         "equal_wire_bytes": at_bytes,
         "equal_gradient_evaluations": _at_budget(longest, runs, lambda curve: curve.gradient_evaluations),
-        "to_target": {row.label: _to_target(runs[row.label], target) for row in longest},
+        "to_target": {row.label: _to_target(runs[row.label], target) for row in longest} if target is not None else {},
         "runs": [_run(row, run) for row in rows for run in runs[row.label]],
     }
 
 
 def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
+    code = MainMetric.of(row.config).code
     return {
         "algorithm": row.config.algorithm.name,
         "rounds": row.rounds,
-        "final_accuracy": _numbers(spread(run.curve.final_accuracy for run in runs)),
-        "best_accuracy": _numbers(spread(run.curve.best_accuracy for run in runs)),
+        f"final_{code}": _numbers(spread(run.curve.final_score for run in runs)),
+        f"best_{code}": _numbers(spread(run.curve.best_score for run in runs)),
         "wire_bytes": _numbers(spread(run.curve.wire_bytes[-1] for run in runs)),
         "gradient_evaluations": _numbers(spread(run.curve.gradient_evaluations[-1] for run in runs)),
         "seconds": _numbers(spread(run.curve.seconds[-1] for run in runs)),
@@ -191,13 +202,13 @@ def _summary(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence[Cost]], tolerance: float = 0.0) -> dict[str, Any]:
-    """Every row's accuracy at what the first FedDKD row spends, or the first row where there is none of FedDKD.
+    """Every row's metric at what the first FedDKD row spends, or the first row where there is none of FedDKD.
 
     Also the share of it that a row spends before it ends.
 
     A row that ends before the budget is spent could have gone on, so it is compared only by its share.
     A run whose cost is 0 at its end was not counted (an algorithm of the user's own may leave gradient
-    evaluations out), and has no accuracy here.
+    evaluations out), and has no value here.
 
     Args:
         tolerance: relative; by so much a row may be over the budget.
@@ -207,11 +218,11 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
     table = {}
     for row in rows:
         readings: list[Reading | None] = [
-            reading_within(run.curve.accuracy, cost(run.curve), budget * (1 + tolerance)) if cost(run.curve)[-1] else None
+            reading_within(run.curve.scores, cost(run.curve), budget * (1 + tolerance)) if cost(run.curve)[-1] else None
             for run in runs[row.label]
         ]
         table[row.label] = {
-            "accuracy": _numbers(spread(reading.accuracy if reading else None for reading in readings)),
+            MainMetric.of(row.config).code: _numbers(spread(reading.score if reading else None for reading in readings)),
             "rounds": [reading.round if reading else None for reading in readings],
             "share_spent": round(min(1.0, *(cost(run.curve)[-1] / budget if budget else 1.0 for run in runs[row.label])), 4),
         }
@@ -221,7 +232,7 @@ def _at_budget(rows: Sequence[Row], runs: Runs, cost: Callable[[Curve], Sequence
 def _to_target(runs: Sequence[Run], target: float) -> dict[str, Any]:
     """Costs of the first round at the target; a mean only if every seed got there."""
     costs = {
-        name: [cost_to_target(run.curve.accuracy, getattr(run.curve, name), target) for run in runs]
+        name: [cost_to_target(run.curve.scores, getattr(run.curve, name), target, run.curve.metric) for run in runs]
         for name in ("rounds", "wire_bytes", "seconds")
     }
     reached = sum(number is not None for number in costs["rounds"])
@@ -229,15 +240,15 @@ def _to_target(runs: Sequence[Run], target: float) -> dict[str, Any]:
 
 
 def _run(row: Row, run: Run) -> dict[str, Any]:
-    seconds = [0.0, *run.curve.seconds]
+    seconds, code = [0.0, *run.curve.seconds], run.curve.metric.code
     return {
         "algorithm": row.label,
         "seed": run.seed,
-        "final_accuracy": run.curve.final_accuracy,
-        "best_accuracy": run.curve.best_accuracy,
+        f"final_{code}": run.curve.final_score,
+        f"best_{code}": run.curve.best_score,
         "seconds": run.curve.seconds[-1],
         "model_sha256": run.model_sha256,
-        "accuracy": list(run.curve.accuracy),
+        code: list(run.curve.scores),
         "cumulative_wire_bytes": list(run.curve.wire_bytes),
         "cumulative_gradient_evaluations": list(run.curve.gradient_evaluations),
         "round_seconds": [round(end - start, 3) for start, end in itertools.pairwise(seconds)],

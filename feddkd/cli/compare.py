@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,9 +17,13 @@ from feddkd.cli.options import Json, Overrides, Verbose, check_can_save, save_te
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
 from feddkd.cli.report import PAGE, report_of
 from feddkd.cli.run import EngineChoice
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
+from feddkd.errors import ConfigError
 
 DEFAULT_SEEDS = (0, 1, 2)
+
+DEFAULT_TARGET = 0.9
+"""Of a metric that is a share of 1."""
 
 
 def compare(
@@ -31,7 +36,12 @@ def compare(
         Path | None, typer.Option("--out", metavar="DIR", help="Records of the runs; default: runs/compare-CONFIG...", show_default=False)
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; default: one a core.", show_default=False)] = None,
-    target: Annotated[float, typer.Option(min=0, max=1, help="Accuracy whose cost is reported.")] = 0.9,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Level of task.metric whose cost is reported; default: 0.9 for a share of 1, such as accuracy.", show_default=False
+        ),
+    ] = None,
     engine: Annotated[
         EngineChoice, typer.Option(help="How exchanges are carried out; both give the same models.")
     ] = EngineChoice.IN_PROCESS,
@@ -70,11 +80,12 @@ def compare(
     from feddkd.report.table_files import TABLES
 
     rows = make_rows(loaded, baselines=baselines)
+    level = _target(target, rows[0].config)
     folder = out or Path("runs") / "-".join(["compare", *(path.stem for path in configs or [])])
     workers = jobs or os.cpu_count() or 1
     each_seed = list(dict.fromkeys(seeds or DEFAULT_SEEDS))
     with interruptible(f"finished runs are kept in {folder}/; the same command goes on"):
-        comparison = compared(rows, each_seed, folder, engine.value, workers, target)
+        comparison = compared(rows, each_seed, folder, engine.value, workers, level)
     tables = (folder / PAGE).with_suffix("") / TABLES
     comparison.write_tables(tables)
     if save is not None:
@@ -102,6 +113,16 @@ def _load(paths: Sequence[Path], overrides: Iterable[str]) -> list[tuple[str, Co
         config = Config.load(None, overrides)
         return [(config.algorithm.name, config)]
     return [(path.stem, Config.load(path, overrides)) for path in paths]
+
+
+def _target(given: float | None, config: Config) -> float | None:
+    """Return the level whose cost is reported; None for none. Raises ConfigError."""
+    metric = MainMetric.of(config)
+    if given is None:
+        return DEFAULT_TARGET if metric.is_share and not metric.minimised else None
+    if not math.isfinite(given) or (metric.is_share and not 0 <= given <= 1):
+        raise ConfigError(f"--target {given:g}: the {metric.title} of a model {'lies between 0 and 1' if metric.is_share else 'is finite'}")
+    return given
 
 
 def _as_text(document: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from feddkd.cli.compare_progress import CompareProgress
 from feddkd.cli.comparison_tables import comparison_tables
 from feddkd.cli.output import error_console, note
 from feddkd.cli.report import PAGE, report_command
+from feddkd.config import MainMetric
 from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, FedDKDError, RunError
 from feddkd.observability.first_rounds import first_rounds
@@ -34,7 +35,7 @@ class Comparison:
         document: everything, for JSON.
         names: what a person calls each row, by its label in the document.
         notes: for a person.
-        frontier: what accuracy costs in bytes; None where too little was evaluated.
+        frontier: what a good model costs in bytes; None where too little was evaluated.
         records: of the runs of every row; a row that is read from a longer run has its first rounds.
     """
 
@@ -68,7 +69,7 @@ def compared(
     folder: Path,
     engine: EngineName,
     workers: int,
-    target: float,
+    target: float | None,
 ) -> Comparison:
     """Run what is not complete in `folder`, and compare.
 
@@ -106,14 +107,14 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _frontier(rows: Sequence[Row], names: Mapping[str, str], runs: Runs, records: Sequence[RunFolder]) -> Frontier | None:
-    """What accuracy costs in bytes; FedAvg's shorter rows are the first rounds of its longest one."""
+    """What a good model costs in bytes; FedAvg's shorter rows are the first rounds of its longest one."""
     tracks = []
     for row in rows:
         curves = [run.curve for run in runs[row.label]]
-        walks = [Walk.of(curve.wire_bytes, curve.accuracy) for curve in curves]
-        if not row.reads_another_run and all(walk.accuracy for walk in walks):
+        walks = [Walk.of(curve.wire_bytes, curve.scores) for curve in curves]
+        if not row.reads_another_run and all(walk.scores for walk in walks):
             name = Name(names[row.label], row.label)
-            tracks.append(Track.of(name, method_of(row.config), walks))
+            tracks.append(Track.of(name, method_of(row.config), walks, MainMetric.of(row.config)))
     return Frontier.of(tracks, fedavg_round_bytes(records)) if tracks else None
 
 

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feddkd.bench.verdict import ENDED_EARLY
+from feddkd.bench.verdict import ENDED_EARLY, lead_field
+from feddkd.config import ACCURACY, MainMetric
 from feddkd.observability.budgets import Spread
 from feddkd.report import units
 from feddkd.report.frontier import Frontier
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.table import Data, Table, Value, best_cells
-from feddkd.report.tables import BEST, BYTES, EVALUATIONS, FINAL, accuracy_caption, accuracy_text, best_accuracies, spread_values
+from feddkd.report.tables import BYTES, EVALUATIONS, MOMENTS, best_scores, score_caption, score_headers, score_text, spread_values
 from feddkd.report.tables import COSTS as COSTS_CAPTION
 
 Numbers = Mapping[str, float | None] | None
 
 NONE = "-"
 EARLY = "*"
-
-SPREAD = ("mean", "sample_deviation", "min", "max")
 
 COSTS = ("wire_bytes", "seconds", "gradient_evaluations")
 
@@ -50,77 +49,84 @@ def comparison_tables(document: Mapping[str, Any], names: Mapping[str, str], fro
         short: for a terminal of 80 columns.
     """
     labels = Labels(names)
+    metric = MainMetric(document.get("metric", ACCURACY.name), document.get("minimised", False))
     return [
-        _whole_runs(document, labels, short=short),
-        _verdict(document["verdicts"], labels, len(document["seeds"])),
-        _equal_budgets(document, labels),
-        _to_target(document, labels),
+        _whole_runs(document, labels, metric, short=short),
+        _verdict(document["verdicts"], labels, len(document["seeds"]), metric),
+        _equal_budgets(document, labels, metric),
+        *([_to_target(document, labels, metric)] if document["to_target"] else []),
         *([frontier_table(frontier, in_rounds=not short)] if frontier else []),
     ]
 
 
-def _whole_runs(document: Mapping[str, Any], labels: Labels, *, short: bool) -> Table:
+def _whole_runs(document: Mapping[str, Any], labels: Labels, metric: MainMetric, *, short: bool) -> Table:
     """Without gradient evaluations where there is little room."""
     summary, num_seeds = document["summary"], len(document["seeds"])
-    finals = [_spread(row["final_accuracy"], num_seeds) for row in summary.values()]
-    bests = [_spread(row["best_accuracy"], num_seeds) for row in summary.values()]
+    finals = [_spread(row[f"final_{metric.code}"], num_seeds) for row in summary.values()]
+    bests = [_spread(row[f"best_{metric.code}"], num_seeds) for row in summary.values()]
     rows: list[list[str]] = []
     values: list[list[Value]] = []
     for (label, row), final, best in zip(summary.items(), finals, bests, strict=True):
         wire_bytes, seconds, evaluations = (row[cost]["mean"] for cost in COSTS)
-        texts = [accuracy_text(final), accuracy_text(best), units.size(wire_bytes)]
+        texts = [score_text(final, metric), score_text(best, metric), units.size(wire_bytes)]
         texts += [units.duration(seconds), *([] if short else [units.count(evaluations)])]
         rows.append([labels[label], str(row["rounds"]), *texts])
         numbers = [*spread_values(final), *spread_values(best), wire_bytes, seconds, evaluations]
         values.append(labels.row(label, row["algorithm"], num_seeds, row["rounds"], *numbers))
-    header = ["configuration", "rounds", FINAL, BEST, BYTES, "time"]
+    header = ["configuration", "rounds", *score_headers(metric), BYTES, "time"]
     header += [] if short else [EVALUATIONS]
     fields = [
         *("configuration", "name", "algorithm", "n", "rounds"),
-        *(f"{which}_accuracy_{part}" for which in ("final", "best") for part in SPREAD),
+        *(f"{which}_{metric.code}_{part}" for which in ("final", "best") for part in MOMENTS),
         *(f"{cost}_mean" for cost in COSTS),
     ]
-    strong = frozenset({*best_accuracies(2, finals), *best_accuracies(3, bests)})
+    strong = frozenset({*best_scores(2, finals, metric), *best_scores(3, bests, metric)})
     seeds = ", ".join(map(str, document["seeds"]))
     title = f"Whole runs, seed{'s' if num_seeds > 1 else ''} {seeds} (n = {num_seeds})"
-    caption = f"{accuracy_caption([num_seeds])} {COSTS_CAPTION}"
+    caption = f"{score_caption([num_seeds], metric)} {COSTS_CAPTION}"
     return Table(header, rows, [], strong, caption, Data(fields, values), "comparison", title)
 
 
-def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int) -> Table:
+def _verdict(found: Mapping[str, Any], labels: Labels, num_seeds: int, metric: MainMetric) -> Table:
     of = found["of"]
     at_rounds, at_bytes = found["equal_rounds"], found["equal_wire_bytes"]
     labels_of = list(dict.fromkeys([*at_rounds, *at_bytes]))
     found_of = {label: (at_rounds.get(label), at_bytes.get(label)) for label in labels_of}
-    rows = [[labels[label], *map(_verdict_text, both)] for label, both in found_of.items()]
-    values = [labels.row(label, of, *(value for own in both for value in _verdict_values(own))) for label, both in found_of.items()]
-    parts = [f"{budget}_{part}" for budget in BUDGETS[:2] for part in ("outcome", "points")]
+    rows = [[labels[label], *(_verdict_text(own, metric) for own in both)] for label, both in found_of.items()]
+    values = [labels.row(label, of, *(value for own in both for value in _verdict_values(own, metric))) for label, both in found_of.items()]
+    parts = [f"{budget}_{part}" for budget in BUDGETS[:2] for part in ("outcome", lead_field(metric))]
     data = Data(["configuration", "name", "of", *parts], values)
     header = [f"{labels[of]} against", "at equal rounds", "at equal bytes"]
-    return Table(header, rows, [], caption=_verdict_caption(num_seeds), data=data, name="verdict", title="Verdict")
+    return Table(header, rows, [], caption=_verdict_caption(num_seeds, metric), data=data, name="verdict", title="Verdict")
 
 
-def _verdict_caption(num_seeds: int) -> str:
+def _verdict_caption(num_seeds: int, metric: MainMetric) -> str:
+    """Say what the outcomes mean, and what the numbers beside them are."""
     if num_seeds < 2:
-        return "Points of accuracy. One seed decides nothing: give --seeds several times."
-    return (
-        "Ahead, behind: every run of one is above every run of the other; level: neither. "
-        f"In points of mean accuracy over n = {num_seeds} runs."
+        what = f"Points of {metric.title}" if metric.is_share else f"Beside it the lead in {metric.title}, positive where it is better"
+        return f"{what}. One seed decides nothing: give --seeds several times."
+    which = "below" if metric.minimised else "above"
+    what = (
+        f"In points of mean {metric.title}"
+        if metric.is_share
+        else f"Beside it the lead in mean {metric.title}, positive where it is better,"
     )
+    return f"Ahead, behind: every run of one is {which} every run of the other; level: neither. {what} over n = {num_seeds} runs."
 
 
-def _verdict_text(found: Mapping[str, Any] | None) -> str:
+def _verdict_text(found: Mapping[str, Any] | None, metric: MainMetric) -> str:
     if found is None:
         return NONE
-    points = "no round done" if found["points"] is None else f"{found['points']:+.2f}"
-    return f"{found['outcome']} ({points})"
+    lead = found[lead_field(metric)]
+    shown = "no round done" if lead is None else f"{lead:+.2f}" if metric.is_share else f"{lead:+.4g}"
+    return f"{found['outcome']} ({shown})"
 
 
-def _verdict_values(found: Mapping[str, Any] | None) -> list[Value]:
-    return [found["outcome"], found["points"]] if found else [None, None]
+def _verdict_values(found: Mapping[str, Any] | None, metric: MainMetric) -> list[Value]:
+    return [found["outcome"], found[lead_field(metric)]] if found else [None, None]
 
 
-def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
+def _equal_budgets(document: Mapping[str, Any], labels: Labels, metric: MainMetric) -> Table:
     """One row for each configuration, one column for each budget."""
     num_seeds = len(document["seeds"])
     budgets = [document[name] for name in BUDGETS]
@@ -131,16 +137,16 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
         f"{units.short_count(budgets[2]['budget'])} gradients",
     ]
     every = list(dict.fromkeys(label for budget in budgets for label in budget["rows"]))
-    columns = [_column(budget["rows"], every, num_seeds) for budget in budgets]
+    columns = [_column(budget["rows"], every, num_seeds, metric) for budget in budgets]
     texts = [[text for _, text in column] for column in columns]
     rows = [[labels[label], *cells] for label, *cells in zip(every, *texts, strict=True)]
     spreads = [[found for found, _ in column] for column in columns]
-    strong = {cell for number, own in enumerate(spreads, 1) for cell in best_accuracies(number, own)}
+    strong = {cell for number, own in enumerate(spreads, 1) for cell in best_scores(number, own, metric)}
     caption = "One run each (n = 1)." if num_seeds == 1 else f"Mean ± sample standard deviation over n = {num_seeds} runs."
     is_early = any(text.endswith(EARLY) for column in texts for text in column)
     said = [f"{EARLY} ended before it had spent the budget; more rounds would tell."] if is_early else []
     said += [_uncounted_caption([labels[label] for label in every if _is_uncounted(document["summary"][label])])]
-    fields = [f"{name}_accuracy_{part}" for name in BUDGETS for part in SPREAD]
+    fields = [f"{name}_{metric.code}_{part}" for name in BUDGETS for part in MOMENTS]
     data = Data(
         ["configuration", "name", *fields],
         [
@@ -148,7 +154,7 @@ def _equal_budgets(document: Mapping[str, Any], labels: Labels) -> Table:
             for label, *own in zip(every, *spreads, strict=True)
         ],
     )
-    title = "Accuracy (%) at equal budgets"
+    title = f"{metric.heading}{metric.unit} at equal budgets"
     return Table(header, rows, [], frozenset(strong), " ".join(filter(None, [caption, *said])), data, "equal_budgets", title)
 
 
@@ -163,18 +169,18 @@ def _uncounted_caption(names: Sequence[str]) -> str:
     return f"Nothing at equal gradients for {', '.join(names)}: its client side sets no gradient_evaluations in its Reply."
 
 
-def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int) -> list[tuple[Spread | None, str]]:
+def _column(rows: Mapping[str, Any], every: Sequence[str], num_seeds: int, metric: MainMetric) -> list[tuple[Spread | None, str]]:
     found = []
     for label in every:
         row = rows.get(label)
-        spread = _spread(row["accuracy"], num_seeds) if row else None
+        spread = _spread(row[metric.code], num_seeds) if row else None
         early = EARLY if row and row["share_spent"] < ENDED_EARLY else ""
-        found.append((spread, accuracy_text(spread) + early if spread else NONE))
+        found.append((spread, score_text(spread, metric) + early if spread else NONE))
     return found
 
 
-def _to_target(document: Mapping[str, Any], labels: Labels) -> Table:
-    """What each configuration spends until it reaches the accuracy."""
+def _to_target(document: Mapping[str, Any], labels: Labels, metric: MainMetric) -> Table:
+    """What each configuration spends until it reaches the target."""
     to_target, num_seeds = document["to_target"], len(document["seeds"])
     costs = {"rounds": "{:.1f}".format, "wire_bytes": units.size, "seconds": units.duration}
     rows: list[list[str]] = []
@@ -194,8 +200,9 @@ def _to_target(document: Mapping[str, Any], labels: Labels) -> Table:
     header = ["configuration", "rounds", BYTES, "time"]
     data = Data(fields, values)
     of = f"mean over n = {num_seeds} runs" if num_seeds > 1 else "one run each (n = 1)"
-    caption = f"Spent in the rounds until the accuracy is first reached; {of}." + (" Bold: the least." if strong else "")
-    title = f"To {document['target_accuracy']:.1%} accuracy"
+    caption = f"Spent in the rounds until the {metric.title} is first reached; {of}." + (" Bold: the least." if strong else "")
+    target = document[f"target_{metric.code}"]
+    title = f"To {target:.1%} {metric.title}" if metric.is_share else f"To {metric.title} {target:g}"
     return Table(header, rows, [], frozenset(strong), caption, data, "to_target", title)
 
 

@@ -16,7 +16,8 @@ from feddkd.algorithms import ALGORITHMS
 from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
 from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
 from feddkd.cli.run_table import RunTable, first_and_last
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
+from feddkd.config.main_metric import SHORT_TITLES
 from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
 from feddkd.scheduler.engine import Engine
@@ -72,7 +73,7 @@ class Clock(ProgressColumn):
 class ConsoleProgress(Observer):
     """Prints rounds as they complete; `step loss` is the mean loss of the round's first and last gradient step.
 
-    A round's row has the accuracy at the clients, which comes with the next broadcast. If the run pauses or
+    A round's row has the metric at the clients, which comes with the next broadcast. If the run pauses or
     stops before it, a line says what is known, and the row follows when the run goes on.
     """
 
@@ -83,6 +84,7 @@ class ConsoleProgress(Observer):
             resumed: what happened before `run_resumed` was in an earlier process, which has printed it.
         """
         self._config = config
+        self._metric = MainMetric.of(config)
         self._console = console
         self._rounds = config.rounds
         self._table = RunTable(config, console.width)
@@ -162,7 +164,10 @@ class ConsoleProgress(Observer):
         self._unevaluated, self._is_told = round_number, False
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
-        self._latest = f"test acc. {evaluation.accuracy:.1%}"
+        value = evaluation.score(self._metric.name)
+        if value is not None:
+            shown = f"{value:.1%}" if self._metric.is_share else self._metric.text(value)
+            self._latest = f"test {SHORT_TITLES.get(self._metric.name, self._metric.title)} {shown}"
         self._update(None)
 
     def round_failed(self, round_number: int, attempt: int, reason: str) -> None:

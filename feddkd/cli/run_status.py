@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from feddkd.cli.output import listed
 from feddkd.cli.run_place import RunPlace
-from feddkd.config import Config
+from feddkd.config import ACCURACY, Config, MainMetric
 from feddkd.config.toml import parse_toml
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, Marked, TrafficMark
 from feddkd.errors import ConfigError, StateError
@@ -44,6 +44,8 @@ class Progress:
         open_exchange: the one that was begun last, if it has no outcome yet. A run in one process does not tell.
         last_exchange: the last one that has an outcome.
         accuracy: of the last round that was evaluated.
+        metric: what decides which round is the best.
+        scores: all metrics of the last round that was evaluated, by name.
         seconds: that processes have worked on the run.
     """
 
@@ -56,6 +58,8 @@ class Progress:
     last_exchange: ExchangeId | None
     accuracy: float | None
     seconds: float
+    metric: MainMetric = ACCURACY
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,8 @@ def _progress(state: RunState, entries: Iterable[Entry], mark: Marked | None, co
         last_exchange=done[-1] if done else None,
         accuracy=last.accuracy if last is not None else None,
         seconds=state.elapsed_s,
+        metric=MainMetric.of(config),
+        scores=last.all_scores if last is not None else {},
     )
 
 

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from feddkd.algorithms import ALGORITHMS
 from feddkd.cli.output import short_size
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
+from feddkd.config.main_metric import SHORT_TITLES, title_of
 from feddkd.exchange import Evaluation
+from feddkd.report.units import shortened
 from feddkd.scheduler.records import RoundRecord
+from feddkd.text import shown_score
 
 INDENT = "  "
 WIDE_GAP, NARROW_GAP = 2, 1
 ARROW = " → "
 NOTHING = "-"
+HEAD_LETTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,19 @@ class RunTable:
 
 def _columns(config: Config) -> Iterator[Column]:
     """Every column that this configuration fills."""
-    rounds, has_test_set = config.rounds, config.data.test_set
+    rounds, has_test_set, metric = config.rounds, config.data.test_set, MainMetric.of(config)
     yield Column(("", "round"), max(5, 2 * len(str(rounds)) + 1), 0, lambda row: f"{row.record.round}/{rounds}")
     if has_test_set:
-        yield Column(("test", "acc."), 7, 0, lambda row: _percent(row.record.evaluation))
+        yield _score_column("test", metric.name, 0, lambda row: row.record.evaluation)
     if config.data.holdout:
-        yield Column(("client", "acc."), 7, 4 if has_test_set else 0, lambda row: _percent(row.record.client_evaluation))
+        yield _score_column("client", metric.name, 4 if has_test_set else 0, lambda row: row.record.client_evaluation)
     if has_test_set or config.data.holdout:
-        yield Column(("test" if has_test_set else "client", "loss"), 6, 1, lambda row: _loss_of(row.record.evaluation))
+        where = "test" if has_test_set else "client"
+        for name in metric.others:
+            if name != "loss":
+                yield _score_column(where, name, 1, lambda row: row.record.evaluation)
+        if metric.name != "loss":
+            yield Column((where, "loss"), 6, 1, lambda row: _loss_of(row.record.evaluation))
     if has_steps(config):
         yield Column(("step loss", "first → last"), 13, 3, lambda row: first_and_last(row.step_losses) or NOTHING)
     yield Column(("", "down"), 7, 2, lambda row: short_size(row.record.traffic.wire_bytes_down))
@@ -99,8 +108,16 @@ def has_steps(config: Config) -> bool:
     return algorithm is None or set(algorithm.exchanges(config)) != {"local_train"}
 
 
-def _percent(evaluation: Evaluation | None) -> str:
-    return f"{evaluation.accuracy:.2%}" if evaluation else NOTHING
+def _score_column(where: str, metric: str, keep: int, evaluation: Callable[[Row], Evaluation | None]) -> Column:
+    """The column of one metric."""
+
+    def cell(row: Row) -> str:
+        found = evaluation(row)
+        value = found.score(metric) if found else None
+        return NOTHING if value is None else shown_score(metric, value)
+
+    head = shortened(SHORT_TITLES.get(metric, title_of(metric)), HEAD_LETTERS)
+    return Column((where, head), max(7, len(head)), keep, cell)
 
 
 def _loss_of(evaluation: Evaluation | None) -> str:

@@ -9,9 +9,11 @@ from feddkd.algorithms.feddkd import TEACHER_ACCURACY
 from feddkd.cli.output import listed
 from feddkd.client.constants import HeldConstants
 from feddkd.client.work import TaskRunner
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
+from feddkd.config.main_metric import title_of
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
+from feddkd.text import shown_score
 
 
 class SiteProgress:
@@ -22,6 +24,7 @@ class SiteProgress:
 
     Attributes:
         final: how the final model did on what this site holds out; None if that is not known.
+        metric: of the task.
         model_sha256: of the final model, as the server prints it; empty before it came.
     """
 
@@ -39,6 +42,8 @@ class SiteProgress:
         self._teaches = teaches
         self.final: Evaluation | None = None
         self.model_sha256 = ""
+        self.metric = MainMetric.of(config)
+        self._received: Evaluation | None = None
         self._before: float | None = None
         self._after: float | None = None
         self._run_id = ""
@@ -84,6 +89,7 @@ class SiteProgress:
         if task.id.round != self._round or task.id.name == DELIVER:
             self._end_round(reply.evaluation)
             self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
+            self._received = reply.evaluation
             self._before, self._after = reply.evaluation.accuracy if reply.evaluation is not None else None, None
         self._after = reply.metrics.get(TEACHER_ACCURACY, self._after)
         self._exchanges += 1
@@ -97,7 +103,9 @@ class SiteProgress:
             return
         exchanges = "1 exchange" if self._exchanges == 1 else f"{self._exchanges} exchanges"
         took = f"{exchanges}, {time.monotonic() - self._began_s:.1f} s"
-        self._say(f"round {self._round} of {self._config.rounds}: {took}{in_words(evaluation, '; ')}{self._own_training}")
+        # Of accuracy, what this site's own training made of it is said instead.
+        found = in_words(evaluation, self.metric, "; ", None if self.metric.name == "accuracy" else self._received)
+        self._say(f"round {self._round} of {self._config.rounds}: {took}{found}{self._own_training}")
 
     @property
     def _own_training(self) -> str:
@@ -106,11 +114,23 @@ class SiteProgress:
             return ""
         if self._teaches:
             return f"; own network {self._after:.2%}"
-        return f"; own training {self._before:.2%} \N{RIGHTWARDS ARROW} {self._after:.2%}"
+        which = "" if self.metric.name == "accuracy" else "accuracy "
+        return f"; own training {which}{self._before:.2%} \N{RIGHTWARDS ARROW} {self._after:.2%}"
 
 
-def in_words(evaluation: Evaluation | None, before: str) -> str:
-    """How a model did on what the site holds out; empty where that is not known."""
-    if evaluation is None:
+def in_words(evaluation: Evaluation | None, metric: MainMetric, before: str, earlier: Evaluation | None = None) -> str:
+    """Say how a model did on what the site holds out; empty where that is not known.
+
+    Args:
+        metric: of the task.
+        before: the text begins with it.
+        earlier: of the model that the round began with, where that is to be said as well.
+    """
+    value = None if evaluation is None else evaluation.score(metric.name)
+    if evaluation is None or value is None:
         return ""
-    return f"{before}accuracy {evaluation.accuracy:.2%} ({evaluation.examples} held out)"
+    began = None if earlier is None else earlier.score(metric.name)
+    arrow = "" if began is None else f"{metric.text(began)} \N{RIGHTWARDS ARROW} "
+    others = [(name, evaluation.score(name)) for name in metric.others]
+    also = "".join(f", {title_of(name)} {shown_score(name, score)}" for name, score in others if score is not None)
+    return f"{before}{metric.title} {arrow}{metric.text(value)}{also} ({evaluation.examples} held out)"

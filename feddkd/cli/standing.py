@@ -114,7 +114,7 @@ class StandingSite:
             raise RunError(f"the run ended early: {farewell.reason}")
         if not worker.has_final_model(farewell.run_id):
             raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-        self._tell(f"{farewell.reason}{in_words(progress.final, '; final ')}")
+        self._tell(f"{farewell.reason}{in_words(progress.final, progress.metric, '; final ')}")
         if progress.model_sha256:
             self._tell(f"model sha256 {progress.model_sha256}")
         self._tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from feddkd.cli.options import Json, Verbose
 from feddkd.cli.output import LINE_LETTERS, WIDTH, counted_examples, listed, present, say, say_fields, size
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
-from feddkd.text import printable
+from feddkd.config.main_metric import title_of
+from feddkd.text import printable, shown_score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +68,8 @@ def as_object(found: RunStatus) -> dict[str, Any]:
         "open_exchange": _named(progress.open_exchange),
         "last_exchange": _named(progress.last_exchange),
         "accuracy": progress.accuracy,
+        "metric": progress.metric.name,
+        "scores": {name: value for name, value in progress.scores.items() if math.isfinite(value)},
         "seconds": progress.seconds,
         "wire_bytes_down": cost.traffic.wire_bytes_down,
         "wire_bytes_up": cost.traffic.wire_bytes_up,
@@ -101,8 +105,9 @@ def rows(found: RunStatus) -> Iterator[tuple[str, str]]:
     yield "run", f"{found.run_id}, {found.algorithm}: {_state(found)}" + (f" ({found.reason})" if found.reason else "")
     yield "round", _round(found)
     yield "exchange", _exchange(found)
-    if progress.accuracy is not None:
-        yield "accuracy", f"{progress.accuracy:.2%}"
+    for name in progress.metric.names:
+        if name in progress.scores:
+            yield title_of(name), shown_score(name, progress.scores[name])
     if waits := _waits(found):
         yield "waits for", waits
     yield "process", _process(found)

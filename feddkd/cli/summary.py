@@ -8,6 +8,8 @@ from typing import Any
 
 from feddkd.cli.output import counted_examples, error_console, listed, megabytes, note, say, say_fields, size, working
 from feddkd.cli.report import PAGE, report_of
+from feddkd.config.main_metric import title_of
+from feddkd.text import shown_score
 from feddkd.traffic import DIRECTIONS
 
 
@@ -55,22 +57,26 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         )
     if summary["stopped"]:
         rows.insert(0, ("stopped early", summary["stopped"]))
-    if summary["final_accuracy"] is not None:
-        rows.insert(
-            0,
-            (
-                "final accuracy",
-                f"{summary['final_accuracy']:.2%} {_which(summary)}",
-            ),
-        )
-    say_fields(rows)
+    say_fields([*_score_rows(summary), *rows])
+
+
+def _score_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """How good the final model is: the metric that decides, and then the others."""
+    metric, final = summary["metric"], summary["final_score"]
+    if final is None:
+        return []
+    rows = [(f"final {title_of(metric)}", f"{shown_score(metric, final)} {_which(summary)}")]
+    others = {name: value for name, value in summary["scores"].items() if name not in (metric, "loss") and value is not None}
+    if others:
+        rows.append(("other metrics", ", ".join(f"{title_of(name)} {shown_score(name, value)}" for name, value in others.items())))
+    return rows
 
 
 def _which(summary: dict[str, Any]) -> str:
     """Which round is delivered, if not the last, and how good the best one is."""
     if summary["delivered_round"] != summary["rounds"]:
         return f"(of round {summary['delivered_round']}, the best of {summary['rounds']})"
-    return f"(best {summary['best_accuracy']:.2%})"
+    return f"(best {shown_score(summary['metric'], summary['best_score'])})"
 
 
 def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

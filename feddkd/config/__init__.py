@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from feddkd.config.algorithm import AlgorithmConfig, AlgorithmTable, CustomAlgorithmConfig, CustomObjectiveConfig
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.data import DataConfig, PartitionConfig
+from feddkd.config.main_metric import ACCURACY, MainMetric
 from feddkd.config.named import NamedTable
 from feddkd.config.problems import describe, shortened
 from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
@@ -26,13 +27,15 @@ from feddkd.config.tables import (
     RuntimeConfig,
     TransportConfig,
 )
-from feddkd.config.task import SHARES, CustomTaskConfig, TaskConfig, TaskTable
+from feddkd.config.task import CustomTaskConfig, TaskConfig, TaskTable
 from feddkd.config.teacher import STUDENT, TeacherConfig
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.config.training import TrainingConfig
 from feddkd.errors import ConfigError
+from feddkd.text import SHARES
 
 __all__ = [
+    "ACCURACY",
     "STUDENT",
     "AggregationConfig",
     "AlgorithmConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "DKDConfig",
     "DataConfig",
     "ImportPath",
+    "MainMetric",
     "ModelConfig",
     "NamedTable",
     "PartitionConfig",

@@ -20,10 +20,6 @@ LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "mape"})
 """Metrics of which a smaller value is better; of all others a larger one is."""
 
 
-SHARES = frozenset({"accuracy", "balanced_accuracy", "precision", "recall", "f1", "auroc", "average_precision", "iou", "exact_match"})
-"""Metrics between 0 and 1."""
-
-
 class TaskTable(NamedTable):
     """What all tasks have in common."""
 

@@ -1,4 +1,4 @@
-"""Reads the accuracy of a run within a budget, and the cost of reaching an accuracy.
+"""Reads how good the model of a run is within a budget, and the cost of reaching a level.
 
 A budget is a cost of any kind: rounds, bytes on the wire, gradient evaluations, seconds.
 """
@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from feddkd.config import ACCURACY, MainMetric
+
 Cost = int | float
 
 
@@ -17,44 +19,47 @@ class Curve:
     """One run, round by round; all costs are cumulative, so no sequence of them ever falls.
 
     Attributes:
-        accuracy: of the global model after each round, None where it was not evaluated.
+        scores: the metric of the global model after each round, None where it was not evaluated.
         wire_bytes: both directions, all clients.
         gradient_evaluations: examples whose gradient a client computed, all clients.
         seconds: of the machine that ran it.
+        metric: what the scores are.
     """
 
-    accuracy: Sequence[float | None]
+    scores: Sequence[float | None]
     wire_bytes: Sequence[int]
     gradient_evaluations: Sequence[int]
     seconds: Sequence[float]
+    metric: MainMetric = ACCURACY
 
     @property
     def rounds(self) -> Sequence[int]:
-        return range(1, len(self.accuracy) + 1)
+        return range(1, len(self.scores) + 1)
 
     def first(self, rounds: int, delivery_bytes: int) -> Curve:
         """Return the curve of a run that ended after so many rounds and then delivered its model for `delivery_bytes`."""
-        if rounds == len(self.accuracy):
+        if rounds == len(self.scores):
             return self
         wire_bytes = list(self.wire_bytes[:rounds])
         wire_bytes[-1] += delivery_bytes
-        return Curve(self.accuracy[:rounds], wire_bytes, self.gradient_evaluations[:rounds], self.seconds[:rounds])
+        return Curve(self.scores[:rounds], wire_bytes, self.gradient_evaluations[:rounds], self.seconds[:rounds], self.metric)
 
     @property
-    def final_accuracy(self) -> float | None:
+    def final_score(self) -> float | None:
         """Of the last round that was evaluated."""
-        return next((value for value in reversed(self.accuracy) if value is not None), None)
+        return next((value for value in reversed(self.scores) if value is not None), None)
 
     @property
-    def best_accuracy(self) -> float | None:
-        return max((value for value in self.accuracy if value is not None), default=None)
+    def best_score(self) -> float | None:
+        """Of any round that was evaluated."""
+        return self.metric.best(value for value in self.scores if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The accuracy of a run at a budget, and the round it was read at."""
+    """The metric of a run's model at a budget, and the round it was read at."""
 
-    accuracy: float
+    score: float
     round: int
 
 
@@ -73,10 +78,10 @@ class Spread:
     count: int
 
 
-def reading_within(accuracy: Sequence[float | None], cost: Sequence[Cost], budget: Cost) -> Reading | None:
+def reading_within(scores: Sequence[float | None], cost: Sequence[Cost], budget: Cost) -> Reading | None:
     """Return the last evaluated round whose cumulative cost is within the budget; None if there is none."""
     found = None
-    for number, (value, spent) in enumerate(zip(accuracy, cost, strict=True), start=1):
+    for number, (value, spent) in enumerate(zip(scores, cost, strict=True), start=1):
         if spent > budget:
             break
         if value is not None:
@@ -84,14 +89,14 @@ def reading_within(accuracy: Sequence[float | None], cost: Sequence[Cost], budge
     return found
 
 
-def round_of_target(accuracy: Sequence[float | None], target: float) -> int | None:
-    """Return the first round with at least the target accuracy, counted from 1; None if no round has it."""
-    return next((number for number, value in enumerate(accuracy, start=1) if value is not None and value >= target), None)
+def round_of_target(scores: Sequence[float | None], target: float, metric: MainMetric = ACCURACY) -> int | None:
+    """Return the first round that is as good as the target or better, counted from 1; None if no round is."""
+    return next((number for number, value in enumerate(scores, start=1) if value is not None and metric.reaches(value, target)), None)
 
 
-def cost_to_target(accuracy: Sequence[float | None], cost: Sequence[Cost], target: float) -> Cost | None:
-    """Return the cumulative cost of the first round with at least the target accuracy; None if no round has it."""
-    number = round_of_target(accuracy, target)
+def cost_to_target(scores: Sequence[float | None], cost: Sequence[Cost], target: float, metric: MainMetric = ACCURACY) -> Cost | None:
+    """Return the cumulative cost of the first round that is as good as the target or better; None if no round is."""
+    number = round_of_target(scores, target, metric)
     return None if number is None else cost[number - 1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from feddkd.config import MainMetric
 from feddkd.exchange import DELIVER
 from feddkd.observability.record_lines import ExchangeLine, RoundLine, Summary
 from feddkd.observability.run_folder import RunFolder
@@ -30,7 +31,7 @@ def first_rounds(run: RunFolder, rounds: int) -> RunFolder:
         config=run.config.model_copy(update={"rounds": rounds}),
         rounds=lines,
         exchanges=[*kept, *delivered],
-        summary=run.summary and _summary(run.summary, lines),
+        summary=run.summary and _summary(run.summary, lines, run.metric),
     )
 
 
@@ -46,14 +47,19 @@ def _with_delivery(last: RoundLine, delivered: Sequence[ExchangeLine]) -> RoundL
     )
 
 
-def _summary(whole: Summary, lines: Sequence[RoundLine]) -> Summary:
+def _summary(whole: Summary, lines: Sequence[RoundLine], metric: MainMetric) -> Summary:
     """What the rounds add up to, beside what does not depend on their number."""
     accuracy = [line.accuracy for line in lines if line.accuracy is not None]
+    scores = [score for line in lines if (score := line.score(metric.name)) is not None]
     return Summary(
         algorithm=whole.algorithm,
         rounds=len(lines),
         final_accuracy=accuracy[-1] if accuracy else None,
         best_accuracy=max(accuracy, default=None),
+        metric=metric.name,
+        final_score=scores[-1] if scores else None,
+        best_score=metric.best(scores),
+        scores=next((line.scores for line in reversed(lines) if line.scores), {}),
         total_wire_bytes_down=sum(line.wire_bytes_down for line in lines) + whole.other_wire_bytes_down,
         total_wire_bytes_up=sum(line.wire_bytes_up for line in lines) + whole.other_wire_bytes_up,
         other_wire_bytes_down=whole.other_wire_bytes_down,

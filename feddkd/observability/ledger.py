@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
 from feddkd.durable import write_durably
 from feddkd.errors import StateError
 from feddkd.exchange import Evaluation, ExampleCounts
@@ -156,6 +156,7 @@ def round_line(record: RoundRecord) -> dict[str, Any]:
         "time": utc_time(record.done_s),
         "accuracy": record.evaluation.accuracy if record.evaluation else None,
         "loss": _finite(record.evaluation.loss) if record.evaluation else None,
+        "scores": _scores(record.evaluation),
         **_client_evaluation(record.client_evaluation),
         **_byte_counts(record.traffic),
         **_lost(record.lost),
@@ -176,14 +177,19 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
 
     `total_wire_bytes_*` cover everything that crossed the network; the part that belongs to no exchange
     (joining, late answers, farewells) is in `other_wire_bytes_*` as well. `exchanges` has the bytes of the
-    exchanges by their name.
+    exchanges by their name. `metric` is the one that decides which round is the best; `final_score` and
+    `best_score` are its values, and `scores` has all metrics of the final model.
     """
-    shares = config.scheduler.share_client_metrics
+    shares, metric = config.scheduler.share_client_metrics, MainMetric.of(config).name
     return {
         "algorithm": config.algorithm.name,
         "rounds": record.rounds,
         "final_accuracy": record.final_evaluation.accuracy if record.final_evaluation else None,
         "best_accuracy": record.best_accuracy,
+        "metric": metric,
+        "final_score": _score(record.final_evaluation, metric),
+        "best_score": _score(record.best_evaluation, metric),
+        "scores": _scores(record.final_evaluation),
         "best_round": record.best_round,
         "delivered_round": record.rounds if record.delivered_round is None else record.delivered_round,
         "stopped": record.stopped,
@@ -238,13 +244,23 @@ def _tensor_bytes(traffic: Traffic) -> dict[str, int]:
     }
 
 
-def _client_evaluation(evaluation: Evaluation | None) -> dict[str, float | int | None]:
+def _client_evaluation(evaluation: Evaluation | None) -> dict[str, Any]:
     """On what the clients hold out: in an exchange, of the model it broadcast; in a round, of the round's model."""
     return {
         "client_examples": evaluation.examples if evaluation else None,
         "client_accuracy": evaluation.accuracy if evaluation else None,
         "client_loss": _finite(evaluation.loss) if evaluation else None,
+        "client_scores": _scores(evaluation),
     }
+
+
+def _scores(evaluation: Evaluation | None) -> dict[str, float | None]:
+    """Every metric of an evaluation by its name, accuracy and loss included."""
+    return _finite_metrics(evaluation.all_scores) if evaluation else {}
+
+
+def _score(evaluation: Evaluation | None, metric: str) -> float | None:
+    return _finite(evaluation.score(metric)) if evaluation else None
 
 
 def _finite(value: float | None) -> float | None:

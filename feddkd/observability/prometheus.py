@@ -45,7 +45,7 @@ class PrometheusMetrics(Observer):
         self._run = RunMetrics(self.registry, config)
         self._communication = CommunicationMetrics(self.registry, exchanges)
         self._learning = LearningMetrics(self.registry, config)
-        self._sites = SiteMetrics(self.registry)
+        self._sites = SiteMetrics(self.registry, config)
 
     def serve(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Answer scrapes over HTTP, on a thread of its own, until the server is closed.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from feddkd.config.problems import shortened
-from feddkd.text import printable
+from feddkd.text import SHARES, printable
 
 LARGEST = 1e100
 """A greater loss or metric is left out: sums of such numbers and axes for them overflow."""
@@ -25,7 +25,13 @@ MOST_CLIENTS = 1000
 """Numbers of single clients are left out where there are more."""
 
 SITE_NUMBERS = ("teacher_accuracy", "client_accuracy", "label_disagreement", "loss", "client_loss", "client_examples", "seconds")
-"""The numbers that are recorded for each client; others are left out. The first three lie between 0 and 1."""
+"""The numbers that are recorded for each client. The first three lie between 0 and 1, the others are not negative."""
+
+OF_CLIENT = "client_"
+"""What the name of a metric begins with that was measured on what one client holds out."""
+
+MOST_SITE_NUMBERS = 100
+"""Names of numbers that are recorded for each client; more are left out."""
 
 MOST_CLASSES = 10_000
 """Per-class accuracies of more classes are left out."""
@@ -56,7 +62,9 @@ def _by_client(value: Any) -> Any:
     """Only known numbers of a bounded number of clients, where they are in range; clients choose their values."""
     if not isinstance(value, Mapping):
         return value if value is not None else {}
-    found = {name: _site_numbers(name, value.get(name)) for name in SITE_NUMBERS}
+    scores = [name for name in value if name.startswith(OF_CLIENT) and name not in SITE_NUMBERS]
+    names = (*SITE_NUMBERS, *scores[:MOST_SITE_NUMBERS])
+    found = {name: _site_numbers(name, value.get(name)) for name in names if len(name) <= LONGEST_NAME}
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
@@ -64,7 +72,8 @@ def _site_numbers(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping) or len(value) > MOST_CLIENTS:
         return {}
     largest = 1 if name in SITE_NUMBERS[:3] else LARGEST
-    in_range = {client: number for client, number in value.items() if _is_number(number) and 0 <= number <= largest}
+    least = 0 if name in SITE_NUMBERS else -LARGEST
+    in_range = {client: number for client, number in value.items() if _is_number(number) and least <= number <= largest}
     return {client: float(number) for client, number in in_range.items() if len(client) <= LONGEST_NAME}
 
 
@@ -144,6 +153,7 @@ class MeasuredLine(TensorBytes):
     client_examples: Count | None = None
     client_accuracy: Share | None = None
     client_loss: Number = None
+    client_scores: Metrics = {}
     wire_bytes_down: Count = 0
     wire_bytes_up: Count = 0
     lost_wire_bytes_down: Count = 0
@@ -153,6 +163,10 @@ class MeasuredLine(TensorBytes):
     clients_missing: Texts = {}
     gradient_evaluations: Count | None = None
     metrics: Metrics = {}
+
+    def client_score(self, metric: str) -> float | None:
+        """Return a metric on what the clients hold out; None where it is not recorded. Older records have accuracy and loss alone."""
+        return _score(metric, self.client_scores, self.client_accuracy, self.client_loss)
 
 
 class ExchangeLine(MeasuredLine):
@@ -176,6 +190,11 @@ class RoundLine(MeasuredLine):
     class_accuracy: Annotated[list[Share | None] | None, BeforeValidator(_class_accuracy)] = None
     labelled_examples: Count | None = None
     unlabelled_examples: Count | None = None
+    scores: Metrics = {}
+
+    def score(self, metric: str) -> float | None:
+        """Return a metric of the round's model; None where it is not recorded. Older records have accuracy and loss alone."""
+        return _score(metric, self.scores, self.accuracy, self.loss)
 
 
 class Examples(Line):
@@ -208,6 +227,10 @@ class Summary(TensorBytes):
     rounds: Count | None = None
     final_accuracy: Share | None = None
     best_accuracy: Share | None = None
+    metric: Name = "accuracy"
+    final_score: Number = Field(default_factory=lambda found: found.get("final_accuracy"))
+    best_score: Number = Field(default_factory=lambda found: found.get("best_accuracy"))
+    scores: Metrics = {}
     best_round: Count | None = None
     delivered_round: Count | None = None
     stopped: str = ""
@@ -232,6 +255,14 @@ class Summary(TensorBytes):
     presence: Annotated[dict[Name, Presence], BeforeValidator(_few)] = {}
     versions: Texts = {}
     cpu_capability: Name | None = None
+
+
+def _score(metric: str, scores: Mapping[str, float], accuracy: float | None, loss: float | None) -> float | None:
+    """Look a metric up; a share of 1 that is none counts as not recorded."""
+    if metric in ("accuracy", "loss"):
+        return accuracy if metric == "accuracy" else loss
+    found = scores.get(metric)
+    return None if found is None or (metric in SHARES and not 0 <= found <= 1) else found
 
 
 def problem_of(error: ValidationError) -> str:

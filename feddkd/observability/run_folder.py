@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
 from feddkd.config.toml import load_toml
 from feddkd.errors import ConfigError, StateError
 from feddkd.files import open_regular
@@ -95,9 +95,17 @@ class RunFolder:
         )
 
     @property
-    def accuracy(self) -> list[float]:
-        """Accuracy of the global model after each evaluated round."""
-        return [line.accuracy for line in self.rounds if line.accuracy is not None]
+    def metric(self) -> MainMetric:
+        """What decides which of its rounds is the best."""
+        return MainMetric.of(self.config)
+
+    @property
+    def scores(self) -> list[float]:
+        """That metric of the global model after each evaluated round: on the test set, or on what the clients hold out."""
+        found = [line.score(self.metric.name) for line in self.rounds]
+        if all(score is None for score in found):
+            found = [line.client_score(self.metric.name) for line in self.rounds]
+        return [score for score in found if score is not None]
 
 
 def _config(file: Path) -> Config:

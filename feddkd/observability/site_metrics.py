@@ -1,4 +1,4 @@
-"""Gauges by site: accuracy of teacher and global model, contradicted labels, and numbers of examples."""
+"""Gauges by site: metrics of teacher and global model, contradicted labels, and numbers of examples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Gauge
 
 from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
+from feddkd.config import Config, MainMetric
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.metrics import UNKNOWN
 from feddkd.scheduler.records import ExchangeRecord
-from feddkd.scheduler.sites import CLIENT_ACCURACY, MOST_CLIENTS
+from feddkd.scheduler.sites import CLIENT_ACCURACY, MOST_CLIENTS, OF_CLIENT
 
 
 class SiteMetrics:
     """Gauges with a series for each client that said something: the last `MOST_CLIENTS` of them."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, config: Config) -> None:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, ["client"], registry=registry)
 
@@ -35,6 +36,14 @@ class SiteMetrics:
                 "Share (0 to 1) of the site's labels that differ from its last teacher's most likely class.",
             ),
         }
+        self._scores = Gauge(
+            "feddkd_site_score",
+            "A metric of the task, other than accuracy, of the last global model on the labelled examples that the site holds out.",
+            ["client", "metric"],
+            registry=registry,
+        )
+        # Accuracy has a gauge of its own.
+        self._names = [name for name in MainMetric.of(config).names if name != "accuracy"]
         self._clients: dict[str, None] = {}  # those that were heard longest ago come first
         self._examples = Gauge(
             "feddkd_examples",
@@ -50,6 +59,10 @@ class SiteMetrics:
             for client, value in record.by_client.get(name, {}).items():
                 self._make_room(client)
                 gauge.labels(client).set(value)
+        for name in self._names:
+            for client, value in record.by_client.get(f"{OF_CLIENT}{name}", {}).items():
+                self._make_room(client)
+                self._scores.labels(client, name).set(value)
 
     def _make_room(self, client: str) -> None:
         """Put a client last, and forget the first one if there are too many."""
@@ -61,6 +74,9 @@ class SiteMetrics:
             for gauge in self._gauges.values():
                 with contextlib.suppress(KeyError):  # it said nothing of this
                     gauge.remove(forgotten)
+            for name in self._names:
+                with contextlib.suppress(KeyError):
+                    self._scores.remove(forgotten, name)
 
     def count(self, examples: Mapping[str, ExampleCounts]) -> None:
         total = ExampleCounts.sum_of(examples.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+from feddkd.config import MainMetric
 from feddkd.report.style import formatter
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 STRETCH_FROM = 0.85
 """Where some run is more accurate than this, each halving of the error has the same height."""
+
+LOG_FROM_SPREAD = 20.0
+"""Where the greatest of several values is this many times the least, they are drawn on a logarithmic scale."""
+
+LABEL_LETTERS = 32
+"""Of the label of a vertical axis."""
 
 MOST_ACCURATE = 0.9995
 
@@ -30,7 +38,7 @@ MARKER_ROOM = 0.02
 """Below the lowest point, so that its marker is drawn whole."""
 
 
-def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.0) -> None:
+def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.0, title: str = "accuracy") -> None:
     """Make the vertical axis one of accuracy, logarithmic in the error where accuracies are high.
 
     It reaches every point: below 50 % errors differ by less than a factor of two, so what a weak
@@ -40,8 +48,9 @@ def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.
         best: the best accuracy of any line.
         lowest: the lowest accuracy of any line.
         room_below: left free at the bottom, as a share of the axis.
+        title: of a metric that is a share of 1, as accuracy is.
     """
-    axes.set_ylabel("accuracy of the global model")
+    axes.set_ylabel(_label(title))
     axes.grid(visible=True)
     if best <= STRETCH_FROM:
         top = 1.15 * best or 1.0
@@ -55,6 +64,43 @@ def accuracy_axis(axes: Axes, best: float, lowest: float, room_below: float = 0.
         axes.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
+
+
+def score_axis(axes: Axes, metric: MainMetric, means: Sequence[float], lowest: float, room_below: float = 0.0) -> None:
+    """Make the vertical axis one of a metric, after its lines were drawn.
+
+    Args:
+        means: of all lines.
+        lowest: the lowest value of any band.
+        room_below: left free at the bottom, as a share of the axis.
+    """
+    if metric.is_share and not metric.minimised:
+        accuracy_axis(axes, max(means), lowest, room_below, metric.title)
+        return
+    axes.set_ylabel(f"{metric.title} (lower is better)" if metric.minimised else _label(metric.title))
+    axes.grid(visible=True)
+    value_axis(axes, means)
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        axes.set_ylim(low * (low / high) ** room_below, high)
+    else:
+        axes.set_ylim(low - room_below * (high - low), high)
+
+
+def _label(title: str) -> str:
+    """What the axis is of, as far as there is room."""
+    whole = f"{title} of the global model"
+    return whole if len(whole) <= LABEL_LETTERS else title
+
+
+def value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:
+    """Logarithmic for positive values of different sizes; else from 0 on, if nothing is below it, to `top` or farther."""
+    if min(values) > 0.01 * top and max(values) > LOG_FROM_SPREAD * min(values):
+        log_axis(axes, "y")
+        axes.yaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
+    elif min(values) >= 0:
+        height = max(1.08 * axes.dataLim.y1, top) or 1.0  # bands included
+        axes.set_ylim(-0.02 * height if min(values) < 0.01 * height else 0, height)  # a marker at 0 is drawn whole
 
 
 def _with_room(low: float, high: float, room: float) -> float:

@@ -1,4 +1,4 @@
-"""What accuracy costs in bytes: for every budget the best of several methods, and what each of them needs and reaches.
+"""What a good model costs in bytes: for every budget the best of several methods, and what each of them needs and reaches.
 
 Numbers are means over a method's seeds, and missing where a seed has none: a mean over the lucky seeds would flatter.
 """
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feddkd.config import Config
+from feddkd.config import ACCURACY, Config, MainMetric
+from feddkd.config.main_metric import metric_difference
 from feddkd.config.table import flatten
 from feddkd.observability.budgets import cost_to_target, reading_within, spread
 from feddkd.observability.run_folder import RunFolder
@@ -18,6 +19,7 @@ from feddkd.report import series
 from feddkd.report.groups import Group, Name, as_text
 from feddkd.report.looks import Look, looks_of
 from feddkd.report.names import spoken_name
+from feddkd.report.series import Values
 
 METHOD_KEYS = ("algorithm.name", "dkd.start", "dkd.piggyback")
 """What makes another method of a configuration; other settings, codecs above all, make another variant of it."""
@@ -27,6 +29,9 @@ PROBLEM_EXCEPT = ("data.root", "data.workers")
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998)
 MOST_LEVELS = 3
+
+LADDER_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+"""Levels of a metric that is no share of 1 are these times powers of ten."""
 
 BUDGET_STEPS = (1.0, 2.5, 5.0)
 """Budgets are these times powers of ten, in FedAvg rounds or in bytes."""
@@ -42,15 +47,15 @@ Method = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """One run: its accuracy after each evaluated round, and the bytes on the wire until then, which never fall."""
+    """One run: its metric after each evaluated round, and the bytes on the wire until then, which never fall."""
 
     wire_bytes: Sequence[int]
-    accuracy: Sequence[float]
+    scores: Sequence[float]
 
     @classmethod
-    def of(cls, wire_bytes: Sequence[int], accuracy: Sequence[float | None]) -> Walk:
+    def of(cls, wire_bytes: Sequence[int], scores: Sequence[float | None]) -> Walk:
         """Leave out the rounds that were not evaluated."""
-        known = [(spent, reached) for spent, reached in zip(wire_bytes, accuracy, strict=True) if reached is not None]
+        known = [(spent, reached) for spent, reached in zip(wire_bytes, scores, strict=True) if reached is not None]
         return cls([spent for spent, _ in known], [reached for _, reached in known])
 
 
@@ -63,7 +68,8 @@ class Track:
         method: equal for configurations that are variants of one method.
         walks: one for each seed; at least one, none of them empty.
         wire_bytes: mean over the seeds, round by round.
-        accuracy: the same.
+        scores: the same, of the metric.
+        metric: what the scores are.
     """
 
     label: str
@@ -71,25 +77,26 @@ class Track:
     method: Method
     walks: Sequence[Walk]
     wire_bytes: Sequence[float]
-    accuracy: Sequence[float]
+    scores: Sequence[float]
+    metric: MainMetric = ACCURACY
 
     @classmethod
-    def of(cls, name: Name, method: Method, walks: Sequence[Walk]) -> Track:
+    def of(cls, name: Name, method: Method, walks: Sequence[Walk], metric: MainMetric = ACCURACY) -> Track:
         """Take the mean over the seeds, as far as all of them got."""
-        columns = list(zip(*(zip(walk.wire_bytes, walk.accuracy, strict=True) for walk in walks), strict=False))
+        columns = list(zip(*(zip(walk.wire_bytes, walk.scores, strict=True) for walk in walks), strict=False))
         means = [tuple(math.fsum(values) / len(values) for values in zip(*column, strict=True)) for column in columns]
-        costs, accuracy = [cost for cost, _ in means], [reached for _, reached in means]
-        return cls(name.label, name.code, method, walks, costs, accuracy)
+        costs, scores = [cost for cost, _ in means], [reached for _, reached in means]
+        return cls(name.label, name.code, method, walks, costs, scores, metric)
 
     def bytes_to(self, level: float) -> float | None:
-        """Mean bytes until a level of accuracy; None if a seed does not get there."""
-        found = spread(cost_to_target(walk.accuracy, walk.wire_bytes, level) for walk in self.walks)
+        """Mean bytes until a level of the metric; None if a seed does not get there."""
+        found = spread(cost_to_target(walk.scores, walk.wire_bytes, level, self.metric) for walk in self.walks)
         return found.mean if found else None
 
-    def accuracy_at(self, budget_bytes: float) -> float | None:
-        """Mean accuracy after the last round within a budget; None if a seed has no round within it."""
-        readings = [reading_within(walk.accuracy, walk.wire_bytes, budget_bytes) for walk in self.walks]
-        found = spread(reading.accuracy if reading else None for reading in readings)
+    def score_at(self, budget_bytes: float) -> float | None:
+        """Mean of the metric after the last round within a budget; None if a seed has no round within it."""
+        readings = [reading_within(walk.scores, walk.wire_bytes, budget_bytes) for walk in self.walks]
+        found = spread(reading.score if reading else None for reading in readings)
         return found.mean if found else None
 
     def ended_before(self, budget_bytes: float) -> bool:
@@ -102,26 +109,26 @@ class Step:
     """A corner of the frontier: from these bytes on, no track had reached more until the next corner."""
 
     wire_bytes: float
-    accuracy: float
+    score: float
     track: int
 
 
-def tracks_of(groups: Sequence[Group], key: str) -> list[Track | None]:
+def tracks_of(groups: Sequence[Group], scores: Values) -> list[Track | None]:
     """One track for each group of runs, None for a group without anything evaluated.
 
     Args:
-        key: the field of a round that is called accuracy.
+        scores: reads the metric of each round.
     """
-    accuracy, cost = series.round_values(key), series.round_values("cumulative_wire_bytes")
+    cost = series.round_values("cumulative_wire_bytes")
     found: list[Track | None] = []
     for group in groups:
         walks = []
         for run in group.runs:
-            at, spent = accuracy(run), cost(run)
+            at, spent = scores(run), cost(run)
             walks.append(Walk([int(spent[number]) for number in sorted(at)], [at[number] for number in sorted(at)]))
         name, method = Name(group.label, group.code), method_of(group.runs[0].config)
-        is_known = all(walk.accuracy for walk in walks)
-        found.append(Track.of(name, method, walks) if is_known else None)
+        is_known = all(walk.scores for walk in walks)
+        found.append(Track.of(name, method, walks, group.metric) if is_known else None)
     return found
 
 
@@ -132,7 +139,10 @@ def method_of(config: Config) -> Method:
 
 
 def are_comparable(configs: Iterable[Config]) -> bool:
-    """Whether all of them solve the same problem: data, partition and model."""
+    """Whether all of them solve the same problem: data, partition, model and task."""
+    configs = list(configs)
+    if any(metric_difference(config, configs[0]) is not None for config in configs):
+        return False
     problems = [
         {key: value for key, value in flatten(config.model_dump(mode="json")).items() if key.startswith(PROBLEM_TABLES)}
         for config in configs
@@ -158,13 +168,11 @@ def _fedavg_round_bytes(run: RunFolder) -> float | None:
 def front(tracks: Sequence[Track]) -> list[Step]:
     """The corners of the frontier, in order of bytes: each reaches more than all that cost no more."""
     points = [
-        Step(cost, accuracy, index)
-        for index, track in enumerate(tracks)
-        for cost, accuracy in zip(track.wire_bytes, track.accuracy, strict=True)
+        Step(cost, score, index) for index, track in enumerate(tracks) for cost, score in zip(track.wire_bytes, track.scores, strict=True)
     ]
-    corners: list[Step] = []
-    for point in sorted(points, key=lambda point: (point.wire_bytes, -point.accuracy, point.track)):
-        if not corners or point.accuracy > corners[-1].accuracy:
+    metric, corners = tracks[0].metric, list[Step]()
+    for point in sorted(points, key=lambda point: (point.wire_bytes, -metric.lead(point.score, 0.0), point.track)):
+        if not corners or metric.is_better(point.score, corners[-1].score):
             corners.append(point)
     return corners
 
@@ -187,9 +195,21 @@ def method_names(tracks: Sequence[Track], *, spoken: bool = True) -> dict[Method
 
 
 def levels_of(tracks: Sequence[Track]) -> list[float]:
-    """The highest round accuracies that some track reaches, in ascending order."""
-    best = max(max(track.accuracy) for track in tracks)
-    return [level for level in LEVELS if level <= best][-MOST_LEVELS:]
+    """The best round values of the metric that some track reaches, the best one last."""
+    metric = tracks[0].metric
+    best = metric.best(score for track in tracks for score in track.scores)
+    assert best is not None
+    ladder = LEVELS if not metric.minimised and 0 <= best <= 1 else _ladder(best, minimised=metric.minimised)
+    return [level for level in ladder if metric.reaches(best, level)][-MOST_LEVELS:]
+
+
+def _ladder(best: float, *, minimised: bool) -> list[float]:
+    """Round numbers about a positive one, the best last; none about another."""
+    if best <= 0:
+        return []
+    power = math.floor(math.log10(best))
+    ladder = [float(f"{step:g}e{exponent}") for exponent in (power - 1, power, power + 1) for step in LADDER_STEPS]
+    return ladder[::-1] if minimised else ladder
 
 
 def budgets_of(tracks: Sequence[Track], unit_bytes: float) -> list[float]:
@@ -214,8 +234,8 @@ class Frontier:
         unit_bytes: a FedAvg round without a codec, or None where it is not known.
         corners: of the frontier.
         methods: what each method is called, in the order of their first tracks.
-        levels: of accuracy, whose cost is stated.
-        budgets: in bytes, whose accuracy is stated.
+        levels: of the metric, whose cost is stated.
+        budgets: in bytes, for which the metric is stated.
     """
 
     tracks: Sequence[Track]
@@ -234,6 +254,11 @@ class Frontier:
     def of_method(self, method: Method) -> list[Track]:
         """Its settings."""
         return [track for track in self.tracks if track.method == method]
+
+    @property
+    def metric(self) -> MainMetric:
+        """What models are compared by."""
+        return self.tracks[0].metric
 
     @property
     def looks(self) -> dict[Method, Look]:
@@ -261,7 +286,7 @@ class Frontier:
             "corners": [
                 {
                     "wire_bytes": round(corner.wire_bytes),
-                    "accuracy": round(corner.accuracy, 6),
+                    self.metric.code: round(corner.score, 6),
                     "label": self.tracks[corner.track].code,
                 }
                 for corner in self.corners
@@ -272,7 +297,7 @@ class Frontier:
     def _row(self, track: Track) -> dict[str, Any]:
         return {
             "bytes_to_level": [_rounded(track.bytes_to(level), 0) for level in self.levels],
-            "accuracy_at_budget": [_rounded(track.accuracy_at(budget), 6) for budget in self.budgets],
+            f"{self.metric.code}_at_budget": [_rounded(track.score_at(budget), 6) for budget in self.budgets],
             "ended_before_budget": [track.ended_before(budget) for budget in self.budgets],
         }
 

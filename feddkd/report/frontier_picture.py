@@ -1,4 +1,4 @@
-"""The picture of the frontier: accuracy by bytes for all runs, and at each budget the best of each method and of all."""
+"""The picture of the frontier: the metric by bytes for all runs, and at each budget the best of each method and of all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
 from feddkd.report import units
-from feddkd.report.axes import Numbers, accuracy_axis, log_axis
+from feddkd.report.axes import Numbers, log_axis, score_axis
 from feddkd.report.frontier import Frontier, Method, Step, front
 from feddkd.report.looks import Look
 from feddkd.report.style import formatter, legend_below, line_style, new_figure
@@ -41,15 +41,15 @@ def draw(frontier: Frontier) -> Figure:
         look = coloured.get(track.method)
         color = look.color if look else FAINT
         costs = _positive(track.wire_bytes)
-        axes.plot(costs, track.accuracy, color=color, linewidth=0.7, alpha=0.4, zorder=2)
+        axes.plot(costs, track.scores, color=color, linewidth=0.7, alpha=0.4, zorder=2)
     handles: list[Artist] = []
     for method, look in coloured.items():
         own = frontier.of_method(method)
         end = max(track.wire_bytes[-1] for track in own)
         handles.append(_draw_steps(axes, front(own), end, **line_style(look, marked=False)))
     labels = [frontier.name_of(method) for method in coloured]
-    accuracies = [value for track in frontier.tracks for value in track.accuracy]
-    accuracy_axis(axes, max(accuracies), min(accuracies), room_below=1.5 * STRIP)
+    scores = [value for track in frontier.tracks for value in track.scores]
+    score_axis(axes, frontier.metric, scores, min(scores), room_below=1.5 * STRIP)
     _bytes_axis(axes, frontier)
     _draw_strip(axes, frontier, coloured)
     handles += [Line2D([], [], color=BAND, linewidth=5), Line2D([], [], color=GROUND, linewidth=0.7, alpha=0.6)]
@@ -69,9 +69,9 @@ def _coloured(frontier: Frontier) -> dict[Method, Look]:
 def _draw_steps(axes: Axes, corners: Sequence[Step], end_bytes: float, **drawn: Any) -> Line2D:
     """Corners joined by steps: what was reached stays reached until more is."""
     costs = [*(corner.wire_bytes for corner in corners), end_bytes]
-    accuracy = [*(corner.accuracy for corner in corners), corners[-1].accuracy]
+    scores = [*(corner.score for corner in corners), corners[-1].score]
     drawn |= {"drawstyle": "steps-post", "solid_joinstyle": "round"}
-    (line,) = axes.plot(_positive(costs), accuracy, **drawn)
+    (line,) = axes.plot(_positive(costs), scores, **drawn)
     return line
 
 

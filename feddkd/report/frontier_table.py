@@ -1,9 +1,10 @@
-"""The table of the frontier: what each configuration needs to reach an accuracy, and what it reaches within a budget."""
+"""The table of the frontier: what each configuration needs to reach a level of the metric, and what it reaches within a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from feddkd.config import MainMetric
 from feddkd.report import units
 from feddkd.report.frontier import Frontier, Track
 from feddkd.report.table import Data, Table, Value
@@ -19,26 +20,27 @@ def frontier_table(frontier: Frontier, *, in_rounds: bool = True) -> Table:
         in_rounds: whether bytes are also said in rounds of FedAvg, which takes more room.
     """
     costs = [[track.bytes_to(level) for level in frontier.levels] for track in frontier.tracks]
-    reached = [[track.accuracy_at(budget) for budget in frontier.budgets] for track in frontier.tracks]
+    metric = frontier.metric
+    reached = [[track.score_at(budget) for budget in frontier.budgets] for track in frontier.tracks]
     header = [
         "configuration",
-        *(f"to {units.level(level)}" for level in frontier.levels),
+        *(f"to {level_text(metric, level)}" for level in frontier.levels),
         *(f"in {budget_name(frontier, budget)}" for budget in frontier.budgets),
     ]
     rows = [
         [
             track.label,
             *(cost_text(frontier if in_rounds else None, cost) for cost in its_costs),
-            *(accuracy_text(track, budget, accuracy) for budget, accuracy in zip(frontier.budgets, its_accuracy, strict=True)),
+            *(score_text(track, budget, score) for budget, score in zip(frontier.budgets, its_scores, strict=True)),
         ]
-        for track, its_costs, its_accuracy in zip(frontier.tracks, costs, reached, strict=True)
+        for track, its_costs, its_scores in zip(frontier.tracks, costs, reached, strict=True)
     ]
     looks = frontier.looks
     colors = [looks[track.method].color for track in frontier.tracks]
-    best = {*_best_cells(costs, min, 1), *_best_cells(reached, max, 1 + len(frontier.levels))}
+    best = {*_best_cells(costs, min, 1), *_best_cells(reached, min if metric.minimised else max, 1 + len(frontier.levels))}
     caption = _caption(frontier, rows, in_rounds=in_rounds)
     data = _data(frontier, costs, reached)
-    return Table(header, rows, colors, frozenset(best), caption, data, "frontier", "Accuracy for its bytes")
+    return Table(header, rows, colors, frozenset(best), caption, data, "frontier", f"{metric.heading} for its bytes")
 
 
 def _data(
@@ -49,11 +51,11 @@ def _data(
     fields = [
         *("configuration", "name"),
         *(f"wire_bytes_to_{level:g}" for level in frontier.levels),
-        *(f"accuracy_in_{budget:.0f}_bytes" for budget in frontier.budgets),
+        *(f"{frontier.metric.code}_in_{budget:.0f}_bytes" for budget in frontier.budgets),
     ]
     rows: list[list[Value]] = [
-        [track.label, track.code, *its_costs, *its_accuracy]
-        for track, its_costs, its_accuracy in zip(frontier.tracks, costs, reached, strict=True)
+        [track.label, track.code, *its_costs, *its_scores]
+        for track, its_costs, its_scores in zip(frontier.tracks, costs, reached, strict=True)
     ]
     return Data(fields, rows)
 
@@ -77,15 +79,22 @@ def cost_text(frontier: Frontier | None, cost_bytes: float | None) -> str:
     return units.size(cost_bytes) + rounds
 
 
-def accuracy_text(track: Track, budget_bytes: float, accuracy: float | None) -> str:
-    """An accuracy, marked where the track ended before it had spent the budget."""
-    if accuracy is None:
+def level_text(metric: MainMetric, level: float) -> str:
+    """A level of the metric, without the digits that it does not have."""
+    return units.level(level) if metric.is_share else f"{level:g}"
+
+
+def score_text(track: Track, budget_bytes: float, score: float | None) -> str:
+    """A value of the metric, marked where the track ended before it had spent the budget."""
+    if score is None:
         return NONE
-    return units.percent(accuracy) + (ENDED if track.ended_before(budget_bytes) else "")
+    return track.metric.text(score) + (ENDED if track.ended_before(budget_bytes) else "")
 
 
 def _caption(frontier: Frontier, rows: Sequence[Sequence[str]], *, in_rounds: bool) -> str:
-    parts = ["Bytes to reach an accuracy, and the accuracy within a budget of bytes; means over seeds."]
+    metric = frontier.metric
+    level = "an accuracy" if metric.name == "accuracy" else f"a level of {metric.title}"
+    parts = [f"Bytes to reach {level}, and the {metric.title} within a budget of bytes; means over seeds."]
     if frontier.unit_bytes is not None:
         where = ", also in parentheses," if in_rounds else ""
         size = units.size(frontier.unit_bytes)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
 from feddkd.config.communication import PLAIN, proposals
 from feddkd.config.table import flatten
 from feddkd.observability.run_folder import RunFolder
@@ -52,6 +52,11 @@ class Group:
     code: str
     look: Look
     runs: tuple[RunFolder, ...]
+
+    @property
+    def metric(self) -> MainMetric:
+        """What its models are judged by."""
+        return self.runs[0].metric
 
     @property
     def seeds(self) -> str:

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from feddkd import __version__
+from feddkd.config.main_metric import metric_difference
 from feddkd.errors import ConfigError
 from feddkd.observability.run_folder import RunFolder
 from feddkd.observability.wall_time import Link
@@ -81,8 +82,11 @@ def write_report(
         The folder of the pictures.
 
     Raises:
-        ConfigError: the page, a picture or a table cannot be written.
+        ConfigError: runs have different tasks or metrics, or the page, a picture or a table cannot be written.
     """
+    for run in runs:
+        if (found := metric_difference(run.config, runs[0].config)) is not None:
+            raise ConfigError(f"{run.path} and {runs[0].path} cannot be compared: {found}")
     groups = group_runs(runs)
     folder = page.with_suffix("")
     try:

@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from feddkd.config import MainMetric
 from feddkd.observability.run_folder import RunFolder
 from feddkd.observability.wall_time import Link, seconds_by_round
 from feddkd.report import series, units
-from feddkd.report.axes import accuracy_axis, log_axis
+from feddkd.report.axes import log_axis, score_axis, value_axis
 from feddkd.report.groups import Group
 from feddkd.report.heatmap import draw_heatmap, draw_partition
 from feddkd.report.looks import Look
-from feddkd.report.series import ByRound, Curve
+from feddkd.report.series import ByRound, Curve, Values
 from feddkd.report.style import (
     DASHES,
     GREY,
@@ -35,6 +36,9 @@ HEIGHT_INCHES = 2.7
 
 TIME_TICKS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000, 1_080_000, 3_600_000)
 
+IN_NATS = ("classification", "multilabel")
+"""Tasks whose losses are cross-entropies."""
+
 MARKED_ROUNDS = 25
 """Up to this many rounds every one gets a marker."""
 
@@ -44,43 +48,41 @@ FIRST_STEP: dict[str, Any] = {"linestyle": DASHES[2], "markersize": 4, "markerfa
 LOG_FROM_RATIO = 4.0
 """Where the greatest cost is this many times the least, costs are drawn on a logarithmic scale."""
 
-LOG_FROM_SPREAD = 20.0
-"""Where the greatest loss or metric is this many times the least, so are those."""
 
-
-def accuracy_by_round(groups: Sequence[Group], key: str) -> Figure | None:
-    """Accuracy of the global model by round; a single run shows both what the server and what the clients measured."""
-    shown = _shown(groups, series.round_values(key))
+def score_by_round(groups: Sequence[Group], metric: MainMetric, *, at_clients: bool) -> Figure | None:
+    """A metric of the global model by round; a single run shows both what the server and what the clients measured."""
+    shown = _shown(groups, series.score_values(metric.name, at_clients=at_clients))
     if not shown:
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
     handles: list[Artist] = [_draw(axes, curve.rounds, curve, group.look) for group, curve in shown]
-    labels = [f"{group.label}: {units.percent(curve.mean[-1])}" for group, curve in shown]
+    labels = [f"{group.label}: {metric.text(curve.mean[-1])}" for group, curve in shown]
     curves = [curve for _, curve in shown]
-    at_clients = series.over_runs(groups[0].runs, series.round_values("client_accuracy"))
-    if len(groups) == 1 and key == "accuracy" and at_clients.rounds:
-        (line,) = axes.plot(at_clients.rounds, at_clients.mean, color="#777777", linestyle=(0, (2, 1.5)), linewidth=1.2)
+    held_out = series.over_runs(groups[0].runs, series.score_values(metric.name, at_clients=True))
+    if len(groups) == 1 and not at_clients and held_out.rounds:
+        (line,) = axes.plot(held_out.rounds, held_out.mean, color="#777777", linestyle=(0, (2, 1.5)), linewidth=1.2)
         handles, labels = [handles[0], line], ["on the test set", "on what clients hold out"]
-        curves.append(at_clients)
+        curves.append(held_out)
     _round_axis(axes, curves)
-    _accuracy_axis(axes, curves)
+    _score_axis(axes, metric, curves)
     if len(labels) > 1:
         legend_below(figure, handles, labels)
     return figure
 
 
-def accuracy_by_bytes(groups: Sequence[Group], key: str) -> Figure | None:
-    """Accuracy of the global model by the bytes that had crossed the wire when it was reached."""
-    return _accuracy_by_cost(groups, key, BYTES)
+def score_by_bytes(groups: Sequence[Group], metric: MainMetric, *, at_clients: bool) -> Figure | None:
+    """A metric of the global model by the bytes that had crossed the wire when it was reached."""
+    return _score_by_cost(groups, metric, BYTES, at_clients=at_clients)
 
 
-def accuracy_by_time(groups: Sequence[Group], key: str, link: Link) -> Figure | None:
-    """Accuracy of the global model by the time that had passed over a network when it was reached, as estimated."""
+def score_by_time(groups: Sequence[Group], metric: MainMetric, link: Link, *, at_clients: bool) -> Figure | None:
+    """A metric of the global model by the time that had passed over a network when it was reached, as estimated."""
 
     def seconds(run: RunFolder) -> ByRound:
         return seconds_by_round(run, link)
 
-    return _accuracy_by_cost(groups, key, Cost("time over the network, as estimated", seconds, units.time_unit, TIME_TICKS_S))
+    cost = Cost("time over the network, as estimated", seconds, units.time_unit, TIME_TICKS_S)
+    return _score_by_cost(groups, metric, cost, at_clients=at_clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,9 @@ class Cost:
 BYTES = Cost("bytes on the wire so far", series.round_values("cumulative_wire_bytes"), units.byte_unit)
 
 
-def _accuracy_by_cost(groups: Sequence[Group], key: str, cost: Cost) -> Figure | None:
+def _score_by_cost(groups: Sequence[Group], metric: MainMetric, cost: Cost, *, at_clients: bool) -> Figure | None:
     shown, costs = [], []
-    for group, curve in _shown(groups, series.round_values(key)):
+    for group, curve in _shown(groups, series.score_values(metric.name, at_clients=at_clients)):
         spent = series.over_runs(group.runs, cost.of)
         at_round = dict(zip(spent.rounds, spent.mean, strict=True))
         if all(number in at_round for number in curve.rounds):
@@ -119,7 +121,7 @@ def _accuracy_by_cost(groups: Sequence[Group], key: str, cost: Cost) -> Figure |
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
     handles = [_draw(axes, spent, curve, group.look) for spent, (group, curve) in zip(costs, shown, strict=True)]
-    _accuracy_axis(axes, [curve for _, curve in shown])
+    _score_axis(axes, metric, [curve for _, curve in shown])
     _cost_axis(axes, cost, costs)
     if len(groups) > 1:
         legend_below(figure, handles, [group.label for group, _ in shown])
@@ -168,8 +170,8 @@ def step_loss(groups: Sequence[Group]) -> Figure | None:
     if not curves:
         return None
     _round_axis(axes, curves)
-    _value_axis(axes, [value for curve in curves for value in curve.mean])
-    axes.set_ylabel("clients' mean loss (nats)")
+    value_axis(axes, [value for curve in curves for value in curve.mean])
+    axes.set_ylabel("clients' mean loss" + (" (nats)" if groups[0].metric.task in IN_NATS else ""))
     dotted = Line2D([], [], color=GREY, marker="o", **FIRST_STEP)
     solid = Line2D([], [], color=GREY, marker="o", markersize=3)
     handles, labels = (handles, labels) if len(groups) > 1 else ([], [])
@@ -186,7 +188,7 @@ def metric_by_round(groups: Sequence[Group], name: str, axis_label: str, axis_to
     handles = [_draw(axes, curve.rounds, curve, group.look) for group, curve in shown]
     _round_axis(axes, [curve for _, curve in shown])
     axes.set_ylabel(axis_label)
-    _value_axis(axes, [value for _, curve in shown for value in curve.mean], axis_top)
+    value_axis(axes, [value for _, curve in shown for value in curve.mean], axis_top)
     if is_share:
         axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
     if len(groups) > 1:
@@ -223,7 +225,7 @@ def partition(counts: Mapping[str, Sequence[int]]) -> Figure | None:
     return draw_partition(cells, "", (WIDTH_INCHES, min(max(0.24 * classes, 1.8), 7.0) + 0.9))
 
 
-def _shown(groups: Sequence[Group], values: Callable[[RunFolder], ByRound]) -> list[tuple[Group, Curve]]:
+def _shown(groups: Sequence[Group], values: Values) -> list[tuple[Group, Curve]]:
     """The groups that have something to show, with their numbers."""
     curves = [series.over_runs(group.runs, values) for group in groups]
     return [(group, curve) for group, curve in zip(groups, curves, strict=True) if curve.rounds]
@@ -255,16 +257,5 @@ def _round_axis(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _accuracy_axis(axes: Axes, curves: Sequence[Curve]) -> None:
-    best = max(value for curve in curves for value in curve.mean)
-    accuracy_axis(axes, best, min(value for curve in curves for value in curve.low))
-
-
-def _value_axis(axes: Axes, values: Sequence[float], top: float = 0.0) -> None:
-    """Logarithmic for positive values of different sizes; else from 0 on, if nothing is below it, to `top` or farther."""
-    if min(values) > 0.01 * top and max(values) > LOG_FROM_SPREAD * min(values):
-        log_axis(axes, "y")
-        axes.yaxis.set_major_formatter(formatter(lambda value: f"{value:g}"))
-    elif min(values) >= 0:
-        height = max(1.08 * axes.dataLim.y1, top) or 1.0  # bands included
-        axes.set_ylim(-0.02 * height if min(values) < 0.01 * height else 0, height)  # a marker at 0 is drawn whole
+def _score_axis(axes: Axes, metric: MainMetric, curves: Sequence[Curve]) -> None:
+    score_axis(axes, metric, [value for curve in curves for value in curve.mean], min(value for curve in curves for value in curve.low))

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
+from feddkd.config import MainMetric
+from feddkd.config.task import LOWER_IS_BETTER
 from feddkd.observability.wall_time import Link
 from feddkd.report import bars, frontier_picture, pictures, series
 from feddkd.report.codecs import codec_table
 from feddkd.report.frontier import Frontier, are_comparable, fedavg_round_bytes, tracks_of
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Group
-from feddkd.report.sites import site_table, teachers_and_global_model
+from feddkd.report.sites import metric_at_sites, site_table, teachers_and_global_model
 from feddkd.report.table import Table
 from feddkd.report.time_table import time_table
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS
@@ -145,67 +147,82 @@ class Section:
 
 
 def sections_of(groups: Sequence[Group], link: Link | None = None) -> list[Section]:
-    """All sections of a report, empty ones included.
+    """All sections of a report, empty ones included; those on classes only where there are some.
 
     Args:
         link: a network over which the runs' time is estimated.
     """
+    frontier = _frontier(groups)
+    at_cost = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
+    sites = _sites(groups)
+    first = [_score(groups), *at_cost, _cost(groups), _steps(groups), *([sites] if sites else [])]
+    if not _have_classes(groups):
+        return first
     classes, partitions = _classes(groups), _partitions(groups)
     if len(classes.drawings) <= 1 and len(partitions.drawings) <= 1:
         # One picture each: side by side.
         last = [Section("Classes", classes.drawings + partitions.drawings, absent=classes.absent + partitions.absent)]
     else:
         last = [classes, partitions]
-    frontier = _frontier(groups)
-    at_cost = [section for section in (frontier, _time(groups, link) if link else None) if section is not None]
-    sites = _sites(groups)
-    return [_accuracy(groups), *at_cost, _cost(groups), _steps(groups), *([sites] if sites else []), *last]
+    return [*first, *last]
 
 
-def _accuracy(groups: Sequence[Group]) -> Section:
-    section = Section("Accuracy")
-    key, where = accuracy_key(groups), "on the test set"
-    if key == "client_accuracy":
+def _score(groups: Sequence[Group]) -> Section:
+    """How good the global model is: the metric that decides, and then the others."""
+    metric, at_clients, where = groups[0].metric, is_at_clients(groups), "on the test set"
+    section = Section(metric.heading)
+    if at_clients:
         where = "on what the clients hold out, for the server had no test set"
     spread = " Lines are means over seeds, bands reach from the lowest to the highest." if any(len(g.runs) > 1 for g in groups) else ""
-    by_round = pictures.accuracy_by_round(groups, key)
-    section.add("accuracy_by_round", "Accuracy by round", f"After each round, {where}.{spread}", by_round, groups)
-    caption = "The same accuracy over what it cost: all clients, both directions."
-    section.add("accuracy_by_bytes", "Accuracy by bytes on the wire", caption, pictures.accuracy_by_bytes(groups, key), groups)
+    by_round = pictures.score_by_round(groups, metric, at_clients=at_clients)
+    section.add(f"{metric.code}_by_round", f"{metric.heading} by round", f"After each round, {where}.{spread}", by_round, groups)
+    caption = f"The same {metric.title} over what it cost: all clients, both directions."
+    by_bytes = pictures.score_by_bytes(groups, metric, at_clients=at_clients)
+    section.add(f"{metric.code}_by_bytes", f"{metric.heading} by bytes on the wire", caption, by_bytes, groups)
+    for name in dict.fromkeys(name for group in groups for name in group.metric.others):
+        other = MainMetric(name, minimised=name in LOWER_IS_BETTER)
+        by_round = pictures.score_by_round(groups, other, at_clients=at_clients)
+        section.add(f"{other.code}_by_round", f"{other.heading} by round", f"After each round, {where}.{spread}", by_round, groups)
     return section
 
 
 def _frontier(groups: Sequence[Group]) -> Section | None:
-    """What accuracy costs, for several configurations of one problem; None for others."""
+    """What a good model costs, for several configurations of one problem; None for others."""
     if len(groups) == 1 or not are_comparable(group.runs[0].config for group in groups):
         return None
-    found = tracks_of(groups, accuracy_key(groups))
+    metric, found = groups[0].metric, tracks_of(groups, shown_scores(groups))
     tracks = [track for track in found if track is not None]
     if len(tracks) < 2:
         return None
     frontier = Frontier.of(tracks, fedavg_round_bytes(run for group in groups for run in group.runs))
-    section = Section("Accuracy for its bytes", table=frontier_table(frontier))
+    section = Section(f"{metric.heading} for its bytes", table=frontier_table(frontier))
     caption = (
         "A colour is a method here. Bold: the best that any of its settings, and so its best codec, had reached for the bytes. "
         "The band is the best of all, and the strip at the bottom says whose it is."
     )
-    section.add("frontier", "Frontier: accuracy by bytes on the wire", caption, frontier_picture.draw(frontier), groups)
+    section.add("frontier", f"Frontier: {metric.title} by bytes on the wire", caption, frontier_picture.draw(frontier), groups)
     return section
 
 
 def _time(groups: Sequence[Group], link: Link) -> Section:
-    """What accuracy costs in time over a given network."""
+    """What a good model costs in time over a given network."""
+    metric = groups[0].metric
     section = Section("Time over a network", table=time_table(groups, link))
-    figure = pictures.accuracy_by_time(groups, accuracy_key(groups), link)
+    figure = pictures.score_by_time(groups, metric, link, at_clients=is_at_clients(groups))
     caption = f"As estimated from the records, for lines of {link}."
-    section.add("accuracy_by_time", "Accuracy by time over the network", caption, figure, groups)
+    section.add(f"{metric.code}_by_time", f"{metric.heading} by time over the network", caption, figure, groups)
     return section
 
 
-def accuracy_key(groups: Sequence[Group]) -> str:
-    """What the pictures call accuracy: on the server's test set, if any run had one."""
-    on_test_set = series.round_values("accuracy")
-    return "accuracy" if any(on_test_set(run) for group in groups for run in group.runs) else "client_accuracy"
+def is_at_clients(groups: Sequence[Group]) -> bool:
+    """Whether the pictures show the metric on what the clients hold out: no run has it on a test set of the server."""
+    on_test_set = series.score_values(groups[0].metric.name)
+    return not any(on_test_set(run) for group in groups for run in group.runs)
+
+
+def shown_scores(groups: Sequence[Group]) -> series.Values:
+    """Reads the metric that the pictures show."""
+    return series.score_values(groups[0].metric.name, at_clients=is_at_clients(groups))
 
 
 def _cost(groups: Sequence[Group]) -> Section:
@@ -228,7 +245,8 @@ def _steps(groups: Sequence[Group]) -> Section:
     )
     section.add("step_loss", "Loss at the first and at the last step", caption, pictures.step_loss(groups), groups)
     recorded = [name for name in series.metric_names(run for group in groups for run in group.runs) if name not in CODEC_METRICS]
-    names = list(dict.fromkeys((*EXPECTED_METRICS, *recorded)))
+    expected = [name for name in EXPECTED_METRICS if name != "teacher_entropy" or groups[0].metric.task in pictures.IN_NATS]
+    names = list(dict.fromkeys((*expected, *recorded)))
     section.left_out = max(len(names) - MOST_METRICS, 0)
     for name in names[:MOST_METRICS]:
         metric = METRICS.get(name, Metric(name, name, "Weighted mean over the clients."))
@@ -245,12 +263,18 @@ def _sites(groups: Sequence[Group]) -> Section | None:
     section = Section("Sites", table=table)
     caption = "On the labelled examples that each site holds out: its teacher, and the global model that this was trained from."
     for group in groups:
+        several, seeds = len(groups) > 1, " Mean over seeds." if len(group.runs) > 1 else ""
+        figure = metric_at_sites(group)
+        if figure is not None:
+            title = f"{group.metric.heading} by round"
+            name = f"sites_{group.metric.code}-{_file_name(group.code)}" if several else f"sites_{group.metric.code}"
+            own = f"Of the global model on the labelled examples that each site holds out.{seeds}"
+            section.add(name, f"{title}: {group.label}" if several else title, own, figure, [group])
         figure = teachers_and_global_model(group)
         if figure is not None:
-            several = len(groups) > 1
             title = group.label if several else "Teachers and global model by round"
             name = f"sites-{_file_name(group.code)}" if several else "sites"
-            section.add(name, title, caption + (" Mean over seeds." if len(group.runs) > 1 else ""), figure, [group])
+            section.add(name, title, caption + seeds, figure, [group])
     return section
 
 
@@ -264,6 +288,12 @@ def _classes(groups: Sequence[Group]) -> Section:
         title = group.label if several else "Accuracy by class and round"
         section.add(f"class_accuracy-{_file_name(group.code)}" if several else "class_accuracy", title, caption, figure, [group])
     return section
+
+
+def _have_classes(groups: Sequence[Group]) -> bool:
+    """Whether an example has one class, so that accuracies of the classes are recorded, or would be by a newer version."""
+    configs = [group.runs[0].config for group in groups]
+    return any(config.task.name == "classification" and not config.data.target_shape for config in configs)
 
 
 def _partitions(groups: Sequence[Group]) -> Section:

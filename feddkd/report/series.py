@@ -31,6 +31,9 @@ MAX_CELLS = 4_000_000
 ByRound = dict[int, float]
 """Round number to value, for the rounds that have one."""
 
+Values = Callable[[RunFolder], ByRound]
+"""Reads one number of every round that has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -50,7 +53,7 @@ class Split:
     first: float | None
 
 
-def over_runs(runs: Iterable[RunFolder], values: Callable[[RunFolder], ByRound]) -> Curve:
+def over_runs(runs: Iterable[RunFolder], values: Values) -> Curve:
     """One curve for several runs; each round takes the runs that have a value for it."""
     found: dict[int, list[float]] = defaultdict(list)
     for run in runs:
@@ -61,11 +64,21 @@ def over_runs(runs: Iterable[RunFolder], values: Callable[[RunFolder], ByRound])
     return Curve(rounds, [math.fsum(column) / len(column) for column in columns], [min(c) for c in columns], [max(c) for c in columns])
 
 
-def round_values(key: str) -> Callable[[RunFolder], ByRound]:
-    """Reads one number of every round, such as `accuracy` or `cumulative_wire_bytes`."""
+def round_values(key: str) -> Values:
+    """Reads one number of every round, such as `cumulative_wire_bytes`."""
 
     def values(run: RunFolder) -> ByRound:
         found = ((line.round, getattr(line, key)) for line in run.rounds)
+        return {number: value for number, value in found if value is not None}
+
+    return values
+
+
+def score_values(metric: str, *, at_clients: bool = False) -> Values:
+    """Reads a metric of the global model: on the server's test set, or on what the clients hold out."""
+
+    def values(run: RunFolder) -> ByRound:
+        found = ((line.round, line.client_score(metric) if at_clients else line.score(metric)) for line in run.rounds)
         return {number: value for number, value in found if value is not None}
 
     return values
@@ -93,7 +106,7 @@ def metric_names(runs: Iterable[RunFolder]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for line in _measured(run) for name in line.metrics))
 
 
-def metric_values(name: str) -> Callable[[RunFolder], ByRound]:
+def metric_values(name: str) -> Values:
     """Reads one metric of every round: what the round itself says, else the first that its exchanges said."""
 
     def values(run: RunFolder) -> ByRound:

@@ -1,4 +1,4 @@
-"""Teacher against global model at each site, how many labels it has, and whose labels are in doubt."""
+"""Teacher against global model at each site, the metric there, how many labels it has, and whose labels are in doubt."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from feddkd.config import MainMetric
 from feddkd.exchange import DELIVER
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
+from feddkd.report.axes import score_axis
 from feddkd.report.groups import Group
 from feddkd.report.looks import BLUE, ORANGE
 from feddkd.report.series import ByRound
@@ -21,6 +25,7 @@ from feddkd.report.style import DASHES, formatter, legend_below, new_figure
 from feddkd.report.table import Data, Table, Value
 
 TEACHER, GLOBAL = "teacher_accuracy", "client_accuracy"
+OF_CLIENT = "client_"
 DISAGREEMENT = "label_disagreement"
 
 HEIGHT_INCHES = 2.7
@@ -31,11 +36,13 @@ MOST_ROWS = 100
 MOST_LINES = 200
 """A picture draws the lines of so many sites; its means are of all of them."""
 
-CAPTION = (
-    "The last round that recorded a number. Teacher and global model: accuracy on the labelled examples that the site holds out, "
+BEGIN = "The last round that recorded a number. "
+OF_TEACHERS = (
+    "Teacher and global model: accuracy on the labelled examples that the site holds out, "
     "of its local model and of the model that this was trained from. Where the teacher is ahead, distillation has something to bring. "
-    "Disagreement: share of the site's labels that its teacher contradicts. Rounds: those that the site took part in."
+    "Disagreement: share of the site's labels that its teacher contradicts. "
 )
+ROUNDS = "Rounds: those that the site took part in."
 DOUBTS = " In doubt: a site whose disagreement was far above the median site's for several rounds."
 
 
@@ -84,19 +91,19 @@ class Site:
 def sites_of(group: Group) -> dict[str, Site]:
     """Collect what is known of each site, in client order; empty where no site tells something."""
     sites: dict[str, Site] = defaultdict(Site)
-    _add_numbers(sites, group.runs)
+    _add_numbers(sites, group.runs, (TEACHER, GLOBAL, DISAGREEMENT, f"{OF_CLIENT}{group.metric.name}"))
     _add_counts(sites, group.runs)
     return dict(sorted(sites.items())) if any(site.tells_something for site in sites.values()) else {}
 
 
-def _add_numbers(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
+def _add_numbers(sites: dict[str, Site], runs: Sequence[RunFolder], names: Sequence[str]) -> None:
     found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for run in runs:
         last_attempt = {
             (client, name, line.round): value
             for line in run.exchanges
             for name, values in line.by_client.items()
-            if name in (TEACHER, GLOBAL, DISAGREEMENT) and line.exchange != DELIVER
+            if name in names and line.exchange != DELIVER
             for client, value in values.items()
         }
         for (client, name, number), value in last_attempt.items():
@@ -130,32 +137,80 @@ def site_table(groups: Sequence[Group]) -> Table | None:
         return None
     found.sort(key=lambda item: (item[0], not item[2].is_in_doubt))
     shown, doubted = found[:MOST_ROWS], any(site.is_in_doubt for _, _, site in found)
-    several = len(groups) > 1
-    header = [
-        "site",
-        "labelled",
-        "unlabelled",
-        "teacher",
-        "global model",
-        "teacher ahead by",
-        "disagreement",
-        "rounds",
-        "last reply, UTC",
-        *(["labels"] if doubted else []),
-    ]
+    several, columns = len(groups) > 1, Columns.of(groups[0].metric, [site for _, _, site in found])
+    header = ["site", "labelled", "unlabelled", *columns.heads, "rounds", "last reply, UTC", *(["labels"] if doubted else [])]
     rows = [
-        [*([groups[number].label] if several else []), units.shortened(name, 80), *_cells(site), *(_doubt(site) if doubted else [])]
+        [*([groups[number].label] if several else []), units.shortened(name, 80), *columns.cells(site), *(_doubt(site) if doubted else [])]
         for number, name, site in shown
     ]
     last = len(header) - 1 + several
     strong = frozenset((row, last) for row, (_, _, site) in enumerate(shown) if site.is_in_doubt)
-    caption = CAPTION + (DOUBTS if doubted else "")
+    caption = columns.caption + (DOUBTS if doubted else "")
     if len(found) > len(shown):
         caption += f" {len(found) - len(shown)} more sites are left out."
-    values = [_values(groups[number], name, site) for number, name, site in found]
+    values = [columns.values(groups[number], name, site) for number, name, site in found]
     colors = [groups[number].look.color for number, _, _ in shown]
     header = [*(["configuration"] if several else []), *header]
-    return Table(header, rows, colors, strong, caption, Data(FIELDS, values), "sites", "Sites")
+    return Table(header, rows, colors, strong, caption, Data(columns.fields, values), "sites", "Sites")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the table says of a site.
+
+    Attributes:
+        metric: of the global model at the site; None where that is accuracy, which stands beside the teacher's.
+        has_teachers: whether there are columns of teachers.
+    """
+
+    metric: MainMetric | None
+    has_teachers: bool
+
+    @classmethod
+    def of(cls, metric: MainMetric, sites: Sequence[Site]) -> Columns:
+        """Choose the columns that some site fills."""
+        if metric.name == "accuracy":
+            return cls(None, has_teachers=True)
+        return cls(metric, any(TEACHER in site.numbers for site in sites))
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads of the columns on models."""
+        teachers = ["teacher", "global model", "teacher ahead by", "disagreement"] if self.has_teachers else []
+        return [*([] if self.metric is None else [f"{self.metric.title}{self.metric.unit}"]), *teachers]
+
+    @property
+    def caption(self) -> str:
+        """Say what the columns are."""
+        own = ""
+        if self.metric is not None:
+            which = ", lower is better" if self.metric.minimised else ""
+            own = f"{self.metric.heading}: of the global model on the labelled examples that the site holds out{which}. "
+        return f"{BEGIN}{own}{OF_TEACHERS if self.has_teachers else ''}{ROUNDS}"
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the columns of CSV."""
+        own = [] if self.metric is None else [f"global_model_{self.metric.code}"]
+        return [*FIELDS, *own]
+
+    def cells(self, site: Site) -> list[str]:
+        """A row without the site's name."""
+        counts = ["" if number is None else units.count(number) for number in (site.labelled, site.unlabelled)]
+        score = self._score(site)
+        cells = [] if self.metric is None else ["" if score is None else self.metric.cell(score)]
+        rounds = "" if site.rounds is None else units.count(site.rounds)
+        return [*counts, *cells, *(_teacher_cells(site) if self.has_teachers else []), rounds, site.last_reply[:16].replace("T", " ")]
+
+    def values(self, group: Group, name: str, site: Site) -> list[Value]:
+        """A row of CSV."""
+        counts = (site.labelled, site.unlabelled)
+        numbers = (site.last(TEACHER), site.last(GLOBAL), site.last(DISAGREEMENT))
+        own = [] if self.metric is None else [self._score(site)]
+        return [group.label, group.code, name, *counts, *numbers, site.rounds, site.last_reply, site.doubtful_since, *own]
+
+    def _score(self, site: Site) -> float | None:
+        return None if self.metric is None else site.last(f"{OF_CLIENT}{self.metric.name}")
 
 
 FIELDS = [
@@ -164,23 +219,13 @@ FIELDS = [
 ]
 
 
-def _values(group: Group, name: str, site: Site) -> list[Value]:
-    counts = (site.labelled, site.unlabelled)
-    numbers = (site.last(TEACHER), site.last(GLOBAL), site.last(DISAGREEMENT))
-    return [group.label, group.code, name, *counts, *numbers, site.rounds, site.last_reply, site.doubtful_since]
-
-
-def _cells(site: Site) -> list[str]:
-    counts = ["" if number is None else units.count(number) for number in (site.labelled, site.unlabelled)]
+def _teacher_cells(site: Site) -> list[str]:
     lead = site.lead
     return [
-        *counts,
         _percent(site.last(TEACHER)),
         _percent(site.last(GLOBAL)),
         "" if lead is None else f"{100 * lead:+.1f} points" if abs(lead) >= 5e-4 else "level",
         _percent(site.last(DISAGREEMENT)),
-        "" if site.rounds is None else units.count(site.rounds),
-        site.last_reply[:16].replace("T", " "),
     ]
 
 
@@ -198,14 +243,7 @@ def teachers_and_global_model(group: Group) -> Figure | None:
     if not any(TEACHER in site.numbers for site in sites):
         return None
     figure, axes = new_figure(HEIGHT_INCHES)
-    handles = []
-    for name, color, dashes in ((GLOBAL, ORANGE, DASHES[1]), (TEACHER, BLUE, DASHES[0])):
-        own = [site.numbers[name] for site in sites if name in site.numbers]
-        for values in own[:MOST_LINES]:
-            axes.plot(sorted(values), [values[number] for number in sorted(values)], color=color, alpha=0.35, linewidth=0.7)
-        mean = _mean(own)
-        marker = "o" if len(mean) == 1 else ""
-        handles += axes.plot(list(mean), list(mean.values()), color=color, linestyle=dashes, linewidth=2.2, marker=marker, zorder=3)
+    handles = [_draw_sites(axes, sites, GLOBAL, ORANGE, DASHES[1]), _draw_sites(axes, sites, TEACHER, BLUE, DASHES[0])]
     axes.set(xlabel="round", ylabel="accuracy at the sites", ylim=(-0.02, 1.02))
     axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
@@ -213,6 +251,34 @@ def teachers_and_global_model(group: Group) -> Figure | None:
     thin = Line2D([], [], color="#777777", linewidth=0.7)
     legend_below(figure, [handles[1], handles[0], thin], ["teachers, mean", "global model, mean", "one site"])
     return figure
+
+
+def metric_at_sites(group: Group) -> Figure | None:
+    """The metric of the global model on what each site holds out, by round; None for accuracy, which stands beside the teachers'."""
+    metric, sites = group.metric, list(sites_of(group).values())
+    name = f"{OF_CLIENT}{metric.name}"
+    values = [score for site in sites for score in site.numbers.get(name, {}).values()]
+    if metric.name == "accuracy" or not values:
+        return None
+    figure, axes = new_figure(HEIGHT_INCHES)
+    mean = _draw_sites(axes, sites, name, BLUE, DASHES[0])
+    score_axis(axes, metric, values, min(values))
+    axes.set(xlabel="round", ylabel=f"{metric.title} at the sites" + (" (lower is better)" if metric.minimised else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    thin = Line2D([], [], color="#777777", linewidth=0.7)
+    legend_below(figure, [mean, thin], ["global model, mean", "one site"])
+    return figure
+
+
+def _draw_sites(axes: Axes, sites: Sequence[Site], name: str, color: str, dashes: Any) -> Line2D:
+    """Draw a number of each site, and their mean."""
+    own = [site.numbers[name] for site in sites if name in site.numbers]
+    for values in own[:MOST_LINES]:
+        axes.plot(sorted(values), [values[number] for number in sorted(values)], color=color, alpha=0.35, linewidth=0.7)
+    mean = _mean(own)
+    marker = "o" if len(mean) == 1 else ""
+    (line,) = axes.plot(list(mean), list(mean.values()), color=color, linestyle=dashes, linewidth=2.2, marker=marker, zorder=3)
+    return line
 
 
 def _mean(curves: Iterable[ByRound]) -> ByRound:

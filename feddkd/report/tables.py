@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from feddkd.config import ACCURACY, MainMetric
+from feddkd.config.main_metric import code_of, title_of
 from feddkd.observability.budgets import Spread, spread
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
@@ -14,11 +16,15 @@ from feddkd.report.groups import ALGORITHM, SEED, Group, as_text, differing, set
 from feddkd.report.names import spoken_name
 from feddkd.report.repeats import contradictions
 from feddkd.report.table import NOT_RECORDED, Data, Table, Value, best_cells
+from feddkd.text import shown_score
 
 SHORT_HASH = 12
 
-FINAL, BEST, BYTES, EVALUATIONS = "final accuracy (%)", "best accuracy (%)", "bytes", "gradient evaluations"
+BYTES, EVALUATIONS = "bytes", "gradient evaluations"
 """Headers that several tables share."""
+
+MOMENTS = ("mean", "sample_deviation", "min", "max")
+"""What CSV says of a number over several runs."""
 
 COSTS = "Bytes: on the wire, all clients. Time: all rounds together, without joining and delivery."
 """What the columns of these names count, in every table."""
@@ -51,10 +57,12 @@ def subtitle(groups: Sequence[Group]) -> str:
 def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
     """A single run's main numbers: name, value, and a word on it."""
     down, up = wire_bytes(run)
+    metric = run.metric
     digest = run.summary.model_sha256 if run.summary else None
     return [
-        ("final accuracy", _text(final_accuracy(run), units.percent), ""),
-        ("best accuracy", _text(best_accuracy(run), units.percent), "of any round"),
+        (f"final {metric.title}", _text(final_score(run), metric.text), ""),
+        (f"best {metric.title}", _text(best_score(run), metric.text), "of any round"),
+        *_other_headlines(run),
         ("rounds", str(len(run.rounds)), f"of {run.config.rounds}"),
         ("time", units.duration(seconds(run)), "of all rounds"),
         (BYTES, units.size(down + up), f"{units.size(down)} down, {units.size(up)} up"),
@@ -64,25 +72,44 @@ def headlines(run: RunFolder) -> list[tuple[str, str, str]]:
     ]
 
 
+def _other_headlines(run: RunFolder) -> list[tuple[str, str, str]]:
+    """The further metrics of the final model."""
+    found = {name: other_score(run, name) for name in run.metric.others}
+    return [(f"final {title_of(name)}", shown_score(name, score), "") for name, score in found.items() if score is not None]
+
+
+def score_headers(metric: MainMetric) -> list[str]:
+    """Heads of the columns of the final and the best value."""
+    return [f"{which} {metric.title}{metric.unit}" for which in ("final", "best")]
+
+
+def _other_headers(metric: MainMetric) -> list[str]:
+    """Heads of the columns of further metrics of the final model."""
+    others = [MainMetric(name) for name in metric.others]
+    return [f"final {other.title}{other.unit}" for other in others]
+
+
 def runs(groups: Sequence[Group]) -> Table:
     """One row for each run."""
+    metric = groups[0].metric
     header = [
-        *("configuration", "folder", "seed", "rounds", FINAL, BEST),
+        *("configuration", "folder", "seed", "rounds", *score_headers(metric), *_other_headers(metric)),
         *("bytes down", "bytes up", "time", EVALUATIONS),
     ]
     pairs = [(group, run) for group in groups for run in group.runs]
     rows = [[group.label, *_run_cells(run)] for group, run in pairs]
-    data = Data(RUN_FIELDS, [[group.label, group.code, *_run_values(run)] for group, run in pairs])
+    data = Data(_run_fields(metric), [[group.label, group.code, *_run_values(run)] for group, run in pairs])
     colors = [group.look.color for group, _ in pairs]
     caption = f"{COSTS} {_contradictions(groups)}".strip()
     return Table(header, rows, colors, caption=caption, data=data, name="runs", title="Every run")
 
 
-RUN_FIELDS = [
-    *("configuration", "name", "folder", "seed", "finished", "rounds", "final_accuracy"),
-    *("best_accuracy", "wire_bytes_down", "wire_bytes_up", "seconds", "gradient_evaluations"),
-    "model_sha256",
-]
+def _run_fields(metric: MainMetric) -> list[str]:
+    return [
+        *("configuration", "name", "folder", "seed", "finished", "rounds", f"final_{metric.code}"),
+        *(f"best_{metric.code}", "wire_bytes_down", "wire_bytes_up", "seconds", "gradient_evaluations"),
+        *("model_sha256", *(f"final_{code_of(name)}" for name in metric.others)),
+    ]
 
 
 def _contradictions(groups: Sequence[Group]) -> str:
@@ -95,8 +122,9 @@ def _run_cells(run: RunFolder) -> list[str]:
         run.path.resolve().name,
         str(run.config.seed),
         f"{len(run.rounds)}" if run.summary else f"{len(run.rounds)} of {run.config.rounds}",
-        _text(final_accuracy(run), _percent),
-        _text(best_accuracy(run), _percent),
+        _text(final_score(run), run.metric.cell),
+        _text(best_score(run), run.metric.cell),
+        *(_text(other_score(run, name), MainMetric(name).cell) for name in run.metric.others),
         units.size(down),
         units.size(up),
         units.duration(seconds(run)),
@@ -110,29 +138,31 @@ def _run_values(run: RunFolder) -> list[Value]:
         run.config.seed,
         "yes" if run.summary else "no",
         len(run.rounds),
-        final_accuracy(run),
-        best_accuracy(run),
+        final_score(run),
+        best_score(run),
         *wire_bytes(run),
         seconds(run),
         gradient_evaluations(run),
         run.summary.model_sha256 if run.summary else None,
+        *(other_score(run, name) for name in run.metric.others),
     ]
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """Make one row for each group: means over its runs, and the sample deviation of its accuracies."""
+    """Make one row for each group: means over its runs, and the sample deviation of the metric."""
+    metric = groups[0].metric
     header = [
-        *("configuration", "rounds", FINAL, BEST, BYTES),
+        *("configuration", "rounds", *score_headers(metric), BYTES),
         *("time", EVALUATIONS, "n"),
     ]
-    finals = [_spread(final_accuracy(run) for run in group.runs) for group in groups]
-    bests = [_spread(best_accuracy(run) for run in group.runs) for group in groups]
+    finals = [_spread(final_score(run) for run in group.runs) for group in groups]
+    bests = [_spread(best_score(run) for run in group.runs) for group in groups]
     rows = [
         [
             group.label,
             " or ".join(map(str, sorted({len(run.rounds) for run in group.runs}))),
-            accuracy_text(final),
-            accuracy_text(best),
+            score_text(final, metric),
+            score_text(best, metric),
             _mean([float(sum(wire_bytes(run))) for run in group.runs], units.size),
             _mean([seconds(run) for run in group.runs], units.duration),
             _mean([gradient_evaluations(run) for run in group.runs], units.count),
@@ -140,20 +170,20 @@ def summary(groups: Sequence[Group]) -> Table:
         ]
         for group, final, best in zip(groups, finals, bests, strict=True)
     ]
-    data = Data(SUMMARY_FIELDS, list(map(_summary_values, groups, finals, bests)))
-    strong = {*best_accuracies(2, finals), *best_accuracies(3, bests)}
+    data = Data(_summary_fields(metric), list(map(_summary_values, groups, finals, bests)))
+    strong = {*best_scores(2, finals, metric), *best_scores(3, bests, metric)}
     counts = [len(group.runs) for group in groups]
-    caption = " ".join(filter(None, [accuracy_caption(counts), COSTS, _contradictions(groups)]))
+    caption = " ".join(filter(None, [score_caption(counts, metric), COSTS, _contradictions(groups)]))
     colors = [group.look.color for group in groups]
     return Table(header, rows, colors, frozenset(strong), caption, data, "results", "Whole runs")
 
 
-SUMMARY_FIELDS = [
-    *("configuration", "name", "algorithm", "seeds", "n", "rounds"),
-    *(f"final_accuracy_{part}" for part in ("mean", "sample_deviation", "min", "max")),
-    *(f"best_accuracy_{part}" for part in ("mean", "sample_deviation", "min", "max")),
-    *("wire_bytes_mean", "seconds_mean", "gradient_evaluations_mean"),
-]
+def _summary_fields(metric: MainMetric) -> list[str]:
+    return [
+        *("configuration", "name", "algorithm", "seeds", "n", "rounds"),
+        *(f"{which}_{metric.code}_{part}" for which in ("final", "best") for part in MOMENTS),
+        *("wire_bytes_mean", "seconds_mean", "gradient_evaluations_mean"),
+    ]
 
 
 def _summary_values(group: Group, final: Spread | None, best: Spread | None) -> list[Value]:
@@ -180,39 +210,31 @@ def spread_values(found: Spread | None) -> list[Value]:
     return [found.mean, found.deviation, found.lowest, found.highest]
 
 
-def accuracy_text(found: Spread | None) -> str:
-    """Write the mean and, of several runs, the sample deviation, in percent without its sign."""
+def score_text(found: Spread | None, metric: MainMetric = ACCURACY) -> str:
+    """Write the mean and, of several runs, the sample deviation; of a share of 1 in percent without its sign."""
     if found is None:
         return NOT_RECORDED
-    deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.2f}"
-    return _accuracy_mean(found) + deviation
+    deviation = "" if found.deviation is None else f" ± {metric.cell_of_deviation(found.deviation)}"
+    return metric.cell(found.mean) + deviation
 
 
-def best_accuracies(column: int, found: Sequence[Spread | None]) -> set[tuple[int, int]]:
-    """Find the cells of a column of accuracies with the best mean, as it is printed."""
-    texts = [_accuracy_mean(spread) if spread else "" for spread in found]
+def best_scores(column: int, found: Sequence[Spread | None], metric: MainMetric = ACCURACY) -> set[tuple[int, int]]:
+    """Find the cells of a column of `score_text` with the best mean, as it is printed."""
+    texts = [metric.cell(spread.mean) if spread else "" for spread in found]
     means = [spread.mean if spread else None for spread in found]
-    return set(best_cells(column, texts, means, max))
+    return set(best_cells(column, texts, means, min if metric.minimised else max))
 
 
-def accuracy_caption(counts: Sequence[int]) -> str:
-    """Say what the accuracies of a table are, given the number of runs of each row."""
+def score_caption(counts: Sequence[int], metric: MainMetric = ACCURACY) -> str:
+    """Say what the values of the metric in a table are, given the number of runs of each row."""
+    which = ", the lowest" if metric.minimised else ""
     if max(counts) == 1:
-        return "One run each (n = 1). Bold: the best accuracy."
+        return f"One run each (n = 1). Bold: the best {metric.title}{which}."
     runs = f"n = {counts[0]} runs" if len(set(counts)) == 1 else "n runs"
     return (
-        f"Accuracy: mean ± sample standard deviation over {runs} with different seeds; "
-        "other numbers are means. Bold: the best mean accuracy."
+        f"{metric.heading}: mean ± sample standard deviation over {runs} with different seeds; "
+        f"other numbers are means. Bold: the best mean {metric.title}{which}."
     )
-
-
-def _accuracy_mean(found: Spread) -> str:
-    return _percent(found.mean)
-
-
-def _percent(share: float) -> str:
-    """Without its sign, which the header has."""
-    return f"{100 * share:.2f}"
 
 
 def differences(groups: Sequence[Group]) -> Table | None:
@@ -245,19 +267,26 @@ def versions(groups: Sequence[Group]) -> Table | None:
     return Table(["package", "version"], rows, [], name="versions", title=title) if rows else None
 
 
-def final_accuracy(run: RunFolder) -> float | None:
+def final_score(run: RunFolder) -> float | None:
     """Of the model that the run ended with, or of the newest one that was evaluated."""
-    if run.summary and run.summary.final_accuracy is not None:
-        return run.summary.final_accuracy
-    found = _accuracies(run)
-    return found[-1] if found else None
+    if run.summary and run.summary.final_score is not None:
+        return run.summary.final_score
+    return run.scores[-1] if run.scores else None
 
 
-def best_accuracy(run: RunFolder) -> float | None:
-    """The greatest accuracy of any round."""
-    if run.summary and run.summary.best_accuracy is not None:
-        return run.summary.best_accuracy
-    return max(_accuracies(run), default=None)
+def best_score(run: RunFolder) -> float | None:
+    """The best value of any round."""
+    if run.summary and run.summary.best_score is not None:
+        return run.summary.best_score
+    return run.metric.best(run.scores)
+
+
+def other_score(run: RunFolder, name: str) -> float | None:
+    """A further metric of the model that the run ended with, or of the newest one that was evaluated."""
+    if run.summary and name in run.summary.scores:
+        return run.summary.scores[name]
+    found = [line.client_score(name) if line.score(name) is None else line.score(name) for line in run.rounds]
+    return next((score for score in reversed(found) if score is not None), None)
 
 
 def wire_bytes(run: RunFolder) -> tuple[int, int]:
@@ -278,11 +307,6 @@ def gradient_evaluations(run: RunFolder) -> float | None:
         return float(run.summary.gradient_evaluations)
     found = [line.gradient_evaluations for line in run.exchanges if line.gradient_evaluations is not None]
     return float(sum(found)) if found else None
-
-
-def _accuracies(run: RunFolder) -> list[float]:
-    """On the test set, or on what the clients hold out where there is none."""
-    return run.accuracy or [line.client_accuracy for line in run.rounds if line.client_accuracy is not None]
 
 
 def _with_seeds(group: Group) -> str:

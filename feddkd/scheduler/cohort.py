@@ -207,7 +207,7 @@ class RoundCohort:
             loss=self.loss,
             client_evaluation=evaluation,
             metrics=self._metrics(exchange, outcome),
-            by_client=numbers_by_client(exchange, outcome) if self._plan.config.scheduler.share_client_metrics else {},
+            by_client=numbers_by_client(exchange, outcome, self._plan.metrics) if self._plan.config.scheduler.share_client_metrics else {},
         )
         if not self._opened:
             self._open(outcome)

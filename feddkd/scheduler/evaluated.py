@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from feddkd.config import Config, TaskTable
+from feddkd.config import Config, MainMetric
 from feddkd.exchange import Evaluation
 from feddkd.scheduler.events import RoundFinished
-from feddkd.text import shown_score
 
 
 class Evaluated:
@@ -35,16 +34,15 @@ class Evaluated:
         """Say why no further round is needed; empty where one is."""
         if self.best is None or self.evaluation is None:
             return ""
-        assert isinstance(config.task, TaskTable)
-        metric, scheduler = config.task, config.scheduler
-        value = self.evaluation.score(metric.metric)
+        metric, scheduler = MainMetric.of(config), config.scheduler
+        value = self.evaluation.score(metric.name)
         if value is None:
             return ""
-        best = f"{shown_score(metric.metric, value)} of round {self.best.round}"
-        if scheduler.stop_at is not None and (value <= scheduler.stop_at if metric.minimised else value >= scheduler.stop_at):
+        best = f"{metric.text(value)} of round {self.best.round}"
+        if scheduler.stop_at is not None and metric.reaches(value, scheduler.stop_at):
             side = "at most" if metric.minimised else "at least"
-            return f"the {metric.metric} {best} is {side} scheduler.stop_at = {scheduler.stop_at:g}"
+            return f"the {metric.title} {best} is {side} scheduler.stop_at = {scheduler.stop_at:g}"
         if scheduler.patience and self.since_best >= scheduler.patience:
             side = "below" if metric.minimised else "above"
-            return f"no {metric.metric} is {side} the {best} since then (scheduler.patience = {scheduler.patience})"
+            return f"no {metric.title} is {side} the {best} since then (scheduler.patience = {scheduler.patience})"
         return ""

@@ -97,12 +97,13 @@ class RunRecord:
         examples: of each client that could take part, as it said last; empty for very many clients.
         doubtful_labels: sites whose labels may be wrong, by client.
         lost_traffic: the part of all this that was of no use.
-        best_round: the evaluated round with the highest accuracy; None if none was evaluated.
+        best_round: the evaluated round with the best metric of the task; None if none was evaluated.
         delivered_round: the round whose model clients got, which is `model`; None for the last one.
         stopped: why the run ended before all of its rounds; empty if it did not.
         presence: in which rounds each client took part; empty for very many clients.
         started_s: seconds since 1970 when round 1 began, by the server's clock; 0 where nobody knows.
         ended_s: likewise when the model was delivered.
+        best_evaluation: of the best round.
     """
 
     run_id: str
@@ -126,6 +127,7 @@ class RunRecord:
     presence: Mapping[str, Presence] = field(default_factory=dict)
     started_s: float = 0.0
     ended_s: float = 0.0
+    best_evaluation: Evaluation | None = None
 
 
 class Observer:

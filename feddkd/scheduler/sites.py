@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
-from feddkd.exchange import Exchange, Outcome, Reply
+from feddkd.evaluation import judged
+from feddkd.exchange import Evaluation, Exchange, Outcome, Reply
+from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ CLIENT_EXAMPLES = "client_examples"
 COMPUTE_SECONDS = "seconds"
 """What one client computed, evaluation included."""
 
+OF_CLIENT = "client_"
+"""What the name of each further metric begins with: the broadcast model's, on what one client holds out."""
+
 UNBOUNDED = (CLIENT_LOSS, CLIENT_EXAMPLES, COMPUTE_SECONDS, "loss")
-"""All other numbers lie in [0, 1]."""
+"""These are not negative. All other numbers lie in [0, 1], but for further metrics, which may be any."""
 
 LOSS = "loss"
 """One client's mean loss over its local training, in nats."""
@@ -52,14 +57,17 @@ RUNNING = 3
 """Rounds in which a site stands out, one after the other, before it is found: honest sites do so once or twice."""
 
 
-def numbers_by_client(exchange: Exchange, outcome: Outcome) -> dict[str, dict[str, float]]:
+def numbers_by_client(exchange: Exchange, outcome: Outcome, metrics: TaskMetrics = OF_CLASSIFICATION) -> dict[str, dict[str, float]]:
     """Collect the numbers that are kept for each client, by name and client.
+
+    Args:
+        metrics: of the task.
 
     Returns:
         `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], the `loss` of local
-        training and `client_loss` in nats, `client_examples`, and `seconds` of computing, each for the
-        clients that said one in range; names that nobody said one for are left out. Empty for more than
-        `MOST_CLIENTS` clients, and for steps after the first.
+        training and `client_loss`, `client_examples`, `seconds` of computing, and the task's further metrics
+        as `client_NAME`, each for the clients that said one in range; names that nobody said one for are left
+        out. Empty for more than `MOST_CLIENTS` clients, and for steps after the first.
     """
     if len(exchange.clients) > MOST_CLIENTS or exchange.id.step > 0:
         return {}
@@ -68,6 +76,8 @@ def numbers_by_client(exchange: Exchange, outcome: Outcome) -> dict[str, dict[st
         for name, value in _numbers(exchange.id.name, reply).items():
             if 0 <= value <= (math.inf if name in UNBOUNDED else 1) and math.isfinite(value):
                 found.setdefault(name, {})[client] = value
+        for name, value in _scores(reply.evaluation, metrics):
+            found.setdefault(name, {})[client] = value
     return found
 
 
@@ -75,14 +85,20 @@ def _numbers(exchange: str, reply: Reply) -> dict[str, float]:
     """Read the numbers of one reply, as the client said them."""
     found = {name: reply.metrics[name] for name in (TEACHER_ACCURACY, LABEL_DISAGREEMENT) if name in reply.metrics}
     if reply.evaluation is not None:
-        if reply.evaluation.accuracy is not None:
-            found[CLIENT_ACCURACY] = reply.evaluation.accuracy
+        if reply.evaluation.correct is not None:
+            found[CLIENT_ACCURACY] = reply.evaluation.correct / reply.evaluation.examples
         found[CLIENT_LOSS] = reply.evaluation.loss
         found[CLIENT_EXAMPLES] = float(reply.evaluation.examples)
         found[COMPUTE_SECONDS] = reply.compute_s
     if exchange == LOCAL_TRAIN and reply.loss is not None:
         found[LOSS] = reply.loss
     return found
+
+
+def _scores(evaluation: Evaluation | None, metrics: TaskMetrics) -> Iterator[tuple[str, float]]:
+    """Compute the metrics of one client from the states that it sent; those that are defined and finite."""
+    if evaluation is not None:
+        yield from ((f"{OF_CLIENT}{name}", value) for name, value in judged(evaluation, metrics).scores.items())
 
 
 @dataclass(frozen=True, slots=True)

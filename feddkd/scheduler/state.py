@@ -359,6 +359,7 @@ class RunState:
             presence=dict(sorted(self.attendance.known.items())) if len(self.attendance.known) <= MOST_CLIENTS else {},
             started_s=self.started_s,
             ended_s=self.ended_s,
+            best_evaluation=self.evaluated.evaluation,
         )
 
 

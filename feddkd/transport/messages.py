@@ -109,7 +109,7 @@ def answer_message(exchange: ExchangeId, reply: Reply, payload: Payload | None) 
     answer.metrics.update(reply.metrics)
     if reply.evaluation is not None:
         answer.evaluation.examples = reply.evaluation.examples
-        if reply.evaluation.correct is not None:
+        if reply.evaluation.correct:  # 0 is what a server reads where nothing is
             answer.evaluation.correct = reply.evaluation.correct
         answer.evaluation.loss_sum = reply.evaluation.loss_sum
         for name, numbers in reply.evaluation.sums.items():

@@ -115,7 +115,7 @@ def test_the_first_rounds_of_the_longer_run_are_the_shorter_run(tmp_path: Path) 
         run_federation(longer, "in-process", tmp_path / "longer", [ledger])
     folder = RunFolder.load(tmp_path / "longer")
     first = read_curve(folder).first(2, delivery_bytes(folder))
-    assert first.accuracy == alone.accuracy
+    assert first.scores == alone.scores
     assert first.gradient_evaluations == alone.gradient_evaluations
     assert first.gradient_evaluations[0] > 0
     # Equal but for the numbers of a few bytes in the headers.

@@ -19,6 +19,7 @@ from golden_journals import CRASHED, FINISHED
 from feddkd.cli.replay import replayed
 from feddkd.config import Config
 from feddkd.config.toml import parse_toml
+from feddkd.observability.record_check import LATER
 from feddkd.scheduler.journal_lines import read_journal
 from feddkd.scheduler.recovery import check_same
 from feddkd.traffic import CODEC_SECONDS, DIRECTIONS
@@ -31,7 +32,7 @@ def undisturbed(folder: Path, name: str) -> list[dict[str, Any]]:
     """The lines of a record without times, and without the bytes that were lost."""
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     for line in found:
-        for key in TIMES:
+        for key in (*TIMES, *LATER):
             line.pop(key, None)
         line.get("by_client", {}).pop("seconds", None)
         for metric in CODEC_SECONDS.values():
@@ -69,3 +70,12 @@ def test_the_crashed_run_goes_on_to_the_model_of_the_finished_one(tmp_path: Path
     assert replayed(folder, folder).problems == []
     for name in ("exchanges.jsonl", "rounds.jsonl"):
         assert undisturbed(folder, name) == undisturbed(FINISHED, name)
+
+
+def test_fields_that_came_later_may_be_missing_and_may_not_be_wrong(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FINISHED, tmp_path / "run"))
+    for name, key, wrong in (("rounds.jsonl", "scores", {"accuracy": 2.0}), ("exchanges.jsonl", "client_scores", {})):
+        lines = (folder / name).read_text().splitlines()
+        assert not any(later in json.loads(line) for line in lines for later in LATER)
+        (folder / name).write_text("\n".join([json.dumps(json.loads(lines[0]) | {key: wrong}), *lines[1:]]) + "\n")
+    assert [problem.rpartition(": ")[2] for problem in replayed(folder, folder).problems] == ["client_scores", "scores"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -154,6 +155,41 @@ def test_patience_counts_the_evaluated_rounds_after_the_first_best_one(accuracie
         assert evaluated.best is not None
         assert evaluated.best.round == best
         assert bool(evaluated.reason_to_stop(config)) == (index - best >= patience)
+
+
+ERRORS = [9.0, 7.0, 2.0, 5.0, 2.0, 3.0, 8.0, 1.0]
+"""The mean absolute error after each round."""
+
+
+def with_error(model: Tensors, _: object) -> Evaluation:
+    """Say that the loss falls all the time, which nothing here follows."""
+    number_of_round = int(model["w"]) // 2
+    error = ERRORS[number_of_round - 1]
+    return Evaluation(10, None, 10.0 / number_of_round, scores={"mae": error}, merit=-error)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rounds", "stopped", "delivered"),
+    [
+        ([], 8, "", 8),
+        (["stop_at=2.0"], 3, "the MAE 2 of round 3 is at most scheduler.stop_at = 2", 3),
+        (["stop_at=0.5"], 8, "", 8),
+        (["patience=2", "deliver=best"], 5, "no MAE is below the 2 of round 3 since then (scheduler.patience = 2)", 3),
+        (["deliver=best", "patience=5"], 8, "", 8),
+    ],
+)
+def test_a_run_follows_a_metric_that_is_minimised(scheduler: list[str], rounds: int, stopped: str, delivered: int, tmp_path: Path) -> None:
+    options = ["rounds=8", "task.name=regression", *(f"scheduler.{option}" for option in [*scheduler, "keep_checkpoints=2"])]
+    with closing(Ledger(tmp_path, Config.load(None, options))) as ledger:
+        record = Setup(Opinionated(THREE), *options, evaluator=with_error, observers=[ledger]).scheduler.run(number(0))
+    best = ERRORS.index(min(ERRORS[:rounds])) + 1
+    assert (record.rounds, record.stopped, record.delivered_round or rounds, record.best_round) == (rounds, stopped, delivered, best)
+    assert float(record.model["w"]) == 2.0 * delivered
+    assert float(load_file(tmp_path / "best.safetensors")["w"]) == 2.0 * best
+    kept = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"round-{number_of_round:05}.safetensors" for number_of_round in (rounds - 1, rounds)]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["metric"], summary["final_score"], summary["best_score"]) == ("mae", ERRORS[delivered - 1], ERRORS[best - 1])
 
 
 @pytest.mark.parametrize("asked", [{"deliver": "best"}, {"stop_at": 0.5}, {"patience": 1}, {"keep_checkpoints": 1}])

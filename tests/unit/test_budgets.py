@@ -25,19 +25,19 @@ def curves(draw: st.DrawFn) -> Curve:
 
 @given(curves(), st.integers(0, 25_000))
 def test_a_reading_is_the_last_evaluated_round_within_the_budget(curve: Curve, budget: int) -> None:
-    reading = reading_within(curve.accuracy, curve.wire_bytes, budget)
-    within = [number for number, spent in enumerate(curve.wire_bytes) if spent <= budget and curve.accuracy[number] is not None]
+    reading = reading_within(curve.scores, curve.wire_bytes, budget)
+    within = [number for number, spent in enumerate(curve.wire_bytes) if spent <= budget and curve.scores[number] is not None]
     if reading is None:
         assert not within
     else:
         assert reading.round == within[-1] + 1
-        assert reading.accuracy == curve.accuracy[within[-1]]
+        assert reading.score == curve.scores[within[-1]]
 
 
 @given(curves())
 def test_the_whole_budget_reads_the_final_accuracy(curve: Curve) -> None:
-    reading = reading_within(curve.accuracy, curve.wire_bytes, curve.wire_bytes[-1])
-    assert (reading.accuracy if reading else None) == curve.final_accuracy
+    reading = reading_within(curve.scores, curve.wire_bytes, curve.wire_bytes[-1])
+    assert (reading.score if reading else None) == curve.final_score
 
 
 @given(st.lists(curves(), min_size=1, max_size=4))
@@ -49,40 +49,40 @@ def test_every_run_reaches_the_common_budget_and_one_spends_it(many: list[Curve]
 
 @given(curves(), st.floats(0, 1))
 def test_the_target_is_reached_once_and_not_before(curve: Curve, target: float) -> None:
-    number = round_of_target(curve.accuracy, target)
-    evaluated = [value for value in curve.accuracy if value is not None]
+    number = round_of_target(curve.scores, target)
+    evaluated = [value for value in curve.scores if value is not None]
     assert (number is None) == all(value < target for value in evaluated)
     if number is not None:
-        reached = curve.accuracy[number - 1]
+        reached = curve.scores[number - 1]
         assert reached is not None
         assert reached >= target
-        assert all(value is None or value < target for value in curve.accuracy[: number - 1])
-        assert cost_to_target(curve.accuracy, curve.seconds, target) == curve.seconds[number - 1]
+        assert all(value is None or value < target for value in curve.scores[: number - 1])
+        assert cost_to_target(curve.scores, curve.seconds, target) == curve.seconds[number - 1]
     else:
-        assert cost_to_target(curve.accuracy, curve.seconds, target) is None
+        assert cost_to_target(curve.scores, curve.seconds, target) is None
 
 
 @given(curves())
 def test_what_it_costs_to_reach_an_accuracy_buys_it(curve: Curve) -> None:
     """The two readings of a curve agree: within the cost of the best accuracy, the best accuracy is read."""
-    if curve.best_accuracy is None:
+    if curve.best_score is None:
         return
-    cost = cost_to_target(curve.accuracy, curve.wire_bytes, curve.best_accuracy)
+    cost = cost_to_target(curve.scores, curve.wire_bytes, curve.best_score)
     assert cost is not None
-    reading = reading_within(curve.accuracy, curve.wire_bytes, cost)
+    reading = reading_within(curve.scores, curve.wire_bytes, cost)
     assert reading is not None
-    assert reading.accuracy == curve.best_accuracy
+    assert reading.score == curve.best_score
 
 
 @given(curves(), st.data())
 def test_the_first_rounds_of_a_run_are_a_run_that_delivers_its_model(curve: Curve, data: st.DataObject) -> None:
-    rounds = data.draw(st.integers(1, len(curve.accuracy)))
+    rounds = data.draw(st.integers(1, len(curve.scores)))
     first = curve.first(rounds, delivery_bytes=7)
     assert list(first.rounds) == list(range(1, rounds + 1))
-    assert list(first.accuracy) == list(curve.accuracy[:rounds])
+    assert list(first.scores) == list(curve.scores[:rounds])
     assert list(first.wire_bytes[:-1]) == list(curve.wire_bytes[: rounds - 1])
     # The last round of the whole run has its own delivery already.
-    assert first.wire_bytes[-1] - curve.wire_bytes[rounds - 1] == (0 if rounds == len(curve.accuracy) else 7)
+    assert first.wire_bytes[-1] - curve.wire_bytes[rounds - 1] == (0 if rounds == len(curve.scores) else 7)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))

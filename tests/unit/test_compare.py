@@ -204,7 +204,7 @@ def test_a_run_that_counted_no_gradients_has_no_accuracy_at_equal_gradients_and_
 def test_a_record_without_all_of_its_rounds_is_named(tmp_path: Path) -> None:
     (row, *_) = make_rows([("mine", config())])
     folder = write_record(tmp_path / "mine-seed0", rounds=2)
-    assert read_run(row, 0, tmp_path, "in-process").curve.accuracy
+    assert read_run(row, 0, tmp_path, "in-process").curve.scores
     (folder / "rounds.jsonl").write_text("")
     with pytest.raises(StateError, match=r"mine-seed0 holds 0 of 2 rounds; delete it to run it again$"):
         read_run(row, 0, tmp_path, "in-process")

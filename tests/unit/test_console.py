@@ -36,6 +36,10 @@ SUMMARY: dict[str, Any] = {
     "model_sha256": "0123",
     "final_accuracy": None,
     "best_accuracy": None,
+    "metric": "accuracy",
+    "final_score": None,
+    "best_score": None,
+    "scores": {},
     "delivered_round": 2,
     "stopped": "",
     "rounds_missed": {},
@@ -159,7 +163,7 @@ def test_a_list_names_the_first_and_counts_the_rest() -> None:
 
 
 def test_the_summary_says_why_a_run_stopped_and_which_round_is_delivered(capsys: pytest.CaptureFixture[str]) -> None:
-    changes = {"rounds": 5, "delivered_round": 3, "final_accuracy": 0.8, "best_accuracy": 0.8, "stopped": "patience"}
+    changes = {"rounds": 5, "delivered_round": 3, "final_score": 0.8, "best_score": 0.8, "stopped": "patience"}
     plain = printed(capsys, **changes)
     assert "  final accuracy     80.00% (of round 3, the best of 5)" in plain
     assert "  stopped early      patience" in plain

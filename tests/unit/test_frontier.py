@@ -28,6 +28,7 @@ from feddkd.report.frontier_picture import draw
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Name, group_runs
 from feddkd.report.looks import BLUE
+from feddkd.report.series import score_values
 from feddkd.report.style import style
 
 FEDAVG, FEDDKD = ("fedavg", "better", "none"), ("feddkd", "better", "none")
@@ -57,20 +58,20 @@ points = st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1)), min_size=1, 
 def test_no_point_lies_above_the_frontier_and_every_corner_is_a_point(found: list[list[tuple[int, float]]]) -> None:
     tracks = [track(str(number), *own) for number, own in enumerate(found)]
     corners = front(tracks)
-    assert all(one.wire_bytes < other.wire_bytes and one.accuracy < other.accuracy for one, other in itertools.pairwise(corners))
+    assert all(one.wire_bytes < other.wire_bytes and one.score < other.score for one, other in itertools.pairwise(corners))
     for cost, accuracy in (point for own in found for point in own):
-        assert max(corner.accuracy for corner in corners if corner.wire_bytes <= cost) >= accuracy
+        assert max(corner.score for corner in corners if corner.wire_bytes <= cost) >= accuracy
     for corner in corners:
-        assert (corner.wire_bytes, corner.accuracy) in found[corner.track]
+        assert (corner.wire_bytes, corner.score) in found[corner.track]
 
 
 def test_costs_and_readings_are_means_over_seeds_and_missing_where_a_seed_has_none() -> None:
     both = Track.of(Name("both", "both"), FEDAVG, [Walk([10, 20, 30], [0.5, 0.9, 0.8]), Walk([20, 40], [0.7, 0.9])])
-    assert (both.wire_bytes, both.accuracy) == ([15, 30], [pytest.approx(0.6), 0.9])
+    assert (both.wire_bytes, both.scores) == ([15, 30], [pytest.approx(0.6), 0.9])
     assert both.bytes_to(0.9) == 30
     assert both.bytes_to(0.95) is None
-    assert both.accuracy_at(40) == pytest.approx(0.85)
-    assert both.accuracy_at(15) is None
+    assert both.score_at(40) == pytest.approx(0.85)
+    assert both.score_at(15) is None
     assert not both.ended_before(40)
     assert both.ended_before(50)
 
@@ -143,12 +144,12 @@ def test_a_damaged_model_has_no_size(content: bytes, tmp_path: Path) -> None:
 def test_tracks_are_read_from_records_and_skip_what_was_not_evaluated(tmp_path: Path) -> None:
     runs = [RunFolder.load(write_record(tmp_path / str(seed), seed=seed, rounds=3)) for seed in (0, 1)]
     begun = RunFolder.load(write_record(tmp_path / "begun", algorithm="fedavg", rounds=0, finished=False))
-    found, nothing = tracks_of(group_runs([*runs, begun]), "accuracy")
+    found, nothing = tracks_of(group_runs([*runs, begun]), score_values("accuracy"))
     assert nothing is None
     assert found is not None
     assert (found.label, found.code) == ("FedDKD, 3 \N{MULTIPLICATION SIGN} the rounds", "feddkd rounds=3")
     assert found.wire_bytes == [line.cumulative_wire_bytes for line in runs[0].rounds]
-    assert found.accuracy[0] == pytest.approx((runs[0].accuracy[0] + runs[1].accuracy[0]) / 2)
+    assert found.scores[0] == pytest.approx((runs[0].scores[0] + runs[1].scores[0]) / 2)
 
 
 def test_the_table_marks_the_best_of_each_column_and_who_could_have_gone_on() -> None:
@@ -193,8 +194,8 @@ def test_any_accuracies_of_any_number_of_methods_make_a_picture(
         figure.savefig(io.BytesIO(), format="svg")
     (axes,) = figure.axes
     low, high = axes.get_ylim()
-    assert low < min(max(found.accuracy) for found in tracks)
-    assert high >= min(max(max(found.accuracy) for found in tracks), 0.9995)
+    assert low < min(max(found.scores) for found in tracks)
+    assert high >= min(max(max(found.scores) for found in tracks), 0.9995)
     (legend,) = figure.legends
     assert len(legend.get_texts()) == min(methods, 8) + 2
 

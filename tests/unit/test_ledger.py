@@ -36,7 +36,7 @@ EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"time", "attempt", "clients_missing", 
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
     *("rounds_missed", "not_delivered", "examples", "doubtful_labels", "best_round", "delivered_round", "stopped"),
-    *("started", "ended", "presence"),
+    *("started", "ended", "presence", "metric", "final_score", "best_score", "scores"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
 ROUND_EXTRAS = (
@@ -44,14 +44,14 @@ ROUND_EXTRAS = (
     | LOST
     | {
         *("gradient_evaluations", "class_accuracy", "metrics", "clients_missing"),
-        *("labelled_examples", "unlabelled_examples", "time"),
+        *("labelled_examples", "unlabelled_examples", "time", "scores"),
     }
 )
 SUMMARY_KEYS = {
     *("algorithm", "rounds", "final_accuracy", "best_accuracy", "total_wire_bytes_up", "total_wire_bytes_down"),
     *("seconds", "seed", "model_sha256", "versions"),
 }
-EVALUATION_EXTRAS = {"client_examples", "client_accuracy", "client_loss"}
+EVALUATION_EXTRAS = {"client_examples", "client_accuracy", "client_loss", "client_scores"}
 
 CONFIG = Config.parse({"seed": 3, "rounds": 2, "partition": {"name": "iid", "clients": 3}, "training": {"epochs": 1}, "dkd": {"steps": 2}})
 EXCHANGE = ExchangeRecord(
@@ -148,6 +148,7 @@ def test_an_exchange_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> N
             "client_examples": 8,
             "client_accuracy": 0.75,
             "client_loss": 0.5,
+            "client_scores": {"accuracy": 0.75, "loss": 0.5},
             "metrics": {"update_norm_squared": 4.0, "drift_diversity": 2.0},
         }
     ]
@@ -169,9 +170,11 @@ def test_a_round_becomes_a_line_at_once(ledger: Ledger, tmp_path: Path) -> None:
             "time": "2026-11-30T00:53:21.500Z",
             "accuracy": 0.7,
             "loss": 0.5,
+            "scores": {"accuracy": 0.7, "loss": 0.5},
             "client_examples": 8,
             "client_accuracy": 0.75,
             "client_loss": 0.5,
+            "client_scores": {"accuracy": 0.75, "loss": 0.5},
             "payload_bytes_down": 10,
             "payload_bytes_up": 20,
             "dense_bytes_down": 100,
@@ -211,8 +214,10 @@ def test_what_nobody_evaluated_is_null(ledger: Ledger, tmp_path: Path) -> None:
     (exchange,), (finished,) = lines(tmp_path / "out" / "exchanges.jsonl"), lines(tmp_path / "out" / "rounds.jsonl")
     assert exchange.keys() == EXCHANGE_KEYS | EVALUATION_EXTRAS | EXCHANGE_EXTRAS
     assert finished.keys() == ROUND_KEYS | EVALUATION_EXTRAS | ROUND_EXTRAS
-    assert {exchange[key] for key in EVALUATION_EXTRAS | {"loss"}} == {None}
-    assert {finished[key] for key in EVALUATION_EXTRAS | {"loss", "accuracy", "class_accuracy"}} == {None}
+    assert exchange["client_scores"] == finished["client_scores"] == finished["scores"] == {}
+    null = EVALUATION_EXTRAS - {"client_scores"} | {"loss"}
+    assert {exchange[key] for key in null} == {None}
+    assert {finished[key] for key in null | {"accuracy", "class_accuracy"}} == {None}
 
 
 def test_the_resolved_configuration_reads_back(ledger: Ledger, tmp_path: Path) -> None:

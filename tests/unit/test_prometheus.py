@@ -96,7 +96,7 @@ def run_record(other: Traffic) -> RunRecord:
 
 @pytest.fixture
 def metrics() -> PrometheusMetrics:
-    return PrometheusMetrics(Config())
+    return PrometheusMetrics(Config.parse({"task": {"metrics": ["f1"]}}))
 
 
 class FakeEngine(InProcessEngine):
@@ -126,7 +126,7 @@ def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
                 missing=number % 3,
                 evaluation=Evaluation(10, 5, 9.0),
                 metrics={"own": 1.0},
-                by_client={name: {"a": 0.5} for name in SITE_GAUGES},
+                by_client={name: {"a": 0.5} for name in (*SITE_GAUGES, "client_f1")},
             )
         )
         for step in range(3):

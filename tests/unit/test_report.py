@@ -122,7 +122,7 @@ def test_the_tables_of_a_report_are_files_too(one_run: tuple[Path, Elements]) ->
     assert names == {f"{name}{kind}" for name in ("results", "runs", "versions") for kind in (".csv", ".md", ".tex")}
     rows = list(csv.DictReader((folder / "report" / "tables" / "results.csv").read_text().splitlines()))
     assert [(row["configuration"], row["name"], row["n"]) for row in rows] == [("FedDKD", "feddkd", "1")]
-    assert float(rows[0]["final_accuracy_mean"]) == RunFolder.load(folder / "run").accuracy[-1]
+    assert float(rows[0]["final_accuracy_mean"]) == RunFolder.load(folder / "run").scores[-1]
     assert rows[0]["final_accuracy_sample_deviation"] == ""
 
 
@@ -273,6 +273,9 @@ def test_the_time_over_a_network_is_a_picture_and_a_table(tmp_path: Path) -> Non
     assert "accuracy_by_time" not in pictures(tmp_path)
 
 
+ATTENDED = ("rounds", "last reply, UTC")
+
+
 def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come_first(tmp_path: Path) -> None:
     run = load(tmp_path / "run", sites=True)
     table = site_table(group_runs([run]))
@@ -285,8 +288,7 @@ def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come
         "global model",
         "teacher ahead by",
         "disagreement",
-        "rounds",
-        "last reply, UTC",
+        *ATTENDED,
         "labels",
     ]
     assert table.rows == [
@@ -311,7 +313,7 @@ def test_a_sites_row_has_the_rounds_it_took_part_in_and_its_last_reply(tmp_path:
     assert cells == {("client-0", "3", "2026-05-02 09:30"), *(("client-" + k, "", "") for k in "123")}
 
 
-def test_sites_that_tell_no_accuracy_and_nothing_of_labels_have_no_section(tmp_path: Path) -> None:
+def test_sites_that_say_nothing_of_models_or_labels_have_no_section(tmp_path: Path) -> None:
     folder = write_record(tmp_path / "run", algorithm="fedavg")
     change(folder / "exchanges.jsonl", lambda line: line | {"by_client": {"loss": {"a": 1.0}}})
     summary = json.loads((folder / "summary.json").read_text()) | {"examples": {"a": {"labelled": 5, "unlabelled": 0}}}

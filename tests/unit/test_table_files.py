@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from feddkd.observability.budgets import spread
 from feddkd.report.table import Data, Table, best_cells
 from feddkd.report.table_files import as_csv, as_latex, as_markdown, latex_text, write_tables
-from feddkd.report.tables import accuracy_caption, accuracy_text, best_accuracies
+from feddkd.report.tables import best_scores, score_caption, score_text
 
 RESULTS = Table(
     ["configuration", "final accuracy (%)", "n"],
@@ -128,17 +128,17 @@ def test_each_table_is_three_files_and_the_folder_is_made(tmp_path: Path) -> Non
 
 
 def test_one_run_has_no_deviation_and_the_caption_says_which_one_it_is() -> None:
-    assert accuracy_text(spread([0.975])) == "97.50"
-    assert accuracy_text(spread([0.97, 0.98])) == "97.50 \N{PLUS-MINUS SIGN} 0.71"
-    assert accuracy_text(None) == "not recorded"
-    assert "n = 1" in accuracy_caption([1, 1])
-    assert "sample standard deviation over n = 3 runs" in accuracy_caption([3, 3])
-    assert "sample standard deviation over n runs" in accuracy_caption([3, 1])
+    assert score_text(spread([0.975])) == "97.50"
+    assert score_text(spread([0.97, 0.98])) == "97.50 \N{PLUS-MINUS SIGN} 0.71"
+    assert score_text(None) == "not recorded"
+    assert "n = 1" in score_caption([1, 1])
+    assert "sample standard deviation over n = 3 runs" in score_caption([3, 3])
+    assert "sample standard deviation over n runs" in score_caption([3, 1])
 
 
 def test_the_best_are_all_that_read_like_the_best_unless_all_do() -> None:
-    assert best_accuracies(2, [spread([0.97501]), spread([0.97499]), spread([0.5]), None]) == {(0, 2), (1, 2)}
-    assert best_accuracies(2, [spread([0.9]), None]) == {(0, 2)}
-    assert best_accuracies(2, [spread([0.9])]) == best_accuracies(2, [None, None]) == set()
-    assert best_accuracies(2, [spread([0.9]), spread([0.9])]) == set()
+    assert best_scores(2, [spread([0.97501]), spread([0.97499]), spread([0.5]), None]) == {(0, 2), (1, 2)}
+    assert best_scores(2, [spread([0.9]), None]) == {(0, 2)}
+    assert best_scores(2, [spread([0.9])]) == best_scores(2, [None, None]) == set()
+    assert best_scores(2, [spread([0.9]), spread([0.9])]) == set()
     assert set(best_cells(1, ["2 s", "3 s", "-"], [2.0, 3.0, None], min)) == {(0, 1)}
