@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,8 @@ from feddkd.config.main_metric import title_of
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import shown_score
+
+logger = logging.getLogger(__name__)
 
 
 class SiteProgress:
@@ -50,6 +53,7 @@ class SiteProgress:
         self._round = 0
         self._exchanges = 0
         self._began_s = 0.0
+        self._works = True
 
     @property
     def counts(self) -> ExampleCounts:
@@ -86,6 +90,16 @@ class SiteProgress:
         """Let the worker compute, and say what that tells of the run."""
         started_s = time.monotonic()
         reply = self._worker.carry_out(task)
+        if self._works:
+            try:
+                self._follow(task, reply, started_s)
+            except Exception:  # what is shown must not cost the reply
+                self._works = False
+                logger.exception("the progress of this site is not shown any more")
+        return reply
+
+    def _follow(self, task: Task, reply: Reply, started_s: float) -> None:
+        """Take in what an exchange tells, and print the line of a round that is over."""
         if task.id.round != self._round or task.id.name == DELIVER:
             self._end_round(reply.evaluation)
             self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
@@ -95,7 +109,6 @@ class SiteProgress:
         self._exchanges += 1
         if task.id.name == DELIVER:
             self.final, self.model_sha256 = reply.evaluation, task.payload.sha256()
-        return reply
 
     def _end_round(self, evaluation: Evaluation | None) -> None:
         """Print the line of the round that is over, if this process took part in it."""

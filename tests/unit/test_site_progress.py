@@ -86,3 +86,13 @@ def test_a_site_that_comes_for_the_final_model_alone_reads_no_round() -> None:
     assert said == []
     assert progress.model_sha256 == filled(SCHEMA, 1).sha256()
     assert progress.final is not None
+
+
+def test_a_display_that_fails_costs_no_reply_and_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(line: str) -> None:
+        raise BrokenPipeError(line)
+
+    progress = SiteProgress(FakeWorker(lambda task: Reply(loss=float(task.id.round))), Config.load(None, ["rounds=3"]), fail)
+    tasks = [Task(ExchangeId("run", number, 0, "local_train", 0), filled(SCHEMA, 1)) for number in (1, 2, 3)]
+    assert [progress.carry_out(task).loss for task in tasks] == [1.0, 2.0, 3.0]
+    assert [record.getMessage() for record in caplog.records] == ["the progress of this site is not shown any more"]
