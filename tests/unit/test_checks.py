@@ -22,7 +22,7 @@ from feddkd.data.examples import MemoryExamples
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, StateError
 from feddkd.models.check import check_model
-from feddkd.tasks.classification import CLASSIFICATION
+from feddkd.tasks.metrics import OF_CLASSIFICATION
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.certificates import Certificate
 
@@ -234,7 +234,7 @@ def test_the_examples_themselves_are_tried() -> None:
             nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
             Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10),
             describe(Config().data),
-            CLASSIFICATION,
+            OF_CLASSIFICATION,
         )
 
 
