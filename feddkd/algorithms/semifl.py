@@ -34,7 +34,8 @@ from torch import Tensor
 from feddkd.algorithms.augmentation import shifted
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import can_train_on_one, train_locally
+from feddkd.algorithms.local_training import train_locally
+from feddkd.algorithms.one_example import can_train_on_one
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import AlgorithmTable, Config
 from feddkd.data.examples import Examples
