@@ -238,6 +238,6 @@ def test_an_example_that_is_known_to_be_bad_is_not_read_again(tmp_path: Path) ->
     assert isinstance(site.examples.dataset, Broken)
     reads = Counter(site.examples.dataset.reads)
     assert (reads[0], reads[3]) == (1, 1)
-    with pytest.raises(DataError, match="example 3 .*cut off"):
+    with pytest.raises(DataError, match=r"example 3 .*cut off"):
         site.examples.gather(torch.tensor([1, 3]))
     assert site.examples.dataset.reads.count(3) == 1
