@@ -55,7 +55,7 @@ class TargetRounding:
         numbers = _wide(raw, targets)
         if numbers is not None and numbers.ndim and len(numbers):
             self._first = numbers[0]
-            for part in numbers.split(ROWS_STACKED):
+            for part in torch.split(numbers, ROWS_STACKED):
                 self._fold(part)
 
     def check(self) -> None:
