@@ -131,7 +131,8 @@ def _training_data(config: Config) -> str:
 
 def _teachers(config: Config) -> str:
     """Build every network that is some client's own. Raises ConfigError."""
-    built = [build_teacher(config, name, "", describe(config.data)) for name in config.teacher.own]
+    info = describe(config.data, task_of(config))
+    built = [build_teacher(config, name, "", info) for name in config.teacher.own]
     sizes = ", ".join(
         f"{name} ({short_size(each.parts.travelling.size_bytes)})" for name, each in zip(config.teacher.own, built, strict=True)
     )

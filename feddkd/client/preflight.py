@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feddkd.algorithms.own_teacher import KEY, build_teacher, check_outputs
 from feddkd.algorithms.site import Site
@@ -16,7 +16,7 @@ from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
 from feddkd.data.examples import Examples
 from feddkd.data.seeding import generators_kept, reads_for
-from feddkd.errors import ConfigError, ProtocolError, StateError
+from feddkd.errors import ConfigError, DataError, ProtocolError, StateError
 from feddkd.evaluation import eval_mode
 from feddkd.imports import named
 from feddkd.models.check import check_model
@@ -80,17 +80,29 @@ def _check_teacher(
     name = config.teacher.names[0]
     _check_step(config, teacher, device, examples, named(KEY, name), task)
     with reads_for(f"{config.seed}/check"), generators_kept():
-        inputs, _ = examples.gather(torch.arange(2) % len(examples))
+        inputs, _ = examples.gather(_usable(examples, 2))
         check_outputs(config, name, student, teacher, to_device(inputs, device), task)
 
 
 def _check_step(config: Config, module: nn.Module, device: torch.device, examples: Examples, where: str, task: LearningTask[Any]) -> None:
     """Run one train-mode and one eval-mode batch with a backward pass. Raises ConfigError."""
     size = min(FEW, max(2, config.training.batch_size))
-    order = torch.arange(size) % len(examples)  # a site of one example sees it twice
     with reads_for(f"{config.seed}/check"), generators_kept():
-        for _, inputs, targets in examples.batches(order, size):
-            check_model(module, to_device(inputs, device), to_device(targets, device), where, task)
+        inputs, targets = examples.gather(_usable(examples, size))
+        check_model(module, to_device(inputs, device), to_device(targets, device), where, task)
+
+
+def _usable(examples: Examples, size: int) -> Tensor:
+    """Find the first examples that can be used: int64 [size]; where they are fewer, some more than once. Raises DataError if none can."""
+    found = torch.empty(0, dtype=torch.int64)
+    for piece in torch.split(torch.arange(len(examples)), size):
+        for index, _, _ in examples.batches(piece, size):
+            found = torch.cat([found, index])
+        if len(found) >= size:
+            break
+    if len(found) == 0:
+        raise DataError(f"none of the {len(examples)} labelled examples can be used")
+    return found[torch.arange(size) % len(found)]  # a site of one example sees it twice
 
 
 def _where(config: Config) -> str:
