@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from feddkd.config import MetricName, TaskTable
@@ -34,6 +34,12 @@ class ClassificationConfig(TaskTable):
         None,
         description="factor of each class's cross-entropy, in the order of their numbers",
     )
+
+    @model_validator(mode="after")
+    def _a_class_counts(self) -> Self:
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError("class_weights: all are 0, so nothing would be learnt")
+        return self
 
 
 @TASKS.register("classification")

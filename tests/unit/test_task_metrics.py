@@ -217,6 +217,11 @@ def test_the_list_of_metrics_is_checked(metrics: list[str], message: str) -> Non
         Config.parse({"task": {"metrics": metrics}})
 
 
+def test_weights_that_leave_nothing_to_learn_are_refused() -> None:
+    with pytest.raises(ConfigError, match="class_weights: all are 0"):
+        Config.parse({"task": {"class_weights": [0.0, 0.0]}})
+
+
 @pytest.mark.parametrize(
     ("task", "minimised"),
     [
