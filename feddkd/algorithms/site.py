@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -25,6 +24,10 @@ from feddkd.tensors import Schema, Tensors
 
 if TYPE_CHECKING:
     from feddkd.algorithms.own_teacher import OwnTeacher
+
+
+LARGEST_SCORE = 1e30
+"""A server refuses larger numbers, and a score must not cost a reply."""
 
 
 class Store(Protocol):
@@ -122,7 +125,7 @@ class Site:
     def held_out_score(self, task: Task) -> float | None:
         """Compute `task.metric` of the network as it is now on what is held out, at least one example, in eval mode.
 
-        None for accuracy, which is counted in logits, and for a value that is not defined. Examples whose reads are
+        None for accuracy, which is counted in logits, and for a value that is not defined or cannot be sent. Examples whose reads are
         random are read as they were for the evaluation of the broadcast model.
         """
         metric = self.learning_task.settings.metric
@@ -131,7 +134,7 @@ class Site:
         with reads_for(evaluation_key(self.config.seed, task.id, self.client_id)):
             check, size = task.check_cancelled, self.eval_batch_size
             score = evaluate(self.module, self.held_out, self.device, check, batch_size=size, metrics=self.metrics).score(metric)
-        return score if score is not None and math.isfinite(score) else None
+        return score if score is not None and abs(score) <= LARGEST_SCORE else None
 
     def outputs_of(self, module: nn.Module, examples: Examples, task: Task) -> Tensor:
         """Compute the outputs of a network as it is now, in eval mode; float32 [n, ...], NaN for what cannot be used.
