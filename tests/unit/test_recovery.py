@@ -10,10 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from harness import RUN_ID
 from scripted import THREE, Moment, ScriptedEngine, Setup
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from feddkd import cli
 from feddkd.config import Config
