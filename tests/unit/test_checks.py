@@ -44,8 +44,14 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_run(Config(), Path("runs"))
-    assert listed(capsys) == ["configuration", "proxy", "data", "model", "memory", "disk"]
+    assert listed(capsys) == ["configuration", "proxy", "data", "model", "step", "memory", "disk"]
     assert list(here.iterdir()) == []
+
+
+def test_a_simulation_tries_the_metrics_on_its_examples() -> None:
+    config = Config.parse({"task": {"metrics": ["tests.unit.test_task_metrics:broken"]}})
+    with pytest.raises(ConfigError, match="check of step: .*broken cannot be computed: UndefinedError: above one"):
+        check_run(config, Path("runs"))
 
 
 def test_a_simulation_with_unlike_networks_tries_each_of_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
