@@ -50,7 +50,7 @@ def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: 
 
 def test_a_simulation_tries_the_metrics_on_its_examples() -> None:
     config = Config.parse({"task": {"metrics": ["tests.unit.test_task_metrics:broken"]}})
-    with pytest.raises(ConfigError, match="check of step: .*broken cannot be computed: UndefinedError: above one"):
+    with pytest.raises(ConfigError, match=r"check of step: .*broken cannot be computed: UndefinedError: above one"):
         check_run(config, Path("runs"))
 
 
