@@ -25,6 +25,7 @@ from feddkd.exchange import DELIVER
 from feddkd.models.registry import build_model
 from feddkd.scheduler.records import ExchangeRecord, Observer
 from feddkd.scheduler.rounds import Scheduler
+from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Tensors
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -135,7 +136,8 @@ def _run(cell: Cell, overrides: Sequence[str], seed: int) -> dict[str, Any]:
 
 def _outcome(config: Config, clients: Clients, observer: Observer) -> Ending:
     """The accuracy of the final model, or why there is no useful one."""
-    module = build_model(config.model, describe(config.data), config.seed)
+    task = task_of(config)
+    module = build_model(config.model, describe(config.data, task), config.seed, task)
     engine = InProcessEngine(clients, config.transport.chunk_bytes)
     algorithm = algorithms.build(config)
     scheduler = Scheduler(config, algorithm, engine, run_id="attack", observers=[observer])
@@ -152,7 +154,7 @@ def _outcome(config: Config, clients: Clients, observer: Observer) -> Ending:
 @torch.no_grad()
 def _accuracy(config: Config, module: nn.Module) -> float:
     """The share of the test split that a model classifies correctly."""
-    examples = load_test(config.data)
+    examples = load_test(config.data, config.seed, task_of(config))
     inputs, labels = examples.gather(torch.arange(len(examples)))
     return round(float((module.eval()(inputs).argmax(1) == labels).double().mean()), 6)
 

@@ -31,6 +31,8 @@ from feddkd.data.datasets import describe, load_test
 from feddkd.engines.simulation import run_federation
 from feddkd.evaluation import evaluate
 from feddkd.scheduler.records import Observer, RoundRecord
+from feddkd.tasks.chosen import task_of
+from feddkd.tasks.metrics import TaskMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "unlike_networks.json"
@@ -100,9 +102,13 @@ def _own(config: Config) -> list[tuple[str, str]]:
 
 def _accuracy_of_teacher(config: Config, name: str, client: str, run: Path) -> float:
     """Accuracy of a site's own network, as it takes it home, on the test split of all ten classes."""
-    module = build_teacher(config, f"networks:{name}", client, describe(config.data)).module
+    task = task_of(config)
+    info = describe(config.data, task)
+    module = build_teacher(config, f"networks:{name}", client, info).module
     module.load_state_dict(load_file(run / "clients" / client / f"{OWN_TEACHER}.safetensors"))
-    return round(evaluate(module, load_test(config.data), torch.device("cpu"), batch_size=512).worth, 4)
+    metrics = TaskMetrics(task, info.num_classes, info.target_shape)
+    examples = load_test(config.data, config.seed, task)
+    return round(evaluate(module, examples, torch.device("cpu"), batch_size=512, metrics=metrics).worth, 4)
 
 
 def page_sections(file: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from feddkd.compression.codec import Codec
 from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.compression.encoding import Coding, derive_seed
 from feddkd.errors import CancelledError
+from feddkd.tasks.metrics import StateRange
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 
@@ -146,11 +147,13 @@ class EvaluationForm:
 
     Attributes:
         counts_correct: it counts the examples that are classified correctly.
-        metric_sizes: how many numbers the state of each further metric has.
+        states: of each further metric.
+        least_loss: of one example.
     """
 
     counts_correct: bool = True
-    metric_sizes: Mapping[str, int] = field(default_factory=dict)
+    states: Mapping[str, tuple[StateRange, ...]] = field(default_factory=dict)
+    least_loss: float = 0.0
 
 
 COUNTS_ALONE = EvaluationForm()

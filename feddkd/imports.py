@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -12,6 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from feddkd.errors import ConfigError
+
+IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""All of an import path. A site is asked for its consent to what has this form, so nothing else is imported."""
 
 MAIN = "__main__"
 """The module of a script, or of a notebook's cells; each process has its own."""
@@ -48,7 +52,7 @@ def load_object(path: str, key: str) -> Any:
         ConfigError: there is no such module or attribute, or the module fails while it is imported.
     """
     module_name, _, name = path.partition(":")
-    if not module_name or not name:
+    if not re.fullmatch(IMPORT_PATH, path):
         raise ConfigError(f"{key} = {path!r}: not of the form package.module:name")
     given = _given.get()
     if (key, path) in given:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Structure = Any
-"""A tensor; or tuples, lists, dicts and dataclasses that hold structures."""
+"""A tensor; or tuples, lists, dicts and dataclasses that hold structures. None stands for nothing, and stays."""
 
 
 def map_leaves(
@@ -28,6 +28,8 @@ def map_leaves(
     Raises:
         ValueError: the forms differ.
     """
+    if first is None and all(other is None for other in others):
+        return None
     entries = None if is_leaf is not None and is_leaf(first) else _entries(first)
     if entries is None:
         return function(first, *others)
@@ -41,10 +43,11 @@ def map_leaves(
 
 
 def leaves(structure: Structure) -> Iterator[Any]:
-    """Yield the leaves of a structure, in order."""
+    """Yield the leaves of a structure, in order, but for None."""
     entries = _entries(structure)
     if entries is None:
-        yield structure
+        if structure is not None:
+            yield structure
         return
     for entry in entries.values():
         yield from leaves(entry)
@@ -67,20 +70,19 @@ def rows_of(batch: Structure, chosen: Tensor) -> Structure:
 
 def _entries(structure: Structure) -> dict[Any, Any] | None:
     """Name what a container holds; None for a leaf."""
+    if dataclasses.is_dataclass(structure) and not isinstance(structure, type):
+        return {field.name: getattr(structure, field.name) for field in dataclasses.fields(structure)}
     if isinstance(structure, Mapping):
         return dict(structure)
     if isinstance(structure, tuple | list):
         return dict(enumerate(structure))
-    if dataclasses.is_dataclass(structure) and not isinstance(structure, type):
-        return {field.name: getattr(structure, field.name) for field in dataclasses.fields(structure)}
     return None
 
 
 def _rebuilt(like: Structure, entries: dict[Any, Any]) -> Structure:
-    if isinstance(like, Mapping):
-        return entries
+    kind: Any = type(like)
+    if dataclasses.is_dataclass(like):
+        return dataclasses.replace(like, **entries)  # type: ignore[type-var]  # an instance, as `_entries` found
     if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*entries.values())
-    if isinstance(like, tuple | list):
-        return type(like)(entries.values())
-    return dataclasses.replace(like, **entries)
+        return kind(*entries.values())
+    return kind(entries) if isinstance(like, Mapping) else kind(entries.values())

@@ -14,7 +14,8 @@ from feddkd.algorithms.feddkd import DKD_STEP, FedDKD
 from feddkd.algorithms.learning_rate import LearningRate
 from feddkd.algorithms.local_optimizer import check_fits as check_optimizer_fits
 from feddkd.algorithms.local_optimizer import check_optimizer
-from feddkd.algorithms.local_training import check_batch_size, local_steps
+from feddkd.algorithms.local_training import local_steps
+from feddkd.algorithms.one_example import check_batch_size
 from feddkd.algorithms.own_teacher import check_own_teachers
 from feddkd.algorithms.piggyback import Piggyback, check_piggyback
 from feddkd.algorithms.registry import find, find_objective

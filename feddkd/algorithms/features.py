@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,20 +11,24 @@ from feddkd.data.examples import Examples
 from feddkd.dkd.teacher import by_example
 from feddkd.errors import ConfigError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
+from feddkd.structures import Structure, to_device
+from feddkd.tasks.base import LearningTask
+from feddkd.tasks.classification import CLASSIFICATION
 
 
 class Features:
     """Reads the input of a module's last linear layer, by a hook during a forward pass."""
 
-    def __init__(self, module: nn.Module) -> None:
-        """Find the last linear layer. Raises ConfigError if `module` has none."""
+    def __init__(self, module: nn.Module, task: LearningTask[Any] = CLASSIFICATION) -> None:
+        """Find the last linear layer; `task` says what outputs are. Raises ConfigError if `module` has none."""
         linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ConfigError(f"model {type(module).__name__} has no linear layer, so there are no features before its classifier")
         self._module = module
+        self._task = task
         self._classifier = linear[-1]
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Structure) -> tuple[Tensor, Tensor]:
         """Compute logits [B, C] and features [B, D] of one batch."""
         features: list[Tensor] = []
 
@@ -30,7 +36,8 @@ class Features:
             features.append(arguments[0].flatten(1))
 
         with self._classifier.register_forward_pre_hook(keep):
-            logits: Tensor = self._module(inputs)
+            logits = self._task.outputs(self._module, inputs)
+        assert isinstance(logits, Tensor)
         return logits, features[-1]
 
     @torch.no_grad()
@@ -51,5 +58,5 @@ class Features:
             for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
                 check()
                 read.append(index)
-                features.append(self.forward(inputs.to(device))[1].cpu())
+                features.append(self.forward(to_device(inputs, device))[1].cpu())
         return by_example(read, features, len(examples))

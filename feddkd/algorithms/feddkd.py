@@ -62,6 +62,9 @@ STARTED_OVER = "started_over"
 TEACHER_ACCURACY = "teacher_accuracy"
 """Metric of local training: the teacher's accuracy on the labelled examples that its site holds out."""
 
+TEACHER_SCORE = "teacher_score"
+"""Metric of local training: the teacher's `task.metric` on the same examples, where that is not accuracy."""
+
 LABEL_DISAGREEMENT = "label_disagreement"
 """Metric of a round's first step: the share of the site's labels that are not its teacher's most likely class."""
 
@@ -150,9 +153,12 @@ class FedDKDClient(FedAvgClient):
 
     def _judged_teacher(self, task: Task) -> dict[str, float]:
         """Measure the network as it is now, just trained, on what is held out, if it is a teacher."""
-        if not self.distiller.step_loss.needs_teacher or len(self.site.held_out) == 0 or not self.site.metrics.has_one_class:
+        site = self.site
+        if not self.distiller.step_loss.needs_teacher or len(site.held_out) == 0:
             return {}
-        return self._judged_by(self._held_out_logits(self.site.teacher.module, task))
+        found = self._judged_by(self._held_out_logits(site.teacher.module, task)) if site.metrics.has_one_class else {}
+        score = site.teacher.held_out_score(task)
+        return found if score is None else {**found, TEACHER_SCORE: score}
 
     def _judged_by(self, teacher: Tensor) -> dict[str, float]:
         """Measure a teacher by its logits [n, C] on what is held out."""

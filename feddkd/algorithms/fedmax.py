@@ -40,7 +40,7 @@ class MaximumEntropy(LocalObjective):
     def __init__(self, site: Site, settings: FedMAXConfig) -> None:
         super().__init__(site, settings)
         self._beta = settings.beta
-        self._features = Features(site.module)
+        self._features = Features(site.module, site.learning_task)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
         logits, activations = self._features.forward(inputs)

@@ -54,10 +54,11 @@ class NotTrueDistillation(LocalObjective):
             self._global = site.outputs_of(site.module, site.labelled, task)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = self.site.learning_task.outputs(self.site.module, inputs)
-        teacher = soft_labels(self._global, index, inputs)
+        task = self.site.learning_task
+        logits = task.outputs(self.site.module, inputs)
+        teacher = soft_labels(self._global, index, inputs, task)
         not_true = kl(without_true_class(teacher, labels), without_true_class(logits, labels), self._temperature)
-        return self.site.learning_task.loss(logits, labels) + self._beta * not_true
+        return task.loss(logits, labels) + self._beta * not_true
 
 
 @ALGORITHMS.register("fedntd")

@@ -51,7 +51,7 @@ class ModelContrast(LocalObjective):
         super().__init__(site, settings)
         self._mu = settings.mu
         self._temperature = settings.temperature
-        self._features = Features(site.module)
+        self._features = Features(site.module, site.learning_task)
         self._memory = RoundMemory(site.store, "moon-local-model")
         self._global: Tensor | Features = torch.empty(0)
         self._previous: Tensor | Features | None = None
@@ -70,7 +70,7 @@ class ModelContrast(LocalObjective):
         """Keep of the network as it is now what training needs: its features of all examples, or a copy of it."""
         site = self.site
         if site.labelled.is_random:
-            return Features(frozen(site.module))
+            return Features(frozen(site.module), site.learning_task)
         return self._features.of_all(site.labelled, site.device, check=task.check_cancelled, batch_size=site.eval_batch_size)
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:

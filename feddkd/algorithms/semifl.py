@@ -34,7 +34,8 @@ from torch import Tensor
 from feddkd.algorithms.augmentation import shifted
 from feddkd.algorithms.base import Algorithm, ClientSide, Cohort, own_settings
 from feddkd.algorithms.fedavg import FedAvgClient
-from feddkd.algorithms.local_training import can_train_on_one, train_locally
+from feddkd.algorithms.local_training import train_locally
+from feddkd.algorithms.one_example import can_train_on_one
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import AlgorithmTable, Config
 from feddkd.data.examples import Examples
@@ -85,15 +86,15 @@ class FixAndMix(LocalObjective):
         self._shares = np.random.default_rng(int(torch.randint(2**62, (), generator=self._generator)))
 
     def loss(self, index: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
-        settings, module = self._settings, self.site.module
+        settings, module, task = self._settings, self.site.module, self.site.learning_task
         strong = shifted(inputs, self._generator) if settings.augment else inputs
-        fix = F.cross_entropy(module(strong), labels)
+        fix = F.cross_entropy(task.outputs(module, strong), labels)
         if settings.mix_weight == 0:
             return fix
         drawn = torch.randint(len(self._pool), (len(labels),), generator=self._generator)
         others, other_labels = (part.to(self.site.device) for part in self._pool.gather(drawn))
         share = self._shares.beta(settings.beta, settings.beta)
-        logits = module(share * inputs + (1 - share) * others)
+        logits = task.outputs(module, share * inputs + (1 - share) * others)
         mix = share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, other_labels)
         return fix + settings.mix_weight * mix
 

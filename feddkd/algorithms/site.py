@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from feddkd.config import Config, NamedTable, Table
 from feddkd.data.examples import Examples
+from feddkd.data.seeding import reads_for
 from feddkd.dkd import teacher_logits
 from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, ExchangeId, Task
@@ -23,6 +24,10 @@ from feddkd.tensors import Schema, Tensors
 
 if TYPE_CHECKING:
     from feddkd.algorithms.own_teacher import OwnTeacher
+
+
+LARGEST_SCORE = 1e30
+"""A server refuses larger numbers, and a score must not cost a reply."""
 
 
 class Store(Protocol):
@@ -117,10 +122,25 @@ class Site:
         found = evaluate(self.module, examples, self.device, task.check_cancelled, batch_size=self.eval_batch_size, metrics=self.metrics)
         return found.loss
 
+    def held_out_score(self, task: Task) -> float | None:
+        """Compute `task.metric` of the network as it is now on what is held out, at least one example, in eval mode.
+
+        None for accuracy, which is counted in logits, and for a value that is not defined or cannot be sent. Examples whose reads are
+        random are read as they were for the evaluation of the broadcast model.
+        """
+        metric = self.learning_task.settings.metric
+        if metric == "accuracy" and self.metrics.has_one_class:
+            return None
+        with reads_for(evaluation_key(self.config.seed, task.id, self.client_id)):
+            check, size = task.check_cancelled, self.eval_batch_size
+            score = evaluate(self.module, self.held_out, self.device, check, batch_size=size, metrics=self.metrics).score(metric)
+        return score if score is not None and abs(score) <= LARGEST_SCORE else None
+
     def outputs_of(self, module: nn.Module, examples: Examples, task: Task) -> Tensor:
         """Compute the outputs of a network as it is now, in eval mode; float32 [n, ...], NaN for what cannot be used.
 
         Raises:
+            ClientError: an output is not finite.
             ValueError: there are no examples, or none can be used.
         """
         check, size = task.check_cancelled, self.eval_batch_size
@@ -128,9 +148,18 @@ class Site:
 
     def generator(self, exchange: ExchangeId) -> torch.Generator:
         """Make this client's generator for an exchange: the same on every engine, at any retry."""
-        key = f"{self.config.seed}/{exchange.round}/{exchange.name}/{exchange.step}/{self.client_id}"
-        digest = hashlib.sha256(key.encode()).digest()
+        digest = hashlib.sha256(exchange_key(self.config.seed, exchange, self.client_id).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def exchange_key(seed: int, exchange: ExchangeId, client_id: str) -> str:
+    """Name what a client draws and reads for in an exchange."""
+    return f"{seed}/{exchange.round}/{exchange.name}/{exchange.step}/{client_id}"
+
+
+def evaluation_key(seed: int, exchange: ExchangeId, client_id: str) -> str:
+    """Name what a client reads for in an evaluation before an exchange."""
+    return f"{exchange_key(seed, exchange, client_id)}/evaluate"
 
 
 class CrossEntropyConfig(NamedTable):

@@ -13,11 +13,11 @@ from feddkd.cli.checklist import Checklist, free_address, way_to
 from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_MODELS, check_disk, check_memory
 from feddkd.cli.output import counted_examples, short_size
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
-from feddkd.client.preflight import check_schema, check_site
+from feddkd.client.preflight import check_schema, check_simulation, check_site
 from feddkd.client.state_dir import CLIENT, StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config
-from feddkd.data.datasets import describe, load_test, load_train
+from feddkd.data.datasets import describe, info_of, load_test, load_train
 from feddkd.data.labels import check_partition
 from feddkd.data.partitions import partition
 from feddkd.engines.resolve import resolve
@@ -57,6 +57,7 @@ def check_run(loaded: Config, folder: Path) -> None:
     checks.check("proxy", lambda: way_to("127.0.0.1"))
     checks.check("data", lambda: f"{_training_data(config)}; {_test_data(config)}")
     schema = _check_model(checks, config)
+    checks.check("step", lambda: _step(config))
     if config.teacher.own:
         checks.check("teachers", lambda: _teachers(config))
     processes = config.runtime.client_processes or 1
@@ -129,9 +130,20 @@ def _training_data(config: Config) -> str:
     return f"{len(labels):,} examples for {len(parts)} clients"
 
 
+def _step(config: Config) -> str:
+    """Try a training step and the metrics on some of the examples. Raises ConfigError."""
+    initial = build_initial(config)
+    task = initial.metrics.task
+    examples = load_train(config.data, config.seed, task)
+    check_simulation(config, initial.module, examples, info_of(config.data, examples, task), initial.metrics)
+    measured = ", ".join(["loss", *initial.metrics.names])
+    return f"a training step on some of the examples works, and {measured} can be measured"
+
+
 def _teachers(config: Config) -> str:
     """Build every network that is some client's own. Raises ConfigError."""
-    built = [build_teacher(config, name, "", describe(config.data)) for name in config.teacher.own]
+    info = describe(config.data, task_of(config))
+    built = [build_teacher(config, name, "", info) for name in config.teacher.own]
     sizes = ", ".join(
         f"{name} ({short_size(each.parts.travelling.size_bytes)})" for name, each in zip(config.teacher.own, built, strict=True)
     )

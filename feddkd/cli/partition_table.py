@@ -25,7 +25,8 @@ def table_of(counts: Tensor, unlabelled: Tensor, title: str, width: int) -> Tabl
     """Lay out a table that is at most `width` characters wide.
 
     Args:
-        counts: examples of each class, int64 [clients, classes].
+        counts: examples of each class, int64 [clients, classes]; [clients, 1] where a task knows no class of an
+            example, and there is no column of classes.
         unlabelled: examples without a label, int64 [clients].
     """
     if counts.shape[1] <= MAX_COLUMNS:
@@ -69,6 +70,10 @@ def _numbers(row: Tensor, without: Tensor, any_unlabelled: bool) -> dict[str, ob
 def _wide_table(counts: Tensor, unlabelled: Tensor, title: str) -> Table:
     """One column for each class; an empty cell is a class that the client lacks."""
     table = _new_table(title, counts, unlabelled)
+    if counts.shape[1] == 1:
+        for cells in _first_cells(counts, unlabelled):
+            table.add_row(*cells)
+        return table
     for label, total in enumerate(counts.sum(0).tolist()):
         table.add_column(str(label), footer=str(total), justify="right")
     for cells, row in zip(_first_cells(counts, unlabelled), counts.tolist(), strict=True):

@@ -79,8 +79,12 @@ def run(
     announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
     if check:
         from feddkd.cli.check import check_run
+        from feddkd.scheduler.recovery import check_resumable
 
-        check_run(_loaded(config, overrides, resume), resume or out or RUNS)
+        loaded = _loaded(config, overrides, resume)
+        if resume is not None:
+            check_resumable(resume, loaded)
+        check_run(loaded, resume or out or RUNS)
         return
     with place as folder:
         loaded = _loaded(config, overrides, resume)
@@ -102,9 +106,9 @@ def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port:
     from feddkd.observability.status_file import StatusFile
     from feddkd.scheduler.recovery import check_resumable
 
-    resolved = resolve(loaded)
     if resumed:
-        check_resumable(folder, resolved)
+        check_resumable(folder, loaded)
+    resolved = resolve(loaded)
     federation = prepare(resolved)  # what is wrong is said before there is a record
     if not resumed:
         note(error_console(), printable(f"record in {folder}/", LINE_LETTERS))
@@ -125,9 +129,14 @@ def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> C
     if resume is None:
         return Config.load(config, overrides)
     from feddkd.scheduler.journal_lines import read_journal
+    from feddkd.scheduler.recovery import check_overrides
 
     header, _ = read_journal(resume)  # not the record's: that is written again, and may be in the middle of it
-    return Config.loads(header.config, overrides, source=str(resume))
+    try:
+        return Config.loads(header.config, overrides, source=str(resume))
+    except ConfigError:
+        check_overrides(resume, header, overrides)
+        raise
 
 
 def _algorithm(tables: Mapping[str, Any]) -> str:

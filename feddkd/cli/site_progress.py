@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
-from feddkd.algorithms.feddkd import TEACHER_ACCURACY
+from feddkd.algorithms.feddkd import TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.cli.output import listed
 from feddkd.client.constants import HeldConstants
 from feddkd.client.work import TaskRunner
-from feddkd.config import Config, MainMetric
+from feddkd.config import ACCURACY, Config, MainMetric
 from feddkd.config.main_metric import title_of
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import shown_score
+
+logger = logging.getLogger(__name__)
 
 
 class SiteProgress:
@@ -44,12 +47,12 @@ class SiteProgress:
         self.model_sha256 = ""
         self.metric = MainMetric.of(config)
         self._received: Evaluation | None = None
-        self._before: float | None = None
-        self._after: float | None = None
+        self._after: tuple[MainMetric, float] | None = None
         self._run_id = ""
         self._round = 0
         self._exchanges = 0
         self._began_s = 0.0
+        self._works = True
 
     @property
     def counts(self) -> ExampleCounts:
@@ -86,16 +89,25 @@ class SiteProgress:
         """Let the worker compute, and say what that tells of the run."""
         started_s = time.monotonic()
         reply = self._worker.carry_out(task)
+        if self._works:
+            try:
+                self._follow(task, reply, started_s)
+            except Exception:  # what is shown must not cost the reply
+                self._works = False
+                logger.exception("the progress of this site is not shown any more")
+        return reply
+
+    def _follow(self, task: Task, reply: Reply, started_s: float) -> None:
+        """Take in what an exchange tells, and print the line of a round that is over."""
         if task.id.round != self._round or task.id.name == DELIVER:
             self._end_round(reply.evaluation)
             self._round, self._exchanges, self._began_s = task.id.round, 0, started_s
             self._received = reply.evaluation
-            self._before, self._after = reply.evaluation.accuracy if reply.evaluation is not None else None, None
-        self._after = reply.metrics.get(TEACHER_ACCURACY, self._after)
+            self._after = None
+        self._after = self._of_teacher(reply) or self._after
         self._exchanges += 1
         if task.id.name == DELIVER:
             self.final, self.model_sha256 = reply.evaluation, task.payload.sha256()
-        return reply
 
     def _end_round(self, evaluation: Evaluation | None) -> None:
         """Print the line of the round that is over, if this process took part in it."""
@@ -107,15 +119,23 @@ class SiteProgress:
         found = in_words(evaluation, self.metric, "; ", None if self.metric.name == "accuracy" else self._received)
         self._say(f"round {self._round} of {self._config.rounds}: {took}{found}{self._own_training}")
 
+    def _of_teacher(self, reply: Reply) -> tuple[MainMetric, float] | None:
+        """Read how good a reply's teacher is by the metric of the task, or else by its accuracy; None where it does not say."""
+        if TEACHER_SCORE in reply.metrics:
+            return self.metric, reply.metrics[TEACHER_SCORE]
+        return (ACCURACY, reply.metrics[TEACHER_ACCURACY]) if TEACHER_ACCURACY in reply.metrics else None
+
     @property
     def _own_training(self) -> str:
         """What local training made of the model that it began with; empty where that is not known."""
-        if self._before is None or self._after is None:
+        if self._received is None or self._after is None:
             return ""
+        metric, after = self._after
+        before = self._received.score(metric.name)
+        which = "" if self.metric.name == "accuracy" else f"{metric.title} "
         if self._teaches:
-            return f"; own network {self._after:.2%}"
-        which = "" if self.metric.name == "accuracy" else "accuracy "
-        return f"; own training {which}{self._before:.2%} \N{RIGHTWARDS ARROW} {self._after:.2%}"
+            return f"; own network {which}{metric.text(after)}"
+        return "" if before is None else f"; own training {which}{metric.text(before)} \N{RIGHTWARDS ARROW} {metric.text(after)}"
 
 
 def in_words(evaluation: Evaluation | None, metric: MainMetric, before: str, earlier: Evaluation | None = None) -> str:

@@ -14,10 +14,10 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config, read_tables
-from feddkd.config.table import IMPORT_PATH
 from feddkd.data.datasets import info_of, load_train
 from feddkd.data.partitions import partition
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
+from feddkd.imports import IMPORT_PATH
 from feddkd.tasks.chosen import task_of
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection

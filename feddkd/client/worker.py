@@ -14,7 +14,7 @@ import torch
 from feddkd import algorithms
 from feddkd.algorithms.base import answer
 from feddkd.algorithms.own_teacher import own_teacher_of
-from feddkd.algorithms.site import Site, Store
+from feddkd.algorithms.site import Site, Store, evaluation_key, exchange_key
 from feddkd.client.constants import HeldConstants
 from feddkd.client.local_buffers import LocalBuffers
 from feddkd.client.network import Network
@@ -153,13 +153,13 @@ class Worker:
         Raises:
             ClientError: it cannot be done; the message says why.
         """
-        key = f"{self.site.config.seed}/{task.id.round}/{task.id.name}/{task.id.step}/{self.site.client_id}"
+        key = exchange_key(self.site.config.seed, task.id, self.site.client_id)
         with self._network.turn:
             started = time.perf_counter()
             task.check_cancelled()
             own = self._local_buffers.recall(task.id)
             self._network.load_constants(self._constants.current, own)
-            with reads_for(f"{key}/evaluate"):
+            with reads_for(evaluation_key(self.site.config.seed, task.id, self.site.client_id)):
                 evaluation = self._evaluate(task) if task.evaluate and len(self.site.held_out) else None
             if task.id.name == DELIVER:
                 self._keep_final(task, own)

@@ -27,7 +27,7 @@ from feddkd.config.tables import (
     RuntimeConfig,
     TransportConfig,
 )
-from feddkd.config.task import CustomTaskConfig, TaskConfig, TaskTable
+from feddkd.config.task import CustomTaskConfig, MetricName, TaskConfig, TaskTable
 from feddkd.config.teacher import STUDENT, TeacherConfig
 from feddkd.config.toml import MAX_DEPTH, check_depth, load_toml, parse_toml, parse_value
 from feddkd.config.training import TrainingConfig
@@ -49,6 +49,7 @@ __all__ = [
     "DataConfig",
     "ImportPath",
     "MainMetric",
+    "MetricName",
     "ModelConfig",
     "NamedTable",
     "PartitionConfig",

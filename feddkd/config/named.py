@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from feddkd.config.table import IMPORT_PATH, Table
+from feddkd.config.table import Table
+from feddkd.imports import IMPORT_PATH
 from feddkd.registry import Registry
 
 CUSTOM = "custom"

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+from feddkd.imports import IMPORT_PATH
 
-ImportPath = Annotated[str, StringConstraints(pattern=IMPORT_PATH)]
+ImportPath = Annotated[str, StringConstraints(pattern=f"^{IMPORT_PATH}$")]
 """`package.module:function`, imported from the Python path of the process that needs it."""
 
 

@@ -13,7 +13,8 @@ from feddkd.config.named import ChosenByName, NamedTable
 from feddkd.config.table import ImportPath
 from feddkd.registry import TASKS
 
-MetricName = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=100)]
+MetricName = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_]{0,63}$")] | ImportPath
+"""A metric of `feddkd/tasks/metrics.py`, or `package.module:function`."""
 
 
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse", "mape"})

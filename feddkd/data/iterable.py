@@ -14,6 +14,7 @@ from feddkd.data.inputs import as_tensor, check_input_dtype
 from feddkd.data.own_targets import entries_for, has_labels
 from feddkd.data.rows import label_number
 from feddkd.data.seeding import generators_kept, seed_generators
+from feddkd.data.target_rounding import TargetRounding
 from feddkd.errors import DataError
 from feddkd.imports import one_line
 from feddkd.structures import map_leaves
@@ -42,9 +43,9 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, tas
         Inputs [n, ...] in their dtype, and n labels or converted targets, None where there is none.
 
     Raises:
-        DataError: a row is no pair, reading fails, or the inputs take more than the limit.
+        DataError: a row is no pair, reading fails, the inputs take more than the limit, or float32 cannot tell the targets apart.
     """
-    stacks, labels, bad = _Stacks(config.memory_limit_mib), [], _Bad(where, config)
+    stacks, labels, bad, rounding = _Stacks(config.memory_limit_mib), [], _Bad(where, config), TargetRounding()
     with generators_kept():
         seed_generators(seed)
         entries = None
@@ -65,6 +66,8 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, tas
             else:
                 try:
                     labels.append(None if raw is None else map_leaves(torch.clone, task.target(raw)))
+                    if raw is not None:
+                        rounding.add(raw, labels[-1])
                 except DataError as error:
                     bad.note(number, str(error))
                     continue
@@ -72,6 +75,7 @@ def read_all(rows: Iterable[Any], config: DataConfig, where: str, seed: int, tas
     bad.check(len(labels))
     if not labels:
         raise DataError("there are no examples")
+    rounding.check()
     return stacks.tensor(), labels
 
 

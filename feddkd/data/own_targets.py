@@ -12,6 +12,7 @@ from feddkd.config import DataConfig
 from feddkd.data.bad_examples import BadExamples, name_of
 from feddkd.data.reader import MapDataset
 from feddkd.data.rows import Entries, entries_of
+from feddkd.data.target_rounding import TargetRounding
 from feddkd.data.targets import TargetReading, Targets
 from feddkd.errors import DataError
 from feddkd.imports import one_line
@@ -40,14 +41,18 @@ def checked_targets(raw: Any, config: DataConfig, task: LearningTask[Any], train
         The targets, and labels int64 [n], which only say where there is one.
 
     Raises:
-        DataError: they are something else, all are missing, or one of a test example is.
+        DataError: they are something else, all are missing, one of a test example is, or float32 cannot tell them apart.
     """
     if isinstance(raw, Tensor) or (hasattr(raw, "dtype") and raw.dtype != object):
         try:
-            return _labelled(task.target(raw), task)
+            values = task.target(raw)
         except DataError:
             _convert_each(raw, task)  # names the example
             raise
+        rounding = TargetRounding()
+        rounding.add_all(raw, values)
+        rounding.check()
+        return _labelled(values, task, train)
     return targets_of_rows(_convert_each(raw, task), config, task, train)
 
 
@@ -64,25 +69,30 @@ def targets_of_rows(rows: Sequence[Structure | None], config: DataConfig, task: 
             values.append(task.missing(like) if row is None else reading.checked(row))
         except DataError as error:
             raise DataError(f"example {position}: {error}") from None
-    return _labelled(stacked(values), task)
+    return _labelled(stacked(values), task, train)
 
 
 def _convert_each(raw: Iterable[Any], task: LearningTask[Any]) -> list[Structure | None]:
     """Convert the targets of examples one by one. Raises DataError, which names the example."""
-    found = []
+    found, rounding = [], TargetRounding()
     for position, row in enumerate(raw):
         try:
             found.append(None if row is None else task.target(row))
         except DataError as error:
             raise DataError(f"example {position}: {error}") from None
+        if row is not None:
+            rounding.add(row, found[-1])
+    rounding.check()
     return found
 
 
-def _labelled(values: Structure, task: LearningTask[Any]) -> tuple[Targets, Tensor]:
-    """Say which of n targets are there: labels int64 [n]. Raises DataError if none is."""
+def _labelled(values: Structure, task: LearningTask[Any], train: bool) -> tuple[Targets, Tensor]:
+    """Say which of n targets are there: labels int64 [n]. Raises DataError if none is, or one of a test example is not."""
     is_labelled = task.is_labelled(values).cpu()
     if not is_labelled.any():
         raise DataError("no example has a target" if len(is_labelled) else "there are no examples")
+    if not train and not is_labelled.all():
+        raise DataError(no_test_target(int((~is_labelled).nonzero()[0])))
     return Targets(values, task), torch.where(is_labelled, 0, UNLABELLED)
 
 
@@ -100,26 +110,29 @@ def read_targets(
         Labels int64 [n] of the others, which only say where there is a target; and how targets are read again.
 
     Raises:
-        DataError: no example has a target, or one of a test example is missing.
+        DataError: no example has a target, one of a test example is missing, or float32 cannot tell them apart.
     """
-    labels, reading = [], None
+    labels, reading, rounding = [], None, TargetRounding()
     for position in range(len(dataset)):
         try:
             raw = entries.label_of(dataset[position])
             label = UNLABELLED
             if raw is not None:
                 reading = reading or TargetReading(task, task.target(raw), config.num_classes)
-                label = _label_of(reading.read(raw), task)
+                target = reading.read(raw)
+                label = _label_of(target, task)
+                rounding.add(raw, target)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's data set may raise anything
             bad.add(position, name_of(dataset, position), str(error) if isinstance(error, DataError) else one_line(error))
             continue
-        if raw is None and not train:
+        if label == UNLABELLED and not train:
             raise DataError(no_test_target(position))
         labels.append(label)
     if reading is None or all(label == UNLABELLED for label in labels):
         raise DataError("no example has a target" if labels else "there are no examples")
+    rounding.check()
     return torch.tensor(labels), reading
 
 

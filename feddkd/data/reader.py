@@ -132,8 +132,13 @@ def _collate(rows: list[tuple[int, _Row | str]]) -> Batch:
     return Batch(torch.tensor([place for place, _ in good], dtype=torch.int64), inputs, targets, problems)
 
 
+def _placed(batch: Batch, places: list[int]) -> Batch:
+    """Say where a batch, which was read from some `places` of a piece, belongs in it."""
+    return batch._replace(kept=torch.tensor(places, dtype=torch.int64)[batch.kept])
+
+
 class Reader:
-    """Reads from one data set, for an examples object and all its subsets.
+    """Reads from one data set, for an examples object and all its subsets. What is known to be bad is not read again.
 
     Attributes:
         is_random: reads of one example differ; set by `probe`.
@@ -158,7 +163,7 @@ class Reader:
             _check_can_be_sent(rows, workers)
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """Read one batch in this process; what is known to be bad is not read again."""
+        """Read one batch in this process."""
         return next(self._here([list(positions)]))
 
     def stream(self, pieces: list[list[int]]) -> Iterator[Batch]:
@@ -187,22 +192,29 @@ class Reader:
 
     def _here(self, pieces: list[list[int]]) -> Iterator[Batch]:
         for orders in self._seeded(pieces):
+            places = self._not_known_bad(orders)
             with generators_kept() if self.is_random else contextlib.nullcontext():
-                batch = _collate([self.rows[order] for order in orders])
-            yield self._told(orders, batch)
+                batch = _collate([self.rows[orders[place]] for place in places])
+            yield self._told(orders, _placed(batch, places))
 
     def _by_loader(self, pieces: list[list[int]]) -> Iterator[Batch]:
         if self._loader is None:
             self._loader = self._new_loader()
         self._passes += 1
         current = self._passes
-        self._orders.pieces = self._seeded(pieces)
+        seeded = self._seeded(pieces)
+        asked = [self._not_known_bad(orders) for orders in seeded]
+        self._orders.pieces = [[orders[place] for place in places] for orders, places in zip(seeded, asked, strict=True)]
         iterator = iter(self._loader)
-        for orders in self._orders.pieces:
+        for orders, places in zip(seeded, asked, strict=True):
             # The loader has one iterator: a pass begun meanwhile has taken it over, and what comes next is its batch.
             if current != self._passes:
                 raise RuntimeError("a second pass over streamed examples began before this one ended")
-            yield self._told(orders, next(iterator))
+            yield self._told(orders, _placed(next(iterator), places))
+
+    def _not_known_bad(self, orders: list[_Order]) -> list[int]:
+        """Find the places of a piece whose example may be good: what cannot be used is not read again."""
+        return [place for place, order in enumerate(orders) if order.position not in self.bad.found]
 
     def _seeded(self, pieces: list[list[int]]) -> list[list[_Order]]:
         seed = seed_of_pass() if self.is_random else None

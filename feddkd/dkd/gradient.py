@@ -40,7 +40,6 @@ class Distillation:
             probability (Sohn et al., FixMatch, NeurIPS 2020, arXiv 2001.07685); they count in the mean, with a loss of 0.
         bootstrap: share of the student's own most likely class in the true label of the cross-entropy (Reed et al.,
             hard bootstrapping, arXiv 1412.6596).
-        class_weights: of the cross-entropy, C of them; None weighs all classes alike.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -53,7 +52,6 @@ class Distillation:
     correct_teacher: bool = False
     confidence: float = 0.0
     bootstrap: float = 0.0
-    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if ":" not in self.divergence and self.divergence not in DIVERGENCES:
@@ -72,38 +70,44 @@ class Distillation:
         """Whether soft labels enter the loss."""
         return self.hard_label_weight < 1
 
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+    def loss(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Compute the mean loss of a batch, a scalar.
 
         Args:
             student_logits: [B, C], any floating-point dtype; the loss is computed in float32 at least.
             teacher_logits: [B, C], or None where hard_label_weight is 1.
             labels: int64 [B]; `UNLABELLED` where there is none, and nowhere if hard_label_weight is 1.
+            weights: [B], factors of the cross-entropies; None for 1.
 
         Raises:
             ValueError: there is no teacher although the loss needs one.
         """
         student = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
         if self.hard_label_weight == 1:
-            known = labels != UNLABELLED  # of a pixel, a token or a label; all examples have one
-            return self._cross_entropy(student, labels) if known.all() else self._cross_entropy(student[known], labels[known])
+            return self._cross_entropy(student, labels, weights)
         if teacher_logits is None:
             raise ValueError(f"hard_label_weight {self.hard_label_weight} needs teacher logits; only 1 does without")
         teacher, labelled = teacher_logits.to(student.dtype), labels != UNLABELLED
         if labelled.all():
-            return self._labelled_loss(student, teacher, labels)
+            return self._labelled_loss(student, teacher, labels, weights)
         share = labelled.to(student.dtype).mean()
-        with_label = self._labelled_loss(student[labelled], teacher[labelled], labels[labelled])
+        with_label = self._labelled_loss(student[labelled], teacher[labelled], labels[labelled], _chosen(weights, labelled))
         return share * with_label + (1 - share) * self._unlabelled_loss(student[~labelled], teacher[~labelled])
 
-    def _labelled_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def _labelled_loss(self, student: Tensor, teacher: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Compute the mean loss of examples that have a label; 0 for an empty batch."""
         if not self.correct_teacher:
-            return self._distilled(student, teacher, labels)
+            return self._distilled(student, teacher, labels, weights)
         right = teacher.argmax(1) == labels
         share_right = right.to(student.dtype).mean() if len(right) else student.new_zeros(())
-        loss = (1 - share_right) * self._cross_entropy(student[~right], labels[~right])
-        return loss + share_right * self._distilled(student[right], teacher[right], labels[right])
+        loss = (1 - share_right) * self._cross_entropy(student[~right], labels[~right], _chosen(weights, ~right))
+        return loss + share_right * self._distilled(student[right], teacher[right], labels[right], _chosen(weights, right))
 
     def _unlabelled_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the mean loss of at least one example that has no label."""
@@ -115,7 +119,7 @@ class Distillation:
             return student.sum() * 0
         return sure.to(student.dtype).mean() * divergence(teacher[sure], student[sure], self.temperature)
 
-    def _distilled(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    def _distilled(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Compute the mean loss of examples that follow their teacher and their label; 0 for an empty batch."""
         if len(labels) == 0:
             return student_logits.sum()
@@ -124,17 +128,26 @@ class Distillation:
             teacher, student = without_true_class(teacher, labels), without_true_class(student, labels)
         divergence = divergence_of(self.divergence)
         distance = divergence(teacher, student, self.temperature)
-        return distance if weight == 0 else (1 - weight) * distance + weight * self._cross_entropy(student_logits, labels)
+        return distance if weight == 0 else (1 - weight) * distance + weight * self._cross_entropy(student_logits, labels, weights)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Compute the mean cross-entropy of the labels, bootstrapped; 0 for an empty batch, where it would be NaN."""
         if len(labels) == 0:
             return logits.sum()
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits, labels, weight=weights)
+        loss = _weighted(logits, labels, weights)
         if self.bootstrap == 0:
             return loss
-        return (1 - self.bootstrap) * loss + self.bootstrap * F.cross_entropy(logits, logits.detach().argmax(1), weight=weights)
+        return (1 - self.bootstrap) * loss + self.bootstrap * _weighted(logits, logits.detach().argmax(1), weights)
+
+
+def _weighted(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
+
+
+def _chosen(weights: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if weights is None else weights[rows]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from feddkd.dkd.divergences import divergence_of
 from feddkd.dkd.gradient import Distillation
 from feddkd.errors import ConfigError
 from feddkd.structures import Structure, rows_of
-from feddkd.tasks.base import LearningTask, StepLoss
+from feddkd.tasks.base import UNLABELLED, LearningTask, StepLoss
 from feddkd.tasks.categorical import CategoricalTask
 
 DEFAULT_DIVERGENCE = "kl"
@@ -34,8 +33,15 @@ class RowDistillation:
 
     def loss(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> Tensor:
         """Compute the mean loss of a batch, a scalar."""
+        if not self.needs_teacher and targets.ndim > 1 and self.distillation.bootstrap == 0:
+            return self.task.loss(student, targets)  # places without a class are left out, and an example counts as one
         rows, classes = self.task.rows(student, targets)
-        return self.distillation.loss(rows, None if teacher is None else self.task.logit_rows(teacher), classes)
+        soft = None if teacher is None else self.task.logit_rows(teacher)
+        weights = self.task.row_weights(targets)
+        if not self.needs_teacher and targets.ndim > 1:
+            known = classes != UNLABELLED
+            rows, classes, weights = rows[known], classes[known], None if weights is None else weights[known]
+        return self.distillation.loss(rows, soft, classes, weights)
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,17 @@ def step_loss(task: LearningTask[Any], distillation: Distillation) -> StepLoss:
             raise ConfigError(
                 "dkd.not_true = true: of the two classes of a label nothing is left without the true one; multilabel has no not_true"
             )
-        return RowDistillation(task, dataclasses.replace(distillation, class_weights=task.class_weights))
+        return RowDistillation(task, distillation)
     _check_has_no_classes(task, distillation)
     return OutputDistillation(task, distillation.hard_label_weight, _divergence(task, distillation))
 
 
 def _check_has_no_classes(task: LearningTask[Any], distillation: Distillation) -> None:
     """Raises ConfigError for settings that speak of classes."""
+    if distillation.temperature != 1 and ":" not in distillation.divergence:
+        raise ConfigError(
+            f"dkd.temperature = {distillation.temperature:g}: it has no effect on task.name = {task.settings.name!r}; leave it out"
+        )
     asked = {
         "not_true": distillation.not_true,
         "correct_teacher": distillation.correct_teacher,

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples, first_example
+from feddkd.errors import ClientError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
-from feddkd.structures import Structure, leaves, to_device
+from feddkd.structures import Structure, leaves, map_leaves, to_device
 from feddkd.tasks.base import LearningTask
 from feddkd.tasks.classification import CLASSIFICATION
 
@@ -51,6 +52,7 @@ def teacher_logits(
         float32 [n, C], or [n, ...], on the CPU; row i belongs to example i. It is NaN where the example cannot be used.
 
     Raises:
+        ClientError: an output is not finite.
         ValueError: there are no examples, or none can be used.
     """
     if len(examples) == 0:
@@ -60,7 +62,7 @@ def teacher_logits(
         for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
             check()
             read.append(index)
-            logits.append(task.outputs(module, to_device(inputs, device)).float().cpu())
+            logits.append(_finite(task.outputs(module, to_device(inputs, device)).float()).cpu())
     return by_example(read, logits, len(examples))
 
 
@@ -104,10 +106,23 @@ def soft_labels(
         index: int64 [B] on the CPU, positions of the examples.
         inputs: [B, ...], as the student sees them.
         task: says what outputs are.
+
+    Raises:
+        ClientError: an output is not finite.
     """
     if isinstance(teacher, Tensor):
         return teacher[index].to(next(leaves(inputs)).device)
-    return task.outputs(teacher, inputs)
+    return map_leaves(_finite, task.outputs(teacher, inputs))
+
+
+def _finite(outputs: Any) -> Any:
+    """Return a teacher's outputs. Raises ClientError if one is not finite: nothing can be learned from it."""
+    if isinstance(outputs, Tensor) and not outputs.isfinite().all():
+        raise ClientError(
+            "the teacher's outputs are not finite, so nothing can be learned from them: its training diverged; "
+            "lower training.lr, or teacher.lr of a network of the site's own"
+        )
+    return outputs
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ def prepare(config: Config) -> Federation:
         build(config.model, info, config.seed, task)  # which dtype the inputs have is known only now
     check_partition(config, task, info)
     check_labels(config, task, info, needed_by=algorithms.needs_labels(config))
-    check_simulation(config, initial.module, examples, info, task)
+    check_simulation(config, initial.module, examples, info, initial.metrics)
     counts = _class_counts(config, examples.labels, info.num_classes if initial.metrics.has_one_class else 1)
     return Federation(config, algorithm, initial, make_evaluator(config, initial), counts, examples.class_names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,8 @@ def check_model(
 
     Raises:
         ConfigError: the network does not take the inputs, does not return what the task expects, has no trainable
-            parameter, cannot be differentiated, or has an entry in `state_dict` that cannot be sent.
+            parameter, cannot be differentiated, has a loss or gradients that are not finite, or has an entry in `state_dict` that cannot
+            be sent.
     """
     with _untouched(module), torch.random.fork_rng(devices=_accelerators(next(leaves(inputs)).device)), torch.enable_grad():
         module.eval()
@@ -101,7 +102,7 @@ def _backward(
     task: LearningTask[Any],
     num_classes: int | None,
 ) -> None:
-    """Run one batch forward and backward in the network's current mode. Raises ConfigError."""
+    """Run one batch forward and backward in the network's current mode; the results are finite. Raises ConfigError."""
     mode = "train" if module.training else "eval"
     try:
         outputs = task.outputs(module, inputs)
@@ -119,9 +120,28 @@ def _backward(
         )
     try:
         loss = task.loss(map_leaves(_as_computed, outputs), targets)
-        torch.autograd.grad(loss, trainable, allow_unused=True)
+        gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
     except Exception as error:  # likewise
         raise ConfigError(f"{where} in {mode} mode: no gradient can be computed: {one_line(error)}") from error
+    _check_finite(module, loss, gradients, f"{where} in {mode} mode")
+
+
+def _check_finite(module: nn.Module, loss: Tensor, gradients: Sequence[Tensor | None], where: str) -> None:
+    """Check weights, the loss of the batch that was tried, and its gradients. Raises ConfigError for what training would not survive."""
+    if (name := not_finite(module)) is not None:
+        raise ConfigError(f"{where}: the parameter {name!r} holds a value that is not finite")
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not loss.isfinite().all():
+        raise ConfigError(f"{where}: its loss on the examples that were tried is {float(loss.detach().sum())}")
+    for name, gradient in zip(trainable, gradients, strict=True):
+        if gradient is not None and not gradient.isfinite().all():
+            raise ConfigError(f"{where}: the gradient of {name!r} on the examples that were tried is not finite")
+
+
+def not_finite(module: nn.Module) -> str | None:
+    """Return the name of the first trained parameter that holds a value that is not finite; None if there is none."""
+    trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return next((name for name, parameter in trained if not parameter.isfinite().all()), None)
 
 
 def _described(inputs: Structure) -> str:

@@ -18,7 +18,7 @@ from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config, DataConfig
 from feddkd.data.datasets import DataInfo, describe
 from feddkd.errors import ConfigError
-from feddkd.models.check import form_of
+from feddkd.models.check import form_of, not_finite
 from feddkd.models.parts import Parts
 from feddkd.models.registry import build
 from feddkd.tasks.chosen import task_of
@@ -103,7 +103,8 @@ def load_weights(module: nn.Module, file: Path, *, key: str = "model.init") -> N
         key: the configuration key that names the file, for messages.
 
     Raises:
-        ConfigError: it cannot be read or does not fit; the message names the first tensor that differs.
+        ConfigError: it cannot be read or does not fit, and the message names the first tensor that differs; or a trained
+            parameter is not finite.
     """
     where = f"{key} = '{file}'"
     try:
@@ -115,6 +116,8 @@ def load_weights(module: nn.Module, file: Path, *, key: str = "model.init") -> N
     expected = module.state_dict()
     _check_weights(expected, found, Schema.of_module(module), where)
     Tensors.copy_of(Schema.of_module(module), {**_untied(module, found), **found}).load_into(module)
+    if (name := not_finite(module)) is not None:
+        raise ConfigError(f"{where}: the parameter {name!r} holds a value that is not finite")
 
 
 def _untied(module: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

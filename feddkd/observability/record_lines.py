@@ -25,7 +25,10 @@ MOST_CLIENTS = 1000
 """Numbers of single clients are left out where there are more."""
 
 SITE_NUMBERS = ("teacher_accuracy", "client_accuracy", "label_disagreement", "loss", "client_loss", "client_examples", "seconds")
-"""The numbers that are recorded for each client. The first three lie between 0 and 1, the others are not negative."""
+"""Numbers that are recorded for each client. The first three lie between 0 and 1, the others are not negative."""
+
+TEACHER_SCORE = "teacher_score"
+"""Recorded as well: the metric of the task, of a client's teacher; of any sign, as the metrics that begin with `OF_CLIENT`."""
 
 OF_CLIENT = "client_"
 """What the name of a metric begins with that was measured on what one client holds out."""
@@ -63,7 +66,7 @@ def _by_client(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value if value is not None else {}
     scores = [name for name in value if name.startswith(OF_CLIENT) and name not in SITE_NUMBERS]
-    names = (*SITE_NUMBERS, *scores[:MOST_SITE_NUMBERS])
+    names = (*SITE_NUMBERS, TEACHER_SCORE, *scores[:MOST_SITE_NUMBERS])
     found = {name: _site_numbers(name, value.get(name)) for name in names if len(name) <= LONGEST_NAME}
     return {name: numbers for name, numbers in found.items() if numbers}
 

@@ -64,6 +64,11 @@ METRICS = {
         axis_top=1.0,
         is_share=True,
     ),
+    "teacher_score": Metric(
+        "Metric of the teachers",
+        "metric of the teachers",
+        "The metric of the task on the labelled examples that their sites hold out; weighted mean.",
+    ),
     "label_disagreement": Metric(
         "Labels that teachers contradict",
         "labels that teachers contradict",

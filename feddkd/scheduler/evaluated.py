@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from feddkd.config import Config, MainMetric
 from feddkd.exchange import Evaluation
 from feddkd.scheduler.events import RoundFinished
@@ -24,7 +26,9 @@ class Evaluated:
         self.since_best = 0
 
     def see(self, event: RoundFinished, evaluation: Evaluation) -> None:
-        """Take in the next evaluated round."""
+        """Take in the next evaluated round; one whose metric is not known says nothing."""
+        if evaluation.worth == -math.inf:
+            return
         if self.evaluation is None or evaluation.worth > self.evaluation.worth:
             self.best, self.evaluation, self.since_best = event, evaluation, 0
         else:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 
-from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_ENTROPY
+from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_ENTROPY, TEACHER_SCORE
 from feddkd.algorithms.learning_rate import LEARNING_RATE
 from feddkd.exchange import UPDATE_NORM_SQUARED, Reply
 from feddkd.scheduler.cohort import DRIFT_DIVERSITY
@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 MAX_METRIC_NAMES = 128
 """Names of metrics that the clients of a run may use in all."""
 
-OWN_METRIC_NAMES = frozenset({TEACHER_ACCURACY, LABEL_DISAGREEMENT, TEACHER_ENTROPY, FIRST_STEP_LOSS, UPDATE_NORM_SQUARED, LEARNING_RATE})
+OWN_METRIC_NAMES = frozenset(
+    {TEACHER_ACCURACY, TEACHER_SCORE, LABEL_DISAGREEMENT, TEACHER_ENTROPY, FIRST_STEP_LOSS, UPDATE_NORM_SQUARED, LEARNING_RATE}
+)
 """Names that are kept however many others clients make up: what sites are compared by must not be crowded out."""
 
 _SERVER_NAMES = frozenset({DRIFT_DIVERSITY, CODEC_ERROR["down"], CODEC_SECONDS["down"]})

@@ -68,8 +68,13 @@ class ExchangePlan:
             broadcast=broadcast,
             zstd=self.config.communication.zstd,
             constants=self.constants,
-            evaluation_form=EvaluationForm(self.metrics.has_one_class, self.metrics.sizes),
+            evaluation_form=self._evaluation_form,
         )
+
+    @property
+    def _evaluation_form(self) -> EvaluationForm:
+        least_loss = -math.inf if self.metrics.task.has_negative_loss else 0.0
+        return EvaluationForm(self.metrics.has_one_class, self.metrics.ranges, least_loss)
 
     def _closing(self, name: str, num_clients: int) -> Closing:
         settings = self.config.scheduler

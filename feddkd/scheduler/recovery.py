@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feddkd.config import Config
+from feddkd.config import Config, read_tables
 from feddkd.config.table import flatten
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
@@ -120,7 +120,26 @@ def check_same(folder: Path, header: Header, config: Config) -> None:
     except ConfigError as error:
         raise StateError(f"{folder} holds a run that this version of feddkd cannot resume: {error}") from None
     ours, theirs = _settings(config), _settings(before)
-    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    _check_equal(folder, header, {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}, ours, theirs)
+
+
+def check_overrides(folder: Path, header: Header, overrides: Iterable[str]) -> None:
+    """Check that overrides change no setting that has to stay, for those that make no configuration with the run's others.
+
+    What such a change would need besides is of no interest: another `task.name` needs other keys, for one.
+
+    Raises:
+        StateError: one does.
+    """
+    theirs, ours = _settings(Config.loads(header.config, source=str(folder))), flatten(read_tables(None, overrides))
+    _check_equal(folder, header, {key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]}, ours, theirs)
+
+
+def _check_equal(
+    folder: Path, header: Header, different: Collection[str], ours: Mapping[str, object], theirs: Mapping[str, object]
+) -> None:
+    """Raises StateError for keys that are different; those that choose a table come first, because its other keys follow from them."""
+    keys = sorted(different, key=lambda key: (not key.endswith(".name"), key))
     if keys:
         shown = ", ".join(f"{key} = {_value(theirs, key)} there, {_value(ours, key)} here" for key in keys[:KEYS_SHOWN])
         more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
@@ -134,7 +153,7 @@ def _settings(config: Config) -> dict[str, object]:
     return {key: value for key, value in found.items() if key not in free and not key.startswith("runtime.")}
 
 
-def _value(settings: dict[str, object], key: str) -> object:
+def _value(settings: Mapping[str, object], key: str) -> object:
     return settings.get(key, "unset")
 
 

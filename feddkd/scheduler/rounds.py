@@ -41,6 +41,7 @@ from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.run_log import Checkpoint, RunLog
 from feddkd.scheduler.selection import select_cohort
 from feddkd.scheduler.state import RunState
+from feddkd.tasks.categorical import CategoricalTask
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Tensors
 from feddkd.text import clock_time
@@ -253,7 +254,7 @@ class Scheduler:
         if self._evaluator is None:
             return None
         evaluation = self._evaluator(model, self._engine.check_aborted)
-        largest = LARGEST_LOSS if self._metrics.task.has_classes else LARGEST
+        largest = LARGEST_LOSS if isinstance(self._metrics.task, CategoricalTask) else LARGEST
         if not evaluation.loss <= largest:  # also where it is NaN
             raise NotFiniteError(f"round {number}: the new model's loss on the test set is {evaluation.loss:.4g}")
         return evaluation

@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
+from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.evaluation import judged
-from feddkd.exchange import Evaluation, Exchange, Outcome, Reply
+from feddkd.exchange import Exchange, Outcome, Reply
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,10 @@ def numbers_by_client(exchange: Exchange, outcome: Outcome, metrics: TaskMetrics
 
     Returns:
         `teacher_accuracy`, `client_accuracy` and `label_disagreement` in [0, 1], the `loss` of local
-        training and `client_loss`, `client_examples`, `seconds` of computing, and the task's further metrics
-        as `client_NAME`, each for the clients that said one in range; names that nobody said one for are left
-        out. Empty for more than `MOST_CLIENTS` clients, and for steps after the first.
+        training and `client_loss`, `client_examples`, `seconds` of computing, the task's further metrics
+        as `client_NAME`, and its metric of the teacher as `teacher_score`, each for the clients that said
+        one in range; names that nobody said one for are left out. Empty for more than `MOST_CLIENTS`
+        clients, and for steps after the first.
     """
     if len(exchange.clients) > MOST_CLIENTS or exchange.id.step > 0:
         return {}
@@ -76,7 +77,7 @@ def numbers_by_client(exchange: Exchange, outcome: Outcome, metrics: TaskMetrics
         for name, value in _numbers(exchange.id.name, reply).items():
             if 0 <= value <= (math.inf if name in UNBOUNDED else 1) and math.isfinite(value):
                 found.setdefault(name, {})[client] = value
-        for name, value in _scores(reply.evaluation, metrics):
+        for name, value in _scores(reply, metrics):
             found.setdefault(name, {})[client] = value
     return found
 
@@ -95,10 +96,12 @@ def _numbers(exchange: str, reply: Reply) -> dict[str, float]:
     return found
 
 
-def _scores(evaluation: Evaluation | None, metrics: TaskMetrics) -> Iterator[tuple[str, float]]:
-    """Compute the metrics of one client from the states that it sent; those that are defined and finite."""
-    if evaluation is not None:
-        yield from ((f"{OF_CLIENT}{name}", value) for name, value in judged(evaluation, metrics).scores.items())
+def _scores(reply: Reply, metrics: TaskMetrics) -> Iterator[tuple[str, float]]:
+    """Compute the metrics of one client from the states that it sent, and read its teacher's; those that are defined and finite."""
+    if math.isfinite(score := reply.metrics.get(TEACHER_SCORE, math.nan)):
+        yield TEACHER_SCORE, score
+    if reply.evaluation is not None:
+        yield from ((f"{OF_CLIENT}{name}", value) for name, value in judged(reply.evaluation, metrics).scores.items())
 
 
 @dataclass(frozen=True, slots=True)

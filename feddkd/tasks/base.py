@@ -51,13 +51,12 @@ class LearningTask(Generic[Settings]):
 
     Attributes:
         table: the class of its settings; not used for a task that the configuration names by its import path.
-        has_classes: whether outputs are logits of classes, so that algorithms with pseudo labels or
-            features of a classifier can be used.
+        has_negative_loss: whether its loss can be below 0.
         settings: its table in the configuration.
     """
 
     table: ClassVar[type[TaskTable]]
-    has_classes: ClassVar[bool] = False
+    has_negative_loss: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

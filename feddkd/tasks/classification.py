@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from feddkd.config import TaskTable
+from feddkd.config import MetricName, TaskTable
 from feddkd.errors import ConfigError, DataError
 from feddkd.registry import TASKS
 from feddkd.structures import Structure
 from feddkd.tasks.base import UNLABELLED, Shapes
-from feddkd.tasks.categorical import CategoricalTask
+from feddkd.tasks.categorical import CategoricalTask, mean_over_examples
 from feddkd.tasks.targets import as_integers
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 ClassWeights = Annotated[tuple[Weight, ...], Field(max_length=1_000_000, fail_fast=True, strict=False)]
 
 
@@ -25,15 +25,21 @@ class ClassificationConfig(TaskTable):
     """One class of each example; with `data.target_shape` of each of its pixels or tokens."""
 
     name: Literal["classification"] = "classification"
-    metric: str = Field("accuracy", min_length=1, max_length=100, description="the metric that decides which round is the best")
+    metric: MetricName = Field("accuracy", description="the metric that decides which round is the best")
     ignore_index: int | None = Field(
         None,
         description="class number of pixels or tokens without a class (void, padding): they have no loss and follow the teacher",
     )
     class_weights: ClassWeights | None = Field(
         None,
-        description="weight of each class in the cross-entropy, in the order of their numbers",
+        description="factor of each class's cross-entropy, in the order of their numbers",
     )
+
+    @model_validator(mode="after")
+    def _a_class_counts(self) -> Self:
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError("class_weights: all are 0, so nothing would be learnt")
+        return self
 
 
 @TASKS.register("classification")
@@ -42,10 +48,12 @@ class Classification(CategoricalTask[ClassificationConfig]):
 
     Targets are int64 [B] or [B, ...]. A place whose class is `task.ignore_index` is `UNLABELLED`: it is
     left out of the cross-entropy and of the metrics, and follows its teacher in a DKD step.
+
+    The loss is the mean over the examples, and of each over its places. `task.class_weights` multiply the
+    losses; other than in torch the sum of the weights does not divide them.
     """
 
     table = ClassificationConfig
-    has_classes: ClassVar[bool] = True
 
     def __init__(self, settings: ClassificationConfig) -> None:
         super().__init__(settings)
@@ -94,9 +102,9 @@ class Classification(CategoricalTask[ClassificationConfig]):
             return "; a target is the number of the class at each place: of one-hot targets take argmax(0)"
         return f"; data.target_shape = {list(places)}"
 
-    @property
-    def class_weights(self) -> tuple[float, ...] | None:
-        return self.settings.class_weights
+    def row_weights(self, targets: Tensor) -> Tensor | None:
+        """Return the weight of each row's class; any of a row without one."""
+        return None if self._weights is None else self._weights.to(targets.device)[targets.flatten().clamp(min=0)]
 
     def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self.logit_rows(outputs), targets.flatten()
@@ -105,13 +113,12 @@ class Classification(CategoricalTask[ClassificationConfig]):
         return outputs if outputs.ndim == 2 else outputs.movedim(1, -1).flatten(0, -2)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.ndim == 1:  # no example without a class is trained on
-            return F.cross_entropy(outputs, targets, weight=self._weights_for(outputs))
+        if targets.ndim == 1 and self._weights is None:  # no example without a class is trained on
+            return F.cross_entropy(outputs, targets)
         logits, classes = self.rows(outputs, targets)
-        known = classes != UNLABELLED
-        if not known.any():
-            return outputs.sum() * 0
-        return F.cross_entropy(logits[known], classes[known], weight=self._weights_for(logits))
+        losses = F.cross_entropy(logits, classes, ignore_index=UNLABELLED, reduction="none")
+        weights = self.row_weights(targets)
+        return mean_over_examples(losses if weights is None else losses * weights, classes != UNLABELLED, len(targets))
 
     def loss_sum(self, outputs: Tensor, targets: Tensor) -> float:
         if targets.ndim == 1 and self._weights is None:
@@ -128,9 +135,6 @@ class Classification(CategoricalTask[ClassificationConfig]):
         logits, classes = self.rows(outputs, targets)
         known = classes != UNLABELLED
         return logits[known].softmax(1), classes[known]
-
-    def _weights_for(self, logits: Tensor) -> Tensor | None:
-        return None if self._weights is None else self._weights.to(logits)
 
     def check_targets(self, targets: Tensor, num_classes: int) -> None:
         """Raises DataError for classes outside [0, num_classes)."""

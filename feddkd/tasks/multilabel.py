@@ -9,31 +9,31 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.config import TaskTable
+from feddkd.config import MetricName, TaskTable
 from feddkd.errors import ConfigError, DataError
 from feddkd.registry import TASKS
 from feddkd.structures import Structure
 from feddkd.tasks.base import UNLABELLED, Shapes
-from feddkd.tasks.categorical import CategoricalTask
+from feddkd.tasks.categorical import CategoricalTask, mean_over_examples
 from feddkd.tasks.targets import as_numbers
 
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class MultilabelConfig(TaskTable):
     """Any number of labels of each example."""
 
     name: Literal["multilabel"] = "multilabel"
-    metric: str = Field("f1", min_length=1, max_length=100, description="the metric that decides which round is the best")
+    metric: MetricName = Field("f1", description="the metric that decides which round is the best")
     positive_weights: Annotated[tuple[Weight, ...], Field(max_length=1_000_000, fail_fast=True, strict=False)] | None = Field(
         None,
-        description="weight of each label's positive examples in the loss of local training, in the order of the labels",
+        description="factor of each label's loss for examples that it applies to, in the order of the labels",
     )
 
 
 @TASKS.register("multilabel")
 class Multilabel(CategoricalTask[MultilabelConfig]):
-    """Logits [B, L]; the loss is the mean binary cross-entropy over examples and labels.
+    """Logits [B, L]; the loss is the binary cross-entropy, the mean over the labels of an example and over examples.
 
     Targets are int64 [B, L] of 0 and 1; -1 where it is not known whether the label applies. Such a place
     is left out of the loss, and follows its teacher in a DKD step.
@@ -85,12 +85,17 @@ class Multilabel(CategoricalTask[MultilabelConfig]):
         flat = outputs.flatten()
         return torch.stack([torch.zeros_like(flat), flat], dim=1)
 
+    def row_weights(self, targets: Tensor) -> Tensor | None:
+        """Return the weight of each label that applies, and 1 for the others."""
+        if self._weights is None:
+            return None
+        return torch.where(targets == 1, self._weights.to(targets.device), 1.0).flatten()
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        known = targets != UNLABELLED
-        if not known.any():
-            return outputs.sum() * 0
-        weights = None if self._weights is None else self._weights.to(outputs).expand_as(outputs)[known]
-        return F.binary_cross_entropy_with_logits(outputs[known], targets[known].to(outputs.dtype), pos_weight=weights)
+        known = (targets != UNLABELLED).flatten()
+        losses = F.binary_cross_entropy_with_logits(outputs, targets.clamp(min=0).to(outputs.dtype), reduction="none").flatten()
+        weights = self.row_weights(targets)
+        return mean_over_examples(losses if weights is None else losses * weights, known, len(targets))
 
     def measured(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return outputs.sigmoid(), targets

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.config import TaskTable
+from feddkd.config import MetricName, TaskTable
 from feddkd.errors import ConfigError
 from feddkd.registry import TASKS
 from feddkd.structures import Structure
@@ -25,7 +25,7 @@ class RegressionConfig(TaskTable):
     """One number of each example, or as many as `data.target_shape` says."""
 
     name: Literal["regression"] = "regression"
-    metric: str = Field("mae", min_length=1, max_length=100, description="the metric that decides which round is the best")
+    metric: MetricName = Field("mae", description="the metric that decides which round is the best")
     loss: Literal["squared", "absolute", "huber"] = Field(
         "squared", description="loss of a prediction; huber is squared below an error of 1"
     )
@@ -40,6 +40,7 @@ class Regression(LearningTask[RegressionConfig]):
     """
 
     table = RegressionConfig
+    has_negative_loss: ClassVar[bool] = False
 
     def target(self, raw: Any) -> Tensor:
         return as_floats(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -178,18 +179,23 @@ def _checked_evaluation(counts: pb.Evaluation, max_evaluated: int, form: Evaluat
     if counts.examples > max_evaluated:
         raise ProtocolError(f"an evaluation of {counts.examples} examples, where this client can hold out {max_evaluated} at most")
     _check_learning("the evaluation's loss", counts.loss_sum)
-    if counts.loss_sum < 0 and form.counts_correct:  # a cross-entropy; other losses may be negative
+    if counts.loss_sum < form.least_loss:
         raise ProtocolError(f"the evaluation's loss is {counts.loss_sum}")
     correct = counts.correct if form.counts_correct else None  # 0 may be left out on the wire
-    return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, form.metric_sizes))
+    return Evaluation(counts.examples, correct, counts.loss_sum, sums=_checked_sums(counts.sums, counts.examples, form))
 
 
-def _checked_sums(sums: Mapping[str, pb.MetricSums], sizes: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
-    if {name: len(found.numbers) for name, found in sums.items()} != dict(sizes):
+def _checked_sums(sums: Mapping[str, pb.MetricSums], examples: int, form: EvaluationForm) -> dict[str, tuple[float, ...]]:
+    sizes = {name: sum(state.numbers for state in states) for name, states in form.states.items()}
+    if {name: len(found.numbers) for name, found in sums.items()} != sizes:
         raise ProtocolError(f"the states of {len(sums)} metrics, where those of {', '.join(sizes) or 'none'} are expected")
-    for name, found in sums.items():
-        for number in found.numbers:
-            _check_number(f"metric {name}", number)
+    for name, states in form.states.items():
+        numbers = iter(sums[name].numbers)
+        for state in states:
+            for number in itertools.islice(numbers, state.numbers):
+                _check_number(f"metric {name}", number)
+                if not state.least <= number <= state.most_per_example * examples:
+                    raise ProtocolError(f"metric {name}: its state holds {number:g}, which {examples} examples cannot give")
     return {name: tuple(sums[name].numbers) for name in sizes}
 
 

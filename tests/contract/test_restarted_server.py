@@ -233,7 +233,7 @@ def test_a_reply_that_comes_after_an_abort_is_kept_for_the_next_process(scene: S
         begun.outcome()
     before, frames = scene.engine.other_traffic().wire_bytes_up, answer_frames(work, MINE)
     hand.send(*frames)
-    until(lambda: scene.engine.other_traffic().wire_bytes_up == before + sum(map(len, frames)))
+    until(lambda: scene.engine.other_traffic().wire_bytes_up >= before + sum(map(len, frames)))
     scene.engine.finish(completed=False, reason="stopped", paused=True)
     assert hand.response().WhichOneof("message") == "farewell"  # nobody was told that the exchange is closed
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from feddkd.cli import machine
@@ -18,11 +19,12 @@ from feddkd.cli.check import SiteToCheck, check_client, check_run, check_server
 from feddkd.client.preflight import check_schema, check_simulation, check_writable
 from feddkd.config import Config
 from feddkd.data.datasets import describe
-from feddkd.data.examples import MemoryExamples
+from feddkd.data.examples import MemoryExamples, Reading, StreamedExamples
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, StateError
 from feddkd.models.check import check_model
-from feddkd.tasks.classification import CLASSIFICATION
+from feddkd.models.registry import build_model
+from feddkd.tasks.metrics import OF_CLASSIFICATION
 from feddkd.tensors import Schema, TensorSpec
 from feddkd.transport.certificates import Certificate
 
@@ -42,8 +44,14 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_run(Config(), Path("runs"))
-    assert listed(capsys) == ["configuration", "proxy", "data", "model", "memory", "disk"]
+    assert listed(capsys) == ["configuration", "proxy", "data", "model", "step", "memory", "disk"]
     assert list(here.iterdir()) == []
+
+
+def test_a_simulation_tries_the_metrics_on_its_examples() -> None:
+    config = Config.parse({"task": {"metrics": ["tests.unit.test_task_metrics:broken"]}})
+    with pytest.raises(ConfigError, match=r"check of step: .*broken cannot be computed: UndefinedError: above one"):
+        check_run(config, Path("runs"))
 
 
 def test_a_simulation_with_unlike_networks_tries_each_of_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +60,69 @@ def test_a_simulation_with_unlike_networks_tries_each_of_them(here: Path, capsys
     assert "a training step works with mlp (35.9 kB), own_models:adapters (" in line
     with pytest.raises(ConfigError, match=r"^check of configuration: teacher\.model = 'mlp': .*needs dkd\.start = \"previous\""):
         check_run(Config.load(overrides=["teacher.model=mlp"]), Path("runs"))
+
+
+REGRESSION = ["task.name=regression", "data.name=own_tasks:table", "model.name=own_tasks:numbers", "partition.name=iid"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        REGRESSION,
+        ["task.name=multilabel", "data.name=own_tasks:labels", "model.name=own_tasks:numbers", "partition.name=iid"],
+        [
+            *("data.name=own_tasks:images", "data.input_key=image", "data.label_key=mask", "data.target_shape=[8, 8]"),
+            *("data.num_classes=2", "task.ignore_index=255", "model.name=own_tasks:pixels", "partition.name=iid"),
+        ],
+    ],
+    ids=["regression", "multilabel", "segmentation"],
+)
+def test_networks_of_sites_are_tried_on_the_task_of_the_run(task: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = next(key for key in task if key.startswith("model.name")).partition("=")[2]
+    check_run(Config.load(overrides=[*task, "dkd.start=previous", f"teacher.model={name}"]), Path("runs"))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "teachers")
+    assert f"a training step works with {name}" in line
+
+
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(here: Path) -> None:
+    weights = dict(build_model(Config().model, describe(Config().data), 0).state_dict())
+    name = next(iter(weights))
+    weights[name][0] = torch.nan
+    save_file(weights, here / "nan.safetensors")
+    with pytest.raises(ConfigError, match=rf"model\.init = 'nan\.safetensors': the parameter '{name}' holds a value that is not finite"):
+        check_run(Config.load(overrides=["model.init=nan.safetensors"]), Path("runs"))
+
+
+class Broken(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The first examples cannot be read."""
+
+    def __init__(self, good: int) -> None:
+        self.targets, self.good = [position % 10 for position in range(20)], good
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        if position < 20 - self.good:
+            raise OSError("cut off")
+        return torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(position)), self.targets[position]
+
+
+def tried(good: int) -> None:
+    dataset = Broken(good)
+    examples = StreamedExamples(dataset, torch.tensor(dataset.targets), Reading("scans", max_bad_share=1.0))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    check_simulation(Config(), network, examples, describe(Config().data), OF_CLASSIFICATION)
+
+
+@pytest.mark.parametrize("good", [1, 3, 19])
+def test_a_step_is_tried_on_examples_that_can_be_read(good: int) -> None:
+    tried(good)
+
+
+def test_a_site_none_of_whose_examples_can_be_read_says_so() -> None:
+    with pytest.raises(ConfigError, match="none of the 20 labelled examples can be used"):
+        tried(0)
 
 
 def test_a_server_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +305,7 @@ def test_the_examples_themselves_are_tried() -> None:
             nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
             Unreadable(torch.zeros(20, 1, 8, 8), torch.arange(20) % 10),
             describe(Config().data),
-            CLASSIFICATION,
+            OF_CLASSIFICATION,
         )
 
 

@@ -116,6 +116,13 @@ def test_examples_without_a_label_have_a_column() -> None:
     assert "no label" not in show()
 
 
+def test_targets_that_are_no_classes_have_no_columns_of_classes() -> None:
+    settings = ["data.name=own_tasks:images", "data.input_key=image", "data.label_key=mask", "data.target_shape=[8, 8]"]
+    settings += ["data.num_classes=2", "task.ignore_index=255", "partition.name=iid", "partition.clients=2"]
+    heading = next(line for line in show(*(part for each in settings for part in ("-o", each))).splitlines() if "client" in line)
+    assert heading.split() == ["client", "examples", "no", "label"]
+
+
 def test_json_counts_examples_without_a_label() -> None:
     report = json.loads(show(*FEW_LABELS, "--json"))
     assert report["clients"][1] == {"id": "client-1", "examples": 20, "unlabelled": 14, "classes": [0, 6]}

@@ -81,3 +81,10 @@ def test_an_object_without_an_import_path_is_not_searched_for() -> None:
 def test_a_function_of_another_script_is_told_from_a_typing_error() -> None:
     with pytest.raises(ConfigError, match="it was defined in a script or a notebook, and not in the one that runs now; put it"):
         load_object("__main__:no_such_function_here", "data.name")
+
+
+@pytest.mark.parametrize("path", ["evil-mod:fn", "evil:fn x", "evil:fn\n", "évil:fn", "evil:", ":fn", "evil", "1evil:fn", "evil:fn:other"])
+def test_what_has_not_the_form_of_an_import_path_is_not_imported(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(ConfigError, match=r"not of the form package\.module:name"):
+        load_object(path, "task.metrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import torch
 from by_hand import INFO, THREE, Federation, data
 from harness import RUN_ID
 from torch import nn
+from torch.utils.data import Dataset
 
 from feddkd import algorithms
-from feddkd.algorithms.local_training import takes_one_example, train_locally
+from feddkd.algorithms.local_training import train_locally
+from feddkd.algorithms.one_example import can_train_on_one, takes_one_example
 from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
-from feddkd.data.examples import MemoryExamples
+from feddkd.data.examples import MemoryExamples, Reading, StreamedExamples
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.errors import ClientError, ConfigError
+from feddkd.errors import ClientError, ConfigError, DataError
 from feddkd.exchange import ExchangeId, Task
 from feddkd.models.registry import build_model
 from feddkd.scheduler.rounds import Scheduler
@@ -160,3 +163,81 @@ def test_the_loss_is_the_mean_over_the_last_epoch(tmp_path: Path, epochs: int) -
     inputs, labels = site.examples.gather(torch.arange(8))
     expected = nn.functional.cross_entropy(site.module(inputs), labels).item()
     assert train_locally(site, task_for(site), plain_objective(site)).loss == pytest.approx(expected, rel=1e-5)
+
+
+class Broken(Dataset[tuple[torch.Tensor, int]]):
+    """Rows of which some cannot be read, and whose targets are known without reading."""
+
+    def __init__(self, count: int, bad: frozenset[int]) -> None:
+        self.targets, self.bad = [position % 2 for position in range(count)], bad
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        self.reads.append(position)
+        if position in self.bad:
+            raise OSError("cut off")
+        return torch.tensor([float(position), 1.0, 0.0]), self.targets[position]
+
+
+def damaged_site(folder: Path, bad: frozenset[int], network: nn.Module, *, count: int = 8, client: str = "a", **training: Any) -> Site:
+    dataset = Broken(count, bad)
+    data = StreamedExamples(dataset, torch.tensor(dataset.targets), Reading("scans", max_bad_share=1.0))
+    config = Config.parse({"training": {"epochs": 2, "lr": 0.05, **training}})
+    return Site(client, config, data, data.subset(torch.arange(0)), network, torch.device("cpu"), StateDir(folder, client), plain_objective)
+
+
+@pytest.mark.parametrize("client", ["a", "b", "c", "d", "e", "f"])
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "bad"), [(1, 1, {0, 2, 4, 5, 6}), (3, 1, {1, 2, 3, 4, 5, 6, 7}), (5, 2, {0, 1, 2, 3, 4, 7})]
+)
+def test_as_many_steps_are_taken_as_asked_for_whichever_examples_are_bad(
+    tmp_path: Path, client: str, steps: int, batch_size: int, bad: set[int]
+) -> None:
+    """Whichever comes first in the order of a client: a batch that they leave empty is replaced."""
+    site = damaged_site(tmp_path, frozenset(bad), nn.Linear(3, 2), client=client, steps=steps, batch_size=batch_size)
+    training = train_locally(site, task_for(site), plain_objective(site))
+    assert training.steps == steps
+    assert math.isfinite(training.loss)
+
+
+def test_the_loss_is_that_of_the_last_pass_that_read_something(tmp_path: Path) -> None:
+    """A run with one good example of three reads nothing in a pass now and then."""
+    for client in "abcdefgh":
+        site = damaged_site(tmp_path / client, frozenset({0, 2}), nn.Linear(3, 2), count=3, client=client, batch_size=1, lr=1e-12, steps=4)
+        inputs, labels = site.examples.gather(torch.tensor([1]))
+        expected = nn.functional.cross_entropy(site.module(inputs), labels).item()
+        assert train_locally(site, task_for(site), plain_objective(site)).loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_client_whose_examples_are_all_bad_says_so(tmp_path: Path, batch_size: int) -> None:
+    site = damaged_site(tmp_path, frozenset(range(8)), normalised(), batch_size=batch_size)
+    with pytest.raises(ClientError, match=r"none of the 8 labelled examples can be used$"):
+        train_locally(site, task_for(site), plain_objective(site))
+
+
+def test_a_client_whose_bad_examples_leave_one_in_a_batch_says_so(tmp_path: Path) -> None:
+    site = damaged_site(tmp_path, frozenset(range(7)), normalised(), batch_size=4)
+    with pytest.raises(ClientError, match=r"BatchNorm.* one example at a time, and bad examples leave no more in a batch; examples = 8"):
+        train_locally(site, task_for(site), plain_objective(site))
+
+
+@pytest.mark.parametrize("network", [nn.Linear(3, 2), normalised()])
+def test_whether_batches_of_one_are_accepted_is_found_with_a_good_example(tmp_path: Path, network: nn.Module) -> None:
+    site = damaged_site(tmp_path, frozenset({0, 1}), network, batch_size=1)
+    assert can_train_on_one(site) is isinstance(network, nn.Linear)
+
+
+def test_an_example_that_is_known_to_be_bad_is_not_read_again(tmp_path: Path) -> None:
+    site = damaged_site(tmp_path, frozenset({0, 3}), nn.Linear(3, 2), batch_size=2, epochs=5)
+    train_locally(site, task_for(site), plain_objective(site))
+    assert isinstance(site.examples, StreamedExamples)
+    assert isinstance(site.examples.dataset, Broken)
+    reads = Counter(site.examples.dataset.reads)
+    assert (reads[0], reads[3]) == (1, 1)
+    with pytest.raises(DataError, match=r"example 3 .*cut off"):
+        site.examples.gather(torch.tensor([1, 3]))
+    assert site.examples.dataset.reads.count(3) == 1

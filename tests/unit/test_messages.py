@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import math
 import re
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from feddkd.errors import ProtocolError
 from feddkd.exchange import MAX_METRICS, Evaluation, EvaluationForm, ExchangeId, Outcome, Reply
+from feddkd.tasks.metrics import StateRange
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
 from feddkd.transport.frames import is_chunk
@@ -169,7 +171,14 @@ def test_impossible_counts_are_refused(examples: int, correct: int) -> None:
         numbers_of(pb.Answer(evaluation=pb.Evaluation(examples=examples, correct=correct)))
 
 
-TWO_METRICS = EvaluationForm(counts_correct=False, metric_sizes={"mae": 2, "r2": 1})
+TWO_METRICS = EvaluationForm(
+    counts_correct=False,
+    states={"mae": (StateRange(1, 0.0, math.inf), StateRange(1, 0.0, 1.0)), "r2": (StateRange(1, -math.inf, math.inf),)},
+    least_loss=-math.inf,
+)
+
+
+NO_METRICS = dataclasses.replace(TWO_METRICS, states={})
 
 
 def with_sums(**sums: list[float]) -> pb.Answer:
@@ -194,13 +203,23 @@ def test_the_states_of_metrics_arrive_as_they_were_sent() -> None:
         {"mae": [1.0, 2.0], "r2": [1.0], "f1": [1.0]},
         {"mae": [1.0, math.nan], "r2": [1.0]},
         {"mae": [1.0, math.inf], "r2": [1.0]},
+        {"mae": [-1.0, 2.0], "r2": [1.0]},
+        {"mae": [1.0, -2.0], "r2": [1.0]},
+        {"mae": [1.0, 2.5], "r2": [1.0]},
     ],
 )
 def test_other_states_of_metrics_than_those_of_the_task_are_refused(sums: dict[str, list[float]]) -> None:
     with pytest.raises(ProtocolError, match="metric"):
         numbers_of(with_sums(**sums), form=TWO_METRICS)
     with pytest.raises(ProtocolError, match="metric"):
-        numbers_of(pb.Answer(evaluation=with_sums(**sums).evaluation, loss=0.5), form=EvaluationForm(counts_correct=False))
+        numbers_of(
+            pb.Answer(evaluation=with_sums(**sums).evaluation, loss=0.5), form=EvaluationForm(counts_correct=False, least_loss=-math.inf)
+        )
+
+
+def test_a_loss_is_as_small_as_the_task_allows() -> None:
+    with pytest.raises(ProtocolError, match=r"the evaluation's loss is -0\.5"):
+        numbers_of(with_sums(mae=[1.0, 2.0], r2=[0.0]), form=dataclasses.replace(TWO_METRICS, least_loss=0.0))
 
 
 def test_a_task_says_whether_correct_examples_are_counted() -> None:

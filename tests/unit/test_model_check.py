@@ -164,3 +164,74 @@ def test_a_tensor_that_is_trained_under_one_of_its_names_travels() -> None:
     _, parts = build(ModelConfig(name=f"{__name__}:halves"), INFO, 0)
     assert parts.travelling.by_name.keys() == {"second.weight", "first.bias", "second.bias"}
     assert parts.tied == {"first.weight": "second.weight"}
+
+
+class Scaled(nn.Module):
+    """Logits that go through one more function, which has no finite value or no finite gradient."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear, self.scale = kind, nn.Linear(64, 10), nn.Parameter(torch.zeros(10))
+        if kind in ("nan", "inf"):
+            self.linear.weight.data[3, 5] = float(kind)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(x.flatten(1))
+        if self.kind == "log":
+            return logits + self.scale.log()
+        if self.kind == "in training" and self.training:
+            return logits / self.scale
+        return logits * (1 + self.scale.abs().sqrt()) if self.kind == "sqrt" else logits
+
+
+def scaled_nan(_: tuple[int, ...], __: int) -> nn.Module:
+    return Scaled("nan")
+
+
+def scaled_inf(_: tuple[int, ...], __: int) -> nn.Module:
+    return Scaled("inf")
+
+
+def scaled_log(_: tuple[int, ...], __: int) -> nn.Module:
+    return Scaled("log")
+
+
+def scaled_sqrt(_: tuple[int, ...], __: int) -> nn.Module:
+    return Scaled("sqrt")
+
+
+def scaled_in_training(_: tuple[int, ...], __: int) -> nn.Module:
+    return Scaled("in training")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scaled_nan", "in eval mode: the parameter 'linear.weight' holds a value that is not finite"),
+        ("scaled_inf", "in eval mode: the parameter 'linear.weight' holds a value that is not finite"),
+        ("scaled_log", "in eval mode: its loss on the examples that were tried is nan"),
+        ("scaled_sqrt", "in eval mode: the gradient of 'scale' on the examples that were tried is not finite"),
+        ("scaled_in_training", "in train mode: its loss on the examples that were tried is nan"),
+    ],
+)
+def test_a_network_that_computes_what_is_not_finite_is_refused_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_model(ModelConfig(name=f"{__name__}:{name}"), INFO, 0)
+    assert str(caught.value).startswith(f"model.name = '{__name__}:{name}'")
+    assert "\n" not in str(caught.value)
+
+
+def test_examples_that_make_the_loss_infinite_are_refused_too() -> None:
+    network, (inputs, labels) = build_model(config("plain"), INFO, 0), batch()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1e3)
+    with pytest.raises(ConfigError, match=r"^here in eval mode: its loss on the examples that were tried is (nan|inf)$"):
+        check_model(network, inputs * 1e38, labels, "here")
+
+
+def test_buffers_may_be_infinite() -> None:
+    """As a mask of attention is."""
+    network = build_model(config("plain"), INFO, 0)
+    network.register_buffer("mask", torch.full((2,), -torch.inf))
+    assert check_model(network, *batch(), "here") == frozenset()

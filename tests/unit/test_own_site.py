@@ -167,3 +167,10 @@ def test_a_server_never_decides_which_code_a_site_runs_under_any_key(key: str, t
     assert resolve(server, written(tmp_path, tables)).task == server.task
     with pytest.raises(RefusedError, match=key):
         resolve(server, written(tmp_path, tables.replace("theirs:", "mine:")))
+
+
+@pytest.mark.parametrize("path", ["evil-mod:fn", "evil:fn x", "evil:fn\n", "évil:fn", "evil:fn:other"])
+@pytest.mark.parametrize("table", ["data", "model", "algorithm", "task"])
+def test_what_is_no_import_path_is_no_name_either(table: str, path: str) -> None:
+    with pytest.raises(ConfigError):
+        served(**{table: {"name": path}})

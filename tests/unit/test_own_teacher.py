@@ -16,19 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from feddkd import algorithms
-from feddkd.algorithms import OBJECTIVES
+from feddkd.algorithms import OBJECTIVES, feddkd
+from feddkd.algorithms.local_training import LocalTraining
 from feddkd.algorithms.own_teacher import OWN_TEACHER, build_teacher, check_outputs
 from feddkd.cli.serving import refuse_teachers
 from feddkd.client.constants import HeldConstants
 from feddkd.client.own_site import site_config, site_tables
 from feddkd.client.process import simulated_workers
 from feddkd.client.worker import Worker
-from feddkd.config import Config
+from feddkd.config import Config, MainMetric
 from feddkd.config.teacher import TeacherConfig
 from feddkd.config.training import TrainingConfig
 from feddkd.data.datasets import DataInfo, describe
+from feddkd.data.seeding import reads_for
 from feddkd.engines.simulation import prepare
-from feddkd.errors import ConfigError
+from feddkd.errors import ClientError, ConfigError
+from feddkd.evaluation import evaluate
 from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task
 from feddkd.models.initial import build_initial
 from feddkd.tasks.classification import CLASSIFICATION
@@ -154,6 +157,67 @@ def test_the_record_has_the_accuracy_of_the_sites_own_network(tmp_path: Path) ->
         inputs, labels = worker.site.held_out.gather(torch.arange(len(worker.site.held_out)))
         right = int((network(inputs).argmax(1) == labels).sum()) / len(labels)
         assert last.by_client["teacher_accuracy"][name] == pytest.approx(right, abs=1e-6)
+
+
+TASKS = {
+    "regression": ["task.name=regression", "data.name=own_tasks:table", "model.name=own_tasks:numbers"],
+    "multilabel": ["task.name=multilabel", "data.name=own_tasks:labels", "model.name=own_tasks:numbers"],
+    "segmentation": [
+        *("data.name=own_tasks:images", "data.input_key=image", "data.label_key=mask", "data.target_shape=[8, 8]"),
+        *("data.num_classes=2", "task.ignore_index=255", "task.metric=iou", "model.name=own_tasks:pixels"),
+    ],
+    "flips": [
+        *("data.name=own_tasks:augmented", "data.input_key=image", "data.label_key=mask", "data.target_shape=[8, 8]"),
+        *("data.num_classes=2", "task.ignore_index=255", "model.name=own_tasks:pixels"),
+    ],
+    "f1 of digits": ["task.metric=f1"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_record_has_the_tasks_metric_of_the_sites_own_network(task: str, tmp_path: Path) -> None:
+    network = next((key.partition("=")[2] for key in TASKS[task] if key.startswith("model.name")), "mlp")
+    recorder, config = (
+        Recorder(),
+        small_config(
+            *TASKS[task],
+            *("dkd.start=previous", f"teacher.model={network}", "data.holdout=0.3", "partition.clients=2", "rounds=2"),
+            *("partition.name=iid", "data.test_set=false"),
+        ),
+    )
+    workers = simulated_workers(config, tmp_path / "clients")
+    run_in_process(config, tmp_path, [recorder], workers=workers)
+    last = [record for record in recorder.exchanges if record.id.name == "local_train"][-1]
+    metric = MainMetric.of(config).name
+    assert f"client_{metric}" in last.by_client
+    for client, (name, worker) in enumerate(workers.items()):
+        site = worker.site
+        site.teacher.module.load_state_dict(taken_home(tmp_path, client))
+        with reads_for(f"{config.seed}/{config.rounds}/local_train/0/{name}/evaluate"):
+            expected = evaluate(site.teacher.module, site.held_out, site.device, metrics=site.metrics).score(metric)
+        assert last.by_client["teacher_score"][name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_of_accuracy_the_record_has_no_second_number(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_in_process(small_config(*UNLIKE, "data.holdout=0.3"), tmp_path, [recorder])
+    found = [record.by_client for record in recorder.exchanges if record.id.name == "local_train"]
+    assert all("teacher_accuracy" in each and "teacher_score" not in each for each in found)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("data", [(), NOISY], ids=["fixed", "augmented"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_teacher_whose_outputs_are_not_finite_is_said_to_be_one(
+    value: float, data: tuple[str, ...], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config("dkd.start=previous", "teacher.model=own_models:plain", *data, f"dkd.steps={steps}", "data.test_set=false")
+    worker = simulated_workers(config, tmp_path, [0])["client-0"]
+    with torch.no_grad():
+        list(worker.site.teacher.module.parameters())[-1][0] = value
+    monkeypatch.setattr(feddkd, "train_locally", lambda *_: LocalTraining(1.0, 1, 1))
+    with pytest.raises(ClientError, match=r"^the teacher's outputs are not finite, .* its training diverged; lower training\.lr"):
+        first_exchange(worker, config, 1)
 
 
 def first_exchange(worker: Worker, config: Config, number: int, attempt: int = 0, seed: int = 0) -> Reply:

@@ -145,6 +145,11 @@ def test_numbers_of_clients_that_are_unknown_or_out_of_range_are_left_out() -> N
     assert exchange_line(None).by_client == {}
 
 
+def test_the_metric_of_a_teacher_may_have_any_sign() -> None:
+    values = {"a": -3.5, "b": 0, "c": 12.5, "d": float("nan"), "e": "1"}
+    assert exchange_line({"teacher_score": values}).by_client == {"teacher_score": {"a": -3.5, "b": 0.0, "c": 12.5}}
+
+
 def test_numbers_of_very_many_clients_are_left_out(record: Path) -> None:
     many = {f"c{number}": 0.5 for number in range(1001)}
     assert exchange_line({"loss": many, "client_accuracy": {"a": 0.5}}).by_client == {"client_accuracy": {"a": 0.5}}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from harness import RUN_ID
 from scripted import THREE, Moment, ScriptedEngine, Setup
+from typer.testing import CliRunner, Result
 
+from feddkd import cli
 from feddkd.config import Config
-from feddkd.errors import RunError, StateError
+from feddkd.errors import ConfigError, RunError, StateError
 from feddkd.exchange import DELIVER, ExchangeId
 from feddkd.failpoints import FailpointError, planned
 from feddkd.scheduler.events import Event, ExchangeDone, Resumed, RoundFinished, RoundStarted, RunFinished
@@ -31,6 +35,8 @@ WIRE = Traffic(0, 0, 10, 100)
 
 OTHER = ScriptedEngine(THREE).other_traffic()
 """Of each process that finishes the run."""
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 Overrides = tuple[str, ...]
 
@@ -471,6 +477,55 @@ def test_another_configuration_is_refused_and_its_keys_are_named(tmp_path: Path)
     assert " there, 0.5 here" in message
     assert (tmp_path / "journal.jsonl").read_bytes() == before
     assert asked(go_on(tmp_path)) == [(2, "second"), (2, DELIVER)]
+
+
+BEGUN = ["task.name=regression", "task.loss=huber", "algorithm.name=feddyn", "algorithm.alpha=0.3", "data.holdout=0.2"]
+
+
+def resumed_with(folder: Path, overrides: Sequence[str]) -> Result:
+    options = [option for override in overrides for option in ("-o", override)]
+    with closing(new_journal(folder, RUN_ID, config(*BEGUN))):
+        return CliRunner().invoke(cli.app, ["run", "--resume", str(folder), *options])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.name=multilabel"], "task.name = regression there, multilabel here"),
+        (["task.name=multilabel", "task.positive_weights=[1]"], "task.name = regression there, multilabel here"),
+        (["task.name=other:Task", "task.metrics=[1]"], "task.name = regression there, other:Task here"),
+        (["algorithm.name=fedavg"], "algorithm.name = feddyn there, fedavg here"),
+        (["algorithm.name=fedprox", "algorithm.mu=0.1"], "algorithm.name = feddyn there, fedprox here"),
+        (
+            ["scheduler.stop_at=0.5", "data.test_set=false", "data.holdout=0.0"],
+            "data.holdout = 0.2 there, 0.0 here, data.test_set = True there",
+        ),
+        (["dkd.temperature=-1"], r"dkd.temperature = \S+ there, -1 here"),
+    ],
+)
+def test_an_override_that_may_not_change_is_named_whatever_else_it_would_need(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        Config.loads(config(*BEGUN).to_toml(), overrides)
+    result = resumed_with(tmp_path, overrides)
+    assert isinstance(result.exception, StateError)
+    assert re.search(f"holds run {RUN_ID} of another configuration: {message}", str(result.exception))
+
+
+@pytest.mark.parametrize("options", [[], ["--check"]])
+@pytest.mark.parametrize("override", ["task.name=other:Task", "partition.clients=7", "model.name=other:net", "seed=3"])
+def test_what_may_not_change_is_said_before_anything_else_of_the_configuration(override: str, options: list[str], tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "crashed", tmp_path / "begun")
+    result = CliRunner().invoke(cli.app, ["run", "--resume", str(tmp_path / "begun"), "-o", override, *options])
+    key, _, value = override.partition("=")
+    assert isinstance(result.exception, StateError)
+    assert re.search(rf"of another configuration: {key} = \S+ there, {value} here", str(result.exception))
+
+
+@pytest.mark.parametrize("override", ["rounds=0", "runtime.threads=none", "task.los=huber", "data.root=1"])
+def test_an_override_that_is_wrong_in_itself_is_still_named(override: str, tmp_path: Path) -> None:
+    result = resumed_with(tmp_path, [override])
+    assert isinstance(result.exception, ConfigError)
+    assert override.partition("=")[0] in str(result.exception)
 
 
 def test_what_changes_no_model_may_change(tmp_path: Path) -> None:

@@ -62,6 +62,29 @@ def test_a_site_reads_what_its_own_training_made_of_the_model(*, teaches: bool, 
     assert without_times(said) == [f"round 1 of 2: 2 exchanges, N s; accuracy 70.00% (100 held out); {told}"]
 
 
+REGRESSION = ["rounds=2", "task.name=regression"]
+
+
+@pytest.mark.parametrize(
+    ("teaches", "told"),
+    [(False, "own training MAE 0.5 \N{RIGHTWARDS ARROW} 0.125"), (True, "own network MAE 0.125")],
+    ids=["student", "own"],
+)
+def test_a_site_reads_its_own_network_by_the_metric_of_the_task(*, teaches: bool, told: str) -> None:
+    said: list[str] = []
+    before = iter([0.5, 0.25])
+
+    def respond(task: Task) -> Reply:
+        if task.id.name != "local_train":
+            return Reply()
+        return Reply(evaluation=Evaluation(100, None, 1.0, scores={"mae": next(before)}), metrics={"teacher_score": 0.125})
+
+    progress = SiteProgress(FakeWorker(respond), Config.load(None, REGRESSION), said.append, teaches=teaches)
+    carried_out(progress, [(1, "local_train"), (1, "dkd_step"), (2, "local_train")])
+    (line,) = said
+    assert line.endswith(f"; MAE 0.5 \N{RIGHTWARDS ARROW} 0.25 (100 held out); {told}")
+
+
 def test_a_site_that_holds_nothing_out_reads_no_accuracy() -> None:
     said: list[str] = []
     progress = site(said)
@@ -86,3 +109,13 @@ def test_a_site_that_comes_for_the_final_model_alone_reads_no_round() -> None:
     assert said == []
     assert progress.model_sha256 == filled(SCHEMA, 1).sha256()
     assert progress.final is not None
+
+
+def test_a_display_that_fails_costs_no_reply_and_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(line: str) -> None:
+        raise BrokenPipeError(line)
+
+    progress = SiteProgress(FakeWorker(lambda task: Reply(loss=float(task.id.round))), Config.load(None, ["rounds=3"]), fail)
+    tasks = [Task(ExchangeId("run", number, 0, "local_train", 0), filled(SCHEMA, 1)) for number in (1, 2, 3)]
+    assert [progress.carry_out(task).loss for task in tasks] == [1.0, 2.0, 3.0]
+    assert [record.getMessage() for record in caplog.records] == ["the progress of this site is not shown any more"]

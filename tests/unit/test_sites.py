@@ -147,3 +147,9 @@ def test_numbers_of_later_steps_are_not_kept_for_each_client() -> None:
     reply = Reply(metrics={"label_disagreement": 0.5})
     assert numbers({"a": reply}, "dkd_step") == {"label_disagreement": {"a": 0.5}}
     assert numbers({"a": reply}, "dkd_step", step=1) == {}
+
+
+@pytest.mark.parametrize(("value", "is_kept"), [(-3.5, True), (0.0, True), (12.0, True), (math.nan, False), (math.inf, False)])
+def test_the_metric_of_a_teacher_may_have_any_sign(value: float, is_kept: bool) -> None:
+    found = numbers({"a": Reply(loss=1.0, metrics={"teacher_score": value})})
+    assert found.get("teacher_score") == ({"a": value} if is_kept else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,6 +59,24 @@ def test_examples_that_were_put_together_are_selected_again(structure: Any) -> N
         map_leaves(lambda leaf: leaf + 1, structure)
     )
     assert values(to_device(batch, torch.device("cpu"))) == values(batch)
+
+
+class Output(OrderedDict[str, Any]):
+    """A dict with attributes, as libraries of transformers return."""
+
+
+@dataclass
+class Loss:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+def test_none_stays_and_a_class_of_dicts_is_kept() -> None:
+    found = to_device(Output(first=Loss(torch.zeros(2)), second=None), torch.device("cpu"))
+    assert isinstance(found, Output)
+    assert found["first"].hidden is None
+    assert found["second"] is None
+    assert len(list(leaves(found))) == 1
 
 
 @pytest.mark.parametrize("other", [{"a": 1, "c": 2}, [1, 2], Boxes(1, 2), 1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,12 +216,83 @@ def test_a_missing_number_does_not_make_reads_random() -> None:
 
 
 @pytest.mark.parametrize("name", ["partly_void", "partly_void_rows", "one_buffer"])
-@pytest.mark.parametrize("train", [True, False])
-def test_an_image_without_a_class_is_an_example_without_a_target_however_it_is_read(name: str, train: bool) -> None:
-    examples = load_own(named(name, target_shape=[6, 6]), train, seed=0, task=the_task({"task.ignore_index": 255}))
+def test_an_image_without_a_class_is_an_example_without_a_target_however_it_is_read(name: str) -> None:
+    examples = load_own(named(name, target_shape=[6, 6]), train=True, seed=0, task=the_task({"task.ignore_index": 255}))
     assert ((examples.labels == UNLABELLED) == (torch.arange(COUNT) % 4 == 0)).all()
     _, targets = examples.gather(torch.arange(COUNT))
-    assert torch.equal(targets, partly_void(None, train)[1].masked_fill(partly_void(None, train)[1] == 255, UNLABELLED))
+    assert torch.equal(targets, partly_void(None, True)[1].masked_fill(partly_void(None, True)[1] == 255, UNLABELLED))
+
+
+@pytest.mark.parametrize("name", ["partly_void", "partly_void_rows", "one_buffer"])
+def test_a_test_image_without_a_class_is_refused_however_it_is_read(name: str) -> None:
+    with pytest.raises(FedDKDError, match="test example 0 has no target; every example of a test set needs one"):
+        load_own(named(name, target_shape=[6, 6]), train=False, seed=0, task=the_task({"task.ignore_index": 255}))
+
+
+def unknown_labels(root: Path | None, train: bool) -> tuple[Tensor, Tensor]:
+    return NUMBERS, torch.ones(COUNT, 2, dtype=torch.int64).index_fill(0, torch.tensor([5]), -1)
+
+
+def test_a_test_example_of_which_no_label_is_known_is_refused() -> None:
+    with pytest.raises(FedDKDError, match="test example 5 has no target"):
+        load_own(named("unknown_labels"), train=False, seed=0, task=the_task({"task.name": "multilabel"}))
+
+
+STEPS = np.arange(COUNT) / 2
+TOO_FINE: dict[str, Any] = {
+    "float64": 1e12 + STEPS,
+    "negative": -1e12 - STEPS,
+    "int64": 10**12 + np.arange(COUNT),
+    "int64 beyond float64": 10**18 + np.arange(COUNT),
+    "int32": 2**30 + np.arange(COUNT, dtype=np.int32),
+    "torch": torch.from_numpy(1e12 + STEPS),
+    "one of two": np.stack([STEPS, 1e12 + STEPS], axis=1),
+}
+FINE: dict[str, Any] = {
+    "equal": np.full(COUNT, 0.1),
+    "equal but for rounding": 0.1 + np.arange(COUNT) * 1e-17,
+    "large": 1e12 * (1 + STEPS),
+    "small": 1e-12 * (1 + STEPS),
+    "float32": (1e12 + STEPS).astype(np.float32),
+    "years": 2000 + STEPS,
+}
+
+
+def as_arrays(targets: Any) -> Any:
+    return NUMBERS, targets
+
+
+def as_lists(targets: Any) -> Any:
+    return NUMBERS, targets.tolist()
+
+
+def as_rows(targets: Any) -> Any:
+    return rows(NUMBERS, targets)
+
+
+def as_rows_of_python(targets: Any) -> Any:
+    return rows(NUMBERS, targets.tolist())
+
+
+def as_stream(targets: Any) -> Any:
+    return Stream(rows(NUMBERS, targets))
+
+
+FORMS = [as_arrays, as_lists, as_rows, as_rows_of_python, as_stream]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("targets", TOO_FINE.values(), ids=TOO_FINE)
+def test_numbers_that_float32_cannot_tell_apart_are_refused(targets: Any, form: Callable[[Any], Any], tmp_path: Path) -> None:
+    with pytest.raises(FedDKDError, match=r"targets from \S+ to \S+ cannot be told apart in float32.*subtract their mean"):
+        run(form(targets), linear, REGRESSION, tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("targets", FINE.values(), ids=FINE)
+def test_numbers_that_float32_tells_apart_are_taken(targets: Any, form: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "given", lambda root, train: form(targets))
+    assert len(load_own(named("given"), train=True, seed=0, task=the_task(REGRESSION))) == COUNT
 
 
 def test_targets_of_a_stream_are_converted_once() -> None:

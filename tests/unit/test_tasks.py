@@ -21,6 +21,7 @@ from feddkd.tasks.base import UNLABELLED, LearningTask, Shapes
 from feddkd.tasks.chosen import task_of
 
 OF_CLASSES: list[dict[str, Any]] = [
+    {"temperature": 2.0},
     {"not_true": True},
     {"correct_teacher": True},
     {"confidence": 0.9},
@@ -47,7 +48,9 @@ class TestClassification:
         outputs = noise(3, classes, *places)
         targets = torch.randint(classes, (3, *places), generator=torch.Generator().manual_seed(1))
         targets[0] = UNLABELLED
-        expected = F.cross_entropy(outputs, targets, ignore_index=UNLABELLED)
+        targets.flatten(1)[1, 0] = UNLABELLED
+        of_each = [F.cross_entropy(outputs[k : k + 1], targets[k : k + 1], ignore_index=UNLABELLED) for k in (1, 2)]
+        expected = torch.stack([loss for loss in of_each if loss.isfinite()]).mean()
         torch.testing.assert_close(task("classification").loss(outputs, targets), expected)
 
     def test_without_any_class_there_is_no_loss_and_no_nan(self) -> None:
@@ -61,13 +64,14 @@ class TestClassification:
         mask = np.array([[0, 255], [2, 1]], dtype=np.uint8)
         assert task("classification", ignore_index=255).target(mask).tolist() == [[0, UNLABELLED], [2, 1]]
 
-    def test_class_weights_are_those_of_torch(self) -> None:
-        outputs, labels, weights = noise(6, 3), torch.arange(6) % 3, [1.0, 2.0, 0.5]
-        expected = F.cross_entropy(outputs, labels, weight=torch.tensor(weights))
+    def test_class_weights_multiply_the_losses(self) -> None:
+        outputs, labels, weights = noise(6, 3), torch.arange(6) % 3, [1.0, 2.0, 0.0]
+        losses = F.cross_entropy(outputs, labels, reduction="none") * torch.tensor(weights)[labels]
         weighted = task("classification", class_weights=weights)
-        torch.testing.assert_close(weighted.loss(outputs, labels), expected)
+        torch.testing.assert_close(weighted.loss(outputs, labels), losses.mean())
         by_labels = step_loss(weighted, Distillation(hard_label_weight=1.0))
-        torch.testing.assert_close(by_labels.loss(outputs, None, labels), expected)
+        torch.testing.assert_close(by_labels.loss(outputs, None, labels), losses.mean())
+        assert weighted.loss(outputs[2:3], labels[2:3]) == 0
 
     @pytest.mark.parametrize("raw", [0.5, np.array([0.0, 1.0]), torch.tensor([True]), "cat", None, torch.tensor([1j])])
     def test_what_is_no_class_number_is_refused(self, raw: Any) -> None:
@@ -109,6 +113,15 @@ class TestMultilabel:
     def test_numbers_of_any_dtype_are_read(self, raw: Any) -> None:
         assert task("multilabel").target(raw).tolist() == [0, 1, -1]
 
+    def test_positive_weights_are_those_of_torch_in_training_and_in_steps(self) -> None:
+        outputs, targets, weights = noise(5, 3), torch.arange(15).reshape(5, 3) % 2, [1.0, 4.0, 0.5]
+        weighted = task("multilabel", positive_weights=weights)
+        expected = F.binary_cross_entropy_with_logits(outputs, targets.float(), pos_weight=torch.tensor(weights))
+        torch.testing.assert_close(weighted.loss(outputs, targets), expected)
+        for share in (1.0, 0.5):
+            found = step_loss(weighted, Distillation(hard_label_weight=share)).loss(outputs, outputs, targets)
+            torch.testing.assert_close(found, share * expected)  # a teacher that says the same adds nothing
+
 
 class TestRegression:
     @pytest.mark.parametrize(("name", "loss"), [("squared", F.mse_loss), ("absolute", F.l1_loss), ("huber", F.huber_loss)])
@@ -125,6 +138,47 @@ class TestRegression:
     def test_outputs_that_do_not_fit_targets_are_refused(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ConfigError, match="numbers"):
             task("regression").check_outputs(noise(*shape), noise(4), None, "model maps 4 inputs")
+
+
+def cut(batch: Tensor, size: int) -> list[Tensor]:
+    return list(torch.split(batch, size))
+
+
+class TestBatchSize:
+    """Sums over batches and means of pieces are the same for all sizes, with weights and with places that are missing."""
+
+    @pytest.mark.parametrize("size", [1, 3, 5])
+    @pytest.mark.parametrize(
+        ("name", "settings", "outputs"),
+        [
+            ("classification", {}, (8, 3, 4)),
+            ("classification", {"class_weights": [1.0, 20.0, 0.5]}, (8, 3, 4)),
+            ("classification", {"class_weights": [1.0, 20.0, 0.5]}, (8, 3)),
+            ("multilabel", {"positive_weights": [1.0, 20.0, 0.5]}, (8, 3)),
+            ("regression", {"loss": "huber"}, (8, 3)),
+        ],
+    )
+    def test_a_sum_of_losses_does_not_depend_on_the_batch_size(
+        self, name: str, settings: dict[str, Any], outputs: tuple[int, ...], size: int
+    ) -> None:
+        learning, batch = task(name, **settings), noise(*outputs)
+        generator = torch.Generator().manual_seed(7)
+        targets: Tensor = noise(*outputs, seed=3)
+        if name != "regression":
+            places = (8, 4) if len(outputs) == 3 else (8,) if name == "classification" else (8, 3)
+            targets = torch.randint(2, places, generator=generator)
+            if targets.ndim > 1:
+                targets[torch.rand(places, generator=generator) < 0.4] = UNLABELLED
+                targets[:, 0] = 1
+        whole = learning.loss_sum(batch, targets)
+        parts = sum(learning.loss_sum(part, known) for part, known in zip(cut(batch, size), cut(targets, size), strict=True))
+        assert parts == pytest.approx(whole, rel=1e-5)
+        for share in (0.5, 1.0):
+            loss = step_loss(learning, Distillation(hard_label_weight=share)).loss
+            teacher = noise(*outputs, seed=9)
+            pieces = zip(cut(batch, size), cut(teacher, size), cut(targets, size), strict=True)
+            mean = sum(float(loss(student, soft, known)) * len(student) for student, soft, known in pieces) / len(batch)
+            assert mean == pytest.approx(float(loss(batch, teacher, targets)), rel=1e-5)
 
 
 class TestStepLoss:
