@@ -19,7 +19,7 @@ from torch import Tensor
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
 from feddkd.client.preflight import check_simulation
-from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
+from feddkd.client.simulated import SimulatedMemberships, Simulation, release_state_dirs, simulated_clients
 from feddkd.config import Config
 from feddkd.data.datasets import BUILT_IN, info_of, load_test, load_train
 from feddkd.data.labels import check_labels, check_partition
@@ -27,6 +27,7 @@ from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.data.seeding import reads_for
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.engines.local_clients import LocalClients
 from feddkd.engines.resolve import resolve
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
@@ -214,19 +215,15 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
 
 @contextlib.contextmanager
 def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
-    workers = simulated_workers(config, state)
+    simulation = Simulation(config, state)
+    memberships = SimulatedMemberships(config, state, simulation.ids)
+    clients = LocalClients(simulated_clients(simulation), memberships, most_held=simulation.most_kept)
+    transport = config.transport
     try:
-        with InProcessEngine(
-            workers,
-            config.transport.chunk_bytes,
-            config.transport.staging_bytes,
-            out,
-            holdout=config.data.holdout,
-            memberships=simulated_memberships(config, state, workers),
-        ) as engine:
+        with InProcessEngine(clients, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as engine:
             yield engine
     finally:
-        release_state_dirs(state, workers)
+        release_state_dirs(state, simulation.ids)
 
 
 def _write_config(config: Config, state: Path) -> Path:
