@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = Config.load(options.config)
         simulation = Simulation(config, options.state)
+        simulation.try_one(options.clients[0])
         clients = simulated_clients(simulation, options.clients)
         memberships = SimulatedMemberships(config, options.state, list(clients), kept=simulation.most_kept)
         farewell = take_part(options.server, clients, retry_for_s=GIVE_UP_AFTER_S, memberships=memberships)

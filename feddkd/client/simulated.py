@@ -40,6 +40,7 @@ class Simulation:
 
     Attributes:
         ids: of all clients of the federation, in client order.
+        examples: all training examples.
         network: shared by all workers if it remembers nothing that does not travel.
         received: constants that any of the clients received, by version.
     """
@@ -60,9 +61,9 @@ class Simulation:
         task = task_of(config)
         self._config = config
         self._state = state
-        self._examples = load_train(config.data, config.seed, task) if examples is None else examples
-        self._info = info_of(config.data, self._examples, task)
-        self._parts = partition(config.partition, self._examples.labels, self._info.num_classes, config.seed)
+        self.examples = load_train(config.data, config.seed, task) if examples is None else examples
+        self._info = info_of(config.data, self.examples, task)
+        self._parts = partition(config.partition, self.examples.labels, self._info.num_classes, config.seed)
         self.ids = client_ids(len(self._parts))
         self.network = Network(config, self._info)
         self.received: dict[bytes, Constants] = {}
@@ -78,7 +79,7 @@ class Simulation:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their numbers; empty where the data do not say them."""
-        return self._examples.class_names
+        return self.examples.class_names
 
     def counts(self, index: int) -> ExampleCounts:
         """Count what a client computes on. Raises DataError if none of its examples has a label."""
@@ -110,13 +111,18 @@ class Simulation:
             constants=constants,
         )
 
+    def try_one(self, index: int) -> None:
+        """Build a client's worker and let go of it: what is wrong with all of them is said now. Raises as `build`."""
+        self.build(index)
+        self.let_go(index)
+
     def let_go(self, index: int) -> None:
         """Let another process compute for a client: nothing of it is in memory, and its state directory is not locked."""
         self._workers.drop(index)
         release_state_dirs(self._state, [self.ids[index]])
 
     def _examples_of(self, index: int) -> Examples:
-        return self._examples.subset(self._parts[index])
+        return self.examples.subset(self._parts[index])
 
 
 class SimulatedClient(TaskRunner):
@@ -171,21 +177,16 @@ def simulated_clients(simulation: Simulation, indices: Sequence[int] | None = No
         indices: which clients; None for all.
 
     Raises:
-        ConfigError: the configuration does not fit the data or the model.
         DataError: a client has no labelled example.
-        StateError: the state directory of the first client cannot be used.
     """
     chosen = range(len(simulation.ids)) if indices is None else indices
-    clients = {simulation.ids[index]: SimulatedClient(simulation, index) for index in chosen}
-    for index in chosen[:1]:
-        simulation.build(index)  # what is wrong with all of them is said now
-    return clients
+    return {simulation.ids[index]: SimulatedClient(simulation, index) for index in chosen}
 
 
 def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None = None) -> dict[str, Worker]:
     """Build all workers of a simulation at once: for a few clients, and for what looks into them.
 
-    Raises as `Simulation` and `simulated_clients`.
+    Raises as `Simulation` and `Simulation.build`.
     """
     simulation = Simulation(config, state)
     chosen = range(len(simulation.ids)) if indices is None else indices

@@ -7,7 +7,6 @@ that is not in this process is missing, as one that never connects.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,24 +14,16 @@ from types import TracebackType
 from typing import Self
 
 from feddkd.client.work import TaskRunner
-from feddkd.engines.collection import Arrival, Collection, Judgement, max_evaluated
+from feddkd.engines.collection import Collection, max_evaluated
 from feddkd.engines.fold import Fold
-from feddkd.engines.forms import Forms
-from feddkd.engines.local_clients import LocalClients
+from feddkd.engines.local_clients import LocalClients, work_of
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
-from feddkd.engines.useful import useful_traffic
+from feddkd.engines.timeless_exchange import NOW, TimelessExchange
 from feddkd.errors import RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
-from feddkd.tensors import Tensors
-from feddkd.traffic import Meter, Traffic
-from feddkd.transport.frames import decode_chunk
-from feddkd.transport.messages import lacking_message, receipt_message
-from feddkd.transport.pb import federation_pb2 as pb
-
-NOW = 0.0
-"""What the collection is told of the time: it does not pass."""
+from feddkd.traffic import Traffic
 
 
 class InProcessEngine(Engine):
@@ -141,7 +132,6 @@ class InProcessExchange:
         self._engine = engine
         self._chunk_bytes = chunk_bytes
         self._collection = collection
-        self._meter = Meter()
         self._outcome: Future[Outcome] = Future()
         self._is_open = True
 
@@ -176,76 +166,29 @@ class InProcessExchange:
         self._engine.release_clients(self.exchange)
 
     def _carry_out(self) -> Outcome:
-        started = time.monotonic()
-        exchange, schema = self.exchange, self.exchange.reply_schema
-        fold = Fold(self._collection, schema, self._chunk_bytes) if schema is not None else None
-        forms = Forms(exchange, self._chunk_bytes)
-        for client in exchange.clients:
-            if not self._engine.has(client):
+        carried = TimelessExchange(self._collection, self._chunk_bytes)
+        here = [client for client in self.exchange.clients if self._engine.has(client)]
+        for client in self.exchange.clients:
+            if client in here:
+                for _ in carried.taking(client, self._asked(client, carried)):
+                    pass
+            else:
                 self._collection.disconnect(client, NOW)
-                continue
-            self._take(client, self._sent(client, forms))
-        while not self._collection.settled:  # clients that are not here
-            self._collection.expire(self._collection.next_expiry())
-        reduced, fault = self._reduce(fold) if fold is not None else (None, "")
-        failpoint("engine.exchange.before_outcome")
-        for client, judgement in self._collection.judgements():
-            if self._engine.has(client):
-                self._tell(judgement)
-        replies = self._collection.replies()
-        decode_s = 0.0
-        if fold is not None:
-            self._meter.payload_up(len(replies) * fold.code_bytes, dense_bytes=len(replies) * fold.dense_bytes)
-            decode_s = fold.decode_s
-        seconds = time.monotonic() - started
-        useful = useful_traffic(self._collection, forms)
-        return Outcome(reduced, replies, self._collection.missing(), self._meter.close(), seconds, fault, decode_s, useful)
+        carried.give_up_absent()
+        if carried.fold is not None:
+            self._reduce(carried.fold)
+        return carried.close(here)
 
-    def _sent(self, client: str, forms: Forms) -> Iterable[bytes]:
+    def _asked(self, client: str, carried: TimelessExchange) -> Iterable[bytes]:
         """Send the broadcast to a client, whole if it lacks what a step leads from; return its reply's messages."""
-        if not self._engine.local.has_constants(client, self.exchange.constants.version):
-            forms.include_constants(client)
-        payload = forms.payload(client)
-        self._meter.payload_down(payload.size_bytes, dense_bytes=forms.dense_bytes(client), snapshot=forms.is_snapshot(client))
-        return self._sent_form(client, forms)
+        local = self._engine.local
+        sent = carried.send(client, has_constants=local.has_constants(client, self.exchange.constants.version))
+        while (messages := local.reply_of(client, work_of(sent.message), sent.payload.frames())) is None:
+            sent = carried.send_whole(client)
+        return messages
 
-    def _sent_form(self, client: str, forms: Forms) -> Iterable[bytes]:
-        """Send the broadcast in the form that a client can use, as far as that is known."""
-        message, payload = forms.message(client), forms.payload(client)
-        self._meter.down(len(message) + payload.frames_bytes)
-        messages = self._engine.local.reply_of(client, pb.ParticipateResponse.FromString(message).work, payload.frames())
-        if messages is not None:
-            return messages
-        self._meter.up(len(lacking_message(self.exchange.id)))
-        assert forms.lacks(client), "a whole model builds on nothing"
-        return self._sent_form(client, forms)
-
-    def _take(self, client: str, messages: Iterable[bytes]) -> None:
-        """Collect a client's messages."""
-        frames = iter(messages)
-        header = next(frames)
-        self._meter.up(len(header))
-        request = pb.ParticipateRequest.FromString(header)
-        if request.HasField("failure"):
-            self._collection.fail(client, request.failure.reason)
-            return
-        if (judgement := self._collection.reply(client, request.answer, NOW)) is not None:
-            self._tell(judgement)
-            return
-        for frame in frames:
-            self._meter.up(len(frame))
-            match self._collection.accept(client, decode_chunk(frame)):
-                case Arrival() as arrival:
-                    arrival.write()
-                    # Never refused: only an upload that was interrupted is looked at again.
-                    self._collection.store(arrival, NOW)
-                    failpoint("engine.reply.after_chunk")
-                case Judgement() as judgement:
-                    self._tell(judgement)
-                    return
-
-    def _reduce(self, fold: Fold) -> tuple[Tensors | None, str]:
-        """Reduce all contributions; also return why they reduce to nothing of use, if they do."""
+    def _reduce(self, fold: Fold) -> None:
+        """Reduce all contributions."""
         while not fold.finished:
             step = fold.next_step()
             assert step is not None, "every client has settled"
@@ -254,8 +197,3 @@ class InProcessExchange:
             finally:
                 fold.step_done()
             self._engine.check_aborted()
-        return fold.result, fold.fault
-
-    def _tell(self, judgement: Judgement) -> None:
-        """Count what would be said to a client."""
-        self._meter.down(len(receipt_message(self.exchange.id, judgement.verdict, judgement.reason)))

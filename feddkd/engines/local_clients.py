@@ -113,3 +113,8 @@ def _computed(client: str, work: Work) -> KeptReply:
         raise RunError(f"{client}: {error}") from error
     except Exception as error:  # noqa: BLE001  # what a user's code raises is this client's failure alone
         return work.failure(error)
+
+
+def work_of(message: bytes) -> pb.Work:
+    """Read the message before a broadcast as its client would."""
+    return pb.ParticipateResponse.FromString(message).work

@@ -1,4 +1,4 @@
-"""A whole federation on one machine, on either engine: what `feddkd run` does."""
+"""A whole federation, simulated on one of the engines: what `feddkd run` does."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from feddkd.data.seeding import reads_for
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.local_clients import LocalClients
+from feddkd.engines.ray import ray_engine
 from feddkd.engines.resolve import resolve
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
@@ -48,7 +49,7 @@ from feddkd.tensors import Tensors
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["grpc", "in-process"]
+EngineName = Literal["grpc", "in-process", "ray"]
 LOOPBACK = "127.0.0.1"
 
 
@@ -202,6 +203,11 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
         with _in_process(config, state, out) as local:
             yield local
         return
+    if name == "ray":
+        _write_config(config, state)
+        with ray_engine(config, state, out) as hosted:
+            yield hosted
+        return
     engine = engine_of(config, journal, initial, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
@@ -216,6 +222,7 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
 @contextlib.contextmanager
 def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
     simulation = Simulation(config, state)
+    simulation.try_one(0)
     memberships = SimulatedMemberships(config, state, simulation.ids)
     clients = LocalClients(simulated_clients(simulation), memberships, most_held=simulation.most_kept)
     transport = config.transport
