@@ -182,7 +182,7 @@ class HostedEngine(Engine):
         for seat in seats:
             if seat.thread is not None:
                 seat.thread.join(EXIT_TIMEOUT_S)
-            self._hosts.end(seat.host)
+            seat.host.end()
         for seat in seats:
             if seat.thread is not None:
                 seat.thread.join()
@@ -277,7 +277,7 @@ class HostedEngine(Engine):
         with self.changed:
             self._dispatch.lose(seat.number)
             self.changed.notify_all()
-        self._hosts.end(seat.host)
+        seat.host.end()
         try:
             host = None if self._finished else self._start_host(seat.number)
         except FedDKDError as error:

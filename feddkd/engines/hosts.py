@@ -40,10 +40,13 @@ class Host(Protocol):
         """Let clients know whether their replies to an exchange counted."""
 
     def let_go(self, clients: Sequence[str]) -> None:
-        """Put everything of some clients into their state directories, for another host. Of any thread."""
+        """Put everything of some clients into their state directories, for another host. From any thread."""
 
     def abort(self, reason: str) -> None:
-        """End the computation under way, and let every later one fail; does not wait. Of any thread."""
+        """End the computation under way, and let every later one fail; does not wait. From any thread."""
+
+    def end(self) -> None:
+        """End the process, whatever it does. From any thread; raises nothing."""
 
 
 class Hosts(Protocol):
@@ -74,9 +77,6 @@ class Hosts(Protocol):
 
     def share(self, payload: Payload) -> Any:
         """Make a payload available to all hosts, once for all clients."""
-
-    def end(self, host: Host) -> None:
-        """End a host, whatever it does. Of any thread."""
 
     def close(self) -> None:
         """End what the hosts ran on, if it was started for them."""

@@ -126,15 +126,12 @@ class RayHosts:
         try:
             started.call("prepare", str(self._state), self._examples, dict(counted), timeout_s=START_TIMEOUT_S)
         except BaseException:
-            self.end(started)
+            started.end()
             raise
         return started
 
     def share(self, payload: Payload) -> Any:
         return self._ray.put(Frames.of(payload.frames()))
-
-    def end(self, host: RayActor) -> None:
-        self._ray.kill(host.actor, no_restart=True)
 
     def close(self) -> None:
         """Let go of the data in the object store."""
@@ -163,6 +160,9 @@ class RayActor:
 
     def abort(self, reason: str) -> None:
         self.actor.abort.remote(reason)
+
+    def end(self) -> None:
+        self._ray.kill(self.actor, no_restart=True)
 
     def call(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         """Wait for what a method of the actor returns.

@@ -57,7 +57,7 @@ class Frames(NamedTuple):
 
     def messages(self) -> list[memoryview]:
         """Return the messages; they share the memory of `data`."""
-        view = memoryview(self.data)
+        view = self.data.data
         return [view[start:stop] for start, stop in itertools.pairwise((0, *self.ends))]
 
 
