@@ -20,6 +20,7 @@ from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker, broadcast_schema, kinds_of, settings_of_replies, split
 from feddkd.compression.constants import Constants
 from feddkd.config import Config
+from feddkd.config.scheduler import cohort_size
 from feddkd.data.datasets import info_of, load_train
 from feddkd.data.examples import Examples
 from feddkd.data.partitions import client_ids, partition
@@ -166,7 +167,7 @@ class SimulatedClient(TaskRunner):
 
 def most_in_a_round(config: Config) -> int:
     """Return how many clients take part in a round at most."""
-    return config.scheduler.cohort_size or config.partition.clients
+    return cohort_size(config.scheduler.cohort, config.partition.clients)
 
 
 def simulated_clients(simulation: Simulation, indices: Sequence[int] | None = None) -> dict[str, SimulatedClient]:

@@ -71,7 +71,11 @@ def ledger_of(folder: Path) -> list[Any]:
 def without_seconds(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
-    return {key: without_seconds(value) for key, value in entry.items() if key != "time" and "seconds" not in key}
+    return {
+        key: without_seconds(value)
+        for key, value in entry.items()
+        if key != "time" and not key.startswith(("seconds", "client_seconds", "codec_s_"))
+    }
 
 
 def recorded(config: Config, engine: Any, folder: Path) -> tuple[str, list[Any]]:
