@@ -74,8 +74,10 @@ class Simulation:
 
     @property
     def can_let_go(self) -> bool:
-        """Whether nothing is lost with a worker: a network of the user's own may remember what is in no state directory."""
-        return self.network.can_be_shared and not any(":" in name for name in self._config.teacher.own)
+        """Whether nothing is lost with a worker: what the user wrote may remember what is in no state directory."""
+        objective = getattr(self._config.algorithm, "local_objective", None)
+        names = (self._config.algorithm.name, *self._config.teacher.own, objective.name if objective is not None else "")
+        return self.network.can_be_shared and not any(":" in name for name in names)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -186,7 +186,8 @@ class RuntimeConfig(Table):
     )
     ray_address: str | None = Field(
         None,
-        pattern=r"^\S{1,255}$",
+        min_length=1,
+        max_length=255,
         description="with --engine ray: HOST:PORT of a cluster, or auto for the one of this machine; default: Ray is started for the run",
     )
     ray_gpus: float = Field(
