@@ -21,6 +21,7 @@ from feddkd.engines.timeless_exchange import NOW
 from feddkd.errors import FedDKDError, RunError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId
 from feddkd.failpoints import failpoint
+from feddkd.imports import one_line
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.traffic import Traffic
 
@@ -230,6 +231,8 @@ class HostedEngine(Engine):
                 logger.warning("host %d is lost: %s", seat.number, error)
                 if not self._replace(seat):
                     return
+            except Exception as error:  # noqa: BLE001  # or the thread would end, and nobody would be told
+                self.abort(f"host {seat.number}: {one_line(error)}")
 
     def _next_job(self, seat: Seat) -> Callable[[], None] | None:
         """Wait for the next thing to do; None at the end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 """Seconds for an actor to find its place on the cluster and to prepare."""
+
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 def require() -> Any:
@@ -61,10 +65,9 @@ def ray_engine(config: Config, state: Path, spool_folder: Path) -> Iterator[Host
         spool_folder: for contributions that do not fit into memory.
 
     Raises:
-        ConfigError: Ray is not installed, or data, partition or model are not as the configuration says.
+        ConfigError: data, partition or model are not as the configuration says.
         RunError: the cluster cannot be reached, or has no room for an actor.
     """
-    check(config)
     transport = config.transport
     with _cluster(config) as ray:
         hosts = RayHosts(ray, config, state)
@@ -82,8 +85,13 @@ def _cluster(config: Config) -> Iterator[Any]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would print what actors say on standard output, which is for the summary; it keeps it in its own log files.
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    own = {"address": "local", "include_dashboard": False}
+    if config.runtime.ray_address:
+        _check_reachable(config.runtime.ray_address)
     try:
-        ray.init(address=config.runtime.ray_address or "local", include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(**quiet, **({"address": config.runtime.ray_address} if config.runtime.ray_address else own))
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = config.runtime.ray_address or "this machine"
         raise RunError(f"runtime.ray_address: cannot use Ray on {where}: {str(error).splitlines()[0]}") from error
@@ -91,6 +99,17 @@ def _cluster(config: Config) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Connect to a cluster's port: Ray itself gives up after minutes. Raises RunError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto": Ray knows at once
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"runtime.ray_address = {address!r}: no Ray cluster can be reached there: {error}") from None
 
 
 class RayHosts:

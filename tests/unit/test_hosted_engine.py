@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from harness import RUN_ID, SCHEMA, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, short_of_memory, small_config
-from thread_hosts import ThreadHosts
+from thread_hosts import ThreadHost, ThreadHosts
 
 from feddkd import algorithms
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -19,8 +19,8 @@ from feddkd.engines.dispatch import Dispatch, Turn
 from feddkd.engines.hosted import HostedEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.local_clients import LocalClients
-from feddkd.errors import RunError
-from feddkd.exchange import Cause, Exchange, Missing, Reply, Task
+from feddkd.errors import RunError, StateError
+from feddkd.exchange import Cause, Exchange, ExchangeId, Missing, Reply, Task
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.journal import NoJournal
@@ -95,6 +95,18 @@ def test_a_run_without_room_for_any_host_does_not_begin() -> None:
     engine, _ = losing(2, room=0)
     with pytest.raises(RunError, match="no process could be started"), engine:
         pass
+
+
+def test_what_goes_wrong_between_two_turns_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(self: ThreadHost, exchange: ExchangeId, counted: Mapping[str, bool]) -> None:
+        raise StateError("the disk is gone")
+
+    monkeypatch.setattr(ThreadHost, "settle", settle)
+    hosts = ThreadHosts({client: answering(part) for client, part in PARTS.items()}, 1)
+    with HostedEngine(hosts, CHUNK_BYTES) as engine:
+        engine.carry_out(numbered(0))
+        with pytest.raises(RunError, match="host 0: StateError: the disk is gone"):
+            engine.carry_out(numbered(1))
 
 
 class MovingHosts(ThreadHosts):

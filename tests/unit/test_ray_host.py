@@ -19,7 +19,8 @@ from feddkd.data.examples import MemoryExamples
 from feddkd.engines import ray as ray_engine
 from feddkd.engines import ray_host
 from feddkd.engines.ray_host import CONFIG, Frames, Packed, RayHost, patiently
-from feddkd.errors import ConfigError, StateError, StateHeldError
+from feddkd.engines.simulation import run_federation
+from feddkd.errors import ConfigError, RunError, StateError, StateHeldError
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
@@ -110,6 +111,24 @@ def test_a_device_that_no_actor_has_is_refused(overrides: list[str], monkeypatch
         ray_engine.check(small_config(*overrides))
     ray_engine.check(small_config())
     ray_engine.check(small_config("runtime.device=cuda", "runtime.ray_gpus=0.5"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere.invalid:6379"])
+def test_a_cluster_that_is_not_there_is_named_at_once(address: str) -> None:
+    with pytest.raises(RunError, match=f"^runtime.ray_address = '{address}': no Ray cluster can be reached there: "):
+        ray_engine._check_reachable(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_an_address_that_ray_knows_is_left_to_it(address: str) -> None:
+    ray_engine._check_reachable(address)
+
+
+def test_without_ray_a_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="needs the package ray"):
+        run_federation(small_config(), "ray", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class Resources:
