@@ -209,7 +209,7 @@ class SimulatedMemberships(Mapping[str, Membership]):
             kept: clients whose models for the next steps stay in memory; None for all.
         """
         self._state = state
-        self._clients = clients
+        self._clients = dict.fromkeys(clients)
         self._known = ServerConfig(config.shared_toml())
         self._computes_with = hashlib.sha256(settings_of_replies(config).encode()).hexdigest()
         self._in_memory: Recent[str, Held] = Recent(kept, Held.put_away)
