@@ -18,12 +18,11 @@ class Mortal(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         order = Path(os.environ[VARIABLE])
         try:
-            spared = int(order.read_text())
-        except FileNotFoundError:
-            return super().forward(inputs)
-        if os.getpid() != spared:
-            order.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+            if int(order.read_text()) != os.getpid():
+                order.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        except FileNotFoundError:  # nobody asks for it, or another process was faster
+            pass
         return super().forward(inputs)
 
 

@@ -91,7 +91,7 @@ class StandIn:
         outer = self
 
         class Chosen(StandIn):
-            def remote(self, *_: Any) -> Any:  # type: ignore[override]
+            def remote(self, *_: Any) -> Any:
                 return Actor(outer._kind)
 
         return Chosen()
