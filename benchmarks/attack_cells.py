@@ -17,7 +17,7 @@ from attackers import ATTACKS, Attacker, ClientAround
 from torch import nn
 
 from feddkd import algorithms
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.config import Config
 from feddkd.data.datasets import describe, load_test
 from feddkd.engines.in_process import InProcessEngine

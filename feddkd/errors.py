@@ -143,6 +143,10 @@ class StateError(RunError):
     """A state directory or a record is locked, belongs to another run, or cannot be read or written."""
 
 
+class StateHeldError(StateError):
+    """Another process holds a state directory."""
+
+
 class ClientError(FedDKDError):
     """A client could not carry out its part of an exchange."""
 

@@ -11,6 +11,7 @@ PACKAGES = {
     "plot": ("matplotlib", "jinja2"),
     "zstd": ("zstandard",),
     "pandas": ("pandas",),
+    "ray": ("ray",),
 }
 """The extras of pyproject.toml that a message names, with their packages."""
 

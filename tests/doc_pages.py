@@ -14,6 +14,7 @@ ALL_PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
+    *sorted((ROOT / "deploy").rglob("*.md")),
 ]
 
 FENCE = re.compile(

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 from harness import RUN_ID, SCHEMA, start_agent
+from thread_hosts import ThreadHosts
 
 from feddkd.client.agent import Agent
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.hosted import HostedEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.simulation import LOOPBACK
 from feddkd.exchange import Exchange, Missing, Outcome, Reply
@@ -53,6 +55,14 @@ def over_grpc(workers: Workers, config: Config, model: Schema) -> Iterator[Engin
             engine.finish(completed=True, reason="the test is over")
             for taking_part in running:
                 taking_part.result()
+
+
+@contextmanager
+def on_hosts(workers: Workers, config: Config, model: Schema) -> Iterator[Engine]:
+    """The engine of Ray, with threads of this process in the place of its actors."""
+    transport, hosts = config.transport, ThreadHosts(workers)
+    with HostedEngine(hosts, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
+        yield engine
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class EngineUnderTest:
 ENGINES = {
     "in-process": EngineUnderTest(in_process, concurrent=False, waits=False),
     "grpc": EngineUnderTest(over_grpc, concurrent=True, waits=True),
+    "hosts": EngineUnderTest(on_hosts, concurrent=True, waits=False),
 }
 REFERENCE = ENGINES["in-process"]
 

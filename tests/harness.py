@@ -23,12 +23,13 @@ from feddkd.aggregator.rule import Rows, Rule
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.agent import Agent, Farewell
 from feddkd.client.constants import HeldConstants
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import SimulatedMemberships, Simulation, simulated_clients, simulated_workers
 from feddkd.client.work import TaskRunner
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.engines.local_clients import LocalClients
 from feddkd.engines.simulation import LOOPBACK
 from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
 from feddkd.models.initial import build_initial
@@ -484,6 +485,12 @@ class EngineProxy(Engine):
         self.engine.finish(completed, reason, paused)
 
 
+def short_of_memory(config: Config, state: Path) -> LocalClients:
+    """The clients of a simulation that has room for one of them at a time: the others are in their state directories."""
+    simulation = Simulation(config, state, kept=1)
+    return LocalClients(simulated_clients(simulation), SimulatedMemberships(config, state, simulation.ids), most_held=simulation.most_kept)
+
+
 def run_in_process(
     config: Config,
     out: Path,
@@ -497,9 +504,9 @@ def run_in_process(
     around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> RunRecord:
     """A whole federation on the reference engine."""
-    initial, workers = build_initial(config), workers or simulated_workers(config, out / "clients")
-    transport = config.transport
-    with InProcessEngine(workers, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
+    initial, transport = build_initial(config), config.transport
+    clients = LocalClients(workers) if workers is not None else short_of_memory(config, out / "clients")
+    with InProcessEngine(clients, transport.chunk_bytes, transport.staging_bytes, holdout=config.data.holdout) as engine:
         scheduler = Scheduler(
             config,
             algorithms.build(config),

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from feddkd.client.constants import HeldConstants
-from feddkd.client.process import simulated_workers, take_part
+from feddkd.client.process import take_part
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task

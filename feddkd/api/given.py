@@ -74,7 +74,7 @@ def import_path(found: Any) -> str | None:
     return f"{module}:{name}" if getattr(sys.modules.get(module), name, None) is found else None
 
 
-def check_importable(config: Config, given: Mapping[tuple[str, str], Any]) -> None:
+def check_importable(config: Config, given: Mapping[tuple[str, str], Any], engine: str = "grpc") -> None:
     """Check that client processes can import what a configuration names.
 
     Raises:
@@ -83,7 +83,7 @@ def check_importable(config: Config, given: Mapping[tuple[str, str], Any]) -> No
     for key, value in only_here(config):
         what = _shown(given[key, value]) if (key, value) in given else value
         raise ConfigError(
-            f'{key}: with engine="grpc" clients run in processes of their own, which cannot import {what}; '
+            f'{key}: with engine="{engine}" clients run in processes of their own, which cannot import {what}; '
             f'{WAY_OUT}, or use engine="in-process"'
         )
 

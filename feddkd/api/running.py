@@ -39,7 +39,7 @@ def run(
 ) -> Run:
     """Run a whole federation on this machine and return its record.
 
-    The same configuration and seed give the same final model, bit for bit, on both engines and with
+    The same configuration and seed give the same final model, bit for bit, on every engine and with
     `feddkd run`.
 
     Args:
@@ -59,7 +59,8 @@ def run(
             `RoundRecord` of each round. A callback that raises is logged and not called any more; the run goes on.
         engine: "in-process" computes everything here, so functions and classes of a script or a
             notebook can be used. "grpc" starts a real server and client processes on this machine;
-            `data`, `model` and `algorithm` must then be importable by these.
+            `data`, `model` and `algorithm` must then be importable by these. "ray" starts processes on
+            a Ray cluster (`runtime.ray_address`) or on this machine; the same holds for them.
         out: folder of the record; by default `runs/ALGORITHM-TIME`. It must not hold a record.
         progress: whether to show a line for each round; None shows it on a terminal and in a notebook.
 
@@ -80,8 +81,8 @@ def run(
     tables, source = tables_of(config)
     given.write_into(tables)
     parsed = Config.parse(tables, source)
-    if engine == "grpc":
-        check_importable(parsed, given.objects)
+    if engine != "in-process":
+        check_importable(parsed, given.objects, engine)
     observers = observers_of(callbacks)
     with given_objects(given.objects), _own_threads():
         federation = prepare(_described(parsed))  # what is wrong is said before there is a folder

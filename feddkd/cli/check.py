@@ -14,6 +14,7 @@ from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_
 from feddkd.cli.output import counted_examples, short_size
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
 from feddkd.client.preflight import check_schema, check_simulation, check_site
+from feddkd.client.simulated import most_in_a_round
 from feddkd.client.state_dir import CLIENT, StateDir
 from feddkd.client.worker import Worker
 from feddkd.config import Config
@@ -61,7 +62,7 @@ def check_run(loaded: Config, folder: Path) -> None:
     if config.teacher.own:
         checks.check("teachers", lambda: _teachers(config))
     processes = config.runtime.client_processes or 1
-    needed = (processes + 1) * PROCESS_BYTES + (SERVER_MODELS + SITE_MODELS * config.partition.clients) * schema.size_bytes
+    needed = (processes + 1) * PROCESS_BYTES + (SERVER_MODELS + SITE_MODELS * most_in_a_round(config)) * schema.size_bytes
     checks.check("memory", lambda: check_memory(needed))
     checks.check("disk", lambda: check_disk(folder, (ROUND_MODELS + 2 * config.partition.clients) * schema.size_bytes))
 

@@ -43,7 +43,7 @@ def compare(
         ),
     ] = None,
     engine: Annotated[
-        EngineChoice, typer.Option(help="How exchanges are carried out; both give the same models.")
+        EngineChoice, typer.Option(help="How exchanges are carried out; all give the same models.")
     ] = EngineChoice.IN_PROCESS,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JSON, with every curve.", show_default=False)

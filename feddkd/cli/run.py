@@ -29,6 +29,7 @@ class EngineChoice(StrEnum):
 
     GRPC = "grpc"
     IN_PROCESS = "in-process"
+    RAY = "ray"
 
 
 Out = Annotated[
@@ -44,7 +45,11 @@ Rounds = Annotated[
 ]
 Engine = Annotated[
     EngineChoice,
-    typer.Option(metavar="ENGINE", help="`grpc`: a server and client processes. `in-process`: all in one process, the same models."),
+    typer.Option(
+        metavar="ENGINE",
+        help="`grpc`: a server and client processes. `in-process`: all in one process, the same models. `ray`: the same models, "
+        "computed by processes on a Ray cluster or on this machine.",
+    ),
 ]
 
 

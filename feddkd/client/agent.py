@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from feddkd.client.backoff import Backoff
 from feddkd.client.held import Held
 from feddkd.client.kept_reply import KeptReply
-from feddkd.client.leftovers import Leftovers
 from feddkd.client.membership import Membership
 from feddkd.client.outbox import Outbox
 from feddkd.client.server_check import ServerCheck
@@ -161,7 +160,7 @@ class Agent:
         self._run_id = run_id
         stored = await asyncio.to_thread(self._outbox.restore, run_id)
         state = self._membership.state
-        self._held = Held(await asyncio.to_thread(Leftovers, state, run_id))
+        self._held = await asyncio.to_thread(Held.of_run, state, run_id)
         if stored is not None:
             if stored.reply.leftover is not None:
                 self._held.resume(stored.exchange, stored.reply.leftover)
@@ -189,6 +188,7 @@ class Agent:
         """Go on with the exchange in hand if it is the same, else begin this one instead."""
         if self._work is None or not self._work.is_same_as(message):
             self._give_up()
+            self._membership.take_out(self._client_id, self._held)
             self._work = Work(message, self._worker, self._held)
             if self._work.refusal is not None:
                 logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import MutableMapping
 
 from feddkd.algorithms.site import Store
 from feddkd.compression.constants import NO_CONSTANTS, Constants
@@ -21,12 +22,15 @@ class HeldConstants:
         current: those that the server computes with.
     """
 
-    def __init__(self, built: Constants = NO_CONSTANTS, store: Store | None = None) -> None:
+    def __init__(
+        self, built: Constants = NO_CONSTANTS, store: Store | None = None, shared: MutableMapping[bytes, Constants] | None = None
+    ) -> None:
         """Begin with what the client built, and what an earlier process received.
 
         Args:
             built: from the configuration and the seed.
             store: keeps what is received; None keeps it in memory.
+            shared: what any client of this process received, by version: equal tensors are in memory once.
 
         Raises:
             StateError: the store cannot be read.
@@ -34,6 +38,7 @@ class HeldConstants:
         self.schema: Schema = built.schema
         self.current = built
         self._known = {built.version: built}
+        self._shared = shared if shared is not None else {}
         self._store = store
         if len(self.schema) and store is not None:
             self._recall(store)
@@ -44,8 +49,7 @@ class HeldConstants:
             return  # nothing, or of another network
         tensors = store.load(CONSTANTS, self.schema, label)
         if tensors is not None:
-            received = Constants.of(tensors)
-            self._known[received.version] = received
+            self._keep(Constants.of(tensors))
 
     def has(self, version: bytes) -> bool:
         """Return whether constants of this content are at hand."""
@@ -69,7 +73,10 @@ class HeldConstants:
             raise CorruptionError("the constant tensors are not those that the server names")
         if self._store is not None:
             self._store.save(CONSTANTS, tensors, label=f"{_prefix(self.schema)}{version.hex()}")
-        self._known[version] = received
+        self._keep(received)
+
+    def _keep(self, received: Constants) -> None:
+        self._known[received.version] = self._shared.setdefault(received.version, received)
 
 
 def _prefix(schema: Schema) -> str:

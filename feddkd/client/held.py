@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 from feddkd.client.leftovers import Leftovers
-from feddkd.compression.replica import Replica
+from feddkd.client.replicas import Place, Replicas
+from feddkd.client.state_dir import StateDir
 from feddkd.exchange import ExchangeId
-from feddkd.tensors import Schema, Tensors
+from feddkd.tensors import Tensors
 
 _NOWHERE = ExchangeId("", 0, 0, "", 0)
 
@@ -15,8 +17,8 @@ _NOWHERE = ExchangeId("", 0, 0, "", 0)
 class Held:
     """Models and leftovers of one client in one run.
 
-    The models are in memory: a client that is started again receives a whole one. What codecs left
-    out survives it, where there is a state directory (`Leftovers`).
+    The models are in memory, unless they are put away: a client that is started again receives a whole one. What codecs
+    left out survives it, where there is a state directory (`Leftovers`).
 
     Attributes:
         replicas: what was received last, by its schema.
@@ -25,16 +27,27 @@ class Held:
             should the reply count.
     """
 
-    def __init__(self, leftovers: Leftovers | None = None) -> None:
+    def __init__(self, leftovers: Leftovers | None = None, replicas: Replicas | None = None) -> None:
         """Begin with nothing, or with what an earlier process of the client had left over.
 
         Args:
             leftovers: where that is found; by default they are kept in memory.
+            replicas: what was put away; by default nothing.
         """
-        self.replicas: dict[Schema, Replica] = {}
+        self.replicas = replicas if replicas is not None else Replicas()
         self.leftovers = leftovers if leftovers is not None else Leftovers()
         self.unsettled: Tensors | None = None
         self._exchange = _NOWHERE
+
+    @classmethod
+    def of_run(cls, state: StateDir | None, run_id: str) -> Self:
+        """Take up what is left of a run, in a state directory if there is one. Raises StateError if it cannot be read."""
+        return cls(Leftovers(state, run_id), Replicas(Place(state, run_id) if state is not None else None))
+
+    def put_away(self) -> None:
+        """Let go of the memory of everything that is found again in the state directory."""
+        self.replicas.put_away()
+        self.leftovers.put_away()
 
     def enter(self, exchange: ExchangeId) -> None:
         """Take in which exchange the client computes its reply to.

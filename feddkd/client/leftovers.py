@@ -77,10 +77,17 @@ class Leftovers:
         left = max(self._of(name), key=_position, default=None)
         if left is None:
             return None
-        if left.tensors is None and left.file is not None and self._state is not None:
+        tensors = left.tensors
+        if tensors is None and left.file is not None and self._state is not None:
             stored = read_reply(self._state, left.file)
-            left.tensors = stored.reply.leftover if stored is not None else None
-        return left.tensors
+            tensors = left.tensors = stored.reply.leftover if stored is not None else None
+        return tensors
+
+    def put_away(self) -> None:
+        """Let go of the tensors that are in files."""
+        for left in self._known:
+            if left.file is not None:
+                left.tensors = None
 
     def add(self, exchange: ExchangeId, leftover: Tensors) -> None:
         """Keep what a reply left over that counted; in memory, until `store` is told of its file."""

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from feddkd.client.held import Held
+from feddkd.client.recent import Recent
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 
@@ -24,6 +26,7 @@ class Membership:
             with other ones is not sent.
         outlives_pause: wait for the next server when this one pauses the run, instead of parting.
         class_names: what it tells of the names of its classes; empty for nothing.
+        in_memory: the clients of this process whose models for the next steps are in memory; None for all.
         on_joined: called with the id of the run each time that the server has taken the client in.
     """
 
@@ -33,4 +36,10 @@ class Membership:
     computes_with: str = ""
     outlives_pause: bool = True
     class_names: tuple[str, ...] = ()
+    in_memory: Recent[str, Held] | None = None
     on_joined: Callable[[str], None] = lambda _: None
+
+    def take_out(self, client: str, held: Held) -> None:
+        """Take in that a client begins an exchange: others may have to make room."""
+        if self.in_memory is not None and self.state is not None:
+            self.in_memory.use(client, lambda: held)

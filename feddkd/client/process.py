@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from feddkd.client.agent import Agent, Farewell
 from feddkd.client.membership import Membership
-from feddkd.client.network import Network
-from feddkd.client.server_config import ServerConfig
-from feddkd.client.state_dir import StateDir
+from feddkd.client.simulated import SimulatedMemberships, Simulation, simulated_clients
 from feddkd.client.work import TaskRunner
-from feddkd.client.worker import Worker, settings_of_replies
 from feddkd.config import Config
-from feddkd.data.datasets import info_of, load_train
-from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
-from feddkd.locking import DirectoryLock
-from feddkd.tasks.chosen import task_of
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -77,62 +69,6 @@ def take_part(
     raise problem
 
 
-def simulated_workers(config: Config, state: Path, indices: Sequence[int] | None = None) -> dict[str, Worker]:
-    """Make workers that each hold a slice of one data set, as `[partition]` deals it.
-
-    They share the data and, where it remembers nothing that does not travel, the network. What they
-    save survives the end of their process, but is not written through to the disk: with all clients
-    on one machine that would take a quarter of a round on small models.
-
-    Args:
-        config: of the run.
-        state: the folder with a state directory for each client.
-        indices: which clients; None for all.
-
-    Raises:
-        ConfigError: data, partition or model are not as the configuration says.
-        StateError: a client's state directory below `state` cannot be used.
-    """
-    task = task_of(config)
-    examples = load_train(config.data, config.seed, task)
-    info = info_of(config.data, examples, task)
-    parts = partition(config.partition, examples.labels, info.num_classes, config.seed)
-    ids = client_ids(len(parts))
-    network = Network(config, info)
-    return {
-        ids[index]: Worker(
-            config.model_copy(update={"teacher": config.teacher.of_client(index)}),
-            ids[index],
-            examples.subset(parts[index]),
-            StateDir(state / ids[index], ids[index], durable=False),
-            info,
-            network=network if network.can_be_shared else None,
-        )
-        for index in (range(len(parts)) if indices is None else indices)
-    }
-
-
-def release_state_dirs(state: Path, clients: Iterable[str]) -> None:
-    """Let another process have the state directories of simulated clients, which nothing here uses any more.
-
-    Their locks end with the objects, but the traceback of an error keeps these in a notebook.
-    """
-    for client in clients:
-        DirectoryLock.release_of_this_process(state / client)
-
-
-def simulated_memberships(config: Config, state: Path, clients: Iterable[str]) -> dict[str, Membership]:
-    """Say how simulated clients join: with the secrets of their state directories, into this run only.
-
-    Raises:
-        StateError: a state directory cannot be used.
-    """
-    known = ServerConfig(config.shared_toml())
-    computes_with = hashlib.sha256(settings_of_replies(config).encode()).hexdigest()
-    states = {client: StateDir(state / client, client, durable=False) for client in clients}
-    return {client: Membership(own.instance_id, known, own, computes_with, outlives_pause=False) for client, own in states.items()}
-
-
 def _end_with_stdin() -> None:
     """End this process as a kill would, when nobody can write to its standard input any more.
 
@@ -157,9 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         config = Config.load(options.config)
-        workers = simulated_workers(config, options.state, options.clients)
-        memberships = simulated_memberships(config, options.state, workers)
-        farewell = take_part(options.server, workers, retry_for_s=GIVE_UP_AFTER_S, memberships=memberships)
+        simulation = Simulation(config, options.state)
+        simulation.try_one(options.clients[0])
+        clients = simulated_clients(simulation, options.clients)
+        memberships = SimulatedMemberships(config, options.state, list(clients), kept=simulation.most_kept)
+        farewell = take_part(options.server, clients, retry_for_s=GIVE_UP_AFTER_S, memberships=memberships)
     except FedDKDError as error:
         print(f"client process: {error}", file=sys.stderr)
         return 1

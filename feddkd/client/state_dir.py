@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from feddkd.client.tensor_file import DamagedFileError, StoredTensors, read_label, read_tensors, write_tensors
-from feddkd.errors import SchemaError, StateError
+from feddkd.errors import SchemaError, StateError, StateHeldError
 from feddkd.failpoints import failpoint
 from feddkd.locking import DirectoryLock
 from feddkd.tensors import Schema, Tensors
@@ -80,7 +80,7 @@ class StateDir:
         except BlockingIOError:
             owner = self.read_text(CLIENT)
             whose = f" of client {owner!r}" if owner else ""
-            raise StateError(f"another process holds the state directory {path}{whose}") from None
+            raise StateHeldError(f"another process holds the state directory {path}{whose}") from None
         self._claim()
         self._check_files()
 

@@ -128,7 +128,7 @@ class Work:
         mine = self.message
         return mine.id == message.id and mine.payload.digest == message.payload.digest
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: bytes | memoryview) -> None:
         """Add a chunk to the broadcast, or drop it if all of that is here. Raises ProtocolError."""
         if self._broadcast is not None and not self._broadcast.complete:
             self._broadcast.add(decode_chunk(message))

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,7 @@ from feddkd.errors import ClientError, DataError
 from feddkd.evaluation import evaluate
 from feddkd.exchange import DELIVER, DELIVER_KIND, Evaluation, ExampleCounts, ExchangeKind, Reply, Task
 from feddkd.models.initial import about, about_classes
+from feddkd.tasks.base import UNLABELLED
 from feddkd.tasks.chosen import task_of
 from feddkd.tasks.metrics import TaskMetrics
 from feddkd.tensors import Schema, Tensors
@@ -46,6 +47,43 @@ def settings_of_replies(config: Config) -> str:
     rounds = not config.training.depends_on_rounds
     excluded: Any = {"rounds": rounds, "data": {"root"}, "model": {"init"}, "teacher": {"init"}, "runtime": True, "scheduler": True}
     return json.dumps(config.model_dump(mode="json", exclude=excluded), sort_keys=True)
+
+
+def kinds_of(config: Config) -> Mapping[str, ExchangeKind]:
+    """Return the exchanges of a run by name, the delivery of the final model included."""
+    return {**algorithms.chosen(config).exchanges(config), DELIVER: DELIVER_KIND}
+
+
+def broadcast_schema(kinds: Mapping[str, ExchangeKind], exchange: str, model: Schema, config: Config) -> Schema:
+    """Return what the server may send in an exchange.
+
+    Args:
+        kinds: of the run.
+        model: the schema of the model.
+
+    Raises:
+        ClientError: there is no exchange of this name.
+    """
+    kind = kinds.get(exchange)
+    if kind is None:
+        raise ClientError(f"algorithm {config.algorithm.name!r} has no exchange {exchange[:40]!r}")
+    return kind.broadcast(model)
+
+
+def split(config: Config, client_id: str, examples: Examples, info: DataInfo) -> tuple[Examples, Examples]:
+    """Prepare the labels of a client's own examples as `[data]` says, and split off what is held out.
+
+    Returns:
+        What it trains on, and what it evaluates on.
+
+    Raises:
+        DataError: there is no labelled example.
+    """
+    prepared = prepare_labels(examples, config.data, info.num_classes, config.seed, client_id)
+    train, held_out = hold_out(torch.arange(len(prepared)), prepared.labels, config.data.holdout, config.seed)
+    if not (prepared.labels[train] != UNLABELLED).any():
+        raise DataError(f"{client_id}: none of its {len(prepared)} examples has a label; a teacher needs labelled examples")
+    return prepared.subset(train), prepared.subset(held_out)
 
 
 class ReplyStage(Protocol):
@@ -72,6 +110,7 @@ class Worker:
         info: DataInfo | None = None,
         *,
         network: Network | None = None,
+        constants: HeldConstants | None = None,
         on_reply: Sequence[ReplyStage] = (),
     ) -> None:
         """Split off what is held out and build the network.
@@ -80,6 +119,7 @@ class Worker:
             examples: all of the client's own examples.
             info: shapes of the data; by default what the configuration says of them.
             network: to compute with, shared with other workers of this process; by default its own.
+            constants: where the client holds them longer than this worker; by default they are the worker's own.
             on_reply: stages that the algorithm's replies pass in this order before they leave.
 
         Raises:
@@ -92,8 +132,7 @@ class Worker:
         task = task_of(config)
         info = info or describe(config.data, task)
         check_labels(config, task, info, needed_by=algorithms.needs_labels(config))
-        examples = prepare_labels(examples, config.data, info.num_classes, config.seed, client_id)
-        train, held_out = hold_out(torch.arange(len(examples)), examples.labels, config.data.holdout, config.seed)
+        train, held_out = split(config, client_id, examples, info)
         self._network = network or Network(config, info)
         self._on_reply = tuple(on_reply)
         algorithm = algorithms.chosen(config)
@@ -101,8 +140,8 @@ class Worker:
         self.site = Site(
             client_id,
             config,
-            examples.subset(train),
-            examples.subset(held_out),
+            train,
+            held_out,
             self._network.module,
             self._network.device,
             store,
@@ -111,14 +150,12 @@ class Worker:
             TaskMetrics(task, info.num_classes, info.target_shape),
         )
         self.site.own_teacher = own_teacher_of(self.site, info)
-        if len(self.site.labelled) == 0:
-            raise DataError(f"{client_id}: none of its {len(examples)} examples has a label; a teacher needs labelled examples")
         self._client_side = algorithm.client_side(self.site)
-        self._kinds: dict[str, ExchangeKind] = {**algorithm.exchanges(config), DELIVER: DELIVER_KIND}
+        self._kinds = kinds_of(config)
         self._model_schema = self.site.model_schema
         parts = self._network.parts
         self._about = {**about(config, info), **about_classes(examples.class_names)}
-        self._constants = HeldConstants(self._network.constants, store)
+        self._constants = constants or HeldConstants(self._network.constants, store)
         local = Schema(spec for spec in parts.constants.specs if spec.name in parts.local)
         self._local_buffers = LocalBuffers(store, local, next(iter(self._kinds)))
 
@@ -142,10 +179,7 @@ class Worker:
 
     def broadcast_schema(self, exchange: str) -> Schema:
         """Return what the server may send in an exchange. Raises ClientError for an unknown one."""
-        kind = self._kinds.get(exchange)
-        if kind is None:
-            raise ClientError(f"algorithm {self.site.config.algorithm.name!r} has no exchange {exchange[:40]!r}")
-        return kind.broadcast(self._model_schema)
+        return broadcast_schema(self._kinds, exchange, self._model_schema, self.site.config)
 
     def carry_out(self, task: Task) -> Reply:
         """Compute this client's part of an exchange.

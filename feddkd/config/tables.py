@@ -182,5 +182,17 @@ class RuntimeConfig(Table):
         None,
         ge=1,
         le=PROCESSES_MAX,
-        description="processes that host the clients of feddkd run; default: one per core",
+        description="processes that host the clients of feddkd run; default: one per core, with --engine ray of the cluster",
+    )
+    ray_address: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="with --engine ray: HOST:PORT of a cluster, or auto for the one of this machine; default: Ray is started for the run",
+    )
+    ray_gpus: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="with --engine ray: share of a GPU for each process of clients; 0.25 lets four of them use one",
     )

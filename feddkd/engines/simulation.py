@@ -1,13 +1,8 @@
-"""A whole federation on one machine, on either engine: what `feddkd run` does."""
+"""A whole federation, simulated on one of the engines: what `feddkd run` does."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import subprocess
-import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +14,18 @@ from torch import Tensor
 from feddkd import algorithms
 from feddkd.algorithms.base import Algorithm
 from feddkd.client.preflight import check_simulation
-from feddkd.client.process import release_state_dirs, simulated_memberships, simulated_workers
+from feddkd.client.simulated import SimulatedMemberships, Simulation, release_state_dirs, simulated_clients
 from feddkd.config import Config
 from feddkd.data.datasets import BUILT_IN, info_of, load_test, load_train
 from feddkd.data.labels import check_labels, check_partition
 from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.data.seeding import reads_for
+from feddkd.engines.client_processes import ClientProcesses
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
+from feddkd.engines.local_clients import LocalClients
+from feddkd.engines.ray import check as check_ray
+from feddkd.engines.ray import ray_engine
 from feddkd.engines.resolve import resolve
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, TrafficMark
 from feddkd.errors import StateError
@@ -45,9 +44,7 @@ from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.scheduler.state import fold
 from feddkd.tensors import Tensors
 
-logger = logging.getLogger(__name__)
-
-EngineName = Literal["grpc", "in-process"]
+EngineName = Literal["grpc", "in-process", "ray"]
 LOOPBACK = "127.0.0.1"
 
 
@@ -161,6 +158,8 @@ def run_federation(
     """
     if isinstance(federation, Config):
         federation = prepare(federation)
+    if engine_name == "ray":
+        check_ray(federation.config)
     config, initial, told = federation.config, federation.initial, Observers.of(observers)
     journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
@@ -201,6 +200,11 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
         with _in_process(config, state, out) as local:
             yield local
         return
+    if name == "ray":
+        _write_config(config, state)
+        with ray_engine(config, state, out) as hosted:
+            yield hosted
+        return
     engine = engine_of(config, journal, initial, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
@@ -214,19 +218,16 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
 
 @contextlib.contextmanager
 def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
-    workers = simulated_workers(config, state)
+    simulation = Simulation(config, state)
+    simulation.try_one(0)
+    memberships = SimulatedMemberships(config, state, simulation.ids)
+    clients = LocalClients(simulated_clients(simulation), memberships, most_held=simulation.most_kept)
+    transport = config.transport
     try:
-        with InProcessEngine(
-            workers,
-            config.transport.chunk_bytes,
-            config.transport.staging_bytes,
-            out,
-            holdout=config.data.holdout,
-            memberships=simulated_memberships(config, state, workers),
-        ) as engine:
+        with InProcessEngine(clients, transport.chunk_bytes, transport.staging_bytes, out, holdout=config.data.holdout) as engine:
             yield engine
     finally:
-        release_state_dirs(state, workers)
+        release_state_dirs(state, simulation.ids)
 
 
 def _write_config(config: Config, state: Path) -> Path:
@@ -238,84 +239,3 @@ def _write_config(config: Config, state: Path) -> Path:
     except OSError as error:
         raise StateError(f"cannot write {file}: {error.strerror}") from error
     return file
-
-
-class ClientProcesses:
-    """The processes that host the clients of a simulation; if too few of them are left, the run is aborted."""
-
-    EXIT_TIMEOUT_S = 10.0
-    OUTPUT_TIMEOUT_S = 1.0
-
-    def __init__(self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine) -> None:
-        clients = range(len(client_ids(config.partition.clients)))
-        count = min(config.runtime.client_processes or os.cpu_count() or 1, len(clients))
-        command = [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
-        # One thread pool a process: clients compute one at a time, so more OpenMP threads would only fight for cores.
-        environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
-        # They import what this process can: a script's folder is on its path, and not on that of `python -m`.
-        environment["PYTHONPATH"] = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-        self.processes = [
-            subprocess.Popen(
-                [*command, "--end-with-stdin", "--clients", *(str(client) for client in clients[first::count])],
-                env=environment,
-                stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # a signal to the whole group of this process is for this one, which says farewell
-            )
-            for first in range(count)
-        ]
-        self._engine = engine
-        self._num_clients = len(clients)
-        self._quorum = config.scheduler.quorum
-        self._clients_of = {process.pid: len(clients[first::count]) for first, process in enumerate(self.processes)}
-        self.stopping = False
-        self._watchers = [self._start(self._watch, process) for process in self.processes]
-        self._printers = [self._start(self._pass_on, process) for process in self.processes]
-
-    @staticmethod
-    def _start(target: Callable[[subprocess.Popen[bytes]], None], process: subprocess.Popen[bytes]) -> threading.Thread:
-        thread = threading.Thread(target=target, args=(process,), daemon=True)
-        thread.start()
-        return thread
-
-    def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
-        """Print what a process says on standard error through this one's, which may have a live progress bar below it."""
-        assert process.stderr is not None
-        with process.stderr as lines:
-            for line in lines:
-                with contextlib.suppress(OSError, ValueError):  # it is gone, or closed
-                    print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
-
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        """A run can go on without clients that it does not insist on, but not begin without them: they do not come back."""
-        code = process.wait()
-        if self.stopping:
-            return
-        logger.warning("client process %d ended with exit code %d", process.pid, code)
-        if self._engine.num_joined < self._num_clients:
-            self._engine.abort(f"a client process ended with exit code {code} before its clients had joined")
-            return
-        left = sum(self._clients_of[other.pid] for other in self.processes if other.poll() is None)
-        if left < self._quorum:
-            self._engine.abort(f"a client process ended with exit code {code}: {left} clients are left, {self._quorum} are needed")
-
-    def wait(self) -> None:
-        """Wait for the processes to end after the farewell; those that do not, or have heard of no server, are killed."""
-        self.stopping = True
-        if self._engine.num_joined < self._num_clients:
-            for process in self.processes:
-                process.kill()
-        for process in self.processes:
-            try:
-                process.wait(self.EXIT_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for watcher in self._watchers:
-            watcher.join()
-        for printer in self._printers:
-            # Whatever the user's code started in a client holds standard error too, and may outlive the client.
-            printer.join(self.OUTPUT_TIMEOUT_S)
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.close()

@@ -67,7 +67,7 @@ def is_chunk(message: bytes) -> bool:
     return message[:1] == b"\x12"
 
 
-def decode_chunk(message: bytes) -> Chunk:
+def decode_chunk(message: bytes | memoryview) -> Chunk:
     """Read a chunk message without copying its data.
 
     Raises:
@@ -105,7 +105,7 @@ def _write_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+def _read_varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = message[at]

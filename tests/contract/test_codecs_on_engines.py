@@ -17,7 +17,7 @@ from harness import RUN_ID, Changed, EngineProxy, FakeWorker, Recorder, answerin
 from feddkd import algorithms
 from feddkd.algorithms.base import Cohort, CohortAround
 from feddkd.algorithms.fedavg import FedAvg
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MEASURED_STEPS, TaskRunner
 from feddkd.client.worker import FINAL_MODEL, Worker

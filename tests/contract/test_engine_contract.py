@@ -52,7 +52,7 @@ from feddkd import algorithms, failpoints
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Cohort, CohortAround
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import ReplyStage, Worker
 from feddkd.data.datasets import describe, load_train

@@ -22,7 +22,7 @@ from watching import WatchedEngine
 from feddkd import algorithms
 from feddkd.client import backoff
 from feddkd.client.agent import Agent
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Exchange
 from feddkd.models.initial import build_initial

@@ -10,7 +10,7 @@ import torch
 from either_engine import ENGINES, Zeros, run_on
 from harness import Recorder, small_config
 
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.engines.simulation import make_evaluator

@@ -26,7 +26,7 @@ from harness import (
 from live import HONEST, MODEL, OURS, Scene, status_of
 from watching import WatchedEngine
 
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import Closing, ExampleCounts, Outcome
 from feddkd.models.initial import build_initial

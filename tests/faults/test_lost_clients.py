@@ -29,7 +29,7 @@ from harness import (
 from watching import Clock, WatchedEngine
 
 from feddkd import algorithms
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine

@@ -7,7 +7,7 @@ import torch
 from harness import run_in_process, small_config
 
 from feddkd.algorithms import ALGORITHMS
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.models.initial import build_initial
 
 COUNTER, MEAN, VARIANCE = "2.num_batches_tracked", "2.running_mean", "2.running_var"

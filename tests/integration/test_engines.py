@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from feddkd.algorithms import ALGORITHMS, OBJECTIVES
 from feddkd.client.constants import HeldConstants
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config
 from feddkd.data.partitions import client_ids

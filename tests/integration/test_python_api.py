@@ -185,7 +185,7 @@ def test_one_callback_needs_no_list(tmp_path: Path) -> None:
         ({"data": lambda root, train: 3}, "^the function given as data: it returned int"),
         ({"data": lambda root, train: 1 / 0}, "^the function given as data: calling it with .* failed with ZeroDivisionError"),
         ({"model": lambda input_shape, num_classes: None}, "^the function given as model: it returned NoneType"),
-        ({"engine": "ray"}, "engine = 'ray': 'grpc' or 'in-process' is expected"),
+        ({"engine": "mpi"}, "engine = 'mpi': 'grpc' or 'in-process' or 'ray' is expected"),
         ({"config": {"roundz": 3}}, "configuration: unknown key 'roundz'"),
         ({"model": lambda: 0}, r"calling it as function\(\(1, 8, 8\), 10\) failed with TypeError"),
         ({"data": lambda root: 0}, "the function given as data: calling it with .* failed with TypeError"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from feddkd.config import Config
-from feddkd.engines.simulation import ClientProcesses
+from feddkd.engines.client_processes import ClientProcesses
 
 
 def started(folder: Path) -> ClientProcesses:

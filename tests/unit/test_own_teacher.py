@@ -22,7 +22,7 @@ from feddkd.algorithms.own_teacher import OWN_TEACHER, build_teacher, check_outp
 from feddkd.cli.serving import refuse_teachers
 from feddkd.client.constants import HeldConstants
 from feddkd.client.own_site import site_config, site_tables
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.worker import Worker
 from feddkd.config import Config, MainMetric
 from feddkd.config.teacher import TeacherConfig

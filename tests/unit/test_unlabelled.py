@@ -21,7 +21,7 @@ from feddkd.algorithms.local_training import local_steps, train_locally
 from feddkd.algorithms.self_trainer import SelfTrainer, SelfTrainingConfig
 from feddkd.algorithms.site import CrossEntropyConfig, LocalObjective, Site
 from feddkd.algorithms.teacher_choice import HELD_OUT, TeacherChoice, count_held_out
-from feddkd.client.process import simulated_workers
+from feddkd.client.simulated import simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
 from feddkd.data.examples import MemoryExamples

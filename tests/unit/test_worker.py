@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from feddkd import algorithms
 from feddkd.client.network import Network
-from feddkd.client.process import simulated_memberships, simulated_workers
+from feddkd.client.simulated import SimulatedMemberships, simulated_workers
 from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL, ReplyStage, Worker, settings_of_replies
 from feddkd.config import Config
@@ -254,7 +254,7 @@ def test_workers_of_one_network_compute_one_at_a_time(tmp_path: Path) -> None:
 
 def test_simulated_clients_know_their_run_apart_from_what_the_server_keeps_to_itself(tmp_path: Path) -> None:
     config = Config.load(overrides=["data.name=mnist", "data.root=/here", "runtime.threads=3", "training.lr=0.1"])
-    (membership,) = simulated_memberships(config, tmp_path, ["client-0"]).values()
+    (membership,) = SimulatedMemberships(config, tmp_path, ["client-0"]).values()
     assert membership.config is not None
     assert membership.instance_id == StateDir(tmp_path / "client-0", "client-0").instance_id
     told = Config.load(overrides=["data.name=mnist", "training.lr=0.1"])

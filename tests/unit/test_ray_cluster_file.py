@@ -1,0 +1,17 @@
+"""The cluster file is one that Ray's own launcher accepts."""
+
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parents[2] / "deploy" / "ray" / "cluster.yaml"
+
+
+def test_ray_accepts_the_cluster_file() -> None:
+    pytest.importorskip("ray")
+    yaml = pytest.importorskip("yaml")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load(FILE.read_text()))
+    validate_config(config)
+    assert config["max_workers"] == len(config["provider"]["worker_ips"])
