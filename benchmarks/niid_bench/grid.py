@@ -99,6 +99,7 @@ NEW_KEYS = {
     "training.warmup_rounds": 0,
     "training.warmup_steps": 0,
     "runtime.eval_batch_size": 512,
+    "runtime.ray_gpus": 0.0,
     "scheduler.enough": "all",
     "communication.preset": "none",
     "communication.up": "fp32",
