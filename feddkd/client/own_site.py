@@ -27,6 +27,9 @@ COMMON_DATA_KEYS = ("input_shape", "num_classes", "target_shape", "holdout", "sc
 """Keys of the server's `[data]` that hold for sites with data of their own: what the model takes, whether clients evaluate,
 and how the names of the classes are compared."""
 
+SHAPE_KEYS = ("input_shape", "num_classes", "target_shape")
+"""Those of them that say what the model takes; a site may repeat them and cannot change them."""
+
 SITE_KEYS = ("root", "workers", "memory_limit_mib")
 """Keys of `[data]` that the server never decides: which folder of a site is read, and what its machine can do."""
 
@@ -98,12 +101,26 @@ def site_config(server: Config, own: Mapping[str, Any]) -> Config:
     own_data, data = own.get("data", {}), server.data.model_dump(exclude_none=True)
     never = (*SITE_KEYS, *BENCHMARK_KEYS)
     data = {key: value for key, value in data.items() if key in COMMON_DATA_KEYS or not ("name" in own_data or key in never)}
+    _check_same_shapes(data, own_data)
     data |= own_data
     resolved = Config.parse(server.model_dump(exclude_none=True) | {"data": data, **{table: own.get(table, {}) for table in SITE_TABLES}})
     _refuse_foreign_code(resolved, own)
     if resolved.teacher.own:
         algorithms.chosen(resolved)  # says whether the run goes on without this site's local model
     return resolved
+
+
+def _check_same_shapes(server: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Check that a site takes what the model was built for: many networks accept other shapes without a word. Raises ConfigError."""
+    for key in SHAPE_KEYS:
+        here, there = own.get(key), server.get(key)
+        if here is None or there is None:
+            continue
+        mine, theirs = (list(value) if isinstance(value, list | tuple) else value for value in (here, there))
+        if mine != theirs:
+            raise ConfigError(
+                f"data.{key} = {mine} at this site, and {theirs} at the server, whose model is the same for all sites: delete the line"
+            )
 
 
 def _refuse_foreign_code(resolved: Config, own: Mapping[str, Any]) -> None:

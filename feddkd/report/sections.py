@@ -222,7 +222,8 @@ def _time(groups: Sequence[Group], link: Link) -> Section:
 def is_at_clients(groups: Sequence[Group]) -> bool:
     """Whether the pictures show the metric on what the clients hold out: no run has it on a test set of the server."""
     on_test_set = series.score_values(groups[0].metric.name)
-    return not any(on_test_set(run) for group in groups for run in group.runs)
+    # Without a test set a round's own metric is that on what clients hold out.
+    return not any(run.config.data.test_set and on_test_set(run) for group in groups for run in group.runs)
 
 
 def shown_scores(groups: Sequence[Group]) -> series.Values:

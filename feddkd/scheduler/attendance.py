@@ -26,13 +26,16 @@ class Attendance:
 
     def __init__(self) -> None:
         self.known: dict[str, Presence] = {}
+        self._last_round: dict[str, int] = {}
 
-    def see(self, clients: Iterable[str], time_s: float) -> None:
-        """Take in who replied to the first exchange of a round.
+    def see(self, round_number: int, clients: Iterable[str], time_s: float) -> None:
+        """Take in who replied to the first exchange of a round; a round that is repeated counts once.
 
         Args:
             time_s: seconds since 1970.
         """
         for client in clients:
             before = self.known.get(client, Presence(0, time_s, time_s))
-            self.known[client] = Presence(before.rounds + 1, before.first_s, time_s)
+            is_new = self._last_round.get(client) != round_number
+            self._last_round[client] = round_number
+            self.known[client] = Presence(before.rounds + is_new, before.first_s, time_s)

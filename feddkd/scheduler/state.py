@@ -268,7 +268,7 @@ class RunState:
         if len(self.open.outcomes) == 1:
             self._members = replied  # later exchanges ask no other client
             if record.id.name != DELIVER:
-                self.attendance.see(sorted(replied), time_s)
+                self.attendance.see(record.id.round, sorted(replied), time_s)
         yield lambda observer: observer.exchange_done(record)
         if record.id.name == DELIVER and self._finished is not None:
             self._finished.traffic += record.traffic

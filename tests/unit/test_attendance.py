@@ -51,14 +51,17 @@ def test_what_belongs_to_single_sites_can_be_hidden(tmp_path: Path) -> None:
     assert folder.rounds[-1].client_examples is not None or folder.rounds[-1].accuracy is None  # means stay
 
 
-@given(rounds=st.lists(st.sets(st.sampled_from("abc")), max_size=6))
-def test_attendance_counts_rounds_and_keeps_the_first_and_the_last(rounds: list[set[str]]) -> None:
-    attendance = Attendance()
-    for moment, clients in enumerate(rounds, start=1):
-        attendance.see(sorted(clients), float(moment))
+@given(attempts=st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.booleans()), max_size=8))
+def test_attendance_counts_a_round_once_and_keeps_the_first_and_the_last(attempts: list[tuple[set[str], bool]]) -> None:
+    attendance, number, seen = Attendance(), 1, []
+    for moment, (clients, succeeds) in enumerate(attempts, start=1):
+        attendance.see(number, sorted(clients), float(moment))
+        seen.append((number, clients, float(moment)))
+        number += succeeds
     for client in "abc":
-        there = [float(moment) for moment, clients in enumerate(rounds, start=1) if client in clients]
-        assert attendance.known.get(client) == (Presence(len(there), there[0], there[-1]) if there else None)
+        there = [(number, moment) for number, clients, moment in seen if client in clients]
+        expected = Presence(len({number for number, _ in there}), there[0][1], there[-1][1]) if there else None
+        assert attendance.known.get(client) == expected
 
 
 @pytest.mark.parametrize(("at_s", "text"), [(0.0, None), (1.5, "1970-01-01T00:00:01.500Z"), (1_796_000_000.25, "2026-11-30T00:53:20.250Z")])

@@ -174,3 +174,13 @@ def test_a_server_never_decides_which_code_a_site_runs_under_any_key(key: str, t
 def test_what_is_no_import_path_is_no_name_either(table: str, path: str) -> None:
     with pytest.raises(ConfigError):
         served(**{table: {"name": path}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("input_shape", [1, 32, 32]), ("num_classes", 9), ("target_shape", [28, 28])])
+def test_a_site_cannot_change_what_the_model_takes(key: str, value: object, tmp_path: Path) -> None:
+    data = {"name": "theirs", "input_shape": [1, 28, 28], "num_classes": 10, "target_shape": [14, 14]}
+    server = served(data={**data, "name": "site_a:load"})
+    own = {"name": "site_a:load", "root": "/data", **{k: data[k] for k in ("input_shape", "num_classes", "target_shape")}}
+    assert resolve(server, written(tmp_path, tomli_w.dumps({"data": own}))).data.root == Path("/data")
+    with pytest.raises(ConfigError, match=rf"data\.{key} = .* at this site, and .* at the server"):
+        resolve(server, written(tmp_path, tomli_w.dumps({"data": {**own, key: value}})))

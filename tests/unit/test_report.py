@@ -714,3 +714,12 @@ def test_a_damaged_record_is_named(file: str, text: str, message: str, tmp_path:
     (tmp_path / "a" / file).write_text(text)
     with pytest.raises(StateError, match=re.escape(message)):
         RunFolder.load(tmp_path / "a")
+
+
+def test_without_a_test_set_no_picture_speaks_of_one(tmp_path: Path) -> None:
+    folder = write_record(tmp_path / "run", settings={"data": {"test_set": False}})
+    change(folder / "rounds.jsonl", lambda line: line | {"client_accuracy": 0.5})
+    groups = group_runs([RunFolder.load(folder)])
+    captions = [drawing.caption for section in sections.sections_of(groups) for drawing in section.drawings]
+    assert captions
+    assert not [caption for caption in captions if "on the test set" in caption]
