@@ -255,7 +255,7 @@ def test_a_second_process_is_refused_whatever_its_client_and_the_first_can_go_on
         other = subprocess.run([sys.executable, "-c", program, tmp_path, client], capture_output=True, text=True, check=False)
         assert other.returncode == 1
         assert other.stderr.splitlines()[-1] == (
-            f"feddkd.errors.StateError: another process holds the state directory {tmp_path} of client 'site-a'"
+            f"feddkd.errors.StateHeldError: another process holds the state directory {tmp_path} of client 'site-a'"
         )
     state.save("teacher", TENSORS, "run/1/0")
 
