@@ -27,6 +27,7 @@ from feddkd.data.partitions import client_ids, partition
 from feddkd.errors import FedDKDError
 from feddkd.locking import DirectoryLock
 from feddkd.tasks.chosen import task_of
+from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def take_part(
             return Agent(address, client_id, worker, executor, tls=tls, retry_for_s=retry_for_s, membership=membership)
 
         async def all_of_them() -> list[Farewell]:
+            ignore_closed_poller(asyncio.get_running_loop())
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(agent(*item).run()) for item in workers.items()]
             return [each.result() for each in running]
