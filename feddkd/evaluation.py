@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
 from feddkd.exchange import Evaluation
@@ -80,20 +80,22 @@ def evaluate(
             loss_sum += task.loss_sum(outputs, targets)
             metrics.add(outputs, targets)
     num_used = int(used.sum())
-    sums = metrics.sums(num_used)
-    if not metrics.has_one_class:
-        return judged(Evaluation(num_used, None, loss_sum, sums=sums), metrics)
-    by_class = torch.bincount(examples.labels[used])
-    correct_by_class = torch.bincount(examples.labels[correct], minlength=len(by_class))
-    found = Evaluation(
-        examples=num_used,
+    counted = Evaluation(num_used, None, loss_sum, sums=metrics.sums(num_used))
+    if metrics.has_one_class:
+        counted = _with_classes(counted, examples.labels, used, correct)
+    return judged(counted, metrics)
+
+
+def _with_classes(evaluation: Evaluation, labels: Tensor, used: Tensor, correct: Tensor) -> Evaluation:
+    """Add what was classified correctly, in all and by class, of examples with `labels` (int64 [n]) that were `used` (bool [n])."""
+    by_class = torch.bincount(labels[used])
+    correct_by_class = torch.bincount(labels[correct], minlength=len(by_class))
+    return dataclasses.replace(
+        evaluation,
         correct=int(correct.sum()),
-        loss_sum=loss_sum,
         examples_by_class=tuple(by_class.tolist()),
         correct_by_class=tuple(correct_by_class.tolist()),
-        sums=sums,
     )
-    return judged(found, metrics)
 
 
 def judged(evaluation: Evaluation, metrics: TaskMetrics) -> Evaluation:

@@ -19,6 +19,7 @@ from feddkd.client.simulated import SimulatedMemberships, Simulation, simulated_
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.errors import FedDKDError
+from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def take_part(
             return Agent(address, client_id, worker, executor, tls=tls, retry_for_s=retry_for_s, membership=membership)
 
         async def all_of_them() -> list[Farewell]:
+            ignore_closed_poller(asyncio.get_running_loop())
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(agent(*item).run()) for item in workers.items()]
             return [each.result() for each in running]

@@ -27,6 +27,7 @@ from feddkd.transport.admission import (
 )
 from feddkd.transport.calls import Context, Responses, refuse
 from feddkd.transport.class_contract import ClassContract
+from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
@@ -80,6 +81,7 @@ class FederationServer:
         )
         self._streams: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
+        ignore_closed_poller(self._loop)
         self._thread = threading.Thread(
             target=self._loop.run_forever,
             name="feddkd-server",

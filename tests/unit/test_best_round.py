@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -238,3 +239,14 @@ def test_the_record_has_the_best_model_the_last_one_and_some_before_it(server: b
 
 def test_by_default_there_is_the_last_model_and_the_best(models: Written) -> None:
     assert models([], True) == {"best.safetensors": 16.0, "model.safetensors": 16.0}
+
+
+def test_a_round_whose_metric_is_not_known_is_never_the_best() -> None:
+    evaluated, config = Evaluated(), Config.parse({"task": {"name": "regression"}, "scheduler": {"patience": 1}})
+    for index, merit in enumerate([-math.inf, -2.0, -math.inf], start=1):
+        event = RoundFinished(index, None, 3, {}, {}, ExampleCounts(3))
+        scores = {} if merit == -math.inf else {"mae": -merit}
+        evaluated.see(event, Evaluation(5, None, 1.0, scores=scores, merit=merit))
+        assert evaluated.reason_to_stop(config) == ""
+    assert evaluated.best is not None
+    assert evaluated.best.round == 2
