@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.aggregator.growth_limit import LONGEST, GrowthLimit
+from feddkd.optimizers import eager
 from feddkd.registry import OPTIMIZERS
 from feddkd.tensors import DTYPE_NAMES, Schema, Tensors
 
-OPTIMIZERS.register("sgd")(torch.optim.SGD)
-OPTIMIZERS.register("momentum")(partial(torch.optim.SGD, momentum=0.9))
-OPTIMIZERS.register("nesterov")(partial(torch.optim.SGD, momentum=0.9, nesterov=True))
-OPTIMIZERS.register("adam")(partial(torch.optim.Adam, fused=True))  # fused: one pass over memory, five times as fast
-OPTIMIZERS.register("adagrad")(partial(torch.optim.Adagrad, fused=True))
+_SGD = eager(torch.optim.SGD)
+
+OPTIMIZERS.register("sgd")(_SGD)
+OPTIMIZERS.register("momentum")(partial(_SGD, momentum=0.9))
+OPTIMIZERS.register("nesterov")(partial(_SGD, momentum=0.9, nesterov=True))
+OPTIMIZERS.register("adam")(partial(eager(torch.optim.Adam), fused=True))  # fused: one pass over memory, five times as fast
+OPTIMIZERS.register("adagrad")(partial(eager(torch.optim.Adagrad), fused=True))
 
 _BETA1 = 0.9
 

@@ -13,10 +13,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from feddkd.optimizers import eager
 from feddkd.registry import OPTIMIZERS
 
 
 @OPTIMIZERS.register("yogi")
+@eager
 class Yogi(torch.optim.Optimizer):
     """Adam whose second moment changes by an amount that depends on the gradient alone.
 

@@ -19,12 +19,15 @@ from torch.optim import lr_scheduler
 from feddkd.config import Config
 from feddkd.errors import ConfigError
 from feddkd.imports import load_object, one_line
+from feddkd.optimizers import eager
 
 LEARNING_RATE = "learning_rate"
 """Metric of local training: the mean learning rate of the steps, where a schedule changes it."""
 
 CHECKED = 10_000
 """Rounds, and steps of the first round, whose learning rates are computed before a run starts."""
+
+_SGD = eager(torch.optim.SGD)
 
 SCHEDULERS: Mapping[str, Callable[..., lr_scheduler.LRScheduler]] = {
     "step": lr_scheduler.StepLR,
@@ -181,7 +184,7 @@ class LearningRate:
 
     def _scheduler(self, count: int) -> lr_scheduler.LRScheduler:
         training = self._training
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.lr)
+        optimizer = _SGD([torch.zeros(1, requires_grad=True)], lr=training.lr)
         arguments = {**_horizon(training.schedule, count), **training.schedule_options}
         scheduler = SCHEDULERS[training.schedule](optimizer, **arguments)
         optimizer.step()  # there is no gradient; a scheduler wants it to come before its own step

@@ -18,17 +18,18 @@ from feddkd.config.training import WITH_MOMENTUM
 from feddkd.errors import ClientError, ConfigError
 from feddkd.exchange import Task
 from feddkd.imports import load_object, one_line
+from feddkd.optimizers import eager
 
 CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
+    "sgd": eager(torch.optim.SGD),
+    "adam": eager(torch.optim.Adam),
+    "adamw": eager(torch.optim.AdamW),
+    "adamax": eager(torch.optim.Adamax),
+    "nadam": eager(torch.optim.NAdam),
+    "radam": eager(torch.optim.RAdam),
+    "rmsprop": eager(torch.optim.RMSprop),
+    "adagrad": eager(torch.optim.Adagrad),
+    "adadelta": eager(torch.optim.Adadelta),
 }
 
 FUSED = ("sgd", "adam", "adamw", "adagrad")
