@@ -57,6 +57,7 @@ class Registry(Mapping[str, Any]):
         self._package = package
         self._check = check
         self._items: dict[str, Any] = {}
+        self._looked_up: set[str] = set()  # since it was registered last: nothing else can have the name
 
     def register(self, *names: str) -> Callable[[Item], Item]:
         """Return a decorator that registers a class or function under one name or several.
@@ -76,6 +77,7 @@ class Registry(Mapping[str, Any]):
                     places = f"by {_place(known)} and by {_place(item)}"
                     raise RegisteredTwiceError(f"{name!r} is registered twice: {places}")
                 self._items[name] = item
+                self._looked_up.discard(name)
             return item
 
         return add
@@ -88,11 +90,15 @@ class Registry(Mapping[str, Any]):
             ConfigError: nothing is, and a module of the package cannot be imported; or modules
                 register one name twice.
         """
+        if name in self._looked_up and name in self._items:
+            return self._items[name]  # a loss looks its divergence up for every batch
         modules = self._modules()
         broken = self._import_those(name, modules)
         if name not in self._items and broken:
             raise broken[0]
-        return self._items[name]
+        found = self._items[name]
+        self._looked_up.add(name)
+        return found
 
     def _import_those(self, name: str, modules: list[str]) -> list[ConfigError]:
         """Import what may register a name, and return why modules could not be imported. Raises RegisteredTwiceError."""

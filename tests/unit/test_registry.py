@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_a_name_that_nothing_is_registered_under_is_not_there(name: str) -> None
     assert name not in FRUITS
     with pytest.raises(KeyError):
         FRUITS[name]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_second_look_up_reads_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = FRUITS["fig"]
+    monkeypatch.setattr(pkgutil, "iter_modules", None)
+    assert FRUITS["fig"] is first
+    FRUITS.register("fig")(first)  # what is registered again is looked up again
+    with pytest.raises(TypeError):
+        FRUITS["fig"]
 
 
 def test_a_file_that_is_added_is_found(package: Path) -> None:
