@@ -14,7 +14,7 @@ import torch
 from feddkd.algorithms.learning_rate import LEARNING_RATE
 from feddkd.algorithms.local_optimizer import LocalOptimizer
 from feddkd.algorithms.mini_batches import MiniBatches
-from feddkd.algorithms.one_example import accelerators
+from feddkd.algorithms.one_example import accelerators, seed_global_generators
 from feddkd.algorithms.site import LocalObjective, Site
 from feddkd.config import TrainingConfig
 from feddkd.errors import ClientError
@@ -70,7 +70,7 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     steps = gradient_evaluations = 0
     # Dropout and the like draw from the global generator: seed it for this task, restore it later.
     with torch.random.fork_rng(devices=accelerators(site.device)):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed_global_generators(site.device, int(torch.randint(2**62, (), generator=generator)))
         while batches.left > 0:
             pass_loss, pass_examples = torch.zeros_like(last_loss), 0
             for index, inputs, targets in batches.next_pass():

@@ -62,3 +62,11 @@ def takes_one_example(module: nn.Module, inputs: Structure, task: LearningTask[A
 def accelerators(device: torch.device) -> list[torch.device]:
     """List the devices besides the CPU whose random state computing on `device` changes."""
     return [device] if device.type == "cuda" else []
+
+
+def seed_global_generators(device: torch.device, seed: int) -> None:
+    """Seed what computing on `device` draws from; to look for other accelerators takes as long as steps of a small network."""
+    if accelerators(device):
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
