@@ -1,17 +1,18 @@
 """Measure what one client's computing costs, as a multiple of a bare PyTorch loop that computes the same.
 
-python benchmarks/local_training.py [--cases mlp mnist-cnn cifar-cnn] [--repeats 9] [--save FILE [--busy]]
+python benchmarks/local_training.py [--cases mlp mnist-cnn cifar-cnn] [--examples 640] [--repeats 9] [--save FILE [--busy]]
 
 A case is a network and one client's examples, random, in the shapes of digits, MNIST or CIFAR-10. Two parts are measured:
 "local training" is a client's reply to the first exchange of FedAvg, "DKD steps" are its replies to the steps of one
-round of FedDKD. The bare loops hold tensors, gather rows by index, and call the network, the loss and torch.optim; the teacher's
-logits are computed once a round. There is no network, no server and no evaluation. The weights and gradients of both are compared first,
-bit for bit. Each repeat runs both in turn, on one thread; a ratio is that of the times of one repeat.
+round of FedDKD. The bare loops hold tensors, gather rows by index, and call the network, the loss and torch.optim; the
+teacher's logits are computed once a round. No bytes travel, and nothing is evaluated. The weights and gradients of both
+are compared first, bit for bit. Each repeat runs both in turn, on one thread; a ratio is that of the times of one repeat.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import statistics
@@ -56,7 +57,7 @@ class Case:
     model: str
     input_shape: tuple[int, ...]
     is_bytes: bool
-    examples: int
+    examples: int = 640
     batch_size: int = 32
     epochs: int = 2
     steps: int = 10
@@ -84,9 +85,9 @@ class Case:
 
 
 CASES = {
-    "mlp": Case("mlp", (1, 8, 8), is_bytes=False, examples=640),
-    "mnist-cnn": Case("niid_cnn", (1, 28, 28), is_bytes=True, examples=640),
-    "cifar-cnn": Case("niid_cnn", (3, 32, 32), is_bytes=True, examples=640, batch_size=64),
+    "mlp": Case("mlp", (1, 8, 8), is_bytes=False),
+    "mnist-cnn": Case("niid_cnn", (1, 28, 28), is_bytes=True),
+    "cifar-cnn": Case("niid_cnn", (3, 32, 32), is_bytes=True, batch_size=64),
 }
 
 
@@ -123,7 +124,7 @@ class Client:
             module.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay, fused=True
         )
         for _ in range(training.epochs):
-            for index in torch.randperm(len(self.labels), generator=generator).split(training.batch_size):
+            for index in torch.split(torch.randperm(len(self.labels), generator=generator), training.batch_size):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(module(self.inputs[index]), self.labels[index])
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -147,22 +148,24 @@ class Client:
         module.load_state_dict(teacher)
         module.eval()
         with torch.no_grad():
-            logits = torch.cat([module(rows) for rows in self.inputs.split(size)])
+            logits = torch.cat([module(rows) for rows in torch.split(self.inputs, size)])
         return [self._step_bare(logits, step) for step in range(self.case.steps)]
 
     def _step_bare(self, logits: Tensor, step: int) -> Tensors:
         module = self.module
         module.load_state_dict(self.start)
-        generator = self.worker.site.generator(self.task("dkd_step", step).id)
-        drawn = torch.randperm(len(self.labels), generator=generator)[: self.case.drawn]
+        total, drawn = len(self.labels), torch.arange(len(self.labels))
+        if self.case.drawn < total:
+            generator = self.worker.site.generator(self.task("dkd_step", step).id)
+            drawn = torch.randperm(total, generator=generator)[: self.case.drawn]
         parameters = dict(module.named_parameters())
-        totals = [torch.zeros_like(parameter) for parameter in parameters.values()]
-        for index in drawn.split(self.config.eval_batch_size):
+        sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
+        for index in torch.split(drawn, self.config.eval_batch_size):
             soft, student = F.log_softmax(logits[index], 1), F.log_softmax(module(self.inputs[index]), 1)
             loss = F.kl_div(student, soft, reduction="batchmean", log_target=True)
-            for total, gradient in zip(totals, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-                total.add_(gradient, alpha=len(index) / len(drawn))
-        return Tensors.copy_of(self.start.schema, dict(zip(parameters, totals, strict=True)))
+            for summed, gradient in zip(sums, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+                summed.add_(gradient, alpha=len(index) / len(drawn))
+        return Tensors.copy_of(self.start.schema, dict(zip(parameters, sums, strict=True)))
 
 
 def _contribution(worker: Worker, task: Task) -> Tensors:
@@ -210,9 +213,8 @@ def compared(
     return found
 
 
-def measure(name: str, repeats: int, folder: Path) -> list[dict[str, Any]]:
+def measure(name: str, case: Case, repeats: int, folder: Path) -> list[dict[str, Any]]:
     """Measure both parts of one case. Raises SystemExit where the results of both loops differ."""
-    case = CASES[name]
     trained, distilled = Client(case, "fedavg", folder / name), Client(case, "feddkd", folder / name)
     if not same([trained.train()], [trained.train_bare()]):
         raise SystemExit(f"{name}: the weights after local training differ from those of the bare loop")
@@ -238,6 +240,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--examples", type=int, default=640, help="of the client")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--busy", action="store_true", help="save a result even if other programs use the machine")
@@ -246,7 +249,8 @@ def main() -> None:
         check_idle()
     about = {"command": shlex.join(["python", "benchmarks/local_training.py", *sys.argv[1:]]), **environment()}
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name in options.cases for row in measure(name, options.repeats, Path(folder))]
+        cases = {name: dataclasses.replace(CASES[name], examples=options.examples) for name in options.cases}
+        rows = [row for name, case in cases.items() for row in measure(name, case, options.repeats, Path(folder))]
     show(rows)
     if options.save is not None:
         text = json.dumps({**about, "threads": 1, "repeats": options.repeats, "rows": rows}, indent=1)
