@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
@@ -15,7 +16,8 @@ from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.summary import finish_with_summary
-from feddkd.config import Config, read_tables
+from feddkd.config import Config, PartitionConfig, RuntimeConfig, read_tables
+from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
@@ -80,7 +82,8 @@ def run(
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
-    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(read_tables(config, overrides)))
+    tables = {} if resume else read_tables(config, overrides)
+    place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(tables))
     announce("run", f"going on with {resume}" if resume is not None else str(config or BUILT_IN), overrides)
     if check:
         from feddkd.cli.check import check_run
@@ -91,16 +94,18 @@ def run(
             check_resumable(resume, loaded)
         check_run(loaded, resume or out or RUNS)
         return
-    with place as folder:
+    with place as folder, early_processes(*_client_processes(engine, tables)) as early:
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         with interruptible(left, go_on):
-            summary = _carry_out(loaded, folder, engine, metrics_port, resumed=resume is not None)
+            summary = _carry_out(loaded, folder, engine, metrics_port, early, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
-def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, *, resumed: bool) -> dict[str, Any]:
+def _carry_out(
+    loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, early: EarlyProcesses, *, resumed: bool
+) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
     from feddkd.cli.observing import observe
@@ -125,7 +130,7 @@ def _carry_out(loaded: Config, folder: Path, engine: EngineChoice, metrics_port:
         observe(resolved, folder, metrics_port, METRICS_HOST, again=resumed, status=status) as observers,
     ):
         observers.add(signals)
-        record = run_federation(federation, engine.value, folder, observers, resumed=resumed)
+        record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)
     return summarize(record, resolved)
 
 
@@ -142,6 +147,25 @@ def _loaded(config: Path | None, overrides: list[str], resume: Path | None) -> C
     except ConfigError:
         check_overrides(resume, header, overrides)
         raise
+
+
+def _client_processes(engine: EngineChoice, tables: Mapping[str, Any]) -> tuple[int, int]:
+    """Guess how many client processes a run will have, and the threads of each, from a configuration that is not checked yet.
+
+    Those that are not right cost time and nothing else.
+    """
+    if engine is not EngineChoice.GRPC:
+        return 0, 1
+
+    def number(table: str, key: str, default: int) -> int:
+        values = tables.get(table)
+        value = values.get(key) if isinstance(values, Mapping) else None
+        return value if isinstance(value, int) and value > 0 else default
+
+    cores = os.cpu_count() or 1
+    clients = number("partition", "clients", PartitionConfig.model_fields["clients"].default)
+    count = min(number("runtime", "client_processes", cores), clients, cores)
+    return count, number("runtime", "threads", RuntimeConfig.model_fields["threads"].default)
 
 
 def _algorithm(tables: Mapping[str, Any]) -> str:

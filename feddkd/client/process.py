@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
+
+TOLD_BY_STDIN = "--told-by-stdin"
 
 GIVE_UP_AFTER_S = 20.0
 """Simulated clients outlive their server by no more than this."""
@@ -80,8 +83,19 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
+def _told() -> list[str]:
+    """Read the arguments from standard input, where a line of JSON follows once they are known; end if none does."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit(0)
+    told: list[str] = json.loads(line)
+    return told
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the client processes that `feddkd run` starts."""
+    if arguments is None and sys.argv[1:] == [TOLD_BY_STDIN]:
+        arguments = _told()
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)
     parser.add_argument("config", type=Path, help="resolved configuration")
     parser.add_argument("--server", required=True, help="HOST:PORT")

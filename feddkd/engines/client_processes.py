@@ -13,6 +13,7 @@ from pathlib import Path
 
 from feddkd.config import Config
 from feddkd.data.partitions import client_ids
+from feddkd.engines.early_processes import EarlyProcesses
 from feddkd.engines.grpc import GrpcEngine
 
 logger = logging.getLogger(__name__)
@@ -24,25 +25,22 @@ class ClientProcesses:
     EXIT_TIMEOUT_S = 10.0
     OUTPUT_TIMEOUT_S = 1.0
 
-    def __init__(self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine) -> None:
+    def __init__(
+        self, config: Config, address: str, config_file: Path, state: Path, engine: GrpcEngine, early: EarlyProcesses | None = None
+    ) -> None:
+        """Deal the clients to processes, and tell these to take part.
+
+        Args:
+            early: processes that were started before; None for none.
+        """
         clients = range(len(client_ids(config.partition.clients)))
         count = min(config.runtime.client_processes or os.cpu_count() or 1, len(clients))
-        command = [sys.executable, "-m", "feddkd.client.process", str(config_file), "--server", address, "--state", str(state)]
-        # One thread pool a process: clients compute one at a time, so more OpenMP threads would only fight for cores.
-        environment = os.environ | {"OMP_NUM_THREADS": str(config.runtime.threads)}
-        # They import what this process can: a script's folder is on its path, and not on that of `python -m`.
-        environment["PYTHONPATH"] = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+        arguments = [str(config_file), "--server", address, "--state", str(state), "--end-with-stdin", "--clients"]
+        early = early or EarlyProcesses()
         self.processes = [
-            subprocess.Popen(
-                [*command, "--end-with-stdin", "--clients", *(str(client) for client in clients[first::count])],
-                env=environment,
-                stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # a signal to the whole group of this process is for this one, which says farewell
-            )
-            for first in range(count)
+            early.take([*arguments, *(str(client) for client in clients[first::count])], config.runtime.threads) for first in range(count)
         ]
+        early.close()
         self._engine = engine
         self._num_clients = len(clients)
         self._quorum = config.scheduler.quorum

@@ -21,6 +21,7 @@ from feddkd.data.labels import check_labels, check_partition
 from feddkd.data.partitions import class_counts, client_ids, partition
 from feddkd.data.seeding import reads_for
 from feddkd.engines.client_processes import ClientProcesses
+from feddkd.engines.early_processes import EarlyProcesses
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.local_clients import LocalClients
@@ -143,6 +144,7 @@ def run_federation(
     observers: Observers | Iterable[Observer] = (),
     *,
     resumed: bool = False,
+    early: EarlyProcesses | None = None,
 ) -> RunRecord:
     """Run all rounds with simulated clients on this machine.
 
@@ -151,6 +153,7 @@ def run_federation(
             record of the configuration, give them and this function `resolve(config)`.
         out: the journal goes there, and below it, into `clients`, the clients' state directories and configuration.
         resumed: go on with the run whose journal is there.
+        early: client processes that were started before, for the engine over gRPC.
 
     Raises:
         ConfigError: data, partition, model or algorithm are not as the configuration says.
@@ -164,7 +167,7 @@ def run_federation(
     journal = resume(out, config, spent_before(out)) if resumed else new_journal(out, new_run_id(), config)
     with contextlib.closing(journal):
         told.tell(lambda observer: observer.partitioned(federation.class_counts))
-        with _engine(engine_name, config, journal, initial, out) as engine:
+        with _engine(engine_name, config, journal, initial, out, early) as engine:
             if isinstance(engine, GrpcEngine):
                 engine.give_class_names(federation.class_names, "the simulation")
             scheduler = Scheduler(
@@ -190,7 +193,9 @@ def _class_counts(config: Config, labels: Tensor, classes: int) -> dict[str, lis
 
 
 @contextlib.contextmanager
-def _engine(name: EngineName, config: Config, journal: Journal, initial: InitialModel, out: Path) -> Iterator[Engine]:
+def _engine(
+    name: EngineName, config: Config, journal: Journal, initial: InitialModel, out: Path, early: EarlyProcesses | None
+) -> Iterator[Engine]:
     state = out / "clients"
     if is_finished(journal.entries):  # nobody is needed but to write the record again
         with InProcessEngine({}, config.transport.chunk_bytes) as empty:
@@ -207,7 +212,7 @@ def _engine(name: EngineName, config: Config, journal: Journal, initial: Initial
         return
     engine = engine_of(config, journal, initial, out)
     port = engine.start(LOOPBACK, 0)
-    processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine)
+    processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine, early)
     try:
         yield engine
     finally:
