@@ -95,7 +95,7 @@ def _told() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the client processes that `feddkd run` starts."""
     if arguments is None and sys.argv[1:] == [TOLD_BY_STDIN]:
-        arguments = _told()
+        sys.argv[1:] = arguments = _told()
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)
     parser.add_argument("config", type=Path, help="resolved configuration")
     parser.add_argument("--server", required=True, help="HOST:PORT")
