@@ -1,0 +1,144 @@
+"""A CUDA device that is none: tensors that say they are on it, and operations that refuse what CUDA would refuse.
+
+It finds operations on tensors of two devices, and reads of a device tensor's memory as if it were the CPU's. What it
+computes is computed on the CPU, so results are those of the CPU, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+CUDA = torch.device("cuda", 0)
+
+aten = torch.ops.aten
+
+COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}
+"""Operations whose arguments may be on two devices."""
+
+INDEXED_FROM_CPU = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default, aten.index_put.default}
+"""CUDA takes indices from the CPU: it copies them, while the host waits."""
+
+
+class MixedDevicesError(RuntimeError):
+    """An operation that CUDA refuses: its tensors are on two devices."""
+
+
+class TaggedTensor(Tensor):
+    """A tensor on the pretended device; its values are in `inner`, on the CPU.
+
+    To PyTorch's C++ code it is on the meta device, which has no memory to read by mistake.
+    """
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> TaggedTensor:
+        made: TaggedTensor = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device="meta"
+        )
+        return made
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Let `Module.to` exchange parameters for those on this device."""
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: object) -> TaggedTensor:
+        return TaggedTensor(inner["inner"])
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        return False
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"TaggedTensor({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+class PretendedCuda(TorchDispatchMode):
+    """While it is active, tensors can be made on the pretended device and copied to it.
+
+    Attributes:
+        crossings: copies between the devices, by direction ("to", "from").
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossings: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {}, self.crossings)
+
+
+def run(func: Any, args: Any, kwargs: dict[str, Any], crossings: Counter[str] | None = None) -> Any:
+    """Run an operation on the values, and tag what it returns. Raises MixedDevicesError."""
+    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    tagged = any(isinstance(each, TaggedTensor) for each in tensors)
+    plain = any(not isinstance(each, TaggedTensor) for each in tensors)
+    wanted = kwargs.get("device")
+    onto = tagged if wanted is None else torch.device(wanted).type == "cuda"
+    if func in COPIES and crossings is not None:
+        target = onto if func is aten._to_copy.default else isinstance(tree_flatten(args)[0][0], TaggedTensor)
+        source = isinstance(tensors[-1], TaggedTensor)
+        if source != target:
+            crossings["to" if target else "from"] += 1
+    if tagged and plain:
+        _check_mixed(func, args, tensors)
+    if wanted is not None and onto:
+        kwargs = {**kwargs, "device": "cpu"}
+    values = func(*_untagged(args), **_untagged(kwargs))
+    if _returns_first(func):
+        return args[0]
+    return tree_map_only(Tensor, TaggedTensor, values) if onto else values
+
+
+def _check_mixed(func: Any, args: Any, tensors: list[Tensor]) -> None:
+    if func in COPIES:
+        return
+    if func in INDEXED_FROM_CPU and isinstance(args[0], TaggedTensor):
+        rest = [args[0], *(leaf for leaf in tree_flatten(args[2:])[0] if isinstance(leaf, Tensor))]
+        tensors = rest
+    if any(not isinstance(each, TaggedTensor) and each.ndim > 0 for each in tensors):
+        places = ", ".join(f"{'cuda:0' if isinstance(each, TaggedTensor) else 'cpu'}{list(each.shape)}" for each in tensors)
+        raise MixedDevicesError(f"{func}: Expected all tensors to be on the same device, but found at least two: {places}")
+
+
+def _returns_first(func: Any) -> bool:
+    """Tell whether an operation writes to its first argument and returns it."""
+    schema = func._schema
+    alias = schema.arguments[0].alias_info if schema.arguments else None
+    back = schema.returns[0].alias_info if len(schema.returns) == 1 else None
+    return bool(alias and alias.is_write and back and back.is_write)
+
+
+def _untagged(values: Any) -> Any:
+    return tree_map_only(TaggedTensor, lambda each: each.inner, values)
