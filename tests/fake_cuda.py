@@ -76,7 +76,8 @@ class _Recording(TorchDispatchMode):
     def _before_write(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep what an operation overwrites: a recorded operation is not done yet."""
         for number, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            if not is_written and argument.name not in ("running_mean", "running_var"):  # BatchNorm's schema does not say it
                 continue
             value = args[number] if number < len(args) else kwargs.get(argument.name)
             for tensor in value if isinstance(value, list | tuple) else [value]:

@@ -7,12 +7,18 @@ computes is computed on the CPU, so results are those of the CPU, bit for bit.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from fake_cuda import FakeRuntime
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+
+from feddkd.devices import chosen
 
 CUDA = torch.device("cuda", 0)
 
@@ -76,6 +82,12 @@ class TaggedTensor(Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied = self.detach().clone()
+        found = nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
+        memo[id(self)] = found
+        return found
+
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"TaggedTensor({self.inner!r})"
 
@@ -99,13 +111,32 @@ class PretendedCuda(TorchDispatchMode):
         return run(func, args, kwargs or {}, self.crossings)
 
 
+@contextmanager
+def pretended_cuda() -> Iterator[PretendedCuda]:
+    """Let `runtime.device = "cuda:0"` be the pretended device, in this thread."""
+    with (
+        mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
+        mock.patch.object(torch.cuda, "device_count", lambda: 1),
+        mock.patch.object(torch.cuda, "current_device", lambda: 0),
+        mock.patch.object(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8)),
+        mock.patch.object(torch.cuda, "set_rng_state", lambda state, device: None),
+        mock.patch.object(chosen, "CudaRuntime", FakeRuntime),
+        PretendedCuda() as mode,
+    ):
+        chosen._cuda.cache_clear()
+        try:
+            yield mode
+        finally:
+            chosen._cuda.cache_clear()
+
+
 def run(func: Any, args: Any, kwargs: dict[str, Any], crossings: Counter[str] | None = None) -> Any:
     """Run an operation on the values, and tag what it returns. Raises MixedDevicesError."""
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     tagged = any(isinstance(each, TaggedTensor) for each in tensors)
     plain = any(not isinstance(each, TaggedTensor) for each in tensors)
     wanted = kwargs.get("device")
-    onto = tagged if wanted is None else torch.device(wanted).type == "cuda"
+    onto = tagged if wanted is None else torch.device(wanted).type in ("cuda", "meta")  # meta is what autograd knows
     if func in COPIES and crossings is not None:
         target = onto if func is aten._to_copy.default else isinstance(tree_flatten(args)[0][0], TaggedTensor)
         source = isinstance(tensors[-1], TaggedTensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ def local_step(
         optimizer.step()
         return loss.detach()
 
-    why_eager = None if site.device.type == "cpu" else why_not_repeated(site, objective, optimizer)
+    why_eager = partial(why_not_repeated, site, objective, optimizer)
     return device_for(site.device).repeated(step, steps, why_eager, optimizer.capturable)
 
 

@@ -56,12 +56,14 @@ class Cuda:
             return resident.batches(order, batch_size)
         return overlapped(examples.batches(order, batch_size), self._device, self._runtime)
 
-    def repeated(self, step: Step, steps: int, why_eager: str | None, capturable: Callable[[], AbstractContextManager[None]]) -> Step:
+    def repeated(
+        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
+    ) -> Step:
         """Return a step that is recorded as a CUDA graph after a few calls, or `step` itself; the log says once why."""
-        if why_eager is not None:
-            say_once(why_eager)
-            return step
         if steps < FEWEST_STEPS:
+            return step
+        if (why := why_eager()) is not None:
+            say_once(why)
             return step
         return RepeatedStep(step, self._runtime, capturable, self._one_records)
 

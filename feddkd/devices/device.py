@@ -47,13 +47,15 @@ class Device(Protocol):
         """Yield what `examples.batches` yields, with inputs and targets on this device; the index stays on the CPU."""
         ...
 
-    def repeated(self, step: Step, steps: int, why_eager: str | None, capturable: Callable[[], AbstractContextManager[None]]) -> Step:
+    def repeated(
+        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
+    ) -> Step:
         """Return what takes a step that is repeated, in the fastest way that gives the same result.
 
         Args:
             step: one step; it does the same operations for batches of the same shapes.
             steps: how many are planned.
-            why_eager: why its operations cannot be recorded and repeated; None where they can.
+            why_eager: says why its operations cannot be recorded and repeated; None where they can.
             capturable: entered while they are recorded.
         """
         ...
@@ -74,7 +76,9 @@ class Cpu:
     def batches(self, examples: ReadableExamples, order: Tensor, batch_size: int) -> Iterator[Batch]:
         return examples.batches(order, batch_size)
 
-    def repeated(self, step: Step, steps: int, why_eager: str | None, capturable: Callable[[], AbstractContextManager[None]]) -> Step:
+    def repeated(
+        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
+    ) -> Step:
         return step
 
     def transfer(self, pairs: Pairs) -> None:
