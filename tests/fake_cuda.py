@@ -56,11 +56,11 @@ class FakeGraph:
                 operation()
 
 
-class _Recording(TorchDispatchMode):
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps each operation with its tensors. Raises RuntimeError where the CPU would read a result, as CUDA does."""
 
     def __init__(self, graph: FakeGraph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -87,7 +87,7 @@ class _Recording(TorchDispatchMode):
                     self._written.setdefault(key, (base, base.detach().clone()))
 
     def __exit__(self, *details: object) -> None:
-        super().__exit__(*details)  # type: ignore[arg-type]
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for tensor, before in self._written.values():
                 tensor.detach().copy_(before)
@@ -111,7 +111,7 @@ class FakeRuntime:
         fails: what recording raises; None for nothing.
     """
 
-    def __init__(self, device: torch.device = torch.device("cpu"), free: int = 1 << 30) -> None:
+    def __init__(self, device: torch.device | None = None, free: int = 1 << 30) -> None:
         self.calls: list[str] = []
         self.free = free
         self.fails: Exception | None = None

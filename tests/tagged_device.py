@@ -36,30 +36,30 @@ class MixedDevicesError(RuntimeError):
 
 
 class TaggedTensor(Tensor):
-    """A tensor on the pretended device; its values are in `inner`, on the CPU.
+    """A tensor on the pretended device; its values are in `of`, on the CPU.
 
     To PyTorch's C++ code it is on the meta device, which has no memory to read by mistake.
     """
 
-    inner: Tensor
+    of: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> TaggedTensor:
         made: TaggedTensor = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device="meta"
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device=torch.device("meta")
         )
         return made
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.of = inner
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         """Let `Module.to` exchange parameters for those on this device."""
-        return ["inner"], None
+        return ["of"], None
 
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Tensor], *_: object) -> TaggedTensor:
-        return TaggedTensor(inner["inner"])
+        return TaggedTensor(inner["of"])
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -74,13 +74,13 @@ class TaggedTensor(Tensor):
         return False
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.of.data_ptr()
 
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
     def tolist(self) -> Any:
-        return self.inner.tolist()
+        return self.of.tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self.detach().clone()
@@ -88,15 +88,17 @@ class TaggedTensor(Tensor):
         memo[id(self)] = found
         return found
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
-        return f"TaggedTensor({self.inner!r})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"TaggedTensor({self.of!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 
-class PretendedCuda(TorchDispatchMode):
+class PretendedCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, tensors can be made on the pretended device and copied to it.
 
     Attributes:
@@ -104,7 +106,7 @@ class PretendedCuda(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.crossings: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,11 +117,11 @@ class PretendedCuda(TorchDispatchMode):
 def pretended_cuda() -> Iterator[PretendedCuda]:
     """Let `runtime.device = "cuda:0"` be the pretended device, in this thread."""
     with (
-        mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
-        mock.patch.object(torch.cuda, "device_count", lambda: 1),
-        mock.patch.object(torch.cuda, "current_device", lambda: 0),
-        mock.patch.object(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8)),
-        mock.patch.object(torch.cuda, "set_rng_state", lambda state, device: None),
+        mock.patch.object(torch.cuda, "_lazy_init"),
+        mock.patch.object(torch.cuda, "device_count", return_value=1),
+        mock.patch.object(torch.cuda, "current_device", return_value=0),
+        mock.patch.object(torch.cuda, "get_rng_state", return_value=torch.zeros(16, dtype=torch.uint8)),
+        mock.patch.object(torch.cuda, "set_rng_state"),
         mock.patch.object(chosen, "CudaRuntime", FakeRuntime),
         PretendedCuda() as mode,
     ):
@@ -172,4 +174,4 @@ def _returns_first(func: Any) -> bool:
 
 
 def _untagged(values: Any) -> Any:
-    return tree_map_only(TaggedTensor, lambda each: each.inner, values)
+    return tree_map_only(TaggedTensor, lambda each: each.of, values)

@@ -6,14 +6,14 @@ None of this has been measured, and its tests run on a stand-in for `torch.cuda`
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from feddkd.devices.blocks import Staging
-from feddkd.devices.device import Batch, Pairs, ReadableExamples, Step
+from feddkd.devices.device import Batch, Pairs, ReadableExamples, Reason, Recording, Step
 from feddkd.devices.graphs import FEWEST_STEPS, RepeatedStep, say_once
 from feddkd.devices.prefetch import overlapped
 from feddkd.devices.resident import Residents
@@ -56,9 +56,7 @@ class Cuda:
             return resident.batches(order, batch_size)
         return overlapped(examples.batches(order, batch_size), self._device, self._runtime)
 
-    def repeated(
-        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
-    ) -> Step:
+    def repeated(self, step: Step, steps: int, why_eager: Reason, capturable: Recording) -> Step:
         """Return a step that is recorded as a CUDA graph after a few calls, or `step` itself; the log says once why."""
         if steps < FEWEST_STEPS:
             return step

@@ -19,6 +19,12 @@ Step = Callable[[Tensor, Structure, Structure], Tensor]
 The loss is valid until the next step.
 """
 
+Reason = Callable[[], str | None]
+"""Says why a step's operations cannot be recorded and repeated; None where they can."""
+
+Recording = Callable[[], AbstractContextManager[None]]
+"""Makes a context that is entered while a step is recorded."""
+
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """Destinations and sources of copies."""
 
@@ -47,16 +53,14 @@ class Device(Protocol):
         """Yield what `examples.batches` yields, with inputs and targets on this device; the index stays on the CPU."""
         ...
 
-    def repeated(
-        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
-    ) -> Step:
+    def repeated(self, step: Step, steps: int, why_eager: Reason, capturable: Recording) -> Step:
         """Return what takes a step that is repeated, in the fastest way that gives the same result.
 
         Args:
             step: one step; it does the same operations for batches of the same shapes.
             steps: how many are planned.
-            why_eager: says why its operations cannot be recorded and repeated; None where they can.
-            capturable: entered while they are recorded.
+            why_eager: whether its operations can be recorded and repeated.
+            capturable: for the recording.
         """
         ...
 
@@ -76,9 +80,7 @@ class Cpu:
     def batches(self, examples: ReadableExamples, order: Tensor, batch_size: int) -> Iterator[Batch]:
         return examples.batches(order, batch_size)
 
-    def repeated(
-        self, step: Step, steps: int, why_eager: Callable[[], str | None], capturable: Callable[[], AbstractContextManager[None]]
-    ) -> Step:
+    def repeated(self, step: Step, steps: int, why_eager: Reason, capturable: Recording) -> Step:
         return step
 
     def transfer(self, pairs: Pairs) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from feddkd.devices.device import Step
+from feddkd.devices.device import Recording, Step
 from feddkd.devices.runtime import Graph, Runtime
 from feddkd.structures import Structure, leaves, map_leaves
 
@@ -42,7 +40,7 @@ class RepeatedStep:
         self,
         step: Step,
         runtime: Runtime,
-        capturable: Callable[[], AbstractContextManager[None]],
+        capturable: Recording,
         one_records: threading.Lock,
     ) -> None:
         """Prepare to record.

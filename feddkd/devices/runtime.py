@@ -93,7 +93,7 @@ class CudaRuntime:
         self._device = device
 
     def stream(self) -> Stream:
-        made: Stream = torch.cuda.Stream(self._device)
+        made: Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return made
 
     def current(self) -> Stream:
@@ -103,7 +103,7 @@ class CudaRuntime:
         return torch.cuda.stream(stream)
 
     def event(self) -> Event:
-        made: Event = torch.cuda.Event()
+        made: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         return made
 
     def pinned(self, size_bytes: int) -> Tensor:

@@ -15,9 +15,9 @@ def find_device(name: str) -> torch.device:
         return device
     count = torch.cuda.device_count()
     if count == 0:
-        built = "" if torch.backends.cuda.is_built() else f"; torch {torch.__version__} is built without CUDA"
+        built = "" if torch.version.cuda else f"; torch {torch.__version__} is built without CUDA"
         raise ConfigError(f"runtime.device = {name!r}: this machine has no CUDA device{built}")
-    if device.index is None:
+    if name == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     if device.index >= count:
         raise ConfigError(f"runtime.device = {name!r}: this machine has {count} CUDA devices, of which the last is cuda:{count - 1}")

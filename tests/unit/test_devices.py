@@ -54,11 +54,16 @@ def test_data_that_fit_are_moved_once_for_all_subsets(monkeypatch: pytest.Monkey
     runtime = FakeRuntime()
     device = Cuda(CPU, runtime)
     place = device._residents._place
-    monkeypatch.setattr(device._residents, "_place", lambda tensor: moved.append(tensor.data_ptr()) or place(tensor))
+
+    def counted(tensor: Tensor) -> Tensor:
+        moved.append(tensor.data_ptr())
+        return place(tensor)
+
+    monkeypatch.setattr(device._residents, "_place", counted)
     placed = [device._residents.of(EXAMPLES.subset(torch.tensor(rows))) for rows in ([1, 2], [3])]
     assert None not in placed
     assert moved.count(INPUTS.data_ptr()) == 2
-    assert len({id(each._placed._inputs) for each in placed}) == 1  # type: ignore[union-attr,attr-defined]
+    assert len({id(each._placed._inputs) for each in placed}) == 1  # type: ignore[union-attr]
     assert "pin" not in " ".join(runtime.calls)
 
 

@@ -102,8 +102,8 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
         assert there[torch.tensor([1, 2])].cpu().equal(here[:2])
 
 
-def test_used_up_memory_names_the_keys_that_help(tmp_path: Path) -> None:
+def test_used_up_memory_names_the_keys_that_help() -> None:
     config = Config.load(overrides=["training.batch_size=512", "runtime.device=cuda:0"])
-    with pytest.raises(ClientError, match=r"runtime\.device = 'cuda:0': its memory is used up; lower training\.batch_size \(512\)"):
-        with named_memory_errors(config):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+    told = r"runtime\.device = 'cuda:0': its memory is used up; lower training\.batch_size \(512\)"
+    with pytest.raises(ClientError, match=told), named_memory_errors(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
