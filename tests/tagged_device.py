@@ -88,7 +88,7 @@ class TaggedTensor(Tensor):
         memo[id(self)] = found
         return found
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"TaggedTensor({self.of!r})"
 
     @classmethod
