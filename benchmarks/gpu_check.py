@@ -1,11 +1,12 @@
-"""Check and measure `runtime.device = "cuda"` on a machine that has a GPU; it takes less than ten minutes.
+"""Check and measure `runtime.device = "cuda"` on a machine with a GPU, in less than ten minutes.
 
 python benchmarks/gpu_check.py [--device cuda] [--repeats 7] [--short] [--save FILE]
 
-First what has to hold: clients on the device train to the accuracy of clients on the CPU, and a CUDA graph of a local
-step leads to the model that single steps lead to. Then what it costs: local training as a bare PyTorch loop on the
-device, as clients do it step by step, and as they do it by a graph, in turn in each repeat. A ratio is that of the
-times of one repeat. The exit code is 1 where a check fails, and 2 on a machine without a GPU.
+First what has to hold: clients on the device train to the accuracy of clients on the CPU, and a
+CUDA graph of a local step leads to the model that single steps lead to. Then what it costs: local
+training as a bare PyTorch loop on the device, as clients do it step by step, and as they do it by a
+graph, in turn in each repeat. A ratio is that of the times of one repeat. The exit code is 1 where
+a check fails, and 2 on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from feddkd.tensors import Tensors
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the clients import this file for its data
 
 ACCURACY_APART = 0.02
-"""Most that the accuracies on the CPU and on the device may differ: rounding differs, and few test examples are near."""
+"""Most that the accuracies on the CPU and on the device may differ: they round differently."""
 
 GRAPH_APART = 1e-4
-"""Most that the updates of a graph and of single steps may differ, relative to their norm: the kernels are the same."""
+"""Most that the updates of a graph and of single steps may differ, relative to their norm."""
 
 CLASSES, SHAPE = 10, (3, 32, 32)
 

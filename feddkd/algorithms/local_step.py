@@ -21,18 +21,20 @@ def local_step(
     optimizer: LocalOptimizer,
     steps: int,
 ) -> Step:
-    """Return what takes one of `steps` steps on a batch and returns its loss, in the way of the site's device.
+    """Return what takes one step on a batch and returns its loss, as the site's device does it.
 
     Args:
         parameters: by name, those that take gradients.
         optimizer: of these parameters.
+        steps: how many are planned.
     """
 
     def step(index: Tensor, inputs: Structure, targets: Structure) -> Tensor:
         optimizer.zero_grad()
         loss = objective.loss(index, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        # A parameter that the loss does not depend on has no gradient, and the optimizer leaves it as it is.
+        # A parameter that the loss does not depend on has no gradient.
+        # The optimizer leaves it as it is.
         objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
         optimizer.step()
         return loss.detach()
@@ -42,9 +44,10 @@ def local_step(
 
 
 def why_not_repeated(site: Site, objective: LocalObjective, optimizer: LocalOptimizer) -> str | None:
-    """Say why a recorded step would not do what the step does; None where nothing speaks against it.
+    """Say why a recorded step would not do what the step does; None where it would.
 
-    What code of the user's own does in Python happens once, while it is recorded, so such a step is not repeated.
+    What code of the user's own does in Python happens once, while it is recorded.
+    So such a step is not repeated.
     """
     if not all(is_stateless(module) for module in site.module.modules()):
         return f"model {site.config.model.name!r} has layers or hooks that are not PyTorch's own"

@@ -14,7 +14,7 @@ from feddkd.imports import one_line
 
 @contextmanager
 def named_memory_errors(config: Config) -> Iterator[None]:
-    """Turn what torch raises inside, where a device's memory is used up, into a message for the user.
+    """Turn what torch raises, where a device's memory is used up, into a message for the user.
 
     Raises:
         ClientError: with the keys that lower the need for memory.

@@ -164,7 +164,7 @@ class TransportConfig(Table):
 class RuntimeConfig(Table):
     """How processes use the machine."""
 
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="device on which clients compute; see docs/how-to/gpu.md")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="device on which clients compute")
     threads: int = Field(
         1,
         ge=1,

@@ -1,4 +1,4 @@
-"""Where clients compute: the CPU, which needs nothing, or a CUDA device, with its copies, streams and graphs."""
+"""Where clients compute: the CPU, or a CUDA device with its copies, streams and graphs."""
 
 from feddkd.devices.chosen import copy_all, device_for
 from feddkd.devices.device import Batch, Cpu, Device, ReadableExamples, Step

@@ -19,7 +19,7 @@ ALIGNED_BYTES = 8
 
 
 class Staging:
-    """The pinned memory of one device that tensors pass through; it is as large as the largest block so far."""
+    """Pinned memory that tensors pass through, as large as the largest block so far."""
 
     def __init__(self, device: torch.device, runtime: Runtime) -> None:
         self._device = device
@@ -28,7 +28,7 @@ class Staging:
         self._pinned = torch.empty(0, dtype=torch.uint8)
 
     def transfer(self, pairs: Pairs) -> None:
-        """Copy each source to its destination; either all destinations are on the device, or all sources.
+        """Copy each source to its destination; all sources are on one side, the CPU or the device.
 
         The copies are complete once this returns: the pinned memory is free for the next ones.
         """
@@ -76,7 +76,7 @@ def _blocks(pairs: Pairs) -> Iterator[Pairs]:
 
 
 def _parts(block: Tensor, like: list[Tensor]) -> Iterator[Tensor]:
-    """View parts of a block, uint8 [n], one after the other, as tensors of these dtypes and shapes."""
+    """View parts of a block, uint8 [n], in order, as tensors of these dtypes and shapes."""
     start = 0
     for tensor in like:
         yield block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

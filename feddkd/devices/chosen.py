@@ -16,7 +16,7 @@ _cpu = Cpu()
 
 
 def device_for(device: torch.device) -> Device:
-    """Return what a device does for a training loop: one object for each CUDA device of this process."""
+    """Return what a device does for a training loop; one object for each CUDA device."""
     return _cuda(device) if device.type == "cuda" else _cpu
 
 
@@ -26,11 +26,12 @@ def _cuda(device: torch.device) -> Cuda:
 
 
 def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy each source to its destination, of the same shape; those that come from or go to a CUDA device together."""
+    """Copy each source to its destination; those from or to a CUDA device together."""
     across: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
     for destination, source in pairs:
         if destination.is_cuda != source.is_cuda:
-            across.setdefault(destination.device if destination.is_cuda else source.device, []).append((destination, source))
+            device = destination.device if destination.is_cuda else source.device
+            across.setdefault(device, []).append((destination, source))
         else:
             destination.copy_(source)
     for device, both in across.items():

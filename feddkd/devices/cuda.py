@@ -1,6 +1,6 @@
 """A CUDA device: data that stay there or come in time, models in one copy, steps as CUDA graphs.
 
-None of this has been measured, and its tests run on a stand-in for `torch.cuda`: see docs/how-to/gpu.md.
+None of this has been measured; tests run on a stand-in for `torch.cuda` (docs/how-to/gpu.md).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Cuda:
         self._residents = Residents(device, runtime)
         self._staging = Staging(device, runtime)
         self._one_records = threading.Lock()
+        self._one_begins = threading.Lock()
+        self._copying: Stream | None = None
 
     def new_stream(self) -> Stream:
         return self._runtime.stream()
@@ -50,14 +52,21 @@ class Cuda:
             outer.wait_stream(stream)
 
     def batches(self, examples: ReadableExamples, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield batches on the device: gathered there where the examples fit, or copied while the one before is computed on."""
+        """Yield batches on the device: gathered there if the examples fit, or copied ahead."""
         resident = self._residents.of(examples)
         if resident is not None:
             return resident.batches(order, batch_size)
-        return overlapped(examples.batches(order, batch_size), self._device, self._runtime)
+        return overlapped(examples.batches(order, batch_size), self._device, self._runtime, self._copies())
+
+    def _copies(self) -> Stream:
+        """Return the stream of copies; one for all, since each stream keeps memory of its own."""
+        with self._one_begins:
+            if self._copying is None:
+                self._copying = self._runtime.stream()
+            return self._copying
 
     def repeated(self, step: Step, steps: int, why_eager: Reason, capturable: Recording) -> Step:
-        """Return a step that is recorded as a CUDA graph after a few calls, or `step` itself; the log says once why."""
+        """Return a step that becomes a CUDA graph after a few calls, or `step`; the log says why."""
         if steps < FEWEST_STEPS:
             return step
         if (why := why_eager()) is not None:

@@ -14,9 +14,9 @@ Batch = tuple[Tensor, Structure, Structure]
 """index int64 [B] on the CPU, inputs [B, ...], targets [B, ...]."""
 
 Step = Callable[[Tensor, Structure, Structure], Tensor]
-"""Takes one training step on a batch (index, inputs, targets) and returns its loss, a scalar without a gradient.
+"""Takes one training step on a batch (index, inputs, targets) and returns its loss.
 
-The loss is valid until the next step.
+The loss is a scalar without a gradient, valid until the next step.
 """
 
 Reason = Callable[[], str | None]
@@ -50,7 +50,7 @@ class Device(Protocol):
         ...
 
     def batches(self, examples: ReadableExamples, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield what `examples.batches` yields, with inputs and targets on this device; the index stays on the CPU."""
+        """Yield what `examples.batches` yields, with inputs and targets on this device."""
         ...
 
     def repeated(self, step: Step, steps: int, why_eager: Reason, capturable: Recording) -> Step:
@@ -65,7 +65,7 @@ class Device(Protocol):
         ...
 
     def transfer(self, pairs: Pairs) -> None:
-        """Copy tensors between the CPU and this device, together; the copies are complete once this returns."""
+        """Copy tensors between the CPU and this device, together; they are there on return."""
 
 
 class Cpu:

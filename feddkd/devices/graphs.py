@@ -14,7 +14,7 @@ from feddkd.devices.runtime import Graph, Runtime
 from feddkd.structures import Structure, leaves, map_leaves
 
 WARM_UP = 3
-"""Steps before one is recorded: libraries choose their algorithms, and optimizers make their state."""
+"""Steps before one is recorded: libraries choose algorithms, optimizers make their state."""
 
 FEWEST_STEPS = 20
 """Of one local training; for fewer, recording costs more than it saves. A guess: not measured."""
@@ -25,15 +25,16 @@ logger = logging.getLogger(__name__)
 @cache
 def say_once(why: str) -> None:
     """Log why steps are not replayed, once for each reason."""
-    logger.warning("runtime.device: steps of local training run one by one, not as a CUDA graph: %s", why)
+    said = "runtime.device: steps of local training run one by one, not as a CUDA graph: %s"
+    logger.warning(said, why)
 
 
 class RepeatedStep:
-    """A step that the device does again from a recording, where a batch has the shapes that were recorded.
+    """A step that the device repeats from a recording, for batches of the recorded shapes.
 
-    The first calls run as they are, and say the shapes. Then one step is recorded, on tensors of its own that each
-    batch is copied to. A batch of other shapes, such as the last one of a pass, runs as it is. A step that draws
-    random numbers, or that cannot be recorded, is never replayed.
+    The first calls run as they are, and say the shapes. Then one step is recorded, on tensors of
+    its own that each batch is copied to. A batch of other shapes, such as the last one of a pass,
+    runs as it is. A step that draws random numbers, or that cannot be recorded, is not replayed.
     """
 
     def __init__(

@@ -20,13 +20,12 @@ class _OnTheWay(NamedTuple):
     copied: Event
 
 
-def overlapped(batches: Iterator[Batch], device: torch.device, runtime: Runtime) -> Iterator[Batch]:
+def overlapped(batches: Iterator[Batch], device: torch.device, runtime: Runtime, copies: Stream) -> Iterator[Batch]:
     """Yield batches of the CPU with inputs and targets on a device, one behind the copies.
 
-    A batch is copied from pinned memory on a stream of its own. So the device copies the next batch while it computes
-    on this one, and neither it nor the host waits for the other.
+    A batch is copied from pinned memory on the stream `copies`. So the device copies the next batch
+    while it computes on this one, and the host waits for neither.
     """
-    copies = runtime.stream()
     waiting: _OnTheWay | None = None
     for batch in batches:
         begun = _begin(batch, device, runtime, copies)

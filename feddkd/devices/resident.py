@@ -28,7 +28,7 @@ class Placeable(Protocol):
         ...
 
     def gather(self, index: Tensor) -> tuple[Structure, Structure]:
-        """Return the inputs and targets of the examples that `index` (int64 [B]) names, where it is on their device."""
+        """Return inputs and targets of the examples that `index` names: int64 [B], on their device."""
         ...
 
 
@@ -63,9 +63,9 @@ class Residents:
         self._examples: WeakKeyDictionary[Placeable, ResidentExamples | None] = WeakKeyDictionary()
 
     def of(self, examples: ReadableExamples) -> ResidentExamples | None:
-        """Return examples as they are on the device; None where they are read on demand, or do not fit.
+        """Return examples as they are on the device; None if they are read on demand or do not fit.
 
-        What did not fit is not tried again, so a client's batches come in the same way in every round.
+        What did not fit is not tried again.
         """
         if not isinstance(examples, Placeable):
             return None

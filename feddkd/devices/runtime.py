@@ -1,4 +1,4 @@
-"""The part of `torch.cuda` that clients use, in one place: tests put something else in its place."""
+"""The part of `torch.cuda` that clients use, in one place, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Runtime(Protocol):
         ...
 
     def keep_for(self, tensor: Tensor, stream: Stream) -> None:
-        """Let no memory of a tensor on the device be used again before a stream is through with it."""
+        """Keep the memory of a tensor on the device until a stream is through with it."""
 
     def free_bytes(self) -> int:
         """Return how much memory of the device nobody uses."""
@@ -82,7 +82,7 @@ class Runtime(Protocol):
         ...
 
     def recording(self, graph: Any) -> AbstractContextManager[Any]:
-        """Record the work of the current stream instead of doing it. Raises RuntimeError if it cannot be recorded."""
+        """Record the work of the current stream instead of doing it. Raises RuntimeError."""
         ...
 
 
@@ -126,5 +126,6 @@ class CudaRuntime:
         return made
 
     def recording(self, graph: Any) -> AbstractContextManager[Any]:
-        # Other threads may compute for other clients meanwhile: only this one must not touch what breaks a recording.
-        return torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device), capture_error_mode="thread_local")
+        # thread_local: other threads may compute for other clients meanwhile.
+        stream = torch.cuda.current_stream(self._device)
+        return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")

@@ -9,7 +9,7 @@ _STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
 
 
 def is_stateless(module: nn.Module) -> bool:
-    """Whether nothing but library code runs in a module's forward and backward pass; its submodules do not count."""
+    """Whether nothing but library code runs in a module's passes, apart from its submodules."""
     package = type(module).__module__
     if not any(package == known or package.startswith(f"{known}.") for known in _STATELESS_PACKAGES):
         return False

@@ -59,7 +59,13 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, *OTHERS])
+VARIANTS = ("feddkd ", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedexp", "fedavg ", "fedavg_sgd")
+"""Their clients compute what those of the others do."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith(VARIANTS) else name for name in [*ALGORITHMS, *OTHERS]]
+)
 def test_every_algorithm_computes_on_the_device_alone(name: str, tmp_path: Path) -> None:
     overrides = [part for part in {**ALGORITHMS, **OTHERS}[name] if not part.startswith("rounds=")]
     check_same(Config.load(overrides=[*SMALL, *overrides]), tmp_path)
