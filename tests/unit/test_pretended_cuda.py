@@ -59,7 +59,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 
 
-VARIANTS = ("feddkd ", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedexp", "fedavg ", "fedavg_sgd")
+VARIANTS = (
+    *("feddkd from", "feddkd without", "feddkd clipped", "feddkd with fedntd", "feddkd with half"),
+    *("fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedexp", "fedavg with", "fedavg_sgd"),
+)
 """Their clients compute what those of the others do."""
 
 
