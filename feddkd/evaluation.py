@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
+from feddkd.devices import device_for
 from feddkd.exchange import Evaluation
-from feddkd.structures import to_device
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 
 BATCH_SIZE = 32
@@ -71,9 +71,9 @@ def evaluate(
     loss_sum = 0.0
     with eval_mode(module):
         order = torch.arange(len(examples))
-        for index, inputs, labels in examples.batches(order, batch_size):
+        for index, inputs, targets in device_for(device).batches(examples, order, batch_size):
             check()
-            outputs, targets = task.outputs(module, to_device(inputs, device)), to_device(labels, device)
+            outputs = task.outputs(module, inputs)
             used[index] = True
             if metrics.has_one_class:
                 correct[index] = task.correct(outputs, targets).cpu()

@@ -24,6 +24,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from feddkd.devices import copy_all
 from feddkd.errors import SchemaError
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -244,13 +245,15 @@ class Tensors(Mapping[str, Tensor]):
             SchemaError: a tensor is missing or has another dtype or shape.
         """
         out = cls.empty(schema)
+        pairs = []
         for spec in schema.specs:
             tensor = source.get(spec.name)
             if tensor is None:
                 raise SchemaError(f"tensor {spec.name!r} is missing")
             if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
                 raise SchemaError(f"tensor {TensorSpec(spec.name, tensor.dtype, tuple(tensor.shape))} where {spec} is expected")
-            out[spec.name].copy_(tensor.detach())
+            pairs.append((out[spec.name], tensor.detach()))
+        copy_all(pairs)
         return out
 
     @classmethod
@@ -262,9 +265,7 @@ class Tensors(Mapping[str, Tensor]):
     def load_into(self, module: nn.Module) -> None:
         """Copy the tensors into a module's tensors of the same names; skip all others."""
         state = module.state_dict()
-        for name, tensor in self.items():
-            if name in state:
-                state[name].copy_(tensor)
+        copy_all((state[name], tensor) for name, tensor in self.items() if name in state)
 
     @cached_property
     def _views(self) -> dict[str, Tensor]:

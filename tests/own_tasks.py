@@ -41,7 +41,7 @@ class Transformer(nn.Module):
         self.out = nn.Linear(16, words)
 
     def forward(self, x: Tensor) -> Tensor:
-        later = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        later = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
         logits: Tensor = self.out(self.layer(self.words(x) + self.places, src_mask=later))
         return logits.movedim(-1, 1)
 

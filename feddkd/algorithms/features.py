@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
+from feddkd.devices import device_for
 from feddkd.dkd.teacher import by_example
 from feddkd.errors import ConfigError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
-from feddkd.structures import Structure, to_device
+from feddkd.structures import Structure
 from feddkd.tasks.base import LearningTask
 from feddkd.tasks.classification import CLASSIFICATION
 
@@ -55,8 +56,8 @@ class Features:
         """
         with eval_mode(self._module):
             read, features = [], []
-            for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+            for index, inputs, _ in device_for(device).batches(examples, torch.arange(len(examples)), batch_size):
                 check()
                 read.append(index)
-                features.append(self.forward(to_device(inputs, device))[1].cpu())
+                features.append(self.forward(inputs)[1].cpu())
         return by_example(read, features, len(examples))

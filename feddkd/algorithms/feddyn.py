@@ -34,6 +34,7 @@ class DynamicRegularizer(LocalObjective):
     """F_k(w) - <h_k, w> + (alpha/2) ||w - w_t||²; then h_k <- h_k - alpha (w_k - w_t)."""
 
     table = FedDynConfig
+    is_repeatable = True
 
     def __init__(self, site: Site, settings: FedDynConfig) -> None:
         super().__init__(site, settings)
@@ -41,21 +42,23 @@ class DynamicRegularizer(LocalObjective):
         self._memory = RoundMemory(site.store, "feddyn-gradient")
         self._global: Tensors | None = None
         self._linear_term: Tensors | None = None
+        self._there: dict[str, tuple[Tensor, Tensor]] = {}
 
     def begin(self, task: Task) -> None:
         schema = self.site.model_schema.trainable
         self._global = task.payload.select(schema)
         self._linear_term = self._memory.recall(task.id, schema) or Tensors(schema)
+        device = self.site.device
+        self._there = {name: (self._global[name].to(device), self._linear_term[name].to(device)) for name in schema.by_name}
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Add the gradient of both terms, alpha (w - w_t) - h_k."""
-        assert self._global is not None
-        assert self._linear_term is not None
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            parameter.grad.add_(parameter - self._global[name].to(parameter.device), alpha=self._alpha)
-            parameter.grad.sub_(self._linear_term[name].to(parameter.device))
+            start, linear_term = self._there[name]
+            parameter.grad.add_(parameter - start, alpha=self._alpha)
+            parameter.grad.sub_(linear_term)
 
     def end(self, task: Task, steps: int) -> None:
         assert self._global is not None

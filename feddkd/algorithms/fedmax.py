@@ -35,6 +35,7 @@ class MaximumEntropy(LocalObjective):
     """
 
     table = FedMAXConfig
+    is_repeatable = True
     needs_labels = True
 
     def __init__(self, site: Site, settings: FedMAXConfig) -> None:

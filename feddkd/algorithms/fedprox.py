@@ -32,6 +32,7 @@ class Proximal(LocalObjective):
     """F_k(w) + (mu/2) ||w - w_t||², over the parameters that take gradients."""
 
     table = FedProxConfig
+    is_repeatable = True
     compares_with_broadcast = True
 
     def __init__(self, site: Site, settings: FedProxConfig) -> None:

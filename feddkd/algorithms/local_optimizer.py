@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
     "adadelta": eager(torch.optim.Adadelta),
 }
 
-FUSED = ("sgd", "adam", "adamw", "adagrad")
-"""Optimizers that need one pass over memory."""
+FUSED: Mapping[str, tuple[str, ...]] = {"sgd": ("cpu", "cuda"), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "adagrad": ("cpu",)}
+"""Optimizers that need one pass over memory, and the devices where they do: torch 2.6 has no such Adagrad on CUDA."""
 
 KEYS = ("lr", "momentum", "weight_decay")
 """Arguments that are keys of `[training]`."""
@@ -54,6 +55,7 @@ class LocalOptimizer:
         """
         training = site.config.training
         self._parameters = list(parameters)
+        self._training = training
         self._clip_norm = training.clip_norm
         self._where = f"{site.client_id}: {task.id}"
         self._optimizer = build_optimizer(self._parameters, training)
@@ -90,6 +92,31 @@ class LocalOptimizer:
         """The mean learning rate of the steps so far, at least one; None where no schedule changes it."""
         return None if self._rates is None else self._sum_of_rates / self._steps
 
+    @property
+    def why_not_repeated(self) -> str | None:
+        """Why a CUDA graph cannot repeat a step: something of it is computed or read on the CPU; None where it can."""
+        training = self._training
+        if self._clip_norm is not None:
+            return f"training.clip_norm = {self._clip_norm:g} reads the gradient's norm in each step"
+        if training.changes_within_round:
+            return f"training.schedule = {training.schedule!r} changes the learning rate within a round"
+        is_fused_adam = isinstance(self._optimizer, torch.optim.Adam) and all(group["fused"] for group in self._optimizer.param_groups)
+        if type(self._optimizer) is torch.optim.SGD or (is_fused_adam and training.optimizer in CLASSES):
+            return None
+        return f"training.optimizer = {training.optimizer!r} counts its steps on the CPU, or is not known"
+
+    @contextmanager
+    def capturable(self) -> Iterator[None]:
+        """Tell Adam that its step is being recorded; fused, it has all that it needs on the device."""
+        groups = [group for group in self._optimizer.param_groups if "capturable" in group]
+        for group in groups:
+            group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group in groups:
+                group["capturable"] = False
+
     def _clip(self, clip_norm: float) -> None:
         norm = float(nn.utils.clip_grad_norm_(self._parameters, clip_norm))
         if not math.isfinite(norm):
@@ -104,7 +131,8 @@ def build_optimizer(parameters: list[nn.Parameter], training: TrainingConfig) ->
         ConfigError: it is not there, or refuses its arguments or these parameters.
     """
     build = _factory(training)
-    arguments = {**_arguments(training), **training.optimizer_options}
+    device = parameters[0].device.type if parameters else "cpu"
+    arguments = {**_arguments(training, device), **training.optimizer_options}
     try:
         optimizer: Any = build(parameters, **arguments)
     except Exception as error:  # torch raises several, and a user's function anything
@@ -156,14 +184,14 @@ def _named(training: TrainingConfig) -> str:
     return f"training.optimizer = {training.optimizer!r}" + (f" with optimizer_options = {options}" if options else "")
 
 
-def _arguments(training: TrainingConfig) -> dict[str, Any]:
+def _arguments(training: TrainingConfig, device: str = "cpu") -> dict[str, Any]:
     """Return what the keys of `[training]` say; the user's own function is not given zeros."""
     given = {key: getattr(training, key) for key in KEYS}
     if training.optimizer not in CLASSES:
         return {key: value for key, value in given.items() if key == "lr" or value}
     if training.optimizer not in WITH_MOMENTUM:
         del given["momentum"]
-    return {**given, "fused": True} if training.optimizer in FUSED else given
+    return {**given, "fused": True} if device in FUSED.get(training.optimizer, ()) else given
 
 
 def _check_arguments(training: TrainingConfig) -> None:

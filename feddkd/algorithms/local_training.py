@@ -13,6 +13,7 @@ import torch
 
 from feddkd.algorithms.learning_rate import LEARNING_RATE
 from feddkd.algorithms.local_optimizer import LocalOptimizer
+from feddkd.algorithms.local_step import local_step
 from feddkd.algorithms.mini_batches import MiniBatches
 from feddkd.algorithms.one_example import accelerators, seed_global_generators
 from feddkd.algorithms.site import LocalObjective, Site
@@ -65,6 +66,7 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
     count = local_steps(site.config.training, len(site.examples)) if len(site.labelled) else 0
     batches = MiniBatches(site, generator, count)
     optimizer = LocalOptimizer(site, task, parameters.values(), count)
+    step = local_step(site, objective, parameters, optimizer, count)
     site.module.train()
     last_loss, last_examples = torch.zeros((), device=site.device), 0
     steps = gradient_evaluations = 0
@@ -75,13 +77,7 @@ def train_locally(site: Site, task: Task, objective: LocalObjective) -> LocalTra
             pass_loss, pass_examples = torch.zeros_like(last_loss), 0
             for index, inputs, targets in batches.next_pass():
                 task.check_cancelled()
-                optimizer.zero_grad()
-                loss = objective.loss(index, inputs, targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                # A parameter that the loss does not depend on has no gradient, and the optimizer leaves it as it is.
-                objective.add_to_gradients({name: parameter for name, parameter in parameters.items() if parameter.grad is not None})
-                optimizer.step()
-                pass_loss += loss.detach() * len(index)
+                pass_loss += step(index, inputs, targets) * len(index)
                 steps += 1
                 pass_examples += len(index)
             gradient_evaluations += pass_examples

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from feddkd.algorithms.one_example import takes_one_example
 from feddkd.algorithms.site import Site
-from feddkd.data.examples import Batch
-from feddkd.structures import to_device
+from feddkd.devices import Batch, device_for
 
 MOST_EMPTY_PASSES = 10
 """Passes over all labelled examples, one after the other, that bad examples may leave without a batch to train on."""
@@ -48,7 +47,7 @@ class MiniBatches:
             drawn, order = order[: self.left * self._size], order[self.left * self._size :]
             self.left -= math.ceil(len(drawn) / self._size)
             lost_before, expected, found = self.lost, math.ceil(len(drawn) / self._size), 0
-            for batch in self._read(drawn):
+            for batch in device_for(self._site.device).batches(self._site.labelled, drawn, self._size):
                 found += 1
                 if self._accepts(batch, drawn):
                     yielded += 1
@@ -58,11 +57,6 @@ class MiniBatches:
         self._empty_passes = 0 if yielded else self._empty_passes + 1
         if self._empty_passes == MOST_EMPTY_PASSES:
             self.left = 0
-
-    def _read(self, drawn: Tensor) -> Iterator[Batch]:
-        site = self._site
-        for index, inputs, targets in site.labelled.batches(drawn, self._size):
-            yield index, to_device(inputs, site.device), to_device(targets, site.device)
 
     def _accepts(self, batch: Batch, drawn: Tensor) -> bool:
         """Tell whether the network trains on a batch; of one that it refuses, count whether bad examples left it so small."""

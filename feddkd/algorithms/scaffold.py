@@ -43,25 +43,27 @@ class ControlVariates(LocalObjective):
     """g <- g - c_k + c in every local step; then c_k+ = c_k - c + (w_t - w_k) / (K' lr) (option II of the paper)."""
 
     table = SCAFFOLDConfig
+    is_repeatable = True
 
     def __init__(self, site: Site, settings: SCAFFOLDConfig) -> None:
         super().__init__(site, settings)
         self._memory = RoundMemory(site.store, "scaffold-control")
         self._variate: Tensors | None = None
         self._correction: Tensors | None = None
+        self._there: dict[str, Tensor] = {}
         self.change = Tensors(site.model_schema.trainable)
 
     def begin(self, task: Task) -> None:
         schema = self.site.model_schema.trainable
         self._variate = self._memory.recall(task.id, schema) or Tensors(schema)
         self._correction = task.payload.part("control", schema) - self._variate
+        self._there = {name: change.to(self.site.device) for name, change in self._correction.items()}
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        assert self._correction is not None
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            parameter.grad.add_(self._correction[name].to(parameter.device))
+            parameter.grad.add_(self._there[name])
 
     def end(self, task: Task, steps: int) -> None:
         """Store c_k+ before the reply is sent, and set `change` to c_k+ - c_k for the reply."""

@@ -178,11 +178,14 @@ class LocalObjective:
         needs_labels: whether it works with logits [B, C] and one class of each example.
         table: the class of its settings; not used for an objective that the configuration names by
             its import path.
+        is_repeatable: a step does the same operations on the device whatever the batch: it reads nothing on the CPU, not even
+            `index`, and draws nothing there. A CUDA graph may then repeat it. A class says it of itself, not of its subclasses.
         compares_with_broadcast: it compares the network with the broadcast model, which a network of a site's own cannot.
     """
 
     table: ClassVar[type[Table]] = CrossEntropyConfig
     needs_labels: ClassVar[bool] = False
+    is_repeatable: ClassVar[bool] = True
     compares_with_broadcast: ClassVar[bool] = False
 
     def __init__(self, site: Site, settings: Table) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +12,13 @@ from torch import Tensor, nn
 from feddkd.compression.constants import Constants
 from feddkd.config import Config
 from feddkd.data.datasets import DataInfo
+from feddkd.devices import device_for
 from feddkd.errors import ClientError
 from feddkd.models.device import find_device
+from feddkd.models.known_code import is_stateless
 from feddkd.models.registry import build
 from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Tensors
-
-_STATELESS_PACKAGES = ("torch.nn", "torchvision.models.resnet", "feddkd.models")
-"""Whose modules remember nothing outside their parameters and buffers."""
 
 
 class Network:
@@ -41,6 +42,14 @@ class Network:
         self.constants = Constants.of(self.parts.constants_of(module))
         self._loaded = self.constants.version
         self.turn = threading.Lock()
+        self._compute = device_for(self.device)
+        self._stream = self._compute.new_stream()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one worker compute; on a CUDA device in a stream of this network's own, beside other networks of the process."""
+        with self.turn, self._compute.using(self._stream):
+            yield
 
     def load_constants(self, constants: Constants, local: Tensors | None) -> None:
         """Load the constants that a client computes with, and then its own buffers, if it has any yet."""
@@ -72,16 +81,7 @@ class Network:
         buffers = self.module.named_buffers(remove_duplicate=False)
         if any(name not in state for name, _ in buffers):
             return False
-        return all(_is_stateless(module) for module in self.module.modules())
-
-
-def _is_stateless(module: nn.Module) -> bool:
-    """Whether nothing but library code runs in a module's forward and backward pass."""
-    package = type(module).__module__
-    if not any(package == known or package.startswith(f"{known}.") for known in _STATELESS_PACKAGES):
-        return False
-    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
-    return "forward" not in vars(module) and not any(hooks)
+        return all(is_stateless(module) for module in self.module.modules())
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

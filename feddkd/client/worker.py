@@ -17,6 +17,7 @@ from feddkd.algorithms.own_teacher import own_teacher_of
 from feddkd.algorithms.site import Site, Store, evaluation_key, exchange_key
 from feddkd.client.constants import HeldConstants
 from feddkd.client.local_buffers import LocalBuffers
+from feddkd.client.memory_errors import named_memory_errors
 from feddkd.client.network import Network
 from feddkd.compression import lossless
 from feddkd.config import Config
@@ -188,7 +189,7 @@ class Worker:
             ClientError: it cannot be done; the message says why.
         """
         key = exchange_key(self.site.config.seed, task.id, self.site.client_id)
-        with self._network.turn:
+        with named_memory_errors(self.site.config), self._network.alone():
             started = time.perf_counter()
             task.check_cancelled()
             own = self._local_buffers.recall(task.id)

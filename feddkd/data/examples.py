@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from feddkd.data.reader import MapDataset, Reader, Rows
 from feddkd.data.rows import PAIR, Entries
 from feddkd.data.targets import TargetReading, Targets, with_missing
 from feddkd.errors import BadExamplesError, DataError
-from feddkd.structures import Structure, rows_of
+from feddkd.structures import Structure, map_leaves, rows_of
 from feddkd.tasks.base import UNLABELLED
 
 Batch = tuple[Tensor, Structure, Structure]
@@ -138,6 +138,17 @@ class MemoryExamples:
         same = copy.copy(self)
         same.labels = labels
         return same
+
+    def placed(self, place: Callable[[Tensor], Tensor]) -> MemoryExamples:
+        """Return the same examples with `place` of each tensor that they hold, for instance its copy on a device.
+
+        They `gather` where the tensors are then; the index has to be there, too.
+        """
+        there = copy.copy(self)
+        there._inputs, there.labels = place(self._inputs), place(self.labels)
+        there._rows = None if self._rows is None else place(self._rows)
+        there.targets = None if self.targets is None else Targets(map_leaves(place, self.targets.values), self.targets.task)
+        return there
 
     def compact(self) -> MemoryExamples:
         if self._rows is None:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples
+from feddkd.devices import device_for
 from feddkd.dkd.divergences import divergence_of, without_true_class
 from feddkd.dkd.teacher import soft_labels
 from feddkd.errors import DataError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 from feddkd.registry import DIVERGENCES
-from feddkd.structures import to_device
 from feddkd.tasks.base import UNLABELLED, LearningTask, StepLoss
 from feddkd.tasks.classification import CLASSIFICATION
 from feddkd.tensors import Schema, Tensors
@@ -220,12 +220,12 @@ def distillation_gradient(
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     mean_loss, used = 0.0, 0
     with eval_mode(module), recurrent_gradients(module), torch.enable_grad():
-        for index, x, y in examples.batches(order, batch_size):
+        for index, inputs, targets in device_for(device).batches(examples, order, batch_size):
             check()
-            share, inputs = len(index) / len(order), to_device(x, device)
+            share = len(index) / len(order)
             used += len(index)
             soft = None if teacher is None else soft_labels(teacher, index, inputs, task)
-            loss = step_loss.loss(task.outputs(module, inputs), soft, to_device(y, device))
+            loss = step_loss.loss(task.outputs(module, inputs), soft, targets)
             mean_loss += share * loss.item()
             if loss.requires_grad:  # False if all parameters that the loss depends on are frozen
                 for total, gradient in zip(totals, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feddkd.data.examples import Examples, first_example
+from feddkd.devices import device_for
 from feddkd.errors import ClientError
 from feddkd.evaluation import BATCH_SIZE, Check, eval_mode, never_stop
 from feddkd.structures import Structure, leaves, map_leaves, to_device
@@ -59,10 +60,10 @@ def teacher_logits(
         raise ValueError("a teacher needs at least one example")
     with eval_mode(module):
         read, logits = [], []
-        for index, inputs, _ in examples.batches(torch.arange(len(examples)), batch_size):
+        for index, inputs, _ in device_for(device).batches(examples, torch.arange(len(examples)), batch_size):
             check()
             read.append(index)
-            logits.append(_finite(task.outputs(module, to_device(inputs, device)).float()).cpu())
+            logits.append(_finite(task.outputs(module, inputs).float()).cpu())
     return by_example(read, logits, len(examples))
 
 

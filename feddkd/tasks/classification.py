@@ -104,7 +104,10 @@ class Classification(CategoricalTask[ClassificationConfig]):
 
     def row_weights(self, targets: Tensor) -> Tensor | None:
         """Return the weight of each row's class; any of a row without one."""
-        return None if self._weights is None else self._weights.to(targets.device)[targets.flatten().clamp(min=0)]
+        if self._weights is None:
+            return None
+        self._weights = self._weights.to(targets.device)  # once: a copy in each step would make a CUDA device wait
+        return self._weights[targets.flatten().clamp(min=0)]
 
     def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self.logit_rows(outputs), targets.flatten()

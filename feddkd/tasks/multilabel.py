@@ -89,7 +89,8 @@ class Multilabel(CategoricalTask[MultilabelConfig]):
         """Return the weight of each label that applies, and 1 for the others."""
         if self._weights is None:
             return None
-        return torch.where(targets == 1, self._weights.to(targets.device), 1.0).flatten()
+        self._weights = self._weights.to(targets.device)  # once: a copy in each step would make a CUDA device wait
+        return torch.where(targets == 1, self._weights, 1.0).flatten()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = (targets != UNLABELLED).flatten()

@@ -91,12 +91,24 @@ def test_the_check_finds_the_tensors_that_a_training_pass_changes(name: str, cha
 
 
 def test_a_device_that_is_not_there_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_driver(*_: object, **__: object) -> None:
-        raise AssertionError("Torch not compiled with CUDA enabled")
+    def old_driver(*_: object, **__: object) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old")
 
-    monkeypatch.setattr(torch, "zeros", no_driver)
-    with pytest.raises(ConfigError, match=r"runtime\.device = 'cuda:7': this device cannot be used here: AssertionError: Torch not"):
+    monkeypatch.setattr(torch, "zeros", old_driver)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"^runtime\.device = 'cuda': this machine has no CUDA device"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"^runtime\.device = 'cuda:7': this machine has 2 CUDA devices, of which the last is cuda:1$"):
         find_device("cuda:7")
+    with pytest.raises(ConfigError, match=r"^runtime\.device = 'cuda': this device cannot be used here: RuntimeError: The NVIDIA driver"):
+        find_device("cuda")
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
+    assert find_device("cuda") == torch.device("cuda", 1)  # tensors that are made there say the number, too
     assert find_device("cpu") == torch.device("cpu")
 
 
