@@ -32,6 +32,9 @@ from feddkd.transport.sessions import Outgoing, Owner, Session
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""
 
+RECEIPT_LINGER_S = 0.05
+"""Seconds that receipts wait for the next work, to travel with it in one message."""
+
 
 class GrpcEngine(ExchangeInbox, Engine):
     """Carries out exchanges over gRPC.
@@ -265,7 +268,14 @@ class GrpcEngine(ExchangeInbox, Engine):
             self._release_clients(begun)
             for receipt in begun.receipts:
                 self.receipts.send(receipt, self._server.session(receipt.client), _first_sent)
+            asyncio.get_running_loop().call_later(RECEIPT_LINGER_S, self._flush, begun.exchange.clients)
             self.receipts.answer_questions(self._server.session, self.current)
+
+    def _flush(self, clients: Iterable[str]) -> None:
+        """Send what lingers for these clients."""
+        for client in clients:
+            if (session := self._server.session(client)) is not None:
+                session.flush()
 
     def _release_clients(self, begun: GrpcExchange) -> None:
         for client in begun.exchange.clients:

@@ -92,7 +92,7 @@ class FederationServer:
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
         self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
-        self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
+        self._joined = pb.JoinResponse(manifest=manifest, takes_batches=True).SerializeToString()
         self._responses = Responses(len(self._joined))
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:

@@ -47,8 +47,15 @@ def short(*frames: bytes) -> Outgoing:
     return Outgoing(frames, Meter())
 
 
+def next_frame(outbox: Outbox) -> bytes | None:
+    """The next message to a client that takes no batches."""
+    batch = outbox.next_batch()
+    assert len(batch) <= 1
+    return batch[0] if batch else None
+
+
 def drained(outbox: Outbox) -> list[bytes]:
-    return list(iter(outbox.next_frame, None))
+    return list(iter(lambda: next_frame(outbox), None))
 
 
 def test_a_broadcast_is_produced_only_as_fast_as_it_is_written() -> None:
@@ -56,7 +63,7 @@ def test_a_broadcast_is_produced_only_as_fast_as_it_is_written() -> None:
     outbox.put_work(broadcast.outgoing)
     assert broadcast.produced == 0
     for written in range(1, 4):
-        assert outbox.next_frame() == b"w"
+        assert next_frame(outbox) == b"w"
         assert broadcast.produced == written + 1
 
 
@@ -64,7 +71,7 @@ def test_the_payload_counts_with_the_last_message() -> None:
     outbox, broadcast = Outbox(), Broadcast(b"work", 3)
     outbox.put_work(broadcast.outgoing)
     counted = []
-    while outbox.next_frame() is not None:
+    while next_frame(outbox) is not None:
         traffic = broadcast.meter.traffic
         counted.append((traffic.wire_bytes_down, traffic.payload_bytes_down))
     assert counted == [(4, 0), (8, 0), (12, 1_000)]
@@ -76,7 +83,7 @@ def test_who_asks_is_told_when_the_last_message_was_written_and_not_before() -> 
     outbox.put(Outgoing((b"1", b"2"), Meter(), on_written=lambda: written.append(b"2")))
     outbox.put(Outgoing((b"3",), Meter(), on_written=lambda: written.append(b"3")))
     found = []
-    while (frame := outbox.next_frame()) is not None:
+    while (frame := next_frame(outbox)) is not None:
         found.append((frame, list(written)))
     assert found == [(b"1", []), (b"2", []), (b"3", [b"2"])]
     assert written == [b"2", b"3"]
@@ -85,9 +92,9 @@ def test_who_asks_is_told_when_the_last_message_was_written_and_not_before() -> 
 def test_a_broadcast_that_is_no_longer_needed_ends_and_does_not_count() -> None:
     outbox, broadcast = Outbox(), Broadcast(b"work", 3)
     outbox.put_work(broadcast.outgoing)
-    outbox.next_frame()
+    next_frame(outbox)
     broadcast.needed = False
-    assert outbox.next_frame() is None
+    assert next_frame(outbox) is None
     assert broadcast.meter.traffic.wire_bytes_down == 4
     assert broadcast.meter.traffic.payload_bytes_down == 0
 
@@ -95,7 +102,7 @@ def test_a_broadcast_that_is_no_longer_needed_ends_and_does_not_count() -> None:
 def test_a_broadcast_that_is_never_needed_is_never_produced() -> None:
     outbox, broadcast = Outbox(), Broadcast(b"work", 3, needed=False)
     outbox.put_work(broadcast.outgoing)
-    assert outbox.next_frame() is None
+    assert next_frame(outbox) is None
     assert broadcast.produced == 0
 
 
@@ -116,7 +123,7 @@ def test_a_broadcast_under_way_is_not_kept_once_it_is_not_needed() -> None:
     freed = weakref.ref(payload)
     outbox.put_work(Outgoing(payload.frames(), Meter(), lambda: needed[0]))
     del payload
-    assert outbox.next_frame() == b"1"
+    assert next_frame(outbox) == b"1"
     needed[0] = False
     assert freed() is not None
     outbox.put_work(Broadcast(b"2", 1).outgoing)
@@ -129,7 +136,7 @@ def test_short_messages_are_bounded_in_number() -> None:
     outbox = Outbox()
     assert all(outbox.put(short(b"r")) for _ in range(MAX_WAITING_MESSAGES))
     assert not outbox.put(short(b"r"))
-    outbox.next_frame()
+    next_frame(outbox)
     assert outbox.put(short(b"r"))
     assert len(drained(outbox)) == MAX_WAITING_MESSAGES
 
@@ -170,7 +177,7 @@ def test_waiting_ends_with_a_message_and_with_the_close() -> None:
             ends.append(waiting.done())
             change()
             await waiting
-            outbox.next_frame()
+            next_frame(outbox)
         return ends
 
     assert asyncio.run(wait()) == [False, False]
@@ -209,5 +216,5 @@ def test_it_writes_as_a_list_of_what_is_needed_would(steps: list[tuple[str, int]
             for _ in range(number):
                 model = [(n, w) for n, w in model if w is None or w.needed]
                 expected = model.pop(0) if model else (None, None)
-                assert outbox.next_frame() == expected[0]
+                assert next_frame(outbox) == expected[0]
                 begun = expected[1]
