@@ -99,10 +99,11 @@ def serve(plan: Plan) -> dict[str, Any]:
     process = psutil.Process()
     gc.collect()
     empty_bytes = process.memory_info().rss
-    hosts = [_start_host(plan, f"127.0.0.1:{port}", first) for first in range(0, plan.clients, plan.hosted)]
+    hosts: list[subprocess.Popen[str]] = []
     try:
-        if not engine.wait_for_clients(plan.clients, PATIENCE_S):
-            raise RuntimeError(f"{len(engine.clients())} of {plan.clients} clients connected within {PATIENCE_S:g} s")
+        for first in range(0, plan.clients, plan.hosted):
+            hosts.append(_start_host(plan, f"127.0.0.1:{port}", first))
+            _wait_for(engine, min(first + plan.hosted, plan.clients))  # the next process then loads its code alone
         time.sleep(SETTLE_S)
         idle_bytes = process.memory_info().rss
         seconds, cpu_s, wire_bytes, missing = _exchange(engine, plan)
@@ -125,6 +126,11 @@ def serve(plan: Plan) -> dict[str, Any]:
         "wire_bytes": wire_bytes,
         "errors": missing + sum(host["rejoins"] + host["warnings"] for host in said),
     }
+
+
+def _wait_for(engine: GrpcEngine, clients: int) -> None:
+    if not engine.wait_for_clients(clients, PATIENCE_S):
+        raise RuntimeError(f"{len(engine.clients())} of {clients} clients connected within {PATIENCE_S:g} s")
 
 
 def _start_host(plan: Plan, address: str, first: int) -> subprocess.Popen[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
+import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feddkd.traffic import Meter
+from feddkd.transport.batches import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES
 from feddkd.transport.outbox import MAX_WAITING_BYTES, MAX_WAITING_MESSAGES, Outbox, Outgoing
 
 
@@ -218,3 +222,76 @@ def test_it_writes_as_a_list_of_what_is_needed_would(steps: list[tuple[str, int]
                 expected = model.pop(0) if model else (None, None)
                 assert next_frame(outbox) == expected[0]
                 begun = expected[1]
+
+
+def batching() -> Outbox:
+    return Outbox(takes_batches=True)
+
+
+def test_short_messages_and_a_small_broadcast_share_a_batch_in_order() -> None:
+    outbox, broadcast = batching(), Broadcast(b"w", 3)
+    outbox.put(short(b"r"))
+    outbox.put_work(broadcast.outgoing)
+    assert outbox.next_batch() == [b"r", b"w", b"w", b"w"]
+    traffic = broadcast.meter.traffic
+    assert (traffic.wire_bytes_down, traffic.payload_bytes_down) == (3, 1_000)
+    assert outbox.next_batch() == []
+
+
+def test_a_client_that_takes_no_batches_gets_each_message_alone() -> None:
+    outbox = Outbox()
+    outbox.put(short(b"r", b"s"))
+    assert [outbox.next_batch(), outbox.next_batch(), outbox.next_batch()] == [[b"r"], [b"s"], []]
+
+
+@given(st.lists(st.integers(0, MAX_BATCH_BYTES + 1), max_size=30))
+def test_batches_are_short_unless_one_message_is_long_and_none_is_held_back(sizes: list[int]) -> None:
+    outbox = batching()
+    outbox.put_work(Outgoing((bytes(size) for size in sizes), Meter()))
+    batches = list(iter(outbox.next_batch, []))
+    assert [len(message) for batch in batches for message in batch] == sizes
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= MAX_BATCH_BYTES for batch in batches)
+    for batch, following in itertools.pairwise(batches):
+        assert sum(map(len, batch)) + len(following[0]) > MAX_BATCH_BYTES
+
+
+def test_no_batch_has_too_many_messages() -> None:
+    outbox = batching()
+    outbox.put_work(Broadcast(b"w", MAX_BATCH_MESSAGES + 1).outgoing)
+    assert [len(outbox.next_batch()), len(outbox.next_batch())] == [MAX_BATCH_MESSAGES, 1]
+
+
+def test_what_lingers_waits_for_the_next_broadcast() -> None:
+    outbox = batching()
+    outbox.put(dataclasses.replace(short(b"r"), lingers=True))
+    assert outbox.next_batch() == []
+    outbox.put_work(Broadcast(b"w", 1).outgoing)
+    assert outbox.next_batch() == [b"r", b"w"]
+
+
+@pytest.mark.parametrize("wake", [Outbox.flush, Outbox.close, lambda outbox: outbox.put(short())])
+def test_what_lingers_is_written_when_it_is_flushed_or_the_stream_is_to_end(wake: Callable[[Outbox], object]) -> None:
+    outbox = batching()
+    outbox.put(dataclasses.replace(short(b"r"), lingers=True))
+    wake(outbox)
+    assert outbox.next_batch() == [b"r"]
+
+
+def test_nothing_lingers_for_a_client_that_takes_no_batches() -> None:
+    outbox = Outbox()
+    outbox.put(dataclasses.replace(short(b"r"), lingers=True))
+    assert outbox.next_batch() == [b"r"]
+
+
+def test_who_asks_is_told_after_the_whole_batch() -> None:
+    written: list[bytes] = []
+    outbox = batching()
+    outbox.put(Outgoing((b"1",), Meter(), on_written=lambda: written.append(b"1")))
+    outbox.put(short(b"2"))
+    assert outbox.next_batch() == [b"1", b"2"]
+    assert written == []
+    outbox.close()
+    assert not outbox.finished
+    assert outbox.next_batch() == []
+    assert written == [b"1"]
+    assert outbox.finished
