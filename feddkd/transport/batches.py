@@ -1,4 +1,8 @@
-"""Several short stream messages in one: gRPC's price is by the message, not by the byte."""
+"""Several short stream messages in one: gRPC's price is by the message, not by the byte.
+
+Each is counted as if it had come alone, at both ends and on every engine. The 2 to 4 bytes that a batch has for it are
+not, as little as the 5 bytes that gRPC would have had.
+"""
 
 from __future__ import annotations
 

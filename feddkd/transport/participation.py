@@ -166,9 +166,7 @@ class Participation:
         """Hand every message to the inbox until the stream ends. Raises ProtocolError."""
         incoming = Incoming(session, stream, self._inbox, self._max_message_bytes)
         while (message := await stream.read(context)) is not None:
-            messages = messages_of(message)
-            self._inbox.other.up(len(message) - sum(map(len, messages)))
-            for each in messages:
+            for each in messages_of(message):
                 if stream.end is None:
                     await incoming.take(each)
                 else:

@@ -119,15 +119,13 @@ class Stream:
         """Write what is sent, until the outbox is finished; heartbeats while there is nothing.
 
         Args:
-            other: counts the heartbeats, and what batches take beside their messages.
+            other: counts the heartbeats.
         """
         now = asyncio.get_running_loop().time
         while not self.outbox.finished:
             if batch := self._next_batch(other):
-                message = response_batch(batch)
-                other.down(len(message) - sum(map(len, batch)))
                 self._idle_since, self._writing_since = None, now()
-                await context.write(message)
+                await context.write(response_batch(batch))
                 self._idle_since, self._writing_since = now(), None
             else:
                 await self.outbox.changed()
