@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import logging
-import resource
 import shlex
 import statistics
 import subprocess
@@ -42,6 +41,7 @@ from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome
 from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.transport.options import allow_connections
 
 CLIENTS = (10, 100, 500, 1000, 2000)
 EXCHANGES = 100
@@ -229,12 +229,6 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def allow_connections() -> None:
-    """Let this process and those that it starts open as many files as the system permits: a connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", nargs="?", choices=["serve", "host"], help=argparse.SUPPRESS)
@@ -263,7 +257,7 @@ def main() -> None:
     check_can_save(options.save)
     if options.save is not None and not options.busy:
         check_idle()
-    allow_connections()
+    allow_connections()  # for the client processes, which inherit it
     origin = {"command": shlex.join(["python", "benchmarks/many_clients.py", *sys.argv[1:]]), **environment()}
     rows = list(measure(plans))
     Console(width=120).print(table_of(rows))
