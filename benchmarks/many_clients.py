@@ -34,9 +34,9 @@ from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.bench.environment import check_idle, environment
 from feddkd.bench.transport import STEP, EchoWorker
 from feddkd.bench.workload import peak_memory_bytes
+from feddkd.cli.options import check_can_save, save_text
 from feddkd.client.membership import Membership
 from feddkd.client.process import take_part
-from feddkd.cli.options import check_can_save, save_text
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import Closing, Exchange, ExchangeId, Outcome
@@ -196,7 +196,8 @@ class WarningCount(logging.Handler):
 def host(plan: Plan, address: str, first: int, count: int) -> dict[str, int]:
     """Take part as `count` clients until the farewell; return how often they joined again, and their warnings."""
     torch.set_num_threads(1)
-    warnings, joins = WarningCount(), []
+    warnings = WarningCount()
+    joins: list[str] = []  # a run's id for each
     logging.getLogger().addHandler(warnings)
     names = [f"client-{number:05d}" for number in range(first, first + count)]
     workers = {name: EchoWorker(plan.schema, 0) for name in names}

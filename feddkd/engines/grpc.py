@@ -113,6 +113,7 @@ class GrpcEngine(ExchangeInbox, Engine):
     def _check_connections(self) -> None:
         expected, possible = self._config.scheduler.starting_clients, max_connections()
         if expected > possible:
+            self._server.stop()
             raise ConfigError(
                 f"scheduler.clients: {expected} clients are waited for, but this process may hold {possible} connections; "
                 "each is an open file (ulimit -n)"
