@@ -71,11 +71,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 3)
         panels[0].errorbar(clients, medians, yerr=[[max(0.0, part) for part in side] for side in reach], capsize=2, **drawn)
-        panels[0].set(title="one exchange (s)", yscale="log")
+        panels[0].set(title="one exchange", ylabel="seconds", yscale="log")
+        panels[0].yaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
         panels[1].plot(clients, [row["server_cpu_ms"] for row in rows], **drawn)
-        panels[1].set(title="server CPU, a client and exchange (ms)", ylim=(0, None))
+        panels[1].set(title="server CPU", ylabel="ms a client and exchange")
         panels[2].plot(clients, [row["idle_kib"] for row in rows], **drawn)
-        panels[2].set(title="server memory, an idle client (KiB)", ylim=(0, None))
+        panels[2].set(title="server memory", ylabel="KiB an idle client")
+        for panel in panels[1:]:
+            panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
         for panel in panels:
             _set_axis(panel, clients)
         figure.savefig(path, dpi=160)
