@@ -124,7 +124,8 @@ class Agent:
         failpoint("client.join.after")
         holding = self._work.holding if self._work is not None else None
         lacks = not self._worker.constants.has(joined.manifest.constants_sha256)
-        async with server.participate(joined.session_token, holding, lacks_constants=lacks) as stream:
+        batches = joined.takes_batches
+        async with server.participate(joined.session_token, holding, lacks_constants=lacks, server_takes_batches=batches) as stream:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():

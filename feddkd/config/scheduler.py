@@ -13,6 +13,8 @@ from feddkd.errors import ConfigError
 
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
+MAX_CLIENTS = 100_000
+
 
 class SchedulerConfig(Table):
     """Which clients take part in a round, how long the server waits, and what it does if too few reply."""
@@ -64,6 +66,13 @@ class SchedulerConfig(Table):
         ge=1,
         le=2**53,
         description="largest number of examples that a client may claim; a client with more is refused at its join",
+    )
+    max_clients: int | None = Field(
+        None,
+        ge=1,
+        le=CLIENTS_MAX,
+        description="clients that may have joined; one more is refused at its join, and the others go on; "
+        "default: all of `clients`, or 100,000 if these are fewer",
     )
     deadline_s: float = Field(
         7200.0,
@@ -157,6 +166,11 @@ class SchedulerConfig(Table):
         """Clients that must have joined before round 1."""
         return self.wait_for_clients or self.num_clients or self.quorum
 
+    @property
+    def admitted_clients(self) -> int:
+        """Clients that may have joined: `max_clients`, or what it defaults to."""
+        return self.max_clients or max(MAX_CLIENTS, self.starting_clients)
+
     @model_validator(mode="after")
     def _shares_are_sensible(self) -> Self:
         for name, value, noun in (
@@ -183,6 +197,8 @@ class SchedulerConfig(Table):
         if number is not None and (self.wait_for_clients or 0) > number:
             waiting = self.wait_for_clients
             raise ValueError(f"wait_for_clients: {waiting} clients can never join, scheduler.clients has {number}")
+        if self.starting_clients > self.admitted_clients:
+            raise ValueError(f"max_clients: {self.starting_clients} clients are waited for, and {self.admitted_clients} may join")
         if number is not None and self.quorum > number:
             raise ValueError(f"min_clients: {self.quorum} clients can never answer, scheduler.clients has {number}")
         if isinstance(self.cohort, int) and self.cohort < self.quorum:

@@ -26,6 +26,7 @@ class Forms:
         self._whole: Payload | None = None
         self._step: Payload | None = None
         self._complete: Payload | None = None
+        self._messages: dict[tuple[Payload, bool, Coding], bytes] = {}
 
     def include_constants(self, client: str) -> None:
         """Send a client the constants beside a whole model, from now on in this exchange."""
@@ -35,7 +36,9 @@ class Forms:
     def is_step(self, client: str) -> bool:
         """Return whether a client receives a step."""
         broadcast = self._exchange.broadcast
-        return broadcast is not None and client in broadcast.holders and client not in self._lacking | self._needs_constants
+        if broadcast is None or client not in broadcast.holders:
+            return False
+        return client not in self._lacking and client not in self._needs_constants
 
     def is_snapshot(self, client: str) -> bool:
         """Return whether a client gets a whole model because it does not hold the base of the step."""
@@ -118,6 +121,14 @@ class Forms:
         return len(self._message(client, payload, whole=payload is self._whole)) + payload.frames_bytes
 
     def _message(self, client: str, payload: Payload, *, whole: bool) -> bytes:
+        """Build the message, once for all clients that get the same one: without a codec all do."""
+        coding = self._exchange.reply_coding(client)
+        key = (payload, whole, coding)
+        if key not in self._messages:
+            self._messages[key] = self._build(payload, coding, whole=whole)
+        return self._messages[key]
+
+    def _build(self, payload: Payload, reply_coding: Coding, *, whole: bool) -> bytes:
         exchange = self._exchange
         return work_message(
             exchange.id,
@@ -125,7 +136,7 @@ class Forms:
             evaluate=exchange.evaluate,
             deadline_s=exchange.closing.deadline_s,
             replica=replica_message(exchange.broadcast, whole=whole) if exchange.broadcast is not None else None,
-            reply_coding=exchange.reply_coding(client),
+            reply_coding=reply_coding,
             constants=exchange.constants,
-            has_constants=client in self._needs_constants,
+            has_constants=payload is self._complete,
         )

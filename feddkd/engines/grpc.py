@@ -17,13 +17,14 @@ from feddkd.engines.grpc_inbox import ExchangeInbox
 from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.traffic_mark import TrafficMark
-from feddkd.errors import RunError, StateError
+from feddkd.errors import ConfigError, RunError, StateError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
 from feddkd.transport.messages import farewell_message
+from feddkd.transport.options import allow_connections, max_connections
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
@@ -31,6 +32,9 @@ from feddkd.transport.sessions import Outgoing, Owner, Session
 
 FAREWELL_GRACE_S = 5.0
 """Seconds for the last messages to reach the clients."""
+
+RECEIPT_LINGER_S = 0.05
+"""Seconds that receipts wait for the next work, to travel with it in one message."""
 
 
 class GrpcEngine(ExchangeInbox, Engine):
@@ -95,9 +99,25 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._server.describe(self._manifest)
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Listen, and return the port. Raises AddressInUseError."""
+        """Listen, and return the port.
+
+        Raises:
+            AddressInUseError: the address is taken, or is not one of this machine's.
+            ConfigError: this process may not open as many connections as there are clients.
+        """
         return_large_blocks()
+        allow_connections()
+        self._check_connections()
         return self._server.start(host, port, credentials)
+
+    def _check_connections(self) -> None:
+        expected, possible = self._config.scheduler.starting_clients, max_connections()
+        if expected > possible:
+            self._server.stop()
+            raise ConfigError(
+                f"scheduler.clients: {expected} clients are waited for, but this process may hold {possible} connections; "
+                "each is an open file (ulimit -n)"
+            )
 
     def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
@@ -265,7 +285,14 @@ class GrpcEngine(ExchangeInbox, Engine):
             self._release_clients(begun)
             for receipt in begun.receipts:
                 self.receipts.send(receipt, self._server.session(receipt.client), _first_sent)
+            asyncio.get_running_loop().call_later(RECEIPT_LINGER_S, self._flush, begun.exchange.clients)
             self.receipts.answer_questions(self._server.session, self.current)
+
+    def _flush(self, clients: Iterable[str]) -> None:
+        """Send what lingers for these clients."""
+        for client in clients:
+            if (session := self._server.session(client)) is not None:
+                session.flush()
 
     def _release_clients(self, begun: GrpcExchange) -> None:
         for client in begun.exchange.clients:
@@ -326,4 +353,5 @@ def _admission(config: Config) -> Admission:
     return Admission(
         expected=frozenset(named) if isinstance(named, list) else None,
         max_examples=config.scheduler.max_examples,
+        max_clients=config.scheduler.admitted_clients,
     )

@@ -76,6 +76,8 @@ class GrpcExchange:
         self._error: StateError | None = None
         self._repeated: set[str] = set()
         self._counted: set[str] = set()
+        self._messages: dict[Judgement, bytes] = {}
+        self._had_enough = False
         self._closed = False
 
     @staticmethod
@@ -222,8 +224,10 @@ class GrpcExchange:
         if judgement is not None:
             self.tell(session, judgement)
         # Not at every message: what is then looked at grows with the number of clients.
-        if self._collection.settled or self._collection.has_enough or self._fold is None or self._fold.may_advance:
+        has_enough = self._collection.has_enough
+        if self._collection.settled or has_enough != self._had_enough or (self._fold is not None and self._fold.may_advance):
             self._changed.set()
+        self._had_enough = has_enough
 
     def failed(self, client: str, reason: str) -> None:
         """Note that a client cannot compute its reply."""
@@ -235,7 +239,10 @@ class GrpcExchange:
         session.send(Outgoing((self._message(judgement),), self.meter))
 
     def _message(self, judgement: Judgement) -> bytes:
-        return receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
+        """Build a receipt, once for all clients that are told the same."""
+        if judgement not in self._messages:
+            self._messages[judgement] = receipt_message(self.exchange.id, judgement.verdict, judgement.reason)
+        return self._messages[judgement]
 
     def _fail(self, error: StateError) -> None:
         self._error = error

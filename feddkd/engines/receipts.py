@@ -70,12 +70,14 @@ class Receipts:
             self._counted[client] = _Told(exchange, Judgement(Verdict.VERDICT_OK))
 
     def send(self, receipt: Receipt, session: Session | None, on_written: Callable[[], None] = nothing) -> None:
-        """Send a receipt, and keep what it says for a client that is away and will ask."""
+        """Send a receipt, at the latest when its session is flushed; keep what it says for a client that is away and will ask."""
         told = self._told[receipt.client] = _Told(receipt.exchange, receipt.judgement)
         if receipt.judgement.verdict in COUNTED:
             self._counted[receipt.client] = told
         if session is not None and session.stream is not None:
-            session.send(Outgoing((receipt.message,), Meter() if receipt.counted else self._other, on_written=on_written))
+            # With the next work, where that comes soon: until a client hears of its reply, it keeps it.
+            meter = Meter() if receipt.counted else self._other
+            session.send(Outgoing((receipt.message,), meter, on_written=on_written, lingers=True))
         elif receipt.counted:
             told.owed_bytes = len(receipt.message)
 

@@ -21,6 +21,8 @@ MAX_SOFTWARE_VERSION_CHARACTERS = 64
 MAX_EXAMPLES = 2**53
 """Example counts are weights in float64; beyond this they would not be exact."""
 
+MAX_CLIENTS = 100_000
+
 _M = TypeVar("_M", bound=Message)
 
 
@@ -43,10 +45,12 @@ class Admission:
     Attributes:
         expected: the ids that may join; None for any.
         max_examples: examples a client may declare.
+        max_clients: clients that may have joined.
     """
 
     expected: frozenset[str] | None = None
     max_examples: int = MAX_EXAMPLES
+    max_clients: int = MAX_CLIENTS
 
     def check(self, request: pb.JoinRequest) -> None:
         """Check what a client says of itself. Raises NotAdmittedError."""

@@ -16,6 +16,7 @@ from feddkd import __version__
 from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.text import printable
+from feddkd.transport.batches import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, messages_of, request_batch
 from feddkd.transport.frames import PROTOCOL_VERSION, SERVICE
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Holding, hello_message
 from feddkd.transport.options import client_options
@@ -95,11 +96,15 @@ class ServerStream:
         call: grpc.aio.StreamStreamCall[bytes, bytes],
         server: Endpoint,
         heartbeats: Heartbeats,
+        *,
+        server_takes_batches: bool = False,
     ) -> None:
         self._call = call
         self._server = server
         self._heartbeats = heartbeats
+        self._takes_batches = server_takes_batches
         self._outgoing: Iterator[bytes] = iter(())
+        self._next: bytes | None = None
         self._has_outgoing = asyncio.Event()
 
     async def messages(self) -> AsyncIterator[bytes]:
@@ -108,11 +113,13 @@ class ServerStream:
         Raises:
             UnreachableError: the connection broke, or the server was silent for too long.
             RefusedError: the server ended the stream for good.
+            ProtocolError: a batch is malformed.
         """
         with self._server.errors():
             # Anything but bytes is gRPC's end of stream.
             while isinstance(message := await self._read(), bytes):
-                yield message
+                for each in messages_of(message):
+                    yield each
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise grpc.aio.AioRpcError(
                     await self._call.code(),
@@ -124,6 +131,7 @@ class ServerStream:
     def send(self, messages: Iterable[bytes]) -> None:
         """Write `messages` as the server takes them, in place of those not yet written."""
         self._outgoing = iter(messages)
+        self._next = None
         self._has_outgoing.set()
 
     async def write(self) -> None:
@@ -134,7 +142,7 @@ class ServerStream:
         """
         with contextlib.suppress(TransportError), self._server.errors():
             while True:
-                await self._call.write(await self._next_message())
+                await self._call.write(request_batch(await self._next_batch()))
 
     async def _read(self) -> object:
         silence_s = self._heartbeats.dead_after_s
@@ -144,14 +152,33 @@ class ServerStream:
         except TimeoutError:
             raise UnreachableError(f"server {self._server.address}: no message arrived for {silence_s:g} s") from None
 
-    async def _next_message(self) -> bytes:
-        while (message := next(self._outgoing, None)) is None:
+    async def _next_batch(self) -> list[bytes]:
+        """Return the next message, with those after it that fit into a batch; a heartbeat if there is none for long."""
+        while not self._has_next():
             self._has_outgoing.clear()
             try:
                 async with asyncio.timeout(self._heartbeats.send_after_s):
                     await self._has_outgoing.wait()
             except TimeoutError:
-                return CLIENT_HEARTBEAT
+                return [CLIENT_HEARTBEAT]
+        batch = [self._take_next()]
+        size_bytes = len(batch[0])
+        # One that is too long waits as `_next`. None is looked for after a long one: it would be held for longer.
+        while self._takes_batches and size_bytes < MAX_BATCH_BYTES and len(batch) < MAX_BATCH_MESSAGES and self._has_next():
+            size_bytes += len(self._next or b"")
+            if size_bytes <= MAX_BATCH_BYTES:
+                batch.append(self._take_next())
+        return batch
+
+    def _has_next(self) -> bool:
+        """Look for another message; return whether there is one."""
+        if self._next is None:
+            self._next = next(self._outgoing, None)
+        return self._next is not None
+
+    def _take_next(self) -> bytes:
+        message, self._next = self._next, None
+        assert message is not None
         return message
 
 
@@ -201,6 +228,7 @@ class ServerConnection:
         holding: Holding | None = None,
         *,
         lacks_constants: bool = False,
+        server_takes_batches: bool = False,
         heartbeats: Heartbeats = Heartbeats(),
     ) -> AsyncIterator[ServerStream]:
         """Hold the stream of a session open.
@@ -209,14 +237,15 @@ class ServerConnection:
             session_token: as `join` returned it.
             holding: the broadcast that the client has in hand from before a connection broke.
             lacks_constants: the client does not hold those that the manifest names.
+            server_takes_batches: as `join` returned it.
             heartbeats: how often to show a sign of life, and how long to wait for one.
         """
         call: grpc.aio.StreamStreamCall[bytes, bytes] = self._channel.stream_stream(f"/{SERVICE}/Participate")()
-        stream = ServerStream(call, self._endpoint, heartbeats)
+        stream = ServerStream(call, self._endpoint, heartbeats, server_takes_batches=server_takes_batches)
         writer: asyncio.Task[None] | None = None
         try:
             with self._endpoint.errors():
-                await call.write(hello_message(session_token, holding, lacks_constants=lacks_constants))
+                await call.write(hello_message(session_token, holding, lacks_constants=lacks_constants, takes_batches=True))
             writer = asyncio.create_task(stream.write())
             yield stream
         finally:

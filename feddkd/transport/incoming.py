@@ -138,11 +138,13 @@ class Hello(NamedTuple):
         token: of the session; empty if the message is no Hello.
         holding: the broadcast at the client.
         lacks_constants: the client does not hold the run's constants.
+        takes_batches: the client takes several messages in one.
     """
 
     token: str
     holding: Holding | None = None
     lacks_constants: bool = False
+    takes_batches: bool = False
 
 
 def read_hello(message: object) -> Hello:
@@ -157,7 +159,7 @@ def read_hello(message: object) -> Hello:
         hello = pb.ParticipateRequest.FromString(message).hello
     except DecodeError:
         return Hello("")
-    return Hello(hello.session_token, holding_of(hello), hello.lacks_constants)
+    return Hello(hello.session_token, holding_of(hello), hello.lacks_constants, hello.takes_batches)
 
 
 def _now() -> float:

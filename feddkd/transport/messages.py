@@ -249,9 +249,15 @@ def farewell_message(completed: bool, reason: str, paused: bool = False) -> byte
     return pb.ParticipateResponse(farewell=farewell).SerializeToString()
 
 
-def hello_message(session_token: str, holding: Holding | None = None, *, lacks_constants: bool = False) -> bytes:
+def hello_message(
+    session_token: str,
+    holding: Holding | None = None,
+    *,
+    lacks_constants: bool = False,
+    takes_batches: bool = False,
+) -> bytes:
     """Open the stream, and report what is held: which broadcast from before the connection broke, and the constants."""
-    hello = pb.Hello(session_token=session_token, lacks_constants=lacks_constants)
+    hello = pb.Hello(session_token=session_token, lacks_constants=lacks_constants, takes_batches=takes_batches)
     if holding is not None:
         hello.holding.id.CopyFrom(id_to_message(holding.exchange))
         hello.holding.digest = holding.digest

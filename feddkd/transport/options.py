@@ -78,3 +78,16 @@ def max_connections() -> int:
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
     return min(MAX_CONNECTIONS, max(1, files - RESERVED_FILES))
+
+
+def allow_connections() -> None:
+    """Let this process open as many files as a server needs, where the system permits it: every connection is one.
+
+    Systems often give a process 1,024 and permit it more.
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_FILES
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    if files != resource.RLIM_INFINITY and files < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from feddkd.traffic import Meter
+from feddkd.transport.batches import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES
 
 MAX_WAITING_MESSAGES = 64
 MAX_WAITING_BYTES = 1 << 20
@@ -33,6 +34,7 @@ class Outgoing:
         still_needed: asked before each message; once it returns False the rest is dropped.
         on_last: called when the last message is about to be written.
         on_written: called when it has been handed to gRPC.
+        lingers: may wait for another message that it can share a batch with, or for `Outbox.flush`.
     """
 
     frames: Iterable[bytes]
@@ -40,6 +42,7 @@ class Outgoing:
     still_needed: Callable[[], bool] = always
     on_last: Callable[[], None] = nothing
     on_written: Callable[[], None] = nothing
+    lingers: bool = False
 
 
 class Outbox:
@@ -49,13 +52,19 @@ class Outbox:
     So a new broadcast replaces one that still waits, and the short messages are bounded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_batches: bool = False) -> None:
+        """Args:
+        takes_batches: the client takes several messages in one.
+        """
+        self._takes_batches = takes_batches
         self._waiting: deque[Outgoing] = deque()
         self._work: Outgoing | None = None
         self._messages = 0
         self._bytes = 0
         self._writing: _Writing | None = None
+        self._written: list[Callable[[], None]] = []
         self._closed = False
+        self._is_due = False
         self._changed = asyncio.Event()
 
     def put(self, outgoing: Outgoing) -> bool:
@@ -86,6 +95,16 @@ class Outbox:
     def close(self) -> None:
         """Mark the end: the outbox is `finished` once everything is written."""
         self._closed = True
+        self.wake()
+
+    def flush(self) -> None:
+        """Let what lingers be written."""
+        if self._waiting:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the writer look for what there is to write."""
+        self._is_due = True
         self._changed.set()
 
     def clear(self) -> None:
@@ -93,31 +112,65 @@ class Outbox:
         self._waiting.clear()
         self._work = self._writing = None
         self._messages = self._bytes = 0
+        self._written.clear()
 
     @property
     def finished(self) -> bool:
         """True once the outbox is closed and nothing is left to write."""
-        return self._closed and not self._waiting and self._writing is None
+        return self._closed and not self._waiting and self._writing is None and not self._written
 
-    def next_frame(self) -> bytes | None:
-        """Return the next message to write, and count it; None if there is none."""
-        while self._writing is not None or self._waiting:
-            if self._writing is None:
-                self._writing = _Writing(self._take())
-            if (frame := self._writing.next_frame()) is not None:
-                return frame
-            self._writing = None
-        return None
+    def next_batch(self) -> list[bytes]:
+        """Return the messages to write next, and count them; none if nothing is due.
+
+        More than one only for a client that takes batches, and together they are short.
+        """
+        batch: list[bytes] = []
+        self._tell_written()
+        size_bytes = 0
+        while self._is_due and len(batch) < MAX_BATCH_MESSAGES:
+            writing = self._next_writing()
+            if writing is None:
+                self._is_due = False
+            elif batch and not (self._takes_batches and size_bytes + writing.next_bytes <= MAX_BATCH_BYTES):
+                break
+            else:
+                batch.append(self._take_frame(writing))
+                size_bytes += len(batch[-1])
+        return batch
 
     async def changed(self) -> None:
-        """Return once something was added, or the outbox was closed, since `next_frame`."""
-        if not self._waiting and not self._closed:
+        """Return once something is due that `next_batch` has not returned, or the outbox was closed."""
+        if not self._is_due and not self._closed:
             self._changed.clear()
             await self._changed.wait()
 
+    def _tell_written(self) -> None:
+        """Tell those whose last message was in the batch before."""
+        written, self._written = self._written, []
+        for on_written in written:
+            on_written()
+
+    def _take_frame(self, writing: _Writing) -> bytes:
+        frame = writing.take()
+        if writing.is_over:
+            self._written.append(writing.outgoing.on_written)
+            self._writing = None
+        return frame
+
+    def _next_writing(self) -> _Writing | None:
+        """Return what has a message to write next; None if nothing has."""
+        while self._writing is not None or self._waiting:
+            if self._writing is None:
+                self._writing = _Writing(self._take())
+            if self._writing.has_next():
+                return self._writing
+            self._writing = None
+        return None
+
     def _add(self, outgoing: Outgoing) -> None:
         self._waiting.append(outgoing)
-        self._changed.set()
+        if not (outgoing.lingers and self._takes_batches):
+            self.wake()
 
     def _take(self) -> Outgoing:
         outgoing = self._waiting.popleft()
@@ -139,18 +192,32 @@ class _Writing:
         self._started = False
         self._next: bytes | None = None
 
-    def next_frame(self) -> bytes | None:
-        """Return the next message, or None after the last one that is needed.
+    def has_next(self) -> bool:
+        """Return whether there is another message that is needed."""
+        if not self.outgoing.still_needed():
+            return False
+        if not self._started:
+            self._started = True
+            self._next = next(self._frames, None)
+        return self._next is not None
+
+    @property
+    def next_bytes(self) -> int:
+        """Size of the next message, if there is one."""
+        return len(self._next or b"")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last message has been taken."""
+        return self._started and self._next is None
+
+    def take(self) -> bytes:
+        """Return the next message, which there is.
 
         It is counted before it is written: its answer may be read before the write returns.
         """
-        if not self.outgoing.still_needed():
-            return None
-        frame = self._next if self._started else next(self._frames, None)
-        if frame is None:
-            self.outgoing.on_written()
-            return None
-        self._started = True
+        frame = self._next
+        assert frame is not None
         self._next = next(self._frames, None)
         if self._next is None:
             self.outgoing.on_last()

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import ProtocolError
+from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
 from feddkd.transport.sessions import Session, Sessions
@@ -126,7 +127,7 @@ class Participation:
     async def _serve(self, session: Session, hello: Hello, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
         self.supersede(session, "opened a newer stream")
-        stream = Stream(asyncio.get_running_loop().time())
+        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches)
         self._sessions.connect(session, stream)
         try:
             session.lacks_constants = hello.lacks_constants
@@ -142,10 +143,12 @@ class Participation:
     async def _move(self, session: Session, stream: Stream, context: Context) -> End:
         """Read and write until the stream ends, and return how it ended."""
         reader = _start(stream, self._read(session, stream, context))
-        writer = _start(stream, stream.write(context, self._inbox.other, self._write_stall_s))
+        writer = _start(stream, stream.write(context, self._inbox.other))
+        watcher = _start(stream, stream.watch(self._write_stall_s))
         try:
             return await stream.ended()
         finally:
+            watcher.cancel()
             reader.cancel()  # from here on it hands over nothing
             # Before any wait: gRPC may cancel this handler there, and nobody would be told.
             self._detach(session, stream)
@@ -163,10 +166,13 @@ class Participation:
         """Hand every message to the inbox until the stream ends. Raises ProtocolError."""
         incoming = Incoming(session, stream, self._inbox, self._max_message_bytes)
         while (message := await stream.read(context)) is not None:
+            for each in messages_of(message):
+                if stream.end is None:
+                    await incoming.take(each)
+                else:
+                    self._inbox.other.up(len(each))
             if stream.end is not None:
-                self._inbox.other.up(len(message))
                 return
-            await incoming.take(message)
 
 
 def _start(stream: Stream, moving: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

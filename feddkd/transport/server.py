@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 STREAM_END_TIMEOUT_S = 5.0
 """Seconds that cancelled streams have to come to their end when the server stops."""
 
-MAX_SESSIONS = 100_000
 MAX_IDS_OF_A_CERTIFICATE = 1_000
 
 _T = TypeVar("_T")
@@ -92,7 +91,7 @@ class FederationServer:
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
         self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
-        self._joined = pb.JoinResponse(manifest=manifest).SerializeToString()
+        self._joined = pb.JoinResponse(manifest=manifest, takes_batches=True).SerializeToString()
         self._responses = Responses(len(self._joined))
 
     def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
@@ -243,10 +242,11 @@ class FederationServer:
 
     def _check_room(self, now: float) -> None:
         """Check that one more id may be added. Raises NotAdmittedError."""
-        if not self._sessions.make_room(MAX_SESSIONS, now):
+        limit = self._admission.max_clients
+        if not self._sessions.make_room(limit, now):
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{MAX_SESSIONS} clients have joined; no more are admitted",
+                f"{limit} clients have joined, as many as the server's scheduler.max_clients admits",
             )
 
     def _check_certificate(self, certificate: bytes) -> None:

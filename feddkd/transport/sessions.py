@@ -98,6 +98,11 @@ class Session:
         if self.stream is not None:
             self.stream.send_work(outgoing)
 
+    def flush(self) -> None:
+        """Write what was left to linger, if anything."""
+        if self.stream is not None:
+            self.stream.outbox.flush()
+
     def silent_s(self, now: float) -> float:
         """Return the seconds since the client was heard. From any thread."""
         stream = self.stream

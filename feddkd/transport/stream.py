@@ -8,6 +8,7 @@ from typing import NamedTuple
 import grpc
 
 from feddkd.traffic import Meter
+from feddkd.transport.batches import response_batch
 from feddkd.transport.calls import Context
 from feddkd.transport.limits import TokenBucket
 from feddkd.transport.messages import SERVER_HEARTBEAT
@@ -48,13 +49,22 @@ class Stream:
         stray_chunks: bounds its chunks that belong to no open exchange.
     """
 
-    def __init__(self, now: float = 0.0) -> None:
-        self.outbox = Outbox()
+    def __init__(self, now: float = 0.0, *, takes_batches: bool = False) -> None:
+        """Begin to listen.
+
+        Args:
+            now: on the loop's clock.
+            takes_batches: the client takes several messages in one.
+        """
+        self.outbox = Outbox(takes_batches=takes_batches)
         self.end: End | None = None
         self.messages = TokenBucket(MESSAGE_BURST, MESSAGES_PER_S, now)
         self.stray_chunks = TokenBucket(STRAY_CHUNK_BURST, STRAY_CHUNKS_PER_S, now)
         self._ended = asyncio.Event()
         self._listening_since: float | None = now
+        self._writing_since: float | None = None
+        self._idle_since: float | None = now
+        self._heartbeat_is_due = False
 
     def send(self, outgoing: Outgoing) -> None:
         """Write short messages when the client takes them. Too many that wait end the stream."""
@@ -96,53 +106,71 @@ class Stream:
         return 0.0 if since is None else now - since
 
     async def read(self, context: Context) -> bytes | None:
-        """Return the client's next message, or None at its end or after too long a silence."""
-        now = asyncio.get_running_loop().time
-        self._listening_since = now()
-        try:
-            async with asyncio.timeout(SILENCE_LIMIT_S):
-                message: object = await context.read()
-        except TimeoutError:
-            self.finish(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no message of the client for {SILENCE_LIMIT_S:g} s, not even a heartbeat",
-            )
-            return None
+        """Return the client's next message, or None at its end."""
+        self._listening_since = asyncio.get_running_loop().time()
+        message: object = await context.read()
         self._listening_since = None
         if not isinstance(message, bytes):  # gRPC's end of stream
             self.finish(grpc.StatusCode.OK, "")
             return None
         return message
 
-    async def write(self, context: Context, other: Meter, stall_s: float) -> None:
+    async def write(self, context: Context, other: Meter) -> None:
         """Write what is sent, until the outbox is finished; heartbeats while there is nothing.
 
         Args:
             other: counts the heartbeats.
-            stall_s: seconds after which a message that the client does not take ends the stream.
         """
+        now = asyncio.get_running_loop().time
         while not self.outbox.finished:
-            if (frame := await self._next_frame(other)) is None:
-                continue
-            try:
-                async with asyncio.timeout(stall_s):
-                    await context.write(frame)
-            except TimeoutError:
-                self.finish(
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                    f"the client did not read for {stall_s:g} s (scheduler.stall_timeout_s)",
-                )
-                return
+            if batch := self._next_batch(other):
+                self._idle_since, self._writing_since = None, now()
+                await context.write(response_batch(batch))
+                self._idle_since, self._writing_since = now(), None
+            else:
+                await self.outbox.changed()
         self.finish(grpc.StatusCode.OK, "")
 
-    async def _next_frame(self, other: Meter) -> bytes | None:
-        """Return the next message, or a heartbeat; None if what was sent is no longer needed."""
-        if (frame := self.outbox.next_frame()) is not None:
-            return frame
-        try:
-            async with asyncio.timeout(HEARTBEAT_S):
-                await self.outbox.changed()
-        except TimeoutError:
+    def _next_batch(self, other: Meter) -> list[bytes]:
+        """Return the next messages, or a heartbeat, or nothing if nothing is due."""
+        batch, heartbeat_is_due = self.outbox.next_batch(), self._heartbeat_is_due
+        self._heartbeat_is_due = False
+        if not batch and heartbeat_is_due:
             other.down(len(SERVER_HEARTBEAT))
-            return SERVER_HEARTBEAT
-        return self.outbox.next_frame()
+            return [SERVER_HEARTBEAT]
+        return batch
+
+    async def watch(self, stall_s: float) -> None:
+        """End the stream if the client is silent or does not read for too long; let heartbeats be sent.
+
+        One timer for all that may take too long: one for each message would cost more than the messages. It looks
+        again before anything that begins meanwhile can be over.
+
+        Args:
+            stall_s: seconds after which a message that the client does not take ends the stream.
+        """
+        now = asyncio.get_running_loop().time
+        while self.end is None:
+            self._end_if_late(now(), stall_s)
+            if _is_over(self._idle_since, HEARTBEAT_S, now()):
+                self._heartbeat_is_due, self._idle_since = True, None
+                self.outbox.wake()
+            await asyncio.sleep(self._next_look_s(now(), stall_s))
+
+    def _end_if_late(self, now: float, stall_s: float) -> None:
+        if _is_over(self._listening_since, SILENCE_LIMIT_S, now):
+            silent = f"no message of the client for {SILENCE_LIMIT_S:g} s, not even a heartbeat"
+            self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, silent)
+        elif _is_over(self._writing_since, stall_s, now):
+            unread = f"the client did not read for {stall_s:g} s (scheduler.stall_timeout_s)"
+            self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, unread)
+
+    def _next_look_s(self, now: float, stall_s: float) -> float:
+        """Seconds until something that has begun takes too long, or could if it began now."""
+        begun = ((self._listening_since, SILENCE_LIMIT_S), (self._writing_since, stall_s), (self._idle_since, HEARTBEAT_S))
+        until = [since + limit_s - now for since, limit_s in begun if since is not None]
+        return min(*until, HEARTBEAT_S, stall_s, SILENCE_LIMIT_S)
+
+
+def _is_over(since: float | None, limit_s: float, now: float) -> bool:
+    return since is not None and now >= since + limit_s

@@ -32,7 +32,7 @@ from torch import Tensor
 from feddkd.aggregator.rule import Reduction, Rows
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.errors import RunError
+from feddkd.errors import ConfigError, RunError
 from feddkd.exchange import Cause, Closing, ExampleCounts, Exchange, Missing, Outcome
 from feddkd.scheduler.engine import ClientStates, OpenExchange
 from feddkd.tensors import Schema, Segment, Tensors, TensorSpec
@@ -640,3 +640,10 @@ def test_clients_are_waited_for_and_counted_by_what_they_do(scene: Scene) -> Non
     hand.hang_up()
     scene.engine.finish(completed=True, reason="done")
     assert scene.engine.states() == ClientStates()
+
+
+def test_a_server_that_cannot_hold_its_clients_connections_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.engines.grpc.max_connections", lambda: 2)
+    engine = GrpcEngine(small_config("scheduler.clients=3"), RUN_ID, FLOATS)
+    with pytest.raises(ConfigError, match=r"^scheduler\.clients: 3 clients are waited for.* 2 connections"):
+        engine.start("127.0.0.1", 0)

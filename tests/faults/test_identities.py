@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -31,7 +32,6 @@ from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import Closing, ExampleCounts, Outcome
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.records import ExchangeRecord
-from feddkd.transport import server as transport_server
 from feddkd.transport import sessions, stream
 from feddkd.transport.messages import CLIENT_HEARTBEAT
 
@@ -192,12 +192,18 @@ def join_as(hand: HandClient, name: str) -> None:
     hand.join(instance=name)
 
 
+def admit(scene: Scene, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let at most so many clients join, as `scheduler.max_clients` does."""
+    server = scene.server.engine._server
+    monkeypatch.setattr(server, "_admission", dataclasses.replace(server._admission, max_clients=limit))
+
+
 def test_names_that_are_made_up_make_room_for_honest_clients(
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit = 30
-    monkeypatch.setattr(transport_server, "MAX_SESSIONS", limit)
+    admit(scene, limit, monkeypatch)
     with scene.hand() as flood, scene.hand() as hand:
         for number in range(limit - 1):
             join_as(flood, f"made-up-{number}")
@@ -215,7 +221,7 @@ def test_clients_that_took_part_keep_their_ids_while_names_are_made_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit = 30
-    monkeypatch.setattr(transport_server, "MAX_SESSIONS", limit)
+    admit(scene, limit, monkeypatch)
     monkeypatch.setattr(sessions, "CONNECT_TIMEOUT_S", 0.0)
     with scene.hand() as first, scene.hand() as again, scene.hand() as flood:
         token = first.join().session_token
@@ -229,6 +235,22 @@ def test_clients_that_took_part_keep_their_ids_while_names_are_made_up(
         again.open(token)  # its session is still there
         scene.server.wait_for("hand", "honest")
         assert_counts(scene, again)
+
+
+def test_clients_above_the_limit_are_refused_and_those_within_it_complete_their_exchanges(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admit(scene, 2, monkeypatch)
+    with scene.hand() as hand, scene.hand("late") as late:
+        hand.connect()
+        scene.server.wait_for("hand", "honest")
+        for _ in range(2):
+            code, details = status_of(late.join)
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert details == "2 clients have joined, as many as the server's scheduler.max_clients admits"
+            assert_counts(scene, hand)
+    assert set(scene.server.engine.last_heard()) == {"hand", "honest"}
 
 
 class Flood(Recorder):

@@ -9,8 +9,11 @@ from typing import cast
 import grpc
 import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feddkd.errors import IdTakenError, RefusedError, TransportError, UnreachableError
+from feddkd.transport.batches import MAX_BATCH_BYTES, messages_of, response_batch
 from feddkd.transport.client import Endpoint, Heartbeats, ServerStream
 from feddkd.transport.messages import CLIENT_HEARTBEAT
 
@@ -183,3 +186,66 @@ def test_a_servers_words_are_printable_and_short() -> None:
     message = str(error_of(grpc.StatusCode.INVALID_ARGUMENT, "\x1b[2J\n" + "x" * 100_000))
     assert message.startswith("server host:1: \\x1b[2J\\nxxx")
     assert len(message) < 600
+
+
+def to_a_server_that_takes_batches(call: FakeCall) -> ServerStream:
+    real = cast("grpc.aio.StreamStreamCall[bytes, bytes]", call)
+    return ServerStream(real, Endpoint("127.0.0.1:1"), Heartbeats(NEVER, NEVER), server_takes_batches=True)
+
+
+def test_short_messages_travel_together_to_a_server_that_takes_batches() -> None:
+    async def scenario() -> list[bytes]:
+        call = FakeCall()
+        stream = to_a_server_that_takes_batches(call)
+        stream.send([b"answer", b"chunk"])
+        return await written(call, stream, 1)
+
+    (batch,) = asyncio.run(scenario())
+    assert list(messages_of(batch)) == [b"answer", b"chunk"]
+
+
+@given(st.lists(st.integers(1, MAX_BATCH_BYTES + 1), min_size=1, max_size=20))
+def test_long_messages_travel_alone_and_in_order(sizes: list[int]) -> None:
+    sent = [bytes([number]) * size for number, size in enumerate(sizes)]
+
+    async def scenario() -> list[list[bytes]]:
+        call = FakeCall()
+        stream = to_a_server_that_takes_batches(call)
+        stream.send(sent)
+        batches: list[list[bytes]] = []
+        writer = asyncio.create_task(stream.write())
+        while sum(map(len, batches)) < len(sent):
+            batches.append(list(messages_of(await call.written.get())))
+        writer.cancel()
+        return batches
+
+    batches = asyncio.run(scenario())
+    assert [message for batch in batches for message in batch] == sent
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= MAX_BATCH_BYTES for batch in batches)
+
+
+def test_a_message_that_waits_for_the_next_batch_is_dropped_with_the_others() -> None:
+    long = bytes(MAX_BATCH_BYTES)
+
+    async def scenario() -> list[bytes]:
+        call = FakeCall()
+        call.taking.clear()
+        stream = to_a_server_that_takes_batches(call)
+        stream.send([b"short", long])
+        writer = asyncio.create_task(stream.write())
+        await asyncio.sleep(0)  # the first is being written, the second was looked at
+        stream.send([b"other"])
+        call.taking.set()
+        messages = [await call.written.get() for _ in range(2)]
+        writer.cancel()
+        return messages
+
+    assert asyncio.run(scenario()) == [b"short", b"other"]
+
+
+def test_the_messages_of_a_batch_are_read_one_by_one() -> None:
+    async def scenario() -> list[bytes]:
+        messages = to_a_server_that_takes_batches(FakeCall([response_batch([b"one", b"two"]), b"three"])).messages()
+        return [await anext(messages) for _ in range(3)]
+
+    assert asyncio.run(scenario()) == [b"one", b"two", b"three"]

@@ -342,6 +342,8 @@ def test_a_cohort_below_the_quorum_is_refused() -> None:
     [
         (["scheduler.clients=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer, scheduler.clients has 2"),
         (["scheduler.clients=['a']", "scheduler.wait_for_clients=2"], "wait_for_clients: 2 clients can never join"),
+        (["scheduler.clients=3", "scheduler.max_clients=2"], "max_clients: 3 clients are waited for, and 2 may join"),
+        (["scheduler.min_clients=3", "scheduler.max_clients=2"], "max_clients: 3 clients are waited for, and 2 may join"),
         (["scheduler.clients=4", "scheduler.enough=3"], "enough: 3 answers are fewer than min_clients = 4; lower that as well"),
         (["scheduler.clients=30", "scheduler.cohort=0.5", "scheduler.enough=0.3"], "enough: 5 answers are fewer than min_clients = 15"),
         (["scheduler.clients=2", "scheduler.cohort=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feddkd.transport.limits import TokenBucket
-from feddkd.transport.options import MAX_CONNECTIONS, RESERVED_FILES, max_connections
+from feddkd.transport.options import MAX_CONNECTIONS, RESERVED_FILES, allow_connections, max_connections
 
 PAUSES = st.lists(st.floats(0, 20), min_size=1, max_size=200)
 
@@ -67,3 +67,27 @@ def test_connections_leave_open_files_for_the_record(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert max_connections() == connections
+
+
+@pytest.mark.parametrize(
+    ("files", "permitted", "raised"),
+    [
+        (1_024, 1 << 20, MAX_CONNECTIONS + RESERVED_FILES),
+        (1_024, 4_096, 4_096),
+        (1_024, resource.RLIM_INFINITY, MAX_CONNECTIONS + RESERVED_FILES),
+        (4_096, 4_096, 4_096),
+        (1 << 20, 1 << 20, 1 << 20),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_a_server_opens_as_many_files_as_it_is_permitted_and_needs(
+    files: int,
+    permitted: int,
+    raised: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = [(files, permitted)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    allow_connections()
+    assert limits[-1] == (raised, permitted)

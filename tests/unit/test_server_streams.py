@@ -524,7 +524,7 @@ def test_joining_counts_as_what_belongs_to_no_exchange() -> None:
         async with serving() as server:
             hello = hello_message(await server.join())
             joined = server.inbox.other.traffic
-            response = pb.JoinResponse(manifest=pb.Manifest(run_id="run"), session_token="0" * 32)
+            response = pb.JoinResponse(manifest=pb.Manifest(run_id="run"), session_token="0" * 32, takes_batches=True)
             assert joined.wire_bytes_down == response.ByteSize()
             server.open(hello)
             await settle()

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from feddkd.exchange import ExampleCounts
 from feddkd.traffic import Meter
+from feddkd.transport.admission import Admission
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Verdict, hello_message, receipt_message
 from feddkd.transport.sessions import (
     CONNECT_TIMEOUT_S,
@@ -209,9 +210,9 @@ def test_expiring_is_spread_over_many_joins() -> None:
         assert len(sessions) < before
 
 
-def test_made_up_ids_make_room_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_up_ids_make_room_after_ten_seconds() -> None:
     async def flood() -> None:
-        server = Server()
+        server = Server(Admission(max_clients=30))
         for number in range(30):
             await server.join(f"made-up-{number}")
         with pytest.raises(NotJoinedError, match="30 clients have joined"):
@@ -224,15 +225,12 @@ def test_made_up_ids_make_room_after_ten_seconds(monkeypatch: pytest.MonkeyPatch
         assert expired is None
         await server.close()
 
-    monkeypatch.setattr("feddkd.transport.server.MAX_SESSIONS", 30)
     run(flood())
 
 
-def test_clients_that_are_long_away_make_room_when_the_table_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_clients_that_are_long_away_make_room_when_the_table_is_full() -> None:
     async def fill() -> None:
-        server = Server()
+        server = Server(Admission(max_clients=2))
         away, connected = await server.connect("away"), await server.connect("connected")
         away.half_close()
         await settle()
@@ -245,15 +243,12 @@ def test_clients_that_are_long_away_make_room_when_the_table_is_full(
         assert [session.client_id for session in server.server.sessions()] == ["connected", "new"]
         await server.close()
 
-    monkeypatch.setattr("feddkd.transport.server.MAX_SESSIONS", 2)
     run(fill())
 
 
-def test_an_id_that_is_bound_to_a_certificate_makes_no_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_id_that_is_bound_to_a_certificate_makes_no_room() -> None:
     async def fill() -> None:
-        server = Server()
+        server = Server(Admission(max_clients=1))
         away, _ = server.open(hello_message(await server.join("site", certificate=PEM)))
         await settle()
         away.half_close()
@@ -262,7 +257,6 @@ def test_an_id_that_is_bound_to_a_certificate_makes_no_room(
             await server.join("new")
         await server.close()
 
-    monkeypatch.setattr("feddkd.transport.server.MAX_SESSIONS", 1)
     run(fill())
 
 

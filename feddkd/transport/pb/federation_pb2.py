@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from feddkd.transport.pb import tensors_pb2 as feddkd_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x64kd/v1/federation.proto\x12\tfeddkd.v1\x1a\x17\x66\x65\x64\x64kd/v1/tensors.proto\"+\n\x0f\x44\x65scribeRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"9\n\x10\x44\x65scribeResponse\x12%\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.feddkd.v1.Manifest\"\xa6\x01\n\x08Manifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_toml\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12$\n\tconstants\x18\x05 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x18\n\x10\x63onstants_sha256\x18\x06 \x01(\x0c\"\xc0\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x18\n\x10software_version\x18\x05 \x01(\t\x12\x19\n\x0cnum_labelled\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x63lass_names\x18\x07 \x03(\tB\x0f\n\r_num_labelled\"L\n\x0cJoinResponse\x12%\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.feddkd.v1.Manifest\x12\x15\n\rsession_token\x18\x02 \x01(\t\"\x83\x02\n\x12ParticipateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.feddkd.v1.HelloH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.feddkd.v1.ChunkH\x00\x12#\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x11.feddkd.v1.AnswerH\x00\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.feddkd.v1.FailureH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.feddkd.v1.HeartbeatH\x00\x12%\n\x07lacking\x18\x06 \x01(\x0b\x32\x12.feddkd.v1.LackingH\x00\x42\t\n\x07message\"\x84\x02\n\x13ParticipateResponse\x12\x1f\n\x04work\x18\x01 \x01(\x0b\x32\x0f.feddkd.v1.WorkH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.feddkd.v1.ChunkH\x00\x12%\n\x07receipt\x18\x03 \x01(\x0b\x32\x12.feddkd.v1.ReceiptH\x00\x12#\n\x06resend\x18\x04 \x01(\x0b\x32\x11.feddkd.v1.ResendH\x00\x12\'\n\x08\x66\x61rewell\x18\x05 \x01(\x0b\x32\x13.feddkd.v1.FarewellH\x00\x12)\n\theartbeat\x18\x06 \x01(\x0b\x32\x14.feddkd.v1.HeartbeatH\x00\x42\t\n\x07message\"\\\n\x05Hello\x12\x15\n\rsession_token\x18\x01 \x01(\t\x12#\n\x07holding\x18\x02 \x01(\x0b\x32\x12.feddkd.v1.Holding\x12\x17\n\x0flacks_constants\x18\x03 \x01(\x08\"P\n\x07Holding\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\x0b\n\tHeartbeat\"X\n\nExchangeId\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\"\x90\x02\n\x04Work\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12)\n\x07payload\x18\x02 \x01(\x0b\x32\x18.feddkd.v1.PayloadHeader\x12\x10\n\x08\x65valuate\x18\x03 \x01(\x08\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12#\n\x07replica\x18\x05 \x01(\x0b\x32\x12.feddkd.v1.Replica\x12\x14\n\x0c\x61nswer_codec\x18\x06 \x01(\t\x12\x13\n\x0b\x61nswer_seed\x18\x07 \x01(\x06\x12\x13\n\x0b\x61nswer_zstd\x18\x08 \x01(\x08\x12\x18\n\x10\x63onstants_sha256\x18\t \x01(\x0c\x12\x15\n\rhas_constants\x18\n \x01(\x08\"Z\n\x07Replica\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07in_mean\x18\x03 \x01(\x08\x12\x11\n\ttake_mean\x18\x04 \x01(\x08\",\n\x07Lacking\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\"\xe0\x02\n\x06\x41nswer\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12)\n\x07payload\x18\x02 \x01(\x0b\x32\x18.feddkd.v1.PayloadHeader\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12)\n\nevaluation\x18\x04 \x01(\x0b\x32\x15.feddkd.v1.Evaluation\x12\x16\n\tcompute_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14gradient_evaluations\x18\x06 \x01(\x06H\x02\x88\x01\x01\x12/\n\x07metrics\x18\x07 \x03(\x0b\x32\x1e.feddkd.v1.Answer.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_lossB\x0c\n\n_compute_sB\x17\n\x15_gradient_evaluations\"\xc5\x01\n\nEvaluation\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x06\x12\x14\n\x07\x63orrect\x18\x02 \x01(\x06H\x00\x88\x01\x01\x12\x10\n\x08loss_sum\x18\x03 \x01(\x01\x12-\n\x04sums\x18\x04 \x03(\x0b\x32\x1f.feddkd.v1.Evaluation.SumsEntry\x1a\x42\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.feddkd.v1.MetricSums:\x02\x38\x01\x42\n\n\x08_correct\"\x1d\n\nMetricSums\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"<\n\x07\x46\x61ilure\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x89\x01\n\x07Receipt\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12#\n\x07verdict\x18\x02 \x01(\x0e\x32\x12.feddkd.v1.Verdict\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\";\n\x06Resend\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\x08\x46\x61rewell\x12\x11\n\tcompleted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08*\xc3\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0e\n\nVERDICT_OK\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x1a\n\x16VERDICT_ALREADY_EXISTS\x10\x03\x12\x1f\n\x1bVERDICT_FAILED_PRECONDITION\x10\x04\x12\x1c\n\x18VERDICT_INVALID_ARGUMENT\x10\x05\x12\x1d\n\x19VERDICT_DEADLINE_EXCEEDED\x10\x06\x32\xe3\x01\n\x11\x46\x65\x64\x65rationService\x12\x43\n\x08\x44\x65scribe\x12\x1a.feddkd.v1.DescribeRequest\x1a\x1b.feddkd.v1.DescribeResponse\x12\x37\n\x04Join\x12\x16.feddkd.v1.JoinRequest\x1a\x17.feddkd.v1.JoinResponse\x12P\n\x0bParticipate\x12\x1d.feddkd.v1.ParticipateRequest\x1a\x1e.feddkd.v1.ParticipateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64\x64kd/v1/federation.proto\x12\tfeddkd.v1\x1a\x17\x66\x65\x64\x64kd/v1/tensors.proto\"+\n\x0f\x44\x65scribeRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"9\n\x10\x44\x65scribeResponse\x12%\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.feddkd.v1.Manifest\"\xa6\x01\n\x08Manifest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_toml\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12$\n\tconstants\x18\x05 \x01(\x0b\x32\x11.feddkd.v1.Schema\x12\x18\n\x10\x63onstants_sha256\x18\x06 \x01(\x0c\"\xc0\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x18\n\x10software_version\x18\x05 \x01(\t\x12\x19\n\x0cnum_labelled\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x63lass_names\x18\x07 \x03(\tB\x0f\n\r_num_labelled\"c\n\x0cJoinResponse\x12%\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.feddkd.v1.Manifest\x12\x15\n\rsession_token\x18\x02 \x01(\t\x12\x15\n\rtakes_batches\x18\x03 \x01(\x08\"\xa6\x02\n\x12ParticipateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.feddkd.v1.HelloH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.feddkd.v1.ChunkH\x00\x12#\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x11.feddkd.v1.AnswerH\x00\x12%\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x12.feddkd.v1.FailureH\x00\x12)\n\theartbeat\x18\x05 \x01(\x0b\x32\x14.feddkd.v1.HeartbeatH\x00\x12%\n\x07lacking\x18\x06 \x01(\x0b\x32\x12.feddkd.v1.LackingH\x00\x12!\n\x05\x62\x61tch\x18\x07 \x01(\x0b\x32\x10.feddkd.v1.BatchH\x00\x42\t\n\x07message\"\xa7\x02\n\x13ParticipateResponse\x12\x1f\n\x04work\x18\x01 \x01(\x0b\x32\x0f.feddkd.v1.WorkH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.feddkd.v1.ChunkH\x00\x12%\n\x07receipt\x18\x03 \x01(\x0b\x32\x12.feddkd.v1.ReceiptH\x00\x12#\n\x06resend\x18\x04 \x01(\x0b\x32\x11.feddkd.v1.ResendH\x00\x12\'\n\x08\x66\x61rewell\x18\x05 \x01(\x0b\x32\x13.feddkd.v1.FarewellH\x00\x12)\n\theartbeat\x18\x06 \x01(\x0b\x32\x14.feddkd.v1.HeartbeatH\x00\x12!\n\x05\x62\x61tch\x18\x07 \x01(\x0b\x32\x10.feddkd.v1.BatchH\x00\x42\t\n\x07message\"\x19\n\x05\x42\x61tch\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"s\n\x05Hello\x12\x15\n\rsession_token\x18\x01 \x01(\t\x12#\n\x07holding\x18\x02 \x01(\x0b\x32\x12.feddkd.v1.Holding\x12\x17\n\x0flacks_constants\x18\x03 \x01(\x08\x12\x15\n\rtakes_batches\x18\x04 \x01(\x08\"P\n\x07Holding\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\x0b\n\tHeartbeat\"X\n\nExchangeId\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\"\x90\x02\n\x04Work\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12)\n\x07payload\x18\x02 \x01(\x0b\x32\x18.feddkd.v1.PayloadHeader\x12\x10\n\x08\x65valuate\x18\x03 \x01(\x08\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12#\n\x07replica\x18\x05 \x01(\x0b\x32\x12.feddkd.v1.Replica\x12\x14\n\x0c\x61nswer_codec\x18\x06 \x01(\t\x12\x13\n\x0b\x61nswer_seed\x18\x07 \x01(\x06\x12\x13\n\x0b\x61nswer_zstd\x18\x08 \x01(\x08\x12\x18\n\x10\x63onstants_sha256\x18\t \x01(\x0c\x12\x15\n\rhas_constants\x18\n \x01(\x08\"Z\n\x07Replica\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07in_mean\x18\x03 \x01(\x08\x12\x11\n\ttake_mean\x18\x04 \x01(\x08\",\n\x07Lacking\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\"\xe0\x02\n\x06\x41nswer\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12)\n\x07payload\x18\x02 \x01(\x0b\x32\x18.feddkd.v1.PayloadHeader\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12)\n\nevaluation\x18\x04 \x01(\x0b\x32\x15.feddkd.v1.Evaluation\x12\x16\n\tcompute_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14gradient_evaluations\x18\x06 \x01(\x06H\x02\x88\x01\x01\x12/\n\x07metrics\x18\x07 \x03(\x0b\x32\x1e.feddkd.v1.Answer.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_lossB\x0c\n\n_compute_sB\x17\n\x15_gradient_evaluations\"\xc5\x01\n\nEvaluation\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x06\x12\x14\n\x07\x63orrect\x18\x02 \x01(\x06H\x00\x88\x01\x01\x12\x10\n\x08loss_sum\x18\x03 \x01(\x01\x12-\n\x04sums\x18\x04 \x03(\x0b\x32\x1f.feddkd.v1.Evaluation.SumsEntry\x1a\x42\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.feddkd.v1.MetricSums:\x02\x38\x01\x42\n\n\x08_correct\"\x1d\n\nMetricSums\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"<\n\x07\x46\x61ilure\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x89\x01\n\x07Receipt\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12#\n\x07verdict\x18\x02 \x01(\x0e\x32\x12.feddkd.v1.Verdict\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x07\x63urrent\x18\x04 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\";\n\x06Resend\x12!\n\x02id\x18\x01 \x01(\x0b\x32\x15.feddkd.v1.ExchangeId\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\x08\x46\x61rewell\x12\x11\n\tcompleted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06paused\x18\x03 \x01(\x08*\xc3\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0e\n\nVERDICT_OK\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x1a\n\x16VERDICT_ALREADY_EXISTS\x10\x03\x12\x1f\n\x1bVERDICT_FAILED_PRECONDITION\x10\x04\x12\x1c\n\x18VERDICT_INVALID_ARGUMENT\x10\x05\x12\x1d\n\x19VERDICT_DEADLINE_EXCEEDED\x10\x06\x32\xe3\x01\n\x11\x46\x65\x64\x65rationService\x12\x43\n\x08\x44\x65scribe\x12\x1a.feddkd.v1.DescribeRequest\x1a\x1b.feddkd.v1.DescribeResponse\x12\x37\n\x04Join\x12\x16.feddkd.v1.JoinRequest\x1a\x17.feddkd.v1.JoinResponse\x12P\n\x0bParticipate\x12\x1d.feddkd.v1.ParticipateRequest\x1a\x1e.feddkd.v1.ParticipateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANSWER_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATION_SUMSENTRY']._loaded_options = None
   _globals['_EVALUATION_SUMSENTRY']._serialized_options = b'8\001'
-  _globals['_VERDICT']._serialized_start=2742
-  _globals['_VERDICT']._serialized_end=2937
+  _globals['_VERDICT']._serialized_start=2885
+  _globals['_VERDICT']._serialized_end=3080
   _globals['_DESCRIBEREQUEST']._serialized_start=66
   _globals['_DESCRIBEREQUEST']._serialized_end=109
   _globals['_DESCRIBERESPONSE']._serialized_start=111
@@ -47,43 +47,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREQUEST']._serialized_start=340
   _globals['_JOINREQUEST']._serialized_end=532
   _globals['_JOINRESPONSE']._serialized_start=534
-  _globals['_JOINRESPONSE']._serialized_end=610
-  _globals['_PARTICIPATEREQUEST']._serialized_start=613
-  _globals['_PARTICIPATEREQUEST']._serialized_end=872
-  _globals['_PARTICIPATERESPONSE']._serialized_start=875
-  _globals['_PARTICIPATERESPONSE']._serialized_end=1135
-  _globals['_HELLO']._serialized_start=1137
-  _globals['_HELLO']._serialized_end=1229
-  _globals['_HOLDING']._serialized_start=1231
-  _globals['_HOLDING']._serialized_end=1311
-  _globals['_HEARTBEAT']._serialized_start=1313
-  _globals['_HEARTBEAT']._serialized_end=1324
-  _globals['_EXCHANGEID']._serialized_start=1326
-  _globals['_EXCHANGEID']._serialized_end=1414
-  _globals['_WORK']._serialized_start=1417
-  _globals['_WORK']._serialized_end=1689
-  _globals['_REPLICA']._serialized_start=1691
-  _globals['_REPLICA']._serialized_end=1781
-  _globals['_LACKING']._serialized_start=1783
-  _globals['_LACKING']._serialized_end=1827
-  _globals['_ANSWER']._serialized_start=1830
-  _globals['_ANSWER']._serialized_end=2182
-  _globals['_ANSWER_METRICSENTRY']._serialized_start=2088
-  _globals['_ANSWER_METRICSENTRY']._serialized_end=2134
-  _globals['_EVALUATION']._serialized_start=2185
-  _globals['_EVALUATION']._serialized_end=2382
-  _globals['_EVALUATION_SUMSENTRY']._serialized_start=2304
-  _globals['_EVALUATION_SUMSENTRY']._serialized_end=2370
-  _globals['_METRICSUMS']._serialized_start=2384
-  _globals['_METRICSUMS']._serialized_end=2413
-  _globals['_FAILURE']._serialized_start=2415
-  _globals['_FAILURE']._serialized_end=2475
-  _globals['_RECEIPT']._serialized_start=2478
-  _globals['_RECEIPT']._serialized_end=2615
-  _globals['_RESEND']._serialized_start=2617
-  _globals['_RESEND']._serialized_end=2676
-  _globals['_FAREWELL']._serialized_start=2678
-  _globals['_FAREWELL']._serialized_end=2739
-  _globals['_FEDERATIONSERVICE']._serialized_start=2940
-  _globals['_FEDERATIONSERVICE']._serialized_end=3167
+  _globals['_JOINRESPONSE']._serialized_end=633
+  _globals['_PARTICIPATEREQUEST']._serialized_start=636
+  _globals['_PARTICIPATEREQUEST']._serialized_end=930
+  _globals['_PARTICIPATERESPONSE']._serialized_start=933
+  _globals['_PARTICIPATERESPONSE']._serialized_end=1228
+  _globals['_BATCH']._serialized_start=1230
+  _globals['_BATCH']._serialized_end=1255
+  _globals['_HELLO']._serialized_start=1257
+  _globals['_HELLO']._serialized_end=1372
+  _globals['_HOLDING']._serialized_start=1374
+  _globals['_HOLDING']._serialized_end=1454
+  _globals['_HEARTBEAT']._serialized_start=1456
+  _globals['_HEARTBEAT']._serialized_end=1467
+  _globals['_EXCHANGEID']._serialized_start=1469
+  _globals['_EXCHANGEID']._serialized_end=1557
+  _globals['_WORK']._serialized_start=1560
+  _globals['_WORK']._serialized_end=1832
+  _globals['_REPLICA']._serialized_start=1834
+  _globals['_REPLICA']._serialized_end=1924
+  _globals['_LACKING']._serialized_start=1926
+  _globals['_LACKING']._serialized_end=1970
+  _globals['_ANSWER']._serialized_start=1973
+  _globals['_ANSWER']._serialized_end=2325
+  _globals['_ANSWER_METRICSENTRY']._serialized_start=2231
+  _globals['_ANSWER_METRICSENTRY']._serialized_end=2277
+  _globals['_EVALUATION']._serialized_start=2328
+  _globals['_EVALUATION']._serialized_end=2525
+  _globals['_EVALUATION_SUMSENTRY']._serialized_start=2447
+  _globals['_EVALUATION_SUMSENTRY']._serialized_end=2513
+  _globals['_METRICSUMS']._serialized_start=2527
+  _globals['_METRICSUMS']._serialized_end=2556
+  _globals['_FAILURE']._serialized_start=2558
+  _globals['_FAILURE']._serialized_end=2618
+  _globals['_RECEIPT']._serialized_start=2621
+  _globals['_RECEIPT']._serialized_end=2758
+  _globals['_RESEND']._serialized_start=2760
+  _globals['_RESEND']._serialized_end=2819
+  _globals['_FAREWELL']._serialized_start=2821
+  _globals['_FAREWELL']._serialized_end=2882
+  _globals['_FEDERATIONSERVICE']._serialized_start=3083
+  _globals['_FEDERATIONSERVICE']._serialized_end=3310
 # @@protoc_insertion_point(module_scope)

@@ -230,8 +230,11 @@ class JoinResponse(_message.Message):
 
     MANIFEST_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    TAKES_BATCHES_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """Opens the stream; secret, 32 hexadecimal digits."""
+    takes_batches: _builtins.bool
+    """The server takes batches."""
     @_builtins.property
     def manifest(self) -> Global___Manifest:
         """The run. Set by the server."""
@@ -241,10 +244,11 @@ class JoinResponse(_message.Message):
         *,
         manifest: Global___Manifest | None = ...,
         session_token: _builtins.str = ...,
+        takes_batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "session_token", b"session_token", "takes_batches", b"takes_batches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +266,7 @@ class ParticipateRequest(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message."""
@@ -286,6 +291,10 @@ class ParticipateRequest(_message.Message):
     def lacking(self) -> Global___Lacking:
         """The client does not hold the model that a broadcast is to be added to."""
 
+    @_builtins.property
+    def batch(self) -> Global___Batch:
+        """Several of these messages. Only for a server that takes batches."""
+
     def __init__(
         self,
         *,
@@ -295,12 +304,13 @@ class ParticipateRequest(_message.Message):
         failure: Global___Failure | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         lacking: Global___Lacking | None = ...,
+        batch: Global___Batch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "batch", b"batch", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "batch", b"batch", "chunk", b"chunk", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "lacking", b"lacking", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure", "heartbeat", "lacking"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "chunk", "answer", "failure", "heartbeat", "lacking", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -318,6 +328,7 @@ class ParticipateResponse(_message.Message):
     RESEND_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def work(self) -> Global___Work:
         """Something to do; the chunks that the client does not hold follow. Ends work of another exchange."""
@@ -342,6 +353,10 @@ class ParticipateResponse(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """The server's process still runs."""
 
+    @_builtins.property
+    def batch(self) -> Global___Batch:
+        """Several of these messages. Only for a client that takes batches."""
+
     def __init__(
         self,
         *,
@@ -351,16 +366,43 @@ class ParticipateResponse(_message.Message):
         resend: Global___Resend | None = ...,
         farewell: Global___Farewell | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        batch: Global___Batch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "chunk", b"chunk", "farewell", b"farewell", "heartbeat", b"heartbeat", "message", b"message", "receipt", b"receipt", "resend", b"resend", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["work", "chunk", "receipt", "resend", "farewell", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["work", "chunk", "receipt", "resend", "farewell", "heartbeat", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ParticipateResponse: _TypeAlias = ParticipateResponse  # noqa: Y015
+
+@_typing.final
+class Batch(_message.Message):
+    """Short messages of one end in one, in the order in which they would come alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """2 to 64 serialized messages, each a ParticipateRequest in a ParticipateRequest and a ParticipateResponse in a
+        ParticipateResponse. None is a batch itself.
+        """
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Batch: _TypeAlias = Batch  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -371,10 +413,13 @@ class Hello(_message.Message):
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     HOLDING_FIELD_NUMBER: _builtins.int
     LACKS_CONSTANTS_FIELD_NUMBER: _builtins.int
+    TAKES_BATCHES_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     """As Join returned it."""
     lacks_constants: _builtins.bool
     """The client does not hold the constants that the manifest names: the next Work is to bring them."""
+    takes_batches: _builtins.bool
+    """The client takes batches."""
     @_builtins.property
     def holding(self) -> Global___Holding:
         """The broadcast that this client has in hand from before its connection broke, if any."""
@@ -385,10 +430,11 @@ class Hello(_message.Message):
         session_token: _builtins.str = ...,
         holding: Global___Holding | None = ...,
         lacks_constants: _builtins.bool = ...,
+        takes_batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding", "lacks_constants", b"lacks_constants", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holding", b"holding", "lacks_constants", b"lacks_constants", "session_token", b"session_token", "takes_batches", b"takes_batches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
