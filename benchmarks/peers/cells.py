@@ -12,8 +12,8 @@ from feddkd.bench.workload import Workload
 from peers.systems import SYSTEMS, System
 
 EXCHANGE, DKD_ROUND = "exchange", "DKD round"
-SIZES_MIB = (0.0001, 10.0, 100.0)
-"""The first is 26 elements, which make 104 bytes: it costs messages, not bytes."""
+SIZES_MIB = (0.00004, 10.0, 100.0)
+"""The first is ten elements, 40 bytes: it costs messages, not bytes."""
 
 DKD_STEPS = 20
 DKD_MIB = 10.0

@@ -68,7 +68,7 @@ def said_of(line: dict[str, Any]) -> str:
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="may be given again; default: all")
-    parser.add_argument("--megabytes", type=float, action="append", help="may be given again; default: 0.0001, 10 and 100")
+    parser.add_argument("--megabytes", type=float, action="append", help="may be given again; default: 0.00004, 10 and 100")
     parser.add_argument("--clients", type=int, default=4, metavar="N")
     parser.add_argument("--tensors", type=int, default=1, metavar="T", help="that a model of at least 1 MiB is divided into")
     parser.add_argument("--steps", type=int, default=DKD_STEPS, metavar="J", help="of the emulated DKD round; 0: none")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from feddkd.errors import RunError
-from peers.drivers.probe import RUN
+from peers.drivers.probe import RUN, Probe
 from peers.systems import DRIVERS, Command, Run, System
 
 PAUSE_S = 0.02
+WATCH_S = 1.0
+"""Between two readings of the counters; HTTP clients close a connection that has been idle for five seconds."""
+
 ENDING_S = 5.0
 
 ENVIRONMENT = {
@@ -35,10 +40,20 @@ def report_of(system: System, run: Run, timeout_s: float) -> dict[str, Any]:
         RunError: a process failed, or there is no report in time; the message has the ends of the logs.
     """
     out = run.folder / "report.json"
-    settings = {"out": str(out), "port": run.port, "rounds": run.workload.rounds, "server": system.server, "client": system.client}
-    tag = json.dumps(settings)
+    tag = json.dumps(
+        {
+            "out": str(out),
+            "port": run.port,
+            "wire": str(run.folder / "wire.json"),
+            "rounds": run.workload.rounds,
+            "server": system.server.format(port=run.port),
+            "client": system.client,
+        }
+    )
     environment = os.environ | ENVIRONMENT | {RUN: tag, "PATH": f"{run.scripts}:{os.environ['PATH']}"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(DRIVERS), os.environ.get("PYTHONPATH") if system.environment is None else None]))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(DRIVERS), os.environ.get("PYTHONPATH") if system.environment is None else None])
+    )
     processes: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + timeout_s
     try:
@@ -46,11 +61,31 @@ def report_of(system: System, run: Run, timeout_s: float) -> dict[str, Any]:
             processes.append(_start(command, environment, run.folder / f"{number}.log"))
             if command.opens_port:
                 _wait_for(lambda: _listens(run.port), processes, run.folder, deadline)
-        _wait_for(out.exists, processes, run.folder, deadline)
+        with _watching(Probe(tag)):
+            _wait_for(out.exists, processes, run.folder, deadline)
     finally:
         end_all(tag, processes)
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return report
+
+
+@contextlib.contextmanager
+def _watching(probe: Probe) -> Iterator[None]:
+    """Read the counters of connections in a thread, so that those of a connection that closes are not lost."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            probe.wire.read(probe.processes()["client"])
+            probe.wire.write()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _start(command: Command, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -66,7 +101,7 @@ def _start(command: Command, environment: dict[str, str], log: Path) -> subproce
         )
 
 
-def _wait_for(happened: Any, processes: Sequence[subprocess.Popen[bytes]], folder: Path, deadline: float) -> None:
+def _wait_for(happened: Callable[[], bool], processes: Sequence[subprocess.Popen[bytes]], folder: Path, deadline: float) -> None:
     """Wait until something has happened.
 
     Raises:

@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
 import numpy as np
-
 from cohort_memory import PeakMemory
+
 from feddkd.bench.environment import environment
 from feddkd.errors import RunError
 from peers.places import ENVIRONMENTS, RESULTS, refuse_busy, version_of
@@ -51,9 +51,12 @@ def run_once(simulator: Simulator, simulation: Simulation, *, watched: bool) -> 
     """
     log = simulation.folder / "log"
     command = simulator.command(simulation)
-    with log.open("wb") as file, subprocess.Popen(
-        [str(part) for part in command], env=simulator.environment_of(simulation), stdout=file, stderr=subprocess.STDOUT
-    ) as running:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            [str(part) for part in command], env=simulator.environment_of(simulation), stdout=file, stderr=subprocess.STDOUT
+        ) as running,
+    ):
         memory = PeakMemory(running.pid) if watched else None
         code = running.wait(simulation.timeout_s)
         if memory is not None:

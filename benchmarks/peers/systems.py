@@ -72,7 +72,7 @@ class System:
         environment: name of the requirements file and of the virtual environment; None for feddkd's own Python.
         package: whose version a result names.
         commands: starts the processes of a run.
-        server: regular expression that finds the server's processes by their command lines.
+        server: regular expression that finds the server's processes by their command lines; `{port}` is the run's.
         client: likewise the clients'.
         exchanges: counted in a run.
         repeats: most runs of each cell; a system that takes long to start has fewer.
@@ -98,7 +98,7 @@ def feddkd(run: Run) -> list[Command]:
 
 
 def flower_grpc(run: Run) -> list[Command]:
-    program = [run.python, DRIVERS / "flower_grpc.py"]
+    program: list[str | Path] = [run.python, DRIVERS / "flower_grpc.py"]
     address = ["--address", f"127.0.0.1:{run.port}"]
     server = Command([*program, "server", *address, *run.options("clients", "rounds", "elements", "tensors")], opens_port=True)
     return [server, *(Command([*program, "client", *address, "--rank", str(rank)]) for rank in run.ranks)]
@@ -115,10 +115,10 @@ def flower_deployment(run: Run) -> list[Command]:
     shutil.copytree(DRIVERS / "flower_app", app, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {"FLWR_HOME": str(home)}
     host = ["--insecure", "--host", "127.0.0.1", "--port"]
-    link = [run.scripts / "flower-superlink", *host, str(run.port), "--disable-runtime-dependency-installation"]
+    link: list[str | Path] = [run.scripts / "flower-superlink", *host, str(run.port), "--disable-runtime-dependency-installation"]
     commands = [Command(link, environment, opens_port=True)]
     for rank in run.ranks:
-        node = [run.scripts / "flower-supernode", *host, str(free_port()), "--superlink", address]
+        node: list[str | Path] = [run.scripts / "flower-supernode", *host, str(free_port()), "--superlink", address]
         commands.append(Command([*node, "--node-config", f"partition-id={rank}"], environment))
     names = ("clients", "rounds", "elements", "tensors")
     values = run.options(*names)[1::2]
@@ -140,7 +140,7 @@ def nvflare_tuned(run: Run) -> list[Command]:
 
 
 def openfl(run: Run, *, poll_s: float | None = None) -> list[Command]:
-    program = [run.python, DRIVERS / "openfl_exchange.py"]
+    program: list[str | Path] = [run.python, DRIVERS / "openfl_exchange.py"]
     flag = [] if poll_s is None else ["--poll-s", str(poll_s)]
     server = Command([*program, "server", *run.options()], folder=run.folder, opens_port=True)
     client = [*program, "client", *run.options("port", "tensors"), *flag]
@@ -157,10 +157,17 @@ SYSTEMS = {
         System("feddkd", None, "feddkd", feddkd, r"feddkd_exchange\.py server", r"feddkd\.bench\.transport client", 7, 3),
         System("flower grpc", "flower", "flwr", flower_grpc, r"flower_grpc\.py server", r"flower_grpc\.py client", 7, 3),
         System(
-            "flower deployment", "flower", "flwr", flower_deployment, r"flower-superlink|superexec|serverapp", r"flower-supernode|clientapp", 2, 1
+            "flower deployment",
+            "flower",
+            "flwr",
+            flower_deployment,
+            r"flower-superlink|superexec.*:{port}\b|serverapp",
+            r"flower-supernode|superexec|clientapp",
+            2,
+            1,
         ),
-        System("nvflare", "nvflare", "nvflare", nvflare, r"/poc/.*/server\b", r"/poc/.*/site-\d+\b", 2, 1),
-        System("nvflare tuned", "nvflare", "nvflare", nvflare_tuned, r"/poc/.*/server\b", r"/poc/.*/site-\d+\b", 4, 1),
+        System("nvflare", "nvflare", "nvflare", nvflare, r"/prod_00/server\b", r"/prod_00/site-\d+\b", 2, 1),
+        System("nvflare tuned", "nvflare", "nvflare", nvflare_tuned, r"/prod_00/server\b", r"/prod_00/site-\d+\b", 4, 1),
         System("openfl", "openfl", "openfl", openfl, r"openfl_exchange\.py server", r"openfl_exchange\.py client", 2, 1),
         System("openfl patched", "openfl", "openfl", openfl_patched, r"openfl_exchange\.py server", r"openfl_exchange\.py client", 4, 1),
     )

@@ -1,6 +1,6 @@
 """The exchange over feddkd's own transport: the server of `feddkd bench transport`, measured as the peers are.
 
-    python feddkd_exchange.py server --port N --clients 4 --rounds 8 --megabytes 10 --tensors 1
+python feddkd_exchange.py server --port N --clients 4 --rounds 8 --megabytes 10 --tensors 1
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from probe import Probe
+
 from feddkd.bench.transport import serve
 from feddkd.bench.workload import Stopwatch, Workload
-from probe import Probe
 
 
 class Measured(Stopwatch):

@@ -1,6 +1,6 @@
 """The FedAvg work through feddkd's Python interface, on one of its engines.
 
-    python feddkd_simulation.py WORK.npz OUT.npz ENGINE SETTING ...
+python feddkd_simulation.py WORK.npz OUT.npz ENGINE SETTING ...
 """
 
 from __future__ import annotations

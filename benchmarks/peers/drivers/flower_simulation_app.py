@@ -24,7 +24,7 @@ def held_work():
 
 
 @client_app.train()
-def train_client(message, context):
+def train_client(message, _context):
     work, module = held_work()
     turn = message.content["config"]
     module.load_state_dict(message.content["arrays"].to_torch_state_dict())
@@ -63,7 +63,7 @@ class Scheduled(FedAvg):
 
 
 @server_app.main()
-def main(grid, context):
+def main(grid, _context):
     work = Work(os.environ["SIMULATION_WORK"])
     strategy = Scheduled(work.cohort)
     rounds = int(os.environ["SIMULATION_ROUNDS"])

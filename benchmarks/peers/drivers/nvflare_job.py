@@ -31,6 +31,10 @@ TUNED = {"server": {"task_request_interval": 0.02}}
 """Seconds that a client waits before it asks for its next task; the default is 2."""
 
 
+STARTED_S = 10
+"""Seconds until the services are asked for anything; in the default, 3, two cores have not started five of them."""
+
+
 def job_of(options):
     from nvflare.client.config import ExchangeFormat
     from nvflare.fuel.utils.constants import FrameworkType
@@ -56,12 +60,13 @@ def main():
     options = parser.parse_args()
     workspace = options.workspace.resolve()
     os.environ["NVFLARE_POC_WORKSPACE"] = str(workspace / "poc")  # read when nvflare is imported
-    from nvflare.recipe.poc_env import PocEnv
+    from nvflare.recipe import poc_env
 
     sites = "\n".join(f"  - {{name: site-{rank + 1}, type: client, org: peers}}" for rank in range(options.clients))
     project = workspace / "project.yml"
     project.write_text(PROJECT.format(port=options.port, sites=sites), encoding="utf-8")
-    environment = PocEnv(num_clients=options.clients, project_conf_path=str(project), extra={"login_timeout": 60})
+    poc_env.SERVICE_START_TIMEOUT = STARTED_S
+    environment = poc_env.PocEnv(num_clients=options.clients, project_conf_path=str(project), extra={"login_timeout": 60})
     try:
         print("result:", environment.get_job_result(environment.deploy(job_of(options)), timeout=1800))
     finally:

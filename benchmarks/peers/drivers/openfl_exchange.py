@@ -15,13 +15,14 @@ from openfl.component import Aggregator, Collaborator
 from openfl.component.assigner.static_grouped_assigner import StaticGroupedAssigner
 from openfl.component.collaborator import collaborator as collaborator_module
 from openfl.federated.task import TaskRunner
+from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.transport.grpc.aggregator_client import AggregatorGRPCClient
 from openfl.transport.grpc.aggregator_server import AggregatorGRPCServer
 from openfl.utilities import TensorKey
 from probe import Probe
 
 TASK = "train"
-TASKS = {TASK: {"function": "echo", "kwargs": {}}}
+TASKS = {TASK: {"function": "echo", "kwargs": {}, "aggregation_type": WeightedAverage()}}
 IDS = {"aggregator_uuid": "aggregator", "federation_uuid": "exchange"}
 
 

@@ -1,6 +1,6 @@
 """The FedAvg work through pfl, in one process; runs where pfl is installed.
 
-    python pfl_simulation.py WORK.npz ROUNDS OUT.npz
+python pfl_simulation.py WORK.npz ROUNDS OUT.npz
 """
 
 import os

@@ -24,16 +24,17 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Probe:
     """Times exchanges, and reads what the processes of the run used for them."""
 
-    def __init__(self) -> None:
-        """Read the run's settings from the environment.
+    def __init__(self, run: str | None = None) -> None:
+        """Read the run's settings, by default from the environment.
 
         Raises:
             KeyError: this process is not part of a run.
         """
-        settings: dict[str, Any] = json.loads(os.environ[RUN])
-        self._tag = os.environ[RUN].encode()
+        run = run or os.environ[RUN]
+        settings: dict[str, Any] = json.loads(run)
+        self._tag = run.encode()
         self._rounds = int(settings["rounds"])
-        self._port = int(settings["port"])
+        self.wire = Wire(int(settings["port"]), Path(settings["wire"]))
         self._roles = {role: re.compile(settings[role]) for role in ("server", "client")}
         self._out = Path(settings["out"])
         self._spans: list[tuple[float, float]] = []
@@ -65,17 +66,17 @@ class Probe:
 
     def _used(self) -> dict[str, Any]:
         """Read what the run's processes have used so far."""
-        pids = self._processes()
-        down, up = wire_bytes(self._port, pids["client"])
+        pids = self.processes()
+        self.wire.read(pids["client"])
         return {
             "server_cpu_s": sum(map(cpu_s, pids["server"])),
             "client_cpu_s": sum(map(cpu_s, pids["client"])),
-            "wire_bytes_down": down,
-            "wire_bytes_up": up,
+            "wire_bytes_down": self.wire.down,
+            "wire_bytes_up": self.wire.up,
             "server_peak_bytes": sum(map(peak_bytes, pids["server"])),
         }
 
-    def _processes(self) -> dict[str, list[int]]:
+    def processes(self) -> dict[str, list[int]]:
         """Find the server's and the clients' processes of this run by what the environment and the command line say."""
         found: dict[str, list[int]] = {role: [] for role in self._roles}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -92,21 +93,48 @@ class Probe:
         return found
 
 
-def wire_bytes(port: int, clients: list[int]) -> tuple[int, int]:
-    """Return the bytes that clients have received and sent over their open connections to a port: TCP payload.
+class Wire:
+    """The bytes that clients have received and sent over TCP connections to a port, without the headers of TCP.
 
-    The kernel counts them at the client's end, so that nothing on the loopback interface counts twice and what
-    processes of the server exchange among themselves does not count.
+    The kernel counts them at the client's end, so that nothing on the loopback interface counts twice, and what
+    processes of the server exchange among themselves does not count. What it counted of a connection is gone when that
+    closes, so what was seen last of each is kept in a file, which the program that started the run updates every second.
     """
-    command = ["ss", "-tinpHO", f"dport = :{port}"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    pids = [f"pid={pid}," for pid in clients]
-    mine = [line for line in lines if any(pid in line for pid in pids)]
-    return _sum(r"bytes_received:(\d+)", mine), _sum(r"bytes_sent:(\d+)", mine)
+
+    def __init__(self, port: int, file: Path) -> None:
+        self._port = port
+        self._file = file
+        self._seen: dict[str, list[int]] = {}
+
+    @property
+    def down(self) -> int:
+        return sum(received for received, _ in self._seen.values())
+
+    @property
+    def up(self) -> int:
+        return sum(sent for _, sent in self._seen.values())
+
+    def read(self, clients: list[int]) -> None:
+        """Read the counters of the connections that these processes have open."""
+        if self._file.exists():
+            self._seen |= json.loads(self._file.read_text(encoding="utf-8"))
+        command = ["ss", "-tinpHO", f"dport = :{self._port}"]
+        pids = [f"pid={pid}," for pid in clients]
+        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+            if any(pid in line for pid in pids):
+                self._seen[line.split()[3]] = [_number(name, line) for name in ("bytes_received", "bytes_sent")]
+
+    def write(self) -> None:
+        """Write what was seen of all connections."""
+        part = self._file.with_suffix(".part")
+        part.write_text(json.dumps(self._seen), encoding="utf-8")
+        part.rename(self._file)
 
 
-def _sum(pattern: str, lines: list[str]) -> int:
-    return sum(int(match[1]) for line in lines if (match := re.search(pattern, line)))
+def _number(name: str, line: str) -> int:
+    """The number after a name in a line of `ss`; 0 where it is not there, as for a connection that has sent nothing."""
+    match = re.search(rf"\b{name}:(\d+)", line)
+    return int(match[1]) if match else 0
 
 
 def cpu_s(pid: int) -> float:

@@ -65,7 +65,7 @@ def train(module: nn.Module, examples: Tensor, labels: Tensor) -> None:
     """Train for one epoch with SGD, as a bare PyTorch loop."""
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=LR)
-    for inputs, targets in zip(examples.split(BATCH), labels.split(BATCH), strict=True):
+    for inputs, targets in zip(examples.split(BATCH), labels.split(BATCH), strict=True):  # type: ignore[no-untyped-call]
         optimizer.zero_grad()
         F.cross_entropy(module(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,7 +1,7 @@
 """The client's side of the exchange on Flower's deployment engine."""
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
