@@ -31,7 +31,7 @@ class Cell:
         repeat: number of the run, from 1.
     """
 
-    system: str
+    peer: str
     work: str
     megabytes: float
     clients: int
@@ -58,7 +58,7 @@ def all_cells(sizes: Sequence[float], clients: int, tensors: int, steps: int, re
 
 def units_of(cell: Cell, system: System) -> int:
     """Exchanges or rounds that one run counts."""
-    return DKD_SYSTEMS[cell.system] if cell.work == DKD_ROUND else system.exchanges
+    return DKD_SYSTEMS[cell.peer] if cell.work == DKD_ROUND else system.exchanges
 
 
 def result_of(cell: Cell, report: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +88,6 @@ def cell_of(line: dict[str, Any]) -> Cell:
 
 
 def missing(cells: Iterable[Cell], lines: Iterable[dict[str, Any]]) -> list[Cell]:
-    """The cells that have no line yet."""
-    done = {cell_of(line) for line in lines}
+    """The cells that have no result yet; one that failed is tried again."""
+    done = {cell_of(line) for line in lines if "error" not in line}
     return [cell for cell in cells if cell not in done]

@@ -5,7 +5,7 @@
 
 A model goes down to N client processes, which change it, and comes back up to be averaged. Each run drops its first
 exchange. `--system`, `--megabytes` and `--repeats` choose cells; the results are lines of
-benchmarks/results/peers_exchange.jsonl. A peer that does not run leaves a line with its error.
+benchmarks/results/peers_exchange.jsonl. A peer that does not run leaves a line with its error, and is tried again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from feddkd.bench.peers import free_port
 from feddkd.bench.workload import MIB
 from feddkd.errors import RunError
 from peers.cells import DKD_STEPS, SIZES_MIB, Cell, all_cells, missing, read_lines, result_of, units_of
-from peers.places import ENVIRONMENTS, RESULTS, refuse_busy, version_of
+from peers.places import ENVIRONMENTS, RESULTS, check_installed, refuse_busy, version_of
 from peers.running import report_of
 from peers.systems import SYSTEMS, Run
 
@@ -36,13 +36,14 @@ LINES = RESULTS / "peers_exchange.jsonl"
 
 def run_cell(cell: Cell, environments: Path, timeout_s: float) -> dict[str, Any]:
     """Run a cell; return its line, which has `error` where it failed."""
-    system = SYSTEMS[cell.system]
+    system = SYSTEMS[cell.peer]
     scripts = system.scripts(environments)
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
         run = Run(cell.workload(units_of(cell, system)), scripts, Path(folder), free_port())
         about = environment() | {"command": command_of(cell)}
         about["versions"][system.package] = version_of(scripts / "python", system.package)
         try:
+            check_installed(environments, system.environment)
             return result_of(cell, report_of(system, run, timeout_s)) | about
         except (RunError, OSError, subprocess.SubprocessError) as error:
             return {name: getattr(cell, name) for name in Cell.__dataclass_fields__} | {"error": str(error)} | about
@@ -51,13 +52,13 @@ def run_cell(cell: Cell, environments: Path, timeout_s: float) -> dict[str, Any]
 def command_of(cell: Cell) -> str:
     """The command that runs a cell alone."""
     steps = cell.exchanges - 1
-    options = f"--system '{cell.system}' --megabytes {cell.megabytes:g} --clients {cell.clients} --tensors {cell.tensors} --steps {steps}"
+    options = f"--system '{cell.peer}' --megabytes {cell.megabytes:g} --clients {cell.clients} --tensors {cell.tensors} --steps {steps}"
     return f"python benchmarks/peers/exchange.py {options}"
 
 
 def said_of(line: dict[str, Any]) -> str:
     """What is printed of a line."""
-    label = f"{line['system']}, {line['megabytes']:g} MiB, {line['work']} ({line['repeat']})"
+    label = f"{line['peer']}, {line['megabytes']:g} MiB, {line['work']} ({line['repeat']})"
     if "error" in line:
         return f"{label}: {line['error'][:500]}"
     wire = f"{line['wire_bytes_down'] / MIB:,.2f} MiB down, {line['wire_bytes_up'] / MIB:,.2f} up"
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     refuse_busy(options.busy)
     cells = all_cells(options.megabytes or SIZES_MIB, options.clients, options.tensors, options.steps, options.repeats)
-    chosen = [cell for cell in cells if not options.system or cell.system in options.system]
+    chosen = [cell for cell in cells if not options.system or cell.peer in options.system]
     failures = 0
     for cell in missing(chosen, read_lines(options.results)):
         line = run_cell(cell, options.environments, options.timeout)

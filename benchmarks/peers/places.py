@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from feddkd.bench.environment import BUSY_SHARE, busy_share
+from feddkd.errors import RunError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -17,6 +18,19 @@ def refuse_busy(allowed: bool) -> None:
     """Check that nothing else uses the processors. Raises SystemExit: a time that is measured now says little."""
     if not allowed and (share := busy_share()) > BUSY_SHARE:
         raise SystemExit(f"{share:.0%} of the processor time is in use; stop what else runs, or give --busy")
+
+
+def check_installed(environments: Path, name: str | None) -> None:
+    """Check that setup has made a peer's environment; None is feddkd's own.
+
+    Raises:
+        RunError: it has not; the message is the end of what the installation said.
+    """
+    if name is None or ((environments / name / "bin" / "python").exists() and not (environments / f"{name}.log").exists()):
+        return
+    log = environments / f"{name}.log"
+    said = log.read_text(encoding="utf-8", errors="replace").strip()[-1500:] if log.exists() else "run benchmarks/peers/setup"
+    raise RunError(f"{name} is not installed in {environments}: {said}")
 
 
 def version_of(python: Path, package: str) -> str | None:

@@ -28,8 +28,8 @@ from cohort_memory import PeakMemory
 
 from feddkd.bench.environment import environment
 from feddkd.errors import RunError
-from peers.places import ENVIRONMENTS, RESULTS, refuse_busy, version_of
-from peers.simulators import CHECKED, SIMULATORS, Simulation, Simulator, result_of
+from peers.places import ENVIRONMENTS, RESULTS, check_installed, refuse_busy, version_of
+from peers.simulators import CHECKED, SIMULATORS, Simulation, Simulator, Weights, result_of
 from peers.work import Shape, write_work
 
 RESULT = RESULTS / "peers_simulation.json"
@@ -68,21 +68,31 @@ def run_once(simulator: Simulator, simulation: Simulation, *, watched: bool) -> 
     return found if memory is None else found | {"peak_bytes": memory.pss_bytes, "processes": memory.processes}
 
 
-def check(simulator: Simulator, simulation: Simulation, expected: dict[str, Any] | None) -> dict[str, Any]:
+def check(simulator: Simulator, simulation: Simulation, expected: Weights | None) -> dict[str, Any]:
     """Run two rounds, and compare the weights with those of the first system.
 
     Raises:
         RunError: it failed, or the weights differ.
     """
+    check_installed(simulation.environments, simulator.environment)
     found = run_once(simulator, simulation, watched=True)
-    weights = found["weights"]
     if expected is not None:
-        if weights.keys() != expected.keys():
-            raise RunError(f"the weights are {sorted(weights)}, not {sorted(expected)}")
-        found["difference"] = max(float(np.abs(weights[name] - expected[name]).max()) for name in expected)
-        if not found["difference"] <= TOLERANCE:
-            raise RunError(f"the weights differ from {CHECKED}'s by up to {found['difference']:.1e} after {CHECKED_ROUNDS} rounds")
+        found["difference"] = difference(found["weights"], expected)
     return found
+
+
+def difference(weights: Weights, expected: Weights) -> float:
+    """Return the largest difference between weights.
+
+    Raises:
+        RunError: it is above the tolerance, or the names differ.
+    """
+    if weights.keys() != expected.keys():
+        raise RunError(f"the weights are {sorted(weights)}, not {sorted(expected)}")
+    largest = max(float(np.abs(weights[name] - expected[name]).max()) for name in expected)
+    if not largest <= TOLERANCE:  # not a number fails too
+        raise RunError(f"the weights differ from those of {CHECKED} by up to {largest:.1e} after {CHECKED_ROUNDS} rounds")
+    return largest
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_work(folder / "work.npz", shape, options.data_root)
     chosen = [SIMULATORS[name] for name in options.system or SIMULATORS]
     rows: dict[str, dict[str, Any]] = {}
-    expected: dict[str, Any] | None = None
+    expected: Weights | None = None
     for simulator in chosen:
         try:
             found = check(simulator, _simulation(options, folder, f"{simulator.name} check", CHECKED_ROUNDS), expected)

@@ -35,13 +35,13 @@ def exchange_tables(lines: Sequence[dict[str, Any]], work: str) -> str:
         return NOT_YET
     sizes = sorted({line["megabytes"] for line in mine})
     parts = [_exchange_table([line for line in mine if line["megabytes"] == size]) for size in sizes]
-    return "\n\n".join([*parts, *_errors(mine, "system"), _source("peers_exchange.jsonl", mine)])
+    return "\n\n".join([*parts, *_errors(mine, "peer"), _source("peers_exchange.jsonl", mine)])
 
 
 def _exchange_table(lines: Sequence[dict[str, Any]]) -> str:
     """One row a system, over all repeats."""
     first = lines[0]
-    measured = {name: [line for line in lines if line["system"] == name and "error" not in line] for name in SYSTEMS}
+    measured = {name: [line for line in lines if line["peer"] == name and "error" not in line] for name in SYSTEMS}
     reference = _seconds(measured[OURS])
     rows = []
     for name, runs in measured.items():
@@ -88,8 +88,9 @@ def simulation_table(result: dict[str, Any] | None) -> str:
 
 
 def _errors(entries: Sequence[dict[str, Any]], name: str) -> list[str]:
-    """What could not be run, with the end of its error, each system once."""
-    found = {entry[name]: entry["error"] for entry in entries if "error" in entry}
+    """What could not be run, with the end of its last error, each system once."""
+    ran = {entry[name] for entry in entries if "error" not in entry}
+    found = {entry[name]: entry["error"] for entry in entries if entry[name] not in ran}
     return [f"`{system}` could not be run:\n\n```text\n{error.strip()[-SHOWN:]}\n```" for system, error in found.items()]
 
 
