@@ -22,12 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
-from feddkd.bench.environment import environment
 from feddkd.bench.peers import free_port
 from feddkd.bench.workload import MIB
 from feddkd.errors import RunError
 from peers.cells import DKD_STEPS, SIZES_MIB, Cell, all_cells, missing, read_lines, result_of, units_of
-from peers.places import ENVIRONMENTS, RESULTS, check_installed, refuse_busy, version_of
+from peers.places import ENVIRONMENTS, RESULTS, about, check_installed, refuse_busy, version_of
 from peers.running import report_of
 from peers.systems import SYSTEMS, Run
 
@@ -40,13 +39,13 @@ def run_cell(cell: Cell, environments: Path, timeout_s: float) -> dict[str, Any]
     scripts = system.scripts(environments)
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
         run = Run(cell.workload(units_of(cell, system)), scripts, Path(folder), free_port())
-        about = environment() | {"command": command_of(cell)}
-        about["versions"][system.package] = version_of(scripts / "python", system.package)
+        origin = about() | {"command": command_of(cell)}
+        origin["versions"][system.package] = version_of(scripts / "python", system.package)
         try:
             check_installed(environments, system.environment)
-            return result_of(cell, report_of(system, run, timeout_s)) | about
+            return result_of(cell, report_of(system, run, timeout_s)) | origin
         except (RunError, OSError, subprocess.SubprocessError) as error:
-            return {name: getattr(cell, name) for name in Cell.__dataclass_fields__} | {"error": str(error)} | about
+            return {name: getattr(cell, name) for name in Cell.__dataclass_fields__} | {"error": str(error)} | origin
 
 
 def command_of(cell: Cell) -> str:

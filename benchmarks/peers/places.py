@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
-from feddkd.bench.environment import BUSY_SHARE, busy_share
+from feddkd.bench.environment import BUSY_SHARE, busy_share, environment, source_commit
 from feddkd.errors import RunError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ENVIRONMENTS = HERE / "venvs"
+
+
+def about() -> dict[str, Any]:
+    """What every result says of where it came from: date, versions, machine with its load, and commit."""
+    return environment() | {"commit": source_commit(ROOT, ["feddkd", "benchmarks/peers"])}
 
 
 def refuse_busy(allowed: bool) -> None:

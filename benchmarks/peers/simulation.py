@@ -26,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 import numpy as np
 from cohort_memory import PeakMemory
 
-from feddkd.bench.environment import environment
 from feddkd.errors import RunError
-from peers.places import ENVIRONMENTS, RESULTS, check_installed, refuse_busy, version_of
+from peers.places import ENVIRONMENTS, RESULTS, about, check_installed, refuse_busy, version_of
 from peers.simulators import CHECKED, SIMULATORS, Simulation, Simulator, Weights, result_of
 from peers.work import Shape, write_work
 
@@ -147,16 +146,16 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     refuse_busy(options.busy)
-    about = environment()
+    origin = about()
     for simulator in SIMULATORS.values():
         if simulator.environment is not None:
-            about["versions"][simulator.package] = version_of(simulator.python(options.environments), simulator.package)
+            origin["versions"][simulator.package] = version_of(simulator.python(options.environments), simulator.package)
     work = {name: getattr(options, name) for name in ("clients", "cohort", "samples", "rounds", "repeats")}
     work["data"] = "random numbers" if options.data_root is None else "CIFAR-10"
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
         result = measure(options, Path(folder))
     command = " ".join(["python", "benchmarks/peers/simulation.py", *(sys.argv[1:] if arguments is None else arguments)])
-    options.results.write_text(json.dumps({"command": command, **about, **work, **result}, indent=2) + "\n", encoding="utf-8")
+    options.results.write_text(json.dumps({"command": command, **origin, **work, **result}, indent=2) + "\n", encoding="utf-8")
     return int(any("error" in row for row in result["results"]))
 
 
