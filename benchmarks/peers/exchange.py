@@ -72,10 +72,10 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=4, metavar="N")
     parser.add_argument("--tensors", type=int, default=1, metavar="T", help="that a model of at least 1 MiB is divided into")
     parser.add_argument("--steps", type=int, default=DKD_STEPS, metavar="J", help="of the emulated DKD round; 0: none")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of a cell at most")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of a cell at most")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, metavar="DIR", help="that setup has made")
     parser.add_argument("--results", type=Path, default=LINES, metavar="FILE")
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of one run")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of one run")
     parser.add_argument("--busy", action="store_true", help="measure even if the machine is not idle; the lines say its load")
     return parser.parse_args(arguments)
 

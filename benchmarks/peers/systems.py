@@ -154,8 +154,8 @@ def openfl_patched(run: Run) -> list[Command]:
 SYSTEMS = {
     system.name: system
     for system in (
-        System("feddkd", None, "feddkd", feddkd, r"feddkd_exchange\.py server", r"feddkd\.bench\.transport client", 7, 3),
-        System("flower grpc", "flower", "flwr", flower_grpc, r"flower_grpc\.py server", r"flower_grpc\.py client", 7, 3),
+        System("feddkd", None, "feddkd", feddkd, r"feddkd_exchange\.py server", r"feddkd\.bench\.transport client", 7, 2),
+        System("flower grpc", "flower", "flwr", flower_grpc, r"flower_grpc\.py server", r"flower_grpc\.py client", 7, 2),
         System(
             "flower deployment",
             "flower",
