@@ -59,21 +59,26 @@ class EchoWorker:
 
 Kept = Callable[[Exchange, Outcome], None]
 
+Timer = Callable[[Sequence[int]], Stopwatch]
+"""Makes what times the exchanges from the ids of the client processes."""
 
-def serve(workload: Workload, keep: Kept | None = None) -> dict[str, object]:
+
+def serve(workload: Workload, keep: Kept | None = None, timer: Timer = Stopwatch, port: int = 0) -> dict[str, object]:
     """Run the exchanges and report on them, with the bytes of the last one.
 
     Args:
         keep: makes an outcome durable before clients are told that they may forget.
+        timer: times and measures the exchanges.
+        port: that the server listens on; 0 for a free one.
     """
     schema = schema_of(workload)
     engine = GrpcEngine(Config(), "benchmark", schema)
-    port = engine.start("127.0.0.1", 0)
+    port = engine.start("127.0.0.1", port)
     command = [sys.executable, "-m", __spec__.name, "client", "--server", f"127.0.0.1:{port}", *workload.arguments]
     processes = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(workload.clients)]
     try:
         engine.wait_for_clients(workload.clients, DEADLINE_S)
-        model, stopwatch = Tensors(schema), Stopwatch([process.pid for process in processes])
+        model, stopwatch = Tensors(schema), timer([process.pid for process in processes])
         for number in range(1, workload.rounds + 1):
             exchange = Exchange(
                 id=ExchangeId("benchmark", number, 0, "echo", 0),
