@@ -19,6 +19,7 @@ from feddkd.client.simulated import SimulatedMemberships, Simulation, simulated_
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.errors import FedDKDError
+from feddkd.memory import return_large_blocks
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.tls import ClientTls
 
@@ -48,6 +49,7 @@ def take_part(
     Raises:
         TransportError: the server cannot be reached, or refuses a client.
     """
+    return_large_blocks()
     known = memberships or {}
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute") as executor:
 

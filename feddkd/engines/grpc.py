@@ -14,12 +14,12 @@ from feddkd.config import Config
 from feddkd.engines.collection import max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.grpc_inbox import ExchangeInbox
-from feddkd.engines.memory import return_large_blocks
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.traffic_mark import TrafficMark
 from feddkd.errors import RunError, StateError
 from feddkd.exchange import ExampleCounts, Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
+from feddkd.memory import return_large_blocks
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic

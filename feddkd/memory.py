@@ -19,8 +19,9 @@ def return_large_blocks() -> None:
     """Let malloc map blocks of 4 MiB and more one by one, and unmap them when they are freed.
 
     glibc raises this limit by itself with the first large block that is freed. Models then share the heap with
-    small blocks that live longer, and a server grows by a model with each exchange. Does nothing where malloc
-    has no such setting, or where the environment sets it already.
+    small blocks that live longer, and a server grows by a model with each exchange. Smaller blocks stay in the
+    heap: glibc's own limits would return most chunks to the system, which takes longer to provide them again
+    than to fill them. Does nothing where malloc has no such setting, or where the environment sets it already.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return
