@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from torch import Tensor
-
 from feddkd.engines.contribution import Contribution, Progress
 from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block, Spool
@@ -58,13 +56,12 @@ class Arrival:
 
     contribution: Contribution
     upload: int
-    data: Tensor
     block: Block
     quick: bool
 
     def write(self) -> None:
         """Fill the block. From any thread; one client's arrivals in order. Raises StateError."""
-        self.block.write(self.data)
+        self.block.write()
 
 
 def max_evaluated(num_labelled: int, holdout: float) -> int:
@@ -153,13 +150,23 @@ class Collection:
         if contribution.progress is not Progress.ARRIVING:
             return None
         try:
-            data = contribution.accept(chunk)
+            block = self._take(contribution, chunk)
         except ProtocolError as error:
             return self._refuse(contribution, error)
-        block = self._spool.reserve(len(data))
-        arrival = Arrival(contribution, contribution.upload, data, block, quick=block.in_memory and not contribution.writing)
+        arrival = Arrival(contribution, contribution.upload, block, quick=block.in_memory and not contribution.writing)
         contribution.writing += 1
         return arrival
+
+    def _take(self, contribution: Contribution, chunk: Chunk) -> Block:
+        """Check a chunk, in a block that holds its bytes. Raises ProtocolError, StateError."""
+        piece, sent = contribution.accept(chunk)
+        block = self._spool.reserve(len(sent))
+        try:
+            contribution.check(piece, block.take(sent))
+        except ProtocolError:
+            block.free()
+            raise
+        return block
 
     def store(self, arrival: Arrival, now: float) -> Judgement | None:
         """Append a block that was written, unless its upload was given up or begun again.

@@ -16,7 +16,7 @@ from feddkd.exchange import Missing, Reply
 from feddkd.tensors import Schema, Segment
 from feddkd.transport.frames import Chunk, chunk_message_bytes
 from feddkd.transport.messages import answer_message_bytes
-from feddkd.transport.payload import ChunkSequence, check_values, copied
+from feddkd.transport.payload import ChunkSequence, check_values
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.pb import tensors_pb2
 
@@ -140,24 +140,29 @@ class Contribution:
         """What the blocks hold, once the reply has begun."""
         return self._sequence.pieces if self._sequence is not None else ()
 
-    def accept(self, chunk: Chunk) -> Tensor:
-        """Check the next chunk; returns its bytes, uint8, as a copy.
+    def accept(self, chunk: Chunk) -> tuple[Piece, memoryview]:
+        """Check that a chunk is the next one and whole; returns what it holds, and its bytes.
 
-        Raises:
-            ProtocolError: it is damaged, out of order, holds values that no honest client sends, or makes the
-                contribution longer than is allowed.
+        Raises ProtocolError if it is damaged or out of order. `check` has to follow.
         """
         assert self._sequence is not None
-        piece, sent = self._sequence.accept(chunk)
+        accepted = self._sequence.accept(chunk)
         self.message_bytes += chunk_message_bytes(chunk.offset, chunk.crc32c, len(chunk.data))
-        data = copied(sent)
+        return accepted
+
+    def check(self, piece: Piece, data: Tensor) -> None:
+        """Check the bytes of a piece, uint8.
+
+        Raises:
+            ProtocolError: they hold values that no honest client sends, or make the contribution longer than
+                is allowed.
+        """
         if piece.codec is not None:
             piece.codec.check(data, piece.segment.numel)
         if piece.codec is None or self._norm_limit is not None or piece.segment.dtype not in _WIDE:
             elements = piece.decode(data)
             check_values(elements)
             self._check_norm(piece.segment, elements)
-        return data
 
     def _check_norm(self, segment: Segment, elements: Tensor) -> None:
         if self._norm_limit is None:

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from feddkd.errors import StateError
+from feddkd.transport.payload import copied
 
 CODE_MARGIN_BYTES = 64
 """How much longer than its elements the code of a chunk can be: a scale, or a short chunk that is padded."""
 
 
 class Block(Protocol):
-    """A place for some bytes; written once, read as often as needed.
+    """A place for some bytes; they are taken and written once, and read as often as needed.
 
     Attributes:
         in_memory: whether `write` and `read` are quick, or may wait for a disk.
@@ -28,8 +30,15 @@ class Block(Protocol):
     @property
     def in_memory(self) -> bool: ...
 
-    def write(self, data: Tensor) -> None:
-        """Fill the block with the bytes of `data`, which it may keep. From any thread; raises StateError if the disk is full."""
+    def take(self, data: memoryview) -> Tensor:
+        """Hold `data` until it is written. From the spool's thread only.
+
+        Returns:
+            The bytes, uint8, aligned for every dtype; until the next block of the spool takes its own.
+        """
+
+    def write(self) -> None:
+        """Put what was taken in its place. From any thread; raises StateError if the disk is full."""
 
     def read(self, memory: Tensor) -> Tensor:
         """Read the bytes, uint8. From any thread.
@@ -68,6 +77,7 @@ class Spool:
         self._close: Callable[[], object] = lambda: None
         self._num_slots = 0
         self._free_slots: list[int] = []
+        self._aligned = torch.empty(0, dtype=torch.uint8)
 
     def reserve(self, size_bytes: int) -> Block:
         """Find a place for `size_bytes` bytes. From one thread only. Raises StateError if there can be no file."""
@@ -119,6 +129,14 @@ class Spool:
     def give_back_slot(self, slot: int) -> None:
         self._free_slots.append(slot)
 
+    def align(self, data: memoryview) -> Tensor:
+        """Copy bytes to where they are aligned; the next call overwrites them."""
+        if not len(self._aligned):
+            self._aligned = torch.empty(self._slot_bytes, dtype=torch.uint8)
+        aligned = self._aligned[: len(data)]
+        aligned.numpy()[:] = np.frombuffer(data, dtype=np.uint8)
+        return aligned
+
     def offset_of(self, slot: int) -> int:
         return slot * self._slot_bytes
 
@@ -133,8 +151,12 @@ class _MemoryBlock:
     def in_memory(self) -> bool:
         return True
 
-    def write(self, data: Tensor) -> None:
-        self._data = data.view(torch.uint8)
+    def take(self, data: memoryview) -> Tensor:
+        self._data = copied(data)
+        return self._data
+
+    def write(self) -> None:
+        """Do nothing: what was taken is where it stays."""
 
     def read(self, memory: Tensor) -> Tensor:
         assert self._data is not None
@@ -151,13 +173,20 @@ class _FileBlock:
         self._descriptor = descriptor
         self._slot = slot
         self._size_bytes = size_bytes
+        self._taken = memoryview(b"")
 
     @property
     def in_memory(self) -> bool:
         return False
 
-    def write(self, data: Tensor) -> None:
-        rest, offset = data.view(torch.uint8).numpy().data, self._spool.offset_of(self._slot)
+    def take(self, data: memoryview) -> Tensor:
+        # Not copied to be kept: many clients wait for the disk at a time.
+        self._taken = data
+        return self._spool.align(data)
+
+    def write(self) -> None:
+        rest, offset = self._taken, self._spool.offset_of(self._slot)
+        self._taken = memoryview(b"")
         try:
             while rest:
                 written = os.pwrite(self._descriptor, rest, offset)
