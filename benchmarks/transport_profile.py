@@ -5,8 +5,8 @@ python benchmarks/transport_profile.py [--megabytes 100] [--clients 4] [--save F
 This process is the server of `feddkd.bench.transport`. After two exchanges py-spy (`pip install
 py-spy`) samples it and its clients. A sample counts for the innermost function on its stack that is
 named in WORK, or for the library that it is in; threads that wait are left out. The result is shares
-of samples, which depend little on what else the machine does. Linux; needs the right to trace
-processes.
+of samples. A thread that waits for a processor is sampled too, so a busy machine moves them: the load
+is in the file. Linux; needs the right to trace processes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ WORK = {
     "payload.py:ChunkSequence.accept": "checksums",
     "payload.py:Assembly.add": "copies out of messages",
     "payload.py:copied": "copies out of messages",
+    "spool.py:Spool.align": "copies out of messages",
     "frames.py:encode_chunk": "copies into messages",
     "payload.py:check_values": "looks at values",
     "weighted_mean.py:_MeanReduction": "reduction",
@@ -118,12 +119,20 @@ class Sampler:
                 sys.exit("py-spy failed: as root, or after `sysctl kernel.yama.ptrace_scope=0`, it may trace this process")
 
 
-def table_of(shares: dict[str, dict[str, float]]) -> Table:
-    """Show the shares, the largest first."""
+def rows_of(shares: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+    """Name each kind of work with its shares at server, clients and both, the largest first."""
     works = {work: sum(part.get(work, 0.0) for part in shares.values()) for part in shares.values() for work in part}
+    return [
+        (work, *(f"{part.get(work, 0.0):.0%}" for part in shares.values()), f"{whole:.0%}")
+        for work, whole in sorted(works.items(), key=lambda item: -item[1])
+    ]
+
+
+def table_of(shares: dict[str, dict[str, float]]) -> Table:
+    """Show the shares."""
     table = Table("work", *shares, "all")
-    for work, whole in sorted(works.items(), key=lambda item: -item[1]):
-        table.add_row(work, *(f"{part.get(work, 0.0):.1%}" for part in shares.values()), f"{whole:.1%}")
+    for row in rows_of(shares):
+        table.add_row(*row)
     return table
 
 

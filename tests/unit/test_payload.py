@@ -17,6 +17,7 @@ from feddkd.transport.payload import (
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
     MAX_TENSORS,
+    SHARED_FRAMES,
     Assembly,
     ChunkSequence,
     Payload,
@@ -277,6 +278,19 @@ def test_a_large_payload_keeps_only_a_few_encoded_frames() -> None:
         pass
     assert next(payload.frames()) is not first
     assert next(payload.frames()) == first
+
+
+@pytest.mark.parametrize("receivers", [4, 16, 64])
+@pytest.mark.parametrize("apart", [0, SHARED_FRAMES - 1])
+def test_a_broadcast_is_encoded_once_for_receivers_in_step(receivers: int, apart: int) -> None:
+    payload = Payload(Tensors(Schema([TensorSpec("w", torch.float32, (5_000,))])), 1000, shared=True)
+    first, *others = (payload.frames() for _ in range(receivers))
+    sent = []
+    for step in range(payload.num_frames + apart):
+        if step < payload.num_frames:
+            sent.append(next(first))
+        if step >= apart:
+            assert all(next(other) is sent[step - apart] for other in others)
 
 
 # An upload or a broadcast that goes on where it broke.
