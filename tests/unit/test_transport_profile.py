@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
 from transport_profile import rows_of, shares_of, work_of
 
-ROOT = Path(__file__).parents[2]
-
+ROOT = Path(__file__).resolve().parents[2]
 LOOP = "_run_once (asyncio/base_events.py:1922)"
 
 
