@@ -94,8 +94,8 @@ def shares_of(lines: Iterable[str], server: int) -> dict[str, dict[str, float]]:
             counts[SERVER if processes[-1].startswith(f"process {server}:") else CLIENTS, work] += int(samples)
     total = counts.total()
     shares: dict[str, dict[str, float]] = {SERVER: {}, CLIENTS: {}}
-    for (where, work), samples in counts.most_common():
-        shares[where][work] = round(samples / total, 4)
+    for (where, work), found in counts.most_common():
+        shares[where][work] = round(found / total, 4)
     return shares
 
 
