@@ -231,6 +231,7 @@ def test_a_reply_that_comes_after_an_abort_is_kept_for_the_next_process(scene: S
     scene.engine.abort("stopped")
     with pytest.raises(RunError):
         begun.outcome()
+    until(lambda: scene.engine.states().working == 0)
     before, frames = scene.engine.other_traffic().wire_bytes_up, answer_frames(work, MINE)
     hand.send(*frames)
     until(lambda: scene.engine.other_traffic().wire_bytes_up >= before + sum(map(len, frames)))

@@ -16,7 +16,6 @@ from harness import (
     Recorder,
     Server,
     answer_frames,
-    answering,
     exchange_of,
     filled,
     mean_of,
@@ -44,9 +43,19 @@ ENOUGH = Closing(DEADLINE_S, enough=4, grace_after_enough_s=0.0)
 CLOSED = "the exchange closed after 4 replies"
 
 
-def start_honest(server: Server) -> None:
+def start_honest(server: Server, go_on: threading.Event | None = None) -> None:
+    """Start four clients that reply at once, or once `go_on` is set."""
+
+    def replying(contribution: Tensors) -> FakeWorker:
+        def respond(_: Task) -> Reply:
+            if go_on is not None:
+                go_on.wait()
+            return Reply(contribution, loss=0.5)
+
+        return FakeWorker(respond, contribution.schema)
+
     for name, contribution in HONEST.items():
-        server.agent(name, answering(contribution))
+        server.agent(name, replying(contribution))
 
 
 # An exchange closes early
@@ -56,13 +65,15 @@ def start_honest(server: Server) -> None:
 def test_an_exchange_does_not_wait_for_a_client_that_is_slower_than_enough_others(
     sends: str,
 ) -> None:
+    has_work = threading.Event()
     with serving() as server, HandClient(server.address) as hand:
-        start_honest(server)
+        start_honest(server, has_work)
         hand.connect()
         server.wait_for(*ALL)
         exchange = exchange_of(ALL, MODEL, closing=ENOUGH)
         result = server.begin(exchange)
         work, _ = hand.work()
+        has_work.set()
         frames = answer_frames(work, filled(SCHEMA, 8))
         sent = {"nothing": 0, "a header": 1, "all but the last chunk": len(frames) - 1}[sends]
         hand.send(*frames[:sent])
