@@ -43,7 +43,8 @@ class Echo(NumPyClient):
 
 
 def serve(options):
-    model = [np.zeros(options.elements, dtype=np.float32) for _ in range(options.tensors)]
+    random = np.random.default_rng(0)
+    model = [random.standard_normal(options.elements, dtype=np.float32) for _ in range(options.tensors)]
     strategy = FedAvg(
         fraction_fit=1.0,
         fraction_evaluate=0.0,

@@ -19,7 +19,9 @@ class MeasuredFedAvg(FedAvg):
 
     def load_model(self):
         self.probe = Probe()
-        return FLModel(params={f"tensor{index}": np.zeros(self.elements, dtype=np.float32) for index in range(self.tensors)})
+        random = np.random.default_rng(0)
+        params = {f"tensor{index}": random.standard_normal(self.elements, dtype=np.float32) for index in range(self.tensors)}
+        return FLModel(params=params)
 
     def sample_clients(self, num_clients=None):  # the first call of a round
         clients = super().sample_clients(num_clients)

@@ -49,6 +49,8 @@ def serve(options):
     names = [f"collaborator-{rank}" for rank in range(options.clients)]
     groups = [{"name": "all", "tasks": [TASK], "collaborators": names}]
     probe = Probe()
+    random = np.random.default_rng(0)
+    model = {f"tensor{index}": random.standard_normal(options.elements, dtype=np.float32) for index in range(options.tensors)}
     aggregator = Aggregator(
         **IDS,
         authorized_cols=names,
@@ -59,7 +61,7 @@ def serve(options):
         use_delta_updates=False,
         rounds_to_train=options.rounds,
         db_store_rounds=2,
-        initial_tensor_dict={f"tensor{index}": np.zeros(options.elements, dtype=np.float32) for index in range(options.tensors)},
+        initial_tensor_dict=model,
         persist_checkpoint=False,
         callbacks=[LambdaCallback(on_round_begin=lambda *_: probe.start(), on_round_end=lambda *_, **__: probe.stop())],
     )
