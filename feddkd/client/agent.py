@@ -138,6 +138,8 @@ class Agent:
                 raise UnreachableError(f"server {self._address}: {printable(str(error))}") from None
             finally:
                 self._stream = None
+        if self._cannot_go_on is not None:  # the server knows now that this client failed
+            raise self._cannot_go_on
         raise UnreachableError(f"server {self._address}: it ended the stream")
 
     def _part(self, farewell: Farewell) -> Farewell:
@@ -233,8 +235,6 @@ class Agent:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
             logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
         self._let_go()
-        if self._cannot_go_on is not None:  # the server knows now that this client failed
-            raise self._cannot_go_on
 
     def _advance(self) -> None:
         """Do what comes next: compute, or send what the server wants of the reply."""

@@ -12,7 +12,7 @@ from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
 from feddkd.client.kept_reply import KeptReply
 from feddkd.client.reply_encoder import ReplyEncoder
-from feddkd.errors import DataError, FedDKDError
+from feddkd.errors import BadExamplesError, DataError, FedDKDError
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
@@ -164,7 +164,7 @@ class Work:
 
     def failure(self, error: Exception) -> KeptReply:
         """Make the reply that says what the worker raised."""
-        return KeptReply(failure_message(self.exchange, _reason_of(error)))
+        return KeptReply(failure_message(self.exchange, _reason_of(error), leaves=isinstance(error, BadExamplesError)))
 
     def keep(self, reply: KeptReply) -> None:
         """Keep the reply until the server has acknowledged it."""

@@ -125,7 +125,7 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
-        return self._server.call(self._wait_until(lambda: len(self._server.connected()) >= count, timeout_s)).result()
+        return self._server.call(self._wait_until(lambda: sum(not session.leaves for session in self._server.connected()) >= count, timeout_s)).result()
 
     def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
         self.check_aborted()
@@ -212,7 +212,7 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def _is_connected(self, client: str) -> bool:
         session = self._server.session(client)
-        return session is not None and session.stream is not None
+        return session is not None and session.stream is not None and not session.leaves
 
     async def _wait_until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
         """Look again whenever a client connects; False after the timeout."""

@@ -69,6 +69,8 @@ class ExchangeInbox:
 
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         exchange = id_from_message(failure.id)
+        if failure.leaves:
+            session.leave()
         begun = self.of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:
             self.receipts.answer(session, exchange, self.current(session.client_id))

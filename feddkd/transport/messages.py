@@ -226,8 +226,8 @@ def _sendable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def failure_message(exchange: ExchangeId, reason: str) -> bytes:
-    failure = pb.Failure(id=id_to_message(exchange), reason=_sendable(reason)[:MAX_REASON_CHARACTERS])
+def failure_message(exchange: ExchangeId, reason: str, *, leaves: bool = False) -> bytes:
+    failure = pb.Failure(id=id_to_message(exchange), reason=_sendable(reason)[:MAX_REASON_CHARACTERS], leaves=leaves)
     return pb.ParticipateRequest(failure=failure).SerializeToString()
 
 

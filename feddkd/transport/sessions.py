@@ -76,6 +76,7 @@ class Session:
         lost_at: when its last stream ended, on the loop's clock, if it has none.
         has_connected: the client, under this owner, has opened a stream before.
         lacks_constants: the client said that it does not hold the run's constants, and was not sent them since.
+        leaves: the client said that it takes part no more until it joins again.
     """
 
     client_id: str
@@ -87,6 +88,7 @@ class Session:
     has_connected: bool = False
     stream: Stream | None = None
     lacks_constants: bool = False
+    leaves: bool = False
 
     def send(self, outgoing: Outgoing) -> None:
         """Write short messages when the client takes them; dropped if it is not connected."""
@@ -97,6 +99,12 @@ class Session:
         """Write a broadcast, in place of one that still waits; dropped if not connected."""
         if self.stream is not None:
             self.stream.send_work(outgoing)
+
+    def leave(self) -> None:
+        """Take in that the client takes part no more; its stream ends when what was sent before is written."""
+        self.leaves = True
+        if self.stream is not None:
+            self.stream.close()
 
     def flush(self) -> None:
         """Write what was left to linger, if anything."""
@@ -169,7 +177,7 @@ class Sessions:
         return _in_client_order(list(self._connected.values()))
 
     def present(self, since: float) -> list[Session]:
-        """Return the sessions that have a stream, or lost it after `since`, in client order.
+        """Return the sessions that have a stream, or lost it after `since`, in client order; none that leaves.
 
         Looks at no other session. On the loop only.
         """
@@ -178,7 +186,7 @@ class Sessions:
             if session.lost_at <= since:
                 break
             present.append(session)
-        return _in_client_order(present)
+        return _in_client_order([session for session in present if not session.leaves])
 
     def held_by(self, certificate: bytes) -> int:
         """Return how many ids are bound to a certificate."""

@@ -82,3 +82,24 @@ def test_a_site_whose_files_go_bad_stops_with_their_name_and_the_others_finish(
     assert list(history.summary["not_delivered"]) == [VICTIM]
     told = next(line["clients_missing"] for line in history.exchanges if line["clients_missing"])
     assert told == {VICTIM: "BadExamplesError: its data cannot be read; the client's own log says why"}
+
+
+def test_a_run_that_needs_the_site_waits_until_its_files_are_mended(tmp_path: Path) -> None:
+    (tmp_path / "scans.py").write_text(SCANS)
+    (tmp_path / "good_for").write_text("1")
+    with Federation(tmp_path, (*OVERRIDES, "scheduler.min_clients=3")) as federation:
+        federation.restart(SERVER)
+
+        def start(name: str) -> Process:
+            process = Process(name, [*federation.command(name), "-o", "data.name=scans:scans"], tmp_path)
+            federation.put(process)
+            return process
+
+        processes = [start(name) for name in federation.names]
+        assert processes[federation.names.index(VICTIM)].wait() == EXIT_USAGE
+        (tmp_path / "good_for").write_text("1000")
+        start(VICTIM)
+        assert [federation.processes[name].wait() for name in (SERVER, *federation.names)] == [0, 0, 0, 0]
+        history = federation.history()
+    assert history.summary is not None
+    assert history.summary["not_delivered"] == {}

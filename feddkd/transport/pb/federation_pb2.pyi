@@ -834,8 +834,11 @@ class Failure(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """One line for the record and the log; the server shortens it to 200 characters."""
+    leaves: _builtins.bool
+    """The client cannot do later work either: the server ends its stream, and it joins again when it can."""
     @_builtins.property
     def id(self) -> Global___ExchangeId:
         """Which exchange."""
@@ -845,10 +848,11 @@ class Failure(_message.Message):
         *,
         id: Global___ExchangeId | None = ...,
         reason: _builtins.str = ...,
+        leaves: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "leaves", b"leaves", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
