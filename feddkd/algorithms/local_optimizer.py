@@ -101,7 +101,7 @@ class LocalOptimizer:
         if training.changes_within_round:
             return f"training.schedule = {training.schedule!r} changes the learning rate within a round"
         is_fused_adam = isinstance(self._optimizer, torch.optim.Adam) and all(group["fused"] for group in self._optimizer.param_groups)
-        if type(self._optimizer) is torch.optim.SGD or (is_fused_adam and training.optimizer in CLASSES):
+        if type(self._optimizer) is CLASSES["sgd"] or (is_fused_adam and training.optimizer in CLASSES):
             return None
         return f"training.optimizer = {training.optimizer!r} counts its steps on the CPU, or is not known"
 
