@@ -20,6 +20,7 @@ from feddkd.cli.options import CONTEXT, Verbose
 from feddkd.cli.output import check_output, error_console, note, prints_results
 from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
+from feddkd.memory import end_without_search
 from feddkd.text import printable
 
 EXIT_FAILED = 1
@@ -91,6 +92,7 @@ _register_commands()
 
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
+    end_without_search()
     signal.signal(signal.SIGTERM, for_this_process(_interrupt))
     sys.argv[1:] = expanded(sys.argv[1:])
     try:

@@ -20,7 +20,7 @@ from feddkd.client.simulated import SimulatedMemberships, Simulation, simulated_
 from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.errors import FedDKDError
-from feddkd.memory import return_large_blocks
+from feddkd.memory import end_without_search, return_large_blocks
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.tls import ClientTls
 
@@ -96,6 +96,7 @@ def _told() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the client processes that `feddkd run` starts."""
+    end_without_search()
     if arguments is None and sys.argv[1:] == [TOLD_BY_STDIN]:
         sys.argv[1:] = arguments = _told()
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)
