@@ -125,7 +125,7 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def wait_for_clients(self, count: int, timeout_s: float | None) -> bool:
         self.check_aborted()
-        return self._server.call(self._wait_until(lambda: sum(not session.leaves for session in self._server.connected()) >= count, timeout_s)).result()
+        return self._server.call(self._wait_until(lambda: self._num_staying() >= count, timeout_s)).result()
 
     def wait_for(self, clients: Collection[str], timeout_s: float) -> bool:
         self.check_aborted()
@@ -209,6 +209,9 @@ class GrpcEngine(ExchangeInbox, Engine):
     async def _remember(self, counted: Mapping[str, ExchangeId]) -> None:
         self.receipts.remember(counted)
         self.receipts.answer_questions(self._server.session, self.current)
+
+    def _num_staying(self) -> int:
+        return sum(not session.leaves for session in self._server.connected())
 
     def _is_connected(self, client: str) -> bool:
         session = self._server.session(client)
