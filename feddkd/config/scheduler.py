@@ -167,6 +167,13 @@ class SchedulerConfig(Table):
         return self.wait_for_clients or self.num_clients or self.quorum
 
     @property
+    def key_of_starting_clients(self) -> str:
+        """The key that says how many clients must have joined before round 1."""
+        if self.wait_for_clients:
+            return "wait_for_clients"
+        return "clients" if self.num_clients else "min_clients"
+
+    @property
     def admitted_clients(self) -> int:
         """Clients that may have joined: `max_clients`, or what it defaults to."""
         return self.max_clients or max(MAX_CLIENTS, self.starting_clients)

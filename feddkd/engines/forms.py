@@ -123,6 +123,8 @@ class Forms:
     def _message(self, client: str, payload: Payload, *, whole: bool) -> bytes:
         """Build the message, once for all clients that get the same one: without a codec all do."""
         coding = self._exchange.reply_coding(client)
+        if coding.codec is not None:  # with a seed of each client's own
+            return self._build(payload, coding, whole=whole)
         key = (payload, whole, coding)
         if key not in self._messages:
             self._messages[key] = self._build(payload, coding, whole=whole)

@@ -111,11 +111,13 @@ class GrpcEngine(ExchangeInbox, Engine):
         return self._server.start(host, port, credentials)
 
     def _check_connections(self) -> None:
-        expected, possible = self._config.scheduler.starting_clients, max_connections()
+        scheduler, possible = self._config.scheduler, max_connections()
+        expected = scheduler.starting_clients
         if expected > possible:
             self._server.stop()
             raise ConfigError(
-                f"scheduler.clients: {expected} clients are waited for, but this process may hold {possible} connections; "
+                f"scheduler.{scheduler.key_of_starting_clients}: {expected} clients are waited for, "
+                f"but this process may hold {possible} connections; "
                 "each is an open file (ulimit -n)"
             )
 

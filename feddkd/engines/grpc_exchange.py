@@ -281,9 +281,10 @@ class GrpcExchange:
 
     async def _wait(self) -> None:
         """Return when something has happened, or when a client has had its time."""
-        expiry = self._collection.next_expiry()
+        # An upload that begins or goes on meanwhile can stall: nobody says so.
+        until_s = min(self._collection.next_expiry() - self._now(), self.exchange.closing.stall_timeout_s)
         try:
-            async with asyncio.timeout(max(0.0, expiry - self._now())):
+            async with asyncio.timeout(max(0.0, until_s)):
                 await self._changed.wait()
         except TimeoutError:
             self._collection.expire(self._now())

@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from feddkd.config.scheduler import MAX_CLIENTS
 from feddkd.errors import TransportError
 from feddkd.exchange import ExampleCounts
 from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
@@ -20,8 +21,6 @@ MAX_INSTANCE_ID_BYTES = 64
 MAX_SOFTWARE_VERSION_CHARACTERS = 64
 MAX_EXAMPLES = 2**53
 """Example counts are weights in float64; beyond this they would not be exact."""
-
-MAX_CLIENTS = 100_000
 
 _M = TypeVar("_M", bound=Message)
 

@@ -39,7 +39,7 @@ def messages_of(message: bytes) -> Sequence[bytes]:
     """Return the messages of a batch, or the message itself if it is none.
 
     Raises:
-        ProtocolError: the batch is malformed, or holds a batch or too many messages.
+        ProtocolError: the batch is malformed: not 2 to 64 messages, a batch in it, too long, or with other bytes.
     """
     if message[:1] != _BATCH_TAG:
         return (message,)
@@ -48,8 +48,19 @@ def messages_of(message: bytes) -> Sequence[bytes]:
         messages = pb.ParticipateRequest.FromString(message).batch.messages
     except DecodeError:
         raise ProtocolError(f"a message of {len(message)} bytes is not a batch") from None
-    if len(messages) > MAX_BATCH_MESSAGES:
-        raise ProtocolError(f"a batch of {len(messages)} messages; at most {MAX_BATCH_MESSAGES} are allowed")
+    if not 2 <= len(messages) <= MAX_BATCH_MESSAGES:
+        raise ProtocolError(f"a batch of {len(messages)} messages; 2 to {MAX_BATCH_MESSAGES} are allowed")
     if any(inner[:1] == _BATCH_TAG for inner in messages):
         raise ProtocolError("a batch in a batch")
+    if (size_bytes := sum(map(len, messages))) > MAX_BATCH_BYTES:
+        raise ProtocolError(f"messages of {size_bytes} bytes in a batch; at most {MAX_BATCH_BYTES} are allowed")
+    # What is in no message would be neither counted nor bounded.
+    if len(message) != _field_bytes(sum(_field_bytes(len(inner)) for inner in messages)):
+        raise ProtocolError(f"a batch of {len(message)} bytes with more than its messages")
     return messages
+
+
+def _field_bytes(size_bytes: int) -> int:
+    """Size of a field of `size_bytes` bytes with its tag and its length, as protobuf writes it."""
+    length_bytes = max(1, (size_bytes.bit_length() + 6) // 7)
+    return 1 + length_bytes + size_bytes

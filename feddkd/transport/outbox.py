@@ -169,7 +169,7 @@ class Outbox:
 
     def _add(self, outgoing: Outgoing) -> None:
         self._waiting.append(outgoing)
-        if not (outgoing.lingers and self._takes_batches):
+        if self._closed or not (outgoing.lingers and self._takes_batches):
             self.wake()
 
     def _take(self) -> Outgoing:

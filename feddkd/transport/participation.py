@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -166,13 +166,21 @@ class Participation:
         """Hand every message to the inbox until the stream ends. Raises ProtocolError."""
         incoming = Incoming(session, stream, self._inbox, self._max_message_bytes)
         while (message := await stream.read(context)) is not None:
-            for each in messages_of(message):
+            for each in self._messages_of(message):
                 if stream.end is None:
                     await incoming.take(each)
                 else:
                     self._inbox.other.up(len(each))
             if stream.end is not None:
                 return
+
+    def _messages_of(self, message: bytes) -> Sequence[bytes]:
+        """Take a batch apart. Raises ProtocolError, after it has counted one that is refused."""
+        try:
+            return messages_of(message)
+        except ProtocolError:
+            self._inbox.other.up(len(message))
+            raise
 
 
 def _start(stream: Stream, moving: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -222,7 +222,7 @@ class FederationServer:
         self._sessions.expire(now)
         known = self._sessions.find(request.client_id)
         if known is None:
-            self._check_room(now)
+            self._check_room(request.client_id, now)
         if (holder := self._sessions.holder(request.client_id)) is not None:
             check_owner(holder, owner, now)
         if certificate is not None and (known is None or known.owner.certificate != certificate):
@@ -240,10 +240,10 @@ class FederationServer:
         )
         return token
 
-    def _check_room(self, now: float) -> None:
-        """Check that one more id may be added. Raises NotAdmittedError."""
+    def _check_room(self, client_id: str, now: float) -> None:
+        """Check that an id may be added. Raises NotAdmittedError."""
         limit = self._admission.max_clients
-        if not self._sessions.make_room(limit, now):
+        if not self._sessions.make_room(client_id, limit, now):
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{limit} clients have joined, as many as the server's scheduler.max_clients admits",

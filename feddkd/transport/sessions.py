@@ -238,13 +238,30 @@ class Sessions:
                 return
             self._remove(oldest)
 
-    def make_room(self, limit: int, now: float) -> bool:
-        """Return whether another session may be added, after removing one if that helps."""
-        if len(self) >= limit:
-            longest_away = next(iter(self._away.values()), None)
-            if longest_away is not None and longest_away.silent_s(now) >= ID_HOLD_S:
-                self._remove(longest_away)
-        return len(self) < limit
+    def make_room(self, client_id: str, limit: int, now: float) -> bool:
+        """Return whether a client may join, after removing a session or a reservation if that helps.
+
+        A place is reserved for who took part before a restart of the server, as if that were away.
+        """
+        if client_id in self._by_id or client_id in self._reserved:
+            return True
+        if self._num_places >= limit:
+            away = next(iter(self._away.values()), None), self._reserved_without_certificate()
+            long_away = next((session for session in away if session is not None and session.silent_s(now) >= ID_HOLD_S), None)
+            if long_away is not None:
+                self._give_up(long_away)
+        return self._num_places < limit
+
+    @property
+    def _num_places(self) -> int:
+        return len(self._by_id) + len(self._reserved)
+
+    def _reserved_without_certificate(self) -> Session | None:
+        return next((session for session in self._reserved.values() if session.owner.certificate is None), None)
+
+    def _give_up(self, session: Session) -> None:
+        if self._reserved.pop(session.client_id, None) is None:
+            self._remove(session)
 
     def _park(self, session: Session) -> None:
         """Note a session without a stream as the newest of its kind."""

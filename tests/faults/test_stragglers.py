@@ -39,6 +39,7 @@ HONEST = {name: filled(SCHEMA, seed) for seed, name in enumerate("abcd")}
 ALL = [*HONEST, "hand"]
 MODEL = filled(SCHEMA, 9)
 DEADLINE_S = 1000.0
+PATIENCE_S = 60.0
 ENOUGH = Closing(DEADLINE_S, enough=4, grace_after_enough_s=0.0)
 CLOSED = "the exchange closed after 4 replies"
 
@@ -49,7 +50,7 @@ def start_honest(server: Server, go_on: threading.Event | None = None) -> None:
     def replying(contribution: Tensors) -> FakeWorker:
         def respond(_: Task) -> Reply:
             if go_on is not None:
-                go_on.wait()
+                assert go_on.wait(PATIENCE_S)
             return Reply(contribution, loss=0.5)
 
         return FakeWorker(respond, contribution.schema)
@@ -273,3 +274,15 @@ def test_a_client_that_fails_again_and_again_is_asked_twice_a_round() -> None:
     assert run.tasks["a", "dkd_step"] == STEPS * ROUNDS
     last = run.recorder.of("dkd_step", step=STEPS - 1).clients_missing["c"]
     assert last == "not asked after it missed dkd_step 2: RuntimeError: no memory"
+
+
+def test_an_upload_that_stalls_is_given_up_while_nothing_else_happens() -> None:
+    with serving() as server, HandClient(server.address, "hand") as hand, HandClient(server.address, "other") as other:
+        hand.connect()
+        other.connect()
+        server.wait_for("hand", "other")
+        server.begin(exchange_of(["hand", "other"], MODEL, closing=Closing(DEADLINE_S, stall_timeout_s=0.2)))
+        other.work()
+        work, _ = hand.work()
+        hand.send(*answer_frames(work, HONEST["a"])[:1])
+        until(lambda: server.engine.states().working == 1)

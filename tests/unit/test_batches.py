@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from feddkd.errors import ProtocolError
 from feddkd.exchange import ExchangeId
-from feddkd.transport.batches import MAX_BATCH_MESSAGES, messages_of, request_batch, response_batch
+from feddkd.transport.batches import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, messages_of, request_batch, response_batch
 from feddkd.transport.frames import Chunk, encode_chunk
 from feddkd.transport.messages import CLIENT_HEARTBEAT, Verdict, failure_message, receipt_message
 from feddkd.transport.pb import federation_pb2 as pb
@@ -36,8 +36,13 @@ def test_a_single_message_is_sent_as_it_is(batch: object) -> None:
 
 
 def test_too_many_messages_are_refused() -> None:
-    with pytest.raises(ProtocolError, match=f"batch of {MAX_BATCH_MESSAGES + 1} messages; at most {MAX_BATCH_MESSAGES}"):
+    with pytest.raises(ProtocolError, match=f"batch of {MAX_BATCH_MESSAGES + 1} messages; 2 to {MAX_BATCH_MESSAGES}"):
         messages_of(request_batch([CLIENT_HEARTBEAT] * (MAX_BATCH_MESSAGES + 1)))
+
+
+def test_a_batch_may_be_as_long_as_the_limit() -> None:
+    longest = [bytes(MAX_BATCH_BYTES), b""]
+    assert messages_of(request_batch(longest)) == longest
 
 
 def test_a_batch_in_a_batch_is_refused() -> None:
@@ -46,10 +51,26 @@ def test_a_batch_in_a_batch_is_refused() -> None:
         messages_of(request_batch([CLIENT_HEARTBEAT, inner]))
 
 
-@given(st.binary(max_size=40))
-def test_bytes_that_are_no_batch_are_refused_or_empty(garbage: bytes) -> None:
-    try:
-        found = messages_of(b"\x3a" + garbage)
-    except ProtocolError:
-        return
-    assert found == pb.ParticipateRequest.FromString(b"\x3a" + garbage).batch.messages
+@given(st.lists(st.binary(max_size=9).filter(lambda message: message[:1] != b"\x3a"), max_size=4), st.binary(max_size=9))
+def test_only_what_the_sender_would_build_is_a_batch(messages: list[bytes], more: bytes) -> None:
+    batch = pb.ParticipateRequest(batch=pb.Batch(messages=messages)).SerializeToString() + more
+    if len(messages) >= 2 and not more:
+        assert messages_of(batch) == messages
+    else:
+        with pytest.raises(ProtocolError):
+            messages_of(batch)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b"\x3a\x00", id="no messages"),
+        pytest.param(request_batch([CLIENT_HEARTBEAT] * 2)[:-1], id="cut off"),
+        pytest.param(b"\x3a\x06\x0a\x00\x0a\x00\x10\x01", id="a field beside the messages"),
+        pytest.param(request_batch([CLIENT_HEARTBEAT] * 2) + CLIENT_HEARTBEAT, id="another message after it"),
+        pytest.param(request_batch([bytes(MAX_BATCH_BYTES), b"1"]), id="too long"),
+    ],
+)
+def test_a_batch_with_more_or_less_than_its_messages_is_refused(message: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        messages_of(message)

@@ -277,6 +277,17 @@ def test_what_lingers_is_written_when_it_is_flushed_or_the_stream_is_to_end(wake
     assert outbox.next_batch() == [b"r"]
 
 
+def test_nothing_lingers_in_an_outbox_that_is_closed() -> None:
+    outbox = Outbox(takes_batches=True)
+    outbox.put(short(b"before"))
+    outbox.close()
+    assert outbox.next_batch() == [b"before"]
+    outbox.put(dataclasses.replace(short(b"r"), lingers=True))
+    assert outbox.next_batch() == [b"r"]
+    outbox.next_batch()
+    assert outbox.finished
+
+
 def test_nothing_lingers_for_a_client_that_takes_no_batches() -> None:
     outbox = Outbox()
     outbox.put(dataclasses.replace(short(b"r"), lingers=True))

@@ -121,7 +121,7 @@ def test_a_batch_is_handed_over_in_order_until_a_message_ends_the_stream() -> No
     [
         (b"\x3a\x05", "is not a batch"),
         (request_batch([CHUNK, request_batch([CHUNK, CHUNK])]), "a batch in a batch"),
-        (request_batch([CLIENT_HEARTBEAT] * 65), "at most 64"),
+        (request_batch([CLIENT_HEARTBEAT] * 65), "2 to 64"),
     ],
 )
 def test_a_batch_that_breaks_the_contract_ends_the_stream(message: bytes, reason: str) -> None:

@@ -56,7 +56,7 @@ class Table(RuleBasedStateMachine):
     def join(self, client: str, instance: str, certificate: bytes | None) -> None:
         self.sessions.expire(self.now)
         known = self.sessions.find(client)
-        if known is None and not self.sessions.make_room(LIMIT, self.now):
+        if known is None and not self.sessions.make_room(client, LIMIT, self.now):
             assert len(self.sessions) == LIMIT
             for session in self.sessions.all():
                 away = session.has_connected and session.stream is None
@@ -185,7 +185,7 @@ def test_a_join_and_a_hello_cost_the_same_with_many_sessions() -> None:
         def join() -> None:
             sessions.expire(1.0)
             assert sessions.find("new") is None
-            assert sessions.make_room(10**6, 1.0)
+            assert sessions.make_room("new", 10**6, 1.0)
             sessions.add("new", ExampleCounts(1), NOBODY, 1.0)
 
         return [
@@ -193,7 +193,7 @@ def test_a_join_and_a_hello_cost_the_same_with_many_sessions() -> None:
             steps_of(lambda: sessions.disconnect(known, 1.0)),
             steps_of(lambda: sessions.connect(known, Stream(1.0))),
             steps_of(join),
-            steps_of(lambda: sessions.make_room(count, 1.0)),
+            steps_of(lambda: sessions.make_room("newer", count, 1.0)),
         ]
 
     assert costs(20_000) == costs(100)
@@ -300,3 +300,19 @@ def test_what_is_sent_to_a_client_that_is_away_is_dropped() -> None:
     session.send(Outgoing((receipt_message(EXCHANGE, Verdict.VERDICT_OK),), Meter()))
     session.send_work(Outgoing((b"work",), Meter()))
     assert session.stream is None
+
+
+def test_a_place_is_kept_for_who_took_part_before_a_restart_until_it_is_away_for_long() -> None:
+    sessions = Sessions()
+    sessions.reserve({"member": Owner(b"m")}, now=0.0)
+    assert not sessions.make_room("new", 1, 1.0)
+    assert sessions.make_room("member", 1, 1.0)
+    assert sessions.make_room("new", 1, 1.0 + ID_HOLD_S)
+    sessions.add("new", ExampleCounts(1), NOBODY, 1.0 + ID_HOLD_S)
+    assert not sessions.make_room("member", 1, 2.0 + ID_HOLD_S)
+
+
+def test_a_place_that_is_bound_to_a_certificate_stays_reserved() -> None:
+    sessions = Sessions()
+    sessions.reserve({"member": Owner(None, b"c")}, now=0.0)
+    assert not sessions.make_room("new", 1, 1000.0)
