@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from feddkd.bench.environment import environment
+from feddkd.bench.environment import check_idle, environment
 from feddkd.bench.transport import serve
 from feddkd.bench.workload import Workload
 from feddkd.exchange import Exchange, Outcome
@@ -143,10 +143,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4, help="client processes")
     parser.add_argument("--rounds", type=int, default=14, help="exchanges")
     parser.add_argument("--py-spy", default=shutil.which("py-spy"), help="the program, if it is not on PATH")
-    parser.add_argument("--save", type=Path, help="write the result as JSON to this file")
+    parser.add_argument("--save", type=Path, help="write the result as JSON to this file; refused on a busy machine")
+    parser.add_argument("--busy", action="store_true", help="save it all the same, with the machine's load")
     options = parser.parse_args()
     if options.py_spy is None:
         parser.error("py-spy is not there: pip install py-spy, or give --py-spy")
+    if options.save is not None and not options.busy:
+        check_idle()
     workload = Workload(options.clients, options.rounds, options.megabytes, 1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "samples.txt"
