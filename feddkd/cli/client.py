@@ -13,6 +13,7 @@ from feddkd.cli.interruptions import interruptible
 from feddkd.cli.logs import LOG, log_file
 from feddkd.cli.options import CheckOnly, ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
 from feddkd.cli.output import announce
+from feddkd.cli.signals import import_torch
 from feddkd.errors import ConfigError
 
 
@@ -50,7 +51,8 @@ def client(
     """
     host, _ = parse_address(server, "--server")
     announce("client", f"{client_id}, server {server}", override or ())
-    # These import torch, which takes seconds: --help and a typing error should not.
+    import_torch()
+    # These need torch, whose import takes seconds: --help and a typing error should not wait for it.
     from feddkd.cli.standing import StandingSite
     from feddkd.client.own_site import site_tables
     from feddkd.client.state_dir import StateDir

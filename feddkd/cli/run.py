@@ -15,6 +15,7 @@ import typer
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
+from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, PartitionConfig, RuntimeConfig, read_tables
 from feddkd.engines.early_processes import EarlyProcesses, early_processes
@@ -95,6 +96,7 @@ def run(
         check_run(loaded, resume or out or RUNS)
         return
     with place as folder, early_processes(*_client_processes(engine, tables)) as early:
+        import_torch()
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""

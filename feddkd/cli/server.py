@@ -26,6 +26,7 @@ from feddkd.cli.options import (
     parse_address,
 )
 from feddkd.cli.output import announce
+from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
 
@@ -71,6 +72,7 @@ def server(
     """
     host, port = parse_address(listen, "--listen")
     announce("server", str(config), override or ())
+    import_torch()
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):

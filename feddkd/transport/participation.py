@@ -84,7 +84,7 @@ class Participation:
         except ProtocolError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         session = self._sessions.of_token(hello.token)
-        if session is None:
+        if session is None or session.leaves:
             reason = "the first message of the stream names no session; join first"
             await refuse(context, grpc.StatusCode.UNAUTHENTICATED, reason)
         if self._streams_of[session.client_id] >= MAX_STREAMS_OF_A_CLIENT:
@@ -166,11 +166,15 @@ class Participation:
         """Hand every message to the inbox until the stream ends. Raises ProtocolError."""
         incoming = Incoming(session, stream, self._inbox, self._max_message_bytes)
         while (message := await stream.read(context)) is not None:
-            for each in self._messages_of(message):
-                if stream.end is None:
-                    await incoming.take(each)
-                else:
-                    self._inbox.other.up(len(each))
+            messages = iter(self._messages_of(message))
+            try:
+                for each in messages:
+                    if stream.end is None and not session.leaves:
+                        await incoming.take(each)
+                    else:
+                        self._inbox.other.up(len(each))
+            finally:
+                self._inbox.other.up(sum(map(len, messages)))
             if stream.end is not None:
                 return
 
