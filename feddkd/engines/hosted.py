@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -105,8 +106,11 @@ class HostedEngine(Engine):
     def remember(self, counted: Mapping[str, ExchangeId]) -> None:
         with self.changed:
             self._counted.update(counted)
-            for exchange in set(counted.values()):
-                self._settle(exchange, {client: True for client, last in counted.items() if last == exchange})
+            clients_of: dict[ExchangeId, dict[str, bool]] = defaultdict(dict)
+            for client, exchange in counted.items():
+                clients_of[exchange][client] = True
+            for exchange, clients in clients_of.items():
+                self._settle(exchange, clients)
 
     def begin(self, exchange: Exchange) -> HostedExchange:
         with self.changed:
@@ -192,18 +196,19 @@ class HostedEngine(Engine):
             for client in begun.exchange.clients:
                 del self._open[client]
 
-    def settle(self, begun: HostedExchange, client: str, *, counted: bool) -> None:
-        """Let every host know what became of a client's reply: any of them may ask that client next."""
+    def settle(self, begun: HostedExchange, counted: Mapping[str, bool]) -> None:
+        """Let every host know what became of the replies: any of them may ask their clients next.
+
+        Args:
+            counted: by client, whether its reply counted.
+        """
         with self.changed:
-            if counted:
-                self._counted[client] = begun.exchange.id
-            self._settle(begun.exchange.id, {client: counted})
+            self._counted.update({client: begun.exchange.id for client, counts in counted.items() if counts})
+            self._settle(begun.exchange.id, counted)
             self.changed.notify_all()
 
     def _settle(self, exchange: ExchangeId, counted: Mapping[str, bool]) -> None:
         for seat in self._seats.values():
-            if seat.settlements and seat.settlements[-1][0] == exchange:
-                counted = {**seat.settlements.pop()[1], **counted}
             seat.settlements.append((exchange, counted))
 
     # In the thread of a host.

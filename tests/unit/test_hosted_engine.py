@@ -175,6 +175,26 @@ def test_a_host_that_was_started_while_the_engine_finished_ends(monkeypatch: pyt
     assert [host.is_lost for host in hosts.started] == [True, True]
 
 
+@pytest.mark.parametrize("num_hosts", [1, 3])
+def test_every_host_hears_once_of_an_exchange_and_of_all_its_clients(num_hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[ThreadHost, list[Mapping[str, bool]]] = {}
+    settle = ThreadHost.settle
+
+    def hears(host: ThreadHost, exchange: ExchangeId, counted: Mapping[str, bool]) -> None:
+        settle(host, exchange, counted)
+        heard.setdefault(host, []).append(dict(counted))
+
+    def after_first(point: str) -> None:
+        if point == "engine.acknowledge.after_first":
+            until(lambda: len(heard) == num_hosts)
+
+    monkeypatch.setattr(ThreadHost, "settle", hears)
+    monkeypatch.setattr("feddkd.engines.hosted_exchange.failpoint", after_first)
+    with HostedEngine(ThreadHosts({client: answering(part) for client, part in PARTS.items()}, num_hosts), CHUNK_BYTES) as engine:
+        engine.carry_out(numbered(0))
+    assert list(heard.values()) == [[dict.fromkeys(PARTS, True)]] * num_hosts
+
+
 class MovingHosts(ThreadHosts):
     """Hosts with memory of their own, whose clients can move."""
 
