@@ -205,12 +205,16 @@ class RayActor:
 
 
 def _num_hosts(ray: Any, config: Config) -> int:
-    """Return how many actors the cluster has room for, at most as many as clients take part in a round."""
+    """Return how many actors are wanted and the cluster has room for, at most as many as clients take part in a round."""
     runtime, resources = config.runtime, ray.cluster_resources()
     room = int(resources.get("CPU", 1) // runtime.threads)
     if runtime.ray_gpus > 0:
         room = min(room, int(resources.get("GPU", 0) / runtime.ray_gpus))
-    return max(1, min(runtime.client_processes or room, most_in_a_round(config)))
+    room = max(1, room)
+    wanted = min(runtime.client_processes or room, most_in_a_round(config))
+    if wanted > room:
+        logger.warning("runtime.client_processes = %d: the cluster has room for %d of them", runtime.client_processes, room)
+    return min(wanted, room)
 
 
 def _shared(ray: Any, simulation: Simulation) -> Any:

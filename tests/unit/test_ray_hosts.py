@@ -142,6 +142,24 @@ def test_an_actor_that_is_gone_is_a_host_that_is_lost(error: Exception, tmp_path
     assert len(ray.killed) == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "started", "said"),
+    [
+        (("runtime.client_processes=3",), 3, ""),
+        (("runtime.client_processes=8", "partition.clients=10"), 4, "runtime.client_processes = 8: the cluster has room for 4 of them"),
+        (("runtime.client_processes=8",), 4, ""),  # four clients: no more are wanted
+        (("runtime.client_processes=4", "runtime.ray_gpus=1"), 2, "runtime.client_processes = 4: the cluster has room for 2 of them"),
+        (("runtime.client_processes=2", "runtime.threads=8"), 1, "runtime.client_processes = 2: the cluster has room for 1 of them"),
+    ],
+)
+def test_no_more_actors_are_started_than_the_cluster_has_room_for(
+    overrides: tuple[str, ...], started: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts, _ = hosts_of(small_config(*overrides), tmp_path)
+    assert hosts.num_hosts == started
+    assert [record.getMessage() for record in caplog.records if "room" in record.getMessage()] == ([said] if said else [])
+
+
 def test_an_error_of_the_program_is_not_taken_for_a_lost_host() -> None:
     class Wrong:
         def settle(self, *_: Any) -> None:
