@@ -169,7 +169,7 @@ def test_an_error_of_the_program_is_not_taken_for_a_lost_host() -> None:
             raise ConfigError("of the configuration")
 
     actor = RayActor(StandIn(), Actor(Wrong))
-    with pytest.raises(RunError, match="KeyError: 'a'$"):
+    with pytest.raises(RunError, match=r"KeyError: 'a'$"):
         actor.call("settle")
     with pytest.raises(ConfigError, match="of the configuration"):
         actor.has_constants("a", b"")
