@@ -65,6 +65,7 @@ class DynamicRegularizer(LocalObjective):
         assert self._linear_term is not None
         moved = self.site.model().select(self._global.schema) - self._global
         self._memory.keep(task.id, self._linear_term - moved.scaled(self._alpha))
+        self._global, self._linear_term, self._there = None, None, {}
 
 
 @ALGORITHMS.register("feddyn")

@@ -60,6 +60,9 @@ class NotTrueDistillation(LocalObjective):
         not_true = kl(without_true_class(teacher, labels), without_true_class(logits, labels), self._temperature)
         return task.loss(logits, labels) + self._beta * not_true
 
+    def end(self, task: Task, steps: int) -> None:
+        self._global = torch.empty(0)
+
 
 @ALGORITHMS.register("fedntd")
 class FedNTD(FedAvg):

@@ -50,6 +50,9 @@ class Proximal(LocalObjective):
             assert parameter.grad is not None
             parameter.grad.add_(parameter - self._global[name], alpha=self._mu)
 
+    def end(self, task: Task, steps: int) -> None:
+        self._global = {}
+
 
 @ALGORITHMS.register("fedprox")
 class FedProx(FedAvg):

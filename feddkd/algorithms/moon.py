@@ -83,6 +83,7 @@ class ModelContrast(LocalObjective):
 
     def end(self, task: Task, steps: int) -> None:
         self._memory.keep(task.id, self.site.model())
+        self._global, self._previous = torch.empty(0), None
 
 
 def _features_of(kept: Tensor | Features, index: Tensor, inputs: Tensor) -> Tensor:

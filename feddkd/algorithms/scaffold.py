@@ -75,6 +75,7 @@ class ControlVariates(LocalObjective):
         mean_gradient = way_back.scaled(1 / (rate.effective_steps(number, planned, steps) * rate.of_round(number)))
         self.change = mean_gradient - self._correction - self._variate
         self._memory.keep(task.id, self._variate + self.change)
+        self._variate, self._correction, self._there = None, None, {}
 
 
 class SCAFFOLDClient(FedAvgClient):

@@ -210,4 +210,7 @@ class LocalObjective:
         """Change the `.grad` of `parameters` in place, before each step; all of them have one."""
 
     def end(self, task: Task, steps: int) -> None:
-        """Finish local training of `steps` > 0 steps; the module holds the local model."""
+        """Finish local training of `steps` > 0 steps; the module holds the local model.
+
+        Let go of what only this round needed: it would take device memory until the next one.
+        """

@@ -129,7 +129,7 @@ class Agent:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
             try:
                 async for message in stream.messages():
-                    farewell = self._handle(message)
+                    farewell = await self._handle(message)
                     if farewell is None or not farewell.paused:
                         self._backoff.reset()  # only now: a message that is refused is no success
                     if farewell is not None:
@@ -169,7 +169,7 @@ class Agent:
                 self._held.resume(stored.exchange, stored.reply.leftover)
             self._work = Work(stored.work, self._worker, self._held, reply=stored.reply)
 
-    def _handle(self, message: bytes) -> Farewell | None:
+    async def _handle(self, message: bytes) -> Farewell | None:
         """Take in one message; return the farewell, if it is that. Raises ProtocolError."""
         if is_chunk(message):
             self._receive(message)
@@ -177,7 +177,7 @@ class Agent:
         response = parse_response(message)
         match response.WhichOneof("message"):
             case "work":
-                self._begin(response.work)
+                await self._begin(response.work)
             case "receipt":
                 self._settle(response.receipt)
             case "resend":
@@ -187,16 +187,24 @@ class Agent:
                 return Farewell(self._run_id, response.farewell.completed, reason, response.farewell.paused)
         return None
 
-    def _begin(self, message: pb.Work) -> None:
+    async def _begin(self, message: pb.Work) -> None:
         """Go on with the exchange in hand if it is the same, else begin this one instead."""
         if self._work is None or not self._work.is_same_as(message):
             self._give_up()
-            self._membership.take_out(self._client_id, self._held)
-            self._work = Work(message, self._worker, self._held)
+            if self._membership.in_memory is not None or message.HasField("replica"):
+                # It may read and write whole models: the heartbeats of all clients of the process would wait.
+                self._work = await asyncio.to_thread(self._taken_up, message)
+            else:
+                self._work = self._taken_up(message)
             if self._work.refusal is not None:
                 logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)
         self._wanted_from = 0
         self._advance()
+
+    def _taken_up(self, message: pb.Work) -> Work:
+        """Begin to receive; clients that take part in nothing make room."""
+        self._membership.take_out(self._client_id, self._held)
+        return Work(message, self._worker, self._held)
 
     def _receive(self, message: bytes) -> None:
         """Add a chunk to the broadcast of the exchange in hand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 from feddkd.algorithms.site import Store
 from feddkd.compression.constants import NO_CONSTANTS, Constants
@@ -23,13 +23,17 @@ class HeldConstants:
     """
 
     def __init__(
-        self, built: Constants = NO_CONSTANTS, store: Store | None = None, shared: MutableMapping[bytes, Constants] | None = None
+        self,
+        built: Constants = NO_CONSTANTS,
+        open_store: Callable[[], Store] | None = None,
+        shared: MutableMapping[bytes, Constants] | None = None,
     ) -> None:
         """Begin with what the client built, and what an earlier process received.
 
         Args:
             built: from the configuration and the seed.
-            store: keeps what is received; None keeps it in memory.
+            open_store: opens what keeps the tensors that are received; it is open only while they are read or written,
+                because its lock is an open file. None keeps them in memory.
             shared: what any client of this process received, by version: equal tensors are in memory once.
 
         Raises:
@@ -39,9 +43,9 @@ class HeldConstants:
         self.current = built
         self._known = {built.version: built}
         self._shared = shared if shared is not None else {}
-        self._store = store
-        if len(self.schema) and store is not None:
-            self._recall(store)
+        self._open_store = open_store
+        if len(self.schema) and open_store is not None:
+            self._recall(open_store())
 
     def _recall(self, store: Store) -> None:
         label = store.label(CONSTANTS)
@@ -71,8 +75,8 @@ class HeldConstants:
         received = Constants.of(tensors)
         if received.version != version:
             raise CorruptionError("the constant tensors are not those that the server names")
-        if self._store is not None:
-            self._store.save(CONSTANTS, tensors, label=f"{_prefix(self.schema)}{version.hex()}")
+        if self._open_store is not None:
+            self._open_store().save(CONSTANTS, tensors, label=f"{_prefix(self.schema)}{version.hex()}")
         self._keep(received)
 
     def _keep(self, received: Constants) -> None:

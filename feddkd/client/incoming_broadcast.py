@@ -47,10 +47,9 @@ class IncomingBroadcast:
         self._replica = message.replica if message.HasField("replica") else None
         self.received_bytes = 0
         self.decode_s = 0.0
-        self.lacking = False
-        if self._is_step:
-            replica = held.replicas.get(expected)
-            self.lacking = replica is None or replica.version != message.replica.base_sha256
+        # Kept until the step is here: meanwhile the client may be put away, and its disk may fail.
+        self._base = held.replicas.get(expected) if self._is_step else None
+        self.lacking = self._is_step and (self._base is None or self._base.version != message.replica.base_sha256)
         coding = coding_of(message.payload)
         schema = self._step_schema(message.payload) if self._is_step else self._whole_schema()
         self._assembly = None if self.lacking else Assembly(message.payload, schema, coding)
@@ -105,8 +104,8 @@ class IncomingBroadcast:
         if self._replica is None:
             self._tensors = received
             return
-        if self._is_step:
-            replica = self._held.replicas[self._expected]
+        if self._base is not None:
+            replica, self._base = self._base, None
             if len(received):
                 replica.advance(received, in_mean=self._replica.in_mean)
             if self._replica.take_mean:
@@ -114,7 +113,8 @@ class IncomingBroadcast:
             elif not len(received):
                 replica.look_again()
         else:
-            replica = self._held.replicas[self._expected] = Replica(received, in_mean=self._replica.in_mean)
+            replica = Replica(received, in_mean=self._replica.in_mean)
+        self._held.replicas[self._expected] = replica
         if replica.version == self._replica.content_sha256:
             self._tensors = replica.model
         elif self._is_step:  # for instance where the model was written to: a whole one puts that right

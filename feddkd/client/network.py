@@ -47,7 +47,7 @@ class Network:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let one worker compute; on a CUDA device in a stream of this network's own, beside other networks of the process."""
+        """Let one worker compute; on a CUDA device in a stream of this network's own."""
         with self.turn, self._compute.using(self._stream):
             yield
 

@@ -22,6 +22,7 @@ from feddkd.config import Config
 from feddkd.errors import FedDKDError
 from feddkd.memory import end_without_search, return_large_blocks
 from feddkd.transport.closed_poller import ignore_closed_poller
+from feddkd.transport.options import allow_connections
 from feddkd.transport.tls import ClientTls
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def _told() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the client processes that `feddkd run` starts."""
     end_without_search()
+    allow_connections()  # the parent's limit is raised after this process started; each client has a connection and a lock
     if arguments is None and sys.argv[1:] == [TOLD_BY_STDIN]:
         sys.argv[1:] = arguments = _told()
     parser = argparse.ArgumentParser(prog="python -m feddkd.client.process", description=main.__doc__)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from feddkd.client.state_dir import StateDir
 from feddkd.compression.replica import Replica
-from feddkd.errors import StateError
+from feddkd.errors import FedDKDError, StateError
 from feddkd.tensors import Schema, Tensors
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Replicas:
     A simulation has more clients than fit into memory. It puts those away that do not compute, one file for each
     schema, and their next exchange reads it again. Who is away can take a step as well as who is not, so the bytes on
     the wire stay the same. A file is not written through to the disk: without it, the server sends a whole model.
+    So it does where a file cannot be read. From any thread: others put away what a client does not use.
     """
 
     def __init__(self, place: Place | None = None) -> None:
@@ -49,14 +51,20 @@ class Replicas:
         """
         self._place = place
         self._here: dict[Schema, Replica] = {}
+        self._lock = threading.RLock()
 
     def get(self, schema: Schema) -> Replica | None:
-        """Return the replica of a schema; None if there is none. Raises StateError if its file cannot be read."""
-        if schema not in self._here and self._place is not None:
-            found = _read(self._place, schema)
-            if found is not None:
-                self._here[schema] = found
-        return self._here.get(schema)
+        """Return the replica of a schema; None if there is none, or its file cannot be read, which the log says."""
+        with self._lock:
+            if schema not in self._here and self._place is not None:
+                try:
+                    found = _read(self._place, schema)
+                except FedDKDError as error:
+                    self._warn(error)
+                    return None
+                if found is not None:
+                    self._here[schema] = found
+            return self._here.get(schema)
 
     def __contains__(self, schema: Schema) -> bool:
         return self.get(schema) is not None
@@ -68,23 +76,33 @@ class Replicas:
         return found
 
     def __setitem__(self, schema: Schema, replica: Replica) -> None:
-        self._here[schema] = replica
+        with self._lock:
+            self._here[schema] = replica
 
     def __delitem__(self, schema: Schema) -> None:
-        self._here.pop(schema, None)
-        if self._place is not None:
-            self._place.state.remove(_name(schema))
+        with self._lock:
+            self._here.pop(schema, None)
+            if self._place is not None:
+                try:
+                    self._place.state.remove(_name(schema))
+                except StateError as error:
+                    self._warn(error)
 
     def put_away(self) -> None:
         """Write what is in memory to the state directory, and let go of it; where that fails, the log says so."""
         if self._place is None:
             return
-        here, self._here = self._here, {}
-        for schema, replica in here.items():
-            try:
-                _write(self._place, schema, replica)
-            except StateError as error:
-                logger.warning("%s: it will need a whole model next: %s", self._place.state.client_id, error)
+        with self._lock:
+            here, self._here = self._here, {}
+            for schema, replica in here.items():
+                try:
+                    _write(self._place, schema, replica)
+                except StateError as error:
+                    self._warn(error)
+
+    def _warn(self, error: FedDKDError) -> None:
+        assert self._place is not None
+        logger.warning("%s: it will need a whole model next: %s", self._place.state.client_id, error)
 
 
 def _name(schema: Schema) -> str:

@@ -152,8 +152,7 @@ class SimulatedClient(TaskRunner):
     @cached_property
     def constants(self) -> HeldConstants:
         built = self._simulation.network.constants
-        store = self._simulation.store(self._index) if len(built.schema) else None
-        return HeldConstants(built, store, self._simulation.received)
+        return HeldConstants(built, lambda: self._simulation.store(self._index), self._simulation.received)
 
     def broadcast_schema(self, exchange: str) -> Schema:
         return self._simulation.broadcast_schema(exchange)

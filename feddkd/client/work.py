@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -12,7 +13,7 @@ from feddkd.client.held import Held
 from feddkd.client.incoming_broadcast import IncomingBroadcast
 from feddkd.client.kept_reply import KeptReply
 from feddkd.client.reply_encoder import ReplyEncoder
-from feddkd.errors import BadExamplesError, DataError, FedDKDError
+from feddkd.errors import BadExamplesError, DataError, FedDKDError, StateError
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
 from feddkd.text import printable
@@ -20,6 +21,8 @@ from feddkd.transport.frames import decode_chunk
 from feddkd.transport.messages import Holding, answer_message, failure_message, id_from_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 MAX_SENDS_WITHOUT_PROGRESS = 20
 """How often a reply is sent from the same byte before the client gives it up."""
@@ -96,8 +99,11 @@ class Work:
             self._reply_coding = reply_coding(message)
             self._broadcast = IncomingBroadcast(message, expected, self._held, worker.constants)
         except FedDKDError as error:
-            self.refusal = printable(str(error))
-            self.fail(self.refusal)
+            self._refuse(error)
+
+    def _refuse(self, error: FedDKDError) -> None:
+        self.refusal = printable(str(error))
+        self.fail(self.refusal)
 
     @property
     def holding(self) -> Holding | None:
@@ -129,9 +135,16 @@ class Work:
         return mine.id == message.id and mine.payload.digest == message.payload.digest
 
     def receive(self, message: bytes | memoryview) -> None:
-        """Add a chunk to the broadcast, or drop it if all of that is here. Raises ProtocolError."""
+        """Add a chunk to the broadcast, or drop it if all of that is here; refuse it if it cannot be kept.
+
+        Raises ProtocolError if it is damaged.
+        """
         if self._broadcast is not None and not self._broadcast.complete:
-            self._broadcast.add(decode_chunk(message))
+            try:
+                self._broadcast.add(decode_chunk(message))
+            except StateError as error:  # constants that come beside a model are written down
+                logger.warning("cannot take part in %s: %s", self.exchange, error)
+                self._refuse(error)
 
     def start(self) -> Task:
         """Hand the broadcast over to the computation, which begins now."""

@@ -156,7 +156,7 @@ class Worker:
         self._model_schema = self.site.model_schema
         parts = self._network.parts
         self._about = {**about(config, info), **about_classes(examples.class_names)}
-        self._constants = constants or HeldConstants(self._network.constants, store)
+        self._constants = constants or HeldConstants(self._network.constants, lambda: store)
         local = Schema(spec for spec in parts.constants.specs if spec.name in parts.local)
         self._local_buffers = LocalBuffers(store, local, next(iter(self._kinds)))
 

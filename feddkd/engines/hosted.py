@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +14,7 @@ from feddkd.engines.collection import Collection, max_evaluated
 from feddkd.engines.dispatch import Dispatch, Turn
 from feddkd.engines.hosted_exchange import HostedExchange
 from feddkd.engines.hosts import Host, HostLostError, Hosts
+from feddkd.engines.seats import Seat, start_together
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.timeless_exchange import NOW
 from feddkd.errors import FedDKDError, RunError
@@ -29,20 +28,6 @@ logger = logging.getLogger(__name__)
 
 EXIT_TIMEOUT_S = 10.0
 """Seconds for a computation to end that is not wanted any more; then its process is killed."""
-
-
-@dataclass(slots=True)
-class Seat:
-    """A host, and the thread that asks it.
-
-    Attributes:
-        settlements: of exchanges, by client whether the reply counted; the host has not heard of them yet.
-    """
-
-    number: int
-    host: Host
-    settlements: deque[tuple[ExchangeId, Mapping[str, bool]]] = field(default_factory=deque)
-    thread: threading.Thread | None = None
 
 
 class HostedEngine(Engine):
@@ -87,9 +72,7 @@ class HostedEngine(Engine):
 
     def start(self) -> None:
         """Start all hosts. Raises RunError if there is room for none, and what `Hosts.start` raises."""
-        with ThreadPoolExecutor(self._hosts.num_hosts) as starting:
-            started = list(starting.map(self._start_host, range(self._hosts.num_hosts)))
-        hosts = [host for host in started if host is not None]
+        hosts = start_together(self._start_host, self._hosts.num_hosts)
         if not hosts:
             raise RunError("no process could be started that computes for the clients")
         for number, host in enumerate(hosts):
@@ -98,7 +81,7 @@ class HostedEngine(Engine):
             seat.thread.start()
 
     def _start_host(self, number: int) -> Host | None:
-        """Start a host; None where there is no room for it."""
+        """Start a host; None where there is no room for it. Raises FedDKDError, whatever goes wrong."""
         with self.changed:
             counted = dict(self._counted)
         try:
@@ -106,6 +89,10 @@ class HostedEngine(Engine):
         except HostLostError as error:
             logger.warning("host %d cannot be started: %s", number, error)
             return None
+        except FedDKDError:
+            raise
+        except Exception as error:
+            raise RunError(f"host {number} cannot be started: {one_line(error)}") from error
 
     # For the scheduler.
 
@@ -119,8 +106,11 @@ class HostedEngine(Engine):
     def remember(self, counted: Mapping[str, ExchangeId]) -> None:
         with self.changed:
             self._counted.update(counted)
-            for exchange in set(counted.values()):
-                self._settle(exchange, {client: True for client, last in counted.items() if last == exchange})
+            clients_of: dict[ExchangeId, dict[str, bool]] = defaultdict(dict)
+            for client, exchange in counted.items():
+                clients_of[exchange][client] = True
+            for exchange, clients in clients_of.items():
+                self._settle(exchange, clients)
 
     def begin(self, exchange: Exchange) -> HostedExchange:
         with self.changed:
@@ -181,12 +171,12 @@ class HostedEngine(Engine):
             seats = list(self._seats.values())
         self._abort_hosts(seats, reason)
         for seat in seats:
-            if seat.thread is not None:
-                seat.thread.join(EXIT_TIMEOUT_S)
+            assert seat.thread is not None
+            seat.thread.join(EXIT_TIMEOUT_S)
             seat.host.end()
         for seat in seats:
-            if seat.thread is not None:
-                seat.thread.join()
+            assert seat.thread is not None
+            seat.thread.join()
         self._hosts.close()
         self._spool.close()
 
@@ -206,33 +196,41 @@ class HostedEngine(Engine):
             for client in begun.exchange.clients:
                 del self._open[client]
 
-    def settle(self, begun: HostedExchange, client: str, *, counted: bool) -> None:
-        """Let every host know what became of a client's reply: any of them may ask that client next."""
+    def settle(self, begun: HostedExchange, counted: Mapping[str, bool]) -> None:
+        """Let every host know what became of the replies: any of them may ask their clients next.
+
+        Args:
+            counted: by client, whether its reply counted.
+        """
         with self.changed:
-            if counted:
-                self._counted[client] = begun.exchange.id
-            self._settle(begun.exchange.id, {client: counted})
+            self._counted.update({client: begun.exchange.id for client, counts in counted.items() if counts})
+            self._settle(begun.exchange.id, counted)
             self.changed.notify_all()
 
     def _settle(self, exchange: ExchangeId, counted: Mapping[str, bool]) -> None:
         for seat in self._seats.values():
-            if seat.settlements and seat.settlements[-1][0] == exchange:
-                counted = {**seat.settlements.pop()[1], **counted}
             seat.settlements.append((exchange, counted))
 
     # In the thread of a host.
 
     def _serve(self, seat: Seat) -> None:
         """Do what there is to do for a host until the engine finishes, or there is no room for the host any more."""
-        while (job := self._next_job(seat)) is not None:
+        is_there = True
+        while is_there and (job := self._next_job(seat)) is not None:
             try:
-                job()
-            except HostLostError as error:
-                logger.warning("host %d is lost: %s", seat.number, error)
-                if not self._replace(seat):
-                    return
+                is_there = self._try(seat, job)
             except Exception as error:  # noqa: BLE001  # or the thread would end, and nobody would be told
                 self.abort(f"host {seat.number}: {one_line(error)}")
+        seat.host.end()  # one that came while the engine finished is known here alone
+
+    def _try(self, seat: Seat, job: Callable[[], None]) -> bool:
+        """Do one thing; False where the host is lost and no other takes its place."""
+        try:
+            job()
+        except HostLostError as error:
+            logger.warning("host %d is lost: %s", seat.number, error)
+            return self._replace(seat)
+        return True
 
     def _next_job(self, seat: Seat) -> Callable[[], None] | None:
         """Wait for the next thing to do; None at the end."""

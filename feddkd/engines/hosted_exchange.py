@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -29,8 +29,8 @@ class Keeper(Protocol):
     def release(self, begun: HostedExchange) -> None:
         """Take in that an exchange is not open any more."""
 
-    def settle(self, begun: HostedExchange, client: str, *, counted: bool) -> None:
-        """Let a client know what became of its reply."""
+    def settle(self, begun: HostedExchange, counted: Mapping[str, bool]) -> None:
+        """Let clients know whether their replies counted."""
 
 
 class HostedExchange:
@@ -79,8 +79,8 @@ class HostedExchange:
         failpoint("engine.acknowledge.before")
         if self._is_open:
             self._release()
-            for client in self.exchange.clients:
-                self._engine.settle(self, client, counted=client in replies)
+            self._engine.settle(self, {client: client in replies for client in self.exchange.clients})
+            for _ in self.exchange.clients:  # as often as on every engine
                 failpoint("engine.acknowledge.after_first")
 
     def _complete(self) -> None:

@@ -24,6 +24,7 @@ from feddkd.engines.ray_host import Frames, Packed, RayHost
 from feddkd.errors import ConfigError, FedDKDError, RunError
 from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.extras import install_command
+from feddkd.imports import one_line
 from feddkd.transport.payload import Payload
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _cluster(config: Config) -> Iterator[Any]:
         ray.init(**quiet, **({"address": config.runtime.ray_address} if config.runtime.ray_address else own))
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = config.runtime.ray_address or "this machine"
-        raise RunError(f"runtime.ray_address: cannot use Ray on {where}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"runtime.ray_address: cannot use Ray on {where}: {one_line(error)}") from error
     try:
         yield ray
     finally:
@@ -187,7 +188,7 @@ class RayActor:
         """Wait for what a method of the actor returns.
 
         Raises:
-            FedDKDError: the method raised it.
+            FedDKDError: the method raised it; RunError for anything else that it raised.
             HostLostError: the actor or its node is gone, or has not replied within `timeout_s` seconds.
         """
         errors = self._ray.exceptions
@@ -196,20 +197,24 @@ class RayActor:
         except errors.RayTaskError as error:
             if isinstance(error.cause, FedDKDError):
                 raise error.cause from None
-            raise
+            raise RunError(f"a process that computes for the clients failed: {one_line(error.cause)}") from error
         except errors.GetTimeoutError:
             raise HostLostError(f"no answer within {timeout_s:g} s; the cluster may have no room for it") from None
         except errors.RayError as error:
-            raise HostLostError(str(error).splitlines()[0]) from None
+            raise HostLostError(one_line(error)) from None
 
 
 def _num_hosts(ray: Any, config: Config) -> int:
-    """Return how many actors the cluster has room for, at most as many as clients take part in a round."""
+    """Return how many actors are wanted and the cluster has room for, at most as many as clients take part in a round."""
     runtime, resources = config.runtime, ray.cluster_resources()
     room = int(resources.get("CPU", 1) // runtime.threads)
     if runtime.ray_gpus > 0:
         room = min(room, int(resources.get("GPU", 0) / runtime.ray_gpus))
-    return max(1, min(runtime.client_processes or room, most_in_a_round(config)))
+    room = max(1, room)
+    wanted = min(runtime.client_processes or room, most_in_a_round(config))
+    if wanted > room:
+        logger.warning("runtime.client_processes = %d: the cluster has room for %d of them", runtime.client_processes, room)
+    return min(wanted, room)
 
 
 def _shared(ray: Any, simulation: Simulation) -> Any:

@@ -24,6 +24,7 @@ from feddkd.data.examples import Examples
 from feddkd.engines.local_clients import LocalClients, work_of
 from feddkd.errors import RunError, StateError, StateHeldError
 from feddkd.exchange import ExchangeId
+from feddkd.transport.options import allow_connections
 
 Bytes = npt.NDArray[np.uint8]
 _T = TypeVar("_T")
@@ -113,6 +114,7 @@ class RayHost:
         folder = Path(state)
         if not (folder / CONFIG).is_file():
             raise StateError(f"this node does not see {folder}: the record of the run must be on a file system that all nodes share")
+        allow_connections()  # a client whose worker stays has a lock
         config = Config.load(folder / CONFIG)
         given: Examples | None = examples.unpack() if examples is not None else None
         simulation = Simulation(config, folder, given)

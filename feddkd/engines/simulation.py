@@ -44,6 +44,7 @@ from feddkd.scheduler.recovery import Spent, is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.scheduler.state import fold
 from feddkd.tensors import Tensors
+from feddkd.transport.options import allow_connections
 
 EngineName = Literal["grpc", "in-process", "ray"]
 LOOPBACK = "127.0.0.1"
@@ -223,6 +224,7 @@ def _engine(
 
 @contextlib.contextmanager
 def _in_process(config: Config, state: Path, out: Path) -> Iterator[InProcessEngine]:
+    allow_connections()  # a client whose worker stays has a lock
     simulation = Simulation(config, state)
     simulation.try_one(0)
     memberships = SimulatedMemberships(config, state, simulation.ids)

@@ -83,7 +83,7 @@ def max_connections() -> int:
 def allow_connections() -> None:
     """Let this process open as many files as a server needs, where the system permits it: every connection is one.
 
-    Systems often give a process 1,024 and permit it more.
+    A process that hosts clients needs as many. Systems often give a process 1,024 and permit it more.
     """
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES

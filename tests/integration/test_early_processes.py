@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
+from feddkd.client.process import main
 from feddkd.engines.early_processes import EarlyProcesses, early_processes
 
 
@@ -41,6 +43,16 @@ def test_only_a_process_with_the_right_number_of_threads_is_taken(early: EarlyPr
 def test_a_process_that_is_told_nothing_ends_with_who_started_it(early: EarlyProcesses) -> None:
     process = early._waiting.pop()
     assert said(process) == (0, "")  # its standard input is closed
+
+
+def test_a_client_process_opens_as_many_files_as_its_clients_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1_024, 4_096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    monkeypatch.setattr("feddkd.client.process.end_without_search", lambda: None)
+    with pytest.raises(SystemExit):
+        main(["--help"])  # also where it is told its clients later
+    assert limits[-1] == (4_096, 4_096)
 
 
 def test_processes_that_nobody_took_are_gone_when_the_context_ends() -> None:

@@ -20,7 +20,9 @@ from harness import SCHEMA, FakeWorker, filled
 
 from feddkd.client import backoff
 from feddkd.client.agent import Agent, Farewell
+from feddkd.client.held import Held
 from feddkd.client.membership import Membership
+from feddkd.client.recent import Recent
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MAX_SENDS_WITHOUT_PROGRESS
@@ -626,5 +628,26 @@ def test_a_server_that_comes_back_with_another_configuration_is_refused() -> Non
             stream.end()
             with pytest.raises(RefusedError, match=r"differs in seed\)"):
                 await scene.running
+
+    on_loop(scenario())
+
+
+def test_models_of_clients_that_make_room_are_written_beside_the_loop(tmp_path: Path) -> None:
+    """The heartbeats of all clients of a process are sent by its loop."""
+    put_away_by: list[threading.Thread] = []
+    in_memory: Recent[str, Held] = Recent(1, lambda _: put_away_by.append(threading.current_thread()))
+    in_memory.use("another", Held)
+    membership = Membership(state=StateDir(tmp_path, "site", durable=False), in_memory=in_memory)
+
+    async def scenario() -> None:
+        loops = threading.current_thread()
+        async with taking_part(membership=membership) as scene:
+            stream = await scene.stream()
+            await stream.send(*broadcast(MODEL))
+            await stream.answer()
+            assert len(put_away_by) == 1
+            assert put_away_by[0] is not loops
+            await stream.send(OK)
+            await scene.part(stream)
 
     on_loop(scenario())

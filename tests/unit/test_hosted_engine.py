@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import RUN_ID, SCHEMA, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, short_of_memory, small_config
+from harness import RUN_ID, SCHEMA, FakeWorker, Recorder, answering, exchange_of, filled, mean_of, short_of_memory, small_config, until
 from thread_hosts import ThreadHost, ThreadHosts
 
 from feddkd import algorithms
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.client.simulated import Simulation, simulated_clients
+from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.engines.dispatch import Dispatch, Turn
 from feddkd.engines.hosted import HostedEngine
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.engines.local_clients import LocalClients
-from feddkd.errors import RunError, StateError
+from feddkd.errors import ConfigError, FedDKDError, RunError, StateError
 from feddkd.exchange import Cause, Exchange, ExchangeId, Missing, Reply, Task
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.engine import Engine
@@ -107,6 +109,90 @@ def test_what_goes_wrong_between_two_turns_ends_the_run(monkeypatch: pytest.Monk
         engine.carry_out(numbered(0))
         with pytest.raises(RunError, match="host 0: StateError: the disk is gone"):
             engine.carry_out(numbered(1))
+
+
+class Failing(ThreadHosts):
+    """Cannot start one of the hosts."""
+
+    def __init__(self, workers: Mapping[str, TaskRunner], num_hosts: int, error: Exception, *, after: int) -> None:
+        super().__init__(workers, num_hosts)
+        self._error, self._left = error, after
+        self._guard = threading.Lock()
+
+    def start(self, counted: Mapping[str, ExchangeId]) -> ThreadHost:
+        with self._guard:
+            self._left -= 1
+            if self._left < 0:
+                raise self._error
+            return super().start(counted)
+
+
+ERRORS: list[tuple[Exception, str]] = [
+    (ImportError("no module torch\nand more"), "host 0 cannot be started: ImportError: no module torch$"),
+    (OSError(), "host 0 cannot be started: OSError$"),
+    (ConfigError("the data are not there"), "^the data are not there$"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), ERRORS)
+def test_whatever_goes_wrong_while_a_lost_host_is_replaced_ends_the_run(error: Exception, said: str) -> None:
+    found: list[ThreadHosts] = []
+    hosts = Failing({"a": answering(PARTS["a"]), "b": Losing(found)}, 1, error, after=1)
+    found.append(hosts)
+    with HostedEngine(hosts, CHUNK_BYTES) as engine, pytest.raises(RunError if "host" in said else FedDKDError, match=said):  # noqa: PT012
+        engine.carry_out(numbered(0))  # it may still close
+        engine.carry_out(numbered(1))
+
+
+@pytest.mark.parametrize(("error", "said"), ERRORS)
+def test_hosts_that_were_started_end_if_another_cannot_be(error: Exception, said: str) -> None:
+    hosts = Failing({client: answering(part) for client, part in PARTS.items()}, 3, error, after=2)
+    with pytest.raises(FedDKDError, match=said.replace("host 0", "host .")), HostedEngine(hosts, CHUNK_BYTES):
+        pass
+    assert [host.is_lost for host in hosts.started] == [True, True]
+
+
+def test_a_host_that_was_started_while_the_engine_finished_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.engines.hosted.EXIT_TIMEOUT_S", 0.0)
+    engine, hosts = losing(1)
+    ends = threading.Semaphore(0)
+    start, end = hosts.start, ThreadHost.end
+
+    def late(counted: Mapping[str, ExchangeId]) -> ThreadHost:
+        for _ in range(2 if hosts.started else 0):  # when the host is lost, and when the engine has waited long enough
+            ends.acquire()
+        return start(counted)
+
+    def ended(host: ThreadHost) -> None:
+        end(host)
+        ends.release()
+
+    monkeypatch.setattr(hosts, "start", late)
+    monkeypatch.setattr(ThreadHost, "end", ended)
+    with engine:
+        engine.begin(numbered(0))
+        until(lambda: hosts.started[0].is_lost)
+    assert [host.is_lost for host in hosts.started] == [True, True]
+
+
+@pytest.mark.parametrize("num_hosts", [1, 3])
+def test_every_host_hears_once_of_an_exchange_and_of_all_its_clients(num_hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[ThreadHost, list[Mapping[str, bool]]] = {}
+    settle = ThreadHost.settle
+
+    def hears(host: ThreadHost, exchange: ExchangeId, counted: Mapping[str, bool]) -> None:
+        settle(host, exchange, counted)
+        heard.setdefault(host, []).append(dict(counted))
+
+    def after_first(point: str) -> None:
+        if point == "engine.acknowledge.after_first":
+            until(lambda: len(heard) == num_hosts)
+
+    monkeypatch.setattr(ThreadHost, "settle", hears)
+    monkeypatch.setattr("feddkd.engines.hosted_exchange.failpoint", after_first)
+    with HostedEngine(ThreadHosts({client: answering(part) for client, part in PARTS.items()}, num_hosts), CHUNK_BYTES) as engine:
+        engine.carry_out(numbered(0))
+    assert list(heard.values()) == [[dict.fromkeys(PARTS, True)]] * num_hosts
 
 
 class MovingHosts(ThreadHosts):

@@ -15,3 +15,12 @@ def test_ray_accepts_the_cluster_file() -> None:
     config = prepare_config(yaml.safe_load(FILE.read_text()))
     validate_config(config)
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+def test_every_machine_of_the_cluster_asks_for_a_token() -> None:
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load(FILE.read_text())
+    starts = [line for kind in ("head", "worker") for line in config[f"{kind}_start_ray_commands"] if "ray start" in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    assert "~/.ray/auth_token" in config["file_mounts"]

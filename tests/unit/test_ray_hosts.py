@@ -13,7 +13,7 @@ from feddkd.config import Config
 from feddkd.engines.hosts import HostLostError
 from feddkd.engines.ray import RayActor, RayHosts
 from feddkd.engines.ray_host import CONFIG, Packed, RayHost
-from feddkd.errors import ConfigError, StateError
+from feddkd.errors import ConfigError, RunError, StateError
 
 
 class RayError(Exception):
@@ -133,13 +133,31 @@ def test_what_an_actor_raises_is_raised_here(tmp_path: Path) -> None:
     assert len(ray.killed) == 1
 
 
-@pytest.mark.parametrize("error", [RayError("the actor died\nand more"), GetTimeoutError()])
+@pytest.mark.parametrize("error", [RayError("the actor died\nand more"), RayError(), RayError("\n"), GetTimeoutError()])
 def test_an_actor_that_is_gone_is_a_host_that_is_lost(error: Exception, tmp_path: Path) -> None:
     hosts, ray = hosts_of(small_config(), tmp_path)
     ray.lost = error
-    with pytest.raises(HostLostError, match=r"^the actor died$|^no answer within 120 s"):
+    with pytest.raises(HostLostError, match=r"^RayError: the actor died$|^RayError$|^no answer within 120 s"):
         hosts.start({})
     assert len(ray.killed) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "started", "said"),
+    [
+        (("runtime.client_processes=3",), 3, ""),
+        (("runtime.client_processes=8", "partition.clients=10"), 4, "runtime.client_processes = 8: the cluster has room for 4 of them"),
+        (("runtime.client_processes=8",), 4, ""),  # four clients: no more are wanted
+        (("runtime.client_processes=4", "runtime.ray_gpus=1"), 2, "runtime.client_processes = 4: the cluster has room for 2 of them"),
+        (("runtime.client_processes=2", "runtime.threads=8"), 1, "runtime.client_processes = 2: the cluster has room for 1 of them"),
+    ],
+)
+def test_no_more_actors_are_started_than_the_cluster_has_room_for(
+    overrides: tuple[str, ...], started: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts, _ = hosts_of(small_config(*overrides), tmp_path)
+    assert hosts.num_hosts == started
+    assert [record.getMessage() for record in caplog.records if "room" in record.getMessage()] == ([said] if said else [])
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_lost_host() -> None:
@@ -151,7 +169,7 @@ def test_an_error_of_the_program_is_not_taken_for_a_lost_host() -> None:
             raise ConfigError("of the configuration")
 
     actor = RayActor(StandIn(), Actor(Wrong))
-    with pytest.raises(RayTaskError):
+    with pytest.raises(RunError, match=r"KeyError: 'a'$"):
         actor.call("settle")
     with pytest.raises(ConfigError, match="of the configuration"):
         actor.has_constants("a", b"")

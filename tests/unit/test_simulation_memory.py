@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from harness import Recorder, run_in_process, small_config
+from harness import Recorder, filled, run_in_process, small_config
 
 from feddkd.algorithms.memory import ROUNDS_KEPT
 from feddkd.client.simulated import Simulation, simulated_clients, simulated_workers
 from feddkd.client.worker import Worker
+from feddkd.compression.constants import Constants
 from feddkd.config import Config
 from feddkd.engines.simulation import run_federation
 from feddkd.models.initial import build_initial
@@ -91,6 +92,28 @@ def test_workers_of_a_network_that_may_remember_something_stay(tmp_path: Path) -
     assert simulation.most_kept is None
     clients = simulated_clients(simulation)
     assert simulation.worker(0, clients["client-0"].constants) is simulation.worker(0, clients["client-0"].constants)
+
+
+def locks_held(folder: Path) -> int:
+    opened = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return sum(file.is_relative_to(folder) and file.name == "lock" for file in opened)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists the open files of a process")
+@pytest.mark.usefixtures("importable_tests")
+@pytest.mark.parametrize("received", [False, True], ids=["built", "received"])
+def test_a_client_that_does_not_compute_has_no_open_file_also_with_constants(received: bool, tmp_path: Path) -> None:
+    simulation = Simulation(small_config('model.name="own_models:frozen_batch_norm"'), tmp_path)
+    clients = simulated_clients(simulation)
+    built = simulation.network.constants
+    other = Constants.of(filled(built.schema, 1)) if received else built
+    for client in clients.values():
+        if received:
+            client.constants.take(other.tensors, other.version)
+        assert client.constants.has(other.version)
+    assert locks_held(tmp_path) == 0
+    again = simulated_clients(Simulation(small_config('model.name="own_models:frozen_batch_norm"'), tmp_path))
+    assert all(client.constants.has(other.version) for client in again.values())
 
 
 def test_clients_of_a_process_share_the_network_and_the_data(tmp_path: Path) -> None:
