@@ -32,7 +32,7 @@ def _benchmarks() -> None:
 @prints_results
 def transport(
     megabytes: Annotated[
-        list[float] | None, typer.Option(metavar="MIB", help="Size of the model. May be repeated. Default: 0.0001, 10, 100.")
+        list[float] | None, typer.Option(metavar="MIB", min=0.000004, help="Size of the model. May be repeated. Default: 0.0001, 10, 100.")
     ] = None,
     clients: Annotated[
         list[int] | None, typer.Option(metavar="N", min=1, help="Start so many client processes. May be repeated; default: 4.")
@@ -41,7 +41,10 @@ def transport(
     tensors: Annotated[int, typer.Option(metavar="N", min=1, help="Divide the model into so many tensors.")] = 1,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Repeat so often, in turn with the peer.")] = 2,
     flower_python: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measure Flower, too, with this Python that has flwr.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Measure Flower, too, with this Python that has flwr.", show_default=False
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON to this file.", show_default=False)] = None,
     busy: Annotated[bool, typer.Option("--busy", help="Save a result even if other programs use the machine.")] = False,

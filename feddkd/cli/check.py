@@ -21,13 +21,16 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe, info_of, load_test, load_train
 from feddkd.data.labels import check_partition
 from feddkd.data.partitions import partition
+from feddkd.engines import ray
 from feddkd.engines.resolve import resolve
+from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
 from feddkd.imports import named
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Schema
+from feddkd.transport.options import check_connections
 from feddkd.transport.tls import ClientTls
 
 
@@ -50,11 +53,12 @@ class SiteToCheck:
     certificates: Sequence[Path | None]
 
 
-def check_run(loaded: Config, folder: Path) -> None:
+def check_run(loaded: Config, folder: Path, engine: EngineName = "grpc") -> None:
     """Check what a simulation needs. Raises ConfigError."""
     checks = Checklist()
     config = resolve(loaded)
     checks.check("configuration", lambda: _algorithm(config))
+    checks.check("engine", lambda: _engine(engine, config))
     checks.check("proxy", lambda: way_to("127.0.0.1"))
     checks.check("data", lambda: f"{_training_data(config)}; {_test_data(config)}")
     schema = _check_model(checks, config)
@@ -67,11 +71,26 @@ def check_run(loaded: Config, folder: Path) -> None:
     checks.check("disk", lambda: check_disk(folder, (ROUND_MODELS + 2 * config.partition.clients) * schema.size_bytes))
 
 
+def _engine(engine: EngineName, config: Config) -> str:
+    """Check that the engine is installed, and can hold so many clients."""
+    match engine:
+        case "grpc":
+            return f"gRPC on this machine, at most {check_connections(config.partition.clients, 'partition.clients')}"
+        case "ray":
+            ray.check(config)
+            return f"Ray on {config.runtime.ray_address or 'this machine'}"
+        case "in-process":
+            return "in this process"
+
+
 def check_server(config: Config, host: str, port: int, state: Path, certificates: Sequence[Path | None]) -> None:
     """Check what a server needs. Raises ConfigError."""
     checks = Checklist()
     checks.check("configuration", lambda: _algorithm(config))
     checks.check("address", lambda: free_address(host, port))
+    scheduler = config.scheduler
+    key = f"scheduler.{scheduler.key_of_starting_clients}"
+    checks.check("connections", lambda: check_connections(scheduler.starting_clients, key))
     checks.certificates(certificates)
     checks.check("data", lambda: _test_data(config))
     schema = _check_model(checks, config)

@@ -93,7 +93,7 @@ def run(
         loaded = _loaded(config, overrides, resume)
         if resume is not None:
             check_resumable(resume, loaded)
-        check_run(loaded, resume or out or RUNS)
+        check_run(loaded, resume or out or RUNS, engine.value)
         return
     with place as folder, early_processes(*_client_processes(engine, tables)) as early:
         import_torch()

@@ -66,7 +66,7 @@ class ClientProcesses:
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """A run can go on without clients that it does not insist on, but not begin without them: they do not come back."""
         code = process.wait()
-        if self.stopping:
+        if self.stopping or code == 0:  # it has heard the farewell
             return
         logger.warning("client process %d ended with exit code %d", process.pid, code)
         if self._engine.num_joined < self._num_clients:

@@ -24,7 +24,7 @@ from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
 from feddkd.transport.messages import farewell_message
-from feddkd.transport.options import allow_connections, max_connections
+from feddkd.transport.options import check_connections
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
@@ -106,20 +106,13 @@ class GrpcEngine(ExchangeInbox, Engine):
             ConfigError: this process may not open as many connections as there are clients.
         """
         return_large_blocks()
-        allow_connections()
-        self._check_connections()
-        return self._server.start(host, port, credentials)
-
-    def _check_connections(self) -> None:
-        scheduler, possible = self._config.scheduler, max_connections()
-        expected = scheduler.starting_clients
-        if expected > possible:
+        scheduler = self._config.scheduler
+        try:
+            check_connections(scheduler.starting_clients, f"scheduler.{scheduler.key_of_starting_clients}")
+        except ConfigError:
             self._server.stop()
-            raise ConfigError(
-                f"scheduler.{scheduler.key_of_starting_clients}: {expected} clients are waited for, "
-                f"but this process may hold {possible} connections; "
-                "each is an open file (ulimit -n)"
-            )
+            raise
+        return self._server.start(host, port, credentials)
 
     def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()

@@ -44,7 +44,7 @@ from feddkd.scheduler.recovery import Spent, is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
 from feddkd.scheduler.state import fold
 from feddkd.tensors import Tensors
-from feddkd.transport.options import allow_connections
+from feddkd.transport.options import allow_connections, check_connections
 
 EngineName = Literal["grpc", "in-process", "ray"]
 LOOPBACK = "127.0.0.1"
@@ -211,6 +211,7 @@ def _engine(
         with ray_engine(config, state, out) as hosted:
             yield hosted
         return
+    check_connections(config.partition.clients, "partition.clients")
     engine = engine_of(config, journal, initial, out)
     port = engine.start(LOOPBACK, 0)
     processes = ClientProcesses(config, f"{LOOPBACK}:{port}", _write_config(config, state), state, engine, early)

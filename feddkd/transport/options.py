@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 
+from feddkd.errors import ConfigError
 from feddkd.transport.proxy import is_this_machine
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -91,3 +92,21 @@ def allow_connections() -> None:
         wanted = min(wanted, most)
     if files != resource.RLIM_INFINITY and files < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def check_connections(clients: int, key: str) -> str:
+    """Check that this process may hold a connection for each of `clients`; say how many it may hold.
+
+    Args:
+        key: that says how many clients there are.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    allow_connections()
+    possible = max_connections()
+    if clients > possible:
+        raise ConfigError(
+            f"{key}: {clients} clients are waited for, but this process may hold {possible} connections; each is an open file (ulimit -n)"
+        )
+    return f"{possible} connections"

@@ -21,6 +21,7 @@ from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.data.examples import MemoryExamples, Reading, StreamedExamples
 from feddkd.engines.grpc import GrpcEngine
+from feddkd.engines.simulation import EngineName
 from feddkd.errors import ConfigError, StateError
 from feddkd.models.check import check_model
 from feddkd.models.registry import build_model
@@ -44,8 +45,21 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_simulation_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_run(Config(), Path("runs"))
-    assert listed(capsys) == ["configuration", "proxy", "data", "model", "step", "memory", "disk"]
+    assert listed(capsys) == ["configuration", "engine", "proxy", "data", "model", "step", "memory", "disk"]
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("grpc", r"^check of engine: partition\.clients: 40000 clients are waited for, but this process may hold \d+ connections"),
+        ("ray", r"^check of engine: runtime\.device = 'cpu' and runtime\.ray_gpus = 0\.5"),
+    ],
+)
+def test_a_simulation_tries_its_engine(engine: EngineName, message: str) -> None:
+    config = Config.load(overrides=["partition.clients=40000", "runtime.ray_gpus=0.5", "partition.name=iid"])
+    with pytest.raises(ConfigError, match=message):
+        check_run(config, Path("runs"), engine)
 
 
 def test_a_simulation_tries_the_metrics_on_its_examples() -> None:
@@ -127,7 +141,7 @@ def test_a_site_none_of_whose_examples_can_be_read_says_so() -> None:
 
 def test_a_server_lists_what_it_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_server(Config(), "127.0.0.1", 0, Path("state"), [None])
-    assert listed(capsys) == ["configuration", "address", "certificates", "clock", "data", "model", "memory", "disk"]
+    assert listed(capsys) == ["configuration", "address", "connections", "certificates", "clock", "data", "model", "memory", "disk"]
     assert list(here.iterdir()) == []
 
 

@@ -10,11 +10,16 @@ from feddkd.cli.signals import held_back
 
 
 def test_a_signal_waits_until_the_context_ends() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), held_back(signal.SIGINT, signal.SIGTERM):
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        done.append("all of it")
+    done: list[str] = []
+
+    def work() -> None:
+        with held_back(signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            done.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["all of it"]
 
 
@@ -26,6 +31,10 @@ def test_handlers_are_as_before_when_it_ends() -> None:
 
 
 def test_an_error_is_raised_though_a_signal_came() -> None:
-    with pytest.raises(ImportError), held_back(signal.SIGINT):
-        signal.raise_signal(signal.SIGINT)
-        raise ImportError
+    def fail() -> None:
+        with held_back(signal.SIGINT):
+            signal.raise_signal(signal.SIGINT)
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
