@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+from feddkd.bench.environment import check_idle, environment
 
 MIB = 1 << 20
 PAUSE_S = 0.2
@@ -122,15 +125,19 @@ def main() -> None:
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one run")
     parser.add_argument("-o", dest="override", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--save", type=Path, help="write the rows as JSON to this file; refused on a busy machine")
+    parser.add_argument("--busy", action="store_true", help="write them all the same, with the machine's load")
     arguments = parser.parse_args()
+    if arguments.save and not arguments.busy:
+        check_idle()
     rows = [measure(engine, clients, arguments) for engine in arguments.engines for clients in arguments.clients]
     table = Table(*(name.replace("_", " ") for name in rows[0] if name != "model_sha256"))
     for row in rows:
         table.add_row(*(str(value) for name, value in row.items() if name != "model_sha256"))
     Console().print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if arguments.save:
+        document = {"command": shlex.join(sys.argv), **environment(), "results": rows}
+        arguments.save.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
