@@ -109,18 +109,20 @@ def _grid_source(tier: str) -> str:
 
 
 def transport_table() -> str:
-    """One exchange on feddkd and on Flower, by model size."""
+    """One exchange on feddkd, over gRPC streams of raw bytes, and on Flower, by model size."""
     result = _load("transport")
     lines = ["One exchange (down, up, reduced) with four client processes and nobody computing, on two cores:", ""]
-    lines += ["| model | feddkd: median (server's peak memory) | Flower over gRPC | Flower's time over feddkd's |", "|---|---|---|---|"]
+    lines += ["| model | feddkd: median (server's peak memory) | raw bytes over gRPC | Flower over gRPC | feddkd : raw | Flower : feddkd |"]
+    lines += ["|---|---|---|---|---|---|"]
     measured = {(entry["system"], entry["megabytes"]): entry for entry in result["results"]}
     for (system, size), ours in measured.items():
-        if system == "feddkd" and (theirs := measured.get(("flower", size))):
+        if system == "feddkd":
+            raw, flower = measured["raw gRPC", size], measured["flower", size]
             label = "40 bytes" if size < 0.001 else f"{size:g} MiB"
-            ratio = theirs["median_s"] / ours["median_s"]
-            lines.append(f"| {label} | {_cell(ours)} | {_cell(theirs)} | {ratio:.1f} |")
+            ratios = f"{ours['median_s'] / raw['median_s']:.1f} | {flower['median_s'] / ours['median_s']:.1f}"
+            lines.append(f"| {label} | {_cell(ours)} | {_cell(raw)} | {_cell(flower)} | {ratios} |")
     versions = result["versions"]
-    load = f"in turn in one sitting, beside other work: load average {result['load_average_1min']}"
+    load = f"in turn in one sitting, load average {result['load_average_1min']}"
     note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; {load}."
     return "\n".join([*lines, "", note, _source("transport", result)])
 
