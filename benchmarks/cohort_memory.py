@@ -136,7 +136,7 @@ def main() -> None:
         table.add_row(*(str(value) for name, value in row.items() if name != "model_sha256"))
     Console().print(table)
     if arguments.save:
-        document = {"command": shlex.join(sys.argv), **environment(), "results": rows}
+        document = {"command": shlex.join(["python", *sys.argv]), **environment(), "results": rows}
         arguments.save.write_text(json.dumps(document, indent=2) + "\n")
 
 

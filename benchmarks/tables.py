@@ -122,9 +122,31 @@ def transport_table() -> str:
             ratios = f"{ours['median_s'] / raw['median_s']:.1f} | {flower['median_s'] / ours['median_s']:.1f}"
             lines.append(f"| {label} | {_cell(ours)} | {_cell(raw)} | {_cell(flower)} | {ratios} |")
     versions = result["versions"]
-    load = f"in turn in one sitting, load average {result['load_average_1min']}"
+    load = f"in turn in one sitting; load average {result['load_average_1min']}, with the benchmark itself"
     note = f"Flower {versions['flwr']}, grpcio {versions['grpcio']}; {load}."
     return "\n".join([*lines, "", note, _source("transport", result)])
+
+
+def cohort_table() -> str:
+    """The same cohort among few and among many clients, on every engine."""
+    result = _load("cohort_memory")
+    rows = result["results"]
+    lines = [f"FedAvg on MNIST, {rows[0]['cohort']} clients a round, two processes that compute for them over gRPC and on Ray:", ""]
+    lines += ["| engine | clients | peak memory of all processes | a round |", "|---|---|---|---|"]
+    lines += [f"| {row['engine']} | {row['clients']:,} | {row['peak_pss_mib']:,} MiB | {row['round_s']:.2f} s |" for row in rows]
+    note = "Memory counts a page that processes share once. The final model of a seed is the same on all engines."
+    return "\n".join([*lines, "", note, _source("cohort_memory", result)])
+
+
+def local_table() -> str:
+    """A client's computing beside a bare PyTorch loop that computes the same bits."""
+    result = _load("local_training")
+    lines = [f"Ratio of feddkd's time to the bare loop's, median of {result['repeats']} pairs, one thread:", ""]
+    lines += ["| work | model | processor time (lowest to highest) | wall clock |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        low, high = row["cpu_ratio_spread"]
+        lines.append(f"| {row['part']} | {row['case']} | {row['cpu_ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['wall_ratio']:.2f} |")
+    return "\n".join([*lines, "", _source("local_training", result)])
 
 
 def _cell(entry: dict[str, Any]) -> str:
@@ -147,6 +169,8 @@ def main() -> int:
         "results:grid": grid_table(),
         "results:exact": exact_table(),
         "results:transport": transport_table(),
+        "results:local": local_table(),
+        "results:cohort": cohort_table(),
     }
     return int(not write(PAGE, tables, check="--check" in sys.argv[1:], script="benchmarks/tables.py"))
 

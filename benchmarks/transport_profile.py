@@ -164,7 +164,7 @@ def main() -> None:
 def save(file: Path, workload: Workload, shares: dict[str, dict[str, float]], report: dict[str, Any]) -> None:
     """Write the result with where it came from."""
     document = {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["python", *sys.argv]),
         **environment(),
         "megabytes": workload.megabytes,
         "clients": workload.clients,

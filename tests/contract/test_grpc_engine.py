@@ -643,7 +643,7 @@ def test_clients_are_waited_for_and_counted_by_what_they_do(scene: Scene) -> Non
 
 
 def test_a_server_that_cannot_hold_its_clients_connections_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feddkd.engines.grpc.max_connections", lambda: 2)
+    monkeypatch.setattr("feddkd.transport.options.max_connections", lambda: 2)
     engine = GrpcEngine(small_config("scheduler.clients=3"), RUN_ID, FLOATS)
     with pytest.raises(ConfigError, match=r"^scheduler\.clients: 3 clients are waited for.* 2 connections"):
         engine.start("127.0.0.1", 0)
