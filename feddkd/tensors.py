@@ -32,8 +32,8 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("feddkd stores and sends tensors in little-endian order; this machine is big-endian")
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-"""Torch asks for huge pages from its first large allocation on. The system takes about seven times as
-long to provide a model in pages of 4 KiB, which is longer than to copy the model into them."""
+"""Torch asks for huge pages from its first large allocation on. In pages of 4 KiB the system takes longer
+to provide the memory of a model."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,

@@ -34,7 +34,7 @@ CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 
 FUSED: Mapping[str, tuple[str, ...]] = {"sgd": ("cpu", "cuda"), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "adagrad": ("cpu",)}
-"""Optimizers that need one pass over memory, and the devices where they do: torch 2.6 has no such Adagrad on CUDA."""
+"""Optimizers that need one pass over memory, and the devices where they are asked to. Adagrad on CUDA was not tried."""
 
 KEYS = ("lr", "momentum", "weight_decay")
 """Arguments that are keys of `[training]`."""
