@@ -12,8 +12,10 @@ from feddkd.cli.output import error_console, note
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.config import Config
 from feddkd.observability.ledger import Ledger
+from feddkd.observability.live.page import LivePage
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.status_file import StatusFile
+from feddkd.observability.web import WebServer
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
 
@@ -26,12 +28,15 @@ class Endpoints:
         metrics_port: None for no metrics over HTTP; 0 takes a free port.
         metrics_linger_s: seconds that the metrics stay after the run has ended.
         metrics_textfile: holds the metrics, also after the process has ended; None for no file.
+        live_port: of the live page; None for no page, 0 takes a free port.
     """
 
     metrics_port: int | None = None
     metrics_host: str = METRICS_HOST
     metrics_linger_s: float = 0.0
     metrics_textfile: Path | None = None
+    live_port: int | None = None
+    live_host: str = METRICS_HOST
 
 
 @contextlib.contextmanager
@@ -65,6 +70,12 @@ def observe(
             stack.callback(server.close)
             note(console, f"metrics on http://{server.address}/metrics")
             found.append(metrics)
+        if endpoints.live_port is not None:
+            page = LivePage(config, resumed=again)
+            pages = WebServer(page.routes(endpoints.live_host), endpoints.live_port, endpoints.live_host, "the live page")
+            stack.callback(pages.close)
+            found.append(stack.enter_context(page))
+            note(console, f"live page on http://{pages.address}/")
         if status is not None:
             found.append(stack.enter_context(status))
         found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))

@@ -49,6 +49,20 @@ MetricsHost = Annotated[
     str,
     typer.Option("--metrics-host", metavar="HOST", help="Serve metrics on this address. They are not encrypted."),
 ]
+LivePort = Annotated[
+    int | None,
+    typer.Option(
+        "--live-port",
+        metavar="PORT",
+        callback=_check_port,
+        help="Serve a page that shows the run as it goes on; 0 takes a free port.",
+        show_default=False,
+    ),
+]
+LiveHost = Annotated[
+    str,
+    typer.Option("--live-host", metavar="HOST", help="Serve the live page on this address. Whoever reaches it can read it."),
+]
 TlsCert = Annotated[
     Path | None, typer.Option("--tls-cert", metavar="PEM", help="Show this certificate to the other side.", show_default=False)
 ]

@@ -8,12 +8,12 @@ import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, LiveHost, LivePort, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
@@ -22,6 +22,9 @@ from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
+
+if TYPE_CHECKING:
+    from feddkd.cli.observing import Endpoints
 
 BUILT_IN = "the built-in example"
 DEFAULT_ALGORITHM = "feddkd"
@@ -64,6 +67,8 @@ def run(
     rounds: Rounds = None,
     engine: Engine = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -101,16 +106,19 @@ def run(
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         with interruptible(left, go_on):
-            summary = _carry_out(loaded, folder, engine, metrics_port, early, resumed=resume is not None)
+            from feddkd.cli.observing import Endpoints
+
+            endpoints = Endpoints(metrics_port, live_port=live_port, live_host=live_host)
+            summary = _carry_out(loaded, folder, engine, endpoints, early, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
 def _carry_out(
-    loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, early: EarlyProcesses, *, resumed: bool
+    loaded: Config, folder: Path, engine: EngineChoice, endpoints: Endpoints, early: EarlyProcesses, *, resumed: bool
 ) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.observing import Endpoints, observe
+    from feddkd.cli.observing import observe
     from feddkd.cli.stopping import StopSignals
     from feddkd.engines.resolve import resolve
     from feddkd.engines.simulation import prepare, run_federation
@@ -129,7 +137,7 @@ def _carry_out(
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, Endpoints(metrics_port), again=resumed, status=status) as observers,
+        observe(resolved, folder, endpoints, again=resumed, status=status) as observers,
     ):
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)

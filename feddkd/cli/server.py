@@ -15,6 +15,8 @@ from feddkd.cli.options import (
     CheckOnly,
     Insecure,
     Json,
+    LiveHost,
+    LivePort,
     MetricsHost,
     MetricsPort,
     Overrides,
@@ -45,6 +47,8 @@ def server(
     ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = METRICS_HOST,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -96,7 +100,7 @@ def server(
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host))
+        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host, live_port=live_port, live_host=live_host))
         with interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)

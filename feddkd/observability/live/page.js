@@ -4,6 +4,7 @@
 const state = { run: null, clients: null, history: { rounds: [] }, log: { lines: [] } };
 const view = { byBytes: false, skew_s: 0, connected: false, heard_s: 0 };
 const at = id => document.getElementById(id);
+const isOver = () => Boolean(state.run) && ["completed", "failed"].includes(state.run.phase);
 const now_s = () => Date.now() / 1000 + view.skew_s;
 
 // ---- numbers, as the terminal writes them
@@ -25,8 +26,9 @@ function duration(seconds) {
 
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const number = value => (value === null || value === undefined ? undefined : Number(value));
-const plain = value => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : String(value));
-const score = value => (state.run.metric.is_share && Number.isFinite(value) ? `${(100 * value).toFixed(2)} %` : plain(value));
+const isTiny = value => value !== 0 && Math.abs(value) < 1e-3;
+const plain = value => (!Number.isFinite(value) ? String(value) : isTiny(value) ? value.toExponential(1) : String(Number(value.toPrecision(4))));
+const score = value => (state.run.metric.is_share && Number.isFinite(value) ? `${(100 * value).toFixed(2)}%` : plain(value));
 const sum = pair => pair[0] + pair[1];
 const capital = text => text.charAt(0).toUpperCase() + text.slice(1);
 const named = name => name.replaceAll("_", " ");
@@ -157,11 +159,10 @@ function showClients() {
   const here = clients.connected + clients.working;
   put("clients", clients.lost ? `${here} + ${clients.lost} lost` : String(here));
   at("clients").className = `value${clients.lost ? " lost" : ""}`;
-  put("clients-note", here ? `${clients.working} working, ${clients.connected} ready` : "nobody is connected");
+  const doing = isOver() ? "were there at the end" : `${clients.working} working, ${clients.connected} ready`;
+  put("clients-note", here ? doing : "nobody is connected");
   put("clients-more", clients.more ? `and ${plural(clients.more, "more client")} in order` : "");
-  const most = Math.max(...clients.rows.map(row => row.seconds ?? 0), 0);
   at("client-rows").replaceChildren(...clients.rows.map(clientRow));
-  return most;
 }
 
 function clientRow(client) {
@@ -170,7 +171,7 @@ function clientRow(client) {
   if (client.reason) name.append(make("div", "why", client.reason));
   line.append(name);
   const silent = client.heard_s === null ? "" : `, heard ${duration(client.heard_s)} ago`;
-  const text = { lost: `lost${silent}`, working: "working", connected: "ready" }[client.state];
+  const text = { lost: `lost${silent}`, working: "working", connected: isOver() ? "done" : "ready" }[client.state];
   const cell = document.createElement("td");
   cell.append(make("span", `state ${client.state}`, text));
   line.append(cell);
@@ -236,7 +237,7 @@ function axes(svg, xs, ys, writeX, writeY) {
     svg.append(draw("line", { class: "grid-line", x1: MARGIN.left, x2: right, y1: y(value), y2: y(value) }));
     svg.append(draw("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, writeY(value)));
   }
-  for (const value of ticks(xs[0], xs[1], Math.max(3, Math.floor(width / 90))).filter(value => writeX(value) !== "")) {
+  for (const value of ticks(xs[0], xs[1], Math.max(4, Math.floor(width / 90))).filter(value => writeX(value) !== "")) {
     svg.append(draw("text", { x: x(value), y: height - 7, "text-anchor": x(value) > right - 18 ? "end" : "middle" }, writeX(value)));
   }
   return { x, y, right, bottom, width, height };
@@ -304,7 +305,7 @@ function lines(id, series, write, isShare) {
   if (chosen) at(legend).append(make("span", "", `round ${chosen.round}`));
 }
 
-const percent = value => `${Number((100 * value).toPrecision(4))} %`;
+const percent = value => `${Number((100 * value).toPrecision(4))}%`;
 
 function dot(svg, point, index, radius) {
   const [cx, cy] = point.split(",");
@@ -336,7 +337,7 @@ function bars() {
   const first = rounds[0].round, end = rounds.at(-1).round, most = Math.max(...totals, 1);
   const unit = BYTE_UNITS.find(([least]) => most >= least) ?? [1, "B"];
   const writeX = value => (Number.isInteger(value) && value >= first && value <= end ? String(value) : "");
-  const frame = axes(svg, [first - 0.5, Math.max(end, first + 9) + 0.5], [0, most / unit[0] * 1.05], writeX, value => `${value} ${unit[1]}`);
+  const frame = axes(svg, [first - 0.5, Math.max(end, first + 9) + 0.5], [0, most / unit[0] * 1.05], writeX, value => (value ? `${value} ${unit[1]}` : "0"));
   const step = (frame.right - MARGIN.left) / (Math.max(end, first + 9) - first + 1);
   const width = Math.max(Math.min(0.72 * step * (rounds.length < end - first ? (end - first) / rounds.length : 1), 36), 1);
   const chosen = nearest("bytes", rounds, row => row.round, frame);
@@ -370,13 +371,12 @@ function showAll() {
 }
 
 function showConnection() {
-  const isOver = state.run && ["completed", "failed"].includes(state.run.phase);
   const lost = !view.connected && view.heard_s > 0;
-  document.body.classList.toggle("stale", lost && !isOver);
+  document.body.classList.toggle("stale", lost && !isOver());
   at("connection").hidden = !lost;
-  at("connection").className = `banner ${isOver ? "" : "bad"}`;
+  at("connection").className = `banner ${isOver() ? "" : "bad"}`;
   const since = new Date(1000 * view.heard_s).toLocaleTimeString("en-GB");
-  put("connection", lost ? (isOver ? `The server has ended; this is the state of ${since}.` : `Connection lost: this is the state of ${since}. Trying again.`) : "");
+  put("connection", lost ? (isOver() ? `The server has ended; this is the state of ${since}.` : `Connection lost: this is the state of ${since}. Trying again.`) : "");
   const version = state.run ? `feddkd ${state.run.version}` : "";
   put("footer", `${version} · ${view.connected ? "live" : "not connected"} · bytes are those of gRPC messages, retries included`);
 }
@@ -415,5 +415,10 @@ for (const id of ["score", "loss", "bytes"]) {
   svg.addEventListener("pointerleave", () => { delete hovered[id]; showCharts(); });
 }
 addEventListener("resize", showCharts);
-setInterval(() => { if (view.connected) { showExchange(); showTime(); } }, 500);
+setInterval(() => {
+  if (!view.connected) return;
+  // The server sends the time at least every five seconds.
+  if (Date.now() / 1000 - view.heard_s > 15) { view.connected = false; showConnection(); return; }
+  showExchange(); showTime();
+}, 500);
 listen();

@@ -40,6 +40,9 @@ LEAST_S = 0.25
 QUIET_S = 5.0
 """After so long without a change a browser is sent the time, and knows that the server lives."""
 
+PATIENCE_S = 2.0
+"""How long the end of a run waits until the browsers have been told of it."""
+
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/live.css": ("page.css", "text/css; charset=utf-8"),
@@ -90,6 +93,7 @@ class LivePage(Observer):
         self._look_now.set()
         with self._changed:
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._browsers, PATIENCE_S)
         self._thread.join()
 
     def routes(self, host: str) -> Mapping[str, Route]:
@@ -198,17 +202,24 @@ class LivePage(Observer):
     def _leave(self) -> None:
         with self._changed:
             self._browsers -= 1
+            self._changed.notify_all()
 
     def _messages(self) -> Iterator[bytes]:
         sent: dict[str, int] = {}
         yield b"retry: 2000\n\n"
-        while not self._stopping.is_set():
+        is_last = False
+        while not is_last:
             with self._changed:
-                self._changed.wait_for(lambda: sent != self._state.versions or self._stopping.is_set(), QUIET_S)
+                self._wait_beyond(sent)
+                is_last = self._stopping.is_set()  # and is sent how the run ended
                 found = [self._message(name) for name in SECTIONS if sent.get(name) != self._state.versions[name]]
                 sent = dict(self._state.versions)
             yield _message("clock", {"now_s": time.time()}) + b"".join(found)
             self._stopping.wait(LEAST_S)
+
+    def _wait_beyond(self, sent: Mapping[str, int]) -> None:
+        """Return once there is something that was not sent yet, or nothing for a while."""
+        self._changed.wait_for(lambda: sent != self._state.versions or self._stopping.is_set(), QUIET_S)
 
     def _message(self, name: str) -> bytes:
         """Write a section as it stands, once for all browsers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.sites import COMPUTE_SECONDS, MOST_CLIENTS
+from feddkd.text import printable
 
 MOST_SHOWN = 60
 """Clients that a page lists: those that matter most; it counts the others."""
@@ -18,7 +20,7 @@ MOST_NAMES = 6
 """Names in one line of the log."""
 
 FACTOR_OF_SLOW = 3.0
-"""A client is slow where it computed longer than the median by this factor, and by `LEAST_SLOW_S`."""
+"""A client is slow where its last reply took longer than the median by this factor, and by `LEAST_SLOW_S`."""
 
 LEAST_SLOW_S = 0.5
 """Less does not hold up a round."""
@@ -41,11 +43,13 @@ class Seen:
         here: clients that are connected.
         awaited: clients whose reply is awaited.
         heard_s: how many seconds before that each joined client was heard.
+        replies: the last exchange that each client replied to, and the seconds that this took.
     """
 
     here: frozenset[str] = frozenset()
     awaited: frozenset[str] = frozenset()
     heard_s: Mapping[str, float] = field(default_factory=dict)
+    replies: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def lost(self) -> frozenset[str]:
@@ -56,7 +60,8 @@ class Seen:
 def look(engine: Engine) -> Seen | None:
     """Ask an engine how its clients are; None where it does not answer any more."""
     with contextlib.suppress(Exception):  # it was aborted or closed; whatever it is, the run goes on
-        return Seen(frozenset(engine.here()), frozenset(engine.waiting_for()), dict(engine.last_heard()))
+        replies = {client: (exchange.name, seconds) for client, (exchange, seconds) in engine.last_replies().items()}
+        return Seen(frozenset(engine.here()), frozenset(engine.waiting_for()), dict(engine.last_heard()), replies)
     return None
 
 
@@ -64,24 +69,25 @@ class ClientTable:
     """What is known of each client, for at most `MOST_CLIENTS` of them."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self._computed: dict[str, tuple[str, float]] = {}
         self._misses: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
 
     def add(self, record: ExchangeRecord) -> None:
         """Take in who computed for how long, and who is missing."""
         for client, seconds in record.by_client.get(COMPUTE_SECONDS, {}).items():
-            _put(self._seconds, client, seconds)
+            _put(self._computed, client, (record.id.name, seconds))
             self._reasons.pop(client, None)
         for client, reason in record.clients_missing.items():
             _put(self._misses, client, self._misses.get(client, 0) + 1)
-            _put(self._reasons, client, reason)
+            _put(self._reasons, client, printable(reason))
 
     def shown(self, seen: Seen) -> dict[str, Any]:
         """Lay out the counts, and the clients that matter: lost and slow ones, those that are awaited, then the others."""
-        median = self._median_s()
-        rows = [self._row(client, seen, median) for client in seen.here | seen.lost]
-        rows.sort(key=lambda row: (ORDER.index(row["state"]), not row["slow"], -(row["misses"]), row["id"]))
+        times = {**self._computed, **seen.replies}
+        slow = _slow(times)
+        rows = [self._row(client, seen, times, client in slow) for client in seen.here | seen.lost]
+        rows.sort(key=lambda row: (ORDER.index(row["state"]), not row["slow"], -row["misses"], row["id"]))
         working = len(seen.awaited & seen.here)
         return {
             "connected": len(seen.here) - working,
@@ -91,21 +97,27 @@ class ClientTable:
             "more": max(len(rows) - MOST_SHOWN, 0),
         }
 
-    def _row(self, client: str, seen: Seen, median: float | None) -> dict[str, Any]:
-        seconds = self._seconds.get(client)
+    def _row(self, client: str, seen: Seen, times: Mapping[str, tuple[str, float]], is_slow: bool) -> dict[str, Any]:
         return {
             "id": client,
             "state": "lost" if client in seen.lost else "working" if client in seen.awaited else "connected",
-            "seconds": seconds,
-            "slow": seconds is not None and median is not None and seconds > max(FACTOR_OF_SLOW * median, median + LEAST_SLOW_S),
+            "seconds": times[client][1] if client in times else None,
+            "slow": is_slow,
             "misses": self._misses.get(client, 0),
             "reason": self._reasons.get(client, ""),
             "heard_s": round(seen.heard_s.get(client, 0.0)) if client in seen.lost else None,
         }
 
-    def _median_s(self) -> float | None:
-        values = sorted(self._seconds.values())
-        return values[len(values) // 2] if len(values) > 1 else None
+
+def _slow(times: Mapping[str, tuple[str, float]]) -> frozenset[str]:
+    """Return the clients that took much longer than the median of those with the same last exchange."""
+    found: set[str] = set()
+    for name in {name for name, _ in times.values()}:
+        of_name = {client: seconds for client, (other, seconds) in times.items() if other == name}
+        median = statistics.median(of_name.values())
+        limit = max(FACTOR_OF_SLOW * median, median + LEAST_SLOW_S)
+        found |= {client for client, seconds in of_name.items() if seconds > limit}
+    return frozenset(found)
 
 
 def _put(values: dict[str, Any], client: str, value: Any) -> None:

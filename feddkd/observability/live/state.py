@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Collection
@@ -166,6 +167,7 @@ class LiveState:
 
     def _end(self, phase: str, reason: str) -> None:
         self._exchange, self._ended_s = None, time.time()
+        self._seen = dataclasses.replace(self._seen, awaited=frozenset())
         self._enter(phase, reason)
         self._touch("clients", "history")
 
