@@ -157,6 +157,9 @@ OPTIMIZERS = Registry("feddkd.aggregator")
 """Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`; called with
 the parameters, `lr` and, where they take it, `betas`."""
 
+TRACKERS = Registry("feddkd.observability.trackers")
+"""Subclasses of `Tracker`, `--track` of `feddkd run` and `feddkd server`."""
+
 TASKS = Registry("feddkd.tasks", _check_table)
 """Subclasses of `LearningTask`, `task.name`; each has a `table` of its own, the class of its settings."""
 

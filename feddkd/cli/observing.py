@@ -15,6 +15,8 @@ from feddkd.observability.ledger import Ledger
 from feddkd.observability.live.page import LivePage
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.status_file import StatusFile
+from feddkd.observability.trackers.tracker import tracker_of
+from feddkd.observability.trackers.tracking import Tracking
 from feddkd.observability.web import WebServer
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
@@ -29,6 +31,7 @@ class Endpoints:
         metrics_linger_s: seconds that the metrics stay after the run has ended.
         metrics_textfile: holds the metrics, also after the process has ended; None for no file.
         live_port: of the live page; None for no page, 0 takes a free port.
+        trackers: of experiments, by name or import path.
     """
 
     metrics_port: int | None = None
@@ -37,6 +40,7 @@ class Endpoints:
     metrics_textfile: Path | None = None
     live_port: int | None = None
     live_host: str = METRICS_HOST
+    trackers: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -79,6 +83,6 @@ def observe(
         if status is not None:
             found.append(stack.enter_context(status))
         found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
-        observers = Observers(found)
+        observers = Observers([*found, *(Tracking(name, tracker_of(name), config, out) for name in endpoints.trackers)])
         with observers.told_of_failure():
             yield observers

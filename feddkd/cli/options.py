@@ -63,6 +63,15 @@ LiveHost = Annotated[
     str,
     typer.Option("--live-host", metavar="HOST", help="Serve the live page on this address. Whoever reaches it can read it."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Send the numbers of each round to a tracker: `tensorboard`, `mlflow`, `wandb`, or `package.module:Class`. May be repeated.",
+        show_default=False,
+    ),
+]
 TlsCert = Annotated[
     Path | None, typer.Option("--tls-cert", metavar="PEM", help="Show this certificate to the other side.", show_default=False)
 ]

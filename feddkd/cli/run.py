@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, LiveHost, LivePort, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.options import (
+    METRICS_HOST,
+    CheckOnly,
+    ConfigFile,
+    Json,
+    LiveHost,
+    LivePort,
+    MetricsPort,
+    Overrides,
+    Track,
+    Verbose,
+    WithReport,
+)
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
@@ -21,6 +33,7 @@ from feddkd.config import Config, PartitionConfig, RuntimeConfig, read_tables
 from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
+from feddkd.observability.trackers.tracker import check_trackers
 from feddkd.text import printable
 
 if TYPE_CHECKING:
@@ -69,6 +82,7 @@ def run(
     metrics_port: MetricsPort = None,
     live_port: LivePort = None,
     live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -87,6 +101,7 @@ def run(
     """
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
+    check_trackers(track or ())
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
     tables = {} if resume else read_tables(config, overrides)
     place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(tables))
@@ -108,7 +123,7 @@ def run(
         with interruptible(left, go_on):
             from feddkd.cli.observing import Endpoints
 
-            endpoints = Endpoints(metrics_port, live_port=live_port, live_host=live_host)
+            endpoints = Endpoints(metrics_port, live_port=live_port, live_host=live_host, trackers=tuple(track or ()))
             summary = _carry_out(loaded, folder, engine, endpoints, early, resumed=resume is not None)
     finish_with_summary(summary, folder, report=report, as_json=as_json)
 

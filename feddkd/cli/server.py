@@ -23,6 +23,7 @@ from feddkd.cli.options import (
     TlsCert,
     TlsClientCA,
     TlsKey,
+    Track,
     Verbose,
     WithReport,
     parse_address,
@@ -31,6 +32,7 @@ from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
+from feddkd.observability.trackers.tracker import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def server(
     metrics_host: MetricsHost = METRICS_HOST,
     live_port: LivePort = None,
     live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -75,6 +78,7 @@ def server(
     ```
     """
     host, port = parse_address(listen, "--listen")
+    check_trackers(track or ())
     announce("server", str(config), override or ())
     import_torch()
     loaded = Config.load(config, override or ())
@@ -100,7 +104,12 @@ def server(
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host, live_port=live_port, live_host=live_host))
+        listening = Listening(
+            host,
+            port,
+            credentials,
+            Endpoints(metrics_port, metrics_host, live_port=live_port, live_host=live_host, trackers=tuple(track or ())),
+        )
         with interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
