@@ -15,6 +15,7 @@ PACKAGES = {
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
     "wandb": ("wandb",),
+    "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
 }
 """The extras of pyproject.toml that a message names, with their packages."""
 

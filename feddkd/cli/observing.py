@@ -3,62 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from feddkd.cli.options import METRICS_HOST
-from feddkd.cli.output import error_console, note
+from feddkd.cli.output import error_console, is_said_in_log
 from feddkd.cli.progress import ConsoleProgress
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
+from feddkd.observability.event_log import EventLog
 from feddkd.observability.ledger import Ledger
-from feddkd.observability.live.page import LivePage
-from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.status_file import StatusFile
 from feddkd.observability.trackers.tracker import tracker_of
 from feddkd.observability.trackers.tracking import Tracking
-from feddkd.observability.web import WebServer
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What a run shows to other programs, and where.
-
-    Attributes:
-        metrics_port: None for no metrics over HTTP; 0 takes a free port.
-        metrics_linger_s: seconds that the metrics stay after the run has ended.
-        metrics_textfile: holds the metrics, also after the process has ended; None for no file.
-        live_port: of the live page; None for no page, 0 takes a free port.
-        trackers: of experiments, by name or import path.
-    """
-
-    metrics_port: int | None = None
-    metrics_host: str = METRICS_HOST
-    metrics_linger_s: float = 0.0
-    metrics_textfile: Path | None = None
-    live_port: int | None = None
-    live_host: str = METRICS_HOST
-    trackers: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
 def observe(
     config: Config,
     out: Path,
-    endpoints: Endpoints,
+    publishing: Publishing,
     *,
+    was_stopped: Callable[[], bool] = bool,
     again: bool = False,
     run_id: str | None = None,
     status: StatusFile | None = None,
 ) -> Iterator[Observers]:
-    """The ledger in `out`, the console, metrics if a port is given, and `status.json`.
+    """The ledger in `out`, the console, what is published, and `status.json`.
 
     They hear of any failure before it goes on.
 
     Args:
-        endpoints: where other programs can watch.
+        publishing: where other programs can watch.
+        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         again: `out` may hold the record of this run already.
         run_id: the run, where it is known by now.
         status: beside the journal of the run; None for a run without one.
@@ -68,21 +46,14 @@ def observe(
         ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
-        if endpoints.metrics_port is not None:
-            metrics = PrometheusMetrics(config)
-            server = metrics.serve(endpoints.metrics_port, endpoints.metrics_host)
-            stack.callback(server.close)
-            note(console, f"metrics on http://{server.address}/metrics")
-            found.append(metrics)
-        if endpoints.live_port is not None:
-            page = LivePage(config, resumed=again)
-            pages = WebServer(page.routes(endpoints.live_host), endpoints.live_port, endpoints.live_host, "the live page")
-            stack.callback(pages.close)
-            found.append(stack.enter_context(page))
-            note(console, f"live page on http://{pages.address}/")
+        found += publishing.begin(config, was_stopped, resumed=again)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
-        observers = Observers([*found, *(Tracking(name, tracker_of(name), config, out) for name in endpoints.trackers)])
+        found.append(EventLog(was_stopped))
+        if not is_said_in_log():
+            found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
+        # Last: at its end one may wait for its tracker.
+        found += [Tracking(name, tracker_of(name), config, out) for name in publishing.endpoints.trackers]
+        observers = Observers(found)
         with observers.told_of_failure():
             yield observers

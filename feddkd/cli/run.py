@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     CheckOnly,
@@ -20,7 +22,12 @@ from feddkd.cli.options import (
     Json,
     LiveHost,
     LivePort,
+    LogFile,
+    LogFormatOption,
+    MetricsHost,
+    MetricsLinger,
     MetricsPort,
+    MetricsTextfile,
     Overrides,
     Track,
     Verbose,
@@ -37,7 +44,7 @@ from feddkd.observability.trackers.tracker import check_trackers
 from feddkd.text import printable
 
 if TYPE_CHECKING:
-    from feddkd.cli.observing import Endpoints
+    from feddkd.cli.publishing import Publishing
 
 BUILT_IN = "the built-in example"
 DEFAULT_ALGORITHM = "feddkd"
@@ -80,12 +87,17 @@ def run(
     rounds: Rounds = None,
     engine: Engine = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = METRICS_HOST,
+    metrics_linger: MetricsLinger = 0.0,
+    metrics_textfile: MetricsTextfile = None,
     live_port: LivePort = None,
     live_host: LiveHost = METRICS_HOST,
     track: Track = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -99,6 +111,7 @@ def run(
     feddkd run --resume runs/fedavg
     ```
     """
+    start_log(log_format, log_file)
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     check_trackers(track or ())
@@ -120,16 +133,18 @@ def run(
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
-        with interruptible(left, go_on):
-            from feddkd.cli.observing import Endpoints
+        from feddkd.cli.publishing import Endpoints, Publishing
 
-            endpoints = Endpoints(metrics_port, live_port=live_port, live_host=live_host, trackers=tuple(track or ()))
-            summary = _carry_out(loaded, folder, engine, endpoints, early, resumed=resume is not None)
-    finish_with_summary(summary, folder, report=report, as_json=as_json)
+        with Publishing(
+            Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+        ) as publishing:
+            with interruptible(left, go_on):
+                summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
+            finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
 def _carry_out(
-    loaded: Config, folder: Path, engine: EngineChoice, endpoints: Endpoints, early: EarlyProcesses, *, resumed: bool
+    loaded: Config, folder: Path, engine: EngineChoice, publishing: Publishing, early: EarlyProcesses, *, resumed: bool
 ) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
@@ -152,7 +167,7 @@ def _carry_out(
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, endpoints, again=resumed, status=status) as observers,
+        observe(resolved, folder, publishing, was_stopped=lambda: bool(signals.reason), again=resumed, status=status) as observers,
     ):
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)

@@ -4,7 +4,7 @@
 const state = { run: null, clients: null, history: { rounds: [] }, log: { lines: [] } };
 const view = { byBytes: false, skew_s: 0, connected: false, heard_s: 0 };
 const at = id => document.getElementById(id);
-const isOver = () => Boolean(state.run) && ["completed", "failed"].includes(state.run.phase);
+const isOver = () => Boolean(state.run) && ["completed", "failed", "stopped"].includes(state.run.phase);
 const now_s = () => Date.now() / 1000 + view.skew_s;
 
 // ---- numbers, as the terminal writes them
@@ -57,20 +57,18 @@ const color = index => `var(--c${index % 8})`;
 
 // ---- what the tiles say
 
-const TEXT_OF_PHASE = { waiting: "waiting", running: "running", paused: "paused", completed: "completed", failed: "failed" };
-
 function showRun() {
   const run = state.run;
   if (!run) return;
   put("what", run.what);
   put("run-id", run.run_id ? `run ${run.run_id}` : "the run has not begun");
-  put("phase", TEXT_OF_PHASE[run.phase]);
+  put("phase", run.phase);
   at("phase").className = `pill ${run.phase}`;
   document.title = `${run.phase === "running" ? `${run.round}/${run.rounds}` : run.phase} · ${run.what}`;
   const reason = run.reason || (run.phase === "completed" ? "All rounds are done, and the final model was delivered." : "");
   at("reason").hidden = !reason;
-  at("reason").className = `banner ${{ paused: "warn", failed: "bad", completed: "good" }[run.phase] ?? ""}`;
-  put("reason", run.phase === "failed" ? `The run ended early: ${reason}` : capital(reason));
+  at("reason").className = `banner ${{ paused: "warn", stopped: "warn", failed: "bad", completed: "good" }[run.phase] ?? ""}`;
+  put("reason", run.phase === "failed" ? `The run failed: ${reason}` : capital(reason));
   const again = run.attempt ? `, attempt ${run.attempt + 1}` : "";
   put("round", run.round ? `${run.round} of ${run.rounds}${again}` : `– of ${run.rounds}`);
   const inRound = run.exchanges ? Math.min(run.exchanges_done / run.exchanges, 1) : 0;
@@ -89,7 +87,7 @@ function showExchange() {
   const joined = clients ? clients.connected + clients.working : 0;
   const idle = {
     waiting: run.run_id ? "waiting" : `waiting for clients, ${joined} of ${run.expected} ${joined === 1 ? "is" : "are"} there`,
-    running: "between two exchanges", paused: "paused", completed: "no exchange any more", failed: "no exchange any more",
+    running: "between two exchanges", paused: "paused", completed: "no exchange any more", failed: "no exchange any more", stopped: "no exchange any more",
   }[run.phase];
   const isDelivery = exchange && exchange.label === "deliver";
   put("exchange", exchange ? `${named(exchange.label)}${isDelivery ? "" : place}, ${duration(Math.max(now_s() - exchange.since_s, 0))}` : idle);

@@ -64,14 +64,18 @@ class LivePage(Observer):
     The run's thread only ever changes a small object: it waits for no browser.
     """
 
-    def __init__(self, config: Config, *, resumed: bool = False, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self, config: Config, was_stopped: Callable[[], bool] = lambda: False, *, resumed: bool = False, every_s: float = EVERY_S
+    ) -> None:
         """Prepare the page; the engine is asked for its clients from when this object is entered.
 
         Args:
+            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: the run was begun by another process.
             every_s: seconds between two looks at the clients.
         """
         self._state = LiveState(config, resumed=resumed)
+        self._was_stopped = was_stopped
         self._changed = threading.Condition()
         self._engine: Engine | None = None
         self._written: dict[str, tuple[int, bytes]] = {}
@@ -158,7 +162,7 @@ class LivePage(Observer):
 
     def run_failed(self, reason: str) -> None:
         with self._changing() as state:
-            state.failed(reason)
+            state.failed(reason, stopped=self._was_stopped())
 
     def run_done(self, record: RunRecord) -> None:
         with self._changing() as state:
@@ -189,7 +193,7 @@ class LivePage(Observer):
             return
         other = engine.other_traffic()
         with self._changing() as state:
-            if state.phase not in ("completed", "failed"):
+            if not state.is_over:
                 state.see(seen, other)
 
     def _events(self, request: Request) -> Response:

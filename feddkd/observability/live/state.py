@@ -30,7 +30,7 @@ class LiveState:
 
     Attributes:
         versions: of the sections, by name.
-        phase: "waiting", "running", "paused", "completed" or "failed".
+        phase: "waiting", "running", "paused", "completed", "failed" or "stopped".
     """
 
     def __init__(self, config: Config, *, resumed: bool = False) -> None:
@@ -153,10 +153,21 @@ class LiveState:
         self.log("warning" if phase == "paused" else "info", f"paused: {reason}" if phase == "paused" else reason)
         self._enter(phase, reason)
 
-    def failed(self, reason: str) -> None:
-        if self.phase != "completed":
-            self._end("failed", reason)
-            self.log("failure", f"the run ended early: {reason}")
+    def failed(self, reason: str, *, stopped: bool) -> None:
+        """Take in that the run ended early.
+
+        Args:
+            stopped: somebody wanted it to.
+        """
+        if self.is_over:
+            return
+        self._end("stopped" if stopped else "failed", reason)
+        self.log("failure", reason if stopped else f"the run failed: {reason}")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, in whichever way."""
+        return self.phase in ("completed", "failed", "stopped")
 
     def finished(self, record: RunRecord) -> None:
         self._other = record.other_traffic

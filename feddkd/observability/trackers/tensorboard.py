@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.folder / FOLDER
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         if not run.known_as:
             self._text("run", run.tags)
             self._text("configuration", run.parameters)
@@ -36,16 +36,16 @@ class TensorBoard(Tracker):
 
     def log(self, round_number: int, wire_bytes: int, values: Mapping[str, float], by_bytes: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, round_number)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, round_number)
         for name, value in by_bytes.items():
-            self._writer.add_scalar(f"by_bytes/{name}", value, wire_bytes)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"by_bytes/{name}", value, wire_bytes)
+        self._writer.flush()
 
     def end(self, *, completed: bool, model: Path | None) -> None:
         outcome = {"outcome": "completed" if completed else "failed"}
         self._text("end", outcome | ({"model": str(model)} if model is not None else {}))
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _text(self, tag: str, lines: Mapping[str, str]) -> None:
         table = "\n".join(f"    {name} = {value}" for name, value in lines.items())  # four spaces: Markdown shows them as they are
-        self._writer.add_text(tag, table)  # type: ignore[no-untyped-call]
+        self._writer.add_text(tag, table)
