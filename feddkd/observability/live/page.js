@@ -18,7 +18,7 @@ function size(bytes) {
 
 function duration(seconds) {
   if (seconds < 1) return `${Number(seconds.toPrecision(2))} s`;
-  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 60) return `${Number(seconds.toFixed(seconds < 10 ? 1 : 0))} s`;
   const whole = Math.floor(seconds), two = number => String(number).padStart(2, "0");
   if (whole < 3600) return `${Math.floor(whole / 60)}:${two(whole % 60)} min`;
   return `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)} h`;
@@ -194,7 +194,9 @@ function showLog() {
     const time = make("time", "", new Date(1000 * line.at_s).toLocaleTimeString("en-GB"));
     time.dateTime = new Date(1000 * line.at_s).toISOString();
     item.append(time, make("span", "", line.text));
-    list.prepend(item);
+    item.dataset.at = line.at_s;
+    // A round is told of late where its accuracy comes with the next broadcast.
+    list.insertBefore(item, [...list.children].find(other => Number(other.dataset.at) <= line.at_s) ?? null);
   }
   if (isAtTop) list.scrollTop = 0;
 }
@@ -364,7 +366,17 @@ function showCharts() {
 
 // ---- the stream
 
+// The history comes once a round; the bytes of the open round come with every exchange.
+function mergeOpenRound() {
+  const { run, history: { rounds } } = state;
+  if (!run || !run.round) return;
+  const row = rounds.at(-1);
+  if (row && row.round === run.round) row.bytes = run.in_round;
+  else if (!row || row.round < run.round) rounds.push({ round: run.round, bytes: run.in_round });
+}
+
 function showAll() {
+  mergeOpenRound();
   showRun(); showExchange(); showLearning(); showTime(); showClients(); showCharts();
 }
 
@@ -389,7 +401,7 @@ function listen() {
   });
   take("run", showAll);
   take("clients", () => { showClients(); showExchange(); });
-  take("history", () => { showLearning(); showTime(); showCharts(); });
+  take("history", () => { mergeOpenRound(); showLearning(); showTime(); showCharts(); });
   take("log", showLog);
   source.addEventListener("error", () => {
     view.connected = false;
