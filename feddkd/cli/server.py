@@ -12,14 +12,17 @@ import typer
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import (
     METRICS_HOST,
+    AnyCertificate,
     CheckOnly,
     Insecure,
+    JoinTokensFile,
     Json,
     MetricsHost,
     MetricsPort,
     Overrides,
     TlsCert,
     TlsClientCA,
+    TlsCrl,
     TlsKey,
     Verbose,
     WithReport,
@@ -48,6 +51,9 @@ def server(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
+    tls_crl: TlsCrl = None,
+    any_certificate: AnyCertificate = False,
+    join_tokens: JoinTokensFile = None,
     insecure: Insecure = False,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever the state directory holds.")] = False,
     linger: Annotated[
@@ -80,13 +86,18 @@ def server(
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
-        from feddkd.transport.tls import check_plaintext_allowed, server_credentials
+        from feddkd.transport.entrance import Entrance
+        from feddkd.transport.join_tokens import JoinTokens
+        from feddkd.transport.tls import check_plaintext_allowed, server_tls
 
         refuse_teachers(loaded)
         resolved = with_shapes(loaded)
-    credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
-    if credentials is None:
+    tls = server_tls(tls_cert, tls_key, tls_client_ca, crl=tls_crl, any_certificate=any_certificate)
+    if tls is None:
         check_plaintext_allowed(host, insecure)
+    tokens = JoinTokens(join_tokens) if join_tokens is not None else None
+    if tokens is not None:
+        tokens.check()
     if check:
         from feddkd.cli.check import check_server
 
@@ -96,7 +107,7 @@ def server(
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host))
+        listening = Listening(host, port, Entrance(tls, tokens), Endpoints(metrics_port, metrics_host))
         with interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
