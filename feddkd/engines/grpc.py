@@ -154,8 +154,10 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._server.classes.give(names, told_by)
 
     def refused(self) -> Mapping[str, int]:
-        """Return how many calls were refused, by the kind of reason. From any thread."""
         return self._server.refused()
+
+    def certificate_ends(self) -> Mapping[str, float]:
+        return self._server.certificate_ends()
 
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()
@@ -321,6 +323,7 @@ class GrpcEngine(ExchangeInbox, Engine):
             del self.of_client[client]
 
     async def _abort(self) -> None:
+        self._server.take_no_more()
         self.joined.set()
         self.receipts.pause()
         for begun in self._open:
@@ -328,6 +331,7 @@ class GrpcEngine(ExchangeInbox, Engine):
                 begun.task.cancel()
 
     async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
+        self._server.take_no_more()
         self._say_farewell(self._server.connected(), farewell_message(completed, reason, paused))
 
     async def _let_go(self, clients: Collection[str], reason: str) -> None:

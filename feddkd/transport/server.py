@@ -31,6 +31,7 @@ from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.gate import Peer
+from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
@@ -94,6 +95,7 @@ class FederationServer:
             daemon=True,
         )
         self._server: grpc.aio.Server | None = None
+        self._health = HealthService()
 
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
@@ -124,9 +126,14 @@ class FederationServer:
         """Run a coroutine on the server's loop, from any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def take_no_more(self) -> None:
+        """Tell probes that clients can join no more. On the loop only."""
+        self._health.end()
+
     def stop(self, grace_s: float = 0.0) -> None:
         """Let streams end for `grace_s` seconds, then cut them off and stop the loop."""
         if self._server is not None:
+            self._loop.call_soon_threadsafe(self._health.end)  # a probe that watches must not hold the server up
             self.call(self._server.stop(grace_s)).result()
             self.call(_ended(self._streams)).result()
             self._server = None
@@ -177,6 +184,11 @@ class FederationServer:
         """Return how many calls were refused, by the kind of reason. From any thread."""
         return dict(self._refusals.counts)
 
+    def certificate_ends(self) -> Mapping[str, float]:
+        """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
+        tls = self._entrance.tls
+        return tls.certificate_ends() if tls is not None else {}
+
     async def check_certificates(self) -> None:
         """End the streams of clients whose certificate has expired or was revoked. On the loop only."""
         self._gate.refresh()
@@ -195,6 +207,7 @@ class FederationServer:
     async def _start(self, host: str, port: int) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))
+        self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = _add_port(server, address, self._entrance.credentials)
@@ -206,6 +219,7 @@ class FederationServer:
         self._server = server
         if self._entrance.tls is not None:
             self._watcher = asyncio.create_task(self._watch_certificates())  # a loop holds its tasks only weakly
+        self._health.serve()
         return bound
 
     def _handlers(self) -> grpc.GenericRpcHandler:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from feddkd.certs.certificate import read_certificates
+from feddkd.certs.certificate import Certificate, read_certificates
 from feddkd.certs.revocation import Revoked
 from feddkd.errors import ConfigError
 from feddkd.transport.gate import Clock, Gate, utc_now
 from feddkd.transport.proxy import is_loopback
 from feddkd.transport.reread import Reread
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,20 @@ class ServerTls:
     Attributes:
         credentials: as gRPC takes them; the files are read again when they change.
         gate: what client certificates have to be.
+        files: the certificates, by their role: "server" or "client_ca".
     """
 
     credentials: grpc.ServerCredentials = field(repr=False)
     gate: Gate
+    files: Mapping[str, Path]
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Return until when the certificates in the files are valid, in seconds since 1970, by their role."""
+        found = {}
+        for role, file in self.files.items():
+            with contextlib.suppress(ConfigError):  # it may be half written
+                found[role] = Certificate.read(file).ends.timestamp()
+        return found
 
 
 def server_tls(
@@ -63,6 +78,8 @@ def server_tls(
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         pair = _read_pair(certificate, key)
+        if problem := Certificate.of(x509.load_pem_x509_certificate(pair[1])).problem(clock()):
+            logger.warning("--tls-cert %s %s: clients will not connect", certificate, problem)
         return grpc.ssl_server_certificate_configuration([pair], _read_ca("--tls-client-ca", client_ca) if client_ca is not None else None)
 
     files = Reread([file for file in (certificate, key, client_ca) if file is not None], configuration)
@@ -74,7 +91,9 @@ def server_tls(
     revoked = None
     if client_ca is not None and crl is not None:
         revoked = Reread([crl, client_ca], lambda: Revoked.read(crl, read_certificates(client_ca)))
-    return ServerTls(credentials, Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock))
+    gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
+    roles = {"server": certificate, "client_ca": client_ca}
+    return ServerTls(credentials, gate, {role: file for role, file in roles.items() if file is not None})
 
 
 class ClientTls:
@@ -148,8 +167,9 @@ def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """
     key_pem, pem = _read(key), _read(certificate)
     try:
-        public = x509.load_pem_x509_certificate(pem).public_key()
-        fits = load_pem_private_key(key_pem, None).public_key() == public
+        shown = x509.load_pem_x509_certificate(pem)
+        Certificate.of(shown)  # its names can be read
+        fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
         what = "a certificate and its key in PEM format, without a password"
         raise ConfigError(f"--tls-cert {certificate} and --tls-key {key} are not {what}") from None
