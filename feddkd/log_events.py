@@ -14,7 +14,6 @@ EVENTS: Final = {
     "client_left": "A client said that it takes part no more.",
     "client_lost": "The stream of a client broke, or a newer one took its place.",
     "client_refused": "A client was not admitted; the reason is what it was told.",
-    "clients_refused": "More clients were refused than lines are logged: how many, in the last minute.",
     "reply_missing": "An exchange goes on without the reply of a client.",
     "run_started": "The first round is about to begin.",
     "run_resumed": "Another process goes on with the run.",
