@@ -109,6 +109,7 @@ class RunRecord:
         started_s: seconds since 1970 when round 1 began, by the server's clock; 0 where nobody knows.
         ended_s: likewise when the model was delivered.
         best_evaluation: of the best round.
+        outliers: clients whose contributions stood out in several exchanges in a row, and in which round that was first so.
     """
 
     run_id: str
@@ -133,6 +134,7 @@ class RunRecord:
     started_s: float = 0.0
     ended_s: float = 0.0
     best_evaluation: Evaluation | None = None
+    outliers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer:
