@@ -27,6 +27,7 @@ EVENTS: Final = {
     "round_failed": "Too few clients answered in an attempt at a round.",
     "exchange_done": "An exchange has its result.",
     "labels_in_doubt": "The labels of a site may be wrong.",
+    "contributions_in_doubt": "The contributions of a client stood out in several exchanges in a row.",
     "task_failed": "At a client: a computation raised an error.",
     "task_refused": "At a client: it cannot take part in an exchange.",
     "reply_refused": "At a client: the server did not count its reply.",
