@@ -93,7 +93,7 @@ def test_every_expression_is_about_series_that_exist(expression: Expression, exp
 
 
 def test_the_dashboard_is_what_the_list_of_panels_says() -> None:
-    command = [ROOT / "scripts" / "dashboard", "--check"]
+    command = [str(ROOT / "scripts" / "dashboard"), "--check"]
     subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=True, timeout=60)
 
 
