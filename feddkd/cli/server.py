@@ -12,8 +12,10 @@ import typer
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.options import (
     METRICS_HOST,
+    AnyCertificate,
     CheckOnly,
     Insecure,
+    JoinTokensFile,
     Json,
     MetricsHost,
     MetricsLinger,
@@ -22,6 +24,7 @@ from feddkd.cli.options import (
     Overrides,
     TlsCert,
     TlsClientCA,
+    TlsCrl,
     TlsKey,
     Verbose,
     WithReport,
@@ -52,6 +55,9 @@ def server(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
+    tls_crl: TlsCrl = None,
+    any_certificate: AnyCertificate = False,
+    join_tokens: JoinTokensFile = None,
     insecure: Insecure = False,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever the state directory holds.")] = False,
     linger: Annotated[
@@ -84,13 +90,18 @@ def server(
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
-        from feddkd.transport.tls import check_plaintext_allowed, server_credentials
+        from feddkd.transport.entrance import Entrance
+        from feddkd.transport.join_tokens import JoinTokens
+        from feddkd.transport.tls import check_plaintext_allowed, server_tls
 
         refuse_teachers(loaded)
         resolved = with_shapes(loaded)
-    credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
-    if credentials is None:
+    tls = server_tls(tls_cert, tls_key, tls_client_ca, crl=tls_crl, any_certificate=any_certificate)
+    if tls is None:
         check_plaintext_allowed(host, insecure)
+    tokens = JoinTokens(join_tokens) if join_tokens is not None else None
+    if tokens is not None:
+        tokens.check()
     if check:
         from feddkd.cli.check import check_server
 
@@ -101,7 +112,7 @@ def server(
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
-            listening = Listening(host, port, credentials, publishing)
+            listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
         finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 

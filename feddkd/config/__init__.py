@@ -184,10 +184,10 @@ class Config(Table):
     def shared_toml(self) -> str:
         """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
-        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), and the
-        networks that only sites have (`[teacher]`).
+        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), the
+        networks that only sites have (`[teacher]`), and how many examples other sites may have.
         """
-        excluded: Any = {"data": {"root"}, "model": {"init"}, "teacher": True, "runtime": True}
+        excluded: Any = {"data": {"root"}, "model": {"init"}, "teacher": True, "runtime": True, "scheduler": {"max_examples_of"}}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:

@@ -67,6 +67,11 @@ class SchedulerConfig(Table):
         le=2**53,
         description="largest number of examples that a client may claim; a client with more is refused at its join",
     )
+    max_examples_of: dict[ClientName, Annotated[int, Field(ge=1, le=2**53)]] = Field(
+        {},
+        max_length=CLIENTS_MAX,
+        description="largest number of examples that single clients may claim, by client, in place of max_examples",
+    )
     max_clients: int | None = Field(
         None,
         ge=1,
@@ -196,6 +201,13 @@ class SchedulerConfig(Table):
         repeated = first_repeated(self.clients) if isinstance(self.clients, list) else None
         if repeated is not None:
             raise ValueError(f"clients: {repeated!r} is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_are_of_clients(self) -> Self:
+        known = self.clients if isinstance(self.clients, list) else self.max_examples_of
+        for name in self.max_examples_of.keys() - set(known):
+            raise ValueError(f"max_examples_of: {name!r} is not in scheduler.clients")
         return self
 
     @model_validator(mode="after")
