@@ -82,8 +82,7 @@ class PrometheusMetrics(Observer):
         self._run.start(run_id, rounds)
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
-        self._run.current_round.set(round_number)
-        self._run.enter("running")
+        self._run.round_started(round_number)
 
     def engine_ready(self, engine: Engine) -> None:
         self._communication.watch(engine)
@@ -91,6 +90,7 @@ class PrometheusMetrics(Observer):
         self._service.watch(engine)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
+        self._run.exchange_done()
         self._communication.add(record)
         self._learning.add(record)
         self._sites.add(record)
