@@ -52,5 +52,8 @@ WORKDIR /state
 VOLUME /state
 # gRPC, and HTTP where --metrics-port 9464 is given: /metrics, /healthz, /readyz.
 EXPOSE 50061 9464
+# Servers and sites answer there alike. Without --metrics-port: docker run --no-healthcheck.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python3", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9464/healthz', timeout=5)"]
 ENTRYPOINT ["feddkd"]
 CMD ["--help"]
