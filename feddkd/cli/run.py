@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.options import CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
@@ -110,7 +110,7 @@ def _carry_out(
 ) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.observing import observe
+    from feddkd.cli.observing import Endpoints, observe
     from feddkd.cli.stopping import StopSignals
     from feddkd.engines.resolve import resolve
     from feddkd.engines.simulation import prepare, run_federation
@@ -129,7 +129,7 @@ def _carry_out(
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, metrics_port, METRICS_HOST, again=resumed, status=status) as observers,
+        observe(resolved, folder, Endpoints(metrics_port), again=resumed, status=status) as observers,
     ):
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)

@@ -76,6 +76,7 @@ def server(
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):
+        from feddkd.cli.observing import Endpoints
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
@@ -95,7 +96,7 @@ def server(
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, metrics_port, metrics_host)
+        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host))
         with interruptible(NOT_STARTED):
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
     finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)

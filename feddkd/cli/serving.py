@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from feddkd import algorithms
-from feddkd.cli.observing import observe
+from feddkd.cli.observing import Endpoints, observe
 from feddkd.cli.output import error_console, note
 from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
@@ -47,14 +47,13 @@ class Listening:
 
     Attributes:
         credentials: None for plaintext.
-        metrics_port: None for no metrics.
+        endpoints: where others can watch.
     """
 
     host: str
     port: int
     credentials: grpc.ServerCredentials | None
-    metrics_port: int | None
-    metrics_host: str
+    endpoints: Endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +128,7 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
         observe(
             config,
             folder,
-            listening.metrics_port,
-            listening.metrics_host,
+            listening.endpoints,
             again=served.is_resumed,
             run_id=served.journal.run_id,
             status=status,

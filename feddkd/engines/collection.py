@@ -80,6 +80,7 @@ class Collection:
     Attributes:
         exchange: what is being carried out.
         contributions: one for each client, in client order.
+        completed_at: when each reply was complete, on the engine's clock.
         revision: grows whenever a client is given up or has to send its reply again.
     """
 
@@ -107,6 +108,7 @@ class Collection:
         self.contributions = {
             client: Contribution(client, weight, norm_limit, exchange.reply_coding(client)) for client, weight in exchange.clients.items()
         }
+        self.completed_at: dict[str, float] = {}
         self.revision = 0
         self._spool = spool
         self._chunk_bytes = chunk_bytes
@@ -350,6 +352,7 @@ class Collection:
             return
         del self._waiting[contribution.client_id]
         self._num_replied += 1
+        self.completed_at[contribution.client_id] = now
         if self._enough_since is None and self._num_replied >= self.exchange.closing.enough:
             self._enough_since = now
 

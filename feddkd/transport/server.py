@@ -123,6 +123,15 @@ class FederationServer:
             self._thread.join()
         self._loop.close()
 
+    def answers(self, timeout_s: float) -> bool:
+        """Return whether the loop does something within `timeout_s` seconds. From any other thread."""
+        turned = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:  # it is closed
+            return False
+        return turned.wait(timeout_s)
+
     def session(self, client_id: str) -> Session | None:
         """Return the session of a client that has joined. On the loop only."""
         return self._sessions.find(client_id)
