@@ -71,13 +71,14 @@ def version(_verbose: Verbose = False) -> None:
 
 def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
-    from feddkd.cli import bench, client, compare, config, data, new, replay, report, run, server, status
+    from feddkd.cli import bench, client, compare, config, data, health, new, replay, report, run, server, status
 
     app.command("new")(prints_results(new.new))
     app.command("run")(prints_results(run.run))
     app.command("server")(prints_results(server.server))
     app.command("client")(prints_results(client.client))
     app.command("status")(prints_results(status.status))
+    app.command("health")(prints_results(health.health))
     app.command("replay")(prints_results(replay.replay))
     app.command("compare")(prints_results(compare.compare))
     app.command("report")(prints_results(report.report))

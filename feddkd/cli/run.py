@@ -8,12 +8,24 @@ import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.options import (
+    METRICS_HOST,
+    CheckOnly,
+    ConfigFile,
+    Json,
+    MetricsHost,
+    MetricsLinger,
+    MetricsPort,
+    MetricsTextfile,
+    Overrides,
+    Verbose,
+    WithReport,
+)
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
@@ -22,6 +34,9 @@ from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
+
+if TYPE_CHECKING:
+    from feddkd.cli.publishing import Publishing
 
 BUILT_IN = "the built-in example"
 DEFAULT_ALGORITHM = "feddkd"
@@ -64,6 +79,9 @@ def run(
     rounds: Rounds = None,
     engine: Engine = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = METRICS_HOST,
+    metrics_linger: MetricsLinger = 0.0,
+    metrics_textfile: MetricsTextfile = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -100,17 +118,20 @@ def run(
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
-        with interruptible(left, go_on):
-            summary = _carry_out(loaded, folder, engine, metrics_port, early, resumed=resume is not None)
-    finish_with_summary(summary, folder, report=report, as_json=as_json)
+        from feddkd.cli.publishing import Endpoints, Publishing
+
+        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+            with interruptible(left, go_on):
+                summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
+            finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
 def _carry_out(
-    loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, early: EarlyProcesses, *, resumed: bool
+    loaded: Config, folder: Path, engine: EngineChoice, publishing: Publishing, early: EarlyProcesses, *, resumed: bool
 ) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
-    from feddkd.cli.observing import Endpoints, observe
+    from feddkd.cli.observing import observe
     from feddkd.cli.stopping import StopSignals
     from feddkd.engines.resolve import resolve
     from feddkd.engines.simulation import prepare, run_federation
@@ -129,7 +150,7 @@ def _carry_out(
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, Endpoints(metrics_port), again=resumed, status=status) as observers,
+        observe(resolved, folder, publishing, was_stopped=lambda: bool(signals.reason), again=resumed, status=status) as observers,
     ):
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)

@@ -16,7 +16,9 @@ from feddkd.cli.options import (
     Insecure,
     Json,
     MetricsHost,
+    MetricsLinger,
     MetricsPort,
+    MetricsTextfile,
     Overrides,
     TlsCert,
     TlsClientCA,
@@ -45,6 +47,8 @@ def server(
     ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = METRICS_HOST,
+    metrics_linger: MetricsLinger = 0.0,
+    metrics_textfile: MetricsTextfile = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -76,7 +80,7 @@ def server(
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):
-        from feddkd.cli.observing import Endpoints
+        from feddkd.cli.publishing import Endpoints, Publishing
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
@@ -95,11 +99,11 @@ def server(
     _warn_of_small_rounds(resolved.scheduler)
     if not sys.stderr.isatty():  # a terminal's live bar says who is there
         logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
-    with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, Endpoints(metrics_port, metrics_host))
-        with interruptible(NOT_STARTED):
+    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+        with ServerState(state) as server_state, interruptible(NOT_STARTED):
+            listening = Listening(host, port, credentials, publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
-    finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+        finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
 def _warn_of_small_rounds(scheduler: SchedulerConfig) -> None:

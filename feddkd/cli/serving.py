@@ -13,8 +13,9 @@ from pathlib import Path
 import grpc
 
 from feddkd import algorithms
-from feddkd.cli.observing import Endpoints, observe
+from feddkd.cli.observing import observe
 from feddkd.cli.output import error_console, note
+from feddkd.cli.publishing import Publishing
 from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
 from feddkd.data.datasets import describe
@@ -47,13 +48,13 @@ class Listening:
 
     Attributes:
         credentials: None for plaintext.
-        endpoints: where others can watch.
+        publishing: where others can watch.
     """
 
     host: str
     port: int
     credentials: grpc.ServerCredentials | None
-    endpoints: Endpoints
+    publishing: Publishing
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
         observe(
             config,
             folder,
-            listening.endpoints,
+            listening.publishing,
+            was_stopped=lambda: bool(signals.reason),
             again=served.is_resumed,
             run_id=served.journal.run_id,
             status=status,

@@ -305,6 +305,7 @@ class GrpcEngine(ExchangeInbox, Engine):
             del self.of_client[client]
 
     async def _abort(self) -> None:
+        self._server.take_no_more()
         self.joined.set()
         self.receipts.pause()
         for begun in self._open:
@@ -312,6 +313,7 @@ class GrpcEngine(ExchangeInbox, Engine):
                 begun.task.cancel()
 
     async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
+        self._server.take_no_more()
         self._say_farewell(self._server.connected(), farewell_message(completed, reason, paused))
 
     async def _let_go(self, clients: Collection[str], reason: str) -> None:

@@ -29,6 +29,7 @@ from feddkd.transport.calls import Context, Responses, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.frames import SERVICE
+from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
@@ -87,6 +88,7 @@ class FederationServer:
             daemon=True,
         )
         self._server: grpc.aio.Server | None = None
+        self._health = HealthService()
 
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
@@ -111,9 +113,14 @@ class FederationServer:
         """Run a coroutine on the server's loop, from any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def take_no_more(self) -> None:
+        """Tell probes that clients can join no more. On the loop only."""
+        self._health.end()
+
     def stop(self, grace_s: float = 0.0) -> None:
         """Let streams end for `grace_s` seconds, then cut them off and stop the loop."""
         if self._server is not None:
+            self._loop.call_soon_threadsafe(self._health.end)  # a probe that watches must not hold the server up
             self.call(self._server.stop(grace_s)).result()
             self.call(_ended(self._streams)).result()
             self._server = None
@@ -163,6 +170,7 @@ class FederationServer:
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))
+        self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = _add_port(server, address, credentials)
@@ -172,6 +180,7 @@ class FederationServer:
         self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
+        self._health.serve()
         return bound
 
     def _handlers(self) -> grpc.GenericRpcHandler:
