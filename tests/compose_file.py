@@ -78,6 +78,10 @@ class Host:
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
+    def state(self, name: str) -> Path:
+        """The volume that the service has at /state."""
+        return self._mounts(name)["/state"]
+
     def healthy(self, name: str) -> bool:
         """Run the health check of the service's image where the service runs."""
         check = dockerfile.stages()[-1].only("HEALTHCHECK").exec_form
