@@ -1,11 +1,12 @@
 """Measure what a federation takes: memory, bytes on the wire, and disk, by model and clients.
 
-python benchmarks/sizing.py [--mib 1 10 100] [--clients 2 4 16] [--save FILE]
+python benchmarks/sizing.py [--mib 1 10 100] [--clients 2 4 8 16] [--save FILE]
 
 Each row is a `feddkd server` and one `feddkd client` process for each client, with FedDKD and its
 defaults but few steps on little data: the sizes do not depend on these. Memory is the peak of the
 resident set of a process, as the kernel counted it by the process's end. Nothing here is a time, so
-the machine may be busy. Linux only. docs/deploy.md shows the rows (benchmarks/sizing_page.py).
+the machine may be busy. A row that may not fit into the free memory is left out. Linux only.
+docs/deploy.md shows the rows (benchmarks/sizing_page.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from torch import nn
 
@@ -33,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 ROUNDS = 3
 STEPS = 3
-RETRY_FOR_S = 60.0
+RETRY_FOR_S = 300.0
 SETTINGS = (
     *("partition.name=iid", "data.holdout=0", "data.test_set=false", f"rounds={ROUNDS}"),
     *("training.steps=1", "training.batch_size=8", "dkd.batch_size=8", f"dkd.steps={STEPS}"),
@@ -61,6 +63,12 @@ def _network(mib: int, input_shape: tuple[int, ...], num_classes: int) -> nn.Mod
     width = round((mib * MIB / 4) ** 0.5) - 40  # the other layers and the biases take the rest
     layers = (nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, num_classes))
+
+
+def fits(mib: int, clients: int) -> bool:
+    """Say whether a row takes at most two thirds of the memory that is free."""
+    process_bytes = (400 + 8 * mib) * MIB
+    return 3 * (clients + 1) * process_bytes < 2 * psutil.virtual_memory().available
 
 
 def measure(mib: int, clients: int) -> dict[str, Any]:
@@ -130,12 +138,15 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--mib", type=int, nargs="+", default=[1, 10, 100], choices=[1, 10, 100], help="size of the model")
-    parser.add_argument("--clients", type=int, nargs="+", default=[2, 4, 16])
+    parser.add_argument("--clients", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--save", type=Path, help="write the rows as JSON to this file")
     options = parser.parse_args()
     rows = []
     for mib in options.mib:
         for clients in options.clients:
+            if not fits(mib, clients):
+                print(f"{mib} MiB, {clients} clients: left out, for want of memory", file=sys.stderr)
+                continue
             rows.append(measure(mib, clients))
             Console().print_json(data=rows[-1])
     if options.save is not None:

@@ -59,12 +59,13 @@ class Host:
         self.addresses = {name: f"{network}.{number}" for number, name in enumerate(self.services, 10)}
         self._folder = folder
         self._project = project
+        self._mounted: dict[str, dict[str, Path]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
         """Start a service, with its log in NAME.log."""
         service = self.services[name]
-        mounts = self._mounts(name)
+        mounts = self._mounted[name] = self._mounts(name)
         command = [self.local(str(word), mounts, name) for word in service["command"]]
         program = PROGRAMS[image_of(service)]
         with (self._folder / f"{name}.log").open("ab") as log:
@@ -80,7 +81,7 @@ class Host:
 
     def state(self, name: str) -> Path:
         """The volume that the service has at /state."""
-        return self._mounts(name)["/state"]
+        return self._mounted[name]["/state"]
 
     def healthy(self, name: str) -> bool:
         """Run the health check of the service's image where the service runs."""
@@ -96,8 +97,8 @@ class Host:
 
     def local(self, text: str, mounts: Mapping[str, Path], name: str) -> str:
         """Put paths and addresses of this machine in the place of the container's."""
-        for inside in sorted(mounts, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w/.-]){re.escape(inside)}(?![\w.-])", str(mounts[inside]), text)
+        paths = "|".join(re.escape(inside) for inside in sorted(mounts, key=len, reverse=True))
+        text = re.sub(rf"(?<![\w/.-])({paths})(?![\w.-])", lambda found: str(mounts[found[1]]), text)
         text = text.replace("0.0.0.0", self.addresses[name])  # noqa: S104
         for other, address in self.addresses.items():
             text = re.sub(rf"(?<![\w/.-]){re.escape(other)}(?=:\d)", address, text)
