@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from feddkd.cli.output import error_console
+from feddkd.cli.output import error_console, is_said_in_log
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
+from feddkd.observability.event_log import EventLog
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.observers import Observers
@@ -46,7 +47,9 @@ def observe(
         found += publishing.begin(config, was_stopped)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
+        found.append(EventLog(was_stopped))
+        if not is_said_in_log():
+            found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
         observers = Observers(found)
         with observers.told_of_failure():
             yield observers

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import be_verbose
 from feddkd.errors import ConfigError
 
@@ -32,6 +33,14 @@ def _check_textfile(file: Path | None) -> Path | None:
     return file
 
 
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", metavar="FORMAT", help="`text` for people, or `json`: one object a line, on standard error."),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log-file", metavar="FILE", help="Write the log there, too: what happens, in at most four files.", show_default=False),
+]
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="TOML file. Default: the built-in example.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     CheckOnly,
     ConfigFile,
     Json,
+    LogFile,
+    LogFormatOption,
     MetricsHost,
     MetricsLinger,
     MetricsPort,
@@ -85,6 +89,8 @@ def run(
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -98,6 +104,7 @@ def run(
     feddkd run --resume runs/fedavg
     ```
     """
+    start_log(log_format, log_file)
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import SHOWN_BY_A_SERVER, start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     CheckOnly,
     Insecure,
     Json,
+    LogFile,
+    LogFormatOption,
     MetricsHost,
     MetricsLinger,
     MetricsPort,
@@ -60,6 +63,8 @@ def server(
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Serve one federation.
@@ -74,6 +79,7 @@ def server(
     feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
     ```
     """
+    start_log(log_format, log_file, SHOWN_BY_A_SERVER)
     host, port = parse_address(listen, "--listen")
     announce("server", str(config), override or ())
     import_torch()
@@ -97,8 +103,6 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    if not sys.stderr.isatty():  # a terminal's live bar says who is there
-        logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
     with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, credentials, publishing)

@@ -162,6 +162,9 @@ class GrpcEngine(ExchangeInbox, Engine):
     def last_replies(self) -> Mapping[str, tuple[ExchangeId, float]]:
         return dict(self._last_replies)
 
+    def refusals(self) -> Mapping[str, int]:
+        return dict(self._server.refusals.count)
+
     def answers(self, timeout_s: float) -> bool:
         return self._finished or self._server.answers(timeout_s)
 

@@ -87,6 +87,7 @@ class PrometheusMetrics(Observer):
     def engine_ready(self, engine: Engine) -> None:
         self._communication.watch(engine)
         self._sites.watch(engine)
+        self._service.watch(engine)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._run.exchange_done()

@@ -140,6 +140,10 @@ class Engine(ABC):
         """
         return {}
 
+    def refusals(self) -> Mapping[str, int]:
+        """Return how many joins were refused so far, by kind. From any thread."""
+        return {}
+
     def answers(self, timeout_s: float) -> bool:
         """Return whether what serves the clients reacts within `timeout_s` seconds. From any thread."""
         return True

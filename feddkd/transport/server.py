@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import AddressInUseError
+from feddkd.log_events import about
 from feddkd.transport.admission import (
     Admission,
     NotAdmittedError,
@@ -34,6 +35,7 @@ from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.refusals import Refusals
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
 from feddkd.transport.tls import certificate_hash
@@ -69,6 +71,7 @@ class FederationServer:
         self._inbox = inbox
         self._admission = admission
         self.classes = ClassContract()
+        self.refusals = Refusals()
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -200,25 +203,29 @@ class FederationServer:
 
     async def _describe(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        await self._respond(context, lambda: self._description(message))
+        try:
+            await self._respond(context, lambda: self._description(message))
+        except NotAdmittedError as error:
+            await refuse(context, error.code, str(error))
 
     async def _join(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
         certificate = certificate_hash(context.auth_context())
-        await self._respond(context, lambda: self._joining(message, certificate))
+        try:
+            await self._respond(context, lambda: self._joining(message, certificate))
+        except NotAdmittedError as error:
+            self.refusals.add(error, context.peer(), self._loop.time())
+            await refuse(context, error.code, str(error))
 
     async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
-        """Write a response and count it, or end the call with the status of a refusal."""
+        """Write a response and count it. Raises NotAdmittedError."""
 
         def counted() -> bytes:
             response = make()
             self._inbox.other.down(len(response))
             return response
 
-        try:
-            await self._responses.write(context, counted)
-        except NotAdmittedError as error:
-            await refuse(context, error.code, str(error))
+        await self._responses.write(context, counted)
 
     def _description(self, message: bytes) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
@@ -255,6 +262,7 @@ class FederationServer:
             session.counts.total,
             session.counts.labelled,
             request.software_version[:32],
+            extra=about("client_joined", client=session.client_id, examples=session.counts.total, labelled=session.counts.labelled),
         )
         return token
 
