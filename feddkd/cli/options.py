@@ -75,7 +75,7 @@ MetricsLinger = Annotated[
         "--metrics-linger",
         min=0,
         metavar="SECONDS",
-        help="Go on to serve the metrics after a run that was completed or failed, so that its end is scraped: four scrape intervals.",
+        help="Serve metrics and live page on after a run that was completed or failed, so that its end is seen: four scrape intervals.",
     ),
 ]
 MetricsTextfile = Annotated[
@@ -85,6 +85,29 @@ MetricsTextfile = Annotated[
         metavar="FILE",
         callback=_check_textfile,
         help="Keep the metrics in this file, too, for the textfile collector of node_exporter. Its name ends in `.prom`.",
+        show_default=False,
+    ),
+]
+LivePort = Annotated[
+    int | None,
+    typer.Option(
+        "--live-port",
+        metavar="PORT",
+        callback=_check_port,
+        help="Serve a page that shows the run as it goes on; 0 takes a free port.",
+        show_default=False,
+    ),
+]
+LiveHost = Annotated[
+    str,
+    typer.Option("--live-host", metavar="HOST", help="Serve the live page on this address. It is not encrypted."),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Send the numbers of each round to a tracker: `tensorboard`, `mlflow`, `wandb`, or `package.module:Class`. May be repeated.",
         show_default=False,
     ),
 ]

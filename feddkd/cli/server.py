@@ -18,6 +18,8 @@ from feddkd.cli.options import (
     Insecure,
     JoinTokensFile,
     Json,
+    LiveHost,
+    LivePort,
     LogFile,
     LogFormatOption,
     MetricsHost,
@@ -29,6 +31,7 @@ from feddkd.cli.options import (
     TlsClientCA,
     TlsCrl,
     TlsKey,
+    Track,
     Verbose,
     WithReport,
     parse_address,
@@ -37,6 +40,7 @@ from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
+from feddkd.observability.trackers.tracker import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,9 @@ def server(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -87,6 +94,7 @@ def server(
     """
     start_log(log_format, log_file, SHOWN_BY_A_SERVER)
     host, port = parse_address(listen, "--listen")
+    check_trackers(track or ())
     announce("server", str(config), override or ())
     import_torch()
     loaded = Config.load(config, override or ())
@@ -114,7 +122,9 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+    with Publishing(
+        Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+    ) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

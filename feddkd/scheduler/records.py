@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -175,6 +175,9 @@ class Observer:
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         """A cohort of so many clients was selected."""
+
+    def exchange_begun(self, exchange: ExchangeId, clients: Collection[str]) -> None:
+        """An exchange is about to be carried out among these clients. It is not told of the history of a run."""
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """An exchange completed."""

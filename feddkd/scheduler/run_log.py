@@ -134,6 +134,7 @@ class RunLog:
             self.happen(ExchangeDone(account(self._with_known_metrics(outcome)), name))
             failpoint("scheduler.exchange.after_append")
 
+        self.tell(lambda observer: observer.exchange_begun(exchange.id, exchange.clients))
         engine(exchange, keep)
 
     def _with_known_metrics(self, outcome: Outcome) -> Outcome:
