@@ -239,11 +239,17 @@ class OrderSensitiveMean:
 
     passes = 1
 
-    def start(self) -> Self:
+    def start(self, clients: Sequence[str]) -> Self:  # noqa: ARG002
         return self
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         total, weights = torch.zeros(len(out)), 0.0
@@ -299,7 +305,7 @@ def run_in_threads(
             around(server.engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
+            extensions=Extensions(rule, layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
         return scheduler.run(initial.model)
 
@@ -513,6 +519,6 @@ def run_in_process(
             around(engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
+            extensions=Extensions(rule, layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
         return scheduler.run(initial.model)

@@ -80,7 +80,7 @@ class WatchedMean:
         rule.go_on.set()
         return rule
 
-    def start(self) -> _Watched:
+    def start(self, clients: Sequence[str]) -> _Watched:  # noqa: ARG002
         return _Watched(self)
 
 
@@ -96,6 +96,12 @@ class _Watched:
         self._mean.reduce(block, rows, out)
         self._rule.begun.set()
         self._rule.go_on.wait()
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
 
 
 class Clock:

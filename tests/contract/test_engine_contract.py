@@ -216,7 +216,7 @@ class NormalizedMean:
 
     passes: int = 2
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str]) -> Reduction:  # noqa: ARG002
         return _Normalizing()
 
 
@@ -234,6 +234,12 @@ class _Normalizing:
         for (elements, _), square in zip(rows, self._squares, strict=True):
             total += elements.double() / math.sqrt(square)
         out.copy_(total / len(self._squares))
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
 
 
 @on_every_engine
@@ -853,7 +859,7 @@ class Broken:
     def __init__(self, act: Callable[[Tensor], object]) -> None:
         self._act = act
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str]) -> Reduction:  # noqa: ARG002
         return self
 
     def survey(self, block: Segment, rows: Rows) -> None:
@@ -864,6 +870,12 @@ class Broken:
             WeightedMean().start().reduce(block, rows, out)
         else:
             self._act(out)
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
 
 
 @on_every_engine

@@ -502,7 +502,7 @@ class Poisoned(WeightedMean):
         object.__setattr__(self, "passes", 1)
         object.__setattr__(self, "reduced", threading.Event())
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str] = ()) -> Reduction:  # noqa: ARG002
         return self
 
     def survey(self, block: Segment, rows: Rows) -> None:
@@ -512,6 +512,12 @@ class Poisoned(WeightedMean):
         elements = [elements.clone() for elements, _ in rows]
         out.copy_(elements[0] if len(elements) == 1 else torch.full_like(out, math.nan))
         self.reduced.set()  # type: ignore[attr-defined]
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
 
 
 @pytest.mark.parametrize("lost", [False, True])
