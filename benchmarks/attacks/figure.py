@@ -14,8 +14,8 @@ from attacks.tables import REAL
 LARGEST_POINTS = 30.0
 """Losses above it have one color."""
 
-MAP = "cividis_r"
-"""Dark is a large loss; it is read alike with every color vision."""
+MAP = "OrRd"
+"""White is no loss, dark red a large one; the number is written in each field, too."""
 
 SIZE_INCHES = (11.0, 5.4)
 

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
 MEAN, DEFAULTS = "mean", "defaults"
 
+EXPECTED = 2
+"""Attackers that a rule is told to expect where there are none."""
+
+CAP = "aggregation.weight_cap=2"
+"""Of the rules that an operator chooses: no client counts for more than two."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -17,7 +23,7 @@ class Measured:
 
     Attributes:
         title: what a table calls it.
-        settings: overrides that hold for every cell; `{attackers}` is how many there are, at least 1.
+        settings: overrides; `{attackers}` is the number that it is told to expect, `{share}` that of ten clients.
     """
 
     title: str
@@ -25,10 +31,24 @@ class Measured:
 
     def overrides(self, cell: Cell) -> list[str]:
         """Return the overrides of one cell: a rule that is told the number of attackers is told the true one."""
-        return [setting.format(attackers=max(1, cell.attackers)) for setting in self.settings]
+        expected = cell.attackers or EXPECTED
+        return [setting.format(attackers=expected, share=expected / 10) for setting in self.settings]
+
+
+def _named(name: str, *settings: str) -> tuple[str, ...]:
+    return (f"aggregation.rule.name={name}", *settings, CAP)
 
 
 RULES = {
-    MEAN: Measured("mean, no protection"),
+    MEAN: Measured(
+        "mean, no protection",
+        ("aggregation.rule.longest=0", "aggregation.outlier_ratio=0", "aggregation.weight_cap=0"),
+    ),
     DEFAULTS: Measured("defaults"),
+    "norm_bounding": Measured("norm bounding", _named("norm_bounding")),
+    "trimmed_mean": Measured("trimmed mean", _named("trimmed_mean", "aggregation.rule.trim={share}")),
+    "median": Measured("median", _named("median")),
+    "multi_krum": Measured("multi-Krum", _named("krum", "aggregation.rule.hostile={attackers}")),
+    "geometric_median": Measured("geometric median", _named("geometric_median")),
+    "centred_clipping": Measured("centred clipping", _named("centred_clipping")),
 }

@@ -33,20 +33,29 @@ _TEST_BATCH = 1000
 
 
 class Seen(Observer):
-    """Counts, by client, the exchanges in which a contribution was left out."""
+    """Counts, by client, the exchanges in which a contribution was left out or was an outlier."""
 
     def __init__(self) -> None:
         self.exchanges = 0
         self.refused: Counter[str] = Counter()
+        self.outliers: Counter[str] = Counter()
+        self.named: set[str] = set()
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         if record.id.name != DELIVER:
             self.exchanges += 1
             self.refused.update(record.clients_missing.keys())
+            self.outliers.update(client for client, in_a_row in record.outliers.items() if in_a_row)
+            self.named.update(record.named_outliers)
 
     def line(self) -> dict[str, Any]:
         """Return what a result says of it."""
-        return {"exchanges": self.exchanges, "refused": dict(sorted(self.refused.items()))}
+        return {
+            "exchanges": self.exchanges,
+            "refused": dict(sorted(self.refused.items())),
+            "outliers": dict(sorted(self.outliers.items())),
+            "named": sorted(self.named),
+        }
 
 
 def start_worker() -> None:
