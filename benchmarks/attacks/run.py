@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
 
+from niid_bench.grid import main_guard
+
 from attacks.cells import DATA_ROOT, ROOT, Cell, all_cells
 from attacks.results import RESULTS, Results
 from attacks.running import run_cell, start_worker
@@ -45,13 +47,17 @@ def chosen(only: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def measure(results: Results, cells: Sequence[Cell], jobs: int, data_root: Path, about: dict[str, Any]) -> None:
-    """Run cells in their order, and store each as it is finished."""
+    """Run cells in their order, and store each as it is finished; an interrupt drops those that have not begun."""
     with ProcessPoolExecutor(jobs, get_context("spawn"), start_worker) as pool:
         runs = [pool.submit(partial(run_cell, cell, data_root)) for cell in cells]
-        for number, run in enumerate(as_completed(runs), start=1):
-            line = run.result()
-            results.store({**line, **about})
-            print(f"{number}/{len(cells)} {told(line)}", flush=True)
+        try:
+            for number, run in enumerate(as_completed(runs), start=1):
+                line = run.result()
+                results.store({**line, **about})
+                print(f"{number}/{len(cells)} {told(line)}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def told(line: dict[str, Any]) -> str:
@@ -99,4 +105,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_guard(main)
