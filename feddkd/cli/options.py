@@ -16,6 +16,9 @@ METRICS_HOST = "127.0.0.1"
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """For every group of commands: `-h` shows the help."""
 
+CLIENT_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
+"""What a client's id looks like."""
+
 MOST_PORTS = 65535
 
 
@@ -118,6 +121,21 @@ TlsCA = Annotated[
 TlsClientCA = Annotated[
     Path | None,
     typer.Option("--tls-client-ca", metavar="PEM", help="Admit only clients whose certificate this CA signed.", show_default=False),
+]
+TlsCrl = Annotated[
+    Path | None,
+    typer.Option("--tls-crl", metavar="PEM", help="Refuse and cut off the certificates in this list of revoked ones.", show_default=False),
+]
+AnyCertificate = Annotated[bool, typer.Option("--any-certificate", help="Admit any client id with any certificate of `--tls-client-ca`.")]
+JoinTokensFile = Annotated[
+    Path | None,
+    typer.Option("--join-tokens", metavar="JSON", help="Admit only clients with a token of `feddkd tokens`.", show_default=False),
+]
+JoinTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--join-token-file", metavar="FILE", help="Join with the token in this file, or in FEDDKD_JOIN_TOKEN.", show_default=False
+    ),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to and from other machines.")]
 
