@@ -266,19 +266,20 @@ def test_the_log_names_who_comes_goes_and_returns() -> None:
 
 def test_the_engine_is_asked_until_the_run_ends_and_may_refuse() -> None:
     class Engine(InProcessEngine):
+        closed = False
+
         def here(self) -> list[str]:
             if self.closed:
                 raise RuntimeError("closed")
             return ["a"]
 
     engine = Engine({}, chunk_bytes=1024)
-    engine.closed = False  # type: ignore[attr-defined]
     page = LivePage(Config(), every_s=0.001)
     page.engine_ready(engine)
     with served(page) as port:
         page.clients_available({"a": ExampleCounts(1)})
         until(lambda: whole_state(port)["clients"]["connected"] == 1)
-        engine.closed = True  # type: ignore[attr-defined]
+        engine.closed = True
         page.run_failed("stopped")
         assert whole_state(port)["clients"]["connected"] == 1
 
