@@ -115,12 +115,13 @@ def test_tensorboard_reads_every_number_of_a_run_that_was_resumed_once(tmp_path:
     check_series(tensorboard_series(tmp_path))
 
 
-@pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of an MLflow database in the folder."""
+@pytest.fixture(params=["file://{}/mlruns", pytest.param("sqlite:///{}/mlflow.db", marks=pytest.mark.slow)], ids=["files", "database"])
+def mlflow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of MLflow that keeps everything in the folder: in files, or in a database, which takes it ten seconds to make."""
     for module in ("mlflow", "sqlalchemy", "alembic"):
         pytest.importorskip(module)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", request.param.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hospitals")
     from mlflow import MlflowClient
 
