@@ -111,7 +111,9 @@ function showLearning() {
   const scored = last("score") ?? last("client_score");
   const where = last("score") ? "test set" : "clients' held-out data";
   put("score-title", title);
-  put("score-chart-title", title);
+  // Where the loss is the metric of the task, one tile has it.
+  put("score-chart-title", title === "Loss" ? "Loss of the global model" : title);
+  at("loss-tile").hidden = title === "Loss";
   put("score", scored ? score(scored[1]) : "–");
   const best = run.best ? `, best ${score(run.best[1])} in round ${run.best[0]}` : "";
   put("score-note", scored ? `round ${scored[0]}, ${where}${best}` : run.has_test_set ? "after the first round" : "no test set at the server");
@@ -159,7 +161,7 @@ function showClients() {
   at("clients").className = `value${clients.lost ? " lost" : ""}`;
   const doing = isOver() ? "were there at the end" : `${clients.working} working, ${clients.connected} ready`;
   put("clients-note", here ? doing : "nobody is connected");
-  put("clients-more", clients.more ? `and ${plural(clients.more, "more client")} in order` : "");
+  put("clients-more", clients.more ? `${plural(clients.more, "more client")} not listed` : "");
   at("client-rows").replaceChildren(...clients.rows.map(clientRow));
 }
 
@@ -377,6 +379,7 @@ function mergeOpenRound() {
 
 function showAll() {
   mergeOpenRound();
+  showConnection();
   showRun(); showExchange(); showLearning(); showTime(); showClients(); showCharts();
 }
 
