@@ -1,4 +1,4 @@
-"""Counts the joins that were refused, and logs them without end only where there is none of a flood."""
+"""Counts the joins that were refused, and logs a bounded number of them a minute."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ class Refusals:
         count: how many, by kind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "") -> None:
+        """Args:
+        run_id: for the log.
+        """
+        self._run_id = run_id
         self.count: Counter[str] = Counter()
         self._period_began = 0.0
         self._in_period = 0
@@ -55,8 +59,9 @@ class Refusals:
         self._in_period += 1
         if self._in_period <= LINES_A_MINUTE:
             reason = printable(str(error))
-            logger.info("refused %s: %s", printable(peer), reason, extra=about("client_refused", peer=peer, kind=kind, reason=reason))
+            refused = about("client_refused", run_id=self._run_id, peer=peer, kind=kind, reason=reason)
+            logger.info("refused %s: %s", printable(peer), reason, extra=refused)
 
     def _tell_the_rest(self) -> None:
         if (unsaid := self._in_period - LINES_A_MINUTE) > 0:
-            logger.warning("%d more joins were refused", unsaid, extra=about("clients_refused", count=unsaid))
+            logger.warning("%d more joins were refused", unsaid, extra=about("clients_refused", run_id=self._run_id, count=unsaid))

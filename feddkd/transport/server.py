@@ -71,7 +71,8 @@ class FederationServer:
         self._inbox = inbox
         self._admission = admission
         self.classes = ClassContract()
-        self.refusals = Refusals()
+        self._run_id = manifest.run_id
+        self.refusals = Refusals(manifest.run_id)
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -81,6 +82,7 @@ class FederationServer:
             # An answer holds a schema like the model's, perhaps with more vectors, and its numbers.
             max_message_bytes=(256 << 10) + 16 * manifest.model.ByteSize(),
             write_stall_s=write_stall_s,
+            run_id=manifest.run_id,
         )
         self._streams: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -262,7 +264,7 @@ class FederationServer:
             session.counts.total,
             session.counts.labelled,
             request.software_version[:32],
-            extra=about("client_joined", client=session.client_id, examples=session.counts.total, labelled=session.counts.labelled),
+            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
         )
         return token
 
