@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +13,15 @@ from typing import Self
 
 from feddkd.cli.options import METRICS_HOST
 from feddkd.cli.output import LINE_LETTERS, error_console, note
+from feddkd.client.watch import ClientWatch
 from feddkd.config import Config
 from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
+from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.health import Health
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.observability.scrape import scrape
 from feddkd.observability.web import WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
@@ -49,8 +53,12 @@ class Publishing:
         endpoints: what is wanted.
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, certificates: Mapping[str, Path | None] | None = None) -> None:
+        """Args:
+        certificates: files of the server's, by role.
+        """
         self.endpoints = endpoints
+        self._certificates = certificates or {}
         self._stack = contextlib.ExitStack()
         self._server: WebServer | None = None
 
@@ -69,6 +77,7 @@ class Publishing:
             return []
         metrics = PrometheusMetrics(config)
         metrics.was_stopped = was_stopped
+        metrics.watch_certificates(self._certificates)
         health = Health(was_stopped)
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)
@@ -93,6 +102,26 @@ class Publishing:
             note(error_console(), f"{why}{stay}; Ctrl-C or SIGTERM ends that")
             with contextlib.suppress(KeyboardInterrupt):
                 _stay(self.endpoints.metrics_linger_s)
+
+
+@contextlib.contextmanager
+def published_client(client_id: str, port: int | None, host: str, certificates: Mapping[str, Path | None]) -> Iterator[ClientWatch]:
+    """Serve the metrics of a client, if a port is given, and yield what fills them.
+
+    Args:
+        certificates: files of the client's, by role.
+
+    Raises:
+        AddressInUseError: the port is taken, or the address is not one of this machine's.
+    """
+    if port is None:
+        yield ClientWatch()
+        return
+    metrics = ClientMetrics(client_id)
+    metrics.certificates.watch(certificates)
+    with contextlib.closing(WebServer({"/metrics": functools.partial(scrape, metrics.registry)}, port, host, "metrics")) as server:
+        note(error_console(), f"metrics on http://{server.address}/metrics")
+        yield metrics
 
 
 def _stay(seconds: float) -> None:

@@ -103,7 +103,8 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+    endpoints = Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)
+    with Publishing(endpoints, {"server": tls_cert, "client_ca": tls_client_ca}) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, credentials, publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

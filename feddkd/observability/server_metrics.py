@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.metrics import UNKNOWN
 from feddkd.scheduler.engine import Engine
 
@@ -22,7 +23,11 @@ OUTCOMES = ("completed", "failed", "stopped")
 
 
 class ServiceMetrics:
-    """How the run ended, who was turned away, and until when the certificates are valid."""
+    """How the run ended, how many joins were refused, and until when the certificates hold.
+
+    Attributes:
+        certificates: of the server.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._end = Gauge(
@@ -35,14 +40,7 @@ class ServiceMetrics:
             self._end.labels(outcome).set(UNKNOWN)
         self._refused_joins = RefusedJoins()
         registry.register(self._refused_joins)
-        self.certificate_expiry = Gauge(
-            "feddkd_certificate_expiry_time_seconds",
-            "End of the validity of a certificate, in seconds since 1970; NaN where there is none.",
-            ["role"],
-            registry=registry,
-        )
-        for role in CERTIFICATE_ROLES:
-            self.certificate_expiry.labels(role).set(UNKNOWN)
+        self.certificates = CertificateExpiry(registry, CERTIFICATE_ROLES)
 
     def watch(self, engine: Engine) -> None:
         """Ask the engine at every scrape whom it refused."""
