@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,23 @@ MetricsTextfile = Annotated[
         metavar="FILE",
         callback=_check_textfile,
         help="Keep the metrics in this file, too, for the textfile collector of node_exporter. Its name ends in `.prom`.",
+        show_default=False,
+    ),
+]
+
+
+class TraceProtocol(StrEnum):
+    """How traces are sent."""
+
+    OTLP = "otlp"
+
+
+Trace = Annotated[
+    TraceProtocol | None,
+    typer.Option(
+        "--trace",
+        metavar="PROTOCOL",
+        help="`otlp`: send traces with OpenTelemetry, to $OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`.",
         show_default=False,
     ),
 ]

@@ -22,6 +22,7 @@ from feddkd.observability.health import Health
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.scrape import scrape
+from feddkd.observability.tracing import Tracing, otlp_processor
 from feddkd.observability.web import WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
@@ -35,12 +36,14 @@ class Endpoints:
         metrics_port: None for no metrics over HTTP; 0 takes a free port.
         metrics_linger_s: seconds that the metrics stay after the run has ended.
         metrics_textfile: holds the metrics, also after the process has ended; None for no file.
+        traces: whether traces are sent with OpenTelemetry.
     """
 
     metrics_port: int | None = None
     metrics_host: str = METRICS_HOST
     metrics_linger_s: float = 0.0
     metrics_textfile: Path | None = None
+    traces: bool = False
 
 
 class Publishing:
@@ -54,11 +57,17 @@ class Publishing:
     """
 
     def __init__(self, endpoints: Endpoints, certificates: Mapping[str, Path | None] | None = None) -> None:
-        """Args:
-        certificates: files of the server's, by role.
+        """Prepare.
+
+        Args:
+            certificates: files of the server's, by role.
+
+        Raises:
+            ConfigError: what traces need is not installed.
         """
         self.endpoints = endpoints
         self._certificates = certificates or {}
+        self._processor = otlp_processor() if endpoints.traces else None
         self._stack = contextlib.ExitStack()
         self._server: WebServer | None = None
 
@@ -72,9 +81,18 @@ class Publishing:
             AddressInUseError: the port is taken, or the address is not one of this machine's.
             ConfigError: the file cannot be written.
         """
+        observers: list[Observer] = []
+        if self._processor is not None:
+            tracing = Tracing(self._processor, was_stopped)
+            self._stack.callback(tracing.close)
+            observers.append(tracing)
+        if self.endpoints.metrics_port is not None or self.endpoints.metrics_textfile is not None:
+            observers += self._begin_metrics(config, was_stopped)
+        return observers
+
+    def _begin_metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
+        """Serve the metrics, and keep their file."""
         endpoints = self.endpoints
-        if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
-            return []
         metrics = PrometheusMetrics(config)
         metrics.was_stopped = was_stopped
         metrics.watch_certificates(self._certificates)

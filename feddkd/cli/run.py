@@ -27,6 +27,7 @@ from feddkd.cli.options import (
     MetricsPort,
     MetricsTextfile,
     Overrides,
+    Trace,
     Verbose,
     WithReport,
 )
@@ -86,6 +87,7 @@ def run(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    trace: Trace = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -127,7 +129,7 @@ def run(
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         from feddkd.cli.publishing import Endpoints, Publishing
 
-        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, trace is not None)) as publishing:
             with interruptible(left, go_on):
                 summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
             finish_with_summary(summary, folder, report=report, as_json=as_json)

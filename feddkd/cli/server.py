@@ -26,6 +26,7 @@ from feddkd.cli.options import (
     TlsCert,
     TlsClientCA,
     TlsKey,
+    Trace,
     Verbose,
     WithReport,
     parse_address,
@@ -52,6 +53,7 @@ def server(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    trace: Trace = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -103,7 +105,7 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    endpoints = Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)
+    endpoints = Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, trace is not None)
     with Publishing(endpoints, {"server": tls_cert, "client_ca": tls_client_ca}) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, credentials, publishing)

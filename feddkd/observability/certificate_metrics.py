@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class CertificateExpiry:
         """Take the files, by role; None for a role without one."""
         for role, file in files.items():
             if file is not None:
-                self._gauge.labels(role).set_function(lambda file=file: _end_of(file))
+                self._gauge.labels(role).set_function(functools.partial(_end_of, file))
 
 
 def _end_of(file: Path) -> float:
