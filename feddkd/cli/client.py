@@ -18,6 +18,7 @@ from feddkd.cli.options import (
     CheckOnly,
     ConfigFile,
     Insecure,
+    JoinTokenFile,
     LogFile,
     LogFormatOption,
     MetricsHost,
@@ -49,6 +50,7 @@ def client(
     tls_ca: TlsCA = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    join_token_file: JoinTokenFile = None,
     insecure: Insecure = False,
     stay: Annotated[
         bool, typer.Option("--stay", help="Stay for the next run of the server when one is over, until SIGTERM or Ctrl-C.")
@@ -75,6 +77,7 @@ def client(
     announce("client", f"{client_id}, server {server}", override or ())
     import_torch()
     # These need torch, whose import takes seconds: --help and a typing error should not wait for it.
+    from feddkd.cli.join_token import read_join_token
     from feddkd.cli.publishing import published_client
     from feddkd.cli.standing import StandingSite
     from feddkd.client.own_site import site_tables
@@ -85,6 +88,7 @@ def client(
     if not CLIENT_ID.fullmatch(client_id):
         raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
     tls = client_tls(tls_ca, tls_cert, tls_key)
+    join_token = read_join_token(join_token_file)
     if tls is None:
         check_plaintext_allowed(host, insecure)
     own = site_tables(config, override or ())
@@ -101,7 +105,7 @@ def client(
         published_client(client_id, metrics_port, metrics_host, certificates) as watch,
         interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])),
     ):
-        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for, watch)
+        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for, join_token, watch)
         if stay:
             site.take_part_for_ever()
         else:

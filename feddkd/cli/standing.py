@@ -36,6 +36,7 @@ class StandingSite:
         partition_index: int | None,
         tls: ClientTls | None,
         retry_for_s: float | None,
+        join_token: str = "",
         watch: ClientWatch | None = None,
     ) -> None:
         """Prepare; the server is not asked yet.
@@ -45,6 +46,7 @@ class StandingSite:
             own: the site's own tables.
             partition_index: the slice of a shared data set; None for all of the site's data.
             retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+            join_token: lets the site in at its first join; empty where the server asks for none.
             watch: hears of connection and work.
         """
         self._address = address
@@ -53,6 +55,7 @@ class StandingSite:
         self._partition_index = partition_index
         self._tls = tls
         self._retry_for_s = retry_for_s
+        self._join_token = join_token
         self._watch = watch or ClientWatch()
         self._has_joined = False
 
@@ -113,6 +116,7 @@ class StandingSite:
             worker.fingerprint,
             class_names=told_names(worker.class_names, worker.site.config.data.class_names),
             on_joined=joined,
+            join_token=self._join_token,
             watch=self._watch,
         )
         memberships = {client_id: membership}

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from feddkd.errors import ConfigError
 from feddkd.observability.metrics import UNKNOWN
-from feddkd.transport.certificates import Certificate
+from feddkd.certs.certificate import Certificate
 
 
 class CertificateExpiry:

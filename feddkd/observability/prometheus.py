@@ -8,7 +8,6 @@ times in seconds, ratios from 0 to 1; down is towards the client. docs/metrics.m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
 
@@ -66,10 +65,6 @@ class PrometheusMetrics(Observer):
         """Answer a scrape."""
         return scrape(self.registry, request)
 
-    def watch_certificates(self, files: Mapping[str, Path | None]) -> None:
-        """Say until when the certificates in these files hold, by role."""
-        self._service.certificates.watch(files)
-
     def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
         self._sites.count(examples)
 
@@ -77,8 +72,7 @@ class PrometheusMetrics(Observer):
         self._run.start(run_id, rounds)
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
-        self._run.current_round.set(round_number)
-        self._run.enter("running")
+        self._run.round_started(round_number)
 
     def engine_ready(self, engine: Engine) -> None:
         self._communication.watch(engine)
@@ -86,9 +80,11 @@ class PrometheusMetrics(Observer):
         self._service.watch(engine)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
+        self._run.exchange_done()
         self._communication.add(record)
         self._learning.add(record)
         self._sites.add(record)
+        self._sites.outliers(record.outliers)
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._learning.evaluated("server", evaluation)
@@ -110,10 +106,6 @@ class PrometheusMetrics(Observer):
     def run_done(self, record: RunRecord) -> None:
         self._service.ended("completed")
         self._run.enter("completed")
-
-    def outliers(self, exchanges: Mapping[str, int]) -> None:
-        """Take in in how many exchanges running each client's contribution was an outlier."""
-        self._sites.outliers(exchanges)
 
     def run_failed(self, reason: str) -> None:
         outcome = "stopped" if self.was_stopped() else "failed"

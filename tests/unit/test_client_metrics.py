@@ -14,7 +14,7 @@ from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId, Reply, Task
 from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.client_metrics import ClientMetrics, _Activity
 from feddkd.tensors import Schema, Tensors
-from feddkd.transport.certificates import Certificate
+from feddkd.certs.certificate import Certificate
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +23,6 @@ from feddkd.log_events import EVENTS, about
 from feddkd.observability.event_log import EventLog
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
-from feddkd.transport.admission import NotAdmittedError
-from feddkd.transport.refusals import KINDS, LINES_A_MINUTE, PERIOD_S, Refusals
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "logs.md"
@@ -186,22 +183,3 @@ def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pyt
         "step": 4,
         "clients_missing": 1,
     }
-
-
-@pytest.mark.parametrize("code", [*KINDS, grpc.StatusCode.INVALID_ARGUMENT])
-def test_refusals_are_counted_by_kind(code: grpc.StatusCode) -> None:
-    refusals = Refusals("run-1")
-    refusals.add(NotAdmittedError(code, "for a reason"), "ipv4:127.0.0.1:1", 0.0)
-    assert refusals.count == {KINDS.get(code, "invalid"): 1}
-
-
-def test_a_flood_of_refusals_is_counted_and_not_logged_line_by_line(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "feddkd")
-    refusals = Refusals("run-1")
-    for _ in range(10 * LINES_A_MINUTE):
-        refusals.add(NotAdmittedError(grpc.StatusCode.ALREADY_EXISTS, "taken\x1b[2J"), "ipv4:127.0.0.1:1", 1.0)
-    assert len(caplog.records) == LINES_A_MINUTE
-    assert "\x1b" not in caplog.text
-    refusals.add(NotAdmittedError(grpc.StatusCode.ALREADY_EXISTS, "taken"), "ipv4:127.0.0.1:1", 1.0 + PERIOD_S)
-    assert caplog.messages[-2:] == [f"{9 * LINES_A_MINUTE} more joins were refused", "refused ipv4:127.0.0.1:1: taken"]
-    assert refusals.count["taken"] == 10 * LINES_A_MINUTE + 1
