@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from feddkd.certs.certificate import Certificate
 from feddkd.errors import ConfigError
 from feddkd.observability.metrics import UNKNOWN
-from feddkd.certs.certificate import Certificate
 
 
 class CertificateExpiry:

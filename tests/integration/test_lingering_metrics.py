@@ -53,8 +53,8 @@ def state_in(text: str) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_completed_run_can_be_scraped_until_a_signal_comes_and_its_exit_code_is_its_own(number: signal.Signals, tmp_path: Path) -> None:
     with running(tmp_path, "--metrics-port", "0", "--metrics-linger", "3600") as process:
-        message = entry_with(process, "the metrics stay for 3600 s on http://")
-        address = message.split(" on ")[1].split("/metrics")[0]
+        address = entry_with(process, "metrics on http://").split(" on ")[1].removesuffix("/metrics")
+        entry_with(process, "the metrics stay for 3600 s")
         with urlopen(f"{address}/metrics") as response:
             assert state_in(response.read().decode()) == "completed"
         with pytest.raises(HTTPError, match="503") as refused:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from feddkd.certs.certificate import Certificate
 from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId, Reply, Task
 from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.client_metrics import ClientMetrics, _Activity
 from feddkd.tensors import Schema, Tensors
-from feddkd.certs.certificate import Certificate
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -113,7 +113,7 @@ def test_the_end_of_a_certificate_is_read_again_at_every_scrape(monkeypatch: pyt
     ends = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
     def read(file: Path) -> Certificate:
-        return Certificate(file, ends, ends, ())
+        return Certificate(ends, ends)
 
     monkeypatch.setattr(Certificate, "read", read)
     expiry.watch({"server": Path("server.pem"), "client_ca": None})

@@ -2,7 +2,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -308,12 +308,13 @@ def test_when_the_round_and_the_last_exchange_were(metrics: PrometheusMetrics, m
     clock = iter((10.0, 10.0, 15.0, 20.0, 20.0))
     monkeypatch.setattr("time.time", lambda: next(clock))
     found: list[list[float | None]] = []
-    for event in (
+    events: list[Callable[[], None]] = [
         lambda: None,
         lambda: metrics.round_started(1, 0, 4),
         lambda: metrics.exchange_done(exchange()),
         lambda: metrics.round_started(1, 1, 4),
-    ):
+    ]
+    for event in events:
         event()
         found.append([metrics.registry.get_sample_value(f"feddkd_{name}_time_seconds") for name in ("round_start", "last_exchange")])
     assert math.isnan(found[0][0] or 0)
