@@ -173,9 +173,9 @@ def serving(entrance: Entrance) -> Iterator[tuple[FederationServer, str]]:
         server.stop()
 
 
-def entrance_of(place: Place, shows: str = "", register: Register | None = None, **options: bool) -> Entrance:
+def entrance_of(place: Place, shows: str = "", register: Register | None = None, *, any_certificate: bool = False) -> Entrance:
     file = place.servers.get(shows, place.pki.folder / "server.pem")
-    tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=place.pki.crl, **options)
+    tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=place.pki.crl, any_certificate=any_certificate)
     return Entrance(tls, register=register or NoRegister())
 
 
