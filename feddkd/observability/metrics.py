@@ -60,7 +60,26 @@ class RunMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
+        self._round_start = Gauge(
+            "feddkd_round_start_time_seconds", "When the current attempt at a round began, in seconds since 1970; NaN before.", registry=registry
+        )
+        self._last_exchange = Gauge(
+            "feddkd_last_exchange_time_seconds",
+            "When the last exchange ended, or its round began if that was later, in seconds since 1970; NaN before.",
+            registry=registry,
+        )
+        for time_of in (self._round_start, self._last_exchange):
+            time_of.set(UNKNOWN)
         self.enter("waiting")
+
+    def round_started(self, round_number: int) -> None:
+        self.current_round.set(round_number)
+        self._round_start.set_to_current_time()
+        self._last_exchange.set_to_current_time()
+        self.enter("running")
+
+    def exchange_done(self) -> None:
+        self._last_exchange.set_to_current_time()
 
     def start(self, run_id: str, rounds: int) -> None:
         self._info.labels(run_id, *self._names).info({})
