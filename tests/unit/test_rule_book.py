@@ -19,7 +19,7 @@ from feddkd.aggregator.rule import Rule, Setting
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config, CustomRuleConfig
 from feddkd.errors import ConfigError
-from feddkd.exchange import ExampleCounts, ExchangeId, ExchangeKind, Outcome
+from feddkd.exchange import ExampleCounts, ExchangeId, ExchangeKind, Outcome, Reply
 from feddkd.scheduler import checkpoint
 from feddkd.scheduler.blobs import Blob
 from feddkd.scheduler.downlink import Downlink
@@ -259,3 +259,25 @@ def test_an_exchange_names_its_rule_and_who_has_how_much() -> None:
     )
     assert isinstance(exchange.rule, GuardedMean)
     assert exchange.rule.sizes == {"a": 77.0}
+
+
+# Losses.
+
+
+def loss_of(*overrides: str, losses: Sequence[float], ratios: Mapping[str, float] | None = None) -> float | None:
+    clients = {f"c{number}": 1.0 + number for number in range(len(losses))}
+    replies = {client: Reply(loss=loss) for client, loss in zip(clients, losses, strict=True)}
+    described = plan(*overrides).describe(ExchangeId(RUN_ID, 1, 0, "local_train", 0), clients, filled(SCHEMA, 0), evaluate=False)
+    return book(*overrides).loss(described, Outcome(None, replies, {}, Traffic(), 0.0, ratios=ratios or {}))
+
+
+def test_losses_are_averaged_by_weight_unless_a_client_is_scaled() -> None:
+    assert loss_of(losses=[1.0, 4.0]) == 3.0
+    assert loss_of(losses=[1.0, 4.0, 1e9], ratios={"c0": 1.0, "c1": 1.0, "c2": 10.0}) == 3.0
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "geometric_median", "norm_bounding", "centred_clipping"])
+def test_a_lying_loss_moves_no_robust_rule(name: str) -> None:
+    assert loss_of(f"aggregation.rule={name}", losses=[1.0, 2.0, 4.0, 5.0, 1e30]) == 4.0
+    assert loss_of("aggregation.rule=trimmed_mean", losses=[1.0, 2.0, 4.0, 6.0, 1e30]) == 4.0
+    assert loss_of(f"aggregation.rule={name}", losses=[]) is None
