@@ -47,6 +47,7 @@ SUMMARY: dict[str, Any] = {
     "snapshot_bytes_down": 0,
     "examples": {},
     "doubtful_labels": {},
+    "outliers": {},
     "exchanges": {"local_train": counts(400_000, 0), "dkd_step": counts(600_000, 300_000)},
 }
 
