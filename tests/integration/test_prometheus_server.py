@@ -6,81 +6,28 @@ site, pauses without its second one, and fails. Everything that Prometheus says 
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from federation import free_port
-from processes import Process
 from prometheus_server import PrometheusServer, Sample, hurried, needs_prometheus
 from promql import RULES, Expression, all_expressions, of_pages, of_panels, of_recordings
+from served import ENDLESS, Served
 
-from feddkd.config import Config
 from feddkd.observability.metrics import DURATION_BUCKETS_S
 from feddkd.observability.run_folder import EXCHANGES, ROUNDS
 
 pytestmark = needs_prometheus
 
-ENDLESS = 100_000
-SMALL = (
-    "data.subset=200",
-    "partition.name=iid",
-    "training.epochs=1",
-    "dkd.steps=1",
-    "runtime.threads=1",
-    "scheduler.reconnect_grace_s=0",
-    "scheduler.pause_timeout_s=4",
-    "scheduler.keep_checkpoints=0",
-)
 ONLY_WITH_A_CAUSE = {"panel Which site is lost", "panel Outliers"}
 """What is empty as long as nothing is wrong."""
-
-
-class Served:
-    """A server, its sites, and where they are."""
-
-    def __init__(self, folder: Path, name: str, sites: int, *overrides: str) -> None:
-        self.name = name
-        self.folder = folder / name
-        self.folder.mkdir()
-        config = Config.load(overrides=[*SMALL, f"partition.clients={sites}", f"scheduler.clients={sites}", *overrides])
-        (self.folder / "config.toml").write_text(config.to_toml())
-        self.instance = f"127.0.0.1:{free_port()}"
-        self._address = f"127.0.0.1:{free_port()}"
-        self._sites = sites
-        self.processes: dict[str, Process] = {}
-
-    def start(self) -> None:
-        port = self.instance.rpartition(":")[2]
-        watched = ["--metrics-port", port, "--metrics-linger", "60"]
-        self._start("server", "server", "config.toml", "--listen", self._address, "--state", "state", "--no-report", *watched)
-        for index in range(self._sites):
-            site = f"site-{'abc'[index]}"
-            where = ["--server", self._address, "--id", site, "--state", site]
-            self._start(site, "client", "config.toml", *where, "--partition-index", str(index))
-
-    def kill(self, name: str) -> None:
-        self.processes[name].kill()
-
-    def record(self, name: str) -> list[dict[str, Any]]:
-        """Read the lines of a file of the record."""
-        (file,) = self.folder.glob(f"state/*/{name}")
-        return [json.loads(line) for line in file.read_text().splitlines()]
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-
-    def _start(self, name: str, *arguments: str) -> None:
-        self.processes[name] = Process(name, arguments, self.folder)
 
 
 @dataclass
@@ -90,6 +37,7 @@ class Watched:
     Attributes:
         exchanges, rounds: the record of `done`.
         done: recorded values of `done`, when its run was completed.
+        instances: the address of each run's metrics.
         answers: to each expression while `long` ran with all of its sites.
         lost: by query, when `long` had lost one.
         firing: by alert, the labels of everything that it ever fired for.
@@ -103,6 +51,9 @@ class Watched:
     lost: dict[str, list[Sample]] = field(default_factory=dict)
     firing: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
 
+    def instance_of(self, run: Served) -> str:
+        return self.instances[run.folder.name]
+
     def instances_of(self, alert: str) -> set[str]:
         """Name the runs that an alert fired for."""
         names = {instance: name for name, instance in self.instances.items()}
@@ -112,18 +63,19 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
-    done = Served(folder, "done", 1, "rounds=3")
-    killed = Served(folder, "killed", 1, f"rounds={ENDLESS}")
-    long = Served(folder, "long", 3, f"rounds={ENDLESS}", "scheduler.min_clients=2")
-    runs = (done, killed, long)
-    found = Watched({run.name: run.instance for run in runs})
+    done = Served(folder / "done", 1, "rounds=3")
+    killed = Served(folder / "killed", 1, f"rounds={ENDLESS}")
+    long = Served(folder / "long", 3, f"rounds={ENDLESS}", "scheduler.min_clients=2")
+    found = Watched()
     with ExitStack() as stack:
-        for run in runs:
-            run.start()
+        for run in (done, killed, long):
+            port = str(free_port())
+            found.instances[run.folder.name] = f"127.0.0.1:{port}"
+            run.start("--metrics-port", port, "--metrics-linger", "60")
             stack.callback(run.close)
         targets = {"feddkd-server": [*found.instances.values()]}
         prometheus = stack.enter_context(PrometheusServer(folder / "prometheus", targets))
-        kill_a_server(prometheus, killed)
+        kill_a_server(prometheus, killed, found)
         complete(prometheus, done, found)
         ask_everything(prometheus, long, found)
         lose_sites(prometheus, long, found)
@@ -131,30 +83,30 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield found
 
 
-def kill_a_server(prometheus: PrometheusServer, run: Served) -> None:
+def kill_a_server(prometheus: PrometheusServer, run: Served, found: Watched) -> None:
     """Let a server die amid its rounds."""
-    prometheus.wait_for(f'feddkd_run_state{{instance="{run.instance}", state="running"}} == 1')
+    prometheus.wait_for(f'feddkd_run_state{{instance="{found.instance_of(run)}", state="running"}} == 1')
     run.kill("server")
     run.kill("site-a")
 
 
 def complete(prometheus: PrometheusServer, run: Served, found: Watched) -> None:
     """Wait for the end of a run, ask about it, and end its process."""
-    prometheus.wait_for(f'feddkd_run_state{{instance="{run.instance}", state="completed"}} == 1')
+    prometheus.wait_for(f'feddkd_run_state{{instance="{found.instance_of(run)}", state="completed"}} == 1')
     prometheus.wait_for_alert("FeddkdRunCompleted")
     for recording in of_recordings():
         # Rules are evaluated after scrapes: what is recorded has to be of the last one.
-        newest = f'{recording.where}{{instance="{run.instance}"}} == ({recording.text})'
+        newest = f'{recording.where}{{instance="{found.instance_of(run)}"}} == ({recording.text})'
         if recording.where in ("exchange:feddkd_wire_bytes:per_round", "run:feddkd_round_duration_seconds:p95"):
             found.done[recording.where] = prometheus.wait_for(newest)
     found.exchanges, found.rounds = run.record(EXCHANGES), run.record(ROUNDS)
     run.processes["server"].signal(signal.SIGTERM)
-    prometheus.wait_for(f'up{{instance="{run.instance}"}} == 0')
+    prometheus.wait_for(f'up{{instance="{found.instance_of(run)}"}} == 0')
 
 
 def ask_everything(prometheus: PrometheusServer, run: Served, found: Watched) -> None:
     """Ask every expression of the project while a run is well."""
-    prometheus.wait_for(f'feddkd_rounds_total{{instance="{run.instance}", outcome="completed"}} > 3')
+    prometheus.wait_for(f'feddkd_rounds_total{{instance="{found.instance_of(run)}", outcome="completed"}} > 3')
     needed = {expression for expression in (*of_recordings(), *of_panels()) if expression.where not in ONLY_WITH_A_CAUSE}
     for expression in all_expressions():
         ask = prometheus.wait_for if expression in needed else prometheus.query
@@ -166,7 +118,7 @@ def lose_sites(prometheus: PrometheusServer, run: Served, found: Watched) -> Non
     run.kill("site-c")
     prometheus.wait_for_alert("FeddkdClientLost")
     for query in ("feddkd_site_state", "feddkd_clients"):
-        found.lost[query] = prometheus.query(f'{query}{{instance="{run.instance}", state="lost"}}')
+        found.lost[query] = prometheus.query(f'{query}{{instance="{found.instance_of(run)}", state="lost"}}')
     found.lost["panel"] = next(prometheus.query(panel.text) for panel in of_panels() if panel.where == "panel Which site is lost")
     run.kill("site-b")
     for alert in ("FeddkdRunPaused", "FeddkdRunFailed", "FeddkdServerDown", "FeddkdManyClientsLost"):
