@@ -17,7 +17,7 @@ from feddkd import __version__
 from feddkd.cli.home import expanded
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
-from feddkd.cli.output import check_output, error_console, note, prints_results
+from feddkd.cli.output import check_output, error_console, is_said_in_log, note, prints_results
 from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.memory import end_without_search
@@ -133,7 +133,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def _fail(error: object, code: int, command: str = "") -> None:
     # A message may hold what another machine said, or what a file holds.
     note(error_console(), printable(f"feddkd: {error}", MESSAGE_LETTERS))
-    if command:
+    if command and is_said_in_log():
+        note(error_console(), command)
+    elif command:
         with contextlib.suppress(OSError):
             print(f"  {printable(command, MESSAGE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
     sys.exit(code)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import be_verbose
 from feddkd.errors import ConfigError
 
@@ -35,6 +36,14 @@ def _check_textfile(file: Path | None) -> Path | None:
     return file
 
 
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", metavar="FORMAT", help="`text` for people, or `json`: one object a line, on standard error."),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log-file", metavar="FILE", help="Write the log there, too: what happens, in at most four files.", show_default=False),
+]
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="TOML file. Default: the built-in example.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -66,7 +75,7 @@ MetricsLinger = Annotated[
         "--metrics-linger",
         min=0,
         metavar="SECONDS",
-        help="Go on to serve the metrics after a run that was completed or failed, so that its end is scraped: four scrape intervals.",
+        help="Serve metrics and live page on after a run that was completed or failed, so that its end is seen: four scrape intervals.",
     ),
 ]
 MetricsTextfile = Annotated[
@@ -76,6 +85,29 @@ MetricsTextfile = Annotated[
         metavar="FILE",
         callback=_check_textfile,
         help="Keep the metrics in this file, too, for the textfile collector of node_exporter. Its name ends in `.prom`.",
+        show_default=False,
+    ),
+]
+LivePort = Annotated[
+    int | None,
+    typer.Option(
+        "--live-port",
+        metavar="PORT",
+        callback=_check_port,
+        help="Serve a page that shows the run as it goes on; 0 takes a free port.",
+        show_default=False,
+    ),
+]
+LiveHost = Annotated[
+    str,
+    typer.Option("--live-host", metavar="HOST", help="Serve the live page on this address. It is not encrypted."),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Send the numbers of each round to a tracker: `tensorboard`, `mlflow`, `wandb`, or `package.module:Class`. May be repeated.",
         show_default=False,
     ),
 ]

@@ -13,16 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     CheckOnly,
     ConfigFile,
     Json,
+    LiveHost,
+    LivePort,
+    LogFile,
+    LogFormatOption,
     MetricsHost,
     MetricsLinger,
     MetricsPort,
     MetricsTextfile,
     Overrides,
+    Track,
     Verbose,
     WithReport,
 )
@@ -33,6 +40,7 @@ from feddkd.config import Config, PartitionConfig, RuntimeConfig, read_tables
 from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
+from feddkd.observability.trackers.tracker import check_trackers
 from feddkd.text import printable
 
 if TYPE_CHECKING:
@@ -82,9 +90,14 @@ def run(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -98,8 +111,10 @@ def run(
     feddkd run --resume runs/fedavg
     ```
     """
+    start_log(log_format, log_file)
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
+    check_trackers(track or ())
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
     tables = {} if resume else read_tables(config, overrides)
     place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(tables))
@@ -120,7 +135,9 @@ def run(
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         from feddkd.cli.publishing import Endpoints, Publishing
 
-        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+        with Publishing(
+            Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+        ) as publishing:
             with interruptible(left, go_on):
                 summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
             finish_with_summary(summary, folder, report=report, as_json=as_json)

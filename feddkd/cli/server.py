@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import SHOWN_BY_A_SERVER, start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     AnyCertificate,
@@ -17,6 +18,10 @@ from feddkd.cli.options import (
     Insecure,
     JoinTokensFile,
     Json,
+    LiveHost,
+    LivePort,
+    LogFile,
+    LogFormatOption,
     MetricsHost,
     MetricsLinger,
     MetricsPort,
@@ -26,6 +31,7 @@ from feddkd.cli.options import (
     TlsClientCA,
     TlsCrl,
     TlsKey,
+    Track,
     Verbose,
     WithReport,
     parse_address,
@@ -34,6 +40,7 @@ from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
+from feddkd.observability.trackers.tracker import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +59,9 @@ def server(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -66,6 +76,8 @@ def server(
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Serve one federation.
@@ -80,7 +92,9 @@ def server(
     feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
     ```
     """
+    start_log(log_format, log_file, SHOWN_BY_A_SERVER)
     host, port = parse_address(listen, "--listen")
+    check_trackers(track or ())
     announce("server", str(config), override or ())
     import_torch()
     loaded = Config.load(config, override or ())
@@ -108,9 +122,9 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    if not sys.stderr.isatty():  # a terminal's live bar says who is there
-        logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
-    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+    with Publishing(
+        Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+    ) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

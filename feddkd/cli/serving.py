@@ -33,6 +33,7 @@ from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
+from feddkd.scheduler.rule_book import check_rules
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tasks.chosen import task_of
 from feddkd.transport.entrance import Entrance
@@ -96,6 +97,7 @@ def serve(
     evaluator = make_evaluator(config, initial)
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
+    check_rules(config, algorithm)
     warn_of_batch_norm(initial)
 
     with _opened(state, config, new=new) as served:

@@ -1,4 +1,4 @@
-"""Defines the tables `[scheduler]` and `[aggregation]`: participation, timeouts, and limits on contributions."""
+"""Defines the table `[scheduler]`: participation and timeouts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, SECONDS_MAX, Table
-from feddkd.errors import ConfigError
 
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -248,26 +247,3 @@ def cohort_size(cohort: str | int | float, available: int) -> int:
         # A product such as 0.1 * 30 is a little more than 3, and must not become 4.
         return math.ceil(round(cohort * available, 9))
     return available
-
-
-class AggregationConfig(Table):
-    """Limits on what a client may contribute to an exchange."""
-
-    max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {},
-        max_length=64,
-        description="largest Euclidean norm of a contribution, by exchange name; a contribution above it is refused. "
-        "With a codec the norm is that of the decoded tensor, which with eden1 is a fourth longer than the original",
-    )
-
-    def check_exchanges(self, known: Iterable[str]) -> None:
-        """Check that every key of `max_norm` is an exchange of the algorithm.
-
-        Raises:
-            ConfigError: naming the first key that is not.
-        """
-        names = sorted(known)
-        for name in self.max_norm:
-            if name not in names:
-                key = f"aggregation.max_norm.{name}"
-                raise ConfigError(f"{key}: this algorithm has no such exchange; it has {', '.join(names)}")

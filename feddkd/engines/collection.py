@@ -20,6 +20,7 @@ from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block, Spool
 from feddkd.errors import DivergedError, ProtocolError
 from feddkd.exchange import Cause, Exchange, Missing, Reply
+from feddkd.log_events import about
 from feddkd.text import printable
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import MAX_COUNT, MAX_REASON_CHARACTERS, Verdict, numbers_of
@@ -366,7 +367,9 @@ class Collection:
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
-        logger.info("%s: %s is left out: %s", self.exchange.id, contribution.client_id, missing.reason)
+        exchange = self.exchange.id
+        lost = about("reply_missing", client=contribution.client_id, exchange=exchange.name, round=exchange.round, reason=missing.reason)
+        logger.info("%s: %s is left out: %s", exchange, contribution.client_id, missing.reason, extra=lost)
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))
         self.revision += 1

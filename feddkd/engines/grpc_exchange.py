@@ -324,6 +324,7 @@ class GrpcExchange:
             fault=reduced.fault,
             decode_s=self._fold.decode_s if self._fold is not None else 0.0,
             useful=useful_traffic(self._collection, self._forms),
+            ratios=self._fold.ratios if self._fold is not None else {},
         )
 
     def _receipt(self, client: str, judgement: Judgement, connected: Container[str]) -> Receipt:

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from feddkd.observability.metrics import UNKNOWN
 from feddkd.scheduler.engine import Engine
 
-REFUSALS = ("identity", "token", "certificate", "taken", "full", "invalid", "version")
+REFUSALS = ("identity", "token", "taken", "full", "version", "invalid")
 """Why joins are refused: the values of the label `reason`."""
 
 CERTIFICATE_ROLES = ("server", "client_ca")

@@ -13,6 +13,7 @@ import grpc.aio
 
 from feddkd.certs.certificate import Certificate
 from feddkd.errors import ProtocolError
+from feddkd.log_events import about
 from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.entrance import OPEN, Entrance
@@ -157,7 +158,8 @@ class Participation:
         self._take_down(session.client_id, end)
         if end.code is not grpc.StatusCode.OK:
             level = logging.INFO if end.code in _ORDINARY else logging.WARNING
-            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason)
+            lost = about("client_lost", client=session.client_id, reason=end.reason)
+            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason, extra=lost)
             await refuse(context, end.code, end.reason)
 
     def _take_down(self, client_id: str, end: End) -> None:

@@ -10,6 +10,7 @@ import grpc
 
 from feddkd.certs.certificate import Certificate
 from feddkd.errors import TransportError
+from feddkd.log_events import about
 from feddkd.text import printable
 from feddkd.transport.limits import TokenBucket
 from feddkd.transport.register import Register
@@ -71,7 +72,14 @@ class Refusals:
             return
         more, self._unsaid = self._unsaid, 0
         suffix = f" ({more} more refusals were not said)" if more else ""
-        logger.warning("refused %s at %s: %s%s", printable(client_id, 64) or "a client", printable(address, 100), error, suffix)
+        logger.warning(
+            "refused %s at %s: %s%s",
+            printable(client_id, 64) or "a client",
+            printable(address, 100),
+            error,
+            suffix,
+            extra=about("client_refused", client=client_id[:64], peer=address, kind=error.kind, reason=str(error)),
+        )
         self._register.refused(client_id[:64], address, error.kind, str(error), certificate, more)
 
     def _is_to_be_said(self, key: tuple[str, str, Kind], now: float) -> bool:

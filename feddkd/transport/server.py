@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import AddressInUseError
+from feddkd.log_events import about
 from feddkd.transport.admission import (
     Admission,
     check_owner,
@@ -311,6 +312,7 @@ class FederationServer:
             session.counts.total,
             session.counts.labelled,
             request.software_version[:32],
+            extra=about("client_joined", client=session.client_id, examples=session.counts.total, labelled=session.counts.labelled),
         )
         return token
 
