@@ -18,13 +18,13 @@ import pytest
 import yaml
 from federation import free_port
 from prometheus_server import PrometheusServer, Sample, hurried, needs_prometheus
-from promql import RULES, Expression, all_expressions, of_pages, of_panels, of_recordings
+from promql import RULES, Expression, alerts, all_expressions, of_pages, of_panels, of_recordings
 from served import ENDLESS, Served
 
 from feddkd.observability.metrics import DURATION_BUCKETS_S
 from feddkd.observability.run_folder import EXCHANGES, ROUNDS
 
-pytestmark = needs_prometheus
+pytestmark = [needs_prometheus, pytest.mark.timeout(300)]
 
 ONLY_WITH_A_CAUSE = {"panel Which site is lost", "panel Outliers"}
 """What is empty as long as nothing is wrong."""
@@ -40,7 +40,8 @@ class Watched:
         instances: the address of each run's metrics.
         answers: to each expression while `long` ran with all of its sites.
         lost: by query, when `long` had lost one.
-        firing: by alert, the labels of everything that it ever fired for.
+        fired: by alert, the labels of everything that it ever fired for.
+        firing: the same of what it fired for in the end.
     """
 
     instances: dict[str, str] = field(default_factory=dict)
@@ -49,15 +50,16 @@ class Watched:
     answers: dict[Expression, list[Sample]] = field(default_factory=dict)
     done: dict[str, list[Sample]] = field(default_factory=dict)
     lost: dict[str, list[Sample]] = field(default_factory=dict)
+    fired: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
     firing: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def instance_of(self, run: Served) -> str:
         return self.instances[run.folder.name]
 
-    def instances_of(self, alert: str) -> set[str]:
-        """Name the runs that an alert fired for."""
+    def runs(self, found: list[dict[str, str]]) -> set[str]:
+        """Name the runs of labels."""
         names = {instance: name for name, instance in self.instances.items()}
-        return {names[labels["instance"]] for labels in self.firing[alert]}
+        return {names[labels["instance"]] for labels in found}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         complete(prometheus, done, found)
         ask_everything(prometheus, long, found)
         lose_sites(prometheus, long, found)
-        found.firing = everything_that_fired(prometheus)
+        found.fired = {name: prometheus.fired(name) for name in alerts()}
+        found.firing = {name: prometheus.fires(name) for name in alerts()}
         yield found
 
 
@@ -121,13 +124,8 @@ def lose_sites(prometheus: PrometheusServer, run: Served, found: Watched) -> Non
         found.lost[query] = prometheus.query(f'{query}{{instance="{found.instance_of(run)}", state="lost"}}')
     found.lost["panel"] = next(prometheus.query(panel.text) for panel in of_panels() if panel.where == "panel Which site is lost")
     run.kill("site-b")
-    for alert in ("FeddkdRunPaused", "FeddkdRunFailed", "FeddkdServerDown", "FeddkdManyClientsLost"):
+    for alert in ("FeddkdRunFailed", "FeddkdServerDown", "FeddkdManyClientsLost"):
         prometheus.wait_for_alert(alert)
-
-
-def everything_that_fired(prometheus: PrometheusServer) -> dict[str, list[dict[str, str]]]:
-    names = ("FeddkdRunFailed", "FeddkdServerDown", "FeddkdRunPaused", "FeddkdRunCompleted", "FeddkdClientLost")
-    return {name: prometheus.fired(name) for name in names}
 
 
 def by_label(samples: list[Sample], label: str) -> dict[str, float]:
@@ -169,22 +167,23 @@ def test_a_lost_site_is_counted_and_named(watched: Watched) -> None:
     assert by_label(watched.lost["feddkd_site_state"], "client") == {"site-a": 0, "site-b": 0, "site-c": 1}
     assert by_label(watched.lost["feddkd_clients"], "state") == {"lost": 1}
     assert [(labels["client"], value) for labels, value in watched.lost["panel"]] == [("site-c", 1)]
-    lost = {labels["client"] for labels in watched.firing["FeddkdClientLost"]}
+    lost = {labels["client"] for labels in watched.fired["FeddkdClientLost"]}
     assert "site-c" in lost
     assert "site-a" not in lost
 
 
 def test_a_killed_server_raises_its_alert_and_one_that_was_done_does_not(watched: Watched) -> None:
-    assert watched.instances_of("FeddkdServerDown") == {"killed"}
+    assert watched.runs(watched.firing["FeddkdServerDown"]) == {"killed"}
 
 
 def test_a_run_that_paused_and_failed_raises_both_alerts(watched: Watched) -> None:
-    assert watched.instances_of("FeddkdRunPaused") == {"long"}
-    assert watched.instances_of("FeddkdRunFailed") == {"long"}
+    paused = [labels for labels in watched.fired["FeddkdRunPaused"] if labels["state"] == "paused"]  # all waited for their sites
+    assert watched.runs(paused) == {"long"}
+    assert watched.runs(watched.fired["FeddkdRunFailed"]) == {"long"}
 
 
 def test_a_completed_run_is_said(watched: Watched) -> None:
-    assert watched.instances_of("FeddkdRunCompleted") == {"done"}
+    assert watched.runs(watched.fired["FeddkdRunCompleted"]) == {"done"}
 
 
 def test_only_the_delays_of_alerts_are_shortened() -> None:
