@@ -31,6 +31,7 @@ class Served:
 
     Attributes:
         folder: holds the configuration, the state directories and the logs.
+        sites: the ids of its clients.
         processes: those that were started last: `server`, `site-a` and so on.
     """
 
@@ -41,21 +42,23 @@ class Served:
         config = Config.load(overrides=[*SMALL, f"partition.clients={sites}", f"scheduler.clients={sites}", *overrides])
         (self.folder / "config.toml").write_text(config.to_toml())
         self._address = f"127.0.0.1:{free_port()}"
-        self._sites = [f"site-{letter}" for letter in "abc"[:sites]]
+        self.sites = [f"site-{letter}" for letter in "abc"[:sites]]
         self.processes: dict[str, Process] = {}
 
     def start(self, *options: str) -> None:
         """Start the server, with these options, and the sites."""
         self.start_server(*options)
-        for site in self._sites:
+        for site in self.sites:
             self.start_site(site)
 
     def start_server(self, *options: str) -> None:
         self._start("server", "server", "config.toml", "--listen", self._address, "--state", "state", "--no-report", *options)
 
-    def start_site(self, site: str) -> None:
-        index = str(self._sites.index(site))
-        self._start(site, "client", "config.toml", "--server", self._address, "--id", site, "--state", site, "--partition-index", index)
+    def start_site(self, site: str, *options: str) -> None:
+        index = str(self.sites.index(site))
+        self._start(
+            site, "client", "config.toml", "--server", self._address, "--id", site, "--state", site, "--partition-index", index, *options
+        )
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()

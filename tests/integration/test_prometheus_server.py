@@ -71,11 +71,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     found = Watched()
     with ExitStack() as stack:
         for run in (done, killed, long):
+            stack.callback(run.close)
             port = str(free_port())
             found.instances[run.folder.name] = f"127.0.0.1:{port}"
-            run.start("--metrics-port", port, "--metrics-linger", "60")
-            stack.callback(run.close)
-        targets = {"feddkd-server": [*found.instances.values()]}
+            run.start_server("--metrics-port", port, "--metrics-linger", "60")
+        clients = {site: str(free_port()) for site in long.sites}
+        for run in (done, killed, long):
+            for site in run.sites:
+                run.start_site(site, *(["--metrics-port", clients[site]] if run is long else []))
+        targets = {"feddkd-server": [*found.instances.values()], "feddkd-client": [f"127.0.0.1:{port}" for port in clients.values()]}
         prometheus = stack.enter_context(PrometheusServer(folder / "prometheus", targets))
         kill_a_server(prometheus, killed, found)
         complete(prometheus, done, found)
