@@ -167,7 +167,7 @@ SITES_ROW = Row(
             "Clients by state",
             "lines",
             "none",
-            "Clients that are connected and idle, that work, and that are lost.",
+            "Clients that are idle, work, or are lost.",
             (Query("feddkd_clients{RUN}", "{{state}}"),),
         ),
         Panel(
