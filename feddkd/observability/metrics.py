@@ -62,7 +62,7 @@ class RunMetrics:
         )
         self._round_start = Gauge(
             "feddkd_round_start_time_seconds",
-            "When the current attempt at a round began, in seconds since 1970; NaN before.",
+            "When the current attempt at a round began, in seconds since 1970; NaN before the first.",
             registry=registry,
         )
         self._last_exchange = Gauge(
