@@ -31,6 +31,8 @@ __all__ = [
     "Table",
     "Task",
     "Tensors",
+    "TrackedRun",
+    "Tracker",
     "__version__",
     "load_run",
     "own_settings",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from feddkd.config import Config, Table
     from feddkd.errors import ConfigError, FedDKDError, RunError
     from feddkd.exchange import ExchangeKind, Reply, Task
+    from feddkd.observability.trackers.tracker import TrackedRun, Tracker
     from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
     from feddkd.tensors import Tensors
 else:
@@ -65,6 +68,7 @@ else:
         "config": ["Config", "Table"],
         "errors": ["ConfigError", "FedDKDError", "RunError"],
         "exchange": ["ExchangeKind", "Reply", "Task"],
+        "observability.trackers.tracker": ["TrackedRun", "Tracker"],
         "scheduler.records": ["ExchangeRecord", "Observer", "RoundRecord"],
         "tensors": ["Tensors"],
     }

@@ -390,6 +390,7 @@ class Outcome:
     fault: str = ""
     decode_s: float = 0.0
     useful: Traffic = field(default_factory=Traffic)
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def mean_loss(self, weights: Mapping[str, float]) -> float | None:
         """Return the weighted mean of the clients' losses, or None if no client reported one."""

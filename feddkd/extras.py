@@ -12,6 +12,9 @@ PACKAGES = {
     "zstd": ("zstandard",),
     "pandas": ("pandas",),
     "ray": ("ray",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
+    "wandb": ("wandb",),
     "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
 }
 """The extras of pyproject.toml that a message names, with their packages."""

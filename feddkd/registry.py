@@ -157,6 +157,13 @@ OPTIMIZERS = Registry("feddkd.aggregator")
 """Classes or functions that build the server's `torch.optim.Optimizer`, `dkd.optimizer`; called with
 the parameters, `lr` and, where they take it, `betas`."""
 
+RULES = Registry("feddkd.aggregator", _check_table)
+"""Classes of rules that reduce contributions, `aggregation.rule`; each has a `table` of its own, the class of its
+settings, and the class method `of` (`RegisteredRule`)."""
+
+TRACKERS = Registry("feddkd.observability.trackers")
+"""Subclasses of `Tracker`, `--track` of `feddkd run` and `feddkd server`."""
+
 TASKS = Registry("feddkd.tasks", _check_table)
 """Subclasses of `LearningTask`, `task.name`; each has a `table` of its own, the class of its settings."""
 

@@ -234,16 +234,26 @@ def exchange_of(
     return Exchange(exchange, weights, payload, reply_schema, rule, closing, evaluate, max_norm)
 
 
-class OrderSensitiveMean:
+class OnePass:
+    """What a reduction has besides `reduce` that reads its contributions once and compares them with nothing."""
+
+    def survey(self, block: Segment, rows: Rows) -> None:
+        raise AssertionError
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return ()
+
+
+class OrderSensitiveMean(OnePass):
     """A mean accumulated in float32: unlike the real one, its bits show in which order the clients were added."""
 
     passes = 1
 
-    def start(self) -> Self:
+    def start(self, clients: Sequence[str]) -> Self:
         return self
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         total, weights = torch.zeros(len(out)), 0.0
@@ -299,7 +309,7 @@ def run_in_threads(
             around(server.engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
+            extensions=Extensions(rule, layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
         return scheduler.run(initial.model)
 
@@ -513,6 +523,6 @@ def run_in_process(
             around(engine),
             run_id=run_id,
             observers=observers,
-            extensions=Extensions(rule or WeightedMean(), layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
+            extensions=Extensions(rule, layers, journal or NoJournal(), whole=initial.whole, metrics=initial.metrics),
         )
         return scheduler.run(initial.model)

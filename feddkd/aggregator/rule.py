@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from feddkd.tensors import Segment
+from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.history import History
+from feddkd.errors import FedDKDError
+from feddkd.tensors import Segment, Tensors
 
-Rows = Iterable[tuple[Tensor, float]]
-"""One block of every contribution with the client's weight, in client order. Read it once, row by row: a row is fetched
-when it is asked for, and may be reused once the next is, so that memory does not grow with the number of clients."""
+
+class RuleError(FedDKDError):
+    """The contributions that came cannot be reduced by this rule: the round is tried again."""
+
+
+class Rows(Protocol):
+    """One block of every contribution with the client's weight, in client order.
+
+    A row is fetched when it is asked for, and may be reused once the next is, so that memory does not
+    grow with the number of clients. They can be read several times; each time they are fetched again.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]: ...
 
 
 class Reduction(Protocol):
     """The reduction of the contributions to one exchange."""
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        """Look at one block of every contribution; called for each block, in order, in every pass but the last."""
+        """Look at one block of every contribution; called for each block, in order, in every pass but the last.
+
+        Raises RuleError.
+        """
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        """Write the reduction of one block, in the block's dtype, into `out`; called for each block in the last pass."""
+        """Write the reduction of one block, in the block's dtype, into `out`; called for each block in the last pass.
+
+        Raises RuleError.
+        """
+
+    def repeats(self) -> bool:
+        """Say after the last block whether the last pass has to run again, with what it has found."""
+
+    def ratios(self) -> Sequence[float]:
+        """Return how far each contribution stands out, in client order, once all is reduced.
+
+        That is its length, or its distance from the result, divided by the median of all; empty where
+        the rule does not know it.
+        """
 
 
 class Rule(Protocol):
@@ -35,5 +67,44 @@ class Rule(Protocol):
     @property
     def passes(self) -> int: ...
 
-    def start(self) -> Reduction:
-        """Begin the reduction of one exchange."""
+    def start(self, clients: Sequence[str]) -> Reduction:
+        """Begin the reduction of one exchange.
+
+        Args:
+            clients: whose contributions there are, in client order.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a rule is built for: one exchange.
+
+    Attributes:
+        counted: the elements that are compared: the trainable ones.
+        previous: what the exchange of this name before was reduced to; None for the first.
+        history: how the clients' contributions stood out in the exchanges of this name before.
+        sizes: the examples of each client.
+        outlier_ratio: above it a client's history makes it an outlier; 0 for never.
+    """
+
+    counted: Counted
+    previous: Tensors | None = None
+    history: History = field(default_factory=History)
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    outlier_ratio: float = 0.0
+
+
+class RegisteredRule(Protocol):
+    """A class of rules that `RULES` knows, or that a configuration names by its import path.
+
+    Attributes:
+        table: the class of its settings; not used for an import path, whose settings are a `CustomRuleConfig`.
+        keeps_previous: it reads `Setting.previous`.
+    """
+
+    table: ClassVar[type[Any]]
+    keeps_previous: ClassVar[bool]
+
+    @classmethod
+    def of(cls, settings: Any, setting: Setting) -> Rule:
+        """Build the rule of one exchange."""

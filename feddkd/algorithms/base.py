@@ -134,6 +134,7 @@ class Algorithm(ABC):
         takes_steps: its rounds take the steps of `[dkd]`, so a preset proposes settings for them.
         distils_own_teachers: a site may train a network of its own, and distil it into the shared one (`[teacher]`).
         no_piggyback: why its update cannot carry a gradient (`dkd.piggyback`); None if it can.
+        needs_mean: why its contributions have to be reduced to their mean (`aggregation.rule`); None if another rule will do.
         needs_labels: it works with logits [B, C] and one class of each example.
     """
 
@@ -144,6 +145,7 @@ class Algorithm(ABC):
     takes_steps: ClassVar[bool] = False
     distils_own_teachers: ClassVar[bool] = False
     no_piggyback: ClassVar[str | None] = None
+    needs_mean: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = False
     local_objective: ClassVar[type[LocalObjective] | None] = None
 

@@ -98,6 +98,7 @@ class SCAFFOLD(Algorithm):
 
     table = SCAFFOLDConfig
     no_piggyback = "its control variates already correct the drift, and double what travels"
+    needs_mean = "its control variate has to be the mean of those of all clients"
     client_side = SCAFFOLDClient
     local_objective: ClassVar[type[LocalObjective] | None] = ControlVariates
 

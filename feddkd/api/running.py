@@ -22,6 +22,8 @@ from feddkd.errors import ConfigError, RunError
 from feddkd.imports import given_objects
 from feddkd.observability.new_folder import new_folder
 from feddkd.observability.run_folder import RunFolder, has_record
+from feddkd.observability.trackers.tracker import tracker_of
+from feddkd.observability.trackers.tracking import Tracking
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.tasks.chosen import task_of
 
@@ -33,6 +35,7 @@ def run(
     model: Model | None = None,
     algorithm: AlgorithmClass | None = None,
     callbacks: Callback | Iterable[Callback] = (),
+    track: str | Iterable[str] = (),
     engine: EngineName = "in-process",
     out: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -57,6 +60,8 @@ def run(
             path. Other keys of `[algorithm]` are its settings.
         callbacks: one or several, each an `Observer` or a function that is called with the
             `RoundRecord` of each round. A callback that raises is logged and not called any more; the run goes on.
+        track: one or several trackers of experiments that get the numbers of each round: "tensorboard",
+            "mlflow", "wandb", or the import path of a `Tracker`.
         engine: "in-process" computes everything here, so functions and classes of a script or a
             notebook can be used. "grpc" starts a real server and client processes on this machine;
             `data`, `model` and `algorithm` must then be importable by these. "ray" starts processes on
@@ -84,6 +89,7 @@ def run(
     if engine != "in-process":
         check_importable(parsed, given.objects, engine)
     observers = observers_of(callbacks)
+    trackers = {name: tracker_of(name) for name in ([track] if isinstance(track, str) else track)}
     with given_objects(given.objects), _own_threads():
         federation = prepare(_described(parsed))  # what is wrong is said before there is a folder
         with (
@@ -91,6 +97,8 @@ def run(
             _noting(folder, parsed),
             watched(federation.config, folder, observers, progress) as told,
         ):
+            for name, tracker in trackers.items():
+                told.add(Tracking(name, tracker, federation.config, folder))
             run_federation(federation, engine, folder, told)
     return Run(RunFolder.load(folder), given.objects)
 

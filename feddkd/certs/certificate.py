@@ -103,7 +103,7 @@ class Certificate:
 
     def __str__(self) -> str:
         names = f" for {listed(self.names)}" if self.names else ""
-        return f"certificate{names}, valid until {self.ends:%Y-%m-%d}"
+        return f"{names}, valid until {self.ends:%Y-%m-%d}"
 
 
 def listed(names: tuple[str, ...] | list[str]) -> str:

@@ -71,7 +71,7 @@ def version(_verbose: Verbose = False) -> None:
 
 def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
-    from feddkd.cli import bench, certs, client, compare, config, data, health, new, replay, report, run, server, status
+    from feddkd.cli import audit, bench, certs, client, compare, config, data, health, new, replay, report, run, server, status, tokens
 
     app.command("new")(prints_results(new.new))
     app.command("run")(prints_results(run.run))
@@ -83,6 +83,8 @@ def _register_commands() -> None:
     app.command("compare")(prints_results(compare.compare))
     app.command("report")(prints_results(report.report))
     app.add_typer(certs.app, name="certs")
+    app.add_typer(tokens.app, name="tokens")
+    app.add_typer(audit.app, name="audit")
     app.add_typer(data.app, name="data")
     app.add_typer(config.app, name="config")
     app.add_typer(bench.app, name="bench")

@@ -6,13 +6,14 @@ import contextlib
 import datetime
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli.options import Json, Verbose
+from feddkd.cli.options import CLIENT_ID, Json, Verbose
 from feddkd.cli.output import present, prints_results, say
 from feddkd.errors import ConfigError, StateError
 from feddkd.text import printable
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "FEDDKD_CA_PASSPHRASE"
 """The environment variable that holds the passphrase of the CA's key."""
-
-CLIENT_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 app = typer.Typer(
     help="Make a certificate authority (CA), and with it the certificates of a server and its clients.",
@@ -117,8 +116,6 @@ def issue(
     feddkd certs issue north
     ```
     """
-    import re
-
     hosts = [host.strip() for host in (server or "").split(",") if host.strip()]
     if server is not None and not hosts:
         raise ConfigError("--server names no host")

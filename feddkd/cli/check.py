@@ -28,6 +28,7 @@ from feddkd.errors import ConfigError, StateError
 from feddkd.imports import named
 from feddkd.models.initial import build_initial
 from feddkd.scheduler.downlink import check_codecs
+from feddkd.scheduler.rule_book import check_rules
 from feddkd.tasks.chosen import task_of
 from feddkd.tensors import Schema
 from feddkd.transport.options import check_connections
@@ -138,6 +139,7 @@ def _algorithm(config: Config) -> str:
     algorithm = algorithms.build(config)
     config.check_exchanges(algorithm.exchanges(config))
     check_codecs(config)
+    check_rules(config, algorithm)
     return f"{config.rounds} rounds of {config.algorithm.name}"
 
 

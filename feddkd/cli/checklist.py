@@ -7,9 +7,9 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from feddkd.certs.certificate import Certificate
 from feddkd.cli.output import say_fields
 from feddkd.errors import AddressInUseError, ConfigError, FedDKDError
-from feddkd.transport.certificates import Certificate
 from feddkd.transport.proxy import is_this_machine, proxy_for
 
 Check = Callable[[], str]
@@ -34,15 +34,16 @@ class Checklist:
     def certificates(self, files: Iterable[Path | None]) -> None:
         """Check what every certificate file holds, and this machine's clock against its dates. Raises ConfigError."""
         now = datetime.datetime.now(datetime.UTC)
-        certificates: list[Certificate] = []
+        certificates: dict[Path, Certificate] = {}
 
         def read() -> str:
-            certificates.extend(Certificate.read(file) for file in files if file is not None)
-            return "; ".join(map(str, certificates)) or "none, plaintext"
+            certificates.update((file, Certificate.read(file)) for file in files if file is not None)
+            return "; ".join(f"{file}{found}" for file, found in certificates.items()) or "none, plaintext"
 
         def compare() -> str:
-            for certificate in certificates:
-                certificate.check(now)
+            for file, certificate in certificates.items():
+                if problem := certificate.problem(now):
+                    raise ConfigError(f"{file} {problem}")
             within = ", within the dates of the certificates" if certificates else ""
             return f"{now:%Y-%m-%d %H:%M} UTC{within}"
 

@@ -17,6 +17,7 @@ from feddkd.cli.options import (
     CheckOnly,
     ConfigFile,
     Insecure,
+    JoinTokenFile,
     LogFile,
     LogFormatOption,
     Overrides,
@@ -46,6 +47,7 @@ def client(
     tls_ca: TlsCA = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    join_token_file: JoinTokenFile = None,
     insecure: Insecure = False,
     stay: Annotated[
         bool, typer.Option("--stay", help="Stay for the next run of the server when one is over, until SIGTERM or Ctrl-C.")
@@ -70,6 +72,7 @@ def client(
     announce("client", f"{client_id}, server {server}", override or ())
     import_torch()
     # These need torch, whose import takes seconds: --help and a typing error should not wait for it.
+    from feddkd.cli.join_token import read_join_token
     from feddkd.cli.standing import StandingSite
     from feddkd.client.own_site import site_tables
     from feddkd.client.state_dir import StateDir
@@ -79,6 +82,7 @@ def client(
     if not CLIENT_ID.fullmatch(client_id):
         raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
     tls = client_tls(tls_ca, tls_cert, tls_key)
+    join_token = read_join_token(join_token_file)
     if tls is None:
         check_plaintext_allowed(host, insecure)
     own = site_tables(config, override or ())
@@ -90,7 +94,7 @@ def client(
     state_dir = StateDir(state, client_id)
     with logging_to(state / LOG, log_format):
         left = f"what it has computed is kept in {state}/; to go on, the same command again:"
-        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for)
+        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for, join_token)
         with interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])):
             if stay:
                 site.take_part_for_ever()

@@ -27,8 +27,11 @@ def check(config: ConfigFile = None, override: Overrides = None, _verbose: Verbo
     """
     loaded = Config.load(config, override or ())
     from feddkd import algorithms  # imports torch, which takes seconds
+    from feddkd.scheduler.rule_book import check_rules
 
-    loaded.check_exchanges(algorithms.build(loaded).exchanges(loaded))
+    algorithm = algorithms.build(loaded)
+    loaded.check_exchanges(algorithm.exchanges(loaded))
+    check_rules(loaded, algorithm)
     say(f"{config or 'the built-in example'}{' with these overrides' if override else ''} is valid")
 
 

@@ -24,7 +24,7 @@ LOG_BYTES = 1 << 20
 LOG_FILES = 4
 
 
-SHOWN_BY_A_SERVER = frozenset({"client_joined", "client_left", "client_lost", "client_refused", "clients_refused"})
+SHOWN_BY_A_SERVER = frozenset({"client_joined", "client_left", "client_lost", "client_refused"})
 """Events that a server tells a person, who did not ask for more."""
 
 

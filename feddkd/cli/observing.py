@@ -13,6 +13,8 @@ from feddkd.config import Config
 from feddkd.observability.event_log import EventLog
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.status_file import StatusFile
+from feddkd.observability.trackers.tracker import tracker_of
+from feddkd.observability.trackers.tracking import Tracking
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
 
@@ -44,12 +46,14 @@ def observe(
         ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
-        found += publishing.begin(config, was_stopped)
+        found += publishing.begin(config, was_stopped, resumed=again)
         if status is not None:
             found.append(stack.enter_context(status))
         found.append(EventLog(was_stopped))
         if not is_said_in_log():
             found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
+        # Last: at its end one may wait for its tracker.
+        found += [Tracking(name, tracker_of(name), config, out) for name in publishing.endpoints.trackers]
         observers = Observers(found)
         with observers.told_of_failure():
             yield observers

@@ -16,6 +16,9 @@ METRICS_HOST = "127.0.0.1"
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """For every group of commands: `-h` shows the help."""
 
+CLIENT_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
+"""What a client's id looks like."""
+
 MOST_PORTS = 65535
 
 
@@ -72,7 +75,7 @@ MetricsLinger = Annotated[
         "--metrics-linger",
         min=0,
         metavar="SECONDS",
-        help="Go on to serve the metrics after a run that was completed or failed, so that its end is scraped: four scrape intervals.",
+        help="Serve metrics and live page on after a run that was completed or failed, so that its end is seen: four scrape intervals.",
     ),
 ]
 MetricsTextfile = Annotated[
@@ -82,6 +85,29 @@ MetricsTextfile = Annotated[
         metavar="FILE",
         callback=_check_textfile,
         help="Keep the metrics in this file, too, for the textfile collector of node_exporter. Its name ends in `.prom`.",
+        show_default=False,
+    ),
+]
+LivePort = Annotated[
+    int | None,
+    typer.Option(
+        "--live-port",
+        metavar="PORT",
+        callback=_check_port,
+        help="Serve a page that shows the run as it goes on; 0 takes a free port.",
+        show_default=False,
+    ),
+]
+LiveHost = Annotated[
+    str,
+    typer.Option("--live-host", metavar="HOST", help="Serve the live page on this address. It is not encrypted."),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Send the numbers of each round to a tracker: `tensorboard`, `mlflow`, `wandb`, or `package.module:Class`. May be repeated.",
         show_default=False,
     ),
 ]
@@ -95,6 +121,21 @@ TlsCA = Annotated[
 TlsClientCA = Annotated[
     Path | None,
     typer.Option("--tls-client-ca", metavar="PEM", help="Admit only clients whose certificate this CA signed.", show_default=False),
+]
+TlsCrl = Annotated[
+    Path | None,
+    typer.Option("--tls-crl", metavar="PEM", help="Refuse and cut off the certificates in this list of revoked ones.", show_default=False),
+]
+AnyCertificate = Annotated[bool, typer.Option("--any-certificate", help="Admit any client id with any certificate of `--tls-client-ca`.")]
+JoinTokensFile = Annotated[
+    Path | None,
+    typer.Option("--join-tokens", metavar="JSON", help="Admit only clients with a token of `feddkd tokens`.", show_default=False),
+]
+JoinTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--join-token-file", metavar="FILE", help="Join with the token in this file, or in FEDDKD_JOIN_TOKEN.", show_default=False
+    ),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plaintext to and from other machines.")]
 

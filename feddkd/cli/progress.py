@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from feddkd.algorithms import ALGORITHMS
-from feddkd.algorithms.feddkd import FIRST_STEP_LOSS, FedDKD
+from feddkd.algorithms.feddkd import FIRST_STEP_LOSS
 from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
 from feddkd.cli.run_table import RunTable, first_and_last
 from feddkd.config import Config, MainMetric
 from feddkd.config.main_metric import SHORT_TITLES
 from feddkd.errors import RunError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.observability.round_length import exchanges_a_round, stepping_of
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord
 from feddkd.tensors import Tensors
@@ -96,8 +96,7 @@ class ConsoleProgress(Observer):
         self._can_go_on = config.scheduler.durability != "none"
         self._unevaluated = 0  # the finished round whose evaluation at the clients is to come, and 0 without one
         self._is_told = False
-        algorithm = ALGORITHMS.get(config.algorithm.name)
-        self._stepping = algorithm if algorithm is not None and issubclass(algorithm, FedDKD) else None
+        self._stepping = stepping_of(config)
         self._doing = Doing(console, config)
         self._bar = Progress(
             self._doing,
@@ -218,20 +217,12 @@ class ConsoleProgress(Observer):
         has_steps = self._stepping is not None and exchange.name == self._stepping.step_exchange
         return f"{exchange.label} of {self._config.dkd.steps}" if has_steps else exchange.label
 
-    @property
-    def _exchanges_a_round(self) -> int | None:
-        """How far the bar goes; a user's own algorithm does not say."""
-        if self._stepping is not None:
-            return self._config.dkd.steps + (self._config.dkd.start != "previous")
-        algorithm = ALGORITHMS.get(self._config.algorithm.name)
-        return len(algorithm.exchanges(self._config)) if algorithm is not None else None
-
     def _begin(self, round_number: int, description: str) -> None:
         """Start the bar again, for a round, or without a measure for a wait (round 0)."""
         self._open_round = round_number
         self._doing.joining = None
         for task in self._bar.tasks:
-            task.total = self._exchanges_a_round if round_number else None
+            task.total = exchanges_a_round(self._config) if round_number else None
         self._bar.update(self._task, completed=0, description=description, latest=self._latest if round_number else "")
 
     def _update(self, description: str | None, advance: int = 0) -> None:

@@ -16,6 +16,7 @@ from feddkd.config import Config
 from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
 from feddkd.observability.health import Health
+from feddkd.observability.live.page import LivePage
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.web import WebServer
@@ -29,20 +30,25 @@ class Endpoints:
 
     Attributes:
         metrics_port: None for no metrics over HTTP; 0 takes a free port.
-        metrics_linger_s: seconds that the metrics stay after the run has ended.
+        metrics_linger_s: seconds that the metrics and the live page stay after the run has ended.
         metrics_textfile: holds the metrics, also after the process has ended; None for no file.
+        live_port: of the live page; None for no page, 0 takes a free port.
+        trackers: of experiments, by name or import path.
     """
 
     metrics_port: int | None = None
     metrics_host: str = METRICS_HOST
     metrics_linger_s: float = 0.0
     metrics_textfile: Path | None = None
+    live_port: int | None = None
+    live_host: str = METRICS_HOST
+    trackers: tuple[str, ...] = ()
 
 
 class Publishing:
     """Stands around a command: what it serves ends after the command's own work.
 
-    The metrics stay for `metrics_linger_s` seconds after a run that was completed or failed. A run that somebody
+    The metrics and the live page stay for `metrics_linger_s` seconds after a run that was completed or failed. A run that somebody
     stopped leaves at once.
 
     Attributes:
@@ -52,18 +58,22 @@ class Publishing:
     def __init__(self, endpoints: Endpoints) -> None:
         self.endpoints = endpoints
         self._stack = contextlib.ExitStack()
-        self._server: WebServer | None = None
+        self._served: list[str] = []
 
-    def begin(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def begin(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool = False) -> list[Observer]:
         """Serve what is wanted, and return the observers that fill it.
 
         Args:
             was_stopped: says of a run that ended early whether somebody stopped it.
+            resumed: another process began the run.
 
         Raises:
             AddressInUseError: the port is taken, or the address is not one of this machine's.
             ConfigError: the file cannot be written.
         """
+        return [*self._metrics(config, was_stopped), *self._page(config, was_stopped, resumed=resumed)]
+
+    def _metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
         endpoints = self.endpoints
         if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
             return []
@@ -75,10 +85,25 @@ class Publishing:
             self._stack.callback(file.close)
         if endpoints.metrics_port is not None:
             routes = {"/metrics": metrics.page, **health.routes}
-            self._server = WebServer(routes, endpoints.metrics_port, endpoints.metrics_host, "metrics")
-            self._stack.callback(self._server.close)
-            note(error_console(), f"metrics on http://{self._server.address}/metrics")
+            server = WebServer(routes, endpoints.metrics_port, endpoints.metrics_host, "metrics")
+            self._stack.callback(server.close)
+            self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
+
+    def _page(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool) -> list[Observer]:
+        port, host = self.endpoints.live_port, self.endpoints.live_host
+        if port is None:
+            return []
+        page = LivePage(config, was_stopped, resumed=resumed)
+        server = WebServer(page.routes(host), port, host, "the live page")
+        self._stack.callback(server.close)
+        self._stack.enter_context(page)
+        self._tell("live page", f"http://{server.address}/")
+        return [page]
+
+    def _tell(self, what: str, address: str) -> None:
+        self._served.append(f"the {what}")
+        note(error_console(), f"{what} on {address}")
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +111,11 @@ class Publishing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stay for the last scrapes; a signal ends that at once, and the command ends as it would have without."""
         with self._stack:
-            if self._server is None or not self.endpoints.metrics_linger_s or not _is_worth_a_scrape(error):
+            if not self._served or not self.endpoints.metrics_linger_s or not _is_worth_a_scrape(error):
                 return
             why = f"{printable(one_line(error), LINE_LETTERS)}; " if error is not None else ""
-            stay = f"the metrics stay for {self.endpoints.metrics_linger_s:g} s on http://{self._server.address}/metrics"
-            note(error_console(), f"{why}{stay}; Ctrl-C or SIGTERM ends that")
+            stay = f"{' and '.join(self._served)} {'stays' if self._served == ['the live page'] else 'stay'}"
+            note(error_console(), f"{why}{stay} for {self.endpoints.metrics_linger_s:g} s; Ctrl-C or SIGTERM ends that")
             with contextlib.suppress(KeyboardInterrupt):
                 _stay(self.endpoints.metrics_linger_s)
 

@@ -12,13 +12,16 @@ import typer
 
 from feddkd.cli.options import Verbose
 from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, present, say
+from feddkd.cli.run_place import record_of
 from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
 from feddkd.observability.run_folder import RunFolder
 
 PAGE = "report.html"
 
-Folders = Annotated[list[Path], typer.Argument(metavar="DIR", help="Records of runs: what `--out` named.", show_default=False)]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR", help="Records of runs (what `--out` named), or a server's `--state`.", show_default=False)
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE_OR_DIR", help="A file ending in .html, or a folder for report.html.", show_default=False),
@@ -75,7 +78,7 @@ def report(
     link = None
     if uplink is not None and downlink is not None and rtt is not None:
         link = Link.parse(uplink, downlink, rtt)
-    page = _page(out, found)
+    page = _page(out, [runs[0].path] if len(found) == 1 else found)
     pictures = write_report(runs, page, title, link, [*left_out, *copies])
     if link is not None:
         present(as_terminal_table(time_table(group_runs(runs), link)), width=WIDTH)
@@ -91,7 +94,7 @@ def _load(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            run = RunFolder.load(folder)
+            run = RunFolder.load(record_of(folder))
             if not run.rounds:
                 raise StateError(f"{folder} has no round yet (0 of {run.config.rounds})")
             runs.append(run)

@@ -20,6 +20,8 @@ from feddkd.cli.options import (
     CheckOnly,
     ConfigFile,
     Json,
+    LiveHost,
+    LivePort,
     LogFile,
     LogFormatOption,
     MetricsHost,
@@ -27,6 +29,7 @@ from feddkd.cli.options import (
     MetricsPort,
     MetricsTextfile,
     Overrides,
+    Track,
     Verbose,
     WithReport,
 )
@@ -37,6 +40,7 @@ from feddkd.config import Config, PartitionConfig, RuntimeConfig, read_tables
 from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
+from feddkd.observability.trackers.tracker import check_trackers
 from feddkd.text import printable
 
 if TYPE_CHECKING:
@@ -86,6 +90,9 @@ def run(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -107,6 +114,7 @@ def run(
     start_log(log_format, log_file)
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
+    check_trackers(track or ())
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
     tables = {} if resume else read_tables(config, overrides)
     place = contextlib.nullcontext(resume) if resume else new_folder(out, _algorithm(tables))
@@ -127,7 +135,9 @@ def run(
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         from feddkd.cli.publishing import Endpoints, Publishing
 
-        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+        with Publishing(
+            Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+        ) as publishing:
             with interruptible(left, go_on):
                 summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
             finish_with_summary(summary, folder, report=report, as_json=as_json)

@@ -68,3 +68,21 @@ class RunPlace:
             return cls(folder)
         is_newest = mark.run_id == folder.resolve().name
         return cls(folder, state if is_newest else None, mark.status if is_newest else f"no longer what {state} serves")
+
+
+def record_of(folder: Path) -> Path:
+    """Return the folder of the newest run where `folder` is a server's state directory; else `folder` itself.
+
+    Raises:
+        StateError: the state directory cannot be read, or its run's record is elsewhere.
+    """
+    from feddkd.observability.run_folder import CONFIG
+    from feddkd.scheduler.server_state import read_run
+
+    mark = read_run(folder) if folder.is_dir() else None
+    if mark is None:
+        return folder
+    record = folder / mark.run_id
+    if not (record / CONFIG).is_file():
+        raise StateError(f"{folder} is a server's state directory without a record: name what --out of run {mark.run_id} named")
+    return record

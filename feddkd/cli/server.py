@@ -13,9 +13,13 @@ from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import SHOWN_BY_A_SERVER, start_log
 from feddkd.cli.options import (
     METRICS_HOST,
+    AnyCertificate,
     CheckOnly,
     Insecure,
+    JoinTokensFile,
     Json,
+    LiveHost,
+    LivePort,
     LogFile,
     LogFormatOption,
     MetricsHost,
@@ -25,7 +29,9 @@ from feddkd.cli.options import (
     Overrides,
     TlsCert,
     TlsClientCA,
+    TlsCrl,
     TlsKey,
+    Track,
     Verbose,
     WithReport,
     parse_address,
@@ -34,6 +40,7 @@ from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
 from feddkd.config import Config, SchedulerConfig
+from feddkd.observability.trackers.tracker import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +59,15 @@ def server(
     metrics_host: MetricsHost = METRICS_HOST,
     metrics_linger: MetricsLinger = 0.0,
     metrics_textfile: MetricsTextfile = None,
+    live_port: LivePort = None,
+    live_host: LiveHost = METRICS_HOST,
+    track: Track = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
+    tls_crl: TlsCrl = None,
+    any_certificate: AnyCertificate = False,
+    join_tokens: JoinTokensFile = None,
     insecure: Insecure = False,
     new: Annotated[bool, typer.Option("--new", help="Begin another run, whatever the state directory holds.")] = False,
     linger: Annotated[
@@ -81,6 +94,7 @@ def server(
     """
     start_log(log_format, log_file, SHOWN_BY_A_SERVER)
     host, port = parse_address(listen, "--listen")
+    check_trackers(track or ())
     announce("server", str(config), override or ())
     import_torch()
     loaded = Config.load(config, override or ())
@@ -90,22 +104,29 @@ def server(
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
-        from feddkd.transport.tls import check_plaintext_allowed, server_credentials
+        from feddkd.transport.entrance import Entrance
+        from feddkd.transport.join_tokens import JoinTokens
+        from feddkd.transport.tls import check_plaintext_allowed, server_tls
 
         refuse_teachers(loaded)
         resolved = with_shapes(loaded)
-    credentials = server_credentials(tls_cert, tls_key, tls_client_ca)
-    if credentials is None:
+    tls = server_tls(tls_cert, tls_key, tls_client_ca, crl=tls_crl, any_certificate=any_certificate)
+    if tls is None:
         check_plaintext_allowed(host, insecure)
+    tokens = JoinTokens(join_tokens) if join_tokens is not None else None
+    if tokens is not None:
+        tokens.check()
     if check:
         from feddkd.cli.check import check_server
 
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+    with Publishing(
+        Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
+    ) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
-            listening = Listening(host, port, credentials, publishing)
+            listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
         finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import grpc
 
 from feddkd import algorithms
 from feddkd.cli.observing import observe
@@ -25,6 +24,7 @@ from feddkd.engines.traffic_mark import TRAFFIC_MARK
 from feddkd.errors import ConfigError, FedDKDError, StateError
 from feddkd.imports import named, one_line
 from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
+from feddkd.observability.audit import AUDIT, AuditLog
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal
@@ -33,8 +33,10 @@ from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
+from feddkd.scheduler.rule_book import check_rules
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tasks.chosen import task_of
+from feddkd.transport.entrance import Entrance
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +49,13 @@ class Listening:
     """Where a server can be reached.
 
     Attributes:
-        credentials: None for plaintext.
+        entrance: what clients have to show; without a register.
         publishing: where others can watch.
     """
 
     host: str
     port: int
-    credentials: grpc.ServerCredentials | None
+    entrance: Entrance
     publishing: Publishing
 
 
@@ -95,6 +97,7 @@ def serve(
     evaluator = make_evaluator(config, initial)
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
+    check_rules(config, algorithm)
     warn_of_batch_norm(initial)
 
     with _opened(state, config, new=new) as served:
@@ -102,7 +105,8 @@ def serve(
         if is_finished(served.journal.entries):
             note(error_console(), f"run {served.journal.run_id} is finished, its record is in {folder}: {WHAT_NEXT}")
         with (
-            _listening(config, served, initial, listening, state) as engine,
+            AuditLog(state.path / AUDIT, served.journal.run_id) as audit,
+            _listening(config, served, initial, listening, state, audit) as engine,
             _observed(config, served, folder, listening, engine) as observers,
         ):
             scheduler = Scheduler(
@@ -167,11 +171,13 @@ def _opened(state: ServerState, config: Config, *, new: bool) -> Iterator[Served
 
 
 @contextlib.contextmanager
-def _listening(config: Config, served: Served, initial: InitialModel, listening: Listening, state: ServerState) -> Iterator[GrpcEngine]:
+def _listening(
+    config: Config, served: Served, initial: InitialModel, listening: Listening, state: ServerState, audit: AuditLog
+) -> Iterator[GrpcEngine]:
     """Listen for clients, and write down how the run stands when that ends."""
     run_id = served.journal.run_id
     engine = engine_of(config, served.journal, initial, served.folder)
-    bound = engine.start(listening.host, listening.port, listening.credentials)
+    bound = engine.start(listening.host, listening.port, dataclasses.replace(listening.entrance, register=audit))
     was_finished = is_finished(served.journal.entries)
     status: str = "failed"
     paused, reason = False, "the server stopped"

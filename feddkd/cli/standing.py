@@ -35,6 +35,7 @@ class StandingSite:
         partition_index: int | None,
         tls: ClientTls | None,
         retry_for_s: float | None,
+        join_token: str = "",
     ) -> None:
         """Prepare; the server is not asked yet.
 
@@ -43,6 +44,7 @@ class StandingSite:
             own: the site's own tables.
             partition_index: the slice of a shared data set; None for all of the site's data.
             retry_for_s: seconds to keep trying a server that does not answer; None for ever.
+            join_token: lets the site in at its first join; empty where the server asks for none.
         """
         self._address = address
         self._state = state
@@ -50,6 +52,7 @@ class StandingSite:
         self._partition_index = partition_index
         self._tls = tls
         self._retry_for_s = retry_for_s
+        self._join_token = join_token
         self._has_joined = False
 
     def take_part(self) -> None:
@@ -108,6 +111,7 @@ class StandingSite:
             worker.fingerprint,
             class_names=told_names(worker.class_names, worker.site.config.data.class_names),
             on_joined=joined,
+            join_token=self._join_token,
         )
         memberships = {client_id: membership}
         farewell = take_part(self._address, {client_id: progress}, tls=self._tls, retry_for_s=self._retry_for_s, memberships=memberships)

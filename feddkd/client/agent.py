@@ -118,7 +118,8 @@ class Agent:
     async def _take_part(self, server: ServerConnection) -> Farewell:
         """Join and follow the stream until the farewell. Raises UnreachableError if it breaks."""
         membership = self._membership
-        joined = await server.join(self._client_id, self._worker.counts, membership.instance_id, membership.class_names)
+        counts, instance_id = self._worker.counts, membership.instance_id
+        joined = await server.join(self._client_id, counts, instance_id, membership.class_names, membership.join_token)
         self._check.check(joined.manifest)
         await self._enter(joined.manifest.run_id)
         self._membership.on_joined(self._run_id)

@@ -27,6 +27,7 @@ class Membership:
         outlives_pause: wait for the next server when this one pauses the run, instead of parting.
         class_names: what it tells of the names of its classes; empty for nothing.
         in_memory: the clients of this process whose models for the next steps are in memory; None for all.
+        join_token: lets the client in at its first join, where the server asks for that; a secret.
         on_joined: called with the id of the run each time that the server has taken the client in.
     """
 
@@ -38,6 +39,7 @@ class Membership:
     class_names: tuple[str, ...] = ()
     in_memory: Recent[str, Held] | None = None
     on_joined: Callable[[str], None] = lambda _: None
+    join_token: str = field(default="", repr=False)
 
     def take_out(self, client: str, held: Held) -> None:
         """Take in that a client begins an exchange: others may have to make room."""

@@ -13,13 +13,14 @@ from typing import Any, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from feddkd.config.aggregation import AggregationConfig, CustomRuleConfig, RuleTable
 from feddkd.config.algorithm import AlgorithmConfig, AlgorithmTable, CustomAlgorithmConfig, CustomObjectiveConfig
 from feddkd.config.communication import CommunicationConfig, proposals, with_proposals
 from feddkd.config.data import DataConfig, PartitionConfig
 from feddkd.config.main_metric import ACCURACY, MainMetric
 from feddkd.config.named import NamedTable
 from feddkd.config.problems import describe, shortened
-from feddkd.config.scheduler import AggregationConfig, SchedulerConfig
+from feddkd.config.scheduler import SchedulerConfig
 from feddkd.config.table import COUNT_MAX, ImportPath, Table, flatten
 from feddkd.config.tables import (
     DKDConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "Config",
     "CustomAlgorithmConfig",
     "CustomObjectiveConfig",
+    "CustomRuleConfig",
     "CustomTaskConfig",
     "DKDConfig",
     "DataConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "NamedTable",
     "PartitionConfig",
+    "RuleTable",
     "RuntimeConfig",
     "SchedulerConfig",
     "Table",
@@ -79,7 +82,7 @@ class Config(Table):
     dkd: DKDConfig = DKDConfig()
     teacher: TeacherConfig = TeacherConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    aggregation: AggregationConfig = AggregationConfig()
+    aggregation: AggregationConfig = Field(default_factory=AggregationConfig)  # a rule's module imports torch
     communication: CommunicationConfig = CommunicationConfig()
     transport: TransportConfig = TransportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -184,10 +187,12 @@ class Config(Table):
     def shared_toml(self) -> str:
         """Return the configuration that clients are told, as TOML: without what belongs to this machine.
 
-        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), and the
-        networks that only sites have (`[teacher]`).
+        That is the folder of its data, the weights that it starts from, how its processes use it (`[runtime]`), how
+        contributions are reduced (`[aggregation]`), the networks that only sites have (`[teacher]`), and how many
+        examples other sites may have.
         """
-        excluded: Any = {"data": {"root"}, "model": {"init"}, "teacher": True, "runtime": True}
+        own: Any = {"teacher": True, "runtime": True, "aggregation": True, "scheduler": {"max_examples_of"}}
+        excluded: Any = {"data": {"root"}, "model": {"init"}, **own}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=excluded))
 
     def to_toml(self) -> str:

@@ -1,4 +1,4 @@
-"""Defines the tables `[scheduler]` and `[aggregation]`: participation, timeouts, and limits on contributions."""
+"""Defines the table `[scheduler]`: participation and timeouts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, SECONDS_MAX, Table
-from feddkd.errors import ConfigError
 
 ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -66,6 +65,11 @@ class SchedulerConfig(Table):
         ge=1,
         le=2**53,
         description="largest number of examples that a client may claim; a client with more is refused at its join",
+    )
+    max_examples_of: dict[ClientName, Annotated[int, Field(ge=1, le=2**53)]] = Field(
+        {},
+        max_length=CLIENTS_MAX,
+        description="largest number of examples that single clients may claim, by client, in place of max_examples",
     )
     max_clients: int | None = Field(
         None,
@@ -199,6 +203,13 @@ class SchedulerConfig(Table):
         return self
 
     @model_validator(mode="after")
+    def _limits_are_of_clients(self) -> Self:
+        known = self.clients if isinstance(self.clients, list) else self.max_examples_of
+        for name in self.max_examples_of.keys() - set(known):
+            raise ValueError(f"max_examples_of: {name!r} is not in scheduler.clients")
+        return self
+
+    @model_validator(mode="after")
     def _numbers_can_be_reached(self) -> Self:
         number = self.num_clients
         if number is not None and (self.wait_for_clients or 0) > number:
@@ -236,26 +247,3 @@ def cohort_size(cohort: str | int | float, available: int) -> int:
         # A product such as 0.1 * 30 is a little more than 3, and must not become 4.
         return math.ceil(round(cohort * available, 9))
     return available
-
-
-class AggregationConfig(Table):
-    """Limits on what a client may contribute to an exchange."""
-
-    max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {},
-        max_length=64,
-        description="largest Euclidean norm of a contribution, by exchange name; a contribution above it is refused. "
-        "With a codec the norm is that of the decoded tensor, which with eden1 is a fourth longer than the original",
-    )
-
-    def check_exchanges(self, known: Iterable[str]) -> None:
-        """Check that every key of `max_norm` is an exchange of the algorithm.
-
-        Raises:
-            ConfigError: naming the first key that is not.
-        """
-        names = sorted(known)
-        for name in self.max_norm:
-            if name not in names:
-                key = f"aggregation.max_norm.{name}"
-                raise ConfigError(f"{key}: this algorithm has no such exchange; it has {', '.join(names)}")

@@ -93,6 +93,7 @@ class Collection:
         chunk_bytes: int,
         now: float,
         max_evaluated: Mapping[str, int] | None = None,
+        hashes_bytes: bool = False,
     ) -> None:
         """Begin to wait.
 
@@ -101,13 +102,15 @@ class Collection:
             chunk_bytes: size of the chunks that contributions come in.
             now: seconds on the engine's clock, as in all methods.
             max_evaluated: most examples that each client can have held out; by default any number.
+            hashes_bytes: whether a contribution's digest is that of its bytes, or of their checksums.
         """
         self.exchange = exchange
         norm_limit = None
         if exchange.max_norm is not None and exchange.reply_schema is not None:
             norm_limit = NormLimit.of(exchange.max_norm, exchange.reply_schema)
         self.contributions = {
-            client: Contribution(client, weight, norm_limit, exchange.reply_coding(client)) for client, weight in exchange.clients.items()
+            client: Contribution(client, weight, norm_limit, exchange.reply_coding(client), hashes_bytes=hashes_bytes)
+            for client, weight in exchange.clients.items()
         }
         self.completed_at: dict[str, float] = {}
         self.revision = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from feddkd.aggregator.rule import Reduction, Rows
+from feddkd.aggregator.rule import Reduction, Rows, RuleError
 from feddkd.compression.encoding import Coding, Encoding, Piece
 from feddkd.engines.collection import Collection
 from feddkd.engines.contribution import Contribution
@@ -26,7 +26,8 @@ class Fold:
 
     A block is reduced as soon as every client that may still reply has delivered it, so that uploads and
     reduction overlap. When a client is given up after blocks of it were used, the reduction starts over: the
-    other clients' blocks are still in the spool. A rule of several passes waits for all contributions.
+    other clients' blocks are still in the spool. A rule of several passes waits for all contributions, and
+    one that repeats its last pass reads the blocks again.
 
     Attributes:
         code_bytes: of one contribution as it is sent.
@@ -51,12 +52,12 @@ class Fold:
     def _start(self) -> None:
         self._revision = self._collection.revision
         self._members: list[Contribution] = self._collection.members()
-        self._reduction: Reduction = self._rule.start()
+        self._reduction: Reduction = self._rule.start([member.client_id for member in self._members])
         self._passes_left = self._rule.passes
         self._next = 0
         self._first_behind = 0
         self._out: Tensors | None = None
-        self.fault = ""
+        self.fault = self._unusable = ""
 
     @property
     def finished(self) -> bool:
@@ -72,6 +73,13 @@ class Fold:
         if not self._members or self.fault:
             return None
         return self._out if self._out is not None else Tensors.empty(self._schema)
+
+    @property
+    def ratios(self) -> Mapping[str, float]:
+        """How far each contribution stands out (`Reduction.ratios`); empty where the rule does not know it."""
+        if self.result is None:
+            return {}
+        return dict(zip((member.client_id for member in self._members), self._reduction.ratios(), strict=False))
 
     @property
     def may_advance(self) -> bool:
@@ -90,18 +98,17 @@ class Fold:
         rows = self._rows()
         self._collection.hold_blocks()
         if self._passes_left > 1:
-            return lambda: self._reduction.survey(block, rows)
+            return lambda: self._survey(block, rows)
         if self._out is None:
             self._out = Tensors.empty(self._schema)
         out = self._out.elements(block)
         names = [member.client_id for member in self._members]
-        again = self._rows()
-        return lambda: self._reduce(block, rows, out, lambda: _largest(names, again))
+        return lambda: self._reduce(block, rows, out, lambda: _largest(names, rows))
 
     def _rows(self) -> Rows:
         """The next block of every member, each read when it is asked for, over the one before it."""
         sources = [(member.pieces[self._next], member.blocks[self._next], member.weight) for member in self._members]
-        return ((self._decode(piece, source), weight) for piece, source, weight in sources)
+        return _Sources(sources, self._decode)
 
     def _decode(self, piece: Piece, source: Block) -> Tensor:
         code = source.read(self._memory)
@@ -114,12 +121,23 @@ class Fold:
 
     def _reduce(self, block: Segment, rows: Rows, out: Tensor, largest: Callable[[], str]) -> None:
         """Reduce one block; if the result is of no use, note that with the largest contributions."""
-        with torch.no_grad():
-            self._reduction.reduce(block, rows, out)
         try:
+            with torch.no_grad():
+                self._reduction.reduce(block, rows, out)
             check_values(out)
+        except RuleError as error:
+            self.fault = str(error)
         except SchemaError as error:
-            self.fault = f"the reduced contributions are unusable: {error}; largest: {largest()}"
+            # A rule that repeats the pass may find something better.
+            self._unusable = self._unusable or f"the reduced contributions are unusable: {error}; largest: {largest()}"
+
+    def _survey(self, block: Segment, rows: Rows) -> None:
+        """Let the rule look at one block in a pass before the last."""
+        try:
+            with torch.no_grad():
+                self._reduction.survey(block, rows)
+        except RuleError as error:
+            self.fault = str(error)
 
     def step_done(self) -> None:
         """Take in that the last step has run."""
@@ -128,10 +146,16 @@ class Fold:
             return
         self._next += 1
         self._first_behind = 0
-        if self._next == len(self._blocks):
+        if self._next == len(self._blocks) and not self.fault:
+            self._end_pass()
+
+    def _end_pass(self) -> None:
+        """Begin the next pass, if there is one."""
+        if self._passes_left > 1 or not self._reduction.repeats():
             self._passes_left -= 1
-            if self._passes_left:
-                self._next = 0
+        if self._passes_left:
+            self._next, self._unusable = 0, ""
+        self.fault = self._unusable
 
     def _follow_revision(self) -> None:
         if self._collection.revision != self._revision:
@@ -146,6 +170,20 @@ class Fold:
                 return False
             self._first_behind += 1
         return True
+
+
+class _Sources:
+    """The next block of every member; reads and decodes it when it is asked for."""
+
+    def __init__(self, sources: list[tuple[Piece, Block, float]], decode: Callable[[Piece, Block], Tensor]) -> None:
+        self._sources = sources
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        return ((self._decode(piece, source), weight) for piece, source, weight in self._sources)
 
 
 def _largest(names: list[str], rows: Rows) -> str:

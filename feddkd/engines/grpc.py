@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
-
 from feddkd.compression.constants import Constants
 from feddkd.config import Config
 from feddkd.engines.collection import max_evaluated
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.grpc_inbox import ExchangeInbox
+from feddkd.engines.receipts import Receipt
 from feddkd.engines.spool import CODE_MARGIN_BYTES, Spool
 from feddkd.engines.traffic_mark import TrafficMark
 from feddkd.errors import ConfigError, RunError, StateError
@@ -23,10 +22,12 @@ from feddkd.memory import return_large_blocks
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
-from feddkd.transport.messages import farewell_message
+from feddkd.transport.entrance import OPEN, Entrance
+from feddkd.transport.messages import Verdict, farewell_message
 from feddkd.transport.options import check_connections
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.register import NoRegister, Register
 from feddkd.transport.server import Admission, FederationServer
 from feddkd.transport.sessions import Outgoing, Owner, Session
 
@@ -90,6 +91,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._finished = False
+        self._register: Register = NoRegister()
 
     # For the scheduler.
 
@@ -99,7 +101,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._manifest.constants_sha256 = constants.version
         self._server.describe(self._manifest)
 
-    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+    def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
         """Listen, and return the port.
 
         Raises:
@@ -113,7 +115,8 @@ class GrpcEngine(ExchangeInbox, Engine):
         except ConfigError:
             self._server.stop()
             raise
-        return self._server.start(host, port, credentials)
+        self._register = entrance.register
+        return self._server.start(host, port, entrance)
 
     def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
@@ -150,6 +153,12 @@ class GrpcEngine(ExchangeInbox, Engine):
         """Take names as those of the run's classes, before any client joins; `told_by` says whose they are."""
         self._server.classes.give(names, told_by)
 
+    def refused(self) -> Mapping[str, int]:
+        return self._server.refused()
+
+    def certificate_ends(self) -> Mapping[str, float]:
+        return self._server.certificate_ends()
+
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()
 
@@ -161,9 +170,6 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def last_replies(self) -> Mapping[str, tuple[ExchangeId, float]]:
         return dict(self._last_replies)
-
-    def refusals(self) -> Mapping[str, int]:
-        return dict(self._server.refusals.count)
 
     def answers(self, timeout_s: float) -> bool:
         return self._finished or self._server.answers(timeout_s)
@@ -243,7 +249,9 @@ class GrpcEngine(ExchangeInbox, Engine):
         holdout = self._config.data.holdout
         limits = {client: max_evaluated(session.counts.labelled, holdout) for client, session in sessions.items() if session is not None}
         meter = self._meter(exchange.id)
-        begun = GrpcExchange(exchange, meter, self._spool, self._executor, self._config.transport.chunk_bytes, limits)
+        transport = self._config.transport
+        hashes_bytes = transport.contribution_hash == "sha256"
+        begun = GrpcExchange(exchange, meter, self._spool, self._executor, transport.chunk_bytes, limits, hashes_bytes=hashes_bytes)
         self._open.add(begun)
         asked = self.receipts.begin(exchange.clients)
         self.of_client.update(dict.fromkeys(exchange.clients, begun))
@@ -293,9 +301,16 @@ class GrpcEngine(ExchangeInbox, Engine):
         if any(self.of_client.get(client) is begun for client in begun.exchange.clients):
             self._release_clients(begun)
             for receipt in begun.receipts:
+                self._take_down(begun, receipt)
                 self.receipts.send(receipt, self._server.session(receipt.client), _first_sent)
             asyncio.get_running_loop().call_later(RECEIPT_LINGER_S, self._flush, begun.exchange.clients)
             self.receipts.answer_questions(self._server.session, self.current)
+
+    def _take_down(self, begun: GrpcExchange, receipt: Receipt) -> None:
+        """Tell the register of a contribution that counts, now that the outcome is durable."""
+        if receipt.judgement.verdict in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE):
+            size_bytes, digest = begun.content(receipt.client)
+            self._register.accepted(receipt.client, str(begun.exchange.id), size_bytes, digest)
 
     def _flush(self, clients: Iterable[str]) -> None:
         """Send what lingers for these clients."""
@@ -364,5 +379,6 @@ def _admission(config: Config) -> Admission:
     return Admission(
         expected=frozenset(named) if isinstance(named, list) else None,
         max_examples=config.scheduler.max_examples,
+        max_examples_of=config.scheduler.max_examples_of,
         max_clients=config.scheduler.admitted_clients,
     )

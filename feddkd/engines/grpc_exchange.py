@@ -53,12 +53,15 @@ class GrpcExchange:
         executor: Executor,
         chunk_bytes: int,
         max_evaluated: Mapping[str, int],
+        *,
+        hashes_bytes: bool = False,
     ) -> None:
         """Encode the broadcast and begin to wait.
 
         Args:
             executor: one thread that writes and reduces blocks, while the loop goes on reading.
             max_evaluated: most examples that each client can have held out.
+            hashes_bytes: whether a contribution's digest is that of its bytes, or of their checksums.
         """
         self.exchange = exchange
         self.meter = meter
@@ -67,7 +70,9 @@ class GrpcExchange:
         self._executor = executor
         self._chunk_bytes = chunk_bytes
         self._started = self._now()
-        self._collection = Collection(exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated)
+        self._collection = Collection(
+            exchange, spool, chunk_bytes=chunk_bytes, now=self._started, max_evaluated=max_evaluated, hashes_bytes=hashes_bytes
+        )
         self._forms = Forms(exchange, chunk_bytes, shared=True)
         self._sending: set[str] = set()
         schema = exchange.reply_schema
@@ -289,6 +294,12 @@ class GrpcExchange:
         except TimeoutError:
             self._collection.expire(self._now())
 
+    def content(self, client: str) -> tuple[int, str]:
+        """Return the size in bytes of the tensors that a client has sent, and the digest that names them, if there are any."""
+        contribution = self._collection.contributions[client]
+        size_bytes = contribution.received_bytes
+        return size_bytes, contribution.digest if size_bytes else ""
+
     def reply_seconds(self) -> dict[str, float]:
         """Return the seconds from the broadcast until each client's reply was complete."""
         return {client: when - self._started for client, when in self._collection.completed_at.items()}
@@ -313,6 +324,7 @@ class GrpcExchange:
             fault=reduced.fault,
             decode_s=self._fold.decode_s if self._fold is not None else 0.0,
             useful=useful_traffic(self._collection, self._forms),
+            ratios=self._fold.ratios if self._fold is not None else {},
         )
 
     def _receipt(self, client: str, judgement: Judgement, connected: Container[str]) -> Receipt:

@@ -42,6 +42,7 @@ from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer, RunRecord
 from feddkd.scheduler.recovery import Spent, is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Evaluator, Extensions, Scheduler
+from feddkd.scheduler.rule_book import check_rules
 from feddkd.scheduler.state import fold
 from feddkd.tensors import Tensors
 from feddkd.transport.options import allow_connections, check_connections
@@ -125,6 +126,7 @@ def prepare(config: Config) -> Federation:
     initial = build_initial(config)
     algorithms.check_fits(algorithm, initial.model.schema)
     check_codecs(config)
+    check_rules(config, algorithm)
     warn_of_batch_norm(initial)
     task = initial.metrics.task
     examples = load_train(config.data, config.seed, task)

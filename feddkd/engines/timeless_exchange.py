@@ -112,7 +112,8 @@ class TimelessExchange:
         seconds = time.monotonic() - self._started
         useful = useful_traffic(self.collection, self._forms)
         decode_s = fold.decode_s if fold is not None else 0.0
-        return Outcome(reduced, replies, self.collection.missing(), self._meter.close(), seconds, fault, decode_s, useful)
+        ratios = fold.ratios if fold is not None else {}
+        return Outcome(reduced, replies, self.collection.missing(), self._meter.close(), seconds, fault, decode_s, useful, ratios)
 
     def _reduced(self) -> tuple[Tensors | None, str]:
         """What all contributions reduce to, and why that is nothing of use, if it is."""

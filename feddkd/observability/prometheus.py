@@ -94,6 +94,7 @@ class PrometheusMetrics(Observer):
         self._communication.add(record)
         self._learning.add(record)
         self._sites.add(record)
+        self._sites.outliers(record.outliers)
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._learning.evaluated("server", evaluation)
@@ -115,10 +116,6 @@ class PrometheusMetrics(Observer):
     def run_done(self, record: RunRecord) -> None:
         self._service.ended("completed")
         self._run.enter("completed")
-
-    def outliers(self, exchanges: Mapping[str, int]) -> None:
-        """Take in in how many exchanges running each client's contribution was an outlier."""
-        self._sites.outliers(exchanges)
 
     def run_failed(self, reason: str) -> None:
         outcome = "stopped" if self.was_stopped() else "failed"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from feddkd.observability.metrics import UNKNOWN
@@ -33,8 +34,8 @@ class ServiceMetrics:
         )
         for outcome in OUTCOMES:
             self._end.labels(outcome).set(UNKNOWN)
-        self._refused_joins = RefusedJoins()
-        registry.register(self._refused_joins)
+        self._refused = _Refused()
+        registry.register(self._refused)
         self.certificate_expiry = Gauge(
             "feddkd_certificate_expiry_time_seconds",
             "End of the validity of a certificate, in seconds since 1970; NaN where there is none.",
@@ -45,27 +46,29 @@ class ServiceMetrics:
             self.certificate_expiry.labels(role).set(UNKNOWN)
 
     def watch(self, engine: Engine) -> None:
-        """Ask the engine at every scrape whom it refused."""
-        self._refused_joins.refusals = engine.refusals
+        """Ask the engine, at every scrape, who was turned away and until when its certificates are valid."""
+        self._refused.engine = engine
+        for role in CERTIFICATE_ROLES:
+            self.certificate_expiry.labels(role).set_function(partial(_end_of, engine, role))
 
     def ended(self, outcome: str) -> None:
         """Take in that the run ended now."""
         self._end.labels(outcome).set(time.time())
 
 
-class RefusedJoins(Collector):
-    """A counter of its own, because joins are refused while no observer is told."""
+def _end_of(engine: Engine, role: str) -> float:
+    return engine.certificate_ends().get(role, UNKNOWN)
+
+
+class _Refused(Collector):
+    """The calls that the server has refused."""
 
     def __init__(self) -> None:
-        self.refusals: Callable[[], Mapping[str, int]] = dict
-
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """Claims the metric's name in the registry."""
-        yield CounterMetricFamily("feddkd_refused_joins_total", "Joins that the server refused, by the kind of reason.", labels=["reason"])
+        self.engine: Engine | None = None
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        for family in self.describe():
-            count = self.refusals()
-            for reason in REFUSALS:
-                family.add_metric((reason,), count.get(reason, 0))
-            yield family
+        counts = self.engine.refused() if self.engine is not None else {}
+        family = CounterMetricFamily("feddkd_refused_joins", "Joins that the server refused, by the kind of reason.", labels=["reason"])
+        for reason in REFUSALS:
+            family.add_metric([reason], counts.get(reason, 0))
+        yield family

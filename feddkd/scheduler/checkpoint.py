@@ -1,4 +1,4 @@
-"""Write and read the state after a round: of the algorithm and of the codecs."""
+"""Write and read the state after a round: of the algorithm, of the codecs and of the rules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from feddkd.aggregator.history import History
 from feddkd.compression.broadcaster_state import BroadcasterState, CodecCost, KeptReplica
 from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoded, Encoding
 from feddkd.errors import SchemaError, StateError
 from feddkd.scheduler.blobs import Blob
+from feddkd.scheduler.rule_book import Past, RuleState
 from feddkd.tensors import DTYPE_NAMES, DTYPES, Schema, Tensors, TensorSpec
 
 ALGORITHM = "algorithm/"
@@ -51,14 +53,25 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Codecs:
-    """A `BroadcasterState` without its tensors."""
+class _Past:
+    """A `Past` without its tensors."""
+
+    exchanges: int
+    logs: dict[str, tuple[float, ...]]
+    previous: list[Spec] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A `BroadcasterState` and a `RuleState` without their tensors."""
 
     num_codes: int
     held: list[_Held] = dataclasses.field(default_factory=list)
+    rules: dict[str, _Past] = dataclasses.field(default_factory=dict)
+    running: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-_CODECS = TypeAdapter(_Codecs)
+_TEXT = TypeAdapter(_Text)
 _NAMES = TypeAdapter(list[str])
 
 
@@ -76,12 +89,13 @@ def decode_model(blob: Blob) -> Tensors:
         raise StateError(f"the model of a round cannot be read: {error}") from error
 
 
-def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState) -> tuple[dict[str, Tensor], str]:
+def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState, rules: RuleState) -> tuple[dict[str, Tensor], str]:
     """Lay out a state as the tensors and the text of a blob.
 
     Args:
         algorithm: what `Algorithm.state_dict` returned.
         codecs: what `Downlink.state` returned.
+        rules: what `RuleBook.state` returned.
     """
     tensors = {f"{ALGORITHM}{name}": value for name, value in algorithm.items()}
     held = []
@@ -102,18 +116,30 @@ def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState) -> tuple[d
                 whole=_code(kept.whole),
             )
         )
-    return tensors, _CODECS.dump_json(_Codecs(codecs.num_codes, held)).decode()
+    pasts = {}
+    for name, past in rules.past.items():
+        if past.previous is not None:
+            tensors |= {f"rules/{name}/{path}": value for path, value in past.previous.items()}
+        specs = _specs(past.previous.schema) if past.previous is not None else None
+        pasts[name] = _Past(past.history.exchanges, dict(past.history.logs), specs)
+    return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts, dict(rules.running))).decode()
 
 
-def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState]:
+def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
     """Read what `encode` laid out. Raises StateError."""
     try:
-        found = _CODECS.validate_json(blob.text)
+        found = _TEXT.validate_json(blob.text)
+        past = {name: _past(own, blob.tensors, f"rules/{name}/") for name, own in found.rules.items()}
         held = tuple(_kept(own, blob.tensors, f"codec/{number}/") for number, own in enumerate(found.held))
     except (ValidationError, SchemaError, KeyError, ValueError) as error:
         raise StateError(f"the state of a round cannot be read: {error}") from error
     algorithm = {name.removeprefix(ALGORITHM): value for name, value in blob.tensors.items() if name.startswith(ALGORITHM)}
-    return algorithm, BroadcasterState(found.num_codes, held)
+    return algorithm, BroadcasterState(found.num_codes, held), RuleState(past, found.running)
+
+
+def _past(own: _Past, tensors: Mapping[str, Tensor], prefix: str) -> Past:
+    previous = _tensors(own.previous, tensors, prefix) if own.previous is not None else None
+    return Past(History(own.exchanges, own.logs), previous)
 
 
 def _tensors_of(kept: KeptReplica, prefix: str) -> dict[str, Tensor]:

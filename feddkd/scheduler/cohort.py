@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -105,8 +105,11 @@ class RoundCohort:
 
     @property
     def most_examples(self) -> int:
-        """The largest number of examples of a client in this round."""
-        return max(counts.total for counts in self._clients.values())
+        """The largest number of examples of a client in this round; no more than its weight is reduced to."""
+        most = max(counts.total for counts in self._clients.values())
+        if self._plan.config.scheduler.weights == "uniform":
+            return most
+        return int(min(most, self._plan.largest_weight(self._plan.first, self._available)))
 
     @property
     def examples(self) -> ExampleCounts:
@@ -141,7 +144,7 @@ class RoundCohort:
         asked = self._weights({client: counts for client, counts in self._clients.items() if client not in self._dropped}, name)
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
         with _encoding(identity):
-            exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened)
+            exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened, sizes=self._sizes(name, asked))
         self.sent = exchange.payload
         outcome = self._outcome_of(exchange)
         self._plan.downlink.received(exchange, outcome.replies)
@@ -165,7 +168,13 @@ class RoundCohort:
 
     def _weights(self, clients: Mapping[str, ExampleCounts], name: str) -> dict[str, float]:
         """Weigh clients in an exchange."""
-        return {client: self._plan.weight(name, counts) for client, counts in clients.items()}
+        largest = self._plan.largest_weight(name, self._available)
+        return {client: min(self._plan.weight(name, counts), largest) for client, counts in clients.items()}
+
+    def _sizes(self, name: str, clients: Collection[str]) -> dict[str, float]:
+        """Count the examples of clients in an exchange, whatever they weigh."""
+        kind = self._plan.kinds[name]
+        return {client: float(kind.examples(self._clients[client])) for client in clients}
 
     def _check_quorum(self, exchange: Exchange, outcome: Outcome) -> None:
         replied, missing = len(outcome.replies), self._missing(outcome)
@@ -193,6 +202,7 @@ class RoundCohort:
     def _account(self, exchange: Exchange, outcome: Outcome) -> ExchangeRecord:
         """Note who replied; returns what the record says of it."""
         self.loss = outcome.mean_loss(exchange.clients)
+        outliers = self._plan.rules.take_in(exchange.id.name, outcome)
         evaluation = None if outcome.evaluation is None else judged(outcome.evaluation, self._plan.metrics)
         record = ExchangeRecord(
             id=exchange.id,
@@ -208,6 +218,8 @@ class RoundCohort:
             client_evaluation=evaluation,
             metrics=self._metrics(exchange, outcome),
             by_client=numbers_by_client(exchange, outcome, self._plan.metrics) if self._plan.config.scheduler.share_client_metrics else {},
+            outliers=outliers.running,
+            named_outliers=outliers.named,
         )
         if not self._opened:
             self._open(outcome)

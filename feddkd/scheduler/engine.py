@@ -140,8 +140,15 @@ class Engine(ABC):
         """
         return {}
 
-    def refusals(self) -> Mapping[str, int]:
-        """Return how many joins were refused so far, by kind. From any thread."""
+    def refused(self) -> Mapping[str, int]:
+        """Return how many calls of clients were refused, by the kind of reason. From any thread."""
+        return {}
+
+    def certificate_ends(self) -> Mapping[str, float]:
+        """Return until when the certificates in the server's files are valid, in seconds since 1970, by their role.
+
+        From any thread.
+        """
         return {}
 
     def answers(self, timeout_s: float) -> bool:

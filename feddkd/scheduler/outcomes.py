@@ -38,6 +38,7 @@ class _Numbers:
     seconds: float
     fault: str
     decode_s: float
+    ratios: dict[str, float] = field(default_factory=dict)
 
 
 _NUMBERS = TypeAdapter(dict[str, _Numbers], config=ConfigDict(ser_json_inf_nan="constants"))
@@ -59,6 +60,7 @@ def encode(outcome: Outcome) -> tuple[Mapping[str, Tensor], str]:
         outcome.seconds,
         outcome.fault,
         outcome.decode_s,
+        dict(outcome.ratios),
     )
     tensors = dict(outcome.reduced) if outcome.reduced is not None else {}
     return tensors, _NUMBERS.dump_json({_KEY: numbers}).decode()
@@ -90,6 +92,7 @@ def decode(blob: Blob, exchange: Exchange) -> Outcome:
         seconds=numbers.seconds,
         fault=numbers.fault,
         decode_s=numbers.decode_s,
+        ratios=numbers.ratios,
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from feddkd.aggregator.rule import Rule
+from feddkd.aggregator.history import FEWEST
 from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Closing, EvaluationForm, ExampleCounts, Exchange, ExchangeId, ExchangeKind
 from feddkd.scheduler.downlink import Downlink, named_codec
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 from feddkd.tensors import Schema, Tensors
 
@@ -22,7 +24,7 @@ class ExchangePlan:
     Attributes:
         kinds: what travels, by the exchange's name.
         model_schema: of the global model.
-        rule: reduces the contributions.
+        rules: build what reduces the contributions.
         downlink: encodes what is broadcast.
         constants: the network's other tensors.
         metrics: of the task.
@@ -31,7 +33,7 @@ class ExchangePlan:
     config: Config
     kinds: Mapping[str, ExchangeKind]
     model_schema: Schema
-    rule: Rule
+    rules: RuleBook
     downlink: Downlink
     constants: Constants = NO_CONSTANTS
     metrics: TaskMetrics = OF_CLASSIFICATION
@@ -42,24 +44,41 @@ class ExchangePlan:
         return next(iter(self.kinds))
 
     def weight(self, name: str, counts: ExampleCounts) -> float:
-        """Weigh a client in an exchange."""
+        """Weigh a client in an exchange by what it claims."""
         return self.kinds[name].weight(counts, self.config.scheduler.weights)
 
-    def describe(self, exchange: ExchangeId, clients: Mapping[str, float], payload: Tensors, *, evaluate: bool) -> Exchange:
+    def largest_weight(self, name: str, available: Mapping[str, ExampleCounts]) -> float:
+        """Return the largest weight that counts in an exchange: `weight_cap` times the median of the clients that are there."""
+        cap = self.config.aggregation.weight_cap
+        if cap == 0 or len(available) < FEWEST:
+            return math.inf
+        return cap * statistics.median(self.weight(name, counts) for counts in available.values())
+
+    def describe(
+        self,
+        exchange: ExchangeId,
+        clients: Mapping[str, float],
+        payload: Tensors,
+        *,
+        evaluate: bool,
+        sizes: Mapping[str, float] | None = None,
+    ) -> Exchange:
         """Say everything that can change the outcome of an exchange.
 
         Args:
             clients: the weight of each client's contribution, by id, in client order.
+            sizes: the examples of each client, where weights do not say so.
         """
         kind = self.kinds[exchange.name]
         received, broadcast = self.downlink.broadcast(exchange, payload, clients)
         up = self.config.communication.codec_up(exchange.name)
+        reply = kind.reply(self.model_schema) if kind.reply else None
         return Exchange(
             id=exchange,
             clients=clients,
             payload=received,
-            reply_schema=kind.reply(self.model_schema) if kind.reply else None,
-            rule=self.rule,
+            reply_schema=reply,
+            rule=self.rules.rule(exchange.name, reply, clients if sizes is None else sizes),
             closing=self._closing(exchange.name, len(clients)),
             evaluate=evaluate,
             max_norm=self.config.aggregation.max_norm.get(exchange.name),

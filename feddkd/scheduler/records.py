@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -32,6 +32,9 @@ class ExchangeRecord:
         lost: the part of `traffic` that was of no use: messages that were repeated, and those of clients whose reply
             does not count.
         done_s: seconds since 1970 when it was done, by the server's clock; 0 where nobody knows.
+        outliers: in how many exchanges in a row a client's contribution was an outlier, by client; 0 for one that has
+            just ceased to be one. Other clients are left out.
+        named_outliers: clients that have been outliers in `aggregation.outlier_exchanges` exchanges in a row, just now.
     """
 
     id: ExchangeId
@@ -48,6 +51,8 @@ class ExchangeRecord:
     by_client: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lost: Traffic = field(default_factory=Traffic)
     done_s: float = 0.0
+    outliers: Mapping[str, int] = field(default_factory=dict)
+    named_outliers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class RunRecord:
         started_s: seconds since 1970 when round 1 began, by the server's clock; 0 where nobody knows.
         ended_s: likewise when the model was delivered.
         best_evaluation: of the best round.
+        outliers: clients whose contributions stood out in several exchanges in a row, and in which round that was first so.
     """
 
     run_id: str
@@ -128,6 +134,7 @@ class RunRecord:
     started_s: float = 0.0
     ended_s: float = 0.0
     best_evaluation: Evaluation | None = None
+    outliers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -168,6 +175,9 @@ class Observer:
 
     def round_started(self, round_number: int, attempt: int, clients: int) -> None:
         """A cohort of so many clients was selected."""
+
+    def exchange_begun(self, exchange: ExchangeId, clients: Collection[str]) -> None:
+        """An exchange is about to be carried out among these clients. It is not told of the history of a run."""
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         """An exchange completed."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from feddkd.aggregator.rule import Rule
-from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm, Cohort
 from feddkd.algorithms.snapshot import Snapshot
 from feddkd.config import Config
@@ -38,6 +37,7 @@ from feddkd.scheduler.lingering import OVER, deliver_late
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import Observer, RunRecord
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.scheduler.run_log import Checkpoint, RunLog
 from feddkd.scheduler.selection import select_cohort
 from feddkd.scheduler.state import RunState
@@ -72,7 +72,7 @@ class Extensions:
     """What stands around the rounds of a run; by default nothing.
 
     Attributes:
-        rule: reduces contributions.
+        rule: reduces contributions in place of what `[aggregation]` names.
         layers: stand around each round's cohort, the first outermost.
         journal: keeps the events of the run; the run goes on after those that it holds already.
         linger_s: seconds to stay for clients that were away for the delivery.
@@ -80,7 +80,7 @@ class Extensions:
         metrics: of the task.
     """
 
-    rule: Rule = field(default_factory=WeightedMean)
+    rule: Rule | None = None
     layers: Sequence[CohortLayer] = ()
     journal: Journal = field(default_factory=NoJournal)
     linger_s: float = 0.0
@@ -108,7 +108,7 @@ class Scheduler:
         self._algorithm = algorithm
         self._engine = engine
         self._evaluator = evaluator
-        self._rule = extensions.rule
+        self._rules = RuleBook(config.aggregation, extensions.rule)
         self._downlink = Downlink(config)
         self._layers = extensions.layers
         self._linger_s = extensions.linger_s
@@ -175,6 +175,7 @@ class Scheduler:
         if left is not None:
             self._algorithm.load_state_dict(left.algorithm)
             self._downlink.load(left.codecs)
+            self._rules.load(left.rules)
             model = self._downlink.lent(left.model)
             self._log.tell(lambda observer: observer.round_finished(state.rounds_done, model))
         if state.failed_attempts:
@@ -209,6 +210,7 @@ class Scheduler:
     def _run_round(self, number: int, model: Tensors) -> Tensors:
         """Take the global model of one round to that of the next."""
         failing_since: float | None = None
+        rules = self._rules.state()
         with Snapshot(self._algorithm.state_dict()) as start:
             while True:
                 cohort, available = self._select(model, number)
@@ -219,6 +221,7 @@ class Scheduler:
                     break
                 except RoundError as error:
                     self._algorithm.load_state_dict(start.state())
+                    self._rules.load(rules)
                     self._downlink.forget()
                     failing_since = failing_since or time.monotonic()
                     self._round_failed(number, error, failing_since)
@@ -230,7 +233,8 @@ class Scheduler:
             notes=cohort.notes,
             examples=cohort.examples,
         )
-        self._log.finish_round(finished, Checkpoint(new_model, self._algorithm.state_dict(), self._downlink.state()))
+        left = Checkpoint(new_model, self._algorithm.state_dict(), self._downlink.state(), self._rules.state())
+        self._log.finish_round(finished, left)
         return new_model
 
     def _adopt(self, cohort: Cohort, model: Tensors) -> Tensors:
@@ -344,7 +348,7 @@ class Scheduler:
         return self._plan({DELIVER: DELIVER_KIND}, model)
 
     def _plan(self, kinds: Mapping[str, ExchangeKind], model: Tensors) -> ExchangePlan:
-        return ExchangePlan(self._config, kinds, model.schema, self._rule, self._downlink, self._whole.constants, self._metrics)
+        return ExchangePlan(self._config, kinds, model.schema, self._rules, self._downlink, self._whole.constants, self._metrics)
 
     def _select(self, model: Tensors, number: int) -> tuple[RoundCohort, Mapping[str, ExampleCounts]]:
         """Draw the cohort of an attempt; also returns the example counts of all clients that are available.

@@ -17,6 +17,7 @@ from feddkd.scheduler.journal import Journal
 from feddkd.scheduler.metric_names import MetricNames
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
+from feddkd.scheduler.rule_book import RuleState
 from feddkd.scheduler.state import RunState, Told
 from feddkd.tensors import Schema, Tensors
 from feddkd.traffic import Traffic
@@ -29,11 +30,13 @@ class Checkpoint:
     Attributes:
         algorithm: what `Algorithm.state_dict` returned.
         codecs: what `Downlink.state` returned.
+        rules: what `RuleBook.state` returned.
     """
 
     model: Tensors
     algorithm: Mapping[str, Tensor]
     codecs: BroadcasterState
+    rules: RuleState
 
 
 class RunLog:
@@ -100,7 +103,7 @@ class RunLog:
         """Keep a finished round and what it leaves to the next one. Raises StateError."""
         failpoint("scheduler.round.before_checkpoint")
         model = self._journal.store(*checkpoint.encode_model(left.model), checkpoint=True)
-        state = self._journal.store(*checkpoint.encode(left.algorithm, left.codecs), checkpoint=True)
+        state = self._journal.store(*checkpoint.encode(left.algorithm, left.codecs, left.rules), checkpoint=True)
         entry = self._journal.append(dataclasses.replace(event, model=model, state=state))
         failpoint("scheduler.round.after_checkpoint")
         if self.state.keeps_best and not model:
@@ -131,6 +134,7 @@ class RunLog:
             self.happen(ExchangeDone(account(self._with_known_metrics(outcome)), name))
             failpoint("scheduler.exchange.after_append")
 
+        self.tell(lambda observer: observer.exchange_begun(exchange.id, exchange.clients))
         engine(exchange, keep)
 
     def _with_known_metrics(self, outcome: Outcome) -> Outcome:

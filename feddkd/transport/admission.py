@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from feddkd.config.scheduler import MAX_CLIENTS
-from feddkd.errors import TransportError
 from feddkd.exchange import ExampleCounts
 from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import Owner, Session
 
 MAX_REQUEST_BYTES = 1 << 20
@@ -25,18 +26,6 @@ MAX_EXAMPLES = 2**53
 _M = TypeVar("_M", bound=Message)
 
 
-class NotAdmittedError(TransportError):
-    """A call is refused; the transport turns this into the call's status.
-
-    Attributes:
-        code: the status.
-    """
-
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True)
 class Admission:
     """Which clients a run admits.
@@ -44,11 +33,13 @@ class Admission:
     Attributes:
         expected: the ids that may join; None for any.
         max_examples: examples a client may declare.
+        max_examples_of: examples that single clients may declare, instead of that.
         max_clients: clients that may have joined.
     """
 
     expected: frozenset[str] | None = None
     max_examples: int = MAX_EXAMPLES
+    max_examples_of: Mapping[str, int] = field(default_factory=dict)
     max_clients: int = MAX_CLIENTS
 
     def check(self, request: pb.JoinRequest) -> None:
@@ -69,13 +60,17 @@ class Admission:
             raise NotAdmittedError(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"client id {client_id!r} is not in the server's scheduler.clients",
+                kind="identity",
             )
 
     def _check_examples(self, request: pb.JoinRequest) -> None:
         number = request.num_examples
         if number < 1:
             _refuse(f"{number} examples; a client needs at least 1")
-        if number > self.max_examples:
+        own = self.max_examples_of.get(request.client_id)
+        if own is not None and number > own:
+            _refuse(f"{number} examples; scheduler.max_examples_of allows {request.client_id} {own}")
+        if own is None and number > self.max_examples:
             _refuse(f"{number} examples; scheduler.max_examples is {self.max_examples}")
         if request.HasField("num_labelled") and not 1 <= request.num_labelled <= number:
             _refuse(f"{request.num_labelled} labelled examples of {number}; a client needs at least 1")
@@ -104,6 +99,7 @@ def check_version(version: int) -> None:
         raise NotAdmittedError(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"{versions}; install the same feddkd on both",
+            kind="version",
         )
 
 
@@ -134,4 +130,4 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _taken(reason: str) -> NoReturn:
-    raise NotAdmittedError(grpc.StatusCode.ALREADY_EXISTS, reason)
+    raise NotAdmittedError(grpc.StatusCode.ALREADY_EXISTS, reason, kind="taken")

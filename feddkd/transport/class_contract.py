@@ -8,7 +8,7 @@ from typing import NoReturn
 import grpc
 
 from feddkd.data.class_names import MOST_LETTERS, names_differ, shown_names
-from feddkd.transport.admission import NotAdmittedError
+from feddkd.transport.refusals import NotAdmittedError
 
 
 class ClassContract:

@@ -188,11 +188,25 @@ class ServerConnection:
     def __init__(self, address: str, tls: ClientTls | None = None) -> None:
         """Prepare a channel of the running event loop; it connects with the first call."""
         self._endpoint = Endpoint(address, tls)
+        self._channel = self._new_channel()
+
+    def _new_channel(self) -> grpc.aio.Channel:
+        address, tls = self._endpoint.address, self._endpoint.tls
         options = client_options(host_and_port(address)[0])
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(address, tls.credentials, options=options)
+            return grpc.aio.insecure_channel(address, options=options)
+        self._credentials = tls.credentials
+        return grpc.aio.secure_channel(address, self._credentials, options=options)
+
+    async def _read_files_again(self) -> None:
+        """Connect with what the TLS files hold now, if they have changed."""
+        tls = self._endpoint.tls
+        if tls is None:
+            return
+        tls.refresh()
+        if tls.credentials is not self._credentials:  # several connections share the files
+            await self._channel.close()
+            self._channel = self._new_channel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -202,13 +216,17 @@ class ServerConnection:
 
     async def describe(self) -> pb.Manifest:
         """Ask what runs at the server. Raises UnreachableError or RefusedError."""
+        await self._read_files_again()
         call = self._channel.unary_unary(f"/{SERVICE}/Describe", pb.DescribeRequest.SerializeToString, pb.DescribeResponse.FromString)
         request = pb.DescribeRequest(protocol_version=PROTOCOL_VERSION)
         response = await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
         return response.manifest
 
-    async def join(self, client_id: str, counts: ExampleCounts, instance_id: str, class_names: Sequence[str] = ()) -> pb.JoinResponse:
-        """Register a client. Raises UnreachableError or RefusedError."""
+    async def join(
+        self, client_id: str, counts: ExampleCounts, instance_id: str, class_names: Sequence[str] = (), join_token: str = ""
+    ) -> pb.JoinResponse:
+        """Register a client, with the certificate that the files hold now. Raises UnreachableError or RefusedError."""
+        await self._read_files_again()
         call = self._channel.unary_unary(f"/{SERVICE}/Join", pb.JoinRequest.SerializeToString, pb.JoinResponse.FromString)
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
@@ -218,6 +236,7 @@ class ServerConnection:
             instance_id=instance_id,
             software_version=__version__,
             class_names=class_names,
+            join_token=join_token,
         )
         return await self._response_of(call(request, timeout=CALL_TIMEOUT_S))
 

@@ -11,11 +11,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from feddkd.certs.certificate import Certificate
 from feddkd.errors import ProtocolError
 from feddkd.log_events import about
 from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
+from feddkd.transport.entrance import OPEN, Entrance
+from feddkd.transport.gate import Peer
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
+from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import Session, Sessions
 from feddkd.transport.stream import End, Stream
 
@@ -34,7 +38,11 @@ _ORDINARY = (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
 
 
 class Participation:
-    """Moves the messages of all clients."""
+    """Moves the messages of all clients.
+
+    Attributes:
+        entrance: what a client has to show when it opens a stream, and where it is taken down how that ends.
+    """
 
     def __init__(
         self,
@@ -48,6 +56,7 @@ class Participation:
         max_message_bytes: bounds a client's messages that are no chunks.
         write_stall_s: seconds one message may wait for a client that does not read.
         """
+        self.entrance: Entrance = OPEN
         self._sessions = sessions
         self._inbox = inbox
         self._max_message_bytes = max_message_bytes
@@ -58,10 +67,11 @@ class Participation:
     async def take_part(self, context: Context) -> None:
         """Move one client's messages until its stream ends."""
         session, hello = await self._identify(context)
+        certificate = await self._certificate(session, context)
         client_id = session.client_id
         self._streams_of[client_id] += 1
         try:
-            await self._serve(session, hello, context)
+            await self._serve(session, hello, certificate, context)
         finally:
             self._streams_of[client_id] -= 1
             if not self._streams_of[client_id]:
@@ -94,6 +104,15 @@ class Participation:
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         return session, hello
 
+    async def _certificate(self, session: Session, context: Context) -> Certificate | None:
+        """Return the certificate of a client that opens a stream, once it was checked as at the join."""
+        peer = Peer.of(context)
+        try:
+            self.entrance.gate.check(peer, session.client_id)
+        except NotAdmittedError as error:
+            await refuse(context, error.code, str(error))
+        return peer.certificate
+
     async def _first_message(self, context: Context) -> object:
         """Read a stream's first message. A stream that says nothing makes room for newer ones."""
         self._make_room()
@@ -125,10 +144,10 @@ class Participation:
             if not oldest.expired():
                 oldest.reschedule(asyncio.get_running_loop().time())
 
-    async def _serve(self, session: Session, hello: Hello, context: Context) -> None:
+    async def _serve(self, session: Session, hello: Hello, certificate: Certificate | None, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
         self.supersede(session, "opened a newer stream")
-        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches)
+        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches, certificate=certificate)
         self._sessions.connect(session, stream)
         try:
             session.lacks_constants = hello.lacks_constants
@@ -136,11 +155,18 @@ class Participation:
             end = await self._move(session, stream, context)
         finally:
             self._detach(session, stream)
+        self._take_down(session.client_id, end)
         if end.code is not grpc.StatusCode.OK:
             level = logging.INFO if end.code in _ORDINARY else logging.WARNING
             lost = about("client_lost", client=session.client_id, reason=end.reason)
             logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason, extra=lost)
             await refuse(context, end.code, end.reason)
+
+    def _take_down(self, client_id: str, end: End) -> None:
+        if end.code is grpc.StatusCode.OK:
+            self.entrance.register.left(client_id, "")
+        else:
+            self.entrance.register.lost(client_id, end.reason)
 
     async def _move(self, session: Session, stream: Stream, context: Context) -> End:
         """Read and write until the stream ends, and return how it ended."""

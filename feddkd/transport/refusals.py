@@ -1,62 +1,102 @@
-"""Counts the joins that were refused, and logs them without end only where there is none of a flood."""
+"""Refuses calls, and keeps what it says of them bounded: each peer and reason once, and few in all."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
+from typing import Literal
 
 import grpc
 
+from feddkd.certs.certificate import Certificate
+from feddkd.errors import TransportError
 from feddkd.log_events import about
 from feddkd.text import printable
-from feddkd.transport.admission import NotAdmittedError
+from feddkd.transport.limits import TokenBucket
+from feddkd.transport.register import Register
 
 logger = logging.getLogger(__name__)
 
-KINDS = {
-    grpc.StatusCode.PERMISSION_DENIED: "identity",
-    grpc.StatusCode.UNAUTHENTICATED: "token",
-    grpc.StatusCode.ALREADY_EXISTS: "taken",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "full",
-    grpc.StatusCode.FAILED_PRECONDITION: "version",
-}
-"""What a status says of a refusal; any other is `OTHER_KIND`."""
+Kind = Literal["identity", "token", "certificate", "taken", "full", "invalid", "version"]
 
-OTHER_KIND = "invalid"
+REMEMBERED = 1_024
+"""Peers and reasons that were said last; older ones may be said again."""
 
-LINES_A_MINUTE = 30
-PERIOD_S = 60.0
+REPEAT_AFTER_S = 3600.0
+"""Seconds after which a refusal that still happens is said again."""
+
+BURST = 50
+PER_S = 0.1
+"""Refusals that are said: so many at once, then one each 10 seconds, in all."""
+
+
+class NotAdmittedError(TransportError):
+    """A call is refused; the transport turns this into the call's status.
+
+    Attributes:
+        code: the status.
+        kind: of the reason, one of a few.
+    """
+
+    def __init__(self, code: grpc.StatusCode, reason: str, kind: Kind = "invalid") -> None:
+        super().__init__(reason)
+        self.code = code
+        self.kind = kind
 
 
 class Refusals:
-    """The joins that one server refused. Lives on its loop.
+    """Says in the log and in the register who was refused and why; a flood of joins fills neither.
 
     Attributes:
-        count: how many, by kind.
+        counts: all refusals by kind, said or not.
     """
 
-    def __init__(self) -> None:
-        self.count: Counter[str] = Counter()
-        self._period_began = 0.0
-        self._in_period = 0
+    def __init__(self, register: Register) -> None:
+        self.counts: Counter[str] = Counter()
+        self._register = register
+        self._said: OrderedDict[tuple[str, str, Kind], float] = OrderedDict()
+        self._bucket: TokenBucket | None = None
+        self._unsaid = 0
 
-    def add(self, error: NotAdmittedError, peer: str, now: float) -> None:
-        """Count a refusal, and log it if there were not too many in this minute.
+    def take(self, error: NotAdmittedError, address: str, client_id: str, certificate: Certificate | None, now: float) -> None:
+        """Take in a refusal.
 
         Args:
-            peer: where it came from, as gRPC says it.
-            now: seconds on the loop's clock.
+            address: of the peer, as gRPC writes it.
+            client_id: the id asked for; text of the peer's.
+            now: on the loop's clock.
         """
-        kind = KINDS.get(error.code, OTHER_KIND)
-        self.count[kind] += 1
-        if now - self._period_began >= PERIOD_S:
-            self._tell_the_rest()
-            self._period_began, self._in_period = now, 0
-        self._in_period += 1
-        if self._in_period <= LINES_A_MINUTE:
-            reason = printable(str(error))
-            logger.info("refused %s: %s", printable(peer), reason, extra=about("client_refused", peer=peer, kind=kind, reason=reason))
+        self.counts[error.kind] += 1
+        if not self._is_to_be_said((_host(address), client_id[:64], error.kind), now):
+            self._unsaid += 1
+            return
+        more, self._unsaid = self._unsaid, 0
+        suffix = f" ({more} more refusals were not said)" if more else ""
+        logger.warning(
+            "refused %s at %s: %s%s",
+            printable(client_id, 64) or "a client",
+            printable(address, 100),
+            error,
+            suffix,
+            extra=about("client_refused", client=client_id[:64], peer=address, kind=error.kind, reason=str(error)),
+        )
+        self._register.refused(client_id[:64], address, error.kind, str(error), certificate, more)
 
-    def _tell_the_rest(self) -> None:
-        if (unsaid := self._in_period - LINES_A_MINUTE) > 0:
-            logger.warning("%d more joins were refused", unsaid, extra=about("clients_refused", count=unsaid))
+    def _is_to_be_said(self, key: tuple[str, str, Kind], now: float) -> bool:
+        said_at = self._said.get(key)
+        if said_at is not None and now - said_at < REPEAT_AFTER_S:
+            return False
+        if self._bucket is None:
+            self._bucket = TokenBucket(BURST, PER_S, now)
+        if not self._bucket.take(now):
+            return False
+        self._said[key] = now
+        self._said.move_to_end(key)
+        if len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+        return True
+
+
+def _host(address: str) -> str:
+    """Leave out the port, which is another one for each connection."""
+    return address.rpartition(":")[0]

@@ -7,9 +7,10 @@ live on that loop; other threads reach it through `call`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -20,7 +21,6 @@ from feddkd.errors import AddressInUseError
 from feddkd.log_events import about
 from feddkd.transport.admission import (
     Admission,
-    NotAdmittedError,
     check_owner,
     check_version,
     example_counts,
@@ -29,13 +29,15 @@ from feddkd.transport.admission import (
 from feddkd.transport.calls import Context, Responses, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
+from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.frames import SERVICE
+from feddkd.transport.gate import Peer
 from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.refusals import Refusals
+from feddkd.transport.refusals import NotAdmittedError, Refusals
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
 from feddkd.transport.tls import certificate_hash
@@ -48,6 +50,9 @@ STREAM_END_TIMEOUT_S = 5.0
 """Seconds that cancelled streams have to come to their end when the server stops."""
 
 MAX_IDS_OF_A_CERTIFICATE = 1_000
+
+CERTIFICATE_CHECK_S = 2.0
+"""Seconds between two looks at the certificates of clients that are connected."""
 
 _T = TypeVar("_T")
 
@@ -71,7 +76,6 @@ class FederationServer:
         self._inbox = inbox
         self._admission = admission
         self.classes = ClassContract()
-        self.refusals = Refusals()
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -82,6 +86,7 @@ class FederationServer:
             max_message_bytes=(256 << 10) + 16 * manifest.model.ByteSize(),
             write_stall_s=write_stall_s,
         )
+        self._use(OPEN)
         self._streams: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         ignore_closed_poller(self._loop)
@@ -99,15 +104,21 @@ class FederationServer:
         self._joined = pb.JoinResponse(manifest=manifest, takes_batches=True).SerializeToString()
         self._responses = Responses(len(self._joined))
 
-    def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+    def _use(self, entrance: Entrance) -> None:
+        self._entrance, self._gate = entrance, entrance.gate
+        self._participation.entrance = entrance
+        self._refusals = Refusals(entrance.register)
+
+    def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.
 
         Raises:
             AddressInUseError: the address is taken, or is not one of this machine's.
         """
+        self._use(entrance)
         self._thread.start()
         try:
-            return self.call(self._start(host, port, credentials)).result()
+            return self.call(self._start(host, port)).result()
         except AddressInUseError:
             self.stop()
             raise
@@ -170,19 +181,45 @@ class FederationServer:
         now = self._loop.time()
         return {session.client_id: session.silent_s(now) for session in self.sessions()}
 
-    async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    def refused(self) -> Mapping[str, int]:
+        """Return how many calls were refused, by the kind of reason. From any thread."""
+        return dict(self._refusals.counts)
+
+    def certificate_ends(self) -> Mapping[str, float]:
+        """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
+        tls = self._entrance.tls
+        return tls.certificate_ends() if tls is not None else {}
+
+    async def check_certificates(self) -> None:
+        """End the streams of clients whose certificate has expired or was revoked. On the loop only."""
+        self._gate.refresh()
+        for session in self._sessions.connected():
+            stream = session.stream
+            if stream is None or stream.certificate is None:
+                continue
+            if (problem := self._gate.problem(stream.certificate)) is not None:
+                stream.finish(*problem)
+
+    async def _watch_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(CERTIFICATE_CHECK_S)
+            await self.check_certificates()
+
+    async def _start(self, host: str, port: int) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))
         self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = _add_port(server, address, credentials)
+            bound = _add_port(server, address, self._entrance.credentials)
         except RuntimeError as error:
             why = "the port is taken or the address is not this machine's"
             raise AddressInUseError(f"cannot listen on {address}: {why}") from error
         self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
+        if self._entrance.tls is not None:
+            self._watcher = asyncio.create_task(self._watch_certificates())  # a loop holds its tasks only weakly
         self._health.serve()
         return bound
 
@@ -203,47 +240,57 @@ class FederationServer:
 
     async def _describe(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        try:
-            await self._respond(context, lambda: self._description(message))
-        except NotAdmittedError as error:
-            await refuse(context, error.code, str(error))
+        await self._respond(context, lambda: self._description(message, Peer.of(context)))
 
     async def _join(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        certificate = certificate_hash(context.auth_context())
-        try:
-            await self._respond(context, lambda: self._joining(message, certificate))
-        except NotAdmittedError as error:
-            self.refusals.add(error, context.peer(), self._loop.time())
-            await refuse(context, error.code, str(error))
+        await self._respond(context, lambda: self._joining(message, Peer.of(context)))
 
     async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
-        """Write a response and count it. Raises NotAdmittedError."""
+        """Write a response and count it, or end the call with the status of a refusal."""
 
         def counted() -> bytes:
             response = make()
             self._inbox.other.down(len(response))
             return response
 
-        await self._responses.write(context, counted)
+        try:
+            await self._responses.write(context, counted)
+        except NotAdmittedError as error:
+            await refuse(context, error.code, str(error))
 
-    def _description(self, message: bytes) -> bytes:
+    def _description(self, message: bytes, peer: Peer) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
-        check_version(parse_request(message, pb.DescribeRequest).protocol_version)
+        with self._noting(peer, lambda: ""):
+            check_version(parse_request(message, pb.DescribeRequest).protocol_version)
+            self._gate.check(peer)
         return self._described
 
-    def _joining(self, message: bytes, certificate: bytes | None) -> bytes:
+    def _joining(self, message: bytes, peer: Peer) -> bytes:
         """Admit a client, and return the response to Join. Raises NotAdmittedError."""
-        request = parse_request(message, pb.JoinRequest)
-        self._admission.check(request)
-        token = self._admit(request, certificate)
+        request = pb.JoinRequest()
+        with self._noting(peer, lambda: request.client_id):
+            request.CopyFrom(parse_request(message, pb.JoinRequest))
+            self._admission.check(request)
+            self._gate.check(peer, request.client_id)
+            token = self._admit(request, peer)
         # Two parts of one message: the manifest need not be serialized for each client.
         return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
 
-    def _admit(self, request: pb.JoinRequest, certificate: bytes | None) -> str:
+    @contextlib.contextmanager
+    def _noting(self, peer: Peer, asked: Callable[[], str]) -> Iterator[None]:
+        """Take down who is refused, and under which id."""
+        try:
+            yield
+        except NotAdmittedError as error:
+            self._refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
+            raise
+
+    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
         """Make a session, and return its token. Raises NotAdmittedError."""
         now = asyncio.get_running_loop().time()
-        owner = Owner.of(request.instance_id, certificate)
+        certificate = certificate_hash(peer.pem)
+        owner = Owner.of(request.instance_id, certificate, request.client_id if self._gate.binds_ids else None)
         self._sessions.expire(now)
         known = self._sessions.find(request.client_id)
         if known is None:
@@ -253,9 +300,12 @@ class FederationServer:
         if certificate is not None and (known is None or known.owner.certificate != certificate):
             self._check_certificate(certificate)
         self.classes.check(request.client_id, request.class_names)
+        if (tokens := self._entrance.tokens) is not None:
+            tokens.admit(request.client_id, request.join_token, request.instance_id)
         if known is not None:
             self._participation.supersede(known, "joined again")
         session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
+        self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
         logger.info(
             "%s joined with %d examples, %d of them labelled (feddkd %r)",
             session.client_id,
@@ -273,6 +323,7 @@ class FederationServer:
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{limit} clients have joined, as many as the server's scheduler.max_clients admits",
+                kind="full",
             )
 
     def _check_certificate(self, certificate: bytes) -> None:
@@ -281,6 +332,7 @@ class FederationServer:
             raise NotAdmittedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{MAX_IDS_OF_A_CERTIFICATE} clients have joined with this certificate",
+                kind="full",
             )
 
     async def _participate(self, _: AsyncIterator[bytes], context: Context) -> None:

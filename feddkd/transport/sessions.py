@@ -31,14 +31,17 @@ class Owner(NamedTuple):
     Attributes:
         instance: SHA-256 of its instance id; None if it gave none.
         certificate: SHA-256 of its TLS certificate; None if it showed none.
+        name: SHA-256 of its client id, where its certificate names that; None where it need not.
     """
 
     instance: bytes | None = None
     certificate: bytes | None = None
+    name: bytes | None = None
 
     @classmethod
-    def of(cls, instance_id: str, certificate: bytes | None) -> Self:
-        return cls(_sha256(instance_id) if instance_id else None, certificate)
+    def of(cls, instance_id: str, certificate: bytes | None, name: str | None = None) -> Self:
+        """Hash what a client showed; `name` is its client id where its certificate names that."""
+        return cls(_sha256(instance_id) if instance_id else None, certificate, _sha256(name) if name is not None else None)
 
     @classmethod
     def of_text(cls, text: str) -> Self:
@@ -49,7 +52,7 @@ class Owner(NamedTuple):
             if name not in known or known[name] or len(digits) != 2 * hashlib.sha256().digest_size:
                 raise ValueError(f"{text!r} does not name the owner of a client id")
             known[name] = bytes.fromhex(digits)
-        return cls(known["instance"] or None, known["certificate"] or None)
+        return cls(*(known[name] or None for name in cls._fields))
 
     @property
     def text(self) -> str:
@@ -57,7 +60,10 @@ class Owner(NamedTuple):
         return " ".join(f"{name}:{value.hex()}" for name, value in self._asdict().items() if value is not None)
 
     def is_also(self, other: Owner) -> bool:
-        """Return whether both are one client: they share the instance id or the certificate."""
+        """Return whether both are one client: they share the instance id, the certificate, or a certified name.
+
+        A renewed certificate is another one of the same name.
+        """
         pairs = zip(self, other, strict=True)
         return any(mine is not None and mine == theirs for mine, theirs in pairs)
 

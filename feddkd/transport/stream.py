@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import grpc
 
+from feddkd.certs.certificate import Certificate
 from feddkd.traffic import Meter
 from feddkd.transport.batches import response_batch
 from feddkd.transport.calls import Context
@@ -45,11 +46,12 @@ class Stream:
 
     Attributes:
         end: set by the first `finish`.
+        certificate: that the client showed, where it showed one that can be read.
         messages: bounds the client's messages other than chunks.
         stray_chunks: bounds its chunks that belong to no open exchange.
     """
 
-    def __init__(self, now: float = 0.0, *, takes_batches: bool = False) -> None:
+    def __init__(self, now: float = 0.0, *, takes_batches: bool = False, certificate: Certificate | None = None) -> None:
         """Begin to listen.
 
         Args:
@@ -58,6 +60,7 @@ class Stream:
         """
         self.outbox = Outbox(takes_batches=takes_batches)
         self.end: End | None = None
+        self.certificate = certificate
         self.messages = TokenBucket(MESSAGE_BURST, MESSAGES_PER_S, now)
         self.stray_chunks = TokenBucket(STRAY_CHUNK_BURST, STRAY_CHUNKS_PER_S, now)
         self._ended = asyncio.Event()

@@ -2,59 +2,129 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from feddkd.certs.certificate import Certificate, read_certificates
+from feddkd.certs.revocation import Revoked
 from feddkd.errors import ConfigError
+from feddkd.transport.gate import Clock, Gate, utc_now
 from feddkd.transport.proxy import is_loopback
+from feddkd.transport.reread import Reread
+
+logger = logging.getLogger(__name__)
 
 
-def server_credentials(
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How a server shows who it is, and what it demands of clients.
+
+    Attributes:
+        credentials: as gRPC takes them; the files are read again when they change.
+        gate: what client certificates have to be.
+        files: the certificates, by their role: "server" or "client_ca".
+    """
+
+    credentials: grpc.ServerCredentials = field(repr=False)
+    gate: Gate
+    files: Mapping[str, Path]
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Return until when the certificates in the files are valid, in seconds since 1970, by their role."""
+        found = {}
+        for role, file in self.files.items():
+            with contextlib.suppress(ConfigError):  # it may be half written
+                found[role] = Certificate.read(file).ends.timestamp()
+        return found
+
+
+def server_tls(
     certificate: Path | None,
     key: Path | None,
     client_ca: Path | None,
-) -> grpc.ServerCredentials | None:
-    """Serve with a certificate; None serves in plaintext.
+    *,
+    crl: Path | None = None,
+    any_certificate: bool = False,
+    clock: Clock = utc_now,
+) -> ServerTls | None:
+    """Serve with a certificate; None serves in plaintext. Files that change later are read again.
 
     Args:
         client_ca: admits only clients whose certificate this CA signed.
+        crl: a list of the certificates that the CA has revoked.
+        any_certificate: admits a certificate of the CA for every client id, not only for those that it names.
 
     Raises:
-        ConfigError: a part is missing, a file cannot be read or is no PEM file, or the key does not
-            fit the certificate.
+        ConfigError: a part is missing, a file cannot be read or is no PEM file, the key does not
+            fit the certificate, or the CA has not signed the list.
     """
+    if client_ca is None and (crl is not None or any_certificate):
+        raise ConfigError(f"{'--tls-crl' if crl is not None else '--any-certificate'} needs --tls-client-ca")
     if certificate is None or key is None:
         if not (certificate is key is client_ca is None):
             raise ConfigError("TLS needs both --tls-cert and --tls-key")
         return None
-    pair = [(_read(key), _read(certificate))]
-    roots = _read(client_ca) if client_ca is not None else None
-    _check_pair(certificate, key)
-    if client_ca is not None:
-        _check_ca("--tls-client-ca", client_ca)
-    return grpc.ssl_server_credentials(pair, roots, require_client_auth=roots is not None)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pair = _read_pair(certificate, key)
+        if problem := Certificate.of(x509.load_pem_x509_certificate(pair[1])).problem(clock()):
+            logger.warning("--tls-cert %s %s: clients will not connect", certificate, problem)
+        return grpc.ssl_server_certificate_configuration([pair], _read_ca("--tls-client-ca", client_ca) if client_ca is not None else None)
+
+    files = Reread([file for file in (certificate, key, client_ca) if file is not None], configuration)
+
+    def changed() -> Any:  # the stubs do not say that None means no change
+        return files.value if files.refresh() else None
+
+    credentials = grpc.dynamic_ssl_server_credentials(files.value, changed, require_client_authentication=client_ca is not None)
+    revoked = None
+    if client_ca is not None and crl is not None:
+        revoked = Reread([crl, client_ca], lambda: Revoked.read(crl, read_certificates(client_ca)))
+    gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
+    roles = {"server": certificate, "client_ca": client_ca}
+    return ServerTls(credentials, gate, {role: file for role, file in roles.items() if file is not None})
 
 
-@dataclass(frozen=True, slots=True)
 class ClientTls:
-    """The CA that a client trusts, and the certificate that it presents.
+    """The CA that a client trusts, and the certificate that it presents; the files are read again when they change.
 
     Attributes:
         ca: the file with the certificates that may sign a server's.
         certificate: the file with the client's own certificate, if it has one.
         key: the file with the certificate's private key.
-        credentials: all of it, as gRPC takes it.
     """
 
-    ca: Path
-    certificate: Path | None
-    key: Path | None
-    credentials: grpc.ChannelCredentials = field(repr=False)
+    def __init__(self, ca: Path, certificate: Path | None = None, key: Path | None = None) -> None:
+        """Read the files. Raises ConfigError: one cannot be read or is not what it should be."""
+        self.ca = ca
+        self.certificate = certificate
+        self.key = key
+        self._files = Reread([file for file in (ca, certificate, key) if file is not None], self._make)
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials:
+        """All of it, as gRPC takes it, as it was read last."""
+        return self._files.value
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed."""
+        self._files.refresh()
+
+    def _make(self) -> grpc.ChannelCredentials:
+        roots = _read_ca("--tls-ca", self.ca)
+        pair = _read_pair(self.certificate, self.key) if self.certificate and self.key else (None, None)
+        return grpc.ssl_channel_credentials(roots, *pair)
 
 
 def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
@@ -69,19 +139,12 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
         if certificate is not None:
             raise ConfigError("--tls-cert needs --tls-ca")
         return None
-    roots = _read(ca)
-    pair = (_read(key), _read(certificate)) if certificate and key else (None, None)
-    _check_ca("--tls-ca", ca)
-    if certificate and key:
-        _check_pair(certificate, key)
-    return ClientTls(ca, certificate, key, grpc.ssl_channel_credentials(roots, *pair))
+    return ClientTls(ca, certificate, key)
 
 
-def certificate_hash(auth_context: Mapping[str, Iterable[bytes]]) -> bytes | None:
+def certificate_hash(pem: bytes | None) -> bytes | None:
     """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
-    for pem in auth_context.get("x509_pem_cert", ()):
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest()
-    return None
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest() if pem is not None else None
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:
@@ -96,28 +159,33 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
         )
 
 
-def _check_pair(certificate: Path, key: Path) -> None:
-    """Let Python's own TLS read the files: gRPC would only say that it cannot listen, or cannot connect.
+def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """Read a key and its certificate; gRPC would only say that it cannot listen, or cannot connect.
 
     Raises:
-        ConfigError: one of them is not PEM, or the key is not the certificate's.
+        ConfigError: a file cannot be read or is not PEM, or the key is not the certificate's.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key_pem, pem = _read(key), _read(certificate)
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask for one
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {certificate}") from None
+        shown = x509.load_pem_x509_certificate(pem)
+        Certificate.of(shown)  # its names can be read
+        fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
         what = "a certificate and its key in PEM format, without a password"
         raise ConfigError(f"--tls-cert {certificate} and --tls-key {key} are not {what}") from None
+    if not fits:
+        raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {certificate}")
+    return key_pem, pem
 
 
-def _check_ca(option: str, ca: Path) -> None:
-    """Check that a file holds a certificate. Raises ConfigError."""
+def _read_ca(option: str, ca: Path) -> bytes:
+    """Read a file of certificates. Raises ConfigError if it holds none."""
+    pem = _read(ca)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca)
-    except ssl.SSLError:
+        x509.load_pem_x509_certificates(pem)
+    except ValueError:
         raise ConfigError(f"{option} {ca} holds no certificate in PEM format") from None
+    return pem
 
 
 def _read(file: Path) -> bytes:

@@ -13,8 +13,15 @@ import asyncio
 import re
 import socket
 import ssl
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from feddkd.certs.certificate import Certificate, read_certificates
+from feddkd.errors import ConfigError
+from feddkd.transport.gate import utc_now
 from feddkd.transport.tls import ClientTls
 
 HANDSHAKE_TIMEOUT_S = 3.0
@@ -104,7 +111,29 @@ def _try_handshake(address: str, tls: ClientTls | None) -> str | None:
         return None
     if tls.certificate is None:
         return "it admits only clients with a certificate: give one with --tls-cert and --tls-key"
-    return f"it does not accept the certificate --tls-cert {tls.certificate} (another CA signed it, or it has expired)"
+    return f"it does not accept the certificate --tls-cert {tls.certificate}: {_flaw_of(tls.certificate, tls.ca)}"
+
+
+def _flaw_of(file: Path, ca: Path) -> str:
+    """Say what is wrong with a certificate that a server refuses without a word, as far as this machine can know."""
+    try:
+        own, *_ = read_certificates(file)
+        authorities = read_certificates(ca)
+    except ConfigError as error:
+        return str(error)
+    if problem := Certificate.of(own).problem(utc_now()):
+        return f"it {problem}"
+    if not any(_has_signed(authority, own) for authority in authorities):
+        return f"the CA in --tls-ca {ca} has not signed it"
+    return "it is for a server, or the server's --tls-client-ca is another one than --tls-ca, or its clock differs from this machine's"
+
+
+def _has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _context(tls: ClientTls | None) -> ssl.SSLContext:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from harness import (
     RUN_ID,
     SCHEMA,
     FakeWorker,
+    OnePass,
     OrderSensitiveMean,
     Recorder,
     answering,
@@ -216,11 +217,11 @@ class NormalizedMean:
 
     passes: int = 2
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str]) -> Reduction:
         return _Normalizing()
 
 
-class _Normalizing:
+class _Normalizing(OnePass):
     def __init__(self) -> None:
         self._squares: list[float] = []
 
@@ -845,7 +846,7 @@ def test_a_reply_of_another_schema_is_refused(
 # Rules and disks that fail.
 
 
-class Broken:
+class Broken(OnePass):
     """A rule that does something else from the second block on."""
 
     passes = 1
@@ -853,11 +854,8 @@ class Broken:
     def __init__(self, act: Callable[[Tensor], object]) -> None:
         self._act = act
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str]) -> Reduction:
         return self
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         if block.start == 0:

@@ -34,7 +34,7 @@ DIES_ONCE = {"docs/how-to/resume.md": "scheduler.exchange.after_append=kill@2"}
 """Where a page supposes that a run is killed: the failpoint that kills its first run."""
 
 TIMEOUT_S = 500
-LANGUAGES = {"bash", "console", "python", "toml", "yaml", "text"}
+LANGUAGES = {"bash", "console", "promql", "python", "toml", "yaml", "text"}
 
 
 def to_run(page: Path) -> list[Block]:

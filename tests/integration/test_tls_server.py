@@ -16,10 +16,11 @@ from fake_streams import FakeInbox
 
 from feddkd.errors import ConfigError
 from feddkd.tensors import Schema, TensorSpec
+from feddkd.transport.entrance import Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
-from feddkd.transport.tls import client_tls, server_credentials
+from feddkd.transport.tls import client_tls, server_tls
 
 SCHEMA = Schema([TensorSpec("w", torch.float32, (3,))])
 
@@ -65,8 +66,8 @@ def join_as_site(address: str, pem: Path, suffix: str, instance: str) -> None:
 
 def test_an_id_belongs_to_the_certificate_that_joined_with_it(pem: Path) -> None:
     server = FederationServer(pb.Manifest(), FakeInbox(), admission=Admission())
-    credentials = server_credentials(pem / "cert.pem", pem / "key.pem", pem / "ca.pem")
-    port = server.start("127.0.0.1", 0, credentials)
+    tls = server_tls(pem / "cert.pem", pem / "key.pem", pem / "ca.pem", any_certificate=True)
+    port = server.start("127.0.0.1", 0, Entrance(tls))
     address = f"127.0.0.1:{port}"
     try:
         join_as_site(address, pem, "", "first")
@@ -83,7 +84,7 @@ def test_an_id_belongs_to_the_certificate_that_joined_with_it(pem: Path) -> None
 
 def test_a_key_that_does_not_fit_its_certificate_is_named(pem: Path) -> None:
     with pytest.raises(ConfigError, match=r"key-b\.pem is not the key of"):
-        server_credentials(pem / "cert.pem", pem / "key-b.pem", None)
+        server_tls(pem / "cert.pem", pem / "key-b.pem", None)
 
 
 @pytest.mark.parametrize("part", ["certificate", "key", "ca"])
@@ -92,7 +93,7 @@ def test_a_file_that_is_no_pem_is_named(pem: Path, tmp_path: Path, part: str) ->
     files = {"certificate": pem / "cert.pem", "key": pem / "key.pem", "ca": pem / "ca.pem"}
     files[part] = tmp_path / "wrong.pem"
     with pytest.raises(ConfigError, match=r"wrong\.pem"):
-        server_credentials(files["certificate"], files["key"], files["ca"])
+        server_tls(files["certificate"], files["key"], files["ca"])
 
 
 def test_an_encrypted_key_is_refused_without_a_question(pem: Path, tmp_path: Path) -> None:
@@ -100,4 +101,4 @@ def test_an_encrypted_key_is_refused_without_a_question(pem: Path, tmp_path: Pat
     encrypted = tmp_path / "encrypted.pem"
     subprocess.run([*encrypt, "-out", str(encrypted)], check=True, capture_output=True)
     with pytest.raises(ConfigError, match=r"encrypted\.pem are not .* without a password"):
-        server_credentials(pem / "cert.pem", encrypted, None)
+        server_tls(pem / "cert.pem", encrypted, None)

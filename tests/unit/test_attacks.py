@@ -1,124 +1,259 @@
-"""The measurement of attacks: what hostile clients send, what is kept, and what the page says."""
+"""The attack laboratory: what hostile clients send, which cells run again, and what the page says."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from harness import RUN_ID, FakeWorker, answering, filled
+from harness import RUN_ID, FakeWorker, answering
 
-from feddkd.config import Config
-from feddkd.exchange import ExchangeId, Reply, Task
+from feddkd.data.examples import MemoryExamples
+from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import attack_cells  # noqa: E402
-from attack_cells import Cell, run_cell  # noqa: E402
-from attackers import ATTACKS, LARGEST_CLAIM, Attacker  # noqa: E402
-from attacks import Measured, all_cells, limits_of  # noqa: E402
+from attacks.alie import paper_z  # noqa: E402
+from attacks.base import Seen  # noqa: E402
+from attacks.cells import DIGITS, FEDAVG, FEDDKD, IID, Cell, all_cells  # noqa: E402
+from attacks.clients import BOTH, EXCHANGES, GRADIENTS, UPDATES, ClientAround, HostileClient, Plot, Witness  # noqa: E402
+from attacks.known import ATTACKS, NONE  # noqa: E402
+from attacks.outcomes import Group, Outcomes  # noqa: E402
+from attacks.results import Results  # noqa: E402
+from attacks.rules import DEFAULTS, MEAN, RULES  # noqa: E402
+from attacks.run import chosen  # noqa: E402
+from attacks.running import run_cell  # noqa: E402
+from attacks.tables import REAL, verdicts  # noqa: E402
 
-SCHEMA = Schema([TensorSpec("w", torch.float32, (4, 5)), TensorSpec("b", torch.float32, (5,))])
-HONEST = filled(SCHEMA, 1)
-
-
-def task(exchange: str) -> Task:
-    return Task(ExchangeId(RUN_ID, 1, 0, exchange, 0), filled(SCHEMA, 0))
-
-
-def reply_of(attack: str, exchange: str = "local_train") -> Reply:
-    return Attacker(answering(HONEST), ATTACKS[attack], Config()).carry_out(task(exchange))
+SCHEMA = Schema([TensorSpec("w", torch.float32, (2,)), TensorSpec("count", torch.int64, (), trainable=False)])
 
 
-def sent_by(attack: str, exchange: str = "local_train") -> Tensors:
-    contribution = reply_of(attack, exchange).contribution
-    assert contribution is not None
-    return contribution
+def contribution(*elements: float) -> Tensors:
+    return Tensors.copy_of(SCHEMA, {"w": torch.tensor(elements), "count": torch.tensor(3)})
+
+
+OWN = contribution(1.0, 2.0)
+HONEST = [contribution(1.0, -1.0), contribution(3.0, -1.0), contribution(5.0, -1.0)]
+
+
+def task(exchange: str = "local_train") -> Task:
+    return Task(ExchangeId(RUN_ID, 1, 0, exchange, 0), OWN)
+
+
+def sent_by(attack: str) -> list[float]:
+    seen = Seen(task(), Reply(OWN, loss=0.5), HONEST, clients=10, attackers=2, seed=7)
+    reply = ATTACKS[attack].reply(seen)
+    assert reply.contribution is not None
+    assert int(reply.contribution["count"]) == 3, "integers stay"
+    return reply.contribution["w"].tolist()
 
 
 @pytest.mark.parametrize(
-    ("attack", "exchange", "factor"),
+    ("attack", "sent"),
     [
-        ("none", "local_train", 1),
-        ("times_-10", "dkd_step", -10),
-        ("times_-1", "local_train", -1),
-        ("times_1e6", "local_train", 1e6),
-        ("gradients_-10", "dkd_step", -10),
-        ("gradients_-10", "local_train", 1),
-        ("local_train_-10", "dkd_step", 1),
-        ("local_train_-10", "local_train", -10),
+        ("none", [1, 2]),
+        ("sign_flip", [-1, -2]),
+        ("times_10", [10, 20]),
+        ("times_-10", [-10, -20]),
+        ("times_1e6", [1e6, 2e6]),
+        ("alie", [3 - 1.5 * math.sqrt(8 / 3), -1]),  # the honest mean is (3, -1), the std (sqrt(8/3), 0)
+        ("ipm_0.5", [-1.5, 0.5]),
+        ("ipm_5", [-15, 5]),
+        ("label_flip", [1, 2]),
+        ("weight", [1, 2]),
+        ("weight_sign", [-1, -2]),
+        ("loss_before", [1, 2]),
+        ("loss_after", [1, 2]),
     ],
 )
-def test_an_attacker_multiplies_what_it_says(attack: str, exchange: str, factor: float) -> None:
-    assert sent_by(attack, exchange).sha256() == HONEST.scaled(factor).sha256()
+def test_what_an_attacker_sends(attack: str, sent: list[float]) -> None:
+    assert sent_by(attack) == pytest.approx(sent)
 
 
-def test_an_attacker_fills_its_contribution() -> None:
-    assert torch.equal(sent_by("filled_1e38")["w"], torch.full((4, 5), 1e38))
+def test_noise_is_ten_times_as_long_as_the_contribution_and_the_same_for_all_attackers() -> None:
+    long = Schema([TensorSpec("w", torch.float32, (10_000,))])
+    own = Tensors.copy_of(long, {"w": torch.full((10_000,), 0.5)})
+    first, second = (ATTACKS["gaussian"].reply(Seen(task(), Reply(own), seed=7)).contribution for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.sha256() == second.sha256()
+    assert float(first["w"].std()) == pytest.approx(5, rel=0.05)
+    assert float(first["w"].mean()) == pytest.approx(0, abs=0.2)
 
 
-def test_an_attacker_reports_huge_numbers() -> None:
-    assert reply_of("metric").metrics == {"x": 1.7e308}
-    assert reply_of("loss").loss == 1e300
+def test_what_every_server_refuses_is_finite() -> None:
+    schema = Schema([TensorSpec("w", torch.float32, (2,))])
+    sent = ATTACKS["absent"].reply(Seen(task(), Reply(Tensors(schema)))).contribution
+    assert sent is not None
+    assert torch.equal(sent["w"], torch.full((2,), 1e38))
 
 
-def test_an_attacker_claims_as_many_examples_as_it_may() -> None:
-    config = Config()
-    largest = config.model_dump()["scheduler"].get("max_examples", LARGEST_CLAIM)
-    worker = answering(HONEST, examples=7)
-    assert Attacker(worker, ATTACKS["examples"], config).counts.total == largest
-    assert Attacker(worker, ATTACKS["none"], config).counts.total == 7
+@pytest.mark.parametrize(("clients", "attackers", "z"), [(10, 2, 0.0), (10, 3, 0.1800), (50, 24, 1.4395)])
+def test_the_z_of_the_paper(clients: int, attackers: int, z: float) -> None:
+    """For 50 and 24: s = 2, and Phi(1.4395) = 24 / 26 to two digits of the tables of the normal distribution."""
+    assert paper_z(clients, attackers) == pytest.approx(z, abs=0.02)
 
 
-def test_a_client_without_tensors_is_left_as_it_is() -> None:
-    worker = FakeWorker(lambda _: Reply())
-    assert Attacker(worker, ATTACKS["times_-10"], Config()).carry_out(task("deliver")) == Reply()
+def test_labels_are_turned_round() -> None:
+    examples = MemoryExamples(torch.zeros(3, 1), torch.tensor([0, 4, 9]))
+    assert ATTACKS["label_flip"].examples(examples).labels.tolist() == [9, 5, 0]
 
 
-@pytest.fixture
-def one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attack_cells, "SEEDS", (0,))
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_only_lying_weights_claim_examples(attack: str) -> None:
+    claimed = ATTACKS[attack].claims(ExampleCounts(7), 1000)
+    assert claimed == ExampleCounts(1000 if attack in ("weight", "weight_sign") else 7)
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_a_cell_says_what_the_attack_costs() -> None:
-    undisturbed = run_cell(Cell("fedavg", "iid", "none"), [])
-    attacked = run_cell(Cell("fedavg", "iid", "times_-10"), [])
-    assert undisturbed["accuracy"][0] > 0.9 > 0.3 > attacked["accuracy"][0]
-    assert undisturbed["failure"] == attacked["failure"] == [None]
-    assert undisturbed["honest_left_out"] == [0.0]
-    assert undisturbed["largest_norms"][0]["local_train"] > 1
+def test_false_losses() -> None:
+    beside = OWN.beside(previous_loss=Tensors.copy_of(LOSS, {"value": torch.tensor(0.25, dtype=torch.float64)}))
+    before = ATTACKS["loss_before"].reply(Seen(task(), Reply(beside, loss=0.5)))
+    after = ATTACKS["loss_after"].reply(Seen(task(), Reply(beside, loss=0.5)))
+    assert before.contribution is not None
+    assert after.contribution is not None
+    assert (float(before.contribution["previous_loss/value"]), before.loss) == (1e6, 0.5)
+    assert (float(after.contribution["previous_loss/value"]), after.loss) == (0.25, 1e6)
 
 
-def test_limits_are_a_little_more_than_honest_clients_need() -> None:
-    honest = {"largest_norms": [{"a": 1.0, "b": 2.0}, {"a": 3.0}], "largest_count": [100, 120]}
-    assert limits_of(honest) == [
-        "aggregation.max_norm.a=4.5",
-        "aggregation.max_norm.b=3",
-        "scheduler.max_examples=180",
-    ]
+LOSS = Schema([TensorSpec("value", torch.float64, (), trainable=False)])
 
 
-def test_cells_are_kept_in_the_order_of_the_table(tmp_path: Path) -> None:
-    path = tmp_path / "attacks.json"
-    first, *_, last = all_cells()
-    for cell in (last, first):
-        measured = Measured("now", path)
-        assert measured.of(cell) is None
-        fields = (cell.algorithm, cell.partition, cell.attack, cell.limited)
-        names = ("algorithm", "partition", "attack", "limited")
-        measured.store({**dict(zip(names, fields, strict=True)), "accuracy": [0.5]})
-    kept = Measured("now", path)
-    assert [found["limited"] for found in kept.cells] == [False, True]
-    assert kept.of(first) == kept.cells[0]
-    assert Measured("before", path).cells == []
+def plot(attack: str, on: str = BOTH) -> Plot:
+    return Plot(ATTACKS[attack], on, clients=3, attackers=1, most_examples=1000)
+
+
+@pytest.mark.parametrize(("on", "exchange"), list(itertools.product(EXCHANGES, ("local_train", "dkd_step"))))
+def test_an_attack_is_on_the_exchanges_that_it_says(on: str, exchange: str) -> None:
+    hostile = HostileClient(answering(OWN), Witness(), plot("sign_flip", on))
+    sent = hostile.carry_out(task(exchange)).contribution
+    assert sent is not None
+    attacked = {UPDATES: ["local_train"], GRADIENTS: ["dkd_step"], BOTH: ["local_train", "dkd_step"]}[on]
+    assert sent["w"].tolist() == ([-1, -2] if exchange in attacked else [1, 2])
+
+
+def test_attackers_see_the_honest_contributions_of_this_exchange_alone() -> None:
+    witness = Witness()
+    honest = [ClientAround(answering(each), witness) for each in HONEST]
+    hostile = HostileClient(answering(OWN), witness, plot("ipm_0.5"))
+    for exchange in ("dkd_step", "local_train"):
+        for client in honest:
+            client.carry_out(task(exchange))
+        assert len(witness.of(task(exchange).id)) == 3
+        sent = hostile.carry_out(task(exchange)).contribution
+        assert sent is not None
+        assert sent["w"].tolist() == pytest.approx([-1.5, 0.5])
+    assert witness.of(task("dkd_step").id) == []
+
+
+def test_a_reply_without_tensors_is_left_as_it_is() -> None:
+    hostile = HostileClient(FakeWorker(lambda _: Reply()), Witness(), plot("sign_flip"))
+    assert hostile.carry_out(task()) == Reply()
+
+
+CLEAN = Cell(DIGITS, FEDAVG, IID, MEAN, NONE, BOTH, 0, 0)
+ATTACKED = Cell(DIGITS, FEDAVG, IID, MEAN, "times_-10", BOTH, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[dict[str, object]]:
+    return [run_cell(cell, extra=["rounds=3"]) for cell in (CLEAN, ATTACKED)]
+
+
+def test_a_cell_says_what_the_attack_costs(lines: list[dict[str, object]]) -> None:
+    clean, attacked = (line["accuracy"] for line in lines)
+    assert isinstance(clean, float)
+    assert attacked is None or (isinstance(attacked, float) and attacked < 0.5)
+    assert clean > 0.7
+    assert [line["hostile"] for line in lines] == [[], ["client-8", "client-9"]]
+
+
+def test_a_runner_goes_on_where_it_stopped(tmp_path: Path, lines: list[dict[str, object]]) -> None:
+    path = tmp_path / "attacks.jsonl"
+    Results(path).store({**lines[0], "settings": CLEAN.settings()})
+    kept = Results(path)
+    assert kept.is_current(CLEAN)
+    assert not kept.is_current(ATTACKED), "it has not run"
+    kept.store({**lines[0], "settings": ["other"]})
+    assert not Results(path).is_current(CLEAN), "it ran with other settings"
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_cells_are_chosen_by_their_fields() -> None:
+    cells = chosen(["rule=mean", "attack=alie", "attack=none", "seed=0"], all_cells())
+    assert {(cell.rule, cell.seed) for cell in cells} == {("mean", 0)}
+    assert {cell.attack for cell in cells} == {"alie", "none"}
+    with pytest.raises(ValueError, match="rules=mean: a cell has data, algorithm"):
+        chosen(["rules=mean"], all_cells())
+
+
+def test_the_most_important_cells_run_first_and_none_twice() -> None:
+    cells = all_cells()
+    assert len(set(cells)) == len(cells)
+    core = {(cell.algorithm, cell.rule, cell.attack) for cell in cells[: len(cells) // 6] if (cell.partition, cell.seed) == (IID, 0)}
+    assert {(FEDDKD, rule, attack) for rule in RULES for attack in ATTACKS} <= core
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("algorithm", [FEDDKD, FEDAVG])
+def test_every_rule_is_a_valid_configuration(rule: str, algorithm: str) -> None:
+    from feddkd.config import Config
+
+    for attackers in (0, 1, 3):
+        cell = Cell(DIGITS, algorithm, IID, rule, NONE, BOTH, attackers, 5)
+        assert Config.load(overrides=cell.overrides()).seed == 5
+
+
+def group(rule: str, attack: str, attackers: int) -> Group:
+    return Group(DIGITS, FEDAVG, IID, rule, attack, attackers)
+
+
+def line(rule: str, attack: str, attackers: int, seed: int, accuracy: float | None) -> dict[str, object]:
+    return {**Cell(DIGITS, FEDAVG, IID, rule, attack, BOTH, attackers, seed).line(), "accuracy": accuracy}
+
+
+def test_a_loss_is_against_the_clean_mean_of_the_same_seeds() -> None:
+    found = Outcomes(
+        [
+            line(MEAN, NONE, 0, 0, 0.9),
+            line(MEAN, NONE, 0, 1, 0.8),
+            line(DEFAULTS, "alie", 2, 0, 0.85),
+            line(DEFAULTS, "alie", 2, 1, None),
+            line(DEFAULTS, "alie", 2, 2, 0.1),  # its clean mean has not run
+        ]
+    )
+    outcome = found.of(group(DEFAULTS, "alie", 2))
+    assert outcome is not None
+    assert outcome.loss == pytest.approx((5 + 70) / 2)  # a run without a model counts as chance, 10 %
+    assert outcome.worst == pytest.approx(70)
+    assert (outcome.seeds, outcome.failed) == (2, 1)
+    assert outcome.text == "37.5 (70.0)"
+    assert found.of(group(MEAN, "alie", 2)) is None
+
+
+def test_the_verdicts_count_the_attacks_that_some_rule_keeps_within_the_limit() -> None:
+    lines = [line(rule, NONE, 0, 0, 0.9) for rule in RULES]
+    lines += [line(rule, attack, 2, 0, 0.9 if attack != "alie" else 0.8) for rule in RULES for attack in REAL]
+    said = verdicts(Outcomes(lines))
+    assert "10 of 11 attacks cost at most 5 points; the most is 10.0." in said
+    assert "no single rule keeps every attack within 5 points" in said
+
+
+def test_every_result_is_of_a_cell_and_says_how_it_was_made() -> None:
+    for text in (ROOT / "benchmarks" / "results" / "attacks.jsonl").read_text().splitlines():
+        found = json.loads(text)
+        assert Cell.of(found).attack in ATTACKS
+        assert found["rule"] in RULES
+        assert {"command", "commit", "versions", "cpu", "seconds", "accuracy", "refused"} <= found.keys()
 
 
 def test_the_page_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "attacks.py"), "--check"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "attacks" / "page.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

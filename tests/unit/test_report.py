@@ -559,6 +559,26 @@ def test_the_command_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytes
     assert "<h1>A &amp; B</h1>" in (tmp_path / "new" / "page.html").read_text()
 
 
+def test_a_servers_state_directory_stands_for_its_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "state" / "run-b", rounds=1)
+    (tmp_path / "state" / "run.json").write_text('{"run_id": "run-b", "status": "completed"}\n')
+    assert command(monkeypatch, capsys, tmp_path, "state")[:2] == (
+        0,
+        "report: state/run-b/report.html (pictures and tables in state/run-b/report/)\n",
+    )
+
+
+def test_a_state_directory_whose_record_is_elsewhere_says_which_run_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text('{"run_id": "run-b", "status": "completed"}\n')
+    code, _, err = command(monkeypatch, capsys, tmp_path, ".")
+    assert code != 0
+    assert "name what --out of run run-b named" in " ".join(err.split())
+
+
 NETWORK = ["--uplink", "10Mbit", "--downlink", "50Mbit", "--rtt", "40ms"]
 
 

@@ -179,6 +179,7 @@ class JoinRequest(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     NUM_LABELLED_FIELD_NUMBER: _builtins.int
     CLASS_NAMES_FIELD_NUMBER: _builtins.int
+    JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this contract that the client speaks; now 1. Set by the client."""
     client_id: _builtins.str
@@ -195,6 +196,10 @@ class JoinRequest(_message.Message):
     """Version of the client's software, for the server's log."""
     num_labelled: _builtins.int
     """How many of num_examples have a label, at least 1: the weight of what the client computes on these alone. All of them, if it is not set."""
+    join_token: _builtins.str
+    """Lets the client in where the server asks for join tokens. Needed until the first join of this instance_id; a secret.
+    PERMISSION_DENIED without one, or with a wrong or used one.
+    """
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the client's classes, in the order of their numbers; "sha256:" and 64 hexadecimal digits where a name is told as a hash.
@@ -211,10 +216,11 @@ class JoinRequest(_message.Message):
         software_version: _builtins.str = ...,
         num_labelled: _builtins.int | None = ...,
         class_names: _abc.Iterable[_builtins.str] | None = ...,
+        join_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "num_labelled", b"num_labelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "class_names", b"class_names", "client_id", b"client_id", "instance_id", b"instance_id", "num_examples", b"num_examples", "num_labelled", b"num_labelled", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled", "class_names", b"class_names", "client_id", b"client_id", "instance_id", b"instance_id", "join_token", b"join_token", "num_examples", b"num_examples", "num_labelled", b"num_labelled", "protocol_version", b"protocol_version", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_labelled: _TypeAlias = _typing.Literal["num_labelled"]  # noqa: Y015
     _WhichOneofArgType__num_labelled: _TypeAlias = _typing.Literal["_num_labelled", b"_num_labelled"]  # noqa: Y015

@@ -1,0 +1,80 @@
+"""Write the tables of docs/attacks.md and draw its picture; with `--check`, only say whether the tables are what the results say.
+
+python benchmarks/attacks/page.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is run as a script
+
+from niid_bench.pages import write
+
+from attacks.cells import ALGORITHMS, DIGITS, IID, MNIST, ROOT, SEEDS, TWO_CLASSES
+from attacks.figure import draw
+from attacks.outcomes import Outcomes
+from attacks.results import RESULTS, Results
+from attacks.tables import best_rules, by_rule, defaults, parts, single_rules, skew, verdicts
+
+PAGE = ROOT / "docs" / "attacks.md"
+PICTURE = ROOT / "docs" / "attacks.png"
+SCRIPT = "benchmarks/attacks/page.py"
+
+
+def sections(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the tables by the names of their places."""
+    lines = list(lines)
+    found = Outcomes(lines)
+    algorithms = {
+        f"attacks:{data}_{partition}_{algorithm}": by_rule(found, data, algorithm, partition, 2)
+        for data, partition in ((DIGITS, IID), (DIGITS, TWO_CLASSES), (MNIST, IID), (MNIST, TWO_CLASSES))
+        for algorithm in ALGORITHMS
+    }
+    return {
+        "attacks:verdicts": verdicts(found),
+        "attacks:best": best_rules(found),
+        "attacks:single": single_rules(found),
+        "attacks:defaults": defaults(found),
+        "attacks:skew": skew(found),
+        "attacks:parts": parts(found),
+        **algorithms,
+        "attacks:source": source(lines),
+    }
+
+
+def source(lines: list[Mapping[str, Any]]) -> str:
+    """Say where the results come from."""
+    if not lines:
+        return "Nothing was measured yet."
+    commits = sorted({str(line["commit"]) for line in lines})
+    versions, cpus = ({_text(line) for line in lines} for _text in (_versions, _cpu))
+    path = RESULTS.relative_to(ROOT)
+    return (
+        f"{len(lines):,} runs, seeds {', '.join(map(str, SEEDS))} of digits; feddkd at commits {', '.join(commits)}; "
+        f"{'; '.join(sorted(versions))}; {'; '.join(sorted(cpus))}. From [`{path}`](../{path}): `python benchmarks/attacks/run.py`."
+    )
+
+
+def _versions(line: Mapping[str, Any]) -> str:
+    return f"torch {line['versions']['torch']}"
+
+
+def _cpu(line: Mapping[str, Any]) -> str:
+    return f"{line['cpu']} ({line['cpu_capability']})"
+
+
+def main() -> int:
+    """Rewrite the page and draw the picture, or compare the page."""
+    check = "--check" in sys.argv[1:]
+    lines = list(Results())
+    if lines and not check:
+        draw(Outcomes(lines), PICTURE)
+    return int(not write(PAGE, sections(lines), check=check, script=SCRIPT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

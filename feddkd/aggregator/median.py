@@ -1,0 +1,98 @@
+"""The coordinate-wise median.
+
+Yin, Chen, Ramchandran, Bartlett: Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates.
+ICML 2018, arXiv 1803.01498. As there, every client counts once: weights that clients claim do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from feddkd.aggregator.columns import SLICE_BYTES, slices
+from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.distances import ToResult
+from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.config.aggregation import RuleTable
+from feddkd.registry import RULES
+from feddkd.tensors import Segment
+
+
+class MedianTable(RuleTable):
+    """The median of every element, of all clients alike (arXiv 1803.01498)."""
+
+    by_element: ClassVar[bool] = True
+    name: Literal["median"] = "median"
+
+
+@RULES.register("median")
+@dataclass(frozen=True, slots=True)
+class CoordinateMedian:
+    """The median of each element; of an even number of clients, the mean of the two in the middle.
+
+    Withstands fewer than half of the clients. Integers get the lower of the two in the middle, and a
+    bool is true where at least half of the clients say so. One pass, which sorts the blocks of all
+    clients in slices of at most `SLICE_BYTES`.
+    """
+
+    table: ClassVar[type[RuleTable]] = MedianTable
+    keeps_previous: ClassVar[bool] = False
+    counted: Counted
+    passes: int = 1
+
+    @classmethod
+    def of(cls, settings: MedianTable, setting: Setting) -> CoordinateMedian:
+        return cls(setting.counted)
+
+    def start(self, clients: Sequence[str]) -> Reduction:
+        return _MedianReduction(self.counted, len(clients))
+
+
+class _MedianReduction:
+    def __init__(self, counted: Counted, clients: int) -> None:
+        self._counted = counted
+        self._distances = ToResult(clients)
+
+    def survey(self, block: Segment, rows: Rows) -> None:
+        raise AssertionError("a median reads its contributions once")
+
+    def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
+        for start, stop, counts in self._counted.parts(block):
+            write_median(rows, start, stop, out, self._distances if counts else None)
+
+    def repeats(self) -> bool:
+        return False
+
+    def ratios(self) -> Sequence[float]:
+        return self._distances.ratios()
+
+
+def write_median(rows: Rows, start: int, stop: int, out: Tensor, distances: ToResult | None = None, most_bytes: int = SLICE_BYTES) -> None:
+    """Write the median of the elements [start, stop) of all rows.
+
+    Args:
+        out: the whole block.
+        distances: adds up the rows' distances from it.
+        most_bytes: of one slice.
+    """
+    for first, last, matrix in slices(rows, start, stop, out.dtype, most_bytes):
+        found = out[first:last]
+        found.copy_(median_of(matrix))
+        if distances is not None:
+            distances.add(matrix, found)
+
+
+def median_of(matrix: Tensor) -> Tensor:
+    """Return the median of each column of [clients, elements], in its dtype or in float64."""
+    number = len(matrix)
+    if matrix.dtype == torch.bool:
+        return 2 * matrix.sum(0) >= number
+    ordered = matrix.sort(dim=0).values
+    lower, upper = ordered[(number - 1) // 2], ordered[number // 2]
+    if number % 2 or not matrix.dtype.is_floating_point:
+        return lower
+    return lower.to(torch.float64).add_(upper).div_(2)

@@ -1,0 +1,36 @@
+"""Views of the rows that a rule reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from feddkd.aggregator.rule import Rows
+
+
+class Cut:
+    """The elements [start, stop) of rows."""
+
+    def __init__(self, rows: Rows, start: int, stop: int) -> None:
+        self._rows, self._start, self._stop = rows, start, stop
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        return ((elements[self._start : self._stop], weight) for elements, weight in self._rows)
+
+
+class Wanted:
+    """Rows, those that are not wanted with the weight 0."""
+
+    def __init__(self, rows: Rows, wanted: Sequence[bool]) -> None:
+        self._rows, self._wanted = rows, wanted
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+        pairs = zip(self._rows, self._wanted, strict=True)
+        return ((elements, weight if wanted else 0.0) for (elements, weight), wanted in pairs)

@@ -1,0 +1,158 @@
+"""Builds the rule that reduces each exchange, and remembers what the next one of its name is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.history import MOST_CLIENTS, History
+from feddkd.aggregator.rule import RegisteredRule, Rule, Setting
+from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.algorithms.base import Algorithm
+from feddkd.config import Config, CustomRuleConfig
+from feddkd.config.aggregation import AggregationConfig, RuleTable
+from feddkd.config.communication import PLAIN
+from feddkd.errors import ConfigError
+from feddkd.exchange import Outcome
+from feddkd.imports import load_object
+from feddkd.registry import CODECS, RULES, codec_key
+from feddkd.tensors import Schema, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is known of the exchanges of one name.
+
+    Attributes:
+        history: how contributions stood out.
+        previous: what the last one was reduced to, for a rule that reads it.
+    """
+
+    history: History = field(default_factory=History)
+    previous: Tensors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """What the rules of a run build on.
+
+    Attributes:
+        past: by the name of the exchange.
+        running: in how many exchanges in a row each client's contribution stood out; those without are left out.
+    """
+
+    past: Mapping[str, Past] = field(default_factory=dict)
+    running: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """The clients whose contribution to an exchange stood out, or did so in the exchange before.
+
+    Attributes:
+        running: in how many exchanges in a row, by client; 0 for one that does not stand out any more.
+        named: clients that have just reached `aggregation.outlier_exchanges`.
+    """
+
+    running: Mapping[str, int] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+
+
+class RuleBook:
+    """Knows the rule of every exchange of a run.
+
+    Args:
+        fixed: reduces every exchange in place of what the configuration names.
+    """
+
+    def __init__(self, aggregation: AggregationConfig, fixed: Rule | None = None) -> None:
+        self._aggregation = aggregation
+        self._fixed = fixed
+        self._past: dict[str, Past] = {}
+        self._running: dict[str, int] = {}
+
+    def rule(self, exchange: str, reply: Schema | None, sizes: Mapping[str, float]) -> Rule:
+        """Build the rule of the next exchange of a name.
+
+        Args:
+            reply: what clients contribute; None where replies are only numbers.
+            sizes: the examples of each client.
+        """
+        if self._fixed is not None or reply is None:
+            return self._fixed or WeightedMean()
+        past, settings = self._past.get(exchange, Past()), self._aggregation.rule_of(exchange)
+        previous = past.previous if past.previous is not None and past.previous.schema == reply else None
+        setting = Setting(Counted.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio)
+        return find_rule(settings).of(settings, setting)
+
+    def take_in(self, exchange: str, outcome: Outcome) -> Outliers:
+        """Remember an exchange. Called once for each, in their order; returns who stood out in it."""
+        past = self._past.get(exchange, Past())
+        keeps = self._fixed is None and outcome.reduced is not None and find_rule(self._aggregation.rule_of(exchange)).keeps_previous
+        found = Outliers()
+        if 0 < len(outcome.ratios) <= MOST_CLIENTS:
+            found = self._outliers(past.history, outcome.ratios)
+            past = dataclasses.replace(past, history=past.history.after(outcome.ratios))
+        if keeps:
+            past = dataclasses.replace(past, previous=outcome.reduced)
+        if past != Past():
+            self._past[exchange] = past
+        return found
+
+    def _outliers(self, history: History, ratios: Mapping[str, float]) -> Outliers:
+        """Count in how many exchanges in a row each client stands out."""
+        limit = self._aggregation.outlier_ratio
+        before = self._running
+        now = {client: before.get(client, 0) + 1 for client, ratio in ratios.items() if 0 < limit < history.usual(client, ratio)}
+        self._running = {client: count for client, count in {**before, **now}.items() if client in now or client not in ratios}
+        over = {client: 0 for client in before if client in ratios and client not in now}
+        named = tuple(client for client, count in now.items() if count == self._aggregation.outlier_exchanges)
+        return Outliers({**over, **now}, named)
+
+    def state(self) -> RuleState:
+        """Return what later exchanges build on; it does not change."""
+        return RuleState(dict(self._past), dict(self._running))
+
+    def load(self, state: RuleState) -> None:
+        """Go on from what `state` returned."""
+        self._past, self._running = dict(state.past), dict(state.running)
+
+
+def find_rule(settings: RuleTable) -> type[RegisteredRule]:
+    """Find the class of a rule. Raises ConfigError for an import path that leads to none."""
+    if not isinstance(settings, CustomRuleConfig):
+        known: type[RegisteredRule] = RULES[settings.name]
+        return known
+    found = load_object(settings.name, "aggregation.rule")
+    if not (isinstance(found, type) and callable(getattr(found, "of", None)) and hasattr(found, "keeps_previous")):
+        raise ConfigError(
+            f"aggregation: {settings.name!r} is no rule: a class with `of` and `keeps_previous` is expected, "
+            "as feddkd.aggregator.rule.RegisteredRule describes"
+        )
+    rule: type[RegisteredRule] = found
+    return rule
+
+
+def check_rules(config: Config, algorithm: Algorithm) -> None:
+    """Check that the rules of a configuration can reduce what its clients send.
+
+    Raises:
+        ConfigError: a rule needs more clients than an exchange asks, or does not go with the algorithm
+            or with a codec; or an import path leads to no rule.
+    """
+    aggregation, scheduler = config.aggregation, config.scheduler
+    if scheduler.cohort_size is not None:
+        aggregation.check_number(scheduler.cohort_size, "a round of this configuration")
+    for key, rule in aggregation.keys_of_rules():
+        find_rule(rule)
+        if not rule.is_mean and algorithm.needs_mean is not None:
+            raise ConfigError(f"{key} = {rule.name!r}: {config.algorithm.name} needs the mean, because {algorithm.needs_mean}")
+    for name, kind in algorithm.exchanges(config).items():
+        codec, rule = config.communication.codec_up(name), aggregation.rule_of(name)
+        if kind.reply is not None and rule.by_element and codec != PLAIN and CODECS[codec_key(codec)].error_feedback:
+            raise ConfigError(
+                f"aggregation: {rule.name} reduces every element by itself, and with {codec} for {name} most clients leave out "
+                "most elements: their median is 0. Use another codec, or krum, geometric_median or norm_bounding"
+            )

@@ -1,0 +1,53 @@
+"""Says what a server tells of its clients to a register that outlives the run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from feddkd.certs.certificate import Certificate
+
+
+class Register(Protocol):
+    """Takes down who came and went. Called on the server's loop; returns at once and raises nothing."""
+
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
+        """Take down that a client was admitted."""
+
+    def left(self, client_id: str, reason: str) -> None:
+        """Take down that a client's stream ended as both ends wanted."""
+
+    def lost(self, client_id: str, reason: str) -> None:
+        """Take down that a client's stream broke, or was ended by the server."""
+
+    def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
+        """Take down that a call was refused.
+
+        Args:
+            unsaid: refusals since the last one that was taken down.
+        """
+
+    def accepted(self, client_id: str, exchange: str, size_bytes: int, digest: str) -> None:
+        """Take down that a contribution counts.
+
+        Args:
+            digest: of its bytes, with the name of the hash.
+        """
+
+
+class NoRegister:
+    """Takes nothing down."""
+
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
+        """Do nothing."""
+
+    def left(self, client_id: str, reason: str) -> None:
+        """Do nothing."""
+
+    def lost(self, client_id: str, reason: str) -> None:
+        """Do nothing."""
+
+    def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
+        """Do nothing."""
+
+    def accepted(self, client_id: str, exchange: str, size_bytes: int, digest: str) -> None:
+        """Do nothing."""
