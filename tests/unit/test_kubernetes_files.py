@@ -156,5 +156,9 @@ def test_the_rules_are_those_of_prometheus() -> None:
     subprocess.run([ROOT / "scripts" / "prometheus-rule", "--check"], check=True, capture_output=True)
     (rule,) = documents((FOLDER / "monitoring" / "prometheus-rule.yaml").read_text())
     assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
-    source = [group for file in sorted((ROOT / "deploy/prometheus/rules").glob("*.rules.yml")) for group in yaml.safe_load(file.read_text())["groups"]]
+    source = [
+        group
+        for file in sorted((ROOT / "deploy/prometheus/rules").glob("*.rules.yml"))
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
     assert rule["spec"]["groups"] == source

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tomli_w
 import tomllib
 
 import pytest
+import tomli_w
 
 from feddkd.client.server_config import ServerConfig
 from feddkd.config import Config
