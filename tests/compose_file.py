@@ -84,8 +84,9 @@ class Host:
         return self._mounted[name]["/state"]
 
     def healthy(self, name: str) -> bool:
-        """Run the health check of the service's image where the service runs."""
-        check = dockerfile.stages()[-1].only("HEALTHCHECK").exec_form
+        """Run the health check of the service, or else of its image, where the service runs."""
+        own = self.services[name].get("healthcheck", {"test": []})["test"][1:]
+        check = own or dockerfile.stages()[-1].only("HEALTHCHECK").exec_form
         command = [word.replace("127.0.0.1", self.addresses[name]) for word in check]
         return subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False).returncode == 0
 
