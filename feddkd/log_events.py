@@ -31,6 +31,7 @@ EVENTS: Final = {
     "task_failed": "At a client: a computation raised an error.",
     "task_refused": "At a client: it cannot take part in an exchange.",
     "reply_refused": "At a client: the server did not count its reply.",
+    "command_failed": "The command ends with an error; `exit_code` and, where it can, `go_on`: the command that goes on.",
     "told": "What a person is told at the terminal.",
     "native_warning": "Python's `warnings` module warned.",
     OTHER: "Anything else; the message says what.",

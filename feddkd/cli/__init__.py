@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 a run failed, 2 a usage or configuration error, 75 a ru
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 from types import FrameType
@@ -20,8 +21,11 @@ from feddkd.cli.options import CONTEXT, Verbose
 from feddkd.cli.output import check_output, error_console, is_said_in_log, note, prints_results
 from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
+from feddkd.log_events import about
 from feddkd.memory import end_without_search
 from feddkd.text import printable
+
+logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -132,10 +136,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 def _fail(error: object, code: int, command: str = "") -> None:
     # A message may hold what another machine said, or what a file holds.
-    note(error_console(), printable(f"feddkd: {error}", MESSAGE_LETTERS))
-    if command and is_said_in_log():
-        note(error_console(), command)
-    elif command:
+    text = printable(f"feddkd: {error}", MESSAGE_LETTERS)
+    if is_said_in_log():
+        logger.error("%s", text, extra=about("command_failed", exit_code=code, go_on=command or None))
+        sys.exit(code)
+    note(error_console(), text)
+    if command:
         with contextlib.suppress(OSError):
             print(f"  {printable(command, MESSAGE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
     sys.exit(code)

@@ -14,12 +14,15 @@ from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import LOG, start_log
 from feddkd.cli.logs import log_file as logging_to
 from feddkd.cli.options import (
+    METRICS_HOST,
     CheckOnly,
     ConfigFile,
     Insecure,
     JoinTokenFile,
     LogFile,
     LogFormatOption,
+    MetricsHost,
+    MetricsPort,
     Overrides,
     TlsCA,
     TlsCert,
@@ -52,6 +55,8 @@ def client(
     stay: Annotated[
         bool, typer.Option("--stay", help="Stay for the next run of the server when one is over, until SIGTERM or Ctrl-C.")
     ] = False,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = METRICS_HOST,
     check: CheckOnly = False,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_file: LogFile = None,
@@ -73,6 +78,7 @@ def client(
     import_torch()
     # These need torch, whose import takes seconds: --help and a typing error should not wait for it.
     from feddkd.cli.join_token import read_join_token
+    from feddkd.cli.publishing import published_client
     from feddkd.cli.standing import StandingSite
     from feddkd.client.own_site import site_tables
     from feddkd.client.state_dir import StateDir
@@ -92,11 +98,15 @@ def client(
         check_client(SiteToCheck(host, server, client_id, state, own, partition_index, tls, [tls_ca, tls_cert]))
         return
     state_dir = StateDir(state, client_id)
-    with logging_to(state / LOG, log_format):
-        left = f"what it has computed is kept in {state}/; to go on, the same command again:"
-        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for, join_token)
-        with interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])):
-            if stay:
-                site.take_part_for_ever()
-            else:
-                site.take_part()
+    left = f"what it has computed is kept in {state}/; to go on, the same command again:"
+    certificates = {"client": tls_cert, "ca": tls_ca}
+    with (
+        logging_to(state / LOG, log_format),
+        published_client(client_id, metrics_port, metrics_host, certificates) as watch,
+        interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])),
+    ):
+        site = StandingSite(server, state_dir, own, partition_index, tls, retry_for, join_token, watch)
+        if stay:
+            site.take_part_for_ever()
+        else:
+            site.take_part()

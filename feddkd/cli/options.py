@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -108,6 +109,23 @@ Track = Annotated[
         "--track",
         metavar="NAME",
         help="Send the numbers of each round to a tracker: `tensorboard`, `mlflow`, `wandb`, or `package.module:Class`. May be repeated.",
+        show_default=False,
+    ),
+]
+
+
+class TraceProtocol(StrEnum):
+    """How traces are sent."""
+
+    OTLP = "otlp"
+
+
+Trace = Annotated[
+    TraceProtocol | None,
+    typer.Option(
+        "--trace",
+        metavar="PROTOCOL",
+        help="`otlp`: send traces with OpenTelemetry, to $OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`.",
         show_default=False,
     ),
 ]

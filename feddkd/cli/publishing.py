@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +13,17 @@ from typing import Self
 
 from feddkd.cli.options import METRICS_HOST
 from feddkd.cli.output import LINE_LETTERS, error_console, note
+from feddkd.client.watch import ClientWatch
 from feddkd.config import Config
 from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
+from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.health import Health
 from feddkd.observability.live.page import LivePage
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.observability.scrape import scrape
+from feddkd.observability.tracing import Tracing, otlp_processor
 from feddkd.observability.web import WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
@@ -34,6 +39,7 @@ class Endpoints:
         metrics_textfile: holds the metrics, also after the process has ended; None for no file.
         live_port: of the live page; None for no page, 0 takes a free port.
         trackers: of experiments, by name or import path.
+        traces: whether traces are sent with OpenTelemetry.
     """
 
     metrics_port: int | None = None
@@ -43,6 +49,7 @@ class Endpoints:
     live_port: int | None = None
     live_host: str = METRICS_HOST
     trackers: tuple[str, ...] = ()
+    traces: bool = False
 
 
 class Publishing:
@@ -56,7 +63,13 @@ class Publishing:
     """
 
     def __init__(self, endpoints: Endpoints) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigError: what traces need is not installed.
+        """
         self.endpoints = endpoints
+        self._processor = otlp_processor() if endpoints.traces else None
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
 
@@ -71,7 +84,18 @@ class Publishing:
             AddressInUseError: the port is taken, or the address is not one of this machine's.
             ConfigError: the file cannot be written.
         """
-        return [*self._metrics(config, was_stopped), *self._page(config, was_stopped, resumed=resumed)]
+        return [
+            *self._tracing(was_stopped),
+            *self._metrics(config, was_stopped),
+            *self._page(config, was_stopped, resumed=resumed),
+        ]
+
+    def _tracing(self, was_stopped: Callable[[], bool]) -> list[Observer]:
+        if self._processor is None:
+            return []
+        tracing = Tracing(self._processor, was_stopped)
+        self._stack.callback(tracing.close)
+        return [tracing]
 
     def _metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
         endpoints = self.endpoints
@@ -118,6 +142,26 @@ class Publishing:
             note(error_console(), f"{why}{stay} for {self.endpoints.metrics_linger_s:g} s; Ctrl-C or SIGTERM ends that")
             with contextlib.suppress(KeyboardInterrupt):
                 _stay(self.endpoints.metrics_linger_s)
+
+
+@contextlib.contextmanager
+def published_client(client_id: str, port: int | None, host: str, certificates: Mapping[str, Path | None]) -> Iterator[ClientWatch]:
+    """Serve the metrics of a client, if a port is given, and yield what fills them.
+
+    Args:
+        certificates: files of the client's, by role.
+
+    Raises:
+        AddressInUseError: the port is taken, or the address is not one of this machine's.
+    """
+    if port is None:
+        yield ClientWatch()
+        return
+    metrics = ClientMetrics(client_id)
+    metrics.certificates.watch(certificates)
+    with contextlib.closing(WebServer({"/metrics": functools.partial(scrape, metrics.registry)}, port, host, "metrics")) as server:
+        note(error_console(), f"metrics on http://{server.address}/metrics")
+        yield metrics
 
 
 def _stay(seconds: float) -> None:

@@ -29,6 +29,7 @@ from feddkd.cli.options import (
     MetricsPort,
     MetricsTextfile,
     Overrides,
+    Trace,
     Track,
     Verbose,
     WithReport,
@@ -93,6 +94,7 @@ def run(
     live_port: LivePort = None,
     live_host: LiveHost = METRICS_HOST,
     track: Track = None,
+    trace: Trace = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
@@ -135,9 +137,10 @@ def run(
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
         from feddkd.cli.publishing import Endpoints, Publishing
 
-        with Publishing(
-            Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
-        ) as publishing:
+        endpoints = Endpoints(
+            metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()), trace is not None
+        )
+        with Publishing(endpoints) as publishing:
             with interruptible(left, go_on):
                 summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
             finish_with_summary(summary, folder, report=report, as_json=as_json)

@@ -31,6 +31,7 @@ from feddkd.cli.options import (
     TlsClientCA,
     TlsCrl,
     TlsKey,
+    Trace,
     Track,
     Verbose,
     WithReport,
@@ -62,6 +63,7 @@ def server(
     live_port: LivePort = None,
     live_host: LiveHost = METRICS_HOST,
     track: Track = None,
+    trace: Trace = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -122,9 +124,10 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    with Publishing(
-        Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()))
-    ) as publishing:
+    endpoints = Endpoints(
+        metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()), trace is not None
+    )
+    with Publishing(endpoints) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from feddkd.algorithms.feddkd import TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.cli.output import listed
 from feddkd.client.constants import HeldConstants
+from feddkd.client.watch import ClientWatch
 from feddkd.client.work import TaskRunner
 from feddkd.config import ACCURACY, Config, MainMetric
 from feddkd.config.main_metric import title_of
@@ -31,14 +32,18 @@ class SiteProgress:
         model_sha256: of the final model, as the server prints it; empty before it came.
     """
 
-    def __init__(self, worker: TaskRunner, config: Config, say: Callable[[str], None], *, teaches: bool = False) -> None:
+    def __init__(
+        self, worker: TaskRunner, config: Config, say: Callable[[str], None], *, teaches: bool = False, watch: ClientWatch | None = None
+    ) -> None:
         """Prepare to watch.
 
         Args:
             config: of the run, as the server says it.
             say: prints one line.
             teaches: the site trains a network of its own instead of the broadcast one.
+            watch: hears of the work.
         """
+        self._watch = watch or ClientWatch()
         self._worker = worker
         self._config = config
         self._say = say
@@ -88,7 +93,12 @@ class SiteProgress:
     def carry_out(self, task: Task) -> Reply:
         """Let the worker compute, and say what that tells of the run."""
         started_s = time.monotonic()
-        reply = self._worker.carry_out(task)
+        reply: Reply | None = None
+        self._watch.began(task)
+        try:
+            reply = self._worker.carry_out(task)
+        finally:
+            self._watch.computed(task, reply)
         if self._works:
             try:
                 self._follow(task, reply, started_s)

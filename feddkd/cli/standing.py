@@ -14,6 +14,7 @@ from feddkd.client.preflight import check_site, check_writable
 from feddkd.client.process import take_part
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
+from feddkd.client.watch import ClientWatch
 from feddkd.client.worker import FINAL_MODEL, Worker
 from feddkd.data.class_names import told_names
 from feddkd.errors import ConfigError, RefusedError, RunError
@@ -36,6 +37,7 @@ class StandingSite:
         tls: ClientTls | None,
         retry_for_s: float | None,
         join_token: str = "",
+        watch: ClientWatch | None = None,
     ) -> None:
         """Prepare; the server is not asked yet.
 
@@ -45,6 +47,7 @@ class StandingSite:
             partition_index: the slice of a shared data set; None for all of the site's data.
             retry_for_s: seconds to keep trying a server that does not answer; None for ever.
             join_token: lets the site in at its first join; empty where the server asks for none.
+            watch: hears of connection and work.
         """
         self._address = address
         self._state = state
@@ -53,6 +56,7 @@ class StandingSite:
         self._tls = tls
         self._retry_for_s = retry_for_s
         self._join_token = join_token
+        self._watch = watch or ClientWatch()
         self._has_joined = False
 
     def take_part(self) -> None:
@@ -95,8 +99,9 @@ class StandingSite:
         check_site(worker.site)
         check_writable(self._state.path)
         self._tell(_examples(worker))
+        self._watch.has_examples(worker.counts)
         own_teacher = worker.site.own_teacher
-        progress = SiteProgress(worker, run.config, self._tell, teaches=own_teacher is not None)
+        progress = SiteProgress(worker, run.config, self._tell, teaches=own_teacher is not None, watch=self._watch)
         if own_teacher is not None:
             self._tell(f"trains {own_teacher.name}, which stays here, and teaches {run.config.model.name} with it")
 
@@ -112,6 +117,7 @@ class StandingSite:
             class_names=told_names(worker.class_names, worker.site.config.data.class_names),
             on_joined=joined,
             join_token=self._join_token,
+            watch=self._watch,
         )
         memberships = {client_id: membership}
         farewell = take_part(self._address, {client_id: progress}, tls=self._tls, retry_for_s=self._retry_for_s, memberships=memberships)

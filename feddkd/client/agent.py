@@ -129,6 +129,7 @@ class Agent:
         batches = joined.takes_batches
         async with server.participate(joined.session_token, holding, lacks_constants=lacks, server_takes_batches=batches) as stream:
             self._stream, self._wanted_from = stream, None  # the server will say what it still needs
+            self._membership.watch.connected(self._run_id, stream)
             try:
                 async for message in stream.messages():
                     farewell = await self._handle(message)
@@ -140,6 +141,7 @@ class Agent:
                 raise UnreachableError(f"server {self._address}: {printable(str(error))}") from None
             finally:
                 self._stream = None
+                self._membership.watch.disconnected()
         if self._cannot_go_on is not None:  # the server knows now that this client failed
             raise self._cannot_go_on
         raise UnreachableError(f"server {self._address}: it ended the stream")

@@ -10,6 +10,7 @@ from feddkd.client.held import Held
 from feddkd.client.recent import Recent
 from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
+from feddkd.client.watch import ClientWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Membership:
         class_names: what it tells of the names of its classes; empty for nothing.
         in_memory: the clients of this process whose models for the next steps are in memory; None for all.
         join_token: lets the client in at its first join, where the server asks for that; a secret.
+        watch: hears of the connection.
         on_joined: called with the id of the run each time that the server has taken the client in.
     """
 
@@ -39,6 +41,7 @@ class Membership:
     class_names: tuple[str, ...] = ()
     in_memory: Recent[str, Held] | None = None
     on_joined: Callable[[str], None] = lambda _: None
+    watch: ClientWatch = field(default_factory=ClientWatch)
     join_token: str = field(default="", repr=False)
 
     def take_out(self, client: str, held: Held) -> None:

@@ -368,7 +368,14 @@ class Collection:
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
         exchange = self.exchange.id
-        lost = about("reply_missing", client=contribution.client_id, exchange=exchange.name, round=exchange.round, reason=missing.reason)
+        lost = about(
+            "reply_missing",
+            run_id=exchange.run_id,
+            client=contribution.client_id,
+            exchange=exchange.name,
+            round=exchange.round,
+            reason=missing.reason,
+        )
         logger.info("%s: %s is left out: %s", exchange, contribution.client_id, missing.reason, extra=lost)
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))

@@ -29,6 +29,7 @@ class ExchangeInbox:
     """
 
     def __init__(self, run_id: str, other: Meter) -> None:
+        self._run_id = run_id
         self.other = other
         self.of_client: dict[str, GrpcExchange] = {}
         self.receipts = Receipts(run_id, other)
@@ -74,7 +75,8 @@ class ExchangeInbox:
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         exchange = id_from_message(failure.id)
         if failure.leaves:
-            logger.info("%s takes part no more", session.client_id, extra=about("client_left", client=session.client_id))
+            left = about("client_left", run_id=self._run_id, client=session.client_id)
+            logger.info("%s takes part no more", session.client_id, extra=left)
             session.leave()
         begun = self.of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:

@@ -7,25 +7,20 @@ times in seconds, ratios from 0 to 1; down is towards the client. docs/metrics.m
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
-from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from feddkd import algorithms
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
 from feddkd.observability.metrics import CommunicationMetrics, LearningMetrics, RunMetrics
+from feddkd.observability.scrape import scrape
 from feddkd.observability.server_metrics import ServiceMetrics
 from feddkd.observability.site_metrics import SiteMetrics
 from feddkd.observability.web import Request, Response, WebServer
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
-
-GZIP_LEVEL = 1
-"""A scrape is small, and the run needs the time."""
 
 
 class PrometheusMetrics(Observer):
@@ -67,13 +62,8 @@ class PrometheusMetrics(Observer):
         return WebServer({"/metrics": self.page}, port, address, "metrics")
 
     def page(self, request: Request) -> Response:
-        """Answer a scrape, in the format and the encoding that it asks for."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        names = request.query.get("name[]")
-        body = encode(self.registry.restricted_registry(names) if names else self.registry)
-        if gzip_accepted(request.headers.get("accept-encoding", "")):
-            return Response(HTTPStatus.OK, content_type, gzip.compress(body, GZIP_LEVEL), {"Content-Encoding": "gzip"})
-        return Response(HTTPStatus.OK, content_type, body)
+        """Answer a scrape."""
+        return scrape(self.registry, request)
 
     def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
         self._sites.count(examples)

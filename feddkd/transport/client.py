@@ -89,7 +89,12 @@ class Endpoint:
 
 
 class ServerStream:
-    """An open Participate stream: messages down, messages up."""
+    """An open Participate stream: messages down, messages up.
+
+    Attributes:
+        received_bytes: of messages, so far.
+        sent_bytes: of messages, so far; the first one is not among them.
+    """
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class ServerStream:
         self._server = server
         self._heartbeats = heartbeats
         self._takes_batches = server_takes_batches
+        self.received_bytes = self.sent_bytes = 0
         self._outgoing: Iterator[bytes] = iter(())
         self._next: bytes | None = None
         self._has_outgoing = asyncio.Event()
@@ -118,6 +124,7 @@ class ServerStream:
         with self._server.errors():
             # Anything but bytes is gRPC's end of stream.
             while isinstance(message := await self._read(), bytes):
+                self.received_bytes += len(message)
                 for each in messages_of(message):
                     yield each
             if await self._call.code() is not grpc.StatusCode.OK:
@@ -142,7 +149,9 @@ class ServerStream:
         """
         with contextlib.suppress(TransportError), self._server.errors():
             while True:
-                await self._call.write(request_batch(await self._next_batch()))
+                message = request_batch(await self._next_batch())
+                await self._call.write(message)
+                self.sent_bytes += len(message)
 
     async def _read(self) -> object:
         silence_s = self._heartbeats.dead_after_s

@@ -51,11 +51,14 @@ class Participation:
         *,
         max_message_bytes: int,
         write_stall_s: float,
+        run_id: str = "",
     ) -> None:
         """Args:
         max_message_bytes: bounds a client's messages that are no chunks.
         write_stall_s: seconds one message may wait for a client that does not read.
+        run_id: for the log.
         """
+        self._run_id = run_id
         self.entrance: Entrance = OPEN
         self._sessions = sessions
         self._inbox = inbox
@@ -158,7 +161,7 @@ class Participation:
         self._take_down(session.client_id, end)
         if end.code is not grpc.StatusCode.OK:
             level = logging.INFO if end.code in _ORDINARY else logging.WARNING
-            lost = about("client_lost", client=session.client_id, reason=end.reason)
+            lost = about("client_lost", run_id=self._run_id, client=session.client_id, reason=end.reason)
             logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason, extra=lost)
             await refuse(context, end.code, end.reason)
 

@@ -51,7 +51,11 @@ class Refusals:
         counts: all refusals by kind, said or not.
     """
 
-    def __init__(self, register: Register) -> None:
+    def __init__(self, register: Register, run_id: str = "") -> None:
+        """Args:
+        run_id: for the log.
+        """
+        self._run_id = run_id
         self.counts: Counter[str] = Counter()
         self._register = register
         self._said: OrderedDict[tuple[str, str, Kind], float] = OrderedDict()
@@ -78,7 +82,7 @@ class Refusals:
             printable(address, 100),
             error,
             suffix,
-            extra=about("client_refused", client=client_id[:64], peer=address, kind=error.kind, reason=str(error)),
+            extra=about("client_refused", run_id=self._run_id, client=client_id[:64], peer=address, kind=error.kind, reason=str(error)),
         )
         self._register.refused(client_id[:64], address, error.kind, str(error), certificate, more)
 

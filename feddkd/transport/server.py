@@ -76,6 +76,7 @@ class FederationServer:
         self._inbox = inbox
         self._admission = admission
         self.classes = ClassContract()
+        self._run_id = manifest.run_id
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -85,6 +86,7 @@ class FederationServer:
             # An answer holds a schema like the model's, perhaps with more vectors, and its numbers.
             max_message_bytes=(256 << 10) + 16 * manifest.model.ByteSize(),
             write_stall_s=write_stall_s,
+            run_id=manifest.run_id,
         )
         self._use(OPEN)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -107,7 +109,7 @@ class FederationServer:
     def _use(self, entrance: Entrance) -> None:
         self._entrance, self._gate = entrance, entrance.gate
         self._participation.entrance = entrance
-        self._refusals = Refusals(entrance.register)
+        self._refusals = Refusals(entrance.register, self._run_id)
 
     def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.
@@ -312,7 +314,7 @@ class FederationServer:
             session.counts.total,
             session.counts.labelled,
             request.software_version[:32],
-            extra=about("client_joined", client=session.client_id, examples=session.counts.total, labelled=session.counts.labelled),
+            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
         )
         return token
 

@@ -3,21 +3,25 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
 from fake_streams import FakeInbox
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pki import Pki
 from typer.testing import CliRunner
 
 from feddkd.cli import app
 from feddkd.errors import UnreachableError
 from feddkd.traffic import Traffic
 from feddkd.transport import health
+from feddkd.transport.entrance import Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.health import NotServingError, Probe
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.tls import client_tls, server_tls
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -123,3 +127,36 @@ def test_the_command_has_an_exit_code_for_a_health_check(served: Served) -> None
     served.take_no_more()
     result = CliRunner().invoke(app, ["health", f"127.0.0.1:{served.port}", "--timeout", "60"])
     assert isinstance(result.exception, NotServingError)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    found = Pki(tmp_path_factory.mktemp("pki"))
+    found.server("server", hosts=("server.example",))
+    found.client("site-a")
+    return found
+
+
+def with_key(file: Path) -> tuple[Path, Path]:
+    return file, file.with_suffix(".key")
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["one-way TLS", "mutual TLS"])
+def test_a_probe_needs_what_the_port_needs_and_no_more(mutual: bool, pki: Pki) -> None:
+    server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=Admission())
+    certificate, key = with_key(pki.folder / "server.pem")
+    port = server.start("127.0.0.1", 0, Entrance(server_tls(certificate, key, pki.ca if mutual else None)))
+    bare, own = client_tls(pki.ca, None, None), client_tls(pki.ca, *with_key(pki.folder / "site-a.pem"))
+    try:
+        Probe(timeout_s=60, tls=own, name="server.example").check("127.0.0.1", port)
+        assert server.sessions() == []
+        if mutual:
+            with pytest.raises(UnreachableError):
+                Probe(timeout_s=2, tls=bare, name="server.example").check("127.0.0.1", port)
+        else:
+            Probe(timeout_s=60, tls=bare, name="server.example").check("127.0.0.1", port)
+        for wrong in (Probe(timeout_s=2, tls=own), Probe(timeout_s=2)):  # another name than the certificate's; plaintext
+            with pytest.raises(UnreachableError):
+                wrong.check("127.0.0.1", port)
+    finally:
+        server.stop()

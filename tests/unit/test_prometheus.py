@@ -2,7 +2,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +71,7 @@ def exchange(
     gradient_evaluations: int = 0,
     metrics: Mapping[str, float] | None = None,
     by_client: Mapping[str, Mapping[str, float]] | None = None,
+    outliers: Mapping[str, int] | None = None,
 ) -> ExchangeRecord:
     return ExchangeRecord(
         ExchangeId(RUN_ID, round_number, 0, name, step),
@@ -85,6 +86,7 @@ def exchange(
         client_evaluation=evaluation,
         metrics=metrics or {},
         by_client=by_client or {},
+        outliers=outliers or {},
     )
 
 
@@ -131,7 +133,6 @@ class FakeEngine(InProcessEngine):
 def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
     metrics.engine_ready(FakeEngine(ClientStates(1, 1, 1), Traffic()))
     metrics.clients_available({"a": ExampleCounts(10, 5), "client-0": ExampleCounts(1), "client-1": ExampleCounts(1)})
-    metrics.outliers({"a": 3})
     metrics.run_started(RUN_ID, rounds)
     for number in range(1, rounds + 1):
         metrics.round_started(number, 0, 4)
@@ -143,6 +144,7 @@ def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
                 evaluation=Evaluation(10, 5, 9.0),
                 metrics={"own": 1.0},
                 by_client={name: {"a": 0.5} for name in (*SITE_GAUGES, "client_f1")},
+                outliers={"a": 3},
             )
         )
         for step in range(3):
@@ -305,13 +307,14 @@ def test_what_runs_and_how_far_it_is(metrics: PrometheusMetrics) -> None:
 def test_when_the_round_and_the_last_exchange_were(metrics: PrometheusMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((10.0, 10.0, 15.0, 20.0, 20.0))
     monkeypatch.setattr("time.time", lambda: next(clock))
-    found = []
-    for event in (
+    found: list[list[float | None]] = []
+    events: list[Callable[[], None]] = [
         lambda: None,
         lambda: metrics.round_started(1, 0, 4),
         lambda: metrics.exchange_done(exchange()),
         lambda: metrics.round_started(1, 1, 4),
-    ):
+    ]
+    for event in events:
         event()
         found.append([metrics.registry.get_sample_value(f"feddkd_{name}_time_seconds") for name in ("round_start", "last_exchange")])
     assert math.isnan(found[0][0] or 0)
