@@ -50,10 +50,10 @@ USER 10001:10001
 WORKDIR /state
 # A server's or a site's --state, and the records of runs.
 VOLUME /state
-# gRPC, and HTTP where --metrics-port 9464 is given: /metrics, /healthz, /readyz.
+# gRPC, and HTTP where --metrics-port 9464 is given: /metrics, and at a server /healthz and /readyz.
 EXPOSE 50061 9464
-# Servers and sites answer there alike. Without --metrics-port: docker run --no-healthcheck.
+# Servers and sites answer there alike. Without --metrics-port 9464: docker run --no-healthcheck.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python3", "-c", \
-    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9464/healthz', timeout=5)"]
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9464/metrics', timeout=5)"]
 ENTRYPOINT ["feddkd"]
 CMD ["--help"]

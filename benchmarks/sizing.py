@@ -73,7 +73,9 @@ def fits(mib: int, clients: int) -> bool:
 
 def measure(mib: int, clients: int) -> dict[str, Any]:
     """Run one federation and return its row; sizes in bytes."""
-    config = Config.load(overrides=[*SETTINGS, f"model.name=sizing:mib_{mib}", f"partition.clients={clients}", f"scheduler.clients={clients}"])
+    config = Config.load(
+        overrides=[*SETTINGS, f"model.name=sizing:mib_{mib}", f"partition.clients={clients}", f"scheduler.clients={clients}"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "config.toml").write_text(config.to_toml())

@@ -111,10 +111,10 @@ def test_the_federation_of_the_file_completes_and_prometheus_sees_all_of_it(host
     connected = asked(host, "feddkd_site_accuracy_ratio >= 0")
     assert {each["metric"]["client"] for each in connected} == set(ours) - {"server"}
 
-    folder = RunPlace.find(host.state("server")).folder
+    folder = RunPlace.find(host.state("server") / "run-1").folder
     assert replayed(folder, folder).problems == []
     assert host.state("site-a").joinpath("model.safetensors").exists()
-    assert (folder / "report.html").stat().st_size > 0
+    eventually(host, "the report", (folder / "report.html").exists)
     for name in ours:  # one JSON object a line, from first to last
         lines = host.log(name).splitlines()
         assert lines
