@@ -12,6 +12,7 @@ PACKAGES = {
     "zstd": ("zstandard",),
     "pandas": ("pandas",),
     "ray": ("ray",),
+    "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
 }
 """The extras of pyproject.toml that a message names, with their packages."""
 

@@ -234,13 +234,8 @@ def exchange_of(
     return Exchange(exchange, weights, payload, reply_schema, rule, closing, evaluate, max_norm)
 
 
-class OrderSensitiveMean:
-    """A mean accumulated in float32: unlike the real one, its bits show in which order the clients were added."""
-
-    passes = 1
-
-    def start(self, clients: Sequence[str]) -> Self:  # noqa: ARG002
-        return self
+class OnePass:
+    """What a reduction has besides `reduce` that reads its contributions once and compares them with nothing."""
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError
@@ -250,6 +245,15 @@ class OrderSensitiveMean:
 
     def ratios(self) -> Sequence[float]:
         return ()
+
+
+class OrderSensitiveMean(OnePass):
+    """A mean accumulated in float32: unlike the real one, its bits show in which order the clients were added."""
+
+    passes = 1
+
+    def start(self, clients: Sequence[str]) -> Self:
+        return self
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         total, weights = torch.zeros(len(out)), 0.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import until
+from harness import OnePass, until
 from torch import Tensor
 
 from feddkd.aggregator.rule import Rows
@@ -80,28 +80,19 @@ class WatchedMean:
         rule.go_on.set()
         return rule
 
-    def start(self, clients: Sequence[str]) -> _Watched:  # noqa: ARG002
+    def start(self, clients: Sequence[str]) -> _Watched:
         return _Watched(self)
 
 
-class _Watched:
+class _Watched(OnePass):
     def __init__(self, rule: WatchedMean) -> None:
         self._rule = rule
         self._mean = WeightedMean().start()
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._mean.reduce(block, rows, out)
         self._rule.begun.set()
         self._rule.go_on.wait()
-
-    def repeats(self) -> bool:
-        return False
-
-    def ratios(self) -> Sequence[float]:
-        return ()
 
 
 class Clock:

@@ -17,7 +17,7 @@ from feddkd import __version__
 from feddkd.cli.home import expanded
 from feddkd.cli.logs import set_up_logging
 from feddkd.cli.options import CONTEXT, Verbose
-from feddkd.cli.output import check_output, error_console, note, prints_results
+from feddkd.cli.output import check_output, error_console, is_said_in_log, note, prints_results
 from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.memory import end_without_search
@@ -71,13 +71,14 @@ def version(_verbose: Verbose = False) -> None:
 
 def _register_commands() -> None:
     """Commands live in modules of their own; importing them here keeps `feddkd --help` the only entrance."""
-    from feddkd.cli import bench, client, compare, config, data, new, replay, report, run, server, status
+    from feddkd.cli import bench, client, compare, config, data, health, new, replay, report, run, server, status
 
     app.command("new")(prints_results(new.new))
     app.command("run")(prints_results(run.run))
     app.command("server")(prints_results(server.server))
     app.command("client")(prints_results(client.client))
     app.command("status")(prints_results(status.status))
+    app.command("health")(prints_results(health.health))
     app.command("replay")(prints_results(replay.replay))
     app.command("compare")(prints_results(compare.compare))
     app.command("report")(prints_results(report.report))
@@ -129,7 +130,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def _fail(error: object, code: int, command: str = "") -> None:
     # A message may hold what another machine said, or what a file holds.
     note(error_console(), printable(f"feddkd: {error}", MESSAGE_LETTERS))
-    if command:
+    if command and is_said_in_log():
+        note(error_console(), command)
+    elif command:
         with contextlib.suppress(OSError):
             print(f"  {printable(command, MESSAGE_LETTERS)}", file=sys.stderr)  # in one line, to be copied
     sys.exit(code)

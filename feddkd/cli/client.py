@@ -10,8 +10,22 @@ from typing import Annotated
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.logs import LOG, log_file
-from feddkd.cli.options import CheckOnly, ConfigFile, Insecure, Overrides, TlsCA, TlsCert, TlsKey, Verbose, parse_address
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import LOG, start_log
+from feddkd.cli.logs import log_file as logging_to
+from feddkd.cli.options import (
+    CheckOnly,
+    ConfigFile,
+    Insecure,
+    LogFile,
+    LogFormatOption,
+    Overrides,
+    TlsCA,
+    TlsCert,
+    TlsKey,
+    Verbose,
+    parse_address,
+)
 from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
 from feddkd.errors import ConfigError
@@ -37,6 +51,8 @@ def client(
         bool, typer.Option("--stay", help="Stay for the next run of the server when one is over, until SIGTERM or Ctrl-C.")
     ] = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Take part in a federation with this site's own data.
@@ -49,6 +65,7 @@ def client(
     feddkd client --server 127.0.0.1:50061 --id site-a --state state-a --stay
     ```
     """
+    start_log(log_format, log_file)
     host, _ = parse_address(server, "--server")
     announce("client", f"{client_id}, server {server}", override or ())
     import_torch()
@@ -71,7 +88,7 @@ def client(
         check_client(SiteToCheck(host, server, client_id, state, own, partition_index, tls, [tls_ca, tls_cert]))
         return
     state_dir = StateDir(state, client_id)
-    with log_file(state / LOG):
+    with logging_to(state / LOG, log_format):
         left = f"what it has computed is kept in {state}/; to go on, the same command again:"
         site = StandingSite(server, state_dir, own, partition_index, tls, retry_for)
         with interruptible(left, shlex.join(["feddkd", *sys.argv[1:]])):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from feddkd.cli.output import error_console, note
+from feddkd.cli.output import error_console, is_said_in_log
 from feddkd.cli.progress import ConsoleProgress
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
+from feddkd.observability.event_log import EventLog
 from feddkd.observability.ledger import Ledger
-from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.status_file import StatusFile
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
@@ -20,18 +21,20 @@ from feddkd.scheduler.records import Observer
 def observe(
     config: Config,
     out: Path,
-    metrics_port: int | None,
-    metrics_host: str,
+    publishing: Publishing,
     *,
+    was_stopped: Callable[[], bool] = bool,
     again: bool = False,
     run_id: str | None = None,
     status: StatusFile | None = None,
 ) -> Iterator[Observers]:
-    """The ledger in `out`, the console, metrics if a port is given, and `status.json`.
+    """The ledger in `out`, the console, what is published, and `status.json`.
 
     They hear of any failure before it goes on.
 
     Args:
+        publishing: where other programs can watch.
+        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         again: `out` may hold the record of this run already.
         run_id: the run, where it is known by now.
         status: beside the journal of the run; None for a run without one.
@@ -41,15 +44,12 @@ def observe(
         ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
-        if metrics_port is not None:
-            metrics = PrometheusMetrics(config)
-            server = metrics.serve(metrics_port, metrics_host)
-            stack.callback(server.close)
-            note(console, f"metrics on http://{metrics_host}:{server.port}/metrics")
-            found.append(metrics)
+        found += publishing.begin(config, was_stopped)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
+        found.append(EventLog(was_stopped))
+        if not is_said_in_log():
+            found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
         observers = Observers(found)
         with observers.told_of_failure():
             yield observers

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import be_verbose
 from feddkd.errors import ConfigError
 
@@ -24,6 +25,22 @@ def _check_port(port: int | None) -> int | None:
     return port
 
 
+def _check_textfile(file: Path | None) -> Path | None:
+    if file is not None and file.suffix != ".prom":
+        raise typer.BadParameter(f"{file}: node_exporter reads only files whose name ends in .prom")
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"{file.parent} is not a folder")
+    return file
+
+
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", metavar="FORMAT", help="`text` for people, or `json`: one object a line, on standard error."),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log-file", metavar="FILE", help="Write the log there, too: what happens, in at most four files.", show_default=False),
+]
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="TOML file. Default: the built-in example.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -48,6 +65,25 @@ MetricsPort = Annotated[
 MetricsHost = Annotated[
     str,
     typer.Option("--metrics-host", metavar="HOST", help="Serve metrics on this address. They are not encrypted."),
+]
+MetricsLinger = Annotated[
+    float,
+    typer.Option(
+        "--metrics-linger",
+        min=0,
+        metavar="SECONDS",
+        help="Go on to serve the metrics after a run that was completed or failed, so that its end is scraped: four scrape intervals.",
+    ),
+]
+MetricsTextfile = Annotated[
+    Path | None,
+    typer.Option(
+        "--metrics-textfile",
+        metavar="FILE",
+        callback=_check_textfile,
+        help="Keep the metrics in this file, too, for the textfile collector of node_exporter. Its name ends in `.prom`.",
+        show_default=False,
+    ),
 ]
 TlsCert = Annotated[
     Path | None, typer.Option("--tls-cert", metavar="PEM", help="Show this certificate to the other side.", show_default=False)

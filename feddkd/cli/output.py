@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import textwrap
@@ -21,10 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from feddkd.errors import RunError
+from feddkd.log_events import about
 from feddkd.text import printable
 
 if TYPE_CHECKING:
     from feddkd.report.table import Table as ReportTable
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 
@@ -46,6 +50,20 @@ NAME_WIDTH = 18
 """Characters for the name of a field."""
 
 
+class _Told:
+    """Where lines for people go.
+
+    Attributes:
+        in_log: they are entries of the log.
+    """
+
+    def __init__(self) -> None:
+        self.in_log = False
+
+
+_told = _Told()
+
+
 class SafeConsole(Console):
     """A console that raises BrokenPipeError for a closed pipe; rich ends the whole program."""
 
@@ -63,8 +81,21 @@ def error_console() -> Console:
     return SafeConsole(stderr=True)
 
 
+def say_in_log(wanted: bool) -> None:
+    """Let what people are told be entries of the log, or lines for people again."""
+    _told.in_log = wanted
+
+
+def is_said_in_log() -> bool:
+    """Whether standard error is for programs."""
+    return _told.in_log
+
+
 def note(console: Console, text: str) -> None:
-    """Print a line for a person, folded between words on a terminal. Raises nothing where the terminal is gone."""
+    """Tell a person a line, folded between words on a terminal. Raises nothing where the terminal is gone."""
+    if _told.in_log:
+        logger.info("%s", text, extra=about("told"))
+        return
     with contextlib.suppress(OSError):
         console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
@@ -257,7 +288,7 @@ def counted_examples(labelled: int, unlabelled: int) -> str:
 def working(what: str) -> Iterator[None]:
     """Say on standard error what takes a moment: on a terminal for as long as it does, elsewhere in a line."""
     console = error_console()
-    if not console.is_terminal:
+    if is_said_in_log() or not console.is_terminal:
         note(console, what)
         yield
         return

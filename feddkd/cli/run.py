@@ -8,12 +8,28 @@ import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
-from feddkd.cli.options import METRICS_HOST, CheckOnly, ConfigFile, Json, MetricsPort, Overrides, Verbose, WithReport
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import start_log
+from feddkd.cli.options import (
+    METRICS_HOST,
+    CheckOnly,
+    ConfigFile,
+    Json,
+    LogFile,
+    LogFormatOption,
+    MetricsHost,
+    MetricsLinger,
+    MetricsPort,
+    MetricsTextfile,
+    Overrides,
+    Verbose,
+    WithReport,
+)
 from feddkd.cli.output import LINE_LETTERS, announce, error_console, note
 from feddkd.cli.signals import import_torch
 from feddkd.cli.summary import finish_with_summary
@@ -22,6 +38,9 @@ from feddkd.engines.early_processes import EarlyProcesses, early_processes
 from feddkd.errors import ConfigError
 from feddkd.observability.new_folder import RUNS, new_folder
 from feddkd.text import printable
+
+if TYPE_CHECKING:
+    from feddkd.cli.publishing import Publishing
 
 BUILT_IN = "the built-in example"
 DEFAULT_ALGORITHM = "feddkd"
@@ -64,9 +83,14 @@ def run(
     rounds: Rounds = None,
     engine: Engine = EngineChoice.GRPC,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = METRICS_HOST,
+    metrics_linger: MetricsLinger = 0.0,
+    metrics_textfile: MetricsTextfile = None,
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Run a whole federation on this machine.
@@ -80,6 +104,7 @@ def run(
     feddkd run --resume runs/fedavg
     ```
     """
+    start_log(log_format, log_file)
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     overrides = [*(override or ()), *([f"rounds={rounds}"] if rounds is not None else [])]
@@ -100,13 +125,16 @@ def run(
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
-        with interruptible(left, go_on):
-            summary = _carry_out(loaded, folder, engine, metrics_port, early, resumed=resume is not None)
-    finish_with_summary(summary, folder, report=report, as_json=as_json)
+        from feddkd.cli.publishing import Endpoints, Publishing
+
+        with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+            with interruptible(left, go_on):
+                summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)
+            finish_with_summary(summary, folder, report=report, as_json=as_json)
 
 
 def _carry_out(
-    loaded: Config, folder: Path, engine: EngineChoice, metrics_port: int | None, early: EarlyProcesses, *, resumed: bool
+    loaded: Config, folder: Path, engine: EngineChoice, publishing: Publishing, early: EarlyProcesses, *, resumed: bool
 ) -> dict[str, Any]:
     """Run all rounds, and sum them up."""
     # These import torch, which takes seconds: --help and a typing error should not.
@@ -129,7 +157,7 @@ def _carry_out(
     status = StatusFile(folder) if resumed_by else None
     with (
         signals.handled(),
-        observe(resolved, folder, metrics_port, METRICS_HOST, again=resumed, status=status) as observers,
+        observe(resolved, folder, publishing, was_stopped=lambda: bool(signals.reason), again=resumed, status=status) as observers,
     ):
         observers.add(signals)
         record = run_federation(federation, engine.value, folder, observers, resumed=resumed, early=early)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from feddkd.cli.interruptions import interruptible
+from feddkd.cli.log_format import LogFormat
+from feddkd.cli.logs import SHOWN_BY_A_SERVER, start_log
 from feddkd.cli.options import (
     METRICS_HOST,
     CheckOnly,
     Insecure,
     Json,
+    LogFile,
+    LogFormatOption,
     MetricsHost,
+    MetricsLinger,
     MetricsPort,
+    MetricsTextfile,
     Overrides,
     TlsCert,
     TlsClientCA,
@@ -45,6 +50,8 @@ def server(
     ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = METRICS_HOST,
+    metrics_linger: MetricsLinger = 0.0,
+    metrics_textfile: MetricsTextfile = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: TlsClientCA = None,
@@ -56,6 +63,8 @@ def server(
     report: WithReport = True,
     as_json: Json = False,
     check: CheckOnly = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_file: LogFile = None,
     _verbose: Verbose = False,
 ) -> None:
     """Serve one federation.
@@ -70,12 +79,14 @@ def server(
     feddkd server server.toml --listen 127.0.0.1:50061 --state state --new
     ```
     """
+    start_log(log_format, log_file, SHOWN_BY_A_SERVER)
     host, port = parse_address(listen, "--listen")
     announce("server", str(config), override or ())
     import_torch()
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):
+        from feddkd.cli.publishing import Endpoints, Publishing
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
@@ -92,13 +103,11 @@ def server(
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
         return
     _warn_of_small_rounds(resolved.scheduler)
-    if not sys.stderr.isatty():  # a terminal's live bar says who is there
-        logging.getLogger("feddkd.transport.server").setLevel(logging.INFO)
-    with ServerState(state) as server_state:
-        listening = Listening(host, port, credentials, metrics_port, metrics_host)
-        with interruptible(NOT_STARTED):
+    with Publishing(Endpoints(metrics_port, metrics_host, metrics_linger, metrics_textfile)) as publishing:
+        with ServerState(state) as server_state, interruptible(NOT_STARTED):
+            listening = Listening(host, port, credentials, publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
-    finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
+        finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 
 
 def _warn_of_small_rounds(scheduler: SchedulerConfig) -> None:

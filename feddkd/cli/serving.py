@@ -15,6 +15,7 @@ import grpc
 from feddkd import algorithms
 from feddkd.cli.observing import observe
 from feddkd.cli.output import error_console, note
+from feddkd.cli.publishing import Publishing
 from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
 from feddkd.data.datasets import describe
@@ -48,14 +49,13 @@ class Listening:
 
     Attributes:
         credentials: None for plaintext.
-        metrics_port: None for no metrics.
+        publishing: where others can watch.
     """
 
     host: str
     port: int
     credentials: grpc.ServerCredentials | None
-    metrics_port: int | None
-    metrics_host: str
+    publishing: Publishing
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ def _observed(config: Config, served: Served, folder: Path, listening: Listening
         observe(
             config,
             folder,
-            listening.metrics_port,
-            listening.metrics_host,
+            listening.publishing,
+            was_stopped=lambda: bool(signals.reason),
             again=served.is_resumed,
             run_id=served.journal.run_id,
             status=status,

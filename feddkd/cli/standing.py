@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from feddkd.algorithms.own_teacher import OWN_TEACHER
-from feddkd.cli.output import LINE_LETTERS, error_console, note
+from feddkd.cli.output import LINE_LETTERS, error_console, is_said_in_log, note
 from feddkd.cli.site_progress import SiteProgress, in_words
 from feddkd.client.membership import Membership
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
@@ -17,6 +17,7 @@ from feddkd.client.state_dir import StateDir
 from feddkd.client.worker import FINAL_MODEL, Worker
 from feddkd.data.class_names import told_names
 from feddkd.errors import ConfigError, RefusedError, RunError
+from feddkd.log_events import about
 from feddkd.text import printable
 from feddkd.transport.tls import ClientTls
 
@@ -124,8 +125,9 @@ class StandingSite:
     def _tell(self, line: str) -> None:
         """Say a line to a person at the terminal, and to the log file."""
         shown = printable(f"{self._state.client_id}: {line}", LINE_LETTERS)
-        note(error_console(), shown)
-        logger.info("%s", shown, extra={"is_told": True})
+        if not is_said_in_log():
+            note(error_console(), shown)
+        logger.info("%s", shown, extra={"is_told": True, **about("told", client=self._state.client_id)})
 
 
 def _examples(worker: Worker) -> str:

@@ -96,7 +96,7 @@ def _encoded_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _label_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """How many examples had no label, and which sites' labels may be wrong; nothing where there is nothing to say."""
+    """How many examples had no label, and which sites' labels or contributions may be wrong; nothing where there is nothing to say."""
     rows = []
     labelled, unlabelled = (sum(counts[kind] for counts in summary["examples"].values()) for kind in ("labelled", "unlabelled"))
     if unlabelled:
@@ -107,6 +107,9 @@ def _label_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if doubtful:
         rows.append(("labels in doubt", listed(doubtful)))
+    outliers = [f"{client} (since round {number})" for client, number in summary["outliers"].items()]
+    if outliers:
+        rows.append(("outliers", f"{listed(outliers)}: contributions far longer than those of others, or far from them"))
     return rows
 
 

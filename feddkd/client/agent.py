@@ -23,6 +23,7 @@ from feddkd.client.work import TaskRunner, Work
 from feddkd.errors import BadExamplesError, ProtocolError, UnreachableError
 from feddkd.exchange import Task
 from feddkd.failpoints import failpoint
+from feddkd.log_events import about
 from feddkd.text import printable
 from feddkd.transport.client import ServerConnection, ServerStream, parse_response
 from feddkd.transport.frames import is_chunk
@@ -197,7 +198,13 @@ class Agent:
             else:
                 self._work = self._taken_up(message)
             if self._work.refusal is not None:
-                logger.warning("%s: cannot take part in %s: %s", self._client_id, self._work.exchange, self._work.refusal)
+                logger.warning(
+                    "%s: cannot take part in %s: %s",
+                    self._client_id,
+                    self._work.exchange,
+                    self._work.refusal,
+                    extra=self._about("task_refused"),
+                )
         self._wanted_from = 0
         self._advance()
 
@@ -241,7 +248,7 @@ class Agent:
         failpoint("client.receipt.after_settle")
         if not counted:
             reason = printable(receipt.reason, MAX_REASON_CHARACTERS)
-            logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason)
+            logger.warning("%s: not counted in %s: %s", self._client_id, exchange, reason, extra=self._about("reply_refused", reason))
         self._let_go()
 
     def _advance(self) -> None:
@@ -289,8 +296,14 @@ class Agent:
             if isinstance(error, BadExamplesError):
                 self._cannot_go_on = BadExamplesError(f"{self._client_id}: {error}")
             else:
-                logger.exception("%s: %s failed", self._client_id, work.exchange)
+                logger.exception("%s: %s failed", self._client_id, work.exchange, extra=self._about("task_failed"))
             return work.failure(error)
+
+    def _about(self, event: str, reason: str | None = None) -> dict[str, object]:
+        """Name an event of the exchange in hand, for the log."""
+        exchange = self._work.exchange if self._work is not None else None
+        name, round_number = (exchange.name, exchange.round) if exchange is not None else (None, None)
+        return about(event, client=self._client_id, run_id=self._run_id, exchange=name, round=round_number, reason=reason)
 
     def _give_up(self) -> None:
         """Let go of an exchange that is closed, and of its reply."""

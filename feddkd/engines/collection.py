@@ -20,6 +20,7 @@ from feddkd.engines.norm_limit import NormLimit
 from feddkd.engines.spool import Block, Spool
 from feddkd.errors import DivergedError, ProtocolError
 from feddkd.exchange import Cause, Exchange, Missing, Reply
+from feddkd.log_events import about
 from feddkd.text import printable
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import MAX_COUNT, MAX_REASON_CHARACTERS, Verdict, numbers_of
@@ -80,6 +81,7 @@ class Collection:
     Attributes:
         exchange: what is being carried out.
         contributions: one for each client, in client order.
+        completed_at: when each reply was complete, on the engine's clock.
         revision: grows whenever a client is given up or has to send its reply again.
     """
 
@@ -107,6 +109,7 @@ class Collection:
         self.contributions = {
             client: Contribution(client, weight, norm_limit, exchange.reply_coding(client)) for client, weight in exchange.clients.items()
         }
+        self.completed_at: dict[str, float] = {}
         self.revision = 0
         self._spool = spool
         self._chunk_bytes = chunk_bytes
@@ -350,6 +353,7 @@ class Collection:
             return
         del self._waiting[contribution.client_id]
         self._num_replied += 1
+        self.completed_at[contribution.client_id] = now
         if self._enough_since is None and self._num_replied >= self.exchange.closing.enough:
             self._enough_since = now
 
@@ -360,7 +364,9 @@ class Collection:
         return Judgement(Verdict.VERDICT_INVALID_ARGUMENT, str(error))
 
     def _lose(self, contribution: Contribution, missing: Missing) -> None:
-        logger.info("%s: %s is left out: %s", self.exchange.id, contribution.client_id, missing.reason)
+        exchange = self.exchange.id
+        lost = about("reply_missing", client=contribution.client_id, exchange=exchange.name, round=exchange.round, reason=missing.reason)
+        logger.info("%s: %s is left out: %s", exchange, contribution.client_id, missing.reason, extra=lost)
         del self._waiting[contribution.client_id]
         self._discard(contribution.lose(missing))
         self.revision += 1

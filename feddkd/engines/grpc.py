@@ -85,6 +85,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         )
         self._open: set[GrpcExchange] = set()
         self._aborted: RunError | None = None
+        self._last_replies: dict[str, tuple[ExchangeId, float]] = {}
         self._spool = Spool(config.transport.staging_bytes, config.transport.chunk_bytes + CODE_MARGIN_BYTES, spool_folder)
         # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
@@ -157,6 +158,15 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def waiting_for(self) -> list[str]:
         return sorted(client for client, begun in dict(self.of_client).items() if begun.waits_for(client))
+
+    def last_replies(self) -> Mapping[str, tuple[ExchangeId, float]]:
+        return dict(self._last_replies)
+
+    def refusals(self) -> Mapping[str, int]:
+        return dict(self._server.refusals.count)
+
+    def answers(self, timeout_s: float) -> bool:
+        return self._finished or self._server.answers(timeout_s)
 
     def states(self) -> ClientStates:
         if self._finished:
@@ -261,6 +271,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         """Wait for an exchange's outcome."""
         reduced = await begun.run()
         failpoint("engine.exchange.before_outcome")
+        self._last_replies.update({client: (begun.exchange.id, seconds) for client, seconds in begun.reply_seconds().items()})
         return begun.close(reduced, {session.client_id for session in self._server.connected()})
 
     def _end(self, begun: GrpcExchange, task: asyncio.Task[Outcome], outcome: Future[Outcome]) -> None:
@@ -297,6 +308,7 @@ class GrpcEngine(ExchangeInbox, Engine):
             del self.of_client[client]
 
     async def _abort(self) -> None:
+        self._server.take_no_more()
         self.joined.set()
         self.receipts.pause()
         for begun in self._open:
@@ -304,6 +316,7 @@ class GrpcEngine(ExchangeInbox, Engine):
                 begun.task.cancel()
 
     async def _finish(self, completed: bool, reason: str, paused: bool) -> None:
+        self._server.take_no_more()
         self._say_farewell(self._server.connected(), farewell_message(completed, reason, paused))
 
     async def _let_go(self, clients: Collection[str], reason: str) -> None:

@@ -289,6 +289,10 @@ class GrpcExchange:
         except TimeoutError:
             self._collection.expire(self._now())
 
+    def reply_seconds(self) -> dict[str, float]:
+        """Return the seconds from the broadcast until each client's reply was complete."""
+        return {client: when - self._started for client, when in self._collection.completed_at.items()}
+
     def close(self, reduced: Reduced, connected: Container[str]) -> Outcome:
         """Put the outcome together; messages that cross from now on belong to no exchange, but for the receipts.
 

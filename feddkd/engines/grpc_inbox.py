@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.receipts import Receipts
 from feddkd.exchange import ExchangeId
+from feddkd.log_events import about
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import Holding, id_from_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.sessions import Session
+
+logger = logging.getLogger(__name__)
 
 
 class ExchangeInbox:
@@ -70,6 +74,7 @@ class ExchangeInbox:
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         exchange = id_from_message(failure.id)
         if failure.leaves:
+            logger.info("%s takes part no more", session.client_id, extra=about("client_left", client=session.client_id))
             session.leave()
         begun = self.of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:

@@ -145,6 +145,7 @@ def exchange_line(record: ExchangeRecord) -> dict[str, Any]:
         "loss": _finite(record.loss),
         **_client_evaluation(record.client_evaluation),
         "metrics": _finite_metrics(record.metrics),
+        **({"outliers": dict(record.outliers)} if record.outliers else {}),
         **({"by_client": {name: dict(values) for name, values in record.by_client.items()}} if record.by_client else {}),
     }
 
@@ -209,6 +210,7 @@ def summarize(record: RunRecord, config: Config) -> dict[str, Any]:
         "examples": {client: counts._asdict() for client, counts in record.examples.items()} if shares else {},
         "presence": {client: _presence(own) for client, own in record.presence.items()} if shares else {},
         "doubtful_labels": {client: dataclasses.asdict(doubt) for client, doubt in record.doubtful_labels.items()},
+        "outliers": dict(record.outliers),
         "seed": config.seed,
         "model_sha256": record.model.sha256(),
         "run_id": record.run_id,

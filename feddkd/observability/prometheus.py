@@ -7,20 +7,25 @@ times in seconds, ratios from 0 to 1; down is towards the client. docs/metrics.m
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
-from wsgiref.simple_server import WSGIServer
+import gzip
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from feddkd import algorithms
 from feddkd.config import Config
-from feddkd.errors import AddressInUseError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
 from feddkd.observability.metrics import CommunicationMetrics, LearningMetrics, RunMetrics
+from feddkd.observability.server_metrics import ServiceMetrics
 from feddkd.observability.site_metrics import SiteMetrics
+from feddkd.observability.web import Request, Response, WebServer
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
+
+GZIP_LEVEL = 1
+"""A scrape is small, and the run needs the time."""
 
 
 class PrometheusMetrics(Observer):
@@ -28,6 +33,7 @@ class PrometheusMetrics(Observer):
 
     Attributes:
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.
+        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -41,13 +47,15 @@ class PrometheusMetrics(Observer):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.was_stopped: Callable[[], bool] = bool
         exchanges = (*algorithms.find(config.algorithm.name).exchanges(config), DELIVER)
         self._run = RunMetrics(self.registry, config)
         self._communication = CommunicationMetrics(self.registry, exchanges)
         self._learning = LearningMetrics(self.registry, config)
         self._sites = SiteMetrics(self.registry, config)
+        self._service = ServiceMetrics(self.registry)
 
-    def serve(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
+    def serve(self, port: int, address: str = "127.0.0.1") -> WebServer:
         """Answer scrapes over HTTP, on a thread of its own, until the server is closed.
 
         Args:
@@ -56,12 +64,16 @@ class PrometheusMetrics(Observer):
         Raises:
             AddressInUseError: the port is taken, or the address is not one of this machine's.
         """
-        try:
-            server, thread = start_http_server(port, address, self.registry)
-        except OSError as error:
-            host = f"[{address}]" if ":" in address else address
-            raise AddressInUseError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
-        return MetricsServer(server, thread)
+        return WebServer({"/metrics": self.page}, port, address, "metrics")
+
+    def page(self, request: Request) -> Response:
+        """Answer a scrape, in the format and the encoding that it asks for."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        names = request.query.get("name[]")
+        body = encode(self.registry.restricted_registry(names) if names else self.registry)
+        if gzip_accepted(request.headers.get("accept-encoding", "")):
+            return Response(HTTPStatus.OK, content_type, gzip.compress(body, GZIP_LEVEL), {"Content-Encoding": "gzip"})
+        return Response(HTTPStatus.OK, content_type, body)
 
     def clients_available(self, examples: Mapping[str, ExampleCounts]) -> None:
         self._sites.count(examples)
@@ -75,11 +87,14 @@ class PrometheusMetrics(Observer):
 
     def engine_ready(self, engine: Engine) -> None:
         self._communication.watch(engine)
+        self._sites.watch(engine)
+        self._service.watch(engine)
 
     def exchange_done(self, record: ExchangeRecord) -> None:
         self._communication.add(record)
         self._learning.add(record)
         self._sites.add(record)
+        self._sites.outliers(record.outliers)
 
     def round_evaluated(self, round_number: int, evaluation: Evaluation) -> None:
         self._learning.evaluated("server", evaluation)
@@ -94,30 +109,15 @@ class PrometheusMetrics(Observer):
     def round_done(self, record: RoundRecord) -> None:
         self._run.rounds.labels("completed").inc()
         self._run.round_duration.observe(record.seconds)
+        self._communication.round_done(record)
         if record.evaluation is not None:
             self._learning.raise_best(record.evaluation)
 
     def run_done(self, record: RunRecord) -> None:
+        self._service.ended("completed")
         self._run.enter("completed")
 
     def run_failed(self, reason: str) -> None:
-        self._run.enter("failed")
-
-
-class MetricsServer:
-    """Answers scrapes until it is closed.
-
-    Attributes:
-        port: where it listens.
-    """
-
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-        self.port = server.server_port
-
-    def close(self) -> None:
-        """Stop listening and free the port; closing again does nothing."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        outcome = "stopped" if self.was_stopped() else "failed"
+        self._service.ended(outcome)
+        self._run.enter(outcome)

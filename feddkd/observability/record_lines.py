@@ -253,6 +253,7 @@ class Summary(TensorBytes):
     not_delivered: Texts = {}
     examples: Annotated[dict[Name, Examples], BeforeValidator(_few)] = {}
     doubtful_labels: Annotated[dict[Name, DoubtfulLabels], BeforeValidator(_few)] = {}
+    outliers: Annotated[dict[Name, Count], BeforeValidator(_few)] = {}
     started: Moment = None
     ended: Moment = None
     presence: Annotated[dict[Name, Presence], BeforeValidator(_few)] = {}

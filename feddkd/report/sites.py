@@ -1,4 +1,4 @@
-"""Teacher against global model at each site, the metric there, how many labels it has, and whose labels are in doubt."""
+"""Teacher against global model at each site, the metric there, how many labels it has, and who is in doubt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DISAGREEMENT = "label_disagreement"
 HEIGHT_INCHES = 2.7
 
 MOST_ROWS = 100
-"""Sites beyond these are left out of the table; those whose labels are in doubt come first."""
+"""Sites beyond these are left out of the table; those in doubt come first."""
 
 MOST_LINES = 200
 """A picture draws the lines of so many sites; its means are of all of them."""
@@ -43,7 +43,10 @@ OF_TEACHERS = (
     "Disagreement: share of the site's labels that its teacher contradicts. "
 )
 ROUNDS = "Rounds: those that the site took part in."
-DOUBTS = " In doubt: a site whose disagreement was far above the median site's for several rounds."
+DOUBTS = (
+    " In doubt: a site whose disagreement was far above the median site's for several rounds, or whose contributions were "
+    "far longer than those of others, or far from them, in several exchanges in a row."
+)
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class Site:
         labelled: in the mean over the runs that said so; None if none did.
         unlabelled: likewise.
         doubtful_since: the first round in which its labels were found doubtful, in any run.
+        outlier_since: the first round in which its contributions had stood out for several exchanges, in any run.
         rounds: that it took part in, in the mean over the runs that said so.
         last_reply: when a reply of it counted last, in UTC; of several runs, the newest.
     """
@@ -63,6 +67,7 @@ class Site:
     labelled: float | None = None
     unlabelled: float | None = None
     doubtful_since: int | None = None
+    outlier_since: int | None = None
     rounds: float | None = None
     last_reply: str = ""
 
@@ -73,7 +78,7 @@ class Site:
 
     @property
     def is_in_doubt(self) -> bool:
-        return self.doubtful_since is not None
+        return self.doubtful_since is not None or self.outlier_since is not None
 
     def last(self, name: str) -> float | None:
         """The number of the last round that has it."""
@@ -123,6 +128,9 @@ def _add_counts(sites: dict[str, Site], runs: Sequence[RunFolder]) -> None:
         for client, doubt in run.summary.doubtful_labels.items() if run.summary else ():
             earlier = sites[client].doubtful_since
             sites[client].doubtful_since = doubt.round if earlier is None else min(earlier, doubt.round)
+        for client, since in run.summary.outliers.items() if run.summary else ():
+            earlier = sites[client].outlier_since
+            sites[client].outlier_since = since if earlier is None else min(earlier, since)
     for client, own_rounds in rounds.items():
         sites[client].rounds = sum(own_rounds) / len(own_rounds)
     for client, all_own in counts.items():
@@ -138,7 +146,7 @@ def site_table(groups: Sequence[Group]) -> Table | None:
     found.sort(key=lambda item: (item[0], not item[2].is_in_doubt))
     shown, doubted = found[:MOST_ROWS], any(site.is_in_doubt for _, _, site in found)
     several, columns = len(groups) > 1, Columns.of(groups[0].metric, [site for _, _, site in found])
-    header = ["site", "labelled", "unlabelled", *columns.heads, "rounds", "last reply, UTC", *(["labels"] if doubted else [])]
+    header = ["site", "labelled", "unlabelled", *columns.heads, "rounds", "last reply, UTC", *(["in doubt"] if doubted else [])]
     rows = [
         [*([groups[number].label] if several else []), units.shortened(name, 80), *columns.cells(site), *(_doubt(site) if doubted else [])]
         for number, name, site in shown
@@ -207,7 +215,18 @@ class Columns:
         counts = (site.labelled, site.unlabelled)
         numbers = (site.last(TEACHER), site.last(GLOBAL), site.last(DISAGREEMENT))
         own = [] if self.metric is None else [self._score(site)]
-        return [group.label, group.code, name, *counts, *numbers, site.rounds, site.last_reply, site.doubtful_since, *own]
+        return [
+            group.label,
+            group.code,
+            name,
+            *counts,
+            *numbers,
+            site.rounds,
+            site.last_reply,
+            site.doubtful_since,
+            site.outlier_since,
+            *own,
+        ]
 
     def _score(self, site: Site) -> float | None:
         return None if self.metric is None else site.last(f"{OF_CLIENT}{self.metric.name}")
@@ -215,7 +234,7 @@ class Columns:
 
 FIELDS = [
     *("configuration", "name", "site", "labelled", "unlabelled", TEACHER, "global_model_accuracy"),
-    *(DISAGREEMENT, "rounds", "last_reply", "in_doubt_since_round"),
+    *(DISAGREEMENT, "rounds", "last_reply", "in_doubt_since_round", "outlier_since_round"),
 ]
 
 
@@ -234,7 +253,9 @@ def _percent(share: float | None) -> str:
 
 
 def _doubt(site: Site) -> list[str]:
-    return [f"in doubt since round {site.doubtful_since}" if site.is_in_doubt else ""]
+    labels = [] if site.doubtful_since is None else [f"labels since round {site.doubtful_since}"]
+    contributions = [] if site.outlier_since is None else [f"contributions since round {site.outlier_since}"]
+    return [", ".join([*labels, *contributions])]
 
 
 def teachers_and_global_model(group: Group) -> Figure | None:

@@ -133,6 +133,21 @@ class Engine(ABC):
         """Return the clients whose reply is awaited, in client order. From any thread."""
         return []
 
+    def last_replies(self) -> Mapping[str, tuple[ExchangeId, float]]:
+        """Return the last closed exchange that each client replied to, and the seconds from its broadcast to the reply.
+
+        From any thread. By default empty: where clients take turns, a time says nothing of a client.
+        """
+        return {}
+
+    def refusals(self) -> Mapping[str, int]:
+        """Return how many joins were refused so far, by kind. From any thread."""
+        return {}
+
+    def answers(self, timeout_s: float) -> bool:
+        """Return whether what serves the clients reacts within `timeout_s` seconds. From any thread."""
+        return True
+
     @abstractmethod
     def abort(self, reason: str) -> None:
         """Make the run fail at once, from any thread: whatever waits for this engine raises RunError(reason)."""

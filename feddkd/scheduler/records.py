@@ -25,7 +25,7 @@ class ExchangeRecord:
         clients_missing: why each selected client that is not among the reporters did not answer.
         client_seconds: seconds that the clients computed, added up.
         gradient_evaluations: gradients of single examples' losses that the clients computed, added up.
-        loss: weighted mean of the clients' losses.
+        loss: weighted mean of the clients' losses, or what the rule of the exchange makes of them.
         client_evaluation: of the model that was broadcast, on what the clients hold out.
         metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
         by_client: the few numbers that are kept for each client, by name and client.
@@ -109,6 +109,7 @@ class RunRecord:
         started_s: seconds since 1970 when round 1 began, by the server's clock; 0 where nobody knows.
         ended_s: likewise when the model was delivered.
         best_evaluation: of the best round.
+        outliers: clients whose contributions stood out in several exchanges in a row, and in which round that was first so.
     """
 
     run_id: str
@@ -133,6 +134,7 @@ class RunRecord:
     started_s: float = 0.0
     ended_s: float = 0.0
     best_evaluation: Evaluation | None = None
+    outliers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.evaluation import judged
 from feddkd.exchange import Exchange, Outcome, Reply
+from feddkd.log_events import about
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
 
 logger = logging.getLogger(__name__)
@@ -164,4 +165,5 @@ class LabelDoubts:
             100 * doubt.disagreement,
             100 * doubt.median,
             doubt.round,
+            extra=about("labels_in_doubt", client=client, round=doubt.round, disagreement=doubt.disagreement, median=doubt.median),
         )

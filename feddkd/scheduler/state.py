@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
+from feddkd.log_events import about
 from feddkd.scheduler.attendance import Attendance
 from feddkd.scheduler.evaluated import Evaluated
 from feddkd.scheduler.events import (
@@ -23,11 +25,13 @@ from feddkd.scheduler.events import (
     RunStarted,
 )
 from feddkd.scheduler.journal import Entry
-from feddkd.scheduler.records import Observer, RoundRecord, RunRecord
+from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 from feddkd.scheduler.sites import MOST_CLIENTS, LabelDoubts
 from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
+
+logger = logging.getLogger(__name__)
 
 Told = Callable[[Observer], None]
 """What observers are told: called with each of them."""
@@ -72,6 +76,7 @@ class RunState:
         known_clients: the examples of each client that was there, as it said last.
         owners: what proves who owns which client id.
         label_doubts: sites whose labels may be wrong.
+        outliers: clients whose contributions stood out in several exchanges in a row, and in which round that was first so.
         delivered_late: clients that were away for the delivery and have the model now.
         late_deliveries: how often it was delivered to such clients.
         replied: the last exchange that each client's reply counted in.
@@ -108,6 +113,7 @@ class RunState:
         self.known_clients: dict[str, ExampleCounts] = {}
         self.owners: dict[str, str] = {}
         self.label_doubts = LabelDoubts()
+        self.outliers: dict[str, int] = {}
         self.delivered_late: set[str] = set()
         self.late_deliveries = 0
         self.replied: dict[str, ExchangeId] = {}
@@ -263,6 +269,7 @@ class RunState:
         if record.id.name != DELIVER:
             self._round_tally.add(record)
         self.label_doubts.see(record.id.round, record.by_client)
+        self._name_outliers(record)
         replied = self._members - set(record.clients_missing)
         self.replied.update(dict.fromkeys(replied, record.id))
         if len(self.open.outcomes) == 1:
@@ -278,6 +285,15 @@ class RunState:
         if record.id.name == DELIVER or record.clients_reported >= self._quorum:
             is_of_last = record.id.name != DELIVER or not self.delivered_round
             yield from self.close(record.client_evaluation if is_of_last else None)
+
+    def _name_outliers(self, record: ExchangeRecord) -> None:
+        for client in record.named_outliers:
+            if client in self.outliers or len(self.outliers) >= MOST_CLIENTS:
+                continue
+            self.outliers[client] = record.id.round
+            found = about("contributions_in_doubt", client=client, exchange=record.id.name, round=record.id.round)
+            message = "%s: the contributions of %s stood out in %d exchanges in a row: far longer than those of others, or far from them"
+            logger.warning(message, record.id, client, record.outliers[client], extra=found)
 
     def _finish_round(self, event: RoundFinished, entry: Entry) -> Iterator[Told]:
         follows = event.round == self.rounds_done + 1 and self.open is not None
@@ -353,6 +369,7 @@ class RunState:
             exchange_traffic=tally.exchange_traffic,
             examples=dict(sorted(self.known_clients.items())) if len(self.known_clients) <= MOST_CLIENTS else {},
             doubtful_labels=dict(sorted(self.label_doubts.found.items())),
+            outliers=dict(sorted(self.outliers.items())),
             best_round=self.evaluated.best.round if self.evaluated.best is not None else None,
             delivered_round=self.delivered_round or None,
             stopped=self.stopped,

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import ProtocolError
+from feddkd.log_events import about
 from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
@@ -137,7 +138,8 @@ class Participation:
             self._detach(session, stream)
         if end.code is not grpc.StatusCode.OK:
             level = logging.INFO if end.code in _ORDINARY else logging.WARNING
-            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason)
+            lost = about("client_lost", client=session.client_id, reason=end.reason)
+            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason, extra=lost)
             await refuse(context, end.code, end.reason)
 
     async def _move(self, session: Session, stream: Stream, context: Context) -> End:

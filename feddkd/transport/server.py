@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import AddressInUseError
+from feddkd.log_events import about
 from feddkd.transport.admission import (
     Admission,
     NotAdmittedError,
@@ -29,10 +30,12 @@ from feddkd.transport.calls import Context, Responses, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.frames import SERVICE
+from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.refusals import Refusals
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
 from feddkd.transport.tls import certificate_hash
@@ -68,6 +71,7 @@ class FederationServer:
         self._inbox = inbox
         self._admission = admission
         self.classes = ClassContract()
+        self.refusals = Refusals()
         self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
@@ -87,6 +91,7 @@ class FederationServer:
             daemon=True,
         )
         self._server: grpc.aio.Server | None = None
+        self._health = HealthService()
 
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
@@ -111,9 +116,14 @@ class FederationServer:
         """Run a coroutine on the server's loop, from any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def take_no_more(self) -> None:
+        """Tell probes that clients can join no more. On the loop only."""
+        self._health.end()
+
     def stop(self, grace_s: float = 0.0) -> None:
         """Let streams end for `grace_s` seconds, then cut them off and stop the loop."""
         if self._server is not None:
+            self._loop.call_soon_threadsafe(self._health.end)  # a probe that watches must not hold the server up
             self.call(self._server.stop(grace_s)).result()
             self.call(_ended(self._streams)).result()
             self._server = None
@@ -122,6 +132,15 @@ class FederationServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
+
+    def answers(self, timeout_s: float) -> bool:
+        """Return whether the loop does something within `timeout_s` seconds. From any other thread."""
+        turned = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:  # it is closed
+            return False
+        return turned.wait(timeout_s)
 
     def session(self, client_id: str) -> Session | None:
         """Return the session of a client that has joined. On the loop only."""
@@ -154,6 +173,7 @@ class FederationServer:
     async def _start(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         server = grpc.aio.server(options=server_options())
         server.add_generic_rpc_handlers((self._handlers(),))
+        self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = _add_port(server, address, credentials)
@@ -163,6 +183,7 @@ class FederationServer:
         self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
+        self._health.serve()
         return bound
 
     def _handlers(self) -> grpc.GenericRpcHandler:
@@ -182,25 +203,29 @@ class FederationServer:
 
     async def _describe(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        await self._respond(context, lambda: self._description(message))
+        try:
+            await self._respond(context, lambda: self._description(message))
+        except NotAdmittedError as error:
+            await refuse(context, error.code, str(error))
 
     async def _join(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
         certificate = certificate_hash(context.auth_context())
-        await self._respond(context, lambda: self._joining(message, certificate))
+        try:
+            await self._respond(context, lambda: self._joining(message, certificate))
+        except NotAdmittedError as error:
+            self.refusals.add(error, context.peer(), self._loop.time())
+            await refuse(context, error.code, str(error))
 
     async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
-        """Write a response and count it, or end the call with the status of a refusal."""
+        """Write a response and count it. Raises NotAdmittedError."""
 
         def counted() -> bytes:
             response = make()
             self._inbox.other.down(len(response))
             return response
 
-        try:
-            await self._responses.write(context, counted)
-        except NotAdmittedError as error:
-            await refuse(context, error.code, str(error))
+        await self._responses.write(context, counted)
 
     def _description(self, message: bytes) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
@@ -237,6 +262,7 @@ class FederationServer:
             session.counts.total,
             session.counts.labelled,
             request.software_version[:32],
+            extra=about("client_joined", client=session.client_id, examples=session.counts.total, labelled=session.counts.labelled),
         )
         return token
 

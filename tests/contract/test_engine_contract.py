@@ -11,7 +11,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from harness import (
     RUN_ID,
     SCHEMA,
     FakeWorker,
+    OnePass,
     OrderSensitiveMean,
     Recorder,
     answering,
@@ -216,11 +217,11 @@ class NormalizedMean:
 
     passes: int = 2
 
-    def start(self, clients: Sequence[str]) -> Reduction:  # noqa: ARG002
+    def start(self, clients: Sequence[str]) -> Reduction:
         return _Normalizing()
 
 
-class _Normalizing:
+class _Normalizing(OnePass):
     def __init__(self) -> None:
         self._squares: list[float] = []
 
@@ -234,12 +235,6 @@ class _Normalizing:
         for (elements, _), square in zip(rows, self._squares, strict=True):
             total += elements.double() / math.sqrt(square)
         out.copy_(total / len(self._squares))
-
-    def repeats(self) -> bool:
-        return False
-
-    def ratios(self) -> Sequence[float]:
-        return ()
 
 
 @on_every_engine
@@ -315,7 +310,7 @@ def test_payloads_may_be_empty(engine: EngineUnderTest) -> None:
 @on_every_engine
 def test_an_exchange_of_nobody_has_an_outcome(engine: EngineUnderTest) -> None:
     outcome = agreed(engine, exchange_of([], PAYLOAD), HONEST)
-    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "")
+    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "", [])
     assert outcome.traffic.wire_bytes == 0
 
 
@@ -851,7 +846,7 @@ def test_a_reply_of_another_schema_is_refused(
 # Rules and disks that fail.
 
 
-class Broken:
+class Broken(OnePass):
     """A rule that does something else from the second block on."""
 
     passes = 1
@@ -859,23 +854,14 @@ class Broken:
     def __init__(self, act: Callable[[Tensor], object]) -> None:
         self._act = act
 
-    def start(self, clients: Sequence[str]) -> Reduction:  # noqa: ARG002
+    def start(self, clients: Sequence[str]) -> Reduction:
         return self
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         if block.start == 0:
             WeightedMean().start().reduce(block, rows, out)
         else:
             self._act(out)
-
-    def repeats(self) -> bool:
-        return False
-
-    def ratios(self) -> Sequence[float]:
-        return ()
 
 
 @on_every_engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from harness import (
     RUN_ID,
     HandClient,
+    OnePass,
     Server,
     answer_frames,
     exchange_of,
@@ -495,29 +496,20 @@ def test_bytes_of_a_straggler_belong_to_no_exchange(next_is_open: bool, scene: S
 # A reduction in the middle of uploads.
 
 
-class Poisoned(WeightedMean):
+class Poisoned(OnePass, WeightedMean):
     """Reduces to nothing of use where two clients are in it."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "passes", 1)
         object.__setattr__(self, "reduced", threading.Event())
 
-    def start(self, clients: Sequence[str] = ()) -> Reduction:  # noqa: ARG002
+    def start(self, clients: Sequence[str] = ()) -> Reduction:
         return self
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         elements = [elements.clone() for elements, _ in rows]
         out.copy_(elements[0] if len(elements) == 1 else torch.full_like(out, math.nan))
         self.reduced.set()  # type: ignore[attr-defined]
-
-    def repeats(self) -> bool:
-        return False
-
-    def ratios(self) -> Sequence[float]:
-        return ()
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -31,6 +31,7 @@ CASES: Mapping[str, Sequence[str]] = {
     "moon": ("algorithm.name=moon",),
     "feddyn": ("algorithm.name=feddyn",),
     "feddkd": (),
+    "centred clipping": ("aggregation.rule=centred_clipping",),
 }
 """Overrides; by name what clients carry from round to round."""
 

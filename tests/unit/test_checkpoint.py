@@ -24,6 +24,7 @@ from feddkd.compression.encoding import Encoded
 from feddkd.errors import StateError
 from feddkd.scheduler.blobs import Blob, BlobStore
 from feddkd.scheduler.checkpoint import decode, decode_model, encode, encode_model
+from feddkd.scheduler.rule_book import RuleState
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 CHUNK_BYTES = 1024
@@ -52,9 +53,9 @@ class Process:
         return Broadcaster(CHUNK_BYTES, 5, self._snapshot, zstd=self._zstd)
 
     def restart(self, store: BlobStore) -> None:
-        name = store.write(*encode({}, self.broadcaster.state()))
-        algorithm, codecs = decode(store.read(name))
-        assert algorithm == {}
+        name = store.write(*encode({}, self.broadcaster.state(), RuleState()))
+        algorithm, codecs, rules = decode(store.read(name))
+        assert (algorithm, rules) == ({}, RuleState())
         self.broadcaster = self._new()
         self.broadcaster.load(codecs)
 
@@ -205,15 +206,15 @@ def test_the_algorithms_tensors_come_back_beside_those_of_the_codecs(store: Blob
     process = Process("int8", zstd=True)
     process.broadcaster.adopt_whole(filled(SMALL, 3))
     state = process.broadcaster.state()
-    found, codecs = decode(store.read(store.write(*encode(algorithm, state))))
+    found, codecs, _ = decode(store.read(store.write(*encode(algorithm, state, RuleState()))))
     assert found.keys() == algorithm.keys()
     assert all(found[name].dtype == value.dtype and found[name].equal(value) for name, value in algorithm.items())
     assert (codecs.num_codes, len(codecs.held)) == (state.num_codes, 1)
 
 
 def test_a_run_without_codecs_leaves_the_algorithms_tensors_alone(store: BlobStore) -> None:
-    name = store.write(*encode({"x": torch.ones(2)}, BroadcasterState(3, ())))
-    algorithm, codecs = decode(store.read(name))
+    name = store.write(*encode({"x": torch.ones(2)}, BroadcasterState(3, ()), RuleState()))
+    algorithm, codecs, _ = decode(store.read(name))
     assert list(algorithm) == ["x"]
     assert (codecs.num_codes, codecs.held) == (3, ())
 
@@ -223,7 +224,7 @@ def laid_out() -> tuple[dict[str, Tensor], str]:
     sent, broadcast = process.broadcaster.broadcast(CODECS["int8"], filled(SMALL, 0), "ab")
     process.broadcaster.received(broadcast, sent, "ab")
     process.broadcaster.adopt(CODECS["int8"], filled(SMALL, 1))
-    return encode({}, process.broadcaster.state())
+    return encode({}, process.broadcaster.state(), RuleState())
 
 
 def test_a_state_that_lacks_something_is_refused() -> None:

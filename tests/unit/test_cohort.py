@@ -5,7 +5,7 @@ import pytest
 import torch
 from harness import RUN_ID, SCHEMA, filled, mean_of
 
-from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.aggregator.mean import GuardedMean
 from feddkd.config import Config
 from feddkd.errors import NotFiniteError, QuorumError
 from feddkd.exchange import (
@@ -25,6 +25,7 @@ from feddkd.scheduler.cohort import DRIFT_DIVERSITY, Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.scheduler.tally import RoundTally
 from feddkd.tensors import Schema, Tensors, TensorSpec
 from feddkd.traffic import Traffic
@@ -115,7 +116,7 @@ def cohort_of(
     return RoundCohort(
         Attempt(RUN_ID, 3, 1),
         {client: ExampleCounts(number) for client, number in clients.items()},
-        ExchangePlan(CONFIG, KINDS, schema, WeightedMean(), Downlink(CONFIG)),
+        ExchangePlan(CONFIG, KINDS, schema, RuleBook(CONFIG.aggregation), Downlink(CONFIG)),
         lambda exchange, account: on_exchange(account(carry_out(exchange))),
         available={client: ExampleCounts(number) for client, number in {**clients, "other": others}.items()},
         min_clients=min_clients,
@@ -133,7 +134,7 @@ def test_an_exchange_says_who_what_and_until_when() -> None:
     assert list(exchange.clients.items()) == [("a", 2.0), ("bb", 3.0), ("c", 1.0)]
     assert exchange.payload is MODEL
     assert exchange.reply_schema == SCHEMA.trainable
-    assert exchange.rule == WeightedMean()
+    assert isinstance(exchange.rule, GuardedMean)
     assert exchange.closing.deadline_s == 7.0
 
 

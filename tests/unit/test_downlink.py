@@ -10,7 +10,6 @@ import torch
 from coding import MIXED
 from harness import RUN_ID, filled
 
-from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config
 from feddkd.errors import ConfigError, NotFiniteError
 from feddkd.exchange import DELIVER, Cause, ExampleCounts, Exchange, ExchangeId, ExchangeKind, Missing, Outcome, Reply, trainable_parameters
@@ -18,6 +17,7 @@ from feddkd.scheduler.cohort import Attempt, RoundCohort
 from feddkd.scheduler.downlink import Downlink, named_codec
 from feddkd.scheduler.plan import ExchangePlan
 from feddkd.scheduler.records import ExchangeRecord
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.tensors import Tensors
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS, Traffic
 
@@ -52,7 +52,7 @@ class Rounds:
         self.decode_s = 0.0
 
     def cohort(self, number: int = 1, attempt: int = 0) -> RoundCohort:
-        plan = ExchangePlan(self.config, KINDS, MIXED, WeightedMean(), self.downlink)
+        plan = ExchangePlan(self.config, KINDS, MIXED, RuleBook(self.config.aggregation), self.downlink)
         return RoundCohort(
             Attempt(RUN_ID, number, attempt),
             CLIENTS,

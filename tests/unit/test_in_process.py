@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from blocking import Blocking, fail, give_up, reply_all_the_same
 from harness import (
     SCHEMA,
     FakeWorker,
+    OnePass,
     OrderSensitiveMean,
     answering,
     exchange_of,
@@ -364,14 +365,11 @@ def test_a_client_takes_part_in_one_open_exchange_at_a_time() -> None:
 # What cannot be reduced.
 
 
-class Raising(WeightedMean):
+class Raising(OnePass, WeightedMean):
     """A rule with a bug."""
 
-    def start(self) -> Reduction:
+    def start(self, clients: Sequence[str] = ()) -> Reduction:
         return self
-
-    def survey(self, block: Segment, rows: Rows) -> None:
-        raise AssertionError
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         raise ZeroDivisionError("a rule with a bug")

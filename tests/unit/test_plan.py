@@ -8,7 +8,7 @@ from harness import RUN_ID, SCHEMA, OrderSensitiveMean, filled
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.aggregator.mean import GuardedMean
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codecs import find
 from feddkd.compression.constants import Constants
@@ -26,6 +26,7 @@ from feddkd.exchange import (
 )
 from feddkd.scheduler.downlink import Downlink
 from feddkd.scheduler.plan import ExchangePlan
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.tensors import Tensors
 
 KINDS = {
@@ -44,7 +45,8 @@ def exchange_of(
     clients: Mapping[str, float] = FIVE,
     evaluate: bool = False,
 ) -> Exchange:
-    plan = ExchangePlan(Config.load(overrides=overrides), KINDS, SCHEMA, WeightedMean(), Downlink(Config.load(overrides=overrides)))
+    config = Config.load(overrides=overrides)
+    plan = ExchangePlan(config, KINDS, SCHEMA, RuleBook(config.aggregation), Downlink(config))
     return plan.describe(ExchangeId(RUN_ID, 1, 0, name, 2), clients, PAYLOAD, evaluate=evaluate)
 
 
@@ -59,7 +61,7 @@ def test_an_exchange_holds_what_it_was_asked_for() -> None:
     assert exchange.id == ExchangeId(RUN_ID, 1, 0, "dkd_step", 2)
     assert exchange.clients == weights
     assert exchange.payload is PAYLOAD
-    assert exchange.rule == WeightedMean()
+    assert isinstance(exchange.rule, GuardedMean)
     assert exchange.evaluate
     assert not exchange_of().evaluate
 

@@ -1,8 +1,10 @@
 import math
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -69,6 +71,7 @@ def exchange(
     gradient_evaluations: int = 0,
     metrics: Mapping[str, float] | None = None,
     by_client: Mapping[str, Mapping[str, float]] | None = None,
+    outliers: Mapping[str, int] | None = None,
 ) -> ExchangeRecord:
     return ExchangeRecord(
         ExchangeId(RUN_ID, round_number, 0, name, step),
@@ -83,11 +86,12 @@ def exchange(
         client_evaluation=evaluation,
         metrics=metrics or {},
         by_client=by_client or {},
+        outliers=outliers or {},
     )
 
 
 def round_record(number: int, evaluation: Evaluation | None = None, seconds: float = 1.0) -> RoundRecord:
-    return RoundRecord(number, evaluation, None, Traffic(), 0, seconds, 4, {}, 0, {})
+    return RoundRecord(number, evaluation, None, Traffic(1, 2, 3, 4), 0, seconds, 4, {}, 0, {})
 
 
 def run_record(other: Traffic) -> RunRecord:
@@ -113,9 +117,22 @@ class FakeEngine(InProcessEngine):
     def other_traffic(self) -> Traffic:
         return self.traffic
 
+    def here(self) -> list[str]:
+        return ["a", "client-0"]
+
+    def waiting_for(self) -> list[str]:
+        return ["client-0", "client-1"]
+
+    def last_heard(self) -> dict[str, float]:
+        return {"a": 0.5, "client-0": 1.0, "client-1": 50.0}
+
+    def last_replies(self) -> dict[str, tuple[ExchangeId, float]]:
+        return {"a": (exchange().id, 0.25), "client-0": (exchange("dkd_step", step=99).id, 3.0)}
+
 
 def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
-    metrics.clients_available({"a": ExampleCounts(10, 5)})
+    metrics.engine_ready(FakeEngine(ClientStates(1, 1, 1), Traffic()))
+    metrics.clients_available({"a": ExampleCounts(10, 5), "client-0": ExampleCounts(1), "client-1": ExampleCounts(1)})
     metrics.run_started(RUN_ID, rounds)
     for number in range(1, rounds + 1):
         metrics.round_started(number, 0, 4)
@@ -127,6 +144,7 @@ def feed_everything(metrics: PrometheusMetrics, rounds: int = 1) -> None:
                 evaluation=Evaluation(10, 5, 9.0),
                 metrics={"own": 1.0},
                 by_client={name: {"a": 0.5} for name in (*SITE_GAUGES, "client_f1")},
+                outliers={"a": 3},
             )
         )
         for step in range(3):
@@ -247,8 +265,8 @@ def test_how_far_clients_disagree_and_how_sure_their_teachers_are(metrics: Prome
 def test_the_run_goes_through_its_states(metrics: PrometheusMetrics) -> None:
     def state() -> str:
         one_hot = states(metrics)
-        assert sorted(one_hot) == ["completed", "failed", "paused", "running", "waiting"]
-        assert sorted(one_hot.values()) == [0, 0, 0, 0, 1]
+        assert sorted(one_hot) == ["completed", "failed", "paused", "running", "stopped", "waiting"]
+        assert sorted(one_hot.values()) == [0, 0, 0, 0, 0, 1]
         return max(one_hot, key=one_hot.__getitem__)
 
     assert state() == "waiting"
@@ -262,6 +280,9 @@ def test_the_run_goes_through_its_states(metrics: PrometheusMetrics) -> None:
     assert state() == "completed"
     metrics.run_failed("too late")
     assert state() == "failed"
+    metrics.was_stopped = lambda: True
+    metrics.run_failed("stopped by SIGTERM")
+    assert state() == "stopped"
 
 
 def test_what_runs_and_how_far_it_is(metrics: PrometheusMetrics) -> None:
@@ -368,6 +389,42 @@ def test_the_number_of_sites_is_bounded(metrics: PrometheusMetrics, monkeypatch:
     assert sorted(clients) == ["a", "d", "e"], "those that were heard last"
 
 
+def test_each_site_has_its_time_its_state_and_its_misses(metrics: PrometheusMetrics) -> None:
+    metrics.engine_ready(FakeEngine(ClientStates(1, 1, 1), Traffic()))
+    metrics.clients_available({"a": ExampleCounts(10), "client-1": ExampleCounts(1)})
+    assert value(metrics, "feddkd_site_missing_total", client="client-1") == 0
+    metrics.exchange_done(exchange(missing=2))
+    assert value(metrics, "feddkd_site_last_seconds", client="a", exchange="local_train") == 0.25
+    assert ("feddkd_site_last_seconds", frozenset({("client", "client-0"), ("exchange", "local_train")})) not in samples_of(metrics)
+    assert [value(metrics, "feddkd_site_missing_total", client=client) for client in ("a", "client-0", "client-1")] == [0, 1, 1]
+    for client, state in (("a", "connected"), ("client-0", "working"), ("client-1", "lost")):
+        assert [value(metrics, "feddkd_site_state", client=client, state=each) for each in ("connected", "working", "lost")] == [
+            each == state for each in ("connected", "working", "lost")
+        ]
+
+
+def test_sites_that_were_let_go_are_not_lost(metrics: PrometheusMetrics) -> None:
+    metrics.engine_ready(FakeEngine(ClientStates(), Traffic()))
+    assert not [name for name, _ in samples_of(metrics) if name == "feddkd_site_state"]
+
+
+def test_the_last_round_has_its_bytes(metrics: PrometheusMetrics) -> None:
+    assert math.isnan(value(metrics, "feddkd_round_wire_bytes", direction="up"))
+    metrics.round_done(round_record(1))
+    record = round_record(1)
+    assert value(metrics, "feddkd_round_wire_bytes", direction="up") == record.traffic.wire_bytes_up
+    assert value(metrics, "feddkd_round_wire_bytes", direction="down") == record.traffic.wire_bytes_down
+
+
+@pytest.mark.parametrize(("stopped", "outcome"), [(False, "failed"), (True, "stopped")])
+def test_the_end_of_a_run_has_a_time_and_an_outcome(stopped: bool, outcome: str, metrics: PrometheusMetrics) -> None:
+    metrics.was_stopped = lambda: stopped
+    before = time.time()
+    metrics.run_failed("of some reason")
+    assert before <= value(metrics, "feddkd_run_end_time_seconds", outcome=outcome) <= time.time()
+    assert math.isnan(value(metrics, "feddkd_run_end_time_seconds", outcome="completed"))
+
+
 def test_examples_are_those_of_the_clients_that_are_there(metrics: PrometheusMetrics) -> None:
     assert math.isnan(value(metrics, "feddkd_examples", labelled="no"))
     metrics.clients_available({"a": ExampleCounts(10, 5), "b": ExampleCounts(7)})
@@ -414,7 +471,7 @@ def test_a_thousand_rounds_add_no_series() -> None:
     feed_everything(short, rounds=1)
     feed_everything(long, rounds=1000)
     assert samples_of(long).keys() == samples_of(short).keys()
-    assert len(samples_of(long)) < 200
+    assert len(samples_of(long)) < 300
     assert value(long, "feddkd_rounds_total", outcome="completed") == 1000
 
 
@@ -427,6 +484,8 @@ def test_two_runs_in_one_process_do_not_mix(metrics: PrometheusMetrics) -> None:
 def test_buckets_ascend_from_milliseconds_to_an_hour() -> None:
     assert list(DURATION_BUCKETS_S) == sorted(set(DURATION_BUCKETS_S))
     assert (DURATION_BUCKETS_S[0], DURATION_BUCKETS_S[-1]) == (0.005, 3600)
+    resolved = [bound for bound in DURATION_BUCKETS_S if bound >= 0.1]
+    assert max(high / low for low, high in pairwise(resolved)) <= 1.7
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def reduce_rows(dtype: torch.dtype, length: int, rows: Rows) -> Tensor:
 
 
 def mean(parts: Sequence[Tensor], by: Sequence[float]) -> Tensor:
-    return reduce_rows(parts[0].dtype, parts[0].numel(), zip(parts, by, strict=True))
+    return reduce_rows(parts[0].dtype, parts[0].numel(), list(zip(parts, by, strict=True)))
 
 
 def in_blocks(contributions: list[Tensors], by: list[float], block_bytes: int) -> Tensors:
@@ -243,25 +243,33 @@ def test_a_row_is_left_alone_and_may_be_reused_when_the_next_is_asked_for(
     parts = [torch.tensor([0, 1, 1, 0], dtype=dtype), torch.tensor([1, 1, 0, 0], dtype=dtype)]
     buffer = torch.empty(4, dtype=dtype)
 
-    def rows() -> Iterator[tuple[Tensor, float]]:
-        for part, weight in zip(parts, [3.0, 1.0], strict=True):
-            buffer.copy_(part)
-            yield buffer, weight
-            assert torch.equal(buffer, part)
+    class Reused:
+        def __len__(self) -> int:
+            return len(parts)
 
-    assert torch.equal(reduce_rows(dtype, 4, rows()), mean(parts, [3.0, 1.0]))
+        def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+            for part, weight in zip(parts, [3.0, 1.0], strict=True):
+                buffer.copy_(part)
+                yield buffer, weight
+                assert torch.equal(buffer, part)
+
+    assert torch.equal(reduce_rows(dtype, 4, Reused()), mean(parts, [3.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8, torch.bool])
 def test_memory_does_not_grow_with_the_number_of_clients(dtype: torch.dtype) -> None:
     length, live = 4099, list[int]()
 
-    def rows() -> Iterator[tuple[Tensor, float]]:
-        for _ in range(6):
-            row = torch.ones(length, dtype=dtype)
-            tensors = (each for each in gc.get_objects() if type(each) is Tensor)
-            live.append(sum(each.shape == (length,) for each in tensors))
-            yield row, 2.0**53 - 1  # so large that integers need more than float64
+    class Many:
+        def __len__(self) -> int:
+            return 6
 
-    reduce_rows(dtype, length, rows())
+        def __iter__(self) -> Iterator[tuple[Tensor, float]]:
+            for _ in range(6):
+                row = torch.ones(length, dtype=dtype)
+                tensors = (each for each in gc.get_objects() if type(each) is Tensor)
+                live.append(sum(each.shape == (length,) for each in tensors))
+                yield row, 2.0**53 - 1  # so large that integers need more than float64
+
+    reduce_rows(dtype, length, Many())
     assert max(live[2:]) == live[2]

@@ -1,0 +1,54 @@
+"""Names the events of the log, with the fields that a program finds them by.
+
+A record of the log has one event. The name and the fields stay the same where the words of the message change.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OTHER: Final = "other"
+
+EVENTS: Final = {
+    "client_joined": "A client was admitted, for the first time or again.",
+    "client_left": "A client said that it takes part no more.",
+    "client_lost": "The stream of a client broke, or a newer one took its place.",
+    "client_refused": "A client was not admitted; the reason is what it was told.",
+    "clients_refused": "More clients were refused than lines are logged: how many, in the last minute.",
+    "reply_missing": "An exchange goes on without the reply of a client.",
+    "run_started": "The first round is about to begin.",
+    "run_resumed": "Another process goes on with the run.",
+    "run_waiting": "The run waits for a while, and nothing is wrong.",
+    "run_paused": "The run waits for clients.",
+    "run_completed": "All rounds are done, and the final model was delivered.",
+    "run_failed": "The run ended before its time.",
+    "run_stopped": "A signal ended the run.",
+    "round_started": "A round's clients were selected.",
+    "round_done": "A round is complete, its evaluation included.",
+    "round_failed": "Too few clients answered in an attempt at a round.",
+    "exchange_done": "An exchange has its result.",
+    "labels_in_doubt": "The labels of a site may be wrong.",
+    "contributions_in_doubt": "The contributions of a client stood out in several exchanges in a row.",
+    "task_failed": "At a client: a computation raised an error.",
+    "task_refused": "At a client: it cannot take part in an exchange.",
+    "reply_refused": "At a client: the server did not count its reply.",
+    "told": "What a person is told at the terminal.",
+    "native_warning": "Python's `warnings` module warned.",
+    OTHER: "Anything else; the message says what.",
+}
+"""What each event means."""
+
+EVENT = "feddkd_event"
+FIELDS = "feddkd_fields"
+"""Attributes of a log record."""
+
+
+def about(event: str, **fields: str | float | None) -> dict[str, object]:
+    """Return the `extra` of a log call: its event, and what the event is about.
+
+    Args:
+        event: one of `EVENTS`.
+        fields: as far as they fit: `run_id`, `client`, `exchange`, `round`, `attempt`, `reason`, and numbers. None is left out.
+    """
+    assert event in EVENTS, event
+    return {EVENT: event, FIELDS: {name: value for name, value in fields.items() if value is not None}}

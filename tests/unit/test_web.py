@@ -1,0 +1,159 @@
+"""The web server: what it answers, and that nobody can hold it."""
+
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from feddkd.errors import AddressInUseError
+from feddkd.observability import web
+from feddkd.observability.web import Request, Response, WebServer, text_response
+
+
+def greet(request: Request) -> Response:
+    return text_response(f"hello {request.query.get('name', ['you'])[0]}, {request.headers.get('x-title', '')}")
+
+
+def broken(_: Request) -> Response:
+    raise ValueError("no page today")
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with closing(WebServer({"/hello": greet, "/broken": broken}, 0)) as serving:
+        yield serving
+
+
+def ask(server: WebServer, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[http.client.HTTPResponse, bytes]:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        return response, response.read()
+
+
+def test_a_route_gets_query_and_headers(server: WebServer) -> None:
+    response, body = ask(server, "GET", "/hello?name=Ada", {"X-Title": "Lady"})
+    assert (response.status, body) == (200, b"hello Ada, Lady")
+    assert response.headers["Connection"] == "close"
+
+
+def test_head_has_the_length_and_no_body(server: WebServer) -> None:
+    response, body = ask(server, "HEAD", "/hello")
+    assert (response.status, response.headers["Content-Length"], body) == (200, "11", b"")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "FETCH"])
+def test_other_methods_are_refused(server: WebServer, method: str) -> None:
+    response, _ = ask(server, method, "/hello")
+    assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/hello/", "/../hello", "/%2e%2e/", "*"])
+def test_only_what_is_there_is_served(server: WebServer, path: str) -> None:
+    assert ask(server, "GET", path)[0].status == 404
+
+
+def test_the_root_lists_the_pages(server: WebServer) -> None:
+    assert ask(server, "GET", "/")[1] == b"/broken\n/hello\n"
+
+
+def test_a_page_that_raises_is_an_error_of_the_page_alone(server: WebServer, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(server, "GET", "/broken")[0].status == 500
+    assert "/broken cannot be served" in caplog.text
+    assert ask(server, "GET", "/hello")[0].status == 200
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\r\n" * 9, b"GET " + b"a" * 70_000 + b" HTTP/1.1\r\n"],
+)
+def test_nonsense_ends_its_connection_and_no_other(server: WebServer, nonsense: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as hostile:
+        hostile.sendall(nonsense)
+        hostile.shutdown(socket.SHUT_WR)
+        while hostile.recv(65536):
+            pass
+    assert ask(server, "GET", "/hello")[0].status == 200
+
+
+def test_a_stream_is_closed_when_its_client_leaves() -> None:
+    closed = threading.Event()
+
+    def numbers() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            closed.set()
+
+    with closing(WebServer({"/numbers": lambda _: Response(200, web.TEXT, numbers())}, 0)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b"GET /numbers HTTP/1.1\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+        assert closed.wait(30)
+
+
+def test_a_request_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "REQUEST_TIMEOUT_S", 0.0)  # the next look at the clock is too late for every request
+    with closing(WebServer({"/hello": greet}, 0)) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(b"GET /hello HTTP/1.1\r\nX-Slow: ")
+        assert slow.recv(100) == b"", "closed, though the socket's own timeout has not come"
+
+
+def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MAX_CONNECTIONS", 2)
+    release = threading.Event()
+
+    def held(_: Request) -> Response:
+        release.wait(30)
+        return text_response("late")
+
+    with closing(WebServer({"/held": held}, 0)) as server:
+        held_open = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(2)]
+        for connection in held_open:
+            connection.sendall(b"GET /held HTTP/1.1\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as third:
+            assert third.recv(100) == b"", "closed at once"
+        release.set()
+        for connection in held_open:
+            with connection:
+                assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_closing_cuts_off_who_still_reads() -> None:
+    pause = threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        yield b"first"
+        pause.wait(30)
+        yield b"second"
+
+    server = WebServer({"/endless": lambda _: Response(200, web.TEXT, endless())}, 0)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\n\r\n")
+        received = b""
+        while b"first" not in received:
+            received += client.recv(1000)
+        server.close()
+        assert client.recv(1000) == b""
+    pause.set()
+
+
+def test_an_ipv6_address_is_written_in_brackets() -> None:
+    try:
+        server = WebServer({"/hello": greet}, 0, "::1")
+    except AddressInUseError:
+        pytest.skip("this machine has no IPv6")
+    with closing(server), closing(http.client.HTTPConnection("::1", server.port, timeout=30)) as connection:
+        connection.request("GET", "/hello")
+        assert connection.getresponse().status == 200
+        assert server.address == f"[::1]:{server.port}"
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "no-such-host.invalid", "2001:db8::1"])
+def test_an_address_of_another_machine_is_refused_in_one_line(address: str) -> None:
+    with pytest.raises(AddressInUseError, match=r"^cannot serve pages on .*:0: ."):
+        WebServer({}, 0, address)
