@@ -1,4 +1,4 @@
-"""Write the tables of docs/attacks.md and draw its picture; with `--check`, only say whether the tables are what the results say.
+"""Write the tables of docs/attacks.md and docs/how-to/robust.md, and draw the picture; with `--check`, only compare the tables.
 
 python benchmarks/attacks/page.py [--check]
 """
@@ -18,15 +18,16 @@ from attacks.cells import ALGORITHMS, DIGITS, IID, MNIST, ROOT, SEEDS, TWO_CLASS
 from attacks.figure import draw
 from attacks.outcomes import Outcomes
 from attacks.results import RESULTS, Results
-from attacks.tables import best_rules, by_rule, defaults, parts, single_rules, skew, verdicts
+from attacks.tables import advice, best_rules, by_rule, defaults, parts, single_rules, skew, verdicts
 
 PAGE = ROOT / "docs" / "attacks.md"
+HOW_TO = ROOT / "docs" / "how-to" / "robust.md"
 PICTURE = ROOT / "docs" / "attacks.png"
 SCRIPT = "benchmarks/attacks/page.py"
 
 
 def sections(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the tables by the names of their places."""
+    """Return the tables of `PAGE` by the names of their places."""
     lines = list(lines)
     found = Outcomes(lines)
     algorithms = {
@@ -68,12 +69,17 @@ def _cpu(line: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Rewrite the page and draw the picture, or compare the page."""
+    """Rewrite the pages and draw the picture, or compare the pages."""
     check = "--check" in sys.argv[1:]
     lines = list(Results())
+    found = Outcomes(lines)
     if lines and not check:
-        draw(Outcomes(lines), PICTURE)
-    return int(not write(PAGE, sections(lines), check=check, script=SCRIPT))
+        draw(found, PICTURE)
+    right = [
+        write(PAGE, sections(lines), check=check, script=SCRIPT),
+        write(HOW_TO, {"attacks:advice": advice(found)}, check=check, script=SCRIPT),
+    ]
+    return int(not all(right))
 
 
 if __name__ == "__main__":

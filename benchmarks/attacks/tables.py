@@ -76,6 +76,26 @@ def skew(found: Outcomes) -> str:
     return table(header, rows) if rows else NOT_YET
 
 
+def advice(found: Outcomes, attackers: int = 2) -> str:
+    """What each rule costs with and without attackers: the short table of docs/how-to/robust.md."""
+    header = ["rule"]
+    for title in ALGORITHMS.values():
+        header += [f"{title}, IID: worst attack", f"{title}, two classes: no attack", f"{title}, two classes: worst attack"]
+    rows = []
+    for rule, measured in RULES.items():
+        cells: list[str] = []
+        for algorithm in ALGORITHMS:
+            hardest = [
+                found.hardest(Group(DIGITS, algorithm, partition, rule, NONE, attackers), attacks_of(algorithm))
+                for partition in (IID, TWO_CLASSES)
+            ]
+            iid, skewed = (_loss(each[1]) if each else MISSING for each in hardest)
+            cells += [iid, _loss(found.of(Group(DIGITS, algorithm, TWO_CLASSES, rule, NONE, 0))), skewed]
+        if any(cell != MISSING for cell in cells):
+            rows.append([measured.title, *cells])
+    return table(header, rows) if rows else NOT_YET
+
+
 def defaults(found: Outcomes) -> str:
     """Losses to one attacker on IID digits without protection and with the defaults."""
     pairs = [(algorithm, rule) for algorithm in ALGORITHMS for rule in (MEAN, DEFAULTS)]

@@ -20,6 +20,7 @@ from feddkd.tensors import Schema, Tensors, TensorSpec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from attacks import run  # noqa: E402
 from attacks.alie import paper_z  # noqa: E402
 from attacks.base import Seen  # noqa: E402
 from attacks.cells import DIGITS, FEDAVG, FEDDKD, IID, Cell, all_cells  # noqa: E402
@@ -183,6 +184,21 @@ def test_a_runner_goes_on_where_it_stopped(tmp_path: Path, lines: list[dict[str,
     kept.store({**lines[0], "settings": ["other"]})
     assert not Results(path).is_current(CLEAN), "it ran with other settings"
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_the_command_runs_what_is_missing_and_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "attacks.jsonl"
+    cell = [f"--only={name}={value}" for name, value in CLEAN.line().items()]
+    monkeypatch.setattr(sys, "argv", ["run.py", *cell, "--jobs=1", f"--results={path}"])
+    assert run.main() == 0
+    assert "1 of 1 cells are missing" in capsys.readouterr().out
+    first = path.read_text()
+    assert Cell.of(json.loads(first)) == CLEAN
+    assert run.main() == 0
+    assert "0 of 1 cells are missing" in capsys.readouterr().out
+    assert path.read_text() == first
 
 
 def test_cells_are_chosen_by_their_fields() -> None:
