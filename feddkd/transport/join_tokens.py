@@ -27,6 +27,7 @@ from feddkd.errors import StateError
 from feddkd.files import read_regular
 from feddkd.text import utc_time
 from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.reread import Stamp, stamp_of
 
 TOKEN_BYTES = 32
 PREFIX = "fdk_"
@@ -69,6 +70,7 @@ class JoinTokens:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._read: tuple[Stamp, Mapping[str, JoinToken]] = (None, {})
 
     def check(self) -> None:
         """Check that the file is there and whole. Raises StateError."""
@@ -78,6 +80,12 @@ class JoinTokens:
 
     def all(self) -> Mapping[str, JoinToken]:
         """Return the tokens by client id, in order. Raises StateError if the file is damaged or cannot be read."""
+        stamp = stamp_of(self._file)
+        if stamp is None or stamp != self._read[0]:  # a flood of joins must not read it each time
+            self._read = stamp, self._tokens()
+        return self._read[1]
+
+    def _tokens(self) -> Mapping[str, JoinToken]:
         try:
             content = read_regular(self._file, MAX_FILE_BYTES)
         except FileNotFoundError:

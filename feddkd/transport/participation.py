@@ -19,7 +19,7 @@ from feddkd.transport.calls import Context, refuse
 from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.gate import Peer
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
-from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.refusals import NotAdmittedError, Refusals
 from feddkd.transport.sessions import Session, Sessions
 from feddkd.transport.stream import End, Stream
 
@@ -42,6 +42,7 @@ class Participation:
 
     Attributes:
         entrance: what a client has to show when it opens a stream, and where it is taken down how that ends.
+        refusals: says who was refused one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Participation:
         """
         self._run_id = run_id
         self.entrance: Entrance = OPEN
+        self.refusals = Refusals(OPEN.register)
         self._sessions = sessions
         self._inbox = inbox
         self._max_message_bytes = max_message_bytes
@@ -113,6 +115,8 @@ class Participation:
         try:
             self.entrance.gate.check(peer, session.client_id)
         except NotAdmittedError as error:
+            now = asyncio.get_running_loop().time()
+            self.refusals.take(error, peer.address, session.client_id, peer.certificate, now)
             await refuse(context, error.code, str(error))
         return peer.certificate
 

@@ -13,7 +13,7 @@ from feddkd.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, int, int] | None
 
 
 class Reread(Generic[_T]):
@@ -60,11 +60,11 @@ class Reread(Generic[_T]):
             self._warned = problem
             logger.warning("%s; what was read before stays in use", problem)
 
-    def _look(self) -> list[_Stamp]:
-        return [_stamp(file) for file in self._files]
+    def _look(self) -> list[Stamp]:
+        return [stamp_of(file) for file in self._files]
 
 
-def _stamp(file: Path) -> _Stamp:
+def stamp_of(file: Path) -> Stamp:
     """What changes with a file's content: its time, its size, and which file it is."""
     try:
         found = file.stat()

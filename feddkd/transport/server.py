@@ -109,7 +109,7 @@ class FederationServer:
     def _use(self, entrance: Entrance) -> None:
         self._entrance, self._gate = entrance, entrance.gate
         self._participation.entrance = entrance
-        self._refusals = Refusals(entrance.register, self._run_id)
+        self._refusals = self._participation.refusals = Refusals(entrance.register, self._run_id)
 
     def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.

@@ -226,6 +226,26 @@ def test_another_ones_certificate_is_enough_where_the_server_asks_for_no_name(pl
             join(address, place.tls_of("a revoked certificate"), client_id="revoked")
 
 
+def test_a_session_token_is_of_no_use_with_the_certificate_of_another_client(place: Place) -> None:
+    taken = Taken()
+    with serving(entrance_of(place, register=taken)) as (server, address):
+
+        async def steal() -> None:
+            async with ServerConnection(address, place.tls_of("its own certificate")) as connection:
+                token = (await connection.join("north", COUNTS, "secret")).session_token
+            async with (
+                ServerConnection(address, place.tls_of("the certificate of another client")) as thief,
+                thief.participate(token) as stream,
+            ):
+                async for _ in stream.messages():
+                    pass
+
+        with pytest.raises(RefusedError, match=f"is for south, {NOT_ASKED}"):
+            asyncio.run(steal())
+        assert [client_id for client_id, _ in taken.refusals] == ["north"]
+        assert server.connected() == []
+
+
 @pytest.mark.parametrize("end", ["client", "server"])
 def test_a_certificate_that_is_renewed_during_a_run_needs_no_restart(tmp_path: Path, end: str) -> None:
     pki = Pki(tmp_path)
@@ -398,8 +418,7 @@ def test_the_documentation_has_the_same_tables() -> None:
     lines = DOCS.read_text().splitlines()
     for case in (*CERTIFICATES, *TOKENS):
         where = "both ends" if case.at_server else "the client" if case.client else ""
-        message = f"`{case.client}`" if case.client else ""
-        assert f"| {case.shows} | {case.outcome} | {message} | {where} |" in lines
+        assert f"| {case.shows} | {case.outcome} | {case.client} | {where} |" in lines
 
 
 def test_the_audit_log_says_who_came_and_who_was_refused(tmp_path: Path, place: Place) -> None:
