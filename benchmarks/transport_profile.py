@@ -47,7 +47,7 @@ WORK = {
     "spool.py:Spool.align": "copies out of messages",
     "frames.py:encode_chunk": "copies into messages",
     "payload.py:check_values": "looks at values",
-    "weighted_mean.py:_MeanReduction": "reduction",
+    "mean.py:_GuardedReduction": "reduction",
     "spool.py:_FileBlock": "file of contributions",
     "transport.py:EchoWorker": "the clients' own arithmetic",
     "stream.py:Stream.write": "gRPC",

@@ -63,12 +63,15 @@ class Scene:
         max_evaluated: Mapping[str, int] | None = None,
         evaluate: bool = True,
         codec: Codec | None = None,
+        hashes_bytes: bool = False,
     ) -> None:
         self.now = 0.0
         self.spool = Spool(budget_bytes, CHUNK if codec is None else CHUNK + CODE_MARGIN_BYTES)
         payload = Tensors(schema or Schema([]))
         exchange = Exchange(EXCHANGE, weights, payload, schema, rule, closing, evaluate, max_norm, reply_codec=codec)
-        self.collection = Collection(exchange, self.spool, chunk_bytes=CHUNK, now=0.0, max_evaluated=max_evaluated)
+        self.collection = Collection(
+            exchange, self.spool, chunk_bytes=CHUNK, now=0.0, max_evaluated=max_evaluated, hashes_bytes=hashes_bytes
+        )
         self.fold = Fold(self.collection, schema, CHUNK) if schema is not None else None
 
     def advance_to(self, now: float) -> None:

@@ -123,6 +123,7 @@ class Facts:
     traffic: Traffic
     useful: Traffic
     fault: str
+    ratios: list[tuple[str, float]]
 
     @classmethod
     def of(cls, outcome: Outcome) -> Facts:
@@ -134,6 +135,7 @@ class Facts:
             outcome.traffic,
             outcome.useful,
             outcome.fault,
+            list(outcome.ratios.items()),
         )
 
     def without_traffic(self) -> Facts:

@@ -6,7 +6,14 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
 from feddkd.certs.authority import Authority
+from feddkd.certs.certificate import to_pem
 
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 DAY = datetime.timedelta(days=1)
@@ -49,3 +56,19 @@ class Pki:
     def revoke(self, name: str) -> None:
         """Revoke a certificate; the list is `crl`."""
         self.authority.revoke(name, b"", NOW)
+
+    def handmade(self, common_name: str, *, uri: str = "", dns: Sequence[str] = (), file: str = "") -> Path:
+        """Sign a client's certificate with any names, or with a common name alone, as other tools do."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.authority.certificate.subject)
+        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+        names = [*map(x509.DNSName, dns), *([x509.UniformResourceIdentifier(uri)] if uri else [])]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(self.authority.key(b""), hashes.SHA256())
+        path = self.folder / f"{file or common_name}.pem"
+        path.write_bytes(to_pem(certificate))
+        path.with_suffix(".key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return path

@@ -63,6 +63,10 @@ def write_configuration(folder: Path, targets: Mapping[str, Sequence[str]]) -> P
     return path
 
 
+def firing(alert: str) -> str:
+    return f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
+
+
 class PrometheusServer:
     """Scrapes targets until it is closed. Its files and its log are in a folder of its own."""
 
@@ -107,8 +111,11 @@ class PrometheusServer:
 
     def fired(self, alert: str) -> list[dict[str, str]]:
         """Return the labels of what an alert has fired for until now."""
-        selected = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
-        return [labels for labels, _ in self.query(f"last_over_time({selected}[1h])")]
+        return [labels for labels, _ in self.query(f"last_over_time({firing(alert)}[1h])")]
+
+    def fires(self, alert: str) -> list[dict[str, str]]:
+        """Return the labels of what an alert fires for now."""
+        return [labels for labels, _ in self.query(firing(alert))]
 
     def wait_for_alert(self, alert: str) -> list[dict[str, str]]:
         """Wait until an alert has fired."""

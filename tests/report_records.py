@@ -111,6 +111,7 @@ def _label_fields() -> dict[str, Any]:
     return {
         "examples": {f"client-{k}": {"labelled": 10 + k, "unlabelled": 2000} for k in range(CLIENTS)},
         "doubtful_labels": {"client-1": {"disagreement": 0.375, "median": 0.0, "round": 2}},
+        "outliers": {"client-1": 1},
     }
 
 

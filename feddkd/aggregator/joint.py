@@ -24,9 +24,7 @@ class JointReduction(ABC):
 
     def __init__(self, counted: Counted, clients: int) -> None:
         self._counted = counted
-        self._clients = clients
         self._between = Between(counted, clients)
-        self._claimed = [1.0] * clients
         self._weights: list[float] | None = None
 
     @abstractmethod
@@ -42,10 +40,10 @@ class JointReduction(ABC):
         self._between.survey(block, rows)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        if self._weights is None:
-            self._weights = list(self.weigh(self._between, [weight for _, weight in rows]))
         for start, stop, counts in self._counted.parts(block):
             if counts:
+                if self._weights is None:
+                    self._weights = list(self.weigh(self._between, [weight for _, weight in rows]))
                 write_mean(rows, self._weights, start, stop, out)
             else:
                 write_median(rows, start, stop, out)

@@ -118,12 +118,11 @@ class _GuardedReduction:
         return rows if self._factors is None else Wanted(rows, [factor == 1 for factor in self._factors])
 
     def repeats(self) -> bool:
-        if self._factors is not None or len(self._clients) < FEWEST:
+        if self._factors is not None:
             return False
         lengths = [math.sqrt(square) for square in self._squares]
-        median = statistics.median(lengths)
-        allowed = _allowances(self._clients, self._rule.sizes)
-        self._ratios = [length / more / median if median > 0 else 1.0 for length, more in zip(lengths, allowed, strict=True)]
+        allowed = _over_median([self._rule.sizes.get(client, 1.0) for client in self._clients])
+        self._ratios = [ratio / max(1.0, more) for ratio, more in zip(_over_median(lengths), allowed, strict=True)]
         factors = [
             1 / ratio if self._rule.stands_out(client, ratio) else 1.0 for client, ratio in zip(self._clients, self._ratios, strict=True)
         ]
@@ -136,8 +135,10 @@ class _GuardedReduction:
         return self._ratios
 
 
-def _allowances(clients: Sequence[str], sizes: Mapping[str, float]) -> list[float]:
-    """How much longer than the median each contribution may be because its client has more examples."""
-    found = [sizes.get(client, 1.0) for client in clients]
-    median = statistics.median(found)
-    return [max(1.0, size / median) if median > 0 else 1.0 for size in found]
+def _over_median(found: Sequence[float]) -> list[float]:
+    """Divide numbers by the median of those that are not 0; all 1 if these are too few."""
+    positive = [number for number in found if number > 0]
+    if len(positive) < FEWEST:
+        return [1.0] * len(found)
+    median = statistics.median(positive)
+    return [number / median for number in found]

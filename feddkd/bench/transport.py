@@ -17,13 +17,13 @@ from functools import partial
 
 import torch
 
-from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.bench.workload import Role, Stopwatch, Workload
 from feddkd.client.constants import HeldConstants
 from feddkd.client.process import take_part
 from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.exchange import Closing, ExampleCounts, Exchange, ExchangeId, Outcome, Reply, Task
+from feddkd.scheduler.rule_book import RuleBook
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 STEP = 2.0**-10
@@ -71,7 +71,7 @@ def serve(workload: Workload, keep: Kept | None = None, timer: Timer = Stopwatch
         timer: times and measures the exchanges.
         port: that the server listens on; 0 for a free one.
     """
-    schema = schema_of(workload)
+    schema, rules = schema_of(workload), RuleBook(Config().aggregation)
     engine = GrpcEngine(Config(), "benchmark", schema)
     port = engine.start("127.0.0.1", port)
     command = [sys.executable, "-m", __spec__.name, "client", "--server", f"127.0.0.1:{port}", *workload.arguments]
@@ -85,7 +85,7 @@ def serve(workload: Workload, keep: Kept | None = None, timer: Timer = Stopwatch
                 clients=dict.fromkeys(engine.clients(), 1.0),
                 payload=model,
                 reply_schema=schema,
-                rule=WeightedMean(),
+                rule=rules.rule("echo", schema, {}),
                 closing=Closing(DEADLINE_S, enough=workload.clients),
             )
             stopwatch.start()

@@ -75,7 +75,7 @@ class AggregationConfig(Table):
         "if these are 3 or more; a larger one is reduced to it. 0 for no cap",
     )
     outlier_ratio: float = Field(
-        6.0,
+        7.0,
         ge=0,
         description="a client is an outlier where its contributions are longer than the median one, or further "
         "from the result, by this factor: the geometric mean over the last 10 exchanges of a name. 0 for never",

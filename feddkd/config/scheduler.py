@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -10,7 +11,9 @@ from pydantic import Field, StrictInt, StringConstraints, model_validator
 
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, SECONDS_MAX, Table
 
-ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+CLIENT_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+ClientName = Annotated[str, StringConstraints(pattern=CLIENT_NAME)]
 
 MAX_CLIENTS = 100_000
 
@@ -66,7 +69,7 @@ class SchedulerConfig(Table):
         le=2**53,
         description="largest number of examples that a client may claim; a client with more is refused at its join",
     )
-    max_examples_of: dict[ClientName, Annotated[int, Field(ge=1, le=2**53)]] = Field(
+    max_examples_of: dict[str, Annotated[int, Field(ge=1, le=2**53)]] = Field(
         {},
         max_length=CLIENTS_MAX,
         description="largest number of examples that single clients may claim, by client, in place of max_examples",
@@ -204,9 +207,12 @@ class SchedulerConfig(Table):
 
     @model_validator(mode="after")
     def _limits_are_of_clients(self) -> Self:
-        known = self.clients if isinstance(self.clients, list) else self.max_examples_of
-        for name in self.max_examples_of.keys() - set(known):
-            raise ValueError(f"max_examples_of: {name!r} is not in scheduler.clients")
+        known = set(self.clients) if isinstance(self.clients, list) else None
+        for name in self.max_examples_of:
+            if known is not None and name not in known:
+                raise ValueError(f"max_examples_of: {name!r} is not in scheduler.clients")
+            if not re.fullmatch(CLIENT_NAME, name):
+                raise ValueError(f"max_examples_of: {name!r} is no client id")
         return self
 
     @model_validator(mode="after")

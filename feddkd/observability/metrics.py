@@ -61,7 +61,9 @@ class RunMetrics:
             registry=registry,
         )
         self._round_start = Gauge(
-            "feddkd_round_start_time_seconds", "When the current attempt at a round began, in seconds since 1970; NaN before.", registry=registry
+            "feddkd_round_start_time_seconds",
+            "When the current attempt at a round began, in seconds since 1970; NaN before the first.",
+            registry=registry,
         )
         self._last_exchange = Gauge(
             "feddkd_last_exchange_time_seconds",

@@ -44,7 +44,7 @@ class RecordCheck:
     notes: list[str] = field(default_factory=list)
 
 
-LATER = frozenset({"scores", "client_scores", "metric", "final_score", "best_score"})
+LATER = frozenset({"scores", "client_scores", "metric", "final_score", "best_score", "outliers"})
 """Fields that records of earlier versions lack."""
 
 

@@ -54,7 +54,8 @@ class RoundCohort:
     Attributes:
         clients_reported: clients that replied to the first exchange.
         clients_missing: why each of the others did not, and what the first exchange was that another one missed.
-        loss: weighted mean of the losses that came with the latest exchange's replies, or None if none did.
+        loss: of the latest exchange: its clients' losses, reduced as numbers beside a contribution are (`RuleBook.loss`);
+            None if there are none.
         sent: what the clients received in the latest exchange.
         notes: numbers of the algorithm's server side for the record of the round, by name.
     """
@@ -201,7 +202,7 @@ class RoundCohort:
 
     def _account(self, exchange: Exchange, outcome: Outcome) -> ExchangeRecord:
         """Note who replied; returns what the record says of it."""
-        self.loss = outcome.mean_loss(exchange.clients)
+        self.loss = self._plan.rules.loss(exchange, outcome)
         outliers = self._plan.rules.take_in(exchange.id.name, outcome)
         evaluation = None if outcome.evaluation is None else judged(outcome.evaluation, self._plan.metrics)
         record = ExchangeRecord(

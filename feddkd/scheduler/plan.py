@@ -48,11 +48,13 @@ class ExchangePlan:
         return self.kinds[name].weight(counts, self.config.scheduler.weights)
 
     def largest_weight(self, name: str, available: Mapping[str, ExampleCounts]) -> float:
-        """Return the largest weight that counts in an exchange: `weight_cap` times the median of the clients that are there."""
+        """Return the largest weight that counts in an exchange: `weight_cap` times the median of the clients that are there.
+
+        Clients without weight are left out of the median.
+        """
         cap = self.config.aggregation.weight_cap
-        if cap == 0 or len(available) < FEWEST:
-            return math.inf
-        return cap * statistics.median(self.weight(name, counts) for counts in available.values())
+        weights = [weight for counts in available.values() if (weight := self.weight(name, counts)) > 0]
+        return cap * statistics.median(weights) if cap > 0 and len(weights) >= FEWEST else math.inf
 
     def describe(
         self,

@@ -25,7 +25,7 @@ class ExchangeRecord:
         clients_missing: why each selected client that is not among the reporters did not answer.
         client_seconds: seconds that the clients computed, added up.
         gradient_evaluations: gradients of single examples' losses that the clients computed, added up.
-        loss: weighted mean of the clients' losses.
+        loss: weighted mean of the clients' losses, or what the rule of the exchange makes of them.
         client_evaluation: of the model that was broadcast, on what the clients hold out.
         metrics: weighted means of the other numbers that the clients reported, and `drift_diversity`.
         by_client: the few numbers that are kept for each client, by name and client.

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from feddkd.aggregator.counted import Counted
 from feddkd.aggregator.history import MOST_CLIENTS, History
+from feddkd.aggregator.mean import GuardedMean
 from feddkd.aggregator.rule import RegisteredRule, Rule, Setting
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm
@@ -15,10 +18,10 @@ from feddkd.config import Config, CustomRuleConfig
 from feddkd.config.aggregation import AggregationConfig, RuleTable
 from feddkd.config.communication import PLAIN
 from feddkd.errors import ConfigError
-from feddkd.exchange import Outcome
+from feddkd.exchange import Exchange, Outcome
 from feddkd.imports import load_object
 from feddkd.registry import CODECS, RULES, codec_key
-from feddkd.tensors import Schema, Tensors
+from feddkd.tensors import Schema, Segment, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,24 @@ class RuleBook:
         previous = past.previous if past.previous is not None and past.previous.schema == reply else None
         setting = Setting(Counted.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio)
         return find_rule(settings).of(settings, setting)
+
+    def loss(self, exchange: Exchange, outcome: Outcome) -> float | None:
+        """Reduce the clients' losses as the numbers beside a contribution are: None if no client reported one.
+
+        With the mean, the losses of clients whose contributions were scaled are left out.
+        """
+        settings = self._aggregation.rule_of(exchange.id.name)
+        if isinstance(exchange.rule, GuardedMean):
+            scaled = {client for client, ratio in outcome.ratios.items() if exchange.rule.stands_out(client, ratio)}
+            replies = {client: reply for client, reply in outcome.replies.items() if client not in scaled}
+            return dataclasses.replace(outcome, replies=replies).mean_loss(exchange.clients)
+        losses = {client: reply.loss for client, reply in outcome.replies.items() if reply.loss is not None}
+        if self._fixed is not None or exchange.reply_schema is None or isinstance(settings, CustomRuleConfig) or not losses:
+            return outcome.mean_loss(exchange.clients)
+        rows = [(torch.tensor([loss], dtype=torch.float64), exchange.clients[client]) for client, loss in losses.items()]
+        out, rule = torch.empty(1, dtype=torch.float64), find_rule(settings).of(settings, Setting(Counted(())))
+        rule.start(list(losses)).reduce(Segment(torch.float64, 0, out.element_size()), rows, out)
+        return float(out)
 
     def take_in(self, exchange: str, outcome: Outcome) -> Outliers:
         """Remember an exchange. Called once for each, in their order; returns who stood out in it."""

@@ -13,7 +13,8 @@ from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
-from panels import ROWS, Panel, Query
+from panel import Panel, Query
+from panels import ROWS
 
 FILE = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards" / "feddkd.json"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")

@@ -2,69 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-RUN = 'instance=~"$instance"'
-"""Selects the runs that the dashboard's variable names."""
-
-
-STATE_COLORS = (
-    ("waiting", "blue"),
-    ("running", "green"),
-    ("paused", "orange"),
-    ("completed", "green"),
-    ("failed", "red"),
-    ("stopped", "yellow"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """An expression, and what the legend calls its series.
-
-    Attributes:
-        expression: PromQL; `{RUN}` stands for the selection of runs.
-    """
-
-    expression: str
-    legend: str = "{{instance}}"
-
-    @property
-    def promql(self) -> str:
-        return self.expression.replace("RUN", RUN)
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One panel.
-
-    Attributes:
-        kind: `stat`, `gauge`, `bars` and `table` show the newest value, `lines` its course.
-        unit: by Grafana's name: `bytes`, `s`, `percentunit`, `short`, `none`.
-        width: of the 24 columns of the dashboard.
-        limits: values from which the panel turns yellow and red.
-        worse_below: whether values below the limits are the bad ones.
-        colors: of single series, by their legend.
-    """
-
-    title: str
-    kind: str
-    unit: str
-    description: str
-    queries: tuple[Query, ...]
-    width: int = 8
-    limits: tuple[float, float] | None = None
-    worse_below: bool = False
-    colors: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Panels under one heading."""
-
-    title: str
-    panels: tuple[Panel, ...]
-
+from panel import OF_CLIENT, STATE_COLORS, Panel, Query, Row
 
 RUN_ROW = Row(
     "Run",
@@ -229,7 +167,7 @@ SITES_ROW = Row(
             "Clients by state",
             "lines",
             "none",
-            "Clients that are connected and idle, that work, and that are lost.",
+            "Clients that are idle, work, or are lost.",
             (Query("feddkd_clients{RUN}", "{{state}}"),),
         ),
         Panel(
@@ -293,6 +231,33 @@ SITES_ROW = Row(
         ),
     ),
 )
+CLIENTS_ROW = Row(
+    "At the sites",
+    (
+        Panel(
+            "What the clients do",
+            "lines",
+            "none",
+            "Clients that connect, wait for the server, or compute: of those that have --metrics-port.",
+            (Query("sum by (state) (feddkd_client_state)", "{{state}}"),),
+        ),
+        Panel(
+            "Share of the time that a client computes",
+            "bars",
+            "percentunit",
+            "Over two minutes. A client near 100 % is the one that the others wait for.",
+            (Query(f"rate(feddkd_client_computing_seconds_total[2m]) {OF_CLIENT}", "{{client}}"),),
+        ),
+        Panel(
+            "Reconnections in the last hour",
+            "bars",
+            "none",
+            "How often a client had to connect again. Many of them point to its network.",
+            (Query(f"clamp_min(increase(feddkd_client_connections_total[1h]) - 1, 0) {OF_CLIENT}", "{{client}}"),),
+            limits=(3, 10),
+        ),
+    ),
+)
 HOST_ROW = Row(
     "Server",
     (
@@ -300,8 +265,8 @@ HOST_ROW = Row(
             "Certificates",
             "stat",
             "s",
-            "How long the certificates are valid. After that no site can connect. `No data` without TLS.",
-            (Query("feddkd_certificate_expiry_time_seconds{RUN} - time()", "{{role}}"),),
+            "How long each certificate is valid. After that its owner cannot connect. `No data` without TLS.",
+            (Query("feddkd_certificate_expiry_time_seconds{RUN} - time()", "{{instance}} {{role}}"),),
             width=6,
             limits=(14 * 86400, 2 * 86400),
             worse_below=True,
@@ -333,4 +298,4 @@ HOST_ROW = Row(
         ),
     ),
 )
-ROWS = (RUN_ROW, LEARNING_ROW, COST_ROW, SITES_ROW, HOST_ROW)
+ROWS = (RUN_ROW, LEARNING_ROW, COST_ROW, SITES_ROW, CLIENTS_ROW, HOST_ROW)

@@ -310,7 +310,7 @@ def test_payloads_may_be_empty(engine: EngineUnderTest) -> None:
 @on_every_engine
 def test_an_exchange_of_nobody_has_an_outcome(engine: EngineUnderTest) -> None:
     outcome = agreed(engine, exchange_of([], PAYLOAD), HONEST)
-    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "")
+    assert Facts.of(outcome) == Facts(None, [], [], outcome.traffic, Traffic(), "", [])
     assert outcome.traffic.wire_bytes == 0
 
 

@@ -31,6 +31,7 @@ CASES: Mapping[str, Sequence[str]] = {
     "moon": ("algorithm.name=moon",),
     "feddyn": ("algorithm.name=feddyn",),
     "feddkd": (),
+    "centred clipping": ("aggregation.rule=centred_clipping",),
 }
 """Overrides; by name what clients carry from round to round."""
 
@@ -109,6 +110,15 @@ def test_what_codecs_left_out_outlives_the_process(point: str, visit: int, tmp_p
     """Within a round and between two; before a reply counts, after that, and when some clients know and others do not."""
     assert interrupted(tmp_path, "topk", point, visit)
     assert run(tmp_path, "topk", resumed=True) == undisturbed("topk")
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("visit", [2, 5, 6])
+def test_the_centre_that_contributions_are_clipped_around_outlives_the_process(
+    point: str, visit: int, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    assert interrupted(tmp_path, "centred clipping", point, visit)
+    assert run(tmp_path, "centred clipping", resumed=True) == undisturbed("centred clipping")
 
 
 @pytest.mark.parametrize(("point", "visit"), [("engine.acknowledge.before", 3), ("engine.acknowledge.after_first", 7)])

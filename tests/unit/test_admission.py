@@ -14,6 +14,7 @@ from feddkd.exchange import ExampleCounts
 from feddkd.transport.admission import Admission, example_counts
 from feddkd.transport.messages import CLIENT_HEARTBEAT, hello_message
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import CONNECT_TIMEOUT_S, ID_HOLD_S, Owner
 from feddkd.transport.tls import certificate_hash
 
@@ -388,3 +389,18 @@ def test_an_owners_text_does_not_hold_the_secret() -> None:
 def test_what_is_no_owner_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"does not name the owner|non-hexadecimal"):
         Owner.of_text(text)
+
+
+@pytest.mark.parametrize(("client", "examples", "problem"), [
+    ("north", 10, ""), ("north", 11, "11 examples; scheduler.max_examples_of allows north 10"),
+    ("south", 100, ""), ("south", 101, "101 examples; scheduler.max_examples is 100"),
+    ("large", 1000, ""), ("large", 1001, "1001 examples; scheduler.max_examples_of allows large 1000"),
+])  # fmt: skip
+def test_each_client_may_claim_as_many_examples_as_its_own_limit_says(client: str, examples: int, problem: str) -> None:
+    admission = Admission(max_examples=100, max_examples_of={"north": 10, "large": 1000})
+    request = pb.JoinRequest(protocol_version=1, client_id=client, num_examples=examples)
+    if not problem:
+        admission.check(request)
+        return
+    with pytest.raises(NotAdmittedError, match=f"^{problem}$"):
+        admission.check(request)

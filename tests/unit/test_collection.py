@@ -1,5 +1,6 @@
 """When a client's reply counts, and when the client is given up: on a clock that the test moves."""
 
+import hashlib
 import math
 
 import pytest
@@ -394,3 +395,21 @@ def test_a_loss_that_no_useful_model_has_is_told_from_other_bad_numbers() -> Non
     Sender(scene, "a", None, Reply(loss=math.nan)).send()
     Sender(scene, "b", None, Reply(metrics={"x": math.nan})).send()
     assert [missing.cause for missing in scene.collection.missing().values()] == [Cause.DIVERGED, Cause.REFUSED]
+
+
+@pytest.mark.parametrize("hashes_bytes", [False, True])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_contribution_is_named_by_the_hash_of_its_bytes_or_of_their_checksums(hashes_bytes: bool, interrupted: bool) -> None:
+    scene = Scene(hashes_bytes=hashes_bytes)
+    sender = Sender(scene, "a", CONTRIBUTIONS["a"])
+    assert sender.payload is not None
+    chunks = [decode_chunk(frame) for frame in sender.payload.frames(0)]
+    if interrupted:
+        for step in sender.steps()[:2]:
+            step()
+        scene.collection.disconnect("a", scene.now)
+        scene.collection.connect("a", scene.now, holds_broadcast=True)
+    sender.send(scene.collection.contributions["a"].received_bytes)
+    parts = [bytes(chunk.data) if hashes_bytes else chunk.crc32c.to_bytes(4, "little") for chunk in chunks]
+    expected = hashlib.sha256(b"".join(parts)).hexdigest()
+    assert scene.collection.contributions["a"].digest == f"{'sha256' if hashes_bytes else 'sha256-of-crc32c'}:{expected}"

@@ -342,6 +342,8 @@ def test_a_cohort_below_the_quorum_is_refused() -> None:
     [
         (["scheduler.clients=2", "scheduler.min_clients=3"], "min_clients: 3 clients can never answer, scheduler.clients has 2"),
         (["scheduler.clients=['a']", "scheduler.wait_for_clients=2"], "wait_for_clients: 2 clients can never join"),
+        (["scheduler.clients=['a']", "scheduler.max_examples_of={b=2}"], "max_examples_of: 'b' is not in scheduler.clients"),
+        (["scheduler.max_examples_of={B=2}"], "max_examples_of: 'B' is no client id"),
         (["scheduler.clients=3", "scheduler.max_clients=2"], "max_clients: 3 clients are waited for, and 2 may join"),
         (["scheduler.min_clients=3", "scheduler.max_clients=2"], "max_clients: 3 clients are waited for, and 2 may join"),
         (["scheduler.clients=4", "scheduler.enough=3"], "enough: 3 answers are fewer than min_clients = 4; lower that as well"),

@@ -47,6 +47,7 @@ SUMMARY: dict[str, Any] = {
     "snapshot_bytes_down": 0,
     "examples": {},
     "doubtful_labels": {},
+    "outliers": {},
     "exchanges": {"local_train": counts(400_000, 0), "dkd_step": counts(600_000, 300_000)},
 }
 
@@ -133,9 +134,11 @@ def test_the_summary_says_how_many_examples_had_no_label_and_whose_labels_are_in
         capsys,
         examples=labelled | {"site-b": {"labelled": 200, "unlabelled": 30_000}},
         doubtful_labels={"site-b": {"disagreement": 0.42, "median": 0.03, "round": 2}},
+        outliers={"site-a": 3},
     )
     assert "  examples           1,200 labelled, 30,000 unlabelled" in lines
     assert "  labels in doubt    site-b (its teacher contradicts 42%, the median site's 3%)" in lines
+    assert "  outliers           site-a (since round 3): contributions far longer than those of others, or far from them" in lines
 
 
 def test_a_run_says_once_how_many_examples_have_no_label(progress: ConsoleProgress, shown: io.StringIO) -> None:

@@ -35,7 +35,7 @@ TENSOR_EXTRAS = {"dense_bytes_down", "dense_bytes_up", "snapshot_bytes_down"}
 EXCHANGE_EXTRAS = TENSOR_EXTRAS | LOST | {"time", "attempt", "clients_missing", "client_seconds", "gradient_evaluations", "metrics"}
 SUMMARY_EXTRAS = {
     *("run_id", "other_wire_bytes_up", "other_wire_bytes_down", "gradient_evaluations", "cpu_capability"),
-    *("rounds_missed", "not_delivered", "examples", "doubtful_labels", "best_round", "delivered_round", "stopped"),
+    *("rounds_missed", "not_delivered", "examples", "doubtful_labels", "outliers", "best_round", "delivered_round", "stopped"),
     *("started", "ended", "presence", "metric", "final_score", "best_score", "scores"),
     *("payload_bytes_down", "payload_bytes_up", "exchanges", *TENSOR_EXTRAS, *LOST),
 }
@@ -315,12 +315,14 @@ def test_the_summary_counts_labels_by_client_and_names_doubtful_ones(ledger: Led
         *("abc", 2, MODEL, None, None, Traffic(), Traffic(), 1, 1.0, {}, {}),
         examples={"a": ExampleCounts(3, 40), "b": ExampleCounts(7)},
         doubtful_labels={"b": Doubt(0.5, 0.125, 4)},
+        outliers={"c": 2},
     )
     ledger.run_done(record)
     summary = RunFolder.load(tmp_path / "out").summary
     assert summary is not None
     found = summary.model_dump()
     assert found["examples"] == {"a": {"labelled": 3, "unlabelled": 40}, "b": {"labelled": 7, "unlabelled": 0}}
+    assert found["outliers"] == {"c": 2}
     assert found["doubtful_labels"] == {"b": {"disagreement": 0.5, "median": 0.125, "round": 4}}
 
 

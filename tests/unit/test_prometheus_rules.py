@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from promql import PROMETHEUS, RULE_TESTS, RUNBOOK, Expression, alerts, all_expressions, dashboard, metrics_in, panels, rules
 
 from feddkd.config import Config
+from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.prometheus import PrometheusMetrics
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
@@ -80,9 +81,9 @@ def exported() -> set[str]:
         ends = {"counter": ("_total",), "info": ("_info",), "histogram": ("_bucket", "_sum", "_count")}
         return [family.name + end for end in ends.get(family.type, ("",))]
 
-    metrics = PrometheusMetrics(Config())
+    registries = (PrometheusMetrics(Config()).registry, ClientMetrics("site-a").registry)
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    return {name for family in metrics.registry.collect() for name in names(family)} | recorded
+    return {name for registry in registries for family in registry.collect() for name in names(family)} | recorded
 
 
 @pytest.mark.parametrize("expression", all_expressions(), ids=lambda expression: expression.where)

@@ -34,6 +34,8 @@ PUBLIC = [
     "Table",
     "Task",
     "Tensors",
+    "TrackedRun",
+    "Tracker",
     "__version__",
     "load_run",
     "own_settings",

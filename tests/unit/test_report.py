@@ -289,16 +289,16 @@ def test_a_site_has_its_teacher_beside_the_global_model_and_doubtful_labels_come
         "teacher ahead by",
         "disagreement",
         *ATTENDED,
-        "labels",
+        "in doubt",
     ]
     assert table.rows == [
-        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "", "", "in doubt since round 2"],
+        ["client-1", "11", "2,000", "50.0%", "50.0%", "level", "37.5%", "", "", "labels since round 2, contributions since round 1"],
         *(["client-" + k, "1" + k, "2,000", "87.5%", "50.0%", "+37.5 points", "0.0%", "", "", ""] for k in "023"),
     ]
     assert table.strong == {(0, 9)}
     page = report_of(tmp_path, run)
     assert "sites" in pictures(tmp_path)
-    assert "in doubt since round 2" in page.text
+    assert "contributions since round 1" in page.text
 
 
 def test_a_sites_row_has_the_rounds_it_took_part_in_and_its_last_reply(tmp_path: Path) -> None:

@@ -6,16 +6,18 @@ import json
 import math
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from harness import until
+from typer.testing import CliRunner
 
 import feddkd
 from feddkd import TrackedRun, Tracker
+from feddkd.cli import app
 from feddkd.config import Config
 from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation, ExchangeId
@@ -94,7 +96,8 @@ def check_series(series: Series) -> None:
     for name, value in EXPECTED_IN_ROUND_2.items():
         assert [step for step, _ in series[name]] == [1, 2], name
         assert series[name][1][1] == pytest.approx(value), name
-    assert series["by_bytes/accuracy"] == [(42, pytest.approx(0.51)), (84, pytest.approx(0.52))]
+    assert [step for step, _ in series["by_bytes/accuracy"]] == [42, 84]
+    assert [value for _, value in series["by_bytes/accuracy"]] == pytest.approx([0.51, 0.52])
 
 
 def tensorboard_series(folder: Path) -> Series:
@@ -112,12 +115,13 @@ def test_tensorboard_reads_every_number_of_a_run_that_was_resumed_once(tmp_path:
     check_series(tensorboard_series(tmp_path))
 
 
-@pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an MLflow database in the folder."""
+@pytest.fixture(params=["file://{}/mlruns", pytest.param("sqlite:///{}/mlflow.db", marks=pytest.mark.slow)], ids=["files", "database"])
+def mlflow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of MLflow that keeps everything in the folder: in files, or in a database, which takes it ten seconds to make."""
     for module in ("mlflow", "sqlalchemy", "alembic"):
         pytest.importorskip(module)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", request.param.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hospitals")
     from mlflow import MlflowClient
 
@@ -165,6 +169,7 @@ def wandb_records(file: Path) -> list[Any]:
     """Read an offline file: the library's own messages in the log format of LevelDB. It has no reader in Python any more."""
     from wandb.proto import wandb_internal_pb2
 
+    message: Any = wandb_internal_pb2
     content, place, parts, records = file.read_bytes(), FILE_HEADER, b"", []
     while place + RECORD_HEADER <= len(content):
         if BLOCK - place % BLOCK < RECORD_HEADER:  # no room for a record's header: filled up
@@ -174,7 +179,7 @@ def wandb_records(file: Path) -> list[Any]:
         parts += content[place + RECORD_HEADER : place + RECORD_HEADER + size]
         place += RECORD_HEADER + size
         if kind in (1, 4):  # whole, or the last part
-            records.append(wandb_internal_pb2.Record.FromString(parts))
+            records.append(message.Record.FromString(parts))
             parts = b""
     return records
 
@@ -186,8 +191,11 @@ def wandb_row(history: Any) -> dict[str, Any]:
 class Kept(Tracker):
     """Keeps what it is told."""
 
+    made: ClassVar[list[Kept]] = []
+
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.made.append(self)
 
     def begin(self, run: TrackedRun) -> str:
         self.told.append(("begin", run.known_as))
@@ -201,11 +209,10 @@ class Kept(Tracker):
 
 
 def test_a_tracker_of_ones_own_follows_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Kept] = []
-    monkeypatch.setattr(Kept, "__init__", lambda self: (setattr(self, "told", []), made.append(self))[0])
+    monkeypatch.setattr(Kept, "made", [])
     settings = {"rounds": 2, "dkd.steps": 1, "partition.clients": 2, "partition.labels": 5}
     run = feddkd.run(settings, track=f"{__name__}:Kept", out=tmp_path / "run", progress=False)
-    (kept,) = made
+    (kept,) = Kept.made
     assert kept.told == [("begin", ""), *[(row["round"], row["cumulative_wire_bytes"]) for row in run.rounds], True]
 
 
@@ -265,7 +272,7 @@ def test_a_run_that_fails_before_it_begins_tells_no_tracker(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", list(TRACKERS))
 def test_what_is_not_installed_is_said_with_the_command_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "find_spec", lambda module: None)
-    with pytest.raises(ConfigError, match=rf"--track {name}: .* not installed; install it with\n.*install"):
+    with pytest.raises(ConfigError, match=rf"--track {name}: .* not installed; install what is missing with\n.*install"):
         tracker_of(name)
 
 
@@ -280,3 +287,15 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(name: s
 def test_a_name_that_stands_for_no_tracker_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tracker_of(name)
+
+
+@pytest.mark.parametrize("arguments", [["run", "--out", "record"], ["server", "s.toml", "--listen", "127.0.0.1:0", "--state", "record"]])
+def test_a_tracker_that_cannot_be_used_is_said_before_anything_starts(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracker_module, "find_spec", lambda module: None)
+    result = CliRunner().invoke(app, [*arguments, "--track", "mlflow"])
+    assert isinstance(result.exception, ConfigError)
+    assert "--track mlflow: mlflow, sqlalchemy, alembic are not installed; install what is missing with" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from feddkd.exchange import Evaluation
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord
 
 MOST_ROUNDS = 400
-"""Rounds that are kept; of a longer run, each second, fourth, eighth... and the last one."""
+"""Rounds that are kept; of a longer run, the first one and each second, fourth, eighth... after it, and the last two."""
 
 MOST_KINDS = 12
 """Exchange names that are told apart; a user's own algorithm may make up any number."""
@@ -54,8 +54,7 @@ class RoundHistory:
         """Return the row of a round, and begin it if there is none. Thins the rows before it."""
         if round_number not in self._rows:
             self._rows[round_number] = {"round": round_number, "bytes": {}}
-            if len(self._rows) > MOST_ROUNDS:
-                self._thin(round_number)
+            self._thin(round_number)
         return self._rows[round_number]
 
     def latest(self, key: str) -> tuple[int, float | str] | None:
@@ -104,7 +103,10 @@ class RoundHistory:
         }
 
     def _thin(self, newest: int) -> None:
+        """Leave out the rounds between those that are kept. The last two stay: one of them may still be open."""
+        if (newest - 3) % self._stride:
+            self._rows.pop(newest - 2, None)
         while len(self._rows) > MOST_ROUNDS:
             self._stride *= 2
-            kept = {number: row for number, row in self._rows.items() if number % self._stride == 0 or number >= newest - 1}
+            kept = {number: row for number, row in self._rows.items() if (number - 1) % self._stride == 0 or number >= newest - 1}
             self._rows = kept

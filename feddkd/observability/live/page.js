@@ -18,7 +18,7 @@ function size(bytes) {
 
 function duration(seconds) {
   if (seconds < 1) return `${Number(seconds.toPrecision(2))} s`;
-  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 60) return `${Number(seconds.toFixed(seconds < 10 ? 1 : 0))} s`;
   const whole = Math.floor(seconds), two = number => String(number).padStart(2, "0");
   if (whole < 3600) return `${Math.floor(whole / 60)}:${two(whole % 60)} min`;
   return `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)} h`;
@@ -111,7 +111,9 @@ function showLearning() {
   const scored = last("score") ?? last("client_score");
   const where = last("score") ? "test set" : "clients' held-out data";
   put("score-title", title);
-  put("score-chart-title", title);
+  // Where the loss is the metric of the task, one tile has it.
+  put("score-chart-title", title === "Loss" ? "Loss of the global model" : title);
+  at("loss-tile").hidden = title === "Loss";
   put("score", scored ? score(scored[1]) : "–");
   const best = run.best ? `, best ${score(run.best[1])} in round ${run.best[0]}` : "";
   put("score-note", scored ? `round ${scored[0]}, ${where}${best}` : run.has_test_set ? "after the first round" : "no test set at the server");
@@ -159,7 +161,7 @@ function showClients() {
   at("clients").className = `value${clients.lost ? " lost" : ""}`;
   const doing = isOver() ? "were there at the end" : `${clients.working} working, ${clients.connected} ready`;
   put("clients-note", here ? doing : "nobody is connected");
-  put("clients-more", clients.more ? `and ${plural(clients.more, "more client")} in order` : "");
+  put("clients-more", clients.more ? `${plural(clients.more, "more client")} not listed` : "");
   at("client-rows").replaceChildren(...clients.rows.map(clientRow));
 }
 
@@ -194,7 +196,9 @@ function showLog() {
     const time = make("time", "", new Date(1000 * line.at_s).toLocaleTimeString("en-GB"));
     time.dateTime = new Date(1000 * line.at_s).toISOString();
     item.append(time, make("span", "", line.text));
-    list.prepend(item);
+    item.dataset.at = line.at_s;
+    // A round is told of late where its accuracy comes with the next broadcast.
+    list.insertBefore(item, [...list.children].find(other => Number(other.dataset.at) <= line.at_s) ?? null);
   }
   if (isAtTop) list.scrollTop = 0;
 }
@@ -364,7 +368,18 @@ function showCharts() {
 
 // ---- the stream
 
+// The history comes once a round; the bytes of the open round come with every exchange.
+function mergeOpenRound() {
+  const { run, history: { rounds } } = state;
+  if (!run || !run.round) return;
+  const row = rounds.at(-1);
+  if (row && row.round === run.round) row.bytes = run.in_round;
+  else if (!row || row.round < run.round) rounds.push({ round: run.round, bytes: run.in_round });
+}
+
 function showAll() {
+  mergeOpenRound();
+  showConnection();
   showRun(); showExchange(); showLearning(); showTime(); showClients(); showCharts();
 }
 
@@ -389,7 +404,7 @@ function listen() {
   });
   take("run", showAll);
   take("clients", () => { showClients(); showExchange(); });
-  take("history", () => { showLearning(); showTime(); showCharts(); });
+  take("history", () => { mergeOpenRound(); showLearning(); showTime(); showCharts(); });
   take("log", showLog);
   source.addEventListener("error", () => {
     view.connected = false;

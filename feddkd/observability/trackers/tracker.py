@@ -90,8 +90,8 @@ def tracker_of(name: str) -> Tracker:
         raise ConfigError(f"{OPTION} {name!r}: {', '.join(TRACKERS)} or package.module:Class is expected")
     missing = [module for module in found.modules if find_spec(module) is None]
     if missing:
-        how = f"; install it with\n  {install_command(found.extra)}" if found.extra else ""
-        raise ConfigError(f"{OPTION} {name}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed{how}")
+        how = f"; install what is missing with\n  {install_command(found.extra)}" if found.extra else ""
+        raise ConfigError(f"{OPTION} {name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed{how}")
     made: Tracker = found()
     return made
 

@@ -1,0 +1,429 @@
+"""Who may take part as whom: certificates and join tokens against a real server, with what both ends are told.
+
+The same tables are in docs/how-to/identity.md; a test compares them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fake_streams import FakeInbox
+from pki import DAY, NOW, Pki
+
+from feddkd.errors import RefusedError, StateError, TransportError
+from feddkd.exchange import ExampleCounts
+from feddkd.observability.audit import AuditLog, verify
+from feddkd.transport.client import ServerConnection
+from feddkd.transport.entrance import Entrance
+from feddkd.transport.gate import utc_now
+from feddkd.transport.join_tokens import JoinTokens
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.register import NoRegister, Register
+from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.tls import ClientTls, client_tls, server_tls
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "identity.md"
+JOINS = "takes part"
+REFUSED = "refused"
+COUNTS = ExampleCounts(5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: what a client that asks for "north" shows, and what both ends say; "..." stands for anything.
+
+    Attributes:
+        client: the client's message after "server HOST:PORT: "; empty where it takes part.
+        at_server: whether the server's log and audit log say the same; otherwise the handshake fails before it knows anybody.
+    """
+
+    shows: str
+    client: str = ""
+    at_server: bool = False
+
+    @property
+    def outcome(self) -> str:
+        return REFUSED if self.client else JOINS
+
+
+NOT_ACCEPTED = "it does not accept the certificate --tls-cert ..."
+NOT_ASKED = "not for the client id 'north' that it asks for"
+
+CERTIFICATES = [
+    Case("its own certificate"),
+    Case("a certificate of several ids, its own among them"),
+    Case("a certificate with the URI feddkd:north"),
+    Case("a certificate without alternative names, with the common name north"),
+    Case(
+        "the certificate of another client",
+        f"the certificate of this client is for south, {NOT_ASKED}",
+        True,
+    ),
+    Case(
+        "a certificate whose name differs in case",
+        f"the certificate of this client is for North, {NOT_ASKED}",
+        True,
+    ),
+    Case("no certificate", "it admits only clients with a certificate: give one with --tls-cert and --tls-key"),
+    Case(
+        "an expired certificate",
+        f"{NOT_ACCEPTED}: it has expired on ..., and this machine's clock says ...",
+    ),
+    Case(
+        "a certificate that is not yet valid",
+        f"{NOT_ACCEPTED}: it is not valid before ..., and this machine's clock says ...",
+    ),
+    Case("a revoked certificate", "the certificate of this client (north, serial number ...) is revoked", True),
+    Case("a certificate of another CA", f"{NOT_ACCEPTED}: the CA in --tls-ca ... has not signed it"),
+    Case(
+        "the certificate of a server",
+        f"{NOT_ACCEPTED}: it is for a server, or the server's --tls-client-ca is another one than --tls-ca, "
+        "or its clock differs from this machine's",
+    ),
+    Case("its own, to a server whose certificate is for another host", "its certificate is for another host name than 127.0.0.1"),
+    Case("its own, to a server whose certificate has expired", "its certificate has expired"),
+    Case("its own, to a server of another CA", "its certificate is not trusted by --tls-ca ... (unable to get local issuer certificate)"),
+]
+
+TOKENS = [
+    Case("its token, at its first join"),
+    Case("its token once more, or none, from the same state directory"),
+    Case("the same after a restart of the server"),
+    Case("no token, at its first join", "this server asks for a join token at a client's first join: give it with --join-token-file", True),
+    Case("another token", "the join token is not that of client id 'north'", True),
+    Case("the token of another client", "the join token is not that of client id 'north'", True),
+    Case(
+        "a token that was used, from another state directory",
+        "the join token of 'north' was used at ... by another process of this id, and is good for one only: "
+        "have another one made, or join with the state directory of before",
+        True,
+    ),
+]
+
+
+class Taken(NoRegister):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.refusals: list[tuple[str, str]] = []
+
+    def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: object, unsaid: int) -> None:
+        self.refusals.append((client_id, reason))
+
+
+@dataclass
+class Place:
+    """Certificates of a CA for everything that the table needs; `other` is a CA that nobody trusts."""
+
+    pki: Pki
+    other: Pki
+    shown: dict[str, Path | None] = field(default_factory=dict)
+    servers: dict[str, Path] = field(default_factory=dict)
+
+    def tls_of(self, shows: str) -> ClientTls | None:
+        file = self.shown[shows]
+        return client_tls(self.pki.ca, file, file.with_suffix(".key") if file is not None else None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    pki, other = Pki(tmp_path_factory.mktemp("ca")), Pki(tmp_path_factory.mktemp("other"), "other CA")
+    names = [case.shows for case in CERTIFICATES]
+    files = [
+        pki.client("north"),
+        pki.client("several", ["east", "north", "west"]),
+        pki.handmade("by-uri", uri="feddkd:north"),
+        pki.handmade("north", file="by-common-name"),
+        pki.client("south"),
+        pki.client("North"),
+        None,
+        pki.client("expired", ["north"], starts=NOW - 20 * DAY, days=5),
+        pki.client("later", ["north"], starts=NOW + 5 * DAY),
+        pki.client("revoked", ["north"]),
+        other.client("north"),
+        pki.server("server"),
+    ]
+    shown = dict(zip(names, [*files, *[files[0]] * 3], strict=True))
+    pki.revoke("revoked")
+    servers = {
+        names[-3]: pki.server("elsewhere", ["fed.example.org"]),
+        names[-2]: pki.server("old", starts=NOW - 20 * DAY, days=5),
+        names[-1]: other.server(),
+    }
+    return Place(pki, other, shown, servers)
+
+
+@contextmanager
+def serving(entrance: Entrance) -> Iterator[tuple[FederationServer, str]]:
+    server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=Admission())
+    address = f"127.0.0.1:{server.start('127.0.0.1', 0, entrance)}"
+    try:
+        yield server, address
+    finally:
+        server.stop()
+
+
+def entrance_of(place: Place, shows: str = "", register: Register | None = None, *, any_certificate: bool = False) -> Entrance:
+    file = place.servers.get(shows, place.pki.folder / "server.pem")
+    tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=place.pki.crl, any_certificate=any_certificate)
+    return Entrance(tls, register=register or NoRegister())
+
+
+def join(address: str, tls: ClientTls | None, *, instance: str = "secret", client_id: str = "north", token: str = "") -> None:
+    """Join as a client does. Raises TransportError."""
+
+    async def joining() -> None:
+        async with ServerConnection(address, tls) as connection:
+            await connection.join(client_id, COUNTS, instance, join_token=token)
+
+    asyncio.run(joining())
+
+
+def pattern_of(message: str) -> str:
+    return ".*".join(map(re.escape, message.split("...")))
+
+
+@pytest.mark.parametrize("case", CERTIFICATES, ids=lambda case: case.shows)
+def test_a_certificate_admits_its_own_ids_and_no_other(place: Place, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    taken = Taken()
+    with serving(entrance_of(place, case.shows, taken)) as (server, address):
+        check(case, taken, caplog, lambda: join(address, place.tls_of(case.shows)))
+        assert [session.client_id for session in server.sessions()] == ([] if case.client else ["north"])
+
+
+def check(case: Case, taken: Taken, caplog: pytest.LogCaptureFixture, attempt: Callable[[], None]) -> None:
+    """Check that an attempt comes to what the table says, at both ends."""
+    if not case.client:
+        attempt()
+        assert taken.refusals == []
+        return
+    with pytest.raises(RefusedError, match=f"^server 127\\.0\\.0\\.1:\\d+: {pattern_of(case.client)}$"):
+        attempt()
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refused")]
+    assert len(taken.refusals) == len(said) == int(case.at_server)
+    for (client_id, reason), line in zip(taken.refusals, said, strict=True):
+        assert client_id == "north"
+        assert re.fullmatch(pattern_of(case.client), reason)
+        assert re.fullmatch(f"refused north at ipv4:127\\.0\\.0\\.1:\\d+: {pattern_of(case.client)}", line)
+
+
+def test_another_ones_certificate_is_enough_where_the_server_asks_for_no_name(place: Place) -> None:
+    with serving(entrance_of(place, any_certificate=True)) as (_, address):
+        join(address, place.tls_of("the certificate of another client"))
+        with pytest.raises(TransportError, match="another process owns the client id 'north'"):
+            join(address, place.tls_of("its own certificate"), instance="another")
+        with pytest.raises(RefusedError, match="is revoked"):
+            join(address, place.tls_of("a revoked certificate"), client_id="revoked")
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_certificate_that_is_renewed_during_a_run_needs_no_restart(tmp_path: Path, end: str) -> None:
+    pki = Pki(tmp_path)
+    server_file, file = pki.server(), pki.client("north")
+    entrance = Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))
+    tls = client_tls(pki.ca, file, file.with_suffix(".key"))
+    with serving(entrance) as (server, address):
+
+        async def take_part() -> list[bytes | None]:
+            found = []
+            async with ServerConnection(address, tls) as connection:
+                for instance in ("first", "started again without its state directory"):
+                    await connection.join("north", COUNTS, instance)
+                    (session,) = server.sessions()
+                    found.append(session.owner.certificate)
+                    pki.renew("north" if end == "client" else "server")
+            return found
+
+        before, after = asyncio.run(take_part())
+        assert (before != after) == (end == "client")
+        assert shown_by(address, pki.ca) == server_file.read_text()
+
+
+def shown_by(address: str, ca: Path) -> str:
+    """Return the certificate that a server shows to a new connection."""
+    import socket
+    import ssl
+
+    from feddkd.transport.tls_problems import host_and_port
+
+    context = ssl.create_default_context(cafile=str(ca))
+    host, port = host_and_port(address)
+    with socket.create_connection((host, port)) as connection, context.wrap_socket(connection, server_hostname=host) as secure:
+        der = secure.getpeercert(binary_form=True)
+    assert der is not None
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+@pytest.mark.parametrize("broken", [b"", b"-----BEGIN CERTIFICATE-----\nMIIB", b"\xff\x00"])
+def test_a_half_written_file_keeps_the_last_good_one_with_one_warning(
+    tmp_path: Path, broken: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki = Pki(tmp_path)
+    server_file, file = pki.server(), pki.client("north")
+    good = server_file.read_text()
+    tls = client_tls(pki.ca, file, file.with_suffix(".key"))
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
+        server_file.write_bytes(broken)
+        file.write_bytes(broken)
+        for instance in ("one", "two"):
+            join(address, tls, instance=instance)
+        assert shown_by(address, pki.ca) == good
+    said = [record.getMessage() for record in caplog.records if "stays in use" in record.getMessage()]
+    assert len([line for line in said if str(server_file) in line]) == 1
+    assert len([line for line in said if str(file) in line]) == 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = utc_now()
+
+    def __call__(self) -> datetime.datetime:
+        return self.now
+
+
+@pytest.mark.parametrize("event", ["revoked", "expired"])
+def test_a_stream_ends_when_its_certificate_is_revoked_or_has_expired(tmp_path: Path, event: str) -> None:
+    pki, clock = Pki(tmp_path / "ca"), Clock()
+    server_file, file = pki.server(), pki.client("north")
+    crl = tmp_path / "crl.pem"
+    shutil.copy(pki.crl, crl)
+    tls = client_tls(pki.ca, file, file.with_suffix(".key"))
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, crl=crl, clock=clock))) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address, tls) as connection:
+                joined = await connection.join("north", COUNTS, "secret")
+                async with connection.participate(joined.session_token) as stream:
+                    await asyncio.to_thread(until_connected, server)
+                    await asyncio.wrap_future(server.call(server.check_certificates()))
+                    assert [session.client_id for session in server.connected()] == ["north"]
+                    if event == "revoked":
+                        pki.revoke("north")
+                        shutil.copy(pki.crl, crl)
+                    else:
+                        clock.now += 100 * DAY
+                    await asyncio.wrap_future(server.call(server.check_certificates()))
+                    with pytest.raises(
+                        RefusedError, match=f"the certificate of this client .* {'is revoked' if event == 'revoked' else 'has expired on'}"
+                    ):
+                        async for _ in stream.messages():
+                            pass
+                with pytest.raises(RefusedError, match=event):
+                    await connection.join("north", COUNTS, "secret")
+
+        asyncio.run(take_part())
+
+
+def until_connected(server: FederationServer) -> None:
+    """Wait for the server's loop to have taken in the stream."""
+
+    async def connected() -> None:
+        while not server.connected():  # noqa: ASYNC110 - nobody sets an event for tests
+            await asyncio.sleep(0)
+
+    server.call(connected()).result(30.0)
+
+
+def test_a_list_that_becomes_unreadable_stays_in_use_and_one_of_another_ca_is_refused_at_the_start(
+    tmp_path: Path, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = place.pki.folder / "server.pem"
+    for content, problem in ((b"nothing", "holds no list of revoked"), (place.other.crl.read_bytes(), "of another CA")):
+        crl = tmp_path / "crl.pem"
+        crl.write_bytes(content)
+        with pytest.raises(Exception, match=problem):
+            server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=crl)
+        crl.write_bytes(place.pki.crl.read_bytes())
+        tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=crl)
+        with serving(Entrance(tls)) as (server, address):
+            crl.write_bytes(content)
+            server.call(server.check_certificates()).result()
+            with pytest.raises(RefusedError, match="is revoked"):
+                join(address, place.tls_of("a revoked certificate"))
+            join(address, place.tls_of("its own certificate"))
+        assert problem in caplog.text
+        assert "stays in use" in caplog.text
+
+
+def test_a_list_past_its_next_update_locks_nobody_out_and_is_named_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    clock.now += 400 * DAY  # beyond the list's next update, and within no certificate: only the list is looked at
+    file = place.pki.folder / "server.pem"
+    tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=place.pki.crl, clock=clock)
+    assert tls is not None
+    caplog.clear()
+    for _ in range(3):
+        tls.gate.refresh()
+    assert len([record for record in caplog.records if "is out of date since" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("case", TOKENS, ids=lambda case: case.shows)
+def test_a_join_token_admits_one_client_once(tmp_path: Path, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "tokens.json"
+    token, others = JoinTokens(file).make("north"), JoinTokens(file).make("south")
+    caplog.set_level(logging.DEBUG)
+    taken = Taken()
+    joins: dict[str, list[tuple[str, str]]] = {  # instance and token; the last one is what the case is about
+        TOKENS[0].shows: [("one", token)],
+        TOKENS[1].shows: [("one", token), ("one", token), ("one", "")],
+        TOKENS[2].shows: [("one", token), ("one", "")],
+        TOKENS[3].shows: [("one", "")],
+        TOKENS[4].shows: [("one", "fdk_" + "A" * 43)],
+        TOKENS[5].shows: [("one", others)],
+        TOKENS[6].shows: [("one", token), ("two", token)],
+    }
+    *before, (instance, shown) = joins[case.shows]
+    with serving(Entrance(tokens=JoinTokens(file))) as (_, address):
+        for earlier_instance, earlier_token in before:
+            join(address, None, instance=earlier_instance, token=earlier_token)
+    # A server that has just started holds the id for nobody: only the file speaks.
+    with serving(Entrance(tokens=JoinTokens(file), register=taken)) as (server, address):
+        check(case, taken, caplog, lambda: join(address, None, instance=instance, token=shown))
+        assert [session.client_id for session in server.sessions()] == ([] if case.client else ["north"])
+    assert token not in file.read_text()
+    assert token not in caplog.text
+
+
+def test_the_documentation_has_the_same_tables() -> None:
+    lines = DOCS.read_text().splitlines()
+    for case in (*CERTIFICATES, *TOKENS):
+        where = "both ends" if case.at_server else "the client" if case.client else ""
+        message = f"`{case.client}`" if case.client else ""
+        assert f"| {case.shows} | {case.outcome} | {message} | {where} |" in lines
+
+
+def test_the_audit_log_says_who_came_and_who_was_refused(tmp_path: Path, place: Place) -> None:
+    with AuditLog(tmp_path / "audit.jsonl", "run") as audit, serving(entrance_of(place, register=audit)) as (_, address):
+        join(address, place.tls_of("its own certificate"))
+        for _ in range(3):  # said once
+            with pytest.raises(RefusedError):
+                join(address, place.tls_of("the certificate of another client"))
+    joined, refused = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert (joined["event"], joined["client"], joined["certificate"]["names"]) == ("joined", "north", ["north"])
+    assert (refused["event"], refused["client"], refused["kind"]) == ("refused", "north", "identity")
+    assert refused["certificate"]["subject"] == "CN=south"
+    assert refused["peer"].startswith("ipv4:127.0.0.1:")
+    assert verify(tmp_path / "audit.jsonl").lines == 2
+
+
+def test_a_damaged_file_of_tokens_is_named_at_the_start_and_admits_nobody_later(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    with pytest.raises(StateError, match="there are no join tokens"):
+        JoinTokens(file).check()
+    token = JoinTokens(file).make("north")
+    with serving(Entrance(tokens=JoinTokens(file))) as (_, address):
+        file.write_text("{")
+        with pytest.raises(TransportError, match=r"tokens\.json is damaged"):
+            join(address, None, token=token)
+    with pytest.raises(StateError, match="is damaged"):
+        JoinTokens(file).check()

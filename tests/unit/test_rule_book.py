@@ -1,0 +1,283 @@
+"""Which rule reduces an exchange, what it is compared with, and what is refused before a run starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from harness import RUN_ID, filled
+
+from feddkd import algorithms
+from feddkd.aggregator.centred_clipping import CentredClipping
+from feddkd.aggregator.history import History
+from feddkd.aggregator.krum import Krum
+from feddkd.aggregator.mean import GuardedMean
+from feddkd.aggregator.median import CoordinateMedian
+from feddkd.aggregator.rule import Rule, Setting
+from feddkd.aggregator.weighted_mean import WeightedMean
+from feddkd.config import Config, CustomRuleConfig
+from feddkd.errors import ConfigError
+from feddkd.exchange import ExampleCounts, ExchangeId, ExchangeKind, Outcome, Reply
+from feddkd.scheduler import checkpoint
+from feddkd.scheduler.blobs import Blob
+from feddkd.scheduler.downlink import Downlink
+from feddkd.scheduler.plan import ExchangePlan
+from feddkd.scheduler.rule_book import RuleBook, check_rules
+from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.traffic import Traffic
+
+SCHEMA = Schema([TensorSpec("w", torch.float32, (4,))])
+SIZES = {"a": 1.0, "b": 2.0}
+
+
+def book(*overrides: str) -> RuleBook:
+    return RuleBook(Config.load(overrides=overrides).aggregation)
+
+
+def outcome(ratios: Mapping[str, float], reduced: Tensors | None = None) -> Outcome:
+    return Outcome(reduced, {}, {}, Traffic(), 0.0, ratios=ratios)
+
+
+class Own:
+    """A rule that a configuration names by its import path."""
+
+    keeps_previous = False
+
+    @classmethod
+    def of(cls, settings: CustomRuleConfig, setting: Setting) -> Rule:
+        assert settings.settings == {"power": 2}
+        assert setting.sizes == SIZES
+        return WeightedMean(passes=3)
+
+
+# Which rule.
+
+
+def test_by_default_every_exchange_has_the_guarded_mean() -> None:
+    rule = book().rule("dkd_step", SCHEMA, SIZES)
+    assert isinstance(rule, GuardedMean)
+    assert (rule.longest, rule.outlier_ratio, rule.sizes) == (32.0, 7.0, SIZES)
+
+
+def test_a_rule_is_chosen_for_all_exchanges_and_for_one() -> None:
+    chosen = book("aggregation.rule=median", 'aggregation.rules.dkd_step={name = "krum", hostile = 2}')
+    assert isinstance(chosen.rule("local_train", SCHEMA, SIZES), CoordinateMedian)
+    krum = chosen.rule("dkd_step", SCHEMA, SIZES)
+    assert isinstance(krum, Krum)
+    assert krum.hostile == 2
+    assert isinstance(chosen.rule("sgd_step", SCHEMA, SIZES), Krum)  # it stands in for dkd_step
+
+
+def test_keys_of_a_rule_are_set_one_by_one() -> None:
+    table = Config.load(overrides=["aggregation.rule.name=trimmed_mean", "aggregation.rule.trim=0.3"]).aggregation.rule
+    assert table.model_dump() == {"name": "trimmed_mean", "trim": 0.3}
+
+
+def test_a_rule_of_your_own_has_its_settings() -> None:
+    rule = book(f'aggregation.rule={{name = "{__name__}:Own", power = 2}}').rule("local_train", SCHEMA, SIZES)
+    assert rule == WeightedMean(passes=3)
+
+
+def test_a_configuration_with_rules_is_read_back_as_it_was_written() -> None:
+    config = Config.load(overrides=["aggregation.rule=median", 'aggregation.rules.dkd_step={name = "krum", hostile = 2}'])
+    assert Config.loads(config.to_toml()) == config
+
+
+def test_clients_are_not_told_how_contributions_are_reduced() -> None:
+    config = Config.load(overrides=["aggregation.rule=median", "aggregation.max_norm.dkd_step=3"])
+    assert "aggregation" not in config.shared_toml()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("aggregation.rule.trim=0.1", r"aggregation\.rule\.trim"),
+        ('aggregation.rule={name = "trimmed_mean", trim = 0.5}', r"aggregation\.rule\.trim = 0\.5"),
+        ('aggregation.rule={name = "trimmed_mean", trim = -0.1}', r"aggregation\.rule\.trim = -0\.1"),
+        ("aggregation.rule=mode", r"aggregation\.rule.*'mode'"),
+        ("aggregation.weight_cap=-1", r"aggregation\.weight_cap = -1"),
+        ("aggregation.outlier_exchanges=0", r"aggregation\.outlier_exchanges = 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.load(overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["aggregation.rules.train=median"],
+            r"^aggregation\.rules\.train: this algorithm has no such exchange; it has dkd_step",
+        ),
+        (
+            ["scheduler.clients=6", 'aggregation.rule={name = "krum", hostile = 2}'],
+            r"^aggregation\.rule: krum with these settings needs 7 clients or more, and a round of this configuration gives 6$",
+        ),
+        (
+            ["scheduler.clients=10", "scheduler.cohort=4", "aggregation.rules.dkd_step=krum"],
+            r"^aggregation\.rules\.dkd_step: krum with these settings needs 5 clients or more, and a round .* gives 4$",
+        ),
+        (
+            ["algorithm.name=scaffold", "aggregation.rule=median"],
+            r"^aggregation\.rule = 'median': scaffold needs the mean, because",
+        ),
+        (
+            ["communication.up=topk:0.01", "aggregation.rule=median"],
+            r"^aggregation: median reduces every element by itself, and",
+        ),
+        (["aggregation.rule=feddkd.config:Config"], r"'feddkd\.config:Config' is no rule"),
+        (["aggregation.rule=nowhere.at.all:Rule"], r"nowhere\.at\.all:Rule"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_a_run(overrides: Sequence[str], message: str) -> None:
+    config = Config.load(overrides=overrides)
+    algorithm = algorithms.build(config)
+    with pytest.raises(ConfigError, match=message):  # noqa: PT012  # either of them
+        config.check_exchanges(algorithm.exchanges(config))
+        check_rules(config, algorithm)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.name=scaffold"],
+        ["communication.up=topk:0.01", "aggregation.rule=geometric_median"],
+        ["communication.local_train.up=topk:0.01", "aggregation.rules.dkd_step=median"],
+        ["scheduler.clients=7", 'aggregation.rule={name = "krum", hostile = 2}'],
+    ],
+)
+def test_what_makes_sense_is_not_refused(overrides: Sequence[str]) -> None:
+    config = Config.load(overrides=overrides)
+    check_rules(config, algorithms.build(config))
+
+
+# What is remembered.
+
+
+def test_the_last_result_is_the_next_centre_of_the_exchanges_of_its_name() -> None:
+    chosen, last = book("aggregation.rule=centred_clipping"), filled(SCHEMA, 1)
+    chosen.take_in("dkd_step", outcome({}, last))
+    there, elsewhere = chosen.rule("dkd_step", SCHEMA, SIZES), chosen.rule("local_train", SCHEMA, SIZES)
+    assert isinstance(there, CentredClipping)
+    assert isinstance(elsewhere, CentredClipping)
+    assert (there.previous, elsewhere.previous) == (last, None)
+
+
+def test_a_result_of_another_form_is_no_centre() -> None:
+    chosen = book("aggregation.rule=centred_clipping")
+    chosen.take_in("dkd_step", outcome({}, filled(Schema([TensorSpec("v", torch.float32, (4,))]), 1)))
+    rule = chosen.rule("dkd_step", SCHEMA, SIZES)
+    assert isinstance(rule, CentredClipping)
+    assert rule.previous is None
+
+
+def test_outliers_are_counted_in_a_row_over_all_exchanges_and_named_once() -> None:
+    chosen = book()
+    loud, calm = {"a": 50.0, "b": 1.0}, {"a": 1.0, "b": 1.0}
+    found = [chosen.take_in(name, outcome(ratios)) for name, ratios in [("local_train", loud), *[("dkd_step", loud)] * 3]]
+    assert [outliers.running for outliers in found] == [{"a": 1}, {"a": 2}, {"a": 3}, {"a": 4}]
+    assert [outliers.named for outliers in found] == [(), (), ("a",), ()]
+    assert chosen.take_in("self_training", outcome(calm)).running == {"a": 0}
+    assert chosen.take_in("self_training", outcome(calm)).running == {}
+
+
+def test_a_client_that_did_not_reply_keeps_its_count() -> None:
+    chosen = book()
+    chosen.take_in("local_train", outcome({"a": 50.0, "b": 1.0}))
+    assert chosen.take_in("local_train", outcome({"b": 1.0})).running == {}
+    assert chosen.take_in("dkd_step", outcome({"a": 50.0, "b": 1.0})).running == {"a": 2}
+
+
+def test_no_ratio_makes_an_outlier_where_there_is_no_limit() -> None:
+    assert book("aggregation.outlier_ratio=0").take_in("local_train", outcome({"a": 1e9})).running == {}
+
+
+def test_what_is_remembered_survives_a_restart() -> None:
+    first = book("aggregation.rule=centred_clipping")
+    first.take_in("dkd_step", outcome({"a": 50.0, "b": 0.5, "c": 1 / 3}, filled(SCHEMA, 1)))
+    first.take_in("local_train", outcome({"a": 1.1}))
+    config = Config()
+    tensors, text = checkpoint.encode({}, Downlink(config).state(), first.state())
+    _, _, state = checkpoint.decode(Blob(tensors, text))
+    second = book("aggregation.rule=centred_clipping")
+    second.load(state)
+    rule = second.rule("dkd_step", SCHEMA, SIZES)
+    assert isinstance(rule, CentredClipping)
+    assert rule.previous is not None
+    assert rule.previous.sha256() == filled(SCHEMA, 1).sha256()
+    again = outcome({"a": 50.0, "b": 1.0}, filled(SCHEMA, 2))
+    assert second.take_in("dkd_step", again) == first.take_in("dkd_step", again)
+    assert dataclasses.replace(second.state().past["dkd_step"], previous=None) == dataclasses.replace(
+        first.state().past["dkd_step"], previous=None
+    )
+
+
+def test_a_state_does_not_change_with_later_exchanges() -> None:
+    chosen = book()
+    chosen.take_in("local_train", outcome({"a": 50.0}))
+    before = chosen.state()
+    chosen.take_in("local_train", outcome({"a": 50.0}))
+    assert before.running == {"a": 1}
+    assert before.past["local_train"].history.exchanges == 1
+    chosen.load(before)
+    assert chosen.take_in("local_train", outcome({"a": 50.0})).running == {"a": 2}
+    assert History().after({"a": 50.0}).exchanges == 1
+
+
+# Weights.
+
+
+def plan(*overrides: str) -> ExchangePlan:
+    config = Config.load(overrides=overrides)
+    return ExchangePlan(config, {"local_train": ExchangeKind()}, SCHEMA, RuleBook(config.aggregation), Downlink(config))
+
+
+def test_a_claim_is_reduced_to_the_cap() -> None:
+    available = {client: ExampleCounts(number) for client, number in {"a": 10, "b": 20, "c": 30, "none": 0}.items()}
+    assert plan().largest_weight("local_train", available) == 600.0
+    assert plan("aggregation.weight_cap=2").largest_weight("local_train", available) == 40.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counts"), [(["aggregation.weight_cap=0"], (1, 1, 2**53)), ([], (1, 2**53)), ([], (1, 2**53, 0, 0, 0))]
+)
+def test_there_is_no_cap_where_none_is_wanted_or_too_few_have_a_weight(overrides: Sequence[str], counts: Sequence[int]) -> None:
+    available = {str(number): ExampleCounts(count) for number, count in enumerate(counts)}
+    assert plan(*overrides).largest_weight("local_train", available) == float("inf")
+
+
+def test_an_exchange_names_its_rule_and_who_has_how_much() -> None:
+    exchange = plan("scheduler.weights=uniform").describe(
+        ExchangeId(RUN_ID, 1, 0, "local_train", 0), {"a": 1.0}, filled(SCHEMA, 0), evaluate=False, sizes={"a": 77.0}
+    )
+    assert isinstance(exchange.rule, GuardedMean)
+    assert exchange.rule.sizes == {"a": 77.0}
+
+
+# Losses.
+
+
+def loss_of(*overrides: str, losses: Sequence[float], ratios: Mapping[str, float] | None = None) -> float | None:
+    clients = {f"c{number}": 1.0 + number for number in range(len(losses))}
+    replies = {client: Reply(loss=loss) for client, loss in zip(clients, losses, strict=True)}
+    described = plan(*overrides).describe(ExchangeId(RUN_ID, 1, 0, "local_train", 0), clients, filled(SCHEMA, 0), evaluate=False)
+    return book(*overrides).loss(described, Outcome(None, replies, {}, Traffic(), 0.0, ratios=ratios or {}))
+
+
+def test_losses_are_averaged_by_weight_unless_a_client_is_scaled() -> None:
+    assert loss_of(losses=[1.0, 4.0]) == 3.0
+    assert loss_of(losses=[1.0, 4.0, 1e9], ratios={"c0": 1.0, "c1": 1.0, "c2": 10.0}) == 3.0
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "geometric_median", "norm_bounding", "centred_clipping"])
+def test_a_lying_loss_moves_no_robust_rule(name: str) -> None:
+    assert loss_of(f"aggregation.rule={name}", losses=[1.0, 2.0, 4.0, 5.0, 1e30]) == 4.0
+    assert loss_of("aggregation.rule=trimmed_mean", losses=[1.0, 2.0, 4.0, 6.0, 1e30]) == 4.0
+    assert loss_of(f"aggregation.rule={name}", losses=[]) is None
