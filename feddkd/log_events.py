@@ -28,6 +28,7 @@ EVENTS: Final = {
     "exchange_done": "An exchange has its result.",
     "labels_in_doubt": "The labels of a site may be wrong.",
     "contributions_in_doubt": "The contributions of a client stood out in several exchanges in a row.",
+    "server_unreachable": "At a client: the server does not answer, or refuses for now; it is asked again.",
     "task_failed": "At a client: a computation raised an error.",
     "task_refused": "At a client: it cannot take part in an exchange.",
     "reply_refused": "At a client: the server did not count its reply.",
