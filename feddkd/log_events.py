@@ -34,6 +34,7 @@ EVENTS: Final = {
     "reply_refused": "At a client: the server did not count its reply.",
     "command_failed": "The command ends with an error; `exit_code` and, where it can, `go_on`: the command that goes on.",
     "told": "What a person is told at the terminal.",
+    "output": "Something else was printed on standard error, by a library or a client process: one line of it.",
     "native_warning": "Python's `warnings` module warned.",
     OTHER: "Anything else; the message says what.",
 }
