@@ -28,11 +28,13 @@ EVENTS: Final = {
     "exchange_done": "An exchange has its result.",
     "labels_in_doubt": "The labels of a site may be wrong.",
     "contributions_in_doubt": "The contributions of a client stood out in several exchanges in a row.",
+    "server_unreachable": "At a client: the server does not answer, or refuses for now; it is asked again.",
     "task_failed": "At a client: a computation raised an error.",
     "task_refused": "At a client: it cannot take part in an exchange.",
     "reply_refused": "At a client: the server did not count its reply.",
     "command_failed": "The command ends with an error; `exit_code` and, where it can, `go_on`: the command that goes on.",
     "told": "What a person is told at the terminal.",
+    "output": "Something else was printed on standard error, by a library or a client process: one line of it.",
     "native_warning": "Python's `warnings` module warned.",
     OTHER: "Anything else; the message says what.",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.logging import RichHandler
 
 from feddkd.cli.log_format import TEXT_FORMAT, JsonLines, LogFormat
+from feddkd.cli.log_stream import LogStream
 from feddkd.cli.output import error_console, say_in_log
 from feddkd.errors import StateError
 from feddkd.log_events import EVENT
@@ -87,6 +88,10 @@ def start_log(log_format: LogFormat, file: Path | None, shown: frozenset[str] = 
         handler.setFormatter(JsonLines())
         root.addHandler(handler)
         say_in_log(True)
+        before = sys.stderr
+        sys.stderr = LogStream(before)
+        if sys.stdout is before:  # what a command's results do not need
+            sys.stdout = sys.stderr
     if file is not None or log_format is LogFormat.JSON:
         logging.captureWarnings(True)
     if file is not None or log_format is LogFormat.JSON or shown:

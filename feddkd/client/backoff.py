@@ -12,6 +12,7 @@ import random
 import time
 
 from feddkd.errors import IdTakenError, UnreachableError
+from feddkd.log_events import about
 from feddkd.text import clock_time
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Backoff:
         self._attempts += 1
         until = f", until {clock_time(patience_s - (now - self._since))}" if patience_s is not None else ""
         level = logging.INFO if str(error) == self._said else logging.WARNING
-        logger.log(level, "%s: %s; trying again in %.1f s%s", self._who, error, delay_s, until)
+        away = about("server_unreachable", client=self._who, reason=str(error), delay_s=delay_s)
+        logger.log(level, "%s: %s; trying again in %.1f s%s", self._who, error, delay_s, until, extra=away)
         self._said = str(error)
         await asyncio.sleep(delay_s)
 

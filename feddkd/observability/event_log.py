@@ -83,8 +83,10 @@ class EventLog(Observer):
         self._log("run_completed", f"run {record.run_id} is completed", rounds=record.rounds, seconds=record.seconds)
 
     def run_failed(self, reason: str) -> None:
-        event, text = ("run_stopped", "stopped") if self._was_stopped() else ("run_failed", "failed")
-        self._log(event, f"the run {text}: {reason}", logging.ERROR, reason=reason)
+        if self._was_stopped():
+            self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
+        else:
+            self._log("run_failed", f"the run failed: {reason}", logging.ERROR, reason=reason)
 
     def _log(self, event: str, text: str, level: int = logging.INFO, **fields: str | float | None) -> None:
         logger.log(level, "%s", text, extra={"is_told": True, **about(event, run_id=self._run_id or None, **fields)})

@@ -95,6 +95,7 @@ def test_the_page_lists_exactly_the_events() -> None:
 def log() -> Iterator[None]:
     """No handlers, and afterwards those of before."""
     root, package = logging.getLogger(), logging.getLogger("feddkd")
+    stderr = sys.stderr
     handlers, levels = list(root.handlers), (root.level, package.level)
     root.handlers = []
     root.setLevel(logging.WARNING)
@@ -104,6 +105,7 @@ def log() -> Iterator[None]:
     root.handlers = handlers
     root.setLevel(levels[0])
     package.setLevel(levels[1])
+    sys.stderr = stderr
     logging.captureWarnings(False)
     output.say_in_log(False)
     start_log(LogFormat.TEXT, None)
@@ -150,9 +152,10 @@ def test_with_json_standard_error_is_for_programs_alone(tmp_path: Path, capsys: 
     with warnings.catch_warnings(action="always"):
         logging.captureWarnings(True)
         warnings.warn("odd", UserWarning, stacklevel=1)
+    print("of a library\nin two lines", file=sys.stderr)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     events = [each["event"] for each in entries]
-    assert events == ["client_joined", "other", "other", "round_done", "told", "told", "native_warning"]
+    assert events == ["client_joined", "other", "other", "round_done", "told", "told", "native_warning", "output", "output"]
     assert [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()] == entries
 
 
