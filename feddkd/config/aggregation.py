@@ -75,10 +75,10 @@ class AggregationConfig(Table):
         "if these are 3 or more; a larger one is reduced to it. 0 for no cap",
     )
     outlier_ratio: float = Field(
-        7.0,
+        6.0,
         ge=0,
         description="a client is an outlier where its contributions are longer than the median one, or further "
-        "from the result, by this factor: the geometric mean over the last 10 exchanges of a name. 0 for never",
+        "from the result, by this factor: the geometric mean over the last 40 exchanges of a name. 0 for never",
     )
     outlier_exchanges: int = Field(3, ge=1, le=COUNT_MAX, description="exchanges in a row after which a client that is an outlier is named")
     max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(

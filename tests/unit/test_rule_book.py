@@ -58,7 +58,7 @@ class Own:
 def test_by_default_every_exchange_has_the_guarded_mean() -> None:
     rule = book().rule("dkd_step", SCHEMA, SIZES)
     assert isinstance(rule, GuardedMean)
-    assert (rule.longest, rule.outlier_ratio, rule.sizes) == (32.0, 7.0, SIZES)
+    assert (rule.longest, rule.outlier_ratio, rule.sizes) == (32.0, 6.0, SIZES)
 
 
 def test_a_rule_is_chosen_for_all_exchanges_and_for_one() -> None:
