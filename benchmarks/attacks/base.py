@@ -21,8 +21,9 @@ class Seen:
     Attributes:
         task: what the server asked for.
         reply: what an honest client computes on the attacker's own data.
-        honest: contributions of all honest clients to this exchange. Only an attack that says so (`sees_others`) gets
-            them: no client of a real federation receives them, so it is the worst case.
+        honest: contributions of all honest clients to this exchange. Only an attack that says so
+            (`sees_others`) gets them: no client of a real federation receives them, so it is the
+            worst case.
         clients: how many take part, attackers included.
         attackers: how many of them send the same.
         seed: of the attacker's random numbers in this exchange.
@@ -70,7 +71,8 @@ def each_segment(contribution: Tensors, change: Callable[[Segment, Tensor], Tens
     """Make a contribution of another one, the elements of one floating-point dtype at a time.
 
     Args:
-        change: gets a segment and its elements in float64, flat; returns as many. Integers and bools stay.
+        change: gets a segment and its elements in float64, flat; returns as many. Integers and
+            bools stay.
     """
     out = Tensors(contribution.schema, contribution.block.clone())
     for segment in contribution.schema.segments:

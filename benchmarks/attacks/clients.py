@@ -23,8 +23,8 @@ EXCHANGES = {UPDATES: ("local_train",), GRADIENTS: ("dkd_step",), BOTH: ("local_
 class Witness:
     """Sees the contributions of the honest clients to the exchange under way.
 
-    The in-process engine asks clients one after another in client order. The attackers are the last ones, so all
-    honest contributions are there when they reply.
+    The in-process engine asks clients one after another in client order. The attackers are the last
+    ones, so all honest contributions are there when they reply.
     """
 
     exchange: ExchangeId | None = None

@@ -1,7 +1,7 @@
 """Trains on wrong labels.
 
-Tolpegin, Truex, Gursoy, Liu: Data Poisoning Attacks Against Federated Learning Systems. ESORICS 2020,
-arXiv 2007.08432.
+Tolpegin, Truex, Gursoy, Liu: Data Poisoning Attacks Against Federated Learning Systems. ESORICS
+2020, arXiv 2007.08432.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ LARGEST_LABEL = 9
 
 
 class LabelFlip(Attack):
-    """Computes everything, teacher included, on the labels 9 - y; what it sends is what it computed."""
+    """Computes everything, teacher included, on the labels 9 - y; what it sends is what it
+    computed.
+    """
 
     title = "label flip (9 - y)"
     paper = "arXiv 2007.08432"
