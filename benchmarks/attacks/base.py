@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import MemoryExamples
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Segment, Tensors
 
@@ -54,9 +53,9 @@ class Attack:
     on_tensors: ClassVar[bool] = False
     only_for: ClassVar[str | None] = None
 
-    def examples(self, examples: MemoryExamples) -> MemoryExamples:
-        """Return the examples that the attacker computes on."""
-        return examples
+    def labels(self, labels: Tensor) -> Tensor:
+        """Return the labels that the attacker computes with, int64 [n], in place of the true ones."""
+        return labels
 
     def claims(self, counts: ExampleCounts, most: int) -> ExampleCounts:
         """Return how many examples it says that it has, where the server admits `most`."""

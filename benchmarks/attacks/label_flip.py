@@ -6,8 +6,9 @@ Tolpegin, Truex, Gursoy, Liu: Data Poisoning Attacks Against Federated Learning 
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attacks.base import Attack
-from feddkd.data.examples import MemoryExamples
 
 LARGEST_LABEL = 9
 """Of digits and MNIST."""
@@ -21,5 +22,5 @@ class LabelFlip(Attack):
     title = "label flip (9 - y)"
     paper = "arXiv 2007.08432"
 
-    def examples(self, examples: MemoryExamples) -> MemoryExamples:
-        return MemoryExamples(examples.inputs, LARGEST_LABEL - examples.labels, examples.scale)
+    def labels(self, labels: Tensor) -> Tensor:
+        return LARGEST_LABEL - labels

@@ -103,9 +103,8 @@ def main() -> int:
     missing = [cell for cell in cells if options.again or not results.is_current(cell)]
     print(f"{len(missing)} of {len(cells)} cells are missing", flush=True)
     if not options.list:
-        measure(
-            results, missing, options.jobs, options.data_root, about_now(shlex.join(["python", "benchmarks/attacks/run.py", *sys.argv[1:]]))
-        )
+        command = shlex.join(["python", "benchmarks/attacks/run.py", *sys.argv[1:]])
+        measure(results, missing, options.jobs, options.data_root, about_now(command))
     return 0
 
 
