@@ -1,7 +1,7 @@
 """Stays within the spread of the honest clients.
 
-Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning. NeurIPS 2019,
-arXiv 1902.06156.
+Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning.
+NeurIPS 2019, arXiv 1902.06156.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from feddkd.exchange import Reply
 from feddkd.tensors import Segment
 
 LEAST_Z = 1.5
-"""The paper's z for 2 attackers of 10 is 0, which sends the mean itself. This one does harm, and is still within the
-spread."""
+"""The paper's z for 2 attackers of 10 is 0, which sends the mean itself. This one does harm, and is
+still within the spread."""
 
 
 class ALittleIsEnough(Attack):
     """Sends mean - z std of the honest contributions, element by element.
 
-    z is what the paper derives from the numbers of clients and attackers, and at least `LEAST_Z`. The paper's attackers
-    estimate mean and std from their own data; these see the contributions of the others.
+    z is what the paper derives from the numbers of clients and attackers, and at least `LEAST_Z`.
+    The paper's attackers estimate mean and std from their own data; these see the contributions of
+    the others.
     """
 
     title = "ALIE (mean - 1.5 std)"
@@ -43,9 +44,11 @@ class ALittleIsEnough(Attack):
 
 
 def paper_z(clients: int, attackers: int) -> float:
-    """Return the largest z with which enough honest clients are farther from the mean to win a majority.
+    """Return the largest z with which enough honest clients are farther from the mean to win a
+    majority.
 
-    The attackers need s = floor(n / 2 + 1) - m honest ones beyond them: z = Phi^-1((n - m - s) / (n - m)).
+    The attackers need s = floor(n / 2 + 1) - m honest ones beyond them. So
+    z = Phi^-1((n - m - s) / (n - m)).
     """
     needed = clients // 2 + 1 - attackers
     share = (clients - attackers - needed) / (clients - attackers)

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from feddkd.data.examples import MemoryExamples
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.tensors import Segment, Tensors
 
@@ -21,8 +20,9 @@ class Seen:
     Attributes:
         task: what the server asked for.
         reply: what an honest client computes on the attacker's own data.
-        honest: contributions of all honest clients to this exchange. Only an attack that says so (`sees_others`) gets
-            them: no client of a real federation receives them, so it is the worst case.
+        honest: contributions of all honest clients to this exchange. Only an attack that says so
+            (`sees_others`) gets them: no client of a real federation receives them, so it is the
+            worst case.
         clients: how many take part, attackers included.
         attackers: how many of them send the same.
         seed: of the attacker's random numbers in this exchange.
@@ -53,9 +53,9 @@ class Attack:
     on_tensors: ClassVar[bool] = False
     only_for: ClassVar[str | None] = None
 
-    def examples(self, examples: MemoryExamples) -> MemoryExamples:
-        """Return the examples that the attacker computes on."""
-        return examples
+    def labels(self, labels: Tensor) -> Tensor:
+        """Return the labels that the attacker computes with, int64 [n], in place of the true ones."""
+        return labels
 
     def claims(self, counts: ExampleCounts, most: int) -> ExampleCounts:
         """Return how many examples it says that it has, where the server admits `most`."""
@@ -70,7 +70,8 @@ def each_segment(contribution: Tensors, change: Callable[[Segment, Tensor], Tens
     """Make a contribution of another one, the elements of one floating-point dtype at a time.
 
     Args:
-        change: gets a segment and its elements in float64, flat; returns as many. Integers and bools stay.
+        change: gets a segment and its elements in float64, flat; returns as many. Integers and
+            bools stay.
     """
     out = Tensors(contribution.schema, contribution.block.clone())
     for segment in contribution.schema.segments:

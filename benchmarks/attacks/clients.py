@@ -9,7 +9,6 @@ from attacks.base import Attack, Seen
 from feddkd.client.constants import HeldConstants
 from feddkd.client.worker import Worker
 from feddkd.compression.encoding import derive_seed
-from feddkd.data.examples import MemoryExamples
 from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task
 from feddkd.tensors import Schema, Tensors
 
@@ -23,8 +22,8 @@ EXCHANGES = {UPDATES: ("local_train",), GRADIENTS: ("dkd_step",), BOTH: ("local_
 class Witness:
     """Sees the contributions of the honest clients to the exchange under way.
 
-    The in-process engine asks clients one after another in client order. The attackers are the last ones, so all
-    honest contributions are there when they reply.
+    The in-process engine asks clients one after another in client order. The attackers are the last
+    ones, so all honest contributions are there when they reply.
     """
 
     exchange: ExchangeId | None = None
@@ -119,20 +118,17 @@ class HostileClient(ClientAround):
 def put_among(workers: Mapping[str, Worker], plot: Plot) -> tuple[dict[str, Worker], tuple[str, ...]]:
     """Let the last clients attack.
 
+    The labels of an attacker are changed in place: its site, its distiller and its batches share them.
+
     Returns:
         All clients in client order, and the ids of the attackers.
-
-    Raises:
-        TypeError: an attacker's examples are not in memory.
     """
     witness = Witness()
     names = sorted(workers)
     hostile = tuple(names[len(names) - plot.attackers :])
     clients: dict[str, Worker] = {name: ClientAround(workers[name], witness) for name in names}
     for name in hostile:
-        site = workers[name].site
-        if not isinstance(site.examples, MemoryExamples):
-            raise TypeError(f"{name}: its examples are not in memory")
-        site.examples = plot.attack.examples(site.examples)
+        labels = workers[name].site.examples.labels
+        labels.copy_(plot.attack.labels(labels))
         clients[name] = HostileClient(workers[name], witness, plot)
     return clients, hostile

@@ -1,8 +1,8 @@
 """Sends noise.
 
-Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent.
-NeurIPS 2017, arXiv 1703.02757. They send a Gaussian with a large fixed std; here it is relative, so that it means the
-same for updates and gradients.
+Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant
+Gradient Descent. NeurIPS 2017, arXiv 1703.02757. They send a Gaussian with a large fixed std; here
+it is relative, so that it means the same for updates and gradients.
 """
 
 from __future__ import annotations

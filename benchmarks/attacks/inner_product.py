@@ -1,7 +1,7 @@
 """Sends the opposite of what the honest clients send.
 
-Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation. UAI 2019,
-arXiv 1903.03936.
+Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation.
+UAI 2019, arXiv 1903.03936.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ class LyingWeightAndSign(SignFlip):
 
 
 class LossBefore(Attack):
-    """Says that the previous model is bad, so that FedDKD (`dkd.start = "better"`) keeps every average."""
+    """Says that the previous model is bad, so that FedDKD (`dkd.start = "better"`) keeps every
+    average.
+    """
 
     title = "claims a high loss before"
     only_for = "feddkd"
@@ -52,7 +54,9 @@ class LossBefore(Attack):
 
 
 class LossAfter(Attack):
-    """Says that the average is bad, so that FedDKD (`dkd.start = "better"`) throws every average away."""
+    """Says that the average is bad, so that FedDKD (`dkd.start = "better"`) throws every average
+    away.
+    """
 
     title = "claims a high loss after"
     only_for = "feddkd"
@@ -62,7 +66,9 @@ class LossAfter(Attack):
 
 
 class NotUsable(Attack):
-    """Sends elements of 1e38, which the server refuses: what a federation has without the attackers."""
+    """Sends elements of 1e38, which the server refuses: what a federation has without the
+    attackers.
+    """
 
     title = "every element 1e38"
     on_tensors = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attacks.cells import Cell
@@ -36,7 +36,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Accuracy of a group, and what it lost against the clean mean of the same seeds, in percentage points.
+    """Accuracy of a group, and what it lost against the clean mean of the same seeds, in percentage
+    points.
 
     Attributes:
         accuracy: mean over the seeds, in percent.
@@ -75,7 +76,9 @@ class Outcomes:
             self._runs.setdefault(_group(cell), {})[cell.seed] = line["accuracy"]
 
     def of(self, group: Group) -> Outcome | None:
-        """Return what came of a group, over the seeds that the clean mean has too; None if there is none."""
+        """Return what came of a group, over the seeds that the clean mean has too; None if there is
+        none.
+        """
         found, clean = self._runs.get(group, {}), self._runs.get(group.clean, {})
         seeds = sorted(found.keys() & clean.keys())
         if not seeds:
@@ -87,15 +90,19 @@ class Outcomes:
 
     def best(self, group: Group, rules: Sequence[str]) -> tuple[str, Outcome] | None:
         """Return the rule with the smallest loss against an attack; None if none was measured."""
-        found = [(rule, self.of(_with_rule(group, rule))) for rule in rules]
+        found = [(rule, self.of(replace(group, rule=rule))) for rule in rules]
         measured = [(rule, outcome) for rule, outcome in found if outcome is not None]
         return min(measured, key=lambda pair: pair[1].loss, default=None)
 
     def hardest(self, group: Group, attacks: Sequence[str]) -> tuple[str, Outcome] | None:
-        """Return the attack with the largest loss under a rule; None unless all that have a meaning were measured."""
-        found = [(attack, self.of(_with_attack(group, attack))) for attack in attacks]
+        """Return the attack with the largest loss under a rule; None unless all that have a meaning
+        were measured.
+        """
+        found = [(attack, self.of(replace(group, attack=attack))) for attack in attacks]
         measured = [(attack, outcome) for attack, outcome in found if outcome is not None]
-        return max(measured, key=lambda pair: pair[1].loss, default=None) if len(measured) == len(found) else None
+        if len(measured) < len(found):
+            return None
+        return max(measured, key=lambda pair: pair[1].loss, default=None)
 
 
 def _percent(accuracy: float | None) -> float:
@@ -103,12 +110,5 @@ def _percent(accuracy: float | None) -> float:
 
 
 def _group(cell: Cell) -> Group:
-    return Group(cell.data, cell.algorithm, cell.partition, cell.rule, cell.attack, cell.attackers, cell.on)
-
-
-def _with_rule(group: Group, rule: str) -> Group:
-    return Group(group.data, group.algorithm, group.partition, rule, group.attack, group.attackers, group.on)
-
-
-def _with_attack(group: Group, attack: str) -> Group:
-    return Group(group.data, group.algorithm, group.partition, group.rule, attack, group.attackers, group.on)
+    fields = Group.__dataclass_fields__
+    return Group(**{name: getattr(cell, name) for name in fields})

@@ -1,4 +1,5 @@
-"""Write the tables of docs/attacks.md and docs/how-to/robust.md, and draw the picture; with `--check`, only compare the tables.
+"""Write the tables of docs/attacks.md and docs/how-to/robust.md, and draw the picture; with
+`--check`, only compare the tables.
 
 python benchmarks/attacks/page.py [--check]
 """

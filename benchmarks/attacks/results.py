@@ -13,7 +13,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "attacks.jsonl"
 
 
 class Results:
-    """One line of JSON a cell; every change replaces the file whole, so no reader meets half a line."""
+    """One line of JSON a cell; every change replaces the file whole, so no reader meets half a
+    line.
+    """
 
     def __init__(self, path: Path = RESULTS) -> None:
         self.path = path

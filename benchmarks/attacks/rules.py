@@ -23,14 +23,17 @@ class Measured:
 
     Attributes:
         title: what a table calls it.
-        settings: overrides; `{attackers}` is the number that it is told to expect, `{share}` that of ten clients.
+        settings: overrides; `{attackers}` is the number that it is told to expect, `{share}` that
+            of ten clients.
     """
 
     title: str
     settings: tuple[str, ...] = ()
 
     def overrides(self, cell: Cell) -> list[str]:
-        """Return the overrides of one cell: a rule that is told the number of attackers is told the true one."""
+        """Return the overrides of one cell: a rule that is told the number of attackers is told the
+        true one.
+        """
         expected = cell.attackers or EXPECTED
         return [setting.format(attackers=expected, share=expected / 10) for setting in self.settings]
 

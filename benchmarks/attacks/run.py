@@ -1,10 +1,11 @@
 """Run the cells of the attack laboratory; a finished one is not run again.
 
-    python benchmarks/attacks/run.py                                          everything that is missing
-    python benchmarks/attacks/run.py --only rule=median --only attack=alie    a part of it
-    python benchmarks/attacks/run.py --list                                   only count what is missing
+    python benchmarks/attacks/run.py                            everything that is missing
+    python benchmarks/attacks/run.py --only rule=median --only attack=alie       a part of it
+    python benchmarks/attacks/run.py --list                     only count what is missing
 
-Each finished cell is one line of benchmarks/results/attacks.jsonl; benchmarks/attacks/page.py makes the page of them.
+Each finished cell is one line of benchmarks/results/attacks.jsonl; benchmarks/attacks/page.py makes
+the page of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def chosen(only: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def measure(results: Results, cells: Sequence[Cell], jobs: int, data_root: Path, about: dict[str, Any]) -> None:
-    """Run cells in their order, and store each as it is finished; an interrupt drops those that have not begun."""
+    """Run cells in their order, and store each as it is finished; an interrupt ends those that are
+    under way.
+    """
     with ProcessPoolExecutor(jobs, get_context("spawn"), start_worker) as pool:
         runs = [pool.submit(partial(run_cell, cell, data_root)) for cell in cells]
         try:
@@ -57,6 +60,8 @@ def measure(results: Results, cells: Sequence[Cell], jobs: int, data_root: Path,
                 print(f"{number}/{len(cells)} {told(line)}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
             raise
 
 
@@ -98,9 +103,8 @@ def main() -> int:
     missing = [cell for cell in cells if options.again or not results.is_current(cell)]
     print(f"{len(missing)} of {len(cells)} cells are missing", flush=True)
     if not options.list:
-        measure(
-            results, missing, options.jobs, options.data_root, about_now(shlex.join(["python", "benchmarks/attacks/run.py", *sys.argv[1:]]))
-        )
+        command = shlex.join(["python", "benchmarks/attacks/run.py", *sys.argv[1:]])
+        measure(results, missing, options.jobs, options.data_root, about_now(command))
     return 0
 
 

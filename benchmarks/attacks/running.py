@@ -72,7 +72,8 @@ def run_cell(cell: Cell, data_root: Path = DATA_ROOT, extra: Sequence[str] = ())
         extra: more overrides, for tests.
 
     Returns:
-        What the result says: accuracy on the test split, or why there is none, and what became of contributions.
+        What the result says: accuracy on the test split, or why there is none, and what became of
+        contributions.
     """
     started, started_cpu = time.monotonic(), time.process_time()
     config = Config.load(overrides=[*cell.overrides(data_root), *extra])

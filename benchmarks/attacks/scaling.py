@@ -1,9 +1,9 @@
 """Multiplies contributions by a number.
 
-A factor of -1 is the sign flip of Li, Xu, Chen, Giannakis, Ling: RSA: Byzantine-Robust Stochastic Aggregation
-Methods for Distributed Learning from Heterogeneous Datasets. AAAI 2019, arXiv 1811.03761. A large factor is the model
-replacement of Bagdasaryan, Veit, Hua, Estrin, Shmatikov: How To Backdoor Federated Learning. AISTATS 2020,
-arXiv 1807.00459.
+A factor of -1 is the sign flip of Li, Xu, Chen, Giannakis, Ling: RSA: Byzantine-Robust Stochastic
+Aggregation Methods for Distributed Learning from Heterogeneous Datasets. AAAI 2019, arXiv
+1811.03761. A large factor is the model replacement of Bagdasaryan, Veit, Hua, Estrin, Shmatikov:
+How To Backdoor Federated Learning. AISTATS 2020, arXiv 1807.00459.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ def attacks_of(algorithm: str) -> list[str]:
 
 
 def by_rule(found: Outcomes, data: str, algorithm: str, partition: str, attackers: int) -> str:
-    """Losses: a row for each attack, a column for each rule; the first row has accuracies of honest clients."""
+    """Losses: a row for each attack, a column for each rule; the first row has accuracies of honest
+    clients.
+    """
     header = ["attack", *(rule.title for rule in RULES.values())]
     clean = [found.of(Group(data, algorithm, partition, rule, NONE, 0)) for rule in RULES]
     rows = [["none: accuracy in %", *(_accuracy(outcome) for outcome in clean)]]

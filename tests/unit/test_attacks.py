@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import RUN_ID, FakeWorker, answering
+from harness import RUN_ID, FakeWorker, answering, small_config
 
-from feddkd.data.examples import MemoryExamples
+from feddkd.client.simulated import simulated_workers
 from feddkd.exchange import ExampleCounts, ExchangeId, Reply, Task
+from feddkd.models.initial import build_initial
 from feddkd.tensors import Schema, Tensors, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ from attacks import run  # noqa: E402
 from attacks.alie import paper_z  # noqa: E402
 from attacks.base import Seen  # noqa: E402
 from attacks.cells import DIGITS, FEDAVG, FEDDKD, IID, Cell, all_cells  # noqa: E402
-from attacks.clients import BOTH, EXCHANGES, GRADIENTS, UPDATES, ClientAround, HostileClient, Plot, Witness  # noqa: E402
+from attacks.clients import BOTH, EXCHANGES, GRADIENTS, UPDATES, ClientAround, HostileClient, Plot, Witness, put_among  # noqa: E402
 from attacks.known import ATTACKS, NONE  # noqa: E402
 from attacks.outcomes import Group, Outcomes  # noqa: E402
 from attacks.results import Results  # noqa: E402
@@ -103,8 +104,26 @@ def test_the_z_of_the_paper(clients: int, attackers: int, z: float) -> None:
 
 
 def test_labels_are_turned_round() -> None:
-    examples = MemoryExamples(torch.zeros(3, 1), torch.tensor([0, 4, 9]))
-    assert ATTACKS["label_flip"].examples(examples).labels.tolist() == [9, 5, 0]
+    assert ATTACKS["label_flip"].labels(torch.tensor([0, 4, 9])).tolist() == [9, 5, 0]
+
+
+@pytest.mark.parametrize("exchange", ["local_train", "dkd_step"])
+def test_an_attacker_computes_on_the_labels_that_it_has(tmp_path: Path, exchange: str) -> None:
+    """Every part of its site uses them: what it trains and what it distils differs from what an honest client sends."""
+    sent = {}
+    for attack in (NONE, "label_flip"):
+        config = small_config("partition.clients=2", "partition.name=iid")
+        workers = simulated_workers(config, tmp_path / attack)
+        model = build_initial(config).model
+        clients, hostile = put_among(workers, Plot(ATTACKS[attack], BOTH, 2, 1, 1000))
+        for name in dict.fromkeys(["local_train", exchange]):
+            for client, worker in clients.items():
+                reply = worker.carry_out(Task(ExchangeId(RUN_ID, 1, 0, name, 0), model))
+                assert reply.contribution is not None
+                sent[attack, client] = reply.contribution.sha256()
+    assert hostile == ("client-1",)
+    assert sent[NONE, "client-0"] == sent["label_flip", "client-0"]
+    assert sent[NONE, "client-1"] != sent["label_flip", "client-1"]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
