@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from feddkd import algorithms
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
-from feddkd.observability.metrics import CommunicationMetrics, LearningMetrics, RunMetrics
+from feddkd.observability.learning_metrics import LearningMetrics
+from feddkd.observability.metrics import CommunicationMetrics, RunMetrics
 from feddkd.observability.scrape import scrape
 from feddkd.observability.server_metrics import ServiceMetrics
 from feddkd.observability.site_metrics import SiteMetrics
