@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-WINDOW = 10
-"""Exchanges of one name that are looked at."""
+WINDOW = 40
+"""Exchanges of one name that are looked at: two rounds of DKD steps. Where local training went wrong at an honest
+client, its gradients are long for a whole round."""
 
 FEWEST = 3
 """Fewer contributions have no median that one of them differs from."""

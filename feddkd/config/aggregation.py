@@ -78,7 +78,7 @@ class AggregationConfig(Table):
         6.0,
         ge=0,
         description="a client is an outlier where its contributions are longer than the median one, or further "
-        "from the result, by this factor: the geometric mean over the last 10 exchanges of a name. 0 for never",
+        "from the result, by this factor: the geometric mean over the last 40 exchanges of a name. 0 for never",
     )
     outlier_exchanges: int = Field(3, ge=1, le=COUNT_MAX, description="exchanges in a row after which a client that is an outlier is named")
     max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(

@@ -22,6 +22,7 @@ from feddkd.scheduler.records import RunRecord
 ALGORITHMS = ["fedavg", "feddkd"]
 WITHOUT_TEST_SET = "data.test_set=false"
 EVERYONE = "scheduler.min_clients=2"
+PLAIN_MEAN = ("aggregation.rule.longest=0", "aggregation.outlier_ratio=0", "aggregation.weight_cap=0")
 BATCH_NORM = 'model.name="gated:batch_norm_mlp"'
 
 Change = Callable[[Task, Reply], Reply]
@@ -131,9 +132,18 @@ def test_without_a_test_set_the_clients_say_that_the_model_is_useless(
     algorithm: str,
     tmp_path: Path,
 ) -> None:
-    attacked = Attacked(algorithm, WITHOUT_TEST_SET)
+    attacked = Attacked(algorithm, WITHOUT_TEST_SET, *PLAIN_MEAN)
     with pytest.raises(PausedError, match="most clients cannot use the model"):
         attacked.run(engine, tmp_path, filled_with(1e16), honest=2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_of_three_clients_the_one_that_is_too_long_ruins_nothing(engine: str, algorithm: str, tmp_path: Path) -> None:
+    attacked = Attacked(algorithm, WITHOUT_TEST_SET)
+    attacked.run(engine, tmp_path, filled_with(1e16), honest=2)
+    assert attacked.left_out() == set()
+    assert all(record.outliers.keys() == {"liar"} for record in attacked.recorder.exchanges if record.id.name == "local_train")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -112,6 +112,15 @@ def test_what_codecs_left_out_outlives_the_process(point: str, visit: int, tmp_p
     assert run(tmp_path, "topk", resumed=True) == undisturbed("topk")
 
 
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("visit", [2, 5, 6])
+def test_the_centre_that_contributions_are_clipped_around_outlives_the_process(
+    point: str, visit: int, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    assert interrupted(tmp_path, "centred clipping", point, visit)
+    assert run(tmp_path, "centred clipping", resumed=True) == undisturbed("centred clipping")
+
+
 @pytest.mark.parametrize(("point", "visit"), [("engine.acknowledge.before", 3), ("engine.acknowledge.after_first", 7)])
 def test_more_rounds_begin_from_what_was_left_over(point: str, visit: int, tmp_path: Path) -> None:
     """The process ends when the last replies of three rounds count, and not all clients know that."""
