@@ -7,10 +7,8 @@ live on that loop; other threads reach it through `call`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -18,15 +16,8 @@ import grpc
 import grpc.aio
 
 from feddkd.errors import AddressInUseError
-from feddkd.log_events import about
-from feddkd.transport.admission import (
-    Admission,
-    check_owner,
-    check_version,
-    example_counts,
-    parse_request,
-)
-from feddkd.transport.calls import Context, Responses, refuse
+from feddkd.transport.admission import Admission
+from feddkd.transport.calls import Context, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.entrance import OPEN, Entrance
@@ -34,22 +25,18 @@ from feddkd.transport.frames import SERVICE
 from feddkd.transport.gate import Peer
 from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
+from feddkd.transport.joining import Joining
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.refusals import NotAdmittedError, Refusals
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
-from feddkd.transport.tls import certificate_hash
 
 __all__ = ["Admission", "Context", "FederationServer", "Inbox"]
 
-logger = logging.getLogger(__name__)
-
 STREAM_END_TIMEOUT_S = 5.0
 """Seconds that cancelled streams have to come to their end when the server stops."""
-
-MAX_IDS_OF_A_CERTIFICATE = 1_000
 
 CERTIFICATE_CHECK_S = 2.0
 """Seconds between two looks at the certificates of clients that are connected."""
@@ -74,10 +61,7 @@ class FederationServer:
         owners: who owned which client id in an earlier process of the run's server.
         """
         self._inbox = inbox
-        self._admission = admission
-        self.classes = ClassContract()
         self._run_id = manifest.run_id
-        self.describe(manifest)
         self._sessions = Sessions()
         self._reserved = owners or {}
         self._participation = Participation(
@@ -88,6 +72,7 @@ class FederationServer:
             write_stall_s=write_stall_s,
             run_id=manifest.run_id,
         )
+        self._joining = Joining(manifest, admission, self._sessions, self._participation)
         self._use(OPEN)
         self._streams: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -102,14 +87,16 @@ class FederationServer:
 
     def describe(self, manifest: pb.Manifest) -> None:
         """Take what clients are told of the run; before `start`."""
-        self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
-        self._joined = pb.JoinResponse(manifest=manifest, takes_batches=True).SerializeToString()
-        self._responses = Responses(len(self._joined))
+        self._joining.describe(manifest)
+
+    @property
+    def classes(self) -> ClassContract:
+        """What the clients said of their classes."""
+        return self._joining.classes
 
     def _use(self, entrance: Entrance) -> None:
-        self._entrance, self._gate = entrance, entrance.gate
-        self._participation.entrance = entrance
-        self._refusals = self._participation.refusals = Refusals(entrance.register, self._run_id)
+        self._entrance = self._participation.entrance = entrance
+        self._participation.refusals = Refusals(entrance.register, self._run_id)
 
     def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.
@@ -185,7 +172,7 @@ class FederationServer:
 
     def refused(self) -> Mapping[str, int]:
         """Return how many calls were refused, by the kind of reason. From any thread."""
-        return dict(self._refusals.counts)
+        return dict(self._participation.refusals.counts)
 
     def certificate_ends(self) -> Mapping[str, float]:
         """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
@@ -194,12 +181,12 @@ class FederationServer:
 
     async def check_certificates(self) -> None:
         """End the streams of clients whose certificate has expired or was revoked. On the loop only."""
-        self._gate.refresh()
+        self._entrance.gate.refresh()
         for session in self._sessions.connected():
             stream = session.stream
             if stream is None or stream.certificate is None:
                 continue
-            if (problem := self._gate.problem(stream.certificate)) is not None:
+            if (problem := self._entrance.gate.problem(stream.certificate)) is not None:
                 stream.finish(*problem)
 
     async def _watch_certificates(self) -> None:
@@ -242,11 +229,11 @@ class FederationServer:
 
     async def _describe(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        await self._respond(context, lambda: self._description(message, Peer.of(context)))
+        await self._respond(context, lambda: self._joining.description(message, Peer.of(context)))
 
     async def _join(self, message: bytes, context: Context) -> None:
         self._inbox.other.up(len(message))
-        await self._respond(context, lambda: self._joining(message, Peer.of(context)))
+        await self._respond(context, lambda: self._joining.join(message, Peer.of(context)))
 
     async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
         """Write a response and count it, or end the call with the status of a refusal."""
@@ -257,85 +244,9 @@ class FederationServer:
             return response
 
         try:
-            await self._responses.write(context, counted)
+            await self._joining.responses.write(context, counted)
         except NotAdmittedError as error:
             await refuse(context, error.code, str(error))
-
-    def _description(self, message: bytes, peer: Peer) -> bytes:
-        """Return the response to Describe. Raises NotAdmittedError."""
-        with self._noting(peer, lambda: ""):
-            check_version(parse_request(message, pb.DescribeRequest).protocol_version)
-            self._gate.check(peer)
-        return self._described
-
-    def _joining(self, message: bytes, peer: Peer) -> bytes:
-        """Admit a client, and return the response to Join. Raises NotAdmittedError."""
-        request = pb.JoinRequest()
-        with self._noting(peer, lambda: request.client_id):
-            request.CopyFrom(parse_request(message, pb.JoinRequest))
-            self._admission.check(request)
-            self._gate.check(peer, request.client_id)
-            token = self._admit(request, peer)
-        # Two parts of one message: the manifest need not be serialized for each client.
-        return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
-
-    @contextlib.contextmanager
-    def _noting(self, peer: Peer, asked: Callable[[], str]) -> Iterator[None]:
-        """Take down who is refused, and under which id."""
-        try:
-            yield
-        except NotAdmittedError as error:
-            self._refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
-            raise
-
-    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
-        """Make a session, and return its token. Raises NotAdmittedError."""
-        now = asyncio.get_running_loop().time()
-        certificate = certificate_hash(peer.pem)
-        owner = Owner.of(request.instance_id, certificate, request.client_id if self._gate.binds_ids else None)
-        self._sessions.expire(now)
-        known = self._sessions.find(request.client_id)
-        if known is None:
-            self._check_room(request.client_id, now)
-        if (holder := self._sessions.holder(request.client_id)) is not None:
-            check_owner(holder, owner, now)
-        if certificate is not None and (known is None or known.owner.certificate != certificate):
-            self._check_certificate(certificate)
-        self.classes.check(request.client_id, request.class_names)
-        if (tokens := self._entrance.tokens) is not None:
-            tokens.admit(request.client_id, request.join_token, request.instance_id)
-        if known is not None:
-            self._participation.supersede(known, "joined again")
-        session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
-        self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
-        logger.info(
-            "%s joined with %d examples, %d of them labelled (feddkd %r)",
-            session.client_id,
-            session.counts.total,
-            session.counts.labelled,
-            request.software_version[:32],
-            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
-        )
-        return token
-
-    def _check_room(self, client_id: str, now: float) -> None:
-        """Check that an id may be added. Raises NotAdmittedError."""
-        limit = self._admission.max_clients
-        if not self._sessions.make_room(client_id, limit, now):
-            raise NotAdmittedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{limit} clients have joined, as many as the server's scheduler.max_clients admits",
-                kind="full",
-            )
-
-    def _check_certificate(self, certificate: bytes) -> None:
-        """Check that a certificate may hold one more id. Raises NotAdmittedError."""
-        if self._sessions.held_by(certificate) >= MAX_IDS_OF_A_CERTIFICATE:
-            raise NotAdmittedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{MAX_IDS_OF_A_CERTIFICATE} clients have joined with this certificate",
-                kind="full",
-            )
 
     async def _participate(self, _: AsyncIterator[bytes], context: Context) -> None:
         if (this := asyncio.current_task()) is not None:

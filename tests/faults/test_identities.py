@@ -195,7 +195,7 @@ def join_as(hand: HandClient, name: str) -> None:
 def admit(scene: Scene, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let at most so many clients join, as `scheduler.max_clients` does."""
     server = scene.server.engine._server
-    monkeypatch.setattr(server, "_admission", dataclasses.replace(server._admission, max_clients=limit))
+    monkeypatch.setattr(server._joining, "_admission", dataclasses.replace(server._joining._admission, max_clients=limit))
 
 
 def test_names_that_are_made_up_make_room_for_honest_clients(

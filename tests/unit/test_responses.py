@@ -187,13 +187,13 @@ def test_a_unary_client_gets_its_response() -> None:
 def test_a_client_that_comes_while_too_much_is_written_may_come_again() -> None:
     async def ask() -> None:
         async with listening(pb.Manifest(run_id="run")) as (server, address):
-            server._responses._max_writing = 0
+            server._joining.responses._max_writing = 0
             async with ServerConnection(address) as connection:
                 with pytest.raises(UnreachableError, match="try again") as refused:
                     await connection.join("site", ExampleCounts(1), "secret")
                 assert not isinstance(refused.value, RefusedError)
                 assert server.sessions() == []
-                server._responses._max_writing = 1
+                server._joining.responses._max_writing = 1
                 assert (await connection.join("site", ExampleCounts(1), "secret")).session_token
 
     asyncio.run(ask())

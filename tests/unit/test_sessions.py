@@ -291,7 +291,7 @@ def test_one_certificate_holds_a_bounded_number_of_ids(monkeypatch: pytest.Monke
         await server.join("site-3", certificate=OTHER_PEM)
         await server.close()
 
-    monkeypatch.setattr("feddkd.transport.server.MAX_IDS_OF_A_CERTIFICATE", 3)
+    monkeypatch.setattr("feddkd.transport.joining.MAX_IDS_OF_A_CERTIFICATE", 3)
     run(join_many())
 
 

@@ -1,0 +1,133 @@
+"""Answers Describe and Join: who comes in, and what a newcomer is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from feddkd.log_events import about
+from feddkd.transport.admission import Admission, check_owner, check_version, example_counts, parse_request
+from feddkd.transport.calls import Responses
+from feddkd.transport.class_contract import ClassContract
+from feddkd.transport.entrance import Entrance
+from feddkd.transport.gate import Gate, Peer
+from feddkd.transport.participation import Participation
+from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.sessions import Owner, Sessions
+from feddkd.transport.tls import certificate_hash
+
+logger = logging.getLogger(__name__)
+
+MAX_IDS_OF_A_CERTIFICATE = 1_000
+
+
+class Joining:
+    """Admits clients to the sessions of one server. Lives on the server's loop.
+
+    Attributes:
+        classes: what the clients said of their classes.
+        responses: bounds the responses that are under way.
+    """
+
+    def __init__(self, manifest: pb.Manifest, admission: Admission, sessions: Sessions, participation: Participation) -> None:
+        self._run_id = manifest.run_id
+        self._admission = admission
+        self._sessions = sessions
+        self._participation = participation
+        self.classes = ClassContract()
+        self.describe(manifest)
+
+    def describe(self, manifest: pb.Manifest) -> None:
+        """Take what clients are told of the run."""
+        self._described = pb.DescribeResponse(manifest=manifest).SerializeToString()
+        self._joined = pb.JoinResponse(manifest=manifest, takes_batches=True).SerializeToString()
+        self.responses = Responses(len(self._joined))
+
+    @property
+    def _entrance(self) -> Entrance:
+        return self._participation.entrance
+
+    @property
+    def _gate(self) -> Gate:
+        return self._entrance.gate
+
+    def description(self, message: bytes, peer: Peer) -> bytes:
+        """Return the response to Describe. Raises NotAdmittedError."""
+        with self._noting(peer, lambda: ""):
+            check_version(parse_request(message, pb.DescribeRequest).protocol_version)
+            self._gate.check(peer)
+        return self._described
+
+    def join(self, message: bytes, peer: Peer) -> bytes:
+        """Admit a client, and return the response to Join. Raises NotAdmittedError."""
+        request = pb.JoinRequest()
+        with self._noting(peer, lambda: request.client_id):
+            request.CopyFrom(parse_request(message, pb.JoinRequest))
+            self._admission.check(request)
+            self._gate.check(peer, request.client_id)
+            token = self._admit(request, peer)
+        # Two parts of one message: the manifest need not be serialized for each client.
+        return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
+
+    @contextlib.contextmanager
+    def _noting(self, peer: Peer, asked: Callable[[], str]) -> Iterator[None]:
+        """Take down who is refused, and under which id."""
+        try:
+            yield
+        except NotAdmittedError as error:
+            self._participation.refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
+            raise
+
+    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
+        """Make a session, and return its token. Raises NotAdmittedError."""
+        now = asyncio.get_running_loop().time()
+        certificate = certificate_hash(peer.pem)
+        owner = Owner.of(request.instance_id, certificate, request.client_id if self._gate.binds_ids else None)
+        self._sessions.expire(now)
+        known = self._sessions.find(request.client_id)
+        if known is None:
+            self._check_room(request.client_id, now)
+        if (holder := self._sessions.holder(request.client_id)) is not None:
+            check_owner(holder, owner, now)
+        if certificate is not None and (known is None or known.owner.certificate != certificate):
+            self._check_certificate(certificate)
+        self.classes.check(request.client_id, request.class_names)
+        if (tokens := self._entrance.tokens) is not None:
+            tokens.admit(request.client_id, request.join_token, request.instance_id)
+        if known is not None:
+            self._participation.supersede(known, "joined again")
+        session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
+        self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
+        logger.info(
+            "%s joined with %d examples, %d of them labelled (feddkd %r)",
+            session.client_id,
+            session.counts.total,
+            session.counts.labelled,
+            request.software_version[:32],
+            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
+        )
+        return token
+
+    def _check_room(self, client_id: str, now: float) -> None:
+        """Check that an id may be added. Raises NotAdmittedError."""
+        limit = self._admission.max_clients
+        if not self._sessions.make_room(client_id, limit, now):
+            raise NotAdmittedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{limit} clients have joined, as many as the server's scheduler.max_clients admits",
+                kind="full",
+            )
+
+    def _check_certificate(self, certificate: bytes) -> None:
+        """Check that a certificate may hold one more id. Raises NotAdmittedError."""
+        if self._sessions.held_by(certificate) >= MAX_IDS_OF_A_CERTIFICATE:
+            raise NotAdmittedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_IDS_OF_A_CERTIFICATE} clients have joined with this certificate",
+                kind="full",
+            )
