@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 
 from niid_bench.pages import write
 
-from attacks.cells import ALGORITHMS, DIGITS, IID, MNIST, ROOT, SEEDS, TWO_CLASSES
+from attacks.cells import ALGORITHMS, DIGITS, IID, MNIST, ROOT, TWO_CLASSES
 from attacks.figure import draw
 from attacks.outcomes import Outcomes
 from attacks.results import RESULTS, Results
@@ -52,11 +52,12 @@ def source(lines: list[Mapping[str, Any]]) -> str:
     """Say where the results come from."""
     if not lines:
         return "Nothing was measured yet."
+    seeds = sorted({str(line["seed"]) for line in lines})
     commits = sorted({str(line["commit"]) for line in lines})
     versions, cpus = ({_text(line) for line in lines} for _text in (_versions, _cpu))
     path = RESULTS.relative_to(ROOT)
     return (
-        f"{len(lines):,} runs, seeds {', '.join(map(str, SEEDS))} of digits; feddkd at commits {', '.join(commits)}; "
+        f"{len(lines):,} runs, seeds {', '.join(seeds)}; feddkd at commits {', '.join(commits)}; "
         f"{'; '.join(sorted(versions))}; {'; '.join(sorted(cpus))}. From [`{path}`](../{path}): `python benchmarks/attacks/run.py`."
     )
 
