@@ -105,9 +105,10 @@ def test_a_request_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "MAX_CONNECTIONS", 2)
-    release = threading.Event()
+    release, reached = threading.Event(), threading.Semaphore(0)
 
     def held(_: Request) -> Response:
+        reached.release()
         release.wait(30)
         return text_response("late")
 
@@ -115,6 +116,7 @@ def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         held_open = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(2)]
         for connection in held_open:
             connection.sendall(b"GET /held HTTP/1.1\r\n\r\n")
+            assert reached.acquire(timeout=30)
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as third:
             assert third.recv(100) == b"", "closed at once"
         release.set()
@@ -215,6 +217,19 @@ def test_closing_cuts_off_who_still_reads() -> None:
         server.close()
         assert client.recv(1000) == b""
     pause.set()
+
+
+def test_a_taken_port_is_refused_in_one_line(server: WebServer) -> None:
+    with pytest.raises(AddressInUseError, match=f"^cannot serve a page on 127.0.0.1:{server.port}: Address already in use$"):
+        WebServer({}, server.port, purpose="a page")
+
+
+def test_a_closed_server_frees_its_port() -> None:
+    first = WebServer({}, 0)
+    first.close()
+    first.close()
+    with closing(WebServer({}, first.port)) as second:
+        assert second.port == first.port
 
 
 def test_an_ipv6_address_is_written_in_brackets() -> None:
