@@ -6,7 +6,7 @@ import contextlib
 import logging
 import logging.handlers
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.logging import RichHandler
@@ -128,24 +128,19 @@ def _file_handler(file: Path, log_format: LogFormat) -> logging.Handler:
 def log_file(file: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[None]:
     """Log what happens to a file, too, for a while. It is rotated: at most `LOG_FILES` of `LOG_BYTES` each.
 
-    Standard error goes on to show what goes wrong, and all of it with `--verbose`.
+    Standard error goes on to show what it showed: for people what goes wrong, and all of it with `--verbose`; as JSON every entry.
 
     Raises:
         StateError: it cannot be opened.
     """
     handler = _file_handler(file, log_format)
-    root, package = logging.getLogger(), logging.getLogger("feddkd")
+    package = logging.getLogger("feddkd")
     level = package.level
-    loudness, others = _as_loud_as(root.level), list(root.handlers)
-    for other in others:
-        other.addFilter(loudness)
     package.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
         yield
     finally:
-        for other in others:
-            other.removeFilter(loudness)
         package.removeHandler(handler)
         package.setLevel(level)
         handler.close()
@@ -156,11 +151,6 @@ class _QuietFile(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Drop the entry."""
-
-
-def _as_loud_as(level: int) -> Callable[[logging.LogRecord], bool]:
-    """Pass what a handler would have shown without a log file; what a person was told already is not shown again."""
-    return lambda record: record.levelno >= level and not getattr(record, "is_told", False)
 
 
 def be_verbose(wanted: bool) -> None:

@@ -49,7 +49,7 @@ def observe(
         found += publishing.begin(config, was_stopped, resumed=again)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(EventLog(was_stopped))
+        found.append(EventLog(config, was_stopped))
         if not is_said_in_log():
             found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
         # Last: at its end one may wait for its tracker.

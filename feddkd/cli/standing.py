@@ -85,9 +85,9 @@ class StandingSite:
             except (ConfigError, RefusedError, RunError) as error:
                 if not self._has_joined:
                     raise
-                self._tell(str(error))
+                self.tell(str(error))
             over = run.run_id
-            self._tell("waiting for the next run of the server")
+            self.tell("waiting for the next run of the server")
 
     def _next_run(self, over: str) -> ServerConfig:
         return fetch_server_config(self._address, self._tls, self._retry_for_s, over)
@@ -98,12 +98,12 @@ class StandingSite:
         worker = site_worker(site_config(run.config, self._own), self._state, self._partition_index)
         check_site(worker.site)
         check_writable(self._state.path)
-        self._tell(_examples(worker))
+        self.tell(_examples(worker))
         self._watch.has_examples(worker.counts)
         own_teacher = worker.site.own_teacher
-        progress = SiteProgress(worker, run.config, self._tell, teaches=own_teacher is not None, watch=self._watch)
+        progress = SiteProgress(worker, run.config, self.tell, teaches=own_teacher is not None, watch=self._watch)
         if own_teacher is not None:
-            self._tell(f"trains {own_teacher.name}, which stays here, and teaches {run.config.model.name} with it")
+            self.tell(f"trains {own_teacher.name}, which stays here, and teaches {run.config.model.name} with it")
 
         def joined(run_id: str) -> None:
             self._has_joined = True
@@ -125,14 +125,14 @@ class StandingSite:
             raise RunError(f"the run ended early: {farewell.reason}")
         if not worker.has_final_model(farewell.run_id):
             raise RunError(f"{farewell.reason}, but this client did not get or could not keep the final model")
-        self._tell(f"{farewell.reason}{in_words(progress.final, progress.metric, '; final ')}")
+        self.tell(f"{farewell.reason}{in_words(progress.final, progress.metric, '; final ')}")
         if progress.model_sha256:
-            self._tell(f"model sha256 {progress.model_sha256}")
-        self._tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")
+            self.tell(f"model sha256 {progress.model_sha256}")
+        self.tell(f"the final model is in {self._state.path / FINAL_MODEL}.safetensors")
         if self._state.label(OWN_TEACHER) == farewell.run_id:
-            self._tell(f"the site's own network is in {self._state.path / OWN_TEACHER}.safetensors")
+            self.tell(f"the site's own network is in {self._state.path / OWN_TEACHER}.safetensors")
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
         """Say a line to a person at the terminal, and to the log file."""
         shown = printable(f"{self._state.client_id}: {line}", LINE_LETTERS)
         if not is_said_in_log():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from feddkd.config import Config
 from feddkd.exchange import ExchangeId
 from feddkd.log_events import about
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
@@ -17,16 +18,22 @@ class EventLog(Observer):
 
     follows_history = False
 
-    def __init__(self, was_stopped: Callable[[], bool] = bool) -> None:
+    def __init__(self, config: Config, was_stopped: Callable[[], bool] = bool) -> None:
         """Args:
+        config: of the run.
         was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         """
+        self._config = config
         self._was_stopped = was_stopped
         self._run_id = ""
 
     def run_started(self, run_id: str, rounds: int) -> None:
         self._run_id = run_id
-        self._log("run_started", f"run {run_id} begins: {rounds} rounds", rounds=rounds)
+        names = {"algorithm": self._config.algorithm.name, "model": self._config.model.name, "data": self._config.data.name}
+        text = f"run {run_id} begins: {names['algorithm']}, {names['model']} on {names['data']}, {rounds} rounds"
+        self._log("run_started", text, rounds=rounds, **names)
+        for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
+            self._log("told", line)
 
     def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
         self._run_id = run_id
@@ -77,6 +84,7 @@ class EventLog(Observer):
             seconds=record.seconds,
             loss=evaluation.loss if evaluation is not None else None,
             accuracy=evaluation.accuracy if evaluation is not None else None,
+            **({f"score_{name}": value for name, value in evaluation.scores.items()} if evaluation is not None else {}),
         )
 
     def run_done(self, record: RunRecord) -> None:

@@ -16,7 +16,10 @@ from rich.console import Console
 
 from feddkd.cli import output
 from feddkd.cli.log_format import JsonLines, LogFormat
-from feddkd.cli.logs import SHOWN_BY_A_SERVER, handler_of_stderr, start_log
+from feddkd.cli.logs import SHOWN_BY_A_SERVER, handler_of_stderr, log_file, start_log
+from feddkd.cli.standing import StandingSite
+from feddkd.client.state_dir import StateDir
+from feddkd.config import Config
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
 from feddkd.log_events import EVENTS, about
@@ -159,6 +162,29 @@ def test_with_json_standard_error_is_for_programs_alone(tmp_path: Path, capsys: 
     assert [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()] == entries
 
 
+@pytest.mark.usefixtures("log")
+def test_what_a_site_is_told_is_on_standard_error_too_where_that_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(LogFormat.JSON, tmp_path / "site.log")
+    site = StandingSite("127.0.0.1:1", StateDir(tmp_path / "state", "site-a"), {}, None, None, None)
+    with log_file(tmp_path / "client.log", LogFormat.JSON):
+        site.tell("joined run r")
+        logging.getLogger("feddkd.test").info("a detail")
+    entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [each["message"] for each in entries] == ["site-a: joined run r", "a detail"]
+    assert (entries[0]["event"], entries[0]["client"]) == ("told", "site-a")
+    for name in ("site.log", "client.log"):
+        assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == entries
+
+
+@pytest.mark.usefixtures("log")
+def test_a_person_at_a_site_reads_what_it_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(LogFormat.TEXT, None)
+    with log_file(tmp_path / "client.log"):
+        in_the_log()
+    assert [line.split(" ", 3)[3] for line in capsys.readouterr().err.splitlines()] == ["a warning"]
+    assert (tmp_path / "client.log").read_text().endswith("round 1\n")
+
+
 def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"^cannot write .*/nowhere/run.log: No such file or directory$"):
         start_log(LogFormat.TEXT, tmp_path / "nowhere" / "run.log")
@@ -167,7 +193,7 @@ def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stopped", "event"), [(False, "run_failed"), (True, "run_stopped")])
 def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feddkd")
-    observer = EventLog(lambda: stopped)
+    observer = EventLog(Config.load(None, ["communication.preset=lossless"]), lambda: stopped)
     observer.run_started("run-1", 2)
     observer.round_started(1, 0, 3)
     step = ExchangeId("run-1", 1, 0, "dkd_step", 4)
@@ -177,10 +203,10 @@ def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pyt
     observer.waiting("for the final model")
     observer.run_failed("for a reason")
     entries = [entry(record) for record in caplog.records]
-    names = ["run_started", "round_started", "exchange_done", "round_failed", "run_paused", "run_waiting", event]
+    names = ["run_started", "told", "round_started", "exchange_done", "round_failed", "run_paused", "run_waiting", event]
     assert [each["event"] for each in entries] == names
     assert {each["run_id"] for each in entries} == {"run-1"}
-    assert {name: entries[2][name] for name in ("round", "exchange", "step", "clients_missing")} == {
+    assert {name: entries[3][name] for name in ("round", "exchange", "step", "clients_missing")} == {
         "round": 1,
         "exchange": "dkd_step",
         "step": 4,
