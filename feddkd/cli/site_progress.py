@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from feddkd.algorithms.feddkd import TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.cli.output import listed
 from feddkd.client.constants import HeldConstants
+from feddkd.client.server_config import ServerConfig
 from feddkd.client.watch import ClientWatch
 from feddkd.client.work import TaskRunner
-from feddkd.config import ACCURACY, Config, MainMetric
+from feddkd.config import ACCURACY, MainMetric
 from feddkd.config.main_metric import title_of
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, Reply, Task
 from feddkd.tensors import Schema
@@ -33,28 +34,28 @@ class SiteProgress:
     """
 
     def __init__(
-        self, worker: TaskRunner, config: Config, say: Callable[[str], None], *, teaches: bool = False, watch: ClientWatch | None = None
+        self, worker: TaskRunner, run: ServerConfig, say: Callable[[str], None], *, teaches: bool = False, watch: ClientWatch | None = None
     ) -> None:
         """Prepare to watch.
 
         Args:
-            config: of the run, as the server says it.
+            run: its configuration, as the server says it; the number of rounds may change while it goes on.
             say: prints one line.
             teaches: the site trains a network of its own instead of the broadcast one.
             watch: hears of the work.
         """
         self._watch = watch or ClientWatch()
         self._worker = worker
-        self._config = config
+        self._run = run
         self._say = say
         self._teaches = teaches
         self.final: Evaluation | None = None
         self.model_sha256 = ""
-        self.metric = MainMetric.of(config)
+        self.metric = MainMetric.of(run.config)
         self._received: Evaluation | None = None
         self._after: tuple[MainMetric, float] | None = None
         self._run_id = ""
-        self._round = 0
+        self._round = self._rounds = 0
         self._exchanges = 0
         self._began_s = 0.0
         self._works = True
@@ -80,15 +81,18 @@ class SiteProgress:
 
     def joined(self, run_id: str) -> None:
         """Say that the server took this client in, and which clients the run begins with."""
+        rounds = self._run.latest.rounds
         if run_id == self._run_id:
-            self._say(f"connected to run {run_id} again")
+            changed = f", which has {rounds} rounds now" if rounds != self._rounds else ""
+            self._say(f"connected to run {run_id} again{changed}")
+            self._rounds = rounds
             return
-        self._run_id, self._round = run_id, 0
-        scheduler = self._config.scheduler
+        self._run_id, self._round, self._rounds = run_id, 0, rounds
+        scheduler = self._run.latest.scheduler
         named = f": {listed(scheduler.clients)}" if isinstance(scheduler.clients, list) else ""
         clients = "1 client" if scheduler.starting_clients == 1 else f"{scheduler.starting_clients} clients"
-        rounds = "1 round" if self._config.rounds == 1 else f"{self._config.rounds} rounds"
-        self._say(f"joined run {run_id} ({rounds}, {clients}{named}); waiting for the server")
+        planned = "1 round" if rounds == 1 else f"{rounds} rounds"
+        self._say(f"joined run {run_id} ({planned}, {clients}{named}); waiting for the server")
 
     def carry_out(self, task: Task) -> Reply:
         """Let the worker compute, and say what that tells of the run."""
@@ -127,7 +131,7 @@ class SiteProgress:
         took = f"{exchanges}, {time.monotonic() - self._began_s:.1f} s"
         # Of accuracy, what this site's own training made of it is said instead.
         found = in_words(evaluation, self.metric, "; ", None if self.metric.name == "accuracy" else self._received)
-        self._say(f"round {self._round} of {self._config.rounds}: {took}{found}{self._own_training}")
+        self._say(f"round {self._round} of {self._run.latest.rounds}: {took}{found}{self._own_training}")
 
     def _of_teacher(self, reply: Reply) -> tuple[MainMetric, float] | None:
         """Read how good a reply's teacher is by the metric of the task, or else by its accuracy; None where it does not say."""

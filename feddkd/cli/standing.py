@@ -101,7 +101,7 @@ class StandingSite:
         self.tell(_examples(worker))
         self._watch.has_examples(worker.counts)
         own_teacher = worker.site.own_teacher
-        progress = SiteProgress(worker, run.config, self.tell, teaches=own_teacher is not None, watch=self._watch)
+        progress = SiteProgress(worker, run, self.tell, teaches=own_teacher is not None, watch=self._watch)
         if own_teacher is not None:
             self.tell(f"trains {own_teacher.name}, which stays here, and teaches {run.config.model.name} with it")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 from feddkd.config import Config
+from feddkd.config.resuming import settings_that_stay
 from feddkd.config.toml import parse_toml
 from feddkd.errors import ConfigError
 from feddkd.text import printable
@@ -25,6 +24,7 @@ class ServerConfig:
         """
         self.text = text
         self.run_id = run_id
+        self._latest: Config | None = None
         self._compared: tuple[str, str | None] = (text, None)
 
     @cached_property
@@ -32,10 +32,15 @@ class ServerConfig:
         """Parsed, under limits, and validated. Raises ConfigError."""
         return _parse(self.text)
 
-    def difference(self, text: str) -> str | None:
-        """Return in what a manifest's configuration differs from this one; None if it does not.
+    @property
+    def latest(self) -> Config:
+        """What the server said last: settings that may differ when the run goes on may be new. Raises ConfigError as `config`."""
+        return self._latest or self.config
 
-        Settings count, not how they are written.
+    def difference(self, text: str) -> str | None:
+        """Return in what a manifest's configuration differs from this one; None if it does not, and then it is the latest.
+
+        Settings count, not how they are written, and only those that have to stay while a run goes on.
         """
         if text != self._compared[0]:
             # Kept, because all clients of a process ask about the same text at every Join.
@@ -44,27 +49,16 @@ class ServerConfig:
 
     def _compare(self, text: str) -> str | None:
         try:
-            ours, theirs = _settings(self.config), _settings(_parse(text))
+            latest = _parse(text)
+            ours, theirs = settings_that_stay(self.config), settings_that_stay(latest)
         except ConfigError as error:
             return printable(str(error))
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if not keys:
+            self._latest = latest
             return None
         rest = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
         return f"differs in {printable(', '.join(keys[:KEYS_SHOWN]))}{rest}"
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """All settings by their full names."""
-    return dict(_flat(config.model_dump(mode="json", exclude_none=True)))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _parse(text: str) -> Config:

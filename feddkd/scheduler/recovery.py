@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from feddkd.config import Config, read_tables
+from feddkd.config.resuming import settings_that_stay
 from feddkd.config.table import flatten
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExchangeId
@@ -22,10 +23,6 @@ from feddkd.text import printable
 from feddkd.traffic import Traffic
 
 logger = logging.getLogger(__name__)
-
-FREE_KEYS = ("rounds", "data.root", "scheduler.durability", "scheduler.resume_grace_s")
-"""Settings that may differ when a run goes on; so may all of `[runtime]`. None of them changes a round's model, but for
-`rounds` where the schedule of the learning rate ends with the last one."""
 
 KEYS_SHOWN = 5
 
@@ -65,7 +62,7 @@ def resume(folder: Path, config: Config, spent: Spent | None = None) -> FileJour
     """Open the journal of a run, cut it back to its newest good state, and note that another process goes on.
 
     Args:
-        config: of this process; it may differ from the run's in `FREE_KEYS` alone, and have more rounds.
+        config: of this process; it may differ from the run's in `config.resuming.FREE_KEYS` alone, and have more rounds.
         spent: what the process before had counted; None if nobody knows.
 
     Raises:
@@ -119,7 +116,7 @@ def check_same(folder: Path, header: Header, config: Config) -> None:
         before = Config.loads(header.config, source="its configuration")
     except ConfigError as error:
         raise StateError(f"{folder} holds a run that this version of feddkd cannot resume: {error}") from None
-    ours, theirs = _settings(config), _settings(before)
+    ours, theirs = settings_that_stay(config), settings_that_stay(before)
     _check_equal(folder, header, {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}, ours, theirs)
 
 
@@ -131,7 +128,7 @@ def check_overrides(folder: Path, header: Header, overrides: Iterable[str]) -> N
     Raises:
         StateError: one does.
     """
-    theirs, ours = _settings(Config.loads(header.config, source=str(folder))), flatten(read_tables(None, overrides))
+    theirs, ours = settings_that_stay(Config.loads(header.config, source=str(folder))), flatten(read_tables(None, overrides))
     _check_equal(folder, header, {key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]}, ours, theirs)
 
 
@@ -144,13 +141,6 @@ def _check_equal(
         shown = ", ".join(f"{key} = {_value(theirs, key)} there, {_value(ours, key)} here" for key in keys[:KEYS_SHOWN])
         more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
         raise StateError(f"{folder} holds run {header.run_id} of another configuration: {printable(shown)}{more}")
-
-
-def _settings(config: Config) -> dict[str, object]:
-    """The settings that must be equal, by dotted key."""
-    found = flatten(config.model_dump(mode="json", exclude_none=True))
-    free = set(FREE_KEYS) - ({"rounds"} if config.training.depends_on_rounds else set())
-    return {key: value for key, value in found.items() if key not in free and not key.startswith("runtime.")}
 
 
 def _value(settings: Mapping[str, object], key: str) -> object:

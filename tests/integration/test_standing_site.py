@@ -84,6 +84,31 @@ def test_a_site_stays_for_the_next_run_with_its_new_configuration(runs_until_sto
         assert line in log
 
 
+def test_a_site_goes_on_with_a_run_that_has_more_rounds_now(runs_until_stop: list[str], tmp_path: Path) -> None:
+    first = federation_of_one()
+    second = first.model_copy(update={"rounds": 2})
+    engine = GrpcEngine(first, "run-1", initial_of(first).schema)
+    port = engine.start("127.0.0.1", 0)
+    state = StateDir(tmp_path, "site")
+    with ThreadPoolExecutor(1) as pool, log_file(tmp_path / LOG):
+        staying = pool.submit(StandingSite(f"127.0.0.1:{port}", state, {}, 0, None, 60.0).take_part_for_ever)
+        assert engine.wait_for_clients(1, 60.0)
+        engine.finish(completed=False, reason="stopped by SIGTERM", paused=True)
+        engine = GrpcEngine(second, "run-1", initial_of(second).schema)
+        engine.start("127.0.0.1", port)
+        last = Scheduler(second, algorithms.build(second), engine, run_id="run-1").run(initial_of(second))
+        _, records = run_at(port, "run-2", first)
+        next(records)
+        with pytest.raises(StopError):
+            staying.result(60.0)
+    assert last.rounds == 2
+    assert runs_until_stop == ["", "run-1", "run-2"]
+    log = (tmp_path / LOG).read_text()
+    assert "another configuration" not in log
+    for line in ("connected to run run-1 again, which has 2 rounds now", "site: round 2 of 2: "):
+        assert line in log
+
+
 def test_a_run_that_a_site_cannot_take_part_in_is_passed_over(runs_until_stop: list[str], tmp_path: Path) -> None:
     good = federation_of_one()
     foreign = good.model_copy(update={"model": good.model.model_copy(update={"name": "theirs:net"})})

@@ -25,14 +25,28 @@ def test_how_a_configuration_is_written_makes_no_difference() -> None:
     [
         (["training.lr=0.9"], "differs in training.lr"),
         (["algorithm.name=fedprox"], "differs in algorithm.local_objective.name, algorithm.mu, algorithm.name"),
-        (["data.root=/elsewhere"], "differs in data.root"),
         (["scheduler.cohort=3"], "differs in scheduler.cohort"),
-        (["seed=1", "rounds=3", "training.lr=1", "dkd.lr=1", "dkd.steps=3"], "differs in dkd.lr, dkd.steps, rounds and 2 more"),
+        (["seed=1", "rounds=3", "training.lr=1", "dkd.lr=1", "dkd.steps=3"], "differs in dkd.lr, dkd.steps, seed and 1 more"),
+        (["rounds=3", "training.schedule=cosine"], "differs in rounds, training.schedule"),
     ],
 )
 def test_every_setting_that_differs_is_named(change: list[str], difference: str) -> None:
     assert ServerConfig(toml()).difference(toml(*change)) == difference
     assert ServerConfig(toml(*change)).difference(toml()) == difference
+
+
+@pytest.mark.parametrize(
+    "change", ["rounds=9", "data.root=/elsewhere", "scheduler.durability=round", "scheduler.resume_grace_s=1", "runtime.device=cpu"]
+)
+def test_what_may_differ_when_a_run_goes_on_makes_no_difference_and_is_taken_over(change: str) -> None:
+    known = ServerConfig(toml("rounds=4"))
+    assert known.difference(toml("rounds=4", change)) is None
+    assert known.latest == Config.load(overrides=["rounds=4", change])
+    assert known.config.rounds == 4
+
+
+def test_rounds_stay_where_the_learning_rate_ends_with_the_last_one() -> None:
+    assert ServerConfig(toml("training.schedule=cosine")).difference(toml("training.schedule=cosine", "rounds=9")) == "differs in rounds"
 
 
 def test_what_cannot_be_read_is_another_configuration() -> None:
