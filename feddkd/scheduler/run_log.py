@@ -12,8 +12,9 @@ from feddkd.exchange import Exchange, ExchangeId, Outcome
 from feddkd.failpoints import failpoint
 from feddkd.scheduler import checkpoint, outcomes
 from feddkd.scheduler.cohort import Account
+from feddkd.scheduler.doubt_log import DoubtLog
 from feddkd.scheduler.events import Event, ExchangeDone, RoundFinished
-from feddkd.scheduler.journal import Journal
+from feddkd.scheduler.journal import Entry, Journal
 from feddkd.scheduler.metric_names import MetricNames
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import Observer
@@ -51,6 +52,7 @@ class RunLog:
         self.state = state
         self._journal = journal
         self._observers = Observers.of(observers)
+        self._doubts = DoubtLog(state)
         self._metric_names = MetricNames()
         self._recalled: Mapping[ExchangeId, str] = {}
         self._unkept: dict[int, Tensors] = {}  # models that no journal keeps, by round
@@ -67,6 +69,7 @@ class RunLog:
             if isinstance(entry.event, ExchangeDone):
                 self._metric_names.add(entry.event.record.metrics)
         self._recalled = dict(self.state.open.outcomes) if self.state.open is not None else {}
+        self._doubts = DoubtLog(self.state)
         self._journal.release()
         return has_history
 
@@ -97,7 +100,12 @@ class RunLog:
     def happen(self, event: Event) -> None:
         """Keep an event, take it in, and tell the observers. Raises StateError."""
         entry = self._journal.append(event)
-        self.tell(*self.state.apply(entry))
+        self.tell(*self._take_in(entry))
+
+    def _take_in(self, entry: Entry) -> list[Told]:
+        told = self.state.apply(entry)
+        self._doubts.warn(entry.event)
+        return told
 
     def finish_round(self, event: RoundFinished, left: Checkpoint) -> None:
         """Keep a finished round and what it leaves to the next one. Raises StateError."""
@@ -108,7 +116,7 @@ class RunLog:
         failpoint("scheduler.round.after_checkpoint")
         if self.state.keeps_best and not model:
             self._unkept[event.round] = Tensors.copy_of(left.model.schema, left.model)
-        self.tell(lambda observer: observer.round_finished(event.round, left.model), *self.state.apply(entry))
+        self.tell(lambda observer: observer.round_finished(event.round, left.model), *self._take_in(entry))
         self.prune()
 
     def carry_out(self, exchange: Exchange, account: Account, engine: Callable[[Exchange, Callable[[Outcome], None]], object]) -> None:

@@ -7,7 +7,6 @@ because a client can report anything.
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,7 @@ from dataclasses import dataclass
 from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY, TEACHER_SCORE
 from feddkd.evaluation import judged
 from feddkd.exchange import Exchange, Outcome, Reply
-from feddkd.log_events import about
 from feddkd.tasks.metrics import OF_CLASSIFICATION, TaskMetrics
-
-logger = logging.getLogger(__name__)
 
 CLIENT_ACCURACY = "client_accuracy"
 """The broadcast model's accuracy on what one client holds out."""
@@ -126,7 +122,7 @@ class LabelDoubts:
     A site stands out in a round where its `label_disagreement` is above both `RATIO` times the median
     of the sites and the median plus `MARGIN`. Teachers that know little yet differ widely, and now and
     then the training of one goes wrong. So a site is found that stands out `RUNNING` times running,
-    among the rounds it took part in. It is logged once.
+    among the rounds it took part in.
 
     It compares sites, so it sees nothing where most of them have wrong labels. Nor does it where a
     teacher has learnt wrong labels by heart, as it does with few of them.
@@ -149,21 +145,10 @@ class LabelDoubts:
             if value <= max(RATIO * median, median + MARGIN):
                 self._stood_out.pop(client, None)
             elif client not in self.found and len(self.found) < MOST_CLIENTS and self._rounds_running(client, round_number) >= RUNNING:
-                self._add(client, Doubt(value, median, round_number))
+                self.found[client] = Doubt(value, median, round_number)
 
     def _rounds_running(self, client: str, round_number: int) -> int:
         """Count the rounds in which a client stands out, this one included, once for all attempts at it."""
         rounds = self._stood_out.setdefault(client, set())
         rounds.add(round_number)
         return len(rounds)
-
-    def _add(self, client: str, doubt: Doubt) -> None:
-        self.found[client] = doubt
-        logger.warning(
-            "the labels of %s may be wrong: its teacher contradicts %.0f %% of them, the median site's %.0f %% (round %d)",
-            client,
-            100 * doubt.disagreement,
-            100 * doubt.median,
-            doubt.round,
-            extra=about("labels_in_doubt", client=client, round=doubt.round, disagreement=doubt.disagreement, median=doubt.median),
-        )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from feddkd.errors import StateError
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts, ExchangeId
-from feddkd.log_events import about
 from feddkd.scheduler.attendance import Attendance
 from feddkd.scheduler.evaluated import Evaluated
 from feddkd.scheduler.events import (
@@ -30,8 +28,6 @@ from feddkd.scheduler.sites import MOST_CLIENTS, LabelDoubts
 from feddkd.scheduler.tally import FinishedRound, RoundTally, RunTally
 from feddkd.tensors import Tensors
 from feddkd.traffic import Traffic
-
-logger = logging.getLogger(__name__)
 
 Told = Callable[[Observer], None]
 """What observers are told: called with each of them."""
@@ -291,9 +287,6 @@ class RunState:
             if client in self.outliers or len(self.outliers) >= MOST_CLIENTS:
                 continue
             self.outliers[client] = record.id.round
-            found = about("contributions_in_doubt", client=client, exchange=record.id.name, round=record.id.round)
-            message = "%s: the contributions of %s stood out in %d exchanges in a row: far longer than those of others, or far from them"
-            logger.warning(message, record.id, client, record.outliers[client], extra=found)
 
     def _finish_round(self, event: RoundFinished, entry: Entry) -> Iterator[Told]:
         follows = event.round == self.rounds_done + 1 and self.open is not None
