@@ -19,12 +19,13 @@ from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
 from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.health import Health
+from feddkd.observability.host_names import checked_on_this_machine
 from feddkd.observability.live.page import LivePage
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.scrape import scrape
 from feddkd.observability.tracing import Tracing, otlp_processor
-from feddkd.observability.web import WebServer
+from feddkd.observability.web import Route, WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
 
@@ -109,8 +110,7 @@ class Publishing:
             self._stack.callback(file.close)
         if endpoints.metrics_port is not None:
             routes = {"/metrics": metrics.page, **health.routes}
-            server = WebServer(routes, endpoints.metrics_port, endpoints.metrics_host, "metrics")
-            self._stack.callback(server.close)
+            server = self._stack.enter_context(_metrics_server(routes, endpoints.metrics_port, endpoints.metrics_host))
             self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
 
@@ -159,9 +159,13 @@ def published_client(client_id: str, port: int | None, host: str, certificates: 
         return
     metrics = ClientMetrics(client_id)
     metrics.certificates.watch(certificates)
-    with contextlib.closing(WebServer({"/metrics": functools.partial(scrape, metrics.registry)}, port, host, "metrics")) as server:
+    with _metrics_server({"/metrics": functools.partial(scrape, metrics.registry)}, port, host) as server:
         note(error_console(), f"metrics on http://{server.address}/metrics")
         yield metrics
+
+
+def _metrics_server(routes: Mapping[str, Route], port: int, host: str) -> contextlib.closing[WebServer]:
+    return contextlib.closing(WebServer(checked_on_this_machine(routes, host), port, host, "metrics"))
 
 
 def _stay(seconds: float) -> None:

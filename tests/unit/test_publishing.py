@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
 import pytest
@@ -18,9 +19,10 @@ from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import CommandInterruptedError, ConfigError, RunError, StoppedError
 from feddkd.observability import metrics_file
 from feddkd.observability.health import Health
+from feddkd.observability.host_names import checked_on_this_machine
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
-from feddkd.observability.web import Request, WebServer
+from feddkd.observability.web import Request, WebServer, text_response
 from feddkd.scheduler.engine import ClientStates
 from feddkd.scheduler.observers import Observers
 
@@ -123,6 +125,29 @@ def test_a_run_that_was_stopped_leaves_at_once(error: BaseException, waits: Wait
 def test_without_a_wish_to_linger_nothing_is_waited_for(waits: Waits) -> None:
     with Publishing(Endpoints(metrics_port=0)) as publishing:
         publishing.begin(Config(), bool)
+    assert waits.waited_s == []
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+@pytest.mark.parametrize(("host", "status"), [("evil.example", 421), ("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:80", 200)])
+def test_on_this_machine_a_browser_is_answered_under_known_names_alone(path: str, host: str, status: int) -> None:
+    answer = text_response("all is well")
+    route = checked_on_this_machine({path: lambda _: answer}, "127.0.0.1")[path]
+    assert route(Request(path, {"host": host})).status == status
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "server"])
+def test_on_a_network_prometheus_asks_by_any_name(address: str) -> None:
+    routes = {"/metrics": lambda _: text_response("all is well")}
+    assert checked_on_this_machine(routes, address)["/metrics"](Request("/metrics", {"host": "feddkd.monitoring.svc"})).status == 200
+
+
+def test_the_server_of_the_metrics_checks_names(waits: Waits, capsys: pytest.CaptureFixture[str]) -> None:
+    with Publishing(Endpoints(metrics_port=0)) as publishing:
+        publishing.begin(Config(), bool)
+        address = f"http://127.0.0.1:{port_in(capsys.readouterr().err)}/metrics"
+        with pytest.raises(HTTPError, match="421"):
+            urlopen(HTTPRequest(address, headers={"Host": "evil.example"}))
     assert waits.waited_s == []
 
 
