@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,11 +74,10 @@ class Publishing:
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
 
-    def begin(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool = False) -> list[Observer]:
+    def begin(self, config: Config, *, resumed: bool = False) -> list[Observer]:
         """Serve what is wanted, and return the observers that fill it.
 
         Args:
-            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: another process began the run.
 
         Raises:
@@ -86,25 +85,24 @@ class Publishing:
             ConfigError: the file cannot be written.
         """
         return [
-            *self._tracing(was_stopped),
-            *self._metrics(config, was_stopped),
-            *self._page(config, was_stopped, resumed=resumed),
+            *self._tracing(),
+            *self._metrics(config),
+            *self._page(config, resumed=resumed),
         ]
 
-    def _tracing(self, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _tracing(self) -> list[Observer]:
         if self._processor is None:
             return []
-        tracing = Tracing(self._processor, was_stopped)
+        tracing = Tracing(self._processor)
         self._stack.callback(tracing.close)
         return [tracing]
 
-    def _metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _metrics(self, config: Config) -> list[Observer]:
         endpoints = self.endpoints
         if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
             return []
         metrics = PrometheusMetrics(config)
-        metrics.was_stopped = was_stopped
-        health = Health(was_stopped)
+        health = Health()
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)
             self._stack.callback(file.close)
@@ -114,11 +112,11 @@ class Publishing:
             self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
 
-    def _page(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool) -> list[Observer]:
+    def _page(self, config: Config, *, resumed: bool) -> list[Observer]:
         port, host = self.endpoints.live_port, self.endpoints.live_host
         if port is None:
             return []
-        page = LivePage(config, was_stopped, resumed=resumed)
+        page = LivePage(config, resumed=resumed)
         server = WebServer(page.routes(host), port, host, "the live page")
         self._stack.callback(server.close)
         self._stack.enter_context(page)

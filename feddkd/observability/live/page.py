@@ -63,18 +63,14 @@ class LivePage(Observer):
     The run's thread only ever changes a small object: it waits for no browser.
     """
 
-    def __init__(
-        self, config: Config, was_stopped: Callable[[], bool] = lambda: False, *, resumed: bool = False, every_s: float = EVERY_S
-    ) -> None:
+    def __init__(self, config: Config, *, resumed: bool = False, every_s: float = EVERY_S) -> None:
         """Prepare the page; the engine is asked for its clients from when this object is entered.
 
         Args:
-            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: the run was begun by another process.
             every_s: seconds between two looks at the clients.
         """
         self._state = LiveState(config, resumed=resumed)
-        self._was_stopped = was_stopped
         self._changed = threading.Condition()
         self._engine: Engine | None = None
         self._written: dict[str, tuple[int, bytes]] = {}
@@ -160,7 +156,11 @@ class LivePage(Observer):
 
     def run_failed(self, reason: str) -> None:
         with self._changing() as state:
-            state.failed(reason, stopped=self._was_stopped())
+            state.failed(reason)
+
+    def run_stopped(self, reason: str) -> None:
+        with self._changing() as state:
+            state.stopped(reason)
 
     def run_done(self, record: RunRecord) -> None:
         with self._changing() as state:
