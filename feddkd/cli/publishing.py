@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +19,13 @@ from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
 from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.health import Health
+from feddkd.observability.host_names import checked_on_this_machine
 from feddkd.observability.live.page import LivePage
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.scrape import scrape
 from feddkd.observability.tracing import Tracing, otlp_processor
-from feddkd.observability.web import WebServer
+from feddkd.observability.web import Route, WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
 
@@ -73,11 +74,10 @@ class Publishing:
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
 
-    def begin(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool = False) -> list[Observer]:
+    def begin(self, config: Config, *, resumed: bool = False) -> list[Observer]:
         """Serve what is wanted, and return the observers that fill it.
 
         Args:
-            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: another process began the run.
 
         Raises:
@@ -85,40 +85,38 @@ class Publishing:
             ConfigError: the file cannot be written.
         """
         return [
-            *self._tracing(was_stopped),
-            *self._metrics(config, was_stopped),
-            *self._page(config, was_stopped, resumed=resumed),
+            *self._tracing(),
+            *self._metrics(config),
+            *self._page(config, resumed=resumed),
         ]
 
-    def _tracing(self, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _tracing(self) -> list[Observer]:
         if self._processor is None:
             return []
-        tracing = Tracing(self._processor, was_stopped)
+        tracing = Tracing(self._processor)
         self._stack.callback(tracing.close)
         return [tracing]
 
-    def _metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _metrics(self, config: Config) -> list[Observer]:
         endpoints = self.endpoints
         if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
             return []
         metrics = PrometheusMetrics(config)
-        metrics.was_stopped = was_stopped
-        health = Health(was_stopped)
+        health = Health()
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)
             self._stack.callback(file.close)
         if endpoints.metrics_port is not None:
             routes = {"/metrics": metrics.page, **health.routes}
-            server = WebServer(routes, endpoints.metrics_port, endpoints.metrics_host, "metrics")
-            self._stack.callback(server.close)
+            server = self._stack.enter_context(_metrics_server(routes, endpoints.metrics_port, endpoints.metrics_host))
             self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
 
-    def _page(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool) -> list[Observer]:
+    def _page(self, config: Config, *, resumed: bool) -> list[Observer]:
         port, host = self.endpoints.live_port, self.endpoints.live_host
         if port is None:
             return []
-        page = LivePage(config, was_stopped, resumed=resumed)
+        page = LivePage(config, resumed=resumed)
         server = WebServer(page.routes(host), port, host, "the live page")
         self._stack.callback(server.close)
         self._stack.enter_context(page)
@@ -159,9 +157,13 @@ def published_client(client_id: str, port: int | None, host: str, certificates: 
         return
     metrics = ClientMetrics(client_id)
     metrics.certificates.watch(certificates)
-    with contextlib.closing(WebServer({"/metrics": functools.partial(scrape, metrics.registry)}, port, host, "metrics")) as server:
+    with _metrics_server({"/metrics": functools.partial(scrape, metrics.registry)}, port, host) as server:
         note(error_console(), f"metrics on http://{server.address}/metrics")
         yield metrics
+
+
+def _metrics_server(routes: Mapping[str, Route], port: int, host: str) -> contextlib.closing[WebServer]:
+    return contextlib.closing(WebServer(checked_on_this_machine(routes, host), port, host, "metrics"))
 
 
 def _stay(seconds: float) -> None:

@@ -137,7 +137,7 @@ class StandingSite:
         shown = printable(f"{self._state.client_id}: {line}", LINE_LETTERS)
         if not is_said_in_log():
             note(error_console(), shown)
-        logger.info("%s", shown, extra={"is_told": True, **about("told", client=self._state.client_id)})
+        logger.info("%s", shown, extra={"is_told": True, **about("notice", client=self._state.client_id)})
 
 
 def _examples(worker: Worker) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from feddkd.config import Config
 from feddkd.exchange import ExchangeId
@@ -18,13 +17,11 @@ class EventLog(Observer):
 
     follows_history = False
 
-    def __init__(self, config: Config, was_stopped: Callable[[], bool] = bool) -> None:
+    def __init__(self, config: Config) -> None:
         """Args:
         config: of the run.
-        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         """
         self._config = config
-        self._was_stopped = was_stopped
         self._run_id = ""
 
     def run_started(self, run_id: str, rounds: int) -> None:
@@ -33,7 +30,7 @@ class EventLog(Observer):
         text = f"run {run_id} begins: {names['algorithm']}, {names['model']} on {names['data']}, {rounds} rounds"
         self._log("run_started", text, rounds=rounds, **names)
         for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
-            self._log("told", line)
+            self._log("notice", line)
 
     def run_resumed(self, run_id: str, rounds: int, rounds_done: int, incarnation: int, last: ExchangeId | None) -> None:
         self._run_id = run_id
@@ -91,10 +88,10 @@ class EventLog(Observer):
         self._log("run_completed", f"run {record.run_id} is completed", rounds=record.rounds, seconds=record.seconds)
 
     def run_failed(self, reason: str) -> None:
-        if self._was_stopped():
-            self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
-        else:
-            self._log("run_failed", f"the run failed: {reason}", logging.ERROR, reason=reason)
+        self._log("run_failed", f"the run failed: {reason}", logging.ERROR, reason=reason)
+
+    def run_stopped(self, reason: str) -> None:
+        self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
 
     def _log(self, event: str, text: str, level: int = logging.INFO, **fields: str | float | None) -> None:
         logger.log(level, "%s", text, extra={"is_told": True, **about(event, run_id=self._run_id or None, **fields)})

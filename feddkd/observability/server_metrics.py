@@ -23,7 +23,7 @@ OUTCOMES = ("completed", "failed", "stopped")
 
 
 class ServiceMetrics:
-    """How the run ended, who was turned away, and until when the certificates are valid."""
+    """How the run ended, which joins were refused, and until when the certificates are valid."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._end = Gauge(
@@ -46,7 +46,7 @@ class ServiceMetrics:
             self.certificate_expiry.labels(role).set(UNKNOWN)
 
     def watch(self, engine: Engine) -> None:
-        """Ask the engine, at every scrape, who was turned away and until when its certificates are valid."""
+        """Ask the engine, at every scrape, which joins were refused and until when its certificates are valid."""
         self._refused.engine = engine
         for role in CERTIFICATE_ROLES:
             self.certificate_expiry.labels(role).set_function(partial(_end_of, engine, role))

@@ -36,7 +36,7 @@ class DoubtLog:
 
 def _warn_of_contributions(client: str, exchange: ExchangeId, running: Mapping[str, int]) -> None:
     message = "%s: the contributions of %s stood out in %d exchanges in a row: far longer than those of others, or far from them"
-    found = about("contributions_in_doubt", client=client, exchange=exchange.name, round=exchange.round)
+    found = about("outlier_named", client=client, exchange=exchange.name, round=exchange.round)
     logger.warning(message, exchange, client, running[client], extra=found)
 
 

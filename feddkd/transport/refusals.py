@@ -71,7 +71,7 @@ class Refusals:
             now: on the loop's clock.
         """
         self.counts[error.kind] += 1
-        if not self._is_to_be_said((_host(address), client_id[:64], error.kind), now):
+        if not self._is_to_be_said((host_of(address), client_id[:64], error.kind), now):
             self._unsaid += 1
             return
         more, self._unsaid = self._unsaid, 0
@@ -101,6 +101,6 @@ class Refusals:
         return True
 
 
-def _host(address: str) -> str:
+def host_of(address: str) -> str:
     """Leave out the port, which is another one for each connection."""
     return address.rpartition(":")[0]

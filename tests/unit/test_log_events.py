@@ -158,7 +158,7 @@ def test_with_json_standard_error_is_for_programs_alone(tmp_path: Path, capsys: 
     print("of a library\nin two lines", file=sys.stderr)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     events = [each["event"] for each in entries]
-    assert events == ["client_joined", "other", "other", "round_done", "told", "told", "native_warning", "output", "output"]
+    assert events == ["client_joined", "other", "other", "round_done", "notice", "notice", "native_warning", "stderr_line", "stderr_line"]
     assert [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()] == entries
 
 
@@ -171,7 +171,7 @@ def test_what_a_site_is_told_is_on_standard_error_too_where_that_is_json(tmp_pat
         logging.getLogger("feddkd.test").info("a detail")
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [each["message"] for each in entries] == ["site-a: joined run r", "a detail"]
-    assert (entries[0]["event"], entries[0]["client"]) == ("told", "site-a")
+    assert (entries[0]["event"], entries[0]["client"]) == ("notice", "site-a")
     for name in ("site.log", "client.log"):
         assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == entries
 
@@ -193,7 +193,7 @@ def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stopped", "event"), [(False, "run_failed"), (True, "run_stopped")])
 def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feddkd")
-    observer = EventLog(Config.load(None, ["communication.preset=lossless"]), lambda: stopped)
+    observer = EventLog(Config.load(None, ["communication.preset=lossless"]))
     observer.run_started("run-1", 2)
     observer.round_started(1, 0, 3)
     step = ExchangeId("run-1", 1, 0, "dkd_step", 4)
@@ -201,9 +201,9 @@ def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pyt
     observer.round_failed(1, 0, "too few")
     observer.paused("too few")
     observer.waiting("for the final model")
-    observer.run_failed("for a reason")
+    (observer.run_stopped if stopped else observer.run_failed)("for a reason")
     entries = [entry(record) for record in caplog.records]
-    names = ["run_started", "told", "round_started", "exchange_done", "round_failed", "run_paused", "run_waiting", event]
+    names = ["run_started", "notice", "round_started", "exchange_done", "round_failed", "run_paused", "run_waiting", event]
     assert [each["event"] for each in entries] == names
     assert {each["run_id"] for each in entries} == {"run-1"}
     assert {name: entries[3][name] for name in ("round", "exchange", "step", "clients_missing")} == {
