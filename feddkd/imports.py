@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from feddkd.errors import ConfigError
+from feddkd.errors import ConfigError, FedDKDError
 
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """All of an import path. A site is asked for its consent to what has this form, so nothing else is imported."""
@@ -85,8 +85,10 @@ def named(key: str, path: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return type and first line of an exception, for a one-line message."""
+    """Return the first line of an exception, for a one-line message; with its type, unless it is an error of ours."""
     lines = str(error).strip().splitlines()
+    if isinstance(error, FedDKDError) and lines:
+        return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -15,6 +15,7 @@ from feddkd.cli.output import WIDTH, as_terminal_table, error_console, note, pre
 from feddkd.cli.run_place import record_of
 from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, StateError
 from feddkd.extras import install_command
+from feddkd.imports import one_line
 from feddkd.observability.run_folder import RunFolder
 
 PAGE = "report.html"
@@ -143,7 +144,7 @@ def report_of(folders: Sequence[Path], page: Path, *, runs: Sequence[RunFolder] 
         ended = "the run is complete" if len(folders) == 1 else "all runs are complete"
         raise CommandInterruptedError(f"{ended}; to draw the report:", again) from None
     except Exception as error:  # noqa: BLE001  # whatever it is, the runs have not failed for it
-        return f"none: {type(error).__name__}: {error}; try again with {again}"
+        return f"none: {one_line(error)}; try again with {again}"
     return str(page)
 
 

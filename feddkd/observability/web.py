@@ -7,6 +7,7 @@ It never holds the run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import socketserver
@@ -119,7 +120,7 @@ class WebServer:
         try:
             self._server = _Server(routes, port, address)
         except OSError as error:
-            raise AddressInUseError(f"cannot serve {purpose} on {host}:{port}: {error.strerror}") from error
+            raise AddressInUseError(f"cannot serve {purpose} on {host}:{port}: {error.strerror}{_way_out(error)}") from error
         self.port: int = self._server.server_address[1]
         self.address = f"{host}:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=[POLL_S], name="feddkd-web", daemon=True)
@@ -131,6 +132,13 @@ class WebServer:
         self._thread.join()
         self._server.server_close()
         self._server.cut_off()
+
+
+def _way_out(error: OSError) -> str:
+    """Say who most likely has the port, and what to do."""
+    if error.errno != errno.EADDRINUSE:
+        return ""
+    return ". A process whose run has ended may linger there (--metrics-linger): end it with SIGTERM, or choose another port"
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from feddkd.errors import ConfigError
+from feddkd.errors import ConfigError, PausedError
 from feddkd.imports import given_objects, load_object, one_line
 
 
@@ -62,6 +62,11 @@ def test_a_path_of_another_form_is_refused(path: str) -> None:
 
 def test_one_line_of_an_error_without_message() -> None:
     assert one_line(EOFError()) == "EOFError"
+
+
+@pytest.mark.parametrize("error", [PausedError("round 16 needs 2 clients\nand more"), ConfigError("round 16 needs 2 clients")])
+def test_one_line_of_an_error_of_ours_names_no_class(error: Exception) -> None:
+    assert one_line(error) == "round 16 needs 2 clients"
 
 
 def test_a_given_object_stands_in_place_of_an_import_for_its_key_alone() -> None:

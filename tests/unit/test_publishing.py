@@ -16,7 +16,7 @@ from feddkd.cli import publishing as module
 from feddkd.cli.publishing import Endpoints, Publishing
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.errors import CommandInterruptedError, ConfigError, RunError, StoppedError
+from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, RunError, StoppedError
 from feddkd.observability import metrics_file
 from feddkd.observability.health import Health
 from feddkd.observability.host_names import checked_on_this_machine
@@ -101,6 +101,7 @@ def test_a_failed_run_can_still_be_scraped(error: Exception, waits: Waits, capsy
         end_by(error, Endpoints(metrics_port=0, metrics_linger_s=60.0), begun)
     assert (waits.waited_s, states) == ([60.0], ["failed"])
     said = " ".join(capsys.readouterr().err.split())
+    assert f" {type(error).__name__}: " not in f" {said}" or not isinstance(error, FedDKDError)
     assert str(error) in said
     assert "the metrics stay for 60 s" in said
 

@@ -220,7 +220,8 @@ def test_closing_cuts_off_who_still_reads() -> None:
 
 
 def test_a_taken_port_is_refused_in_one_line(server: WebServer) -> None:
-    with pytest.raises(AddressInUseError, match=f"^cannot serve a page on 127.0.0.1:{server.port}: Address already in use$"):
+    way_out = r"A process whose run has ended may linger there \(--metrics-linger\): end it with SIGTERM, or choose another port"
+    with pytest.raises(AddressInUseError, match=f"^cannot serve a page on 127.0.0.1:{server.port}: Address already in use. {way_out}$"):
         WebServer({}, server.port, purpose="a page")
 
 
