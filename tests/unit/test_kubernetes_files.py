@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -150,6 +151,15 @@ def test_a_server_that_is_configured_wrongly_is_not_tried_again() -> None:
     assert ignores["action"] == "Ignore"
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert "selector" not in job["spec"]  # Kubernetes makes one that is unique
+
+
+def test_every_file_of_a_secret_is_one_that_the_page_puts_there() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    given = set(re.findall(r"--from-file=([\w.]+)=", page))
+    for workload in of_kind(*WORKLOADS):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        read = {word.rpartition("/")[2] for word in container["args"] if "/run/secrets/feddkd/" in word}
+        assert read <= given
 
 
 def test_the_rules_are_those_of_prometheus() -> None:
