@@ -62,7 +62,7 @@ def defaults(result: dict[str, Any]) -> str:
         f"A round of FedDKD is `dkd.steps` + 1 exchanges, {exchanges} by default. Only the journal and the lines of the record "
         f"grow with the rounds: by up to {exchange_bytes / 1e3:.1f} kB an exchange, so by {exchanges * exchange_bytes / 1e3:.0f} kB "
         f"a round, and a gigabyte holds about {rounds_in_gb:,.0f} rounds. A round that would not fit does not start: the run pauses and "
-        f"says how much is missing. Give the server `{models} × M + M × sites + 1 GB` ({exchanges} exchanges of the open round, "
+        f"says how much is missing. Give the server `{models} \u00d7 M + M \u00d7 sites + 1 GB` ({exchanges} exchanges of the open round, "
         f"{KEPT_ROUNDS} rounds, {RECORD_MODELS} models of the record), and see "
         "[what to do when the disk is full](runbook.md#the-disk-is-full)."
     )
@@ -83,7 +83,8 @@ def main() -> int:
     """Rewrite the page, or compare it."""
     check = "--check" in sys.argv[1:]
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    return int(not write(PAGE, {"sizing": section(result), "sizing:defaults": defaults(result)}, check=check, script="benchmarks/sizing_page.py"))
+    sections = {"sizing": section(result), "sizing:defaults": defaults(result)}
+    return int(not write(PAGE, sections, check=check, script="benchmarks/sizing_page.py"))
 
 
 if __name__ == "__main__":
