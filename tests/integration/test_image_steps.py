@@ -42,7 +42,7 @@ def built(tmp_path: Path) -> Path:
     for step in dockerfile.carry_out(BUILD, tmp_path, environment):
         if "-m venv" in step.command:
             # Python 3.11 puts an old setuptools there, which hides the one of this environment.
-            pip = [tmp_path / "feddkd" / "bin" / "pip", "uninstall", "--yes", "setuptools"]
+            pip = [str(tmp_path / "feddkd/bin/pip"), "uninstall", "--yes", "setuptools"]
             subprocess.run(pip, env=environment, check=True, capture_output=True)
             (site_packages,) = tmp_path.glob("feddkd/lib/python3.*/site-packages")
             (site_packages / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
