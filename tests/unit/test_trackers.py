@@ -142,12 +142,17 @@ def test_mlflow_reads_every_number_of_a_run_that_was_resumed_once(tmp_path: Path
     assert run.info.status == "FINISHED"
 
 
-def test_wandb_reads_every_number_of_its_offline_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_reads_every_number_of_its_offline_file_and_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-key"))
     monkeypatch.setenv("WANDB_PROJECT", "hospitals")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     track("wandb", tmp_path, 1, 2)
+    assert "wandb" not in "".join(capfd.readouterr())
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     # Its own process writes the file, and may be a moment behind.
     until(lambda: any(record.HasField("exit") for record in wandb_records(file)))

@@ -34,8 +34,9 @@ class Wandb(Tracker):
     def begin(self, run: TrackedRun) -> str:
         import wandb
 
+        wandb.setup(wandb.Settings(silent=True))  # its own words would stand inside the table of rounds
         # Without a key, and without a word of the user's, it would ask for one on the terminal.
-        is_mute = "WANDB_MODE" not in os.environ and not wandb.api.api_key
+        is_mute = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=run.run_id,
