@@ -90,7 +90,7 @@ class StandingSite:
             self.tell("waiting for the next run of the server")
 
     def _next_run(self, over: str) -> ServerConfig:
-        return fetch_server_config(self._address, self._tls, self._retry_for_s, over)
+        return fetch_server_config(self._address, self._tls, self._retry_for_s, over, client_id=self._state.client_id)
 
     def _take_part_in(self, run: ServerConfig) -> None:
         """Take part in one run, after a check of what it asks of this site."""

@@ -30,12 +30,12 @@ connection: 35 s after it last heard of it. More than 40 s leave room for the de
 class Backoff:
     """Delays that double from 0.2 s to 10 s, each shortened at random: clients do not return in step."""
 
-    def __init__(self, who: str, retry_for_s: float | None) -> None:
+    def __init__(self, client_id: str, retry_for_s: float | None) -> None:
         """Args:
-        who: named in the log.
+        client_id: named in the log; empty where nobody is.
         retry_for_s: seconds to go on trying; None for ever.
         """
-        self._who = who
+        self._client_id = client_id
         self._retry_for_s = retry_for_s
         self._attempts = 0
         self._since = 0.0
@@ -59,8 +59,9 @@ class Backoff:
         self._attempts += 1
         until = f", until {clock_time(patience_s - (now - self._since))}" if patience_s is not None else ""
         level = logging.INFO if str(error) == self._said else logging.WARNING
-        away = about("server_unreachable", client=self._who, reason=str(error), delay_s=delay_s)
-        logger.log(level, "%s: %s; trying again in %.1f s%s", self._who, error, delay_s, until, extra=away)
+        away = about("server_unreachable", client=self._client_id or None, reason=str(error), delay_s=delay_s)
+        who = f"{self._client_id}: " if self._client_id else ""
+        logger.log(level, "%s%s; trying again in %.1f s%s", who, error, delay_s, until, extra=away)
         self._said = str(error)
         await asyncio.sleep(delay_s)
 

@@ -41,11 +41,14 @@ BENCHMARK_KEYS = ("labelled_share", "labels_per_class", "label_noise", "label_no
 """Keys of the server's `[data]` that spoil labels for a benchmark: a site's own labels are not spoilt on the server's word."""
 
 
-def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float | None, after_run: str = "") -> ServerConfig:
+def fetch_server_config(
+    address: str, tls: ClientTls | None, retry_for_s: float | None, after_run: str = "", *, client_id: str = ""
+) -> ServerConfig:
     """Ask the server what runs there, with patience.
 
     Args:
         after_run: a run that is over for this site: wait until the server has another one.
+        client_id: who asks, for the log.
 
     Raises:
         ConfigError: a key or a value of its configuration is wrong.
@@ -54,7 +57,7 @@ def fetch_server_config(address: str, tls: ClientTls | None, retry_for_s: float 
     """
 
     async def ask() -> ServerConfig:
-        backoff = Backoff("the run's configuration", retry_for_s)
+        backoff = Backoff(client_id, retry_for_s)
         async with ServerConnection(address, tls) as server:
             while True:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from feddkd.config import Config
 from feddkd.exchange import ExchangeId
@@ -26,9 +27,9 @@ class EventLog(Observer):
 
     def run_started(self, run_id: str, rounds: int) -> None:
         self._run_id = run_id
-        names = {"algorithm": self._config.algorithm.name, "model": self._config.model.name, "data": self._config.data.name}
-        text = f"run {run_id} begins: {names['algorithm']}, {names['model']} on {names['data']}, {rounds} rounds"
-        self._log("run_started", text, rounds=rounds, **names)
+        algorithm, model, data = self._config.algorithm.name, self._config.model.name, self._config.data.name
+        text = f"run {run_id} begins: {algorithm}, {model} on {data}, {rounds} rounds"
+        self._log("run_started", text, rounds=rounds, algorithm=algorithm, model=model, data=data)
         for line in [*self._config.preset_lines(), *self._config.data.label_lines()]:
             self._log("notice", line)
 
@@ -70,6 +71,7 @@ class EventLog(Observer):
 
     def round_done(self, record: RoundRecord) -> None:
         evaluation = record.evaluation
+        scores: dict[str, Any] = {f"score_{name}": value for name, value in evaluation.scores.items()} if evaluation is not None else {}
         self._log(
             "round_done",
             f"round {record.round} is done",
@@ -81,7 +83,7 @@ class EventLog(Observer):
             seconds=record.seconds,
             loss=evaluation.loss if evaluation is not None else None,
             accuracy=evaluation.accuracy if evaluation is not None else None,
-            **({f"score_{name}": value for name, value in evaluation.scores.items()} if evaluation is not None else {}),
+            **scores,
         )
 
     def run_done(self, record: RunRecord) -> None:

@@ -32,7 +32,7 @@ def new_folder(out: Path | None, algorithm: str) -> Iterator[Path]:
     Raises:
         StateError: it cannot be made.
     """
-    has_runs = RUNS.exists()
+    missing = [parent for parent in (out or RUNS / "new").parents if not parent.exists()]
     try:
         folder, is_new = (_made(RUNS / _name(algorithm)), True) if out is None else (out, _make(out))
     except OSError as error:
@@ -43,9 +43,9 @@ def new_folder(out: Path | None, algorithm: str) -> Iterator[Path]:
         goes_on = isinstance(error, StoppedError | CommandInterruptedError) and error.go_on  # its message says how
         if is_new and not goes_on and not _has_started(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            if out is None and not has_runs:
-                with contextlib.suppress(OSError):  # another run is there by now
-                    RUNS.rmdir()
+            with contextlib.suppress(OSError):  # another run is there by now
+                for parent in missing:
+                    parent.rmdir()
         raise
 
 

@@ -36,11 +36,11 @@ def runs_until_stop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that a site asks to be over; it stops when it asks for a third one."""
     asked: list[str] = []
 
-    def ask(*arguments: Any) -> Any:
+    def ask(*arguments: Any, **named: Any) -> Any:
         asked.append(arguments[-1])
         if len(asked) > 2:
             raise StopError
-        return fetch_server_config(*arguments)
+        return fetch_server_config(*arguments, **named)
 
     monkeypatch.setattr(standing, "fetch_server_config", ask)
     return asked

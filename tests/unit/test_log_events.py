@@ -1,6 +1,7 @@
 """The log for programs: one JSON object a line, and a name for each event."""
 
 import ast
+import asyncio
 import json
 import logging
 import re
@@ -18,9 +19,10 @@ from feddkd.cli import output
 from feddkd.cli.log_format import JsonLines, LogFormat
 from feddkd.cli.logs import SHOWN_BY_A_SERVER, handler_of_stderr, log_file, start_log
 from feddkd.cli.standing import StandingSite
+from feddkd.client.backoff import Backoff
 from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
-from feddkd.errors import StateError
+from feddkd.errors import StateError, UnreachableError
 from feddkd.exchange import ExchangeId
 from feddkd.log_events import EVENTS, about
 from feddkd.observability.event_log import EventLog
@@ -212,3 +214,18 @@ def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pyt
         "step": 4,
         "clients_missing": 1,
     }
+
+
+@pytest.mark.parametrize(("client", "named"), [("site-a", {"client": "site-a"}), ("", {})])
+def test_a_server_that_does_not_answer_is_an_entry_about_the_client_that_asks(
+    client: str, named: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(_: float) -> None:
+        pass
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    asyncio.run(Backoff(client, None).wait(UnreachableError("server 127.0.0.1:1: gone")))
+    (found,) = [entry(record) for record in caplog.records]
+    assert found["event"] == "server_unreachable"
+    assert {name: found[name] for name in ("client",) if name in found} == named
+    assert str(found["message"]).startswith(f"{client}: server 127.0.0.1:1: gone; trying" if client else "server 127.0.0.1:1: gone; trying")

@@ -108,3 +108,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(here: Path) -> None:
     (here / "runs").touch()
     with pytest.raises(StateError, match=r"^cannot write the record of the run to runs: "), new_folder(None, "fedavg"):
         pass
+
+
+@pytest.mark.parametrize(("out", "before"), [(None, ()), ("runs/first", ()), ("a/b/c", ()), ("runs/first", ("runs",)), ("a/b/c", ("a",))])
+def test_a_refused_run_leaves_no_folder_that_was_not_there(
+    out: str | None, before: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in before:
+        Path(name).mkdir()
+    with pytest.raises(ConfigError), new_folder(Path(out) if out else None, "fedavg"):
+        raise ConfigError("wrong")
+    assert [str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*")] == list(before)
