@@ -45,6 +45,9 @@ EVENT = "feddkd_event"
 FIELDS = "feddkd_fields"
 """Attributes of a log record."""
 
+IS_SHOWN = "feddkd_is_shown"
+"""Attribute of a record that a person sees in other words: a handler for people leaves it out."""
+
 
 def about(event: str, **fields: str | float | None) -> dict[str, object]:
     """Return the `extra` of a log call: its event, and what the event is about.
@@ -55,3 +58,8 @@ def about(event: str, **fields: str | float | None) -> dict[str, object]:
     """
     assert event in EVENTS, event
     return {EVENT: event, FIELDS: {name: value for name, value in fields.items() if value is not None}}
+
+
+def about_shown(event: str, **fields: str | float | None) -> dict[str, object]:
+    """Return the `extra` of a log call for programs alone: a person sees the event in other words. Otherwise as `about`."""
+    return {IS_SHOWN: True, **about(event, **fields)}

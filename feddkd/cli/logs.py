@@ -15,7 +15,7 @@ from feddkd.cli.log_format import TEXT_FORMAT, JsonLines, LogFormat
 from feddkd.cli.log_stream import LogStream
 from feddkd.cli.output import error_console, say_in_log
 from feddkd.errors import StateError
-from feddkd.log_events import EVENT, about
+from feddkd.log_events import EVENT, IS_SHOWN, about
 from feddkd.standard_error import PatientStream
 from feddkd.text import PrintableFilter
 
@@ -62,9 +62,9 @@ class _Loudness:
         self.events: frozenset[str] = frozenset()
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        """What a person was told already is not shown again."""
+        """What a person sees already, in other words, is not shown again."""
         is_loud = record.levelno >= logging.getLogger().level or getattr(record, EVENT, "") in self.events
-        return is_loud and not getattr(record, "is_told", False)
+        return is_loud and not getattr(record, IS_SHOWN, False)
 
 
 _loudness = _Loudness()
@@ -134,14 +134,14 @@ def log_file(file: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[Non
         StateError: it cannot be opened.
     """
     handler = _file_handler(file, log_format)
-    package = logging.getLogger("feddkd")
+    root, package = logging.getLogger(), logging.getLogger("feddkd")
     level = package.level
+    root.addHandler(handler)
     package.setLevel(logging.INFO)
-    package.addHandler(handler)
     try:
         yield
     finally:
-        package.removeHandler(handler)
+        root.removeHandler(handler)
         package.setLevel(level)
         handler.close()
 

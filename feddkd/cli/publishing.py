@@ -6,12 +6,11 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from feddkd.cli.options import METRICS_HOST
+from feddkd.cli.endpoints import Endpoints
 from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.client.watch import ClientWatch
 from feddkd.config import Config
@@ -30,33 +29,10 @@ from feddkd.scheduler.records import Observer
 from feddkd.text import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What a run shows to other programs, and where.
-
-    Attributes:
-        metrics_port: None for no metrics over HTTP; 0 takes a free port.
-        metrics_linger_s: seconds that the metrics and the live page stay after the run has ended.
-        metrics_textfile: holds the metrics, also after the process has ended; None for no file.
-        live_port: of the live page; None for no page, 0 takes a free port.
-        trackers: of experiments, by name or import path.
-        traces: whether traces are sent with OpenTelemetry.
-    """
-
-    metrics_port: int | None = None
-    metrics_host: str = METRICS_HOST
-    metrics_linger_s: float = 0.0
-    metrics_textfile: Path | None = None
-    live_port: int | None = None
-    live_host: str = METRICS_HOST
-    trackers: tuple[str, ...] = ()
-    traces: bool = False
-
-
 class Publishing:
     """Stands around a command: what it serves ends after the command's own work.
 
-    The metrics and the live page stay for `metrics_linger_s` seconds after a run that was completed or failed. A run that somebody
+    The metrics and the live page stay for `linger_s` seconds after a run that was completed or failed. A run that somebody
     stopped leaves at once.
 
     Attributes:
@@ -99,25 +75,26 @@ class Publishing:
 
     def _metrics(self, config: Config) -> list[Observer]:
         endpoints = self.endpoints
-        if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
+        port = endpoints.metrics
+        if port.number is None and endpoints.metrics_textfile is None:
             return []
         metrics = PrometheusMetrics(config)
         health = Health()
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)
             self._stack.callback(file.close)
-        if endpoints.metrics_port is not None:
+        if port.number is not None:
             routes = {"/metrics": metrics.page, **health.routes}
-            server = self._stack.enter_context(_metrics_server(routes, endpoints.metrics_port, endpoints.metrics_host))
+            server = self._stack.enter_context(_metrics_server(routes, port.number, port.host))
             self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
 
     def _page(self, config: Config, *, resumed: bool) -> list[Observer]:
-        port, host = self.endpoints.live_port, self.endpoints.live_host
-        if port is None:
+        port = self.endpoints.live
+        if port.number is None:
             return []
         page = LivePage(config, resumed=resumed)
-        server = WebServer(page.routes(host), port, host, "the live page")
+        server = WebServer(page.routes(port.host), port.number, port.host, "the live page")
         self._stack.callback(server.close)
         self._stack.enter_context(page)
         self._tell("live page", f"http://{server.address}/")
@@ -133,13 +110,13 @@ class Publishing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stay for the last scrapes; a signal ends that at once, and the command ends as it would have without."""
         with self._stack:
-            if not self._served or not self.endpoints.metrics_linger_s or not _is_worth_a_scrape(error):
+            if not self._served or not self.endpoints.linger_s or not _is_worth_a_scrape(error):
                 return
             why = f"{printable(one_line(error), LINE_LETTERS)}; " if error is not None else ""
             stay = f"{' and '.join(self._served)} {'stays' if self._served == ['the live page'] else 'stay'}"
-            note(error_console(), f"{why}{stay} for {self.endpoints.metrics_linger_s:g} s; Ctrl-C or SIGTERM ends that")
+            note(error_console(), f"{why}{stay} for {self.endpoints.linger_s:g} s; Ctrl-C or SIGTERM ends that")
             with contextlib.suppress(KeyboardInterrupt):
-                _stay(self.endpoints.metrics_linger_s)
+                _stay(self.endpoints.linger_s)
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ from typing import Any
 
 from feddkd.config import Config
 from feddkd.exchange import ExchangeId
-from feddkd.log_events import about
+from feddkd.log_events import about_shown
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
 logger = logging.getLogger(__name__)
 
 
 class EventLog(Observer):
-    """One entry an event, each marked as told: a handler for people leaves it out."""
+    """One entry an event, each marked as shown: a handler for people leaves it out."""
 
     follows_history = False
 
@@ -96,4 +96,4 @@ class EventLog(Observer):
         self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
 
     def _log(self, event: str, text: str, level: int = logging.INFO, **fields: str | float | None) -> None:
-        logger.log(level, "%s", text, extra={"is_told": True, **about(event, run_id=self._run_id or None, **fields)})
+        logger.log(level, "%s", text, extra=about_shown(event, run_id=self._run_id or None, **fields))

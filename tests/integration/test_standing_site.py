@@ -13,7 +13,7 @@ from test_client_command import federation_of_one
 
 from feddkd import algorithms
 from feddkd.cli import logs, standing
-from feddkd.cli.logs import LOG, handler_of_stderr, log_file
+from feddkd.cli.logs import LOG, log_file
 from feddkd.cli.standing import StandingSite
 from feddkd.client.own_site import fetch_server_config
 from feddkd.client.state_dir import StateDir
@@ -142,7 +142,7 @@ def test_a_log_file_is_rotated_and_shows_nothing_new_on_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(logs, "LOG_BYTES", 2000)
-    root, handler, logger = logging.getLogger(), handler_of_stderr(), logging.getLogger("feddkd.somewhere")
+    root, handler, logger = logging.getLogger(), logs.handler_of_stderr(), logging.getLogger("feddkd.somewhere")
     root.addHandler(handler)
     level = root.level
     root.setLevel(logging.WARNING)
@@ -155,7 +155,7 @@ def test_a_log_file_is_rotated_and_shows_nothing_new_on_standard_error(
     finally:
         root.setLevel(level)
         root.removeHandler(handler)
-    assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == ["WARNING something is wrong"]
+    assert [line.partition(" WARNING ")[2] for line in capsys.readouterr().err.splitlines()] == ["something is wrong"]
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == [LOG, f"{LOG}.1", f"{LOG}.2", f"{LOG}.3"]
     assert all(file.stat().st_size <= 2000 for file in tmp_path.iterdir())

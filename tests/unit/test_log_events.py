@@ -24,7 +24,7 @@ from feddkd.client.state_dir import StateDir
 from feddkd.config import Config
 from feddkd.errors import StateError, UnreachableError
 from feddkd.exchange import ExchangeId
-from feddkd.log_events import EVENTS, about
+from feddkd.log_events import EVENTS, about, about_shown
 from feddkd.observability.event_log import EventLog
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
@@ -127,7 +127,7 @@ def in_the_log() -> None:
     logger.info("site-a is here", extra=about("client_joined", client="site-a"))
     logger.info("a detail")
     logger.warning("a warning")
-    logger.info("round 1", extra={"is_told": True, **about("round_done", round=1)})
+    logger.info("round 1", extra=about_shown("round_done", round=1))
 
 
 @pytest.mark.usefixtures("log")
@@ -179,12 +179,18 @@ def test_what_a_site_is_told_is_on_standard_error_too_where_that_is_json(tmp_pat
 
 
 @pytest.mark.usefixtures("log")
-def test_a_person_at_a_site_reads_what_it_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin(LogFormat.TEXT, None)
-    with log_file(tmp_path / "client.log"):
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_a_second_file_takes_nothing_from_the_first_and_none_from_the_programs(
+    log_format: LogFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(log_format, tmp_path / "wanted.log")
+    with log_file(tmp_path / "client.log", log_format):
         in_the_log()
-    assert [line.split(" ", 3)[3] for line in capsys.readouterr().err.splitlines()] == ["a warning"]
-    assert (tmp_path / "client.log").read_text().endswith("round 1\n")
+    logging.getLogger("feddkd.test").warning("after")
+    lines = (tmp_path / "wanted.log").read_text().splitlines()
+    assert (tmp_path / "client.log").read_text().splitlines() == lines[:4]
+    assert len(lines) == 5
+    assert len(capsys.readouterr().err.splitlines()) == (5 if log_format is LogFormat.JSON else 2)
 
 
 def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

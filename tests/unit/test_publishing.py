@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from feddkd.cli import publishing as module
-from feddkd.cli.publishing import Endpoints, Publishing
+from feddkd.cli.endpoints import Endpoints, Port
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import CommandInterruptedError, ConfigError, FedDKDError, RunError, StoppedError
@@ -98,7 +99,7 @@ def test_a_failed_run_can_still_be_scraped(error: Exception, waits: Waits, capsy
         waits.meanwhile = lambda: states.append(state_in(read(port)))
 
     with pytest.raises(type(error)):
-        end_by(error, Endpoints(metrics_port=0, metrics_linger_s=60.0), begun)
+        end_by(error, Endpoints(metrics=Port(0), linger_s=60.0), begun)
     assert (waits.waited_s, states) == ([60.0], ["failed"])
     said = " ".join(capsys.readouterr().err.split())
     assert f" {type(error).__name__}: " not in f" {said}" or not isinstance(error, FedDKDError)
@@ -107,7 +108,7 @@ def test_a_failed_run_can_still_be_scraped(error: Exception, waits: Waits, capsy
 
 
 def test_a_completed_run_stays_and_then_frees_its_port(waits: Waits, capsys: pytest.CaptureFixture[str]) -> None:
-    with Publishing(Endpoints(metrics_port=0, metrics_linger_s=1.0)) as publishing:
+    with Publishing(Endpoints(metrics=Port(0), linger_s=1.0)) as publishing:
         publishing.begin(Config())
         port = port_in(capsys.readouterr().err)
     assert waits.waited_s == [1.0]
@@ -119,12 +120,12 @@ def test_a_completed_run_stays_and_then_frees_its_port(waits: Waits, capsys: pyt
 )
 def test_a_run_that_was_stopped_leaves_at_once(error: BaseException, waits: Waits) -> None:
     with pytest.raises(type(error)):
-        end_by(error, Endpoints(metrics_port=0, metrics_linger_s=60.0))
+        end_by(error, Endpoints(metrics=Port(0), linger_s=60.0))
     assert waits.waited_s == []
 
 
 def test_without_a_wish_to_linger_nothing_is_waited_for(waits: Waits) -> None:
-    with Publishing(Endpoints(metrics_port=0)) as publishing:
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
         publishing.begin(Config())
     assert waits.waited_s == []
 
@@ -144,7 +145,7 @@ def test_on_a_network_prometheus_asks_by_any_name(address: str) -> None:
 
 
 def test_the_server_of_the_metrics_checks_names(waits: Waits, capsys: pytest.CaptureFixture[str]) -> None:
-    with Publishing(Endpoints(metrics_port=0)) as publishing:
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
         publishing.begin(Config())
         address = f"http://127.0.0.1:{port_in(capsys.readouterr().err)}/metrics"
         with pytest.raises(HTTPError, match="421"):
@@ -160,7 +161,7 @@ def test_a_signal_ends_the_lingering_and_changes_nothing(error: Exception | None
     waits.meanwhile = interrupt
     ended: list[BaseException] = []
     try:
-        with Publishing(Endpoints(metrics_port=0, metrics_linger_s=60.0)) as publishing:
+        with Publishing(Endpoints(metrics=Port(0), linger_s=60.0)) as publishing:
             publishing.begin(Config())
             if error is not None:
                 raise error
@@ -171,7 +172,7 @@ def test_a_signal_ends_the_lingering_and_changes_nothing(error: Exception | None
 
 def test_a_run_that_never_began_writes_nothing(waits: Waits, tmp_path: Path) -> None:
     file = tmp_path / "feddkd.prom"
-    with pytest.raises(ConfigError), Publishing(Endpoints(0, metrics_linger_s=60.0, metrics_textfile=file)):
+    with pytest.raises(ConfigError), Publishing(Endpoints(Port(0), linger_s=60.0, metrics_textfile=file)):
         raise ConfigError("rounds = 0")
     assert waits.waited_s == []
     assert not file.exists()
@@ -267,7 +268,7 @@ def test_a_process_whose_loop_is_stuck_is_not_alive(answers: bool, status: int, 
 
 
 def test_the_pages_are_on_the_port_of_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
-    with Publishing(Endpoints(metrics_port=0)) as publishing:
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
         publishing.begin(Config())
         port = port_in(capsys.readouterr().err)
         assert json.loads(read(port, "/healthz")) == {"alive": True}

@@ -19,7 +19,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from feddkd.cli.publishing import Endpoints, Publishing
+from feddkd.cli.endpoints import Endpoints
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
 from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeId
