@@ -17,6 +17,7 @@ from feddkd.engines.traffic_mark import TRAFFIC_MARK, Marked, TrafficMark
 from feddkd.errors import ConfigError, StateError
 from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.observability.status_file import JOINING, LiveStatus, read_status
+from feddkd.scheduler.engine import client_state
 from feddkd.scheduler.events import ExchangeDone
 from feddkd.scheduler.journal import Entry
 from feddkd.scheduler.journal_file import BLOBS, is_open
@@ -114,11 +115,13 @@ class ClientStatus:
         examples: as it said last; None if no round has begun since it joined.
         last_heard_s: seconds ago; None if nobody knows.
         is_awaited: whether its reply is expected now.
+        state: connected, working or lost, as in the metric `feddkd_site_state`; empty if nobody knows.
     """
 
     examples: ExampleCounts | None
     last_heard_s: float | None
     is_awaited: bool
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class RunStatus:
             progress=progress,
             cost=_cost(place.folder, state, len(entries), mark, is_open=progress.open_exchange is not None),
             process=process,
-            clients=_clients(state, live, process.waiting_for),
+            clients=_clients(state, live, process),
             go_on=_go_on(place, live) if stand in ("dead", "paused") else "",
         )
 
@@ -240,15 +243,18 @@ def _size_of(file: Path) -> int:
         return 0
 
 
-def _clients(state: RunState, live: LiveStatus | None, awaited: Iterable[str]) -> dict[str, ClientStatus]:
+def _clients(state: RunState, live: LiveStatus | None, process: Process) -> dict[str, ClientStatus]:
     heard = live.last_heard_s if live is not None else {}
     age_s = max(0.0, time.time() - live.time) if live is not None else 0.0
-    waiting = set(awaited)
+    waiting = set(process.waiting_for)
+    # The process has to be there, and to have named all that are connected.
+    here = set(live.here) if live is not None and process.pid is not None and live.connected == len(live.here) else None
     return {
         client: ClientStatus(
             state.known_clients.get(client),
             heard[client] + age_s if client in heard else None,
             client in waiting,
+            "" if here is None else client_state(client, here, waiting),
         )
         for client in sorted(state.known_clients.keys() | heard.keys())
     }

@@ -179,8 +179,9 @@ def _client_table(found: RunStatus) -> Table:
     table.add_column("")
     ordered = sorted(found.clients.items(), key=lambda item: (not item[1].is_awaited, -(item[1].last_heard_s or 0.0), item[0]))
     for name, client in ordered[:MOST_ROWS]:
-        awaited = "its reply is awaited" if client.is_awaited else ""
-        table.add_row(Text(printable(name, NAME_LETTERS)), _examples(client), _ago(client.last_heard_s), awaited)
+        stands = [client.state] if client.state else []
+        stands += ["its reply is awaited"] if client.is_awaited else []
+        table.add_row(Text(printable(name, NAME_LETTERS)), _examples(client), _ago(client.last_heard_s), ", ".join(stands))
     return table
 
 

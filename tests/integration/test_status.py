@@ -227,6 +227,32 @@ def test_while_clients_join_those_that_are_there_are_named(folder: Path) -> None
     journal.close()
 
 
+def test_each_client_is_connected_working_or_lost_as_in_the_metric(folder: Path) -> None:
+    kill_in_round_2(folder)
+    journal = FileJournal.open(folder)
+    with StatusFile(folder) as status:
+        status.engine_ready(cast("Engine", Working()))
+        status.write()
+        states = {name: client.state for name, client in look(folder).clients.items()}
+        assert "working, its reply is awaited" in as_printed(folder)
+    journal.close()
+    assert states == {"client-0": "working", "client-1": "connected", "client-2": "lost"}
+    assert {client.state for client in look(folder).clients.values()} == {""}
+
+
+class Working:
+    """An engine with a client at work, one without, and one that is away."""
+
+    def here(self) -> list[str]:
+        return ["client-0", "client-1"]
+
+    def last_heard(self) -> dict[str, float]:
+        return {"client-0": 0.0, "client-1": 0.0, "client-2": 50.0}
+
+    def waiting_for(self) -> list[str]:
+        return ["client-0"]
+
+
 class Meeting:
     """An engine that two clients have joined."""
 
