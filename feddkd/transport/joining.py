@@ -56,20 +56,19 @@ class Joining:
     def _gate(self) -> Gate:
         return self._entrance.gate
 
-    def description(self, message: bytes, peer: Peer) -> bytes:
+    async def description(self, message: bytes, peer: Peer) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
         with self._noting(peer, lambda: ""):
             check_version(parse_request(message, pb.DescribeRequest).protocol_version)
             self._gate.check(peer)
         return self._described
 
-    def join(self, message: bytes, peer: Peer) -> bytes:
-        """Admit a client, and return the response to Join. Raises NotAdmittedError."""
+    async def join(self, message: bytes, peer: Peer) -> bytes:
+        """Admit a client, and return the response to Join. Raises NotAdmittedError; then nothing is remembered of it."""
         request = pb.JoinRequest()
         with self._noting(peer, lambda: request.client_id):
             request.CopyFrom(parse_request(message, pb.JoinRequest))
-            self._admission.check(request)
-            self._gate.check(peer, request.client_id)
+            await self._check(request, peer)
             token = self._admit(request, peer)
         # Two parts of one message: the manifest need not be serialized for each client.
         return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
@@ -83,25 +82,43 @@ class Joining:
             self._participation.refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
             raise
 
-    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
-        """Make a session, and return its token. Raises NotAdmittedError."""
+    async def _check(self, request: pb.JoinRequest, peer: Peer) -> None:
+        """Check that a client may join, and use its join token up. Raises NotAdmittedError.
+
+        Who it is comes first: a stranger learns nothing of the run and of its clients, and changes nothing.
+        """
+        self._admission.check_form(request)
+        self._gate.check(peer, request.client_id)
+        tokens, shown = self._entrance.tokens, (request.client_id, request.join_token, request.instance_id)
+        is_first = tokens is not None and tokens.check(*shown)
+        self._admission.check(request)
+        self._check_place(request, self._owner(request, peer))
+        if tokens is not None and is_first:
+            await asyncio.to_thread(tokens.use, *shown)  # it writes a file, and another process may hold its lock
+            self._check_place(request, self._owner(request, peer))  # others have come meanwhile
+
+    def _check_place(self, request: pb.JoinRequest, owner: Owner) -> None:
+        """Check that the run has a place for a client that is known. Raises NotAdmittedError."""
         now = asyncio.get_running_loop().time()
-        certificate = certificate_hash(peer.pem)
-        owner = Owner.of(request.instance_id, certificate, request.client_id if self._gate.binds_ids else None)
         self._sessions.expire(now)
-        known = self._sessions.find(request.client_id)
-        if known is None:
-            self._check_room(request.client_id, now)
         if (holder := self._sessions.holder(request.client_id)) is not None:
             check_owner(holder, owner, now)
-        if certificate is not None and (known is None or known.owner.certificate != certificate):
-            self._check_certificate(certificate)
+        known = self._sessions.find(request.client_id)
+        if owner.certificate is not None and (known is None or known.owner.certificate != owner.certificate):
+            self._check_certificate(owner.certificate)
         self.classes.check(request.client_id, request.class_names)
-        if (tokens := self._entrance.tokens) is not None:
-            tokens.admit(request.client_id, request.join_token, request.instance_id)
-        if known is not None:
+        self._check_room(request.client_id, now)  # the last one: it may remove who is long away
+
+    def _owner(self, request: pb.JoinRequest, peer: Peer) -> Owner:
+        return Owner.of(request.instance_id, certificate_hash(peer.pem), request.client_id if self._gate.binds_ids else None)
+
+    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
+        """Make the session of a client that was checked, and return its token."""
+        now = asyncio.get_running_loop().time()
+        self.classes.take(request.client_id, request.class_names)
+        if (known := self._sessions.find(request.client_id)) is not None:
             self._participation.supersede(known, "joined again")
-        session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
+        session, token = self._sessions.add(request.client_id, example_counts(request), self._owner(request, peer), now)
         self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
         logger.info(
             "%s joined with %d examples, %d of them labelled (feddkd %r)",
@@ -114,7 +131,7 @@ class Joining:
         return token
 
     def _check_room(self, client_id: str, now: float) -> None:
-        """Check that an id may be added. Raises NotAdmittedError."""
+        """Check that an id may be added, after one that is long away has made room. Raises NotAdmittedError."""
         limit = self._admission.max_clients
         if not self._sessions.make_room(client_id, limit, now):
             raise NotAdmittedError(

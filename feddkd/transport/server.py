@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -235,11 +235,11 @@ class FederationServer:
         self._inbox.other.up(len(message))
         await self._respond(context, lambda: self._joining.join(message, Peer.of(context)))
 
-    async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
+    async def _respond(self, context: Context, make: Callable[[], Awaitable[bytes]]) -> None:
         """Write a response and count it, or end the call with the status of a refusal."""
 
-        def counted() -> bytes:
-            response = make()
+        async def counted() -> bytes:
+            response = await make()
             self._inbox.other.down(len(response))
             return response
 

@@ -11,7 +11,9 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +166,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @contextmanager
-def serving(entrance: Entrance) -> Iterator[tuple[FederationServer, str]]:
-    server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=Admission())
+def serving(entrance: Entrance, admission: Admission = Admission()) -> Iterator[tuple[FederationServer, str]]:
+    server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=admission)
     address = f"127.0.0.1:{server.start('127.0.0.1', 0, entrance)}"
     try:
         yield server, address
@@ -179,12 +181,20 @@ def entrance_of(place: Place, shows: str = "", register: Register | None = None,
     return Entrance(tls, register=register or NoRegister())
 
 
-def join(address: str, tls: ClientTls | None, *, instance: str = "secret", client_id: str = "north", token: str = "") -> None:
+def join(
+    address: str,
+    tls: ClientTls | None,
+    *,
+    instance: str = "secret",
+    client_id: str = "north",
+    token: str = "",
+    classes: Sequence[str] = (),
+) -> None:
     """Join as a client does. Raises TransportError."""
 
     async def joining() -> None:
         async with ServerConnection(address, tls) as connection:
-            await connection.join(client_id, COUNTS, instance, join_token=token)
+            await connection.join(client_id, COUNTS, instance, classes, token)
 
     asyncio.run(joining())
 
@@ -346,12 +356,17 @@ def test_a_stream_ends_when_its_certificate_is_revoked_or_has_expired(tmp_path: 
 
 def until_connected(server: FederationServer) -> None:
     """Wait for the server's loop to have taken in the stream."""
+    until(server, lambda: bool(server.connected()))
 
-    async def connected() -> None:
-        while not server.connected():  # noqa: ASYNC110 - nobody sets an event for tests
+
+def until(server: FederationServer, is_so: Callable[[], bool]) -> None:
+    """Wait for something that happens on the server's loop."""
+
+    async def waiting() -> None:
+        while not is_so():  # noqa: ASYNC110 - nobody sets an event for tests
             await asyncio.sleep(0)
 
-    server.call(connected()).result(30.0)
+    server.call(waiting()).result(30.0)
 
 
 def test_a_list_that_becomes_unreadable_stays_in_use_and_one_of_another_ca_is_refused_at_the_start(
@@ -414,6 +429,59 @@ def test_a_join_token_admits_one_client_once(tmp_path: Path, case: Case, caplog:
     assert token not in caplog.text
 
 
+def test_a_client_that_is_refused_leaves_nothing_behind_and_learns_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, no_token = tmp_path / "tokens.json", "this server asks for a join token at a client's first join"
+    token, south = JoinTokens(file).make("north"), JoinTokens(file).make("south")
+    monkeypatch.setattr("feddkd.transport.sessions.CONNECT_TIMEOUT_S", 1000.0)
+    admission = Admission(expected=frozenset({"north", "south", "west"}), max_examples_of={"north": 5, "west": 1}, max_clients=1)
+    with serving(Entrance(tokens=JoinTokens(file)), admission) as (server, address):
+        with pytest.raises(RefusedError, match=no_token):
+            join(address, None, instance="thief", classes=["evil"])
+        assert server.classes.names == ()
+        join(address, None, token=token, classes=["cat", "dog"])
+        answers = set()
+        # It is taken, it is expected but full, it has too many examples, nobody expects it, its classes are others.
+        for asked, classes in (("north", []), ("south", []), ("west", []), ("nobody", []), ("south", ["secret"])):
+            with pytest.raises(RefusedError) as refused:
+                join(address, None, instance="thief", client_id=asked, classes=classes)
+            answers.add(str(refused.value))
+        assert len(answers) == 1
+        with pytest.raises(TransportError, match="1 clients have joined"):
+            join(address, None, client_id="south", token=south)
+        assert [session.client_id for session in server.sessions()] == ["north"]
+        assert not JoinTokens(file).all()["south"].used
+
+
+def test_a_client_with_classes_of_its_own_that_is_refused_for_another_reason_sets_none(place: Place) -> None:
+    with serving(entrance_of(place), Admission(max_examples=4)) as (server, address):
+        with pytest.raises(RefusedError, match="5 examples"):
+            join(address, place.tls_of("its own certificate"), classes=["evil"])
+        assert server.classes.names == ()
+
+
+def test_who_is_long_away_stays_while_strangers_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.transport.sessions.ID_HOLD_S", 0.0)
+    file = tmp_path / "tokens.json"
+    token, other = JoinTokens(file).make("north"), JoinTokens(file).make("south")
+    with serving(Entrance(tokens=JoinTokens(file)), Admission(max_clients=1)) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address) as connection:
+                joined = await connection.join("north", COUNTS, "secret", (), token)
+                async with connection.participate(joined.session_token):
+                    await asyncio.to_thread(until_connected, server)
+
+        asyncio.run(take_part())
+        until(server, lambda: not server.connected())
+        with pytest.raises(RefusedError, match="asks for a join token"):
+            join(address, None, client_id="south")
+        assert [session.client_id for session in server.sessions()] == ["north"]
+        join(address, None, client_id="south", token=other)
+        assert [session.client_id for session in server.sessions()] == ["south"]
+
+
 def test_the_documentation_has_the_same_tables() -> None:
     lines = DOCS.read_text().splitlines()
     for case in (*CERTIFICATES, *TOKENS):
@@ -438,11 +506,31 @@ def test_the_audit_log_says_who_came_and_who_was_refused(tmp_path: Path, place: 
 def test_a_damaged_file_of_tokens_is_named_at_the_start_and_admits_nobody_later(tmp_path: Path) -> None:
     file = tmp_path / "tokens.json"
     with pytest.raises(StateError, match="there are no join tokens"):
-        JoinTokens(file).check()
+        JoinTokens(file).check_file()
     token = JoinTokens(file).make("north")
     with serving(Entrance(tokens=JoinTokens(file))) as (_, address):
         file.write_text("{")
         with pytest.raises(TransportError, match=r"tokens\.json is damaged"):
             join(address, None, token=token)
     with pytest.raises(StateError, match="is damaged"):
-        JoinTokens(file).check()
+        JoinTokens(file).check_file()
+
+
+def test_the_server_answers_others_while_the_file_of_tokens_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, asked, go_on = tmp_path / "tokens.json", threading.Event(), threading.Event()
+    token = JoinTokens(file).make("north")
+
+    def wait(_: JoinTokens, __: int) -> None:
+        asked.set()
+        assert go_on.wait(30.0)
+
+    with serving(Entrance(tokens=JoinTokens(file))) as (server, address), ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(JoinTokens, "_lock", wait)
+        joining = pool.submit(join, address, None, token=token)
+        assert asked.wait(30.0)
+        assert server.answers(30.0)
+        with pytest.raises(RefusedError, match="is not that of client id 'south'"):
+            join(address, None, client_id="south", token="fdk_" + "A" * 43)
+        go_on.set()
+        joining.result(30.0)
+        assert [session.client_id for session in server.sessions()] == ["north"]
