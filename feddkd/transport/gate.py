@@ -98,6 +98,7 @@ class Gate:
         """Check that a client's certificate holds and, where an id is given, names it. Raises NotAdmittedError."""
         if not self._verifies:
             return
+        self.refresh()
         certificate = peer.certificate
         if certificate is None:
             what = "showed no certificate" if peer.pem is None else "showed a certificate that cannot be read"

@@ -7,6 +7,7 @@ live on that loop; other threads reach it through `call`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -32,6 +33,8 @@ from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.refusals import NotAdmittedError, Refusals
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Admission", "Context", "FederationServer", "Inbox"]
 
@@ -190,9 +193,16 @@ class FederationServer:
                 stream.finish(*problem)
 
     async def _watch_certificates(self) -> None:
+        """Look every few seconds. Whatever goes wrong in one look, the next one comes."""
+        said = ""
         while True:
             await asyncio.sleep(CERTIFICATE_CHECK_S)
-            await self.check_certificates()
+            try:
+                await self.check_certificates()
+            except Exception as error:
+                if repr(error) != said:
+                    said = repr(error)
+                    logger.exception("the certificates of connected clients could not be checked")
 
     async def _start(self, host: str, port: int) -> int:
         server = grpc.aio.server(options=server_options())

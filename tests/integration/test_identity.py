@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from fake_streams import FakeInbox
-from pki import DAY, NOW, Pki
+from pki import DAMAGES, DAY, NOW, Pki, damaged
 
 from feddkd.errors import RefusedError, StateError, TransportError
 from feddkd.exchange import ExampleCounts
@@ -38,6 +38,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "identity.md"
 JOINS = "takes part"
 REFUSED = "refused"
 COUNTS = ExampleCounts(5)
+OPEN_TO_ALL = Admission()
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @contextmanager
-def serving(entrance: Entrance, admission: Admission = Admission()) -> Iterator[tuple[FederationServer, str]]:
+def serving(entrance: Entrance, admission: Admission = OPEN_TO_ALL) -> Iterator[tuple[FederationServer, str]]:
     server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=admission)
     address = f"127.0.0.1:{server.start('127.0.0.1', 0, entrance)}"
     try:
@@ -534,3 +535,68 @@ def test_the_server_answers_others_while_the_file_of_tokens_is_locked(tmp_path: 
         go_on.set()
         joining.result(30.0)
         assert [session.client_id for session in server.sessions()] == ["north"]
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "older list"])
+def test_a_revocation_holds_whatever_becomes_of_the_files(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No look by hand: a join itself reads what has changed, and a watch that has ended would never end the stream."""
+    monkeypatch.setattr("feddkd.transport.server.CERTIFICATE_CHECK_S", 0.01)
+    pki, crl, ca = Pki(tmp_path / "ca"), tmp_path / "crl.pem", tmp_path / "client-ca.pem"
+    server_file, north, south = pki.server(), pki.client("north"), pki.client("south")
+    old = pki.crl.read_bytes()
+    pki.revoke("north")
+    crl.write_bytes(pki.crl.read_bytes())
+    ca.write_bytes(pki.ca.read_bytes())
+    of = {file.stem: client_tls(pki.ca, file, file.with_suffix(".key")) for file in (north, south)}
+    tls = server_tls(server_file, server_file.with_suffix(".key"), ca, crl=crl)
+    with serving(Entrance(tls)) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address, of["south"]) as connection:
+                joined = await connection.join("south", COUNTS, "secret")
+                async with connection.participate(joined.session_token) as stream:
+                    await asyncio.to_thread(until_connected, server)
+                    crl.write_bytes(old if kind == "older list" else damaged(pki.crl.read_bytes(), kind))
+                    if kind in DAMAGES:
+                        ca.write_bytes(damaged(pki.ca.read_bytes(), kind) + pki.ca.read_bytes())
+                    with pytest.raises(RefusedError, match="is revoked|does not accept"):  # gRPC may not take the CAs
+                        await asyncio.to_thread(join, address, of["north"])
+                    server.call(server.check_certificates()).result(30.0)
+                    ca.write_bytes(pki.ca.read_bytes())
+                    pki.revoke("south")
+                    crl.write_bytes(pki.crl.read_bytes())
+                    with pytest.raises(RefusedError, match="is revoked"):
+                        async for _ in stream.messages():
+                            pass
+
+        asyncio.run(take_part())
+
+
+def test_the_watch_goes_on_after_any_error_and_names_it_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("feddkd.transport.server.CERTIFICATE_CHECK_S", 0.0)
+    looks = list[int]()
+
+    async def fail(_: FederationServer) -> None:
+        looks.append(1)
+        raise OverflowError("too long")
+
+    monkeypatch.setattr(FederationServer, "check_certificates", fail)
+    with serving(entrance_of(place)) as (server, _):
+        until(server, lambda: len(looks) >= 3)
+    assert [record.getMessage() for record in caplog.records].count("the certificates of connected clients could not be checked") == 1
+
+
+@pytest.mark.parametrize("kind", ["version", "curve", "time", "octets of an extension"])
+def test_a_damaged_certificate_of_the_server_leaves_the_last_good_one_in_use(tmp_path: Path, kind: str) -> None:
+    pki = Pki(tmp_path)
+    server_file, file = pki.server(), pki.client("north")
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
+        tls = client_tls(pki.ca, file, file.with_suffix(".key"))
+        for each in (server_file, file):
+            each.write_bytes(damaged(each.read_bytes(), kind))
+        for instance in ("one", "two"):
+            join(address, tls, instance=instance)
