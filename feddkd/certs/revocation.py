@@ -142,10 +142,11 @@ def _signer(found: x509.CertificateRevocationList, authorities: Sequence[x509.Ce
     """Return the SHA-256 of that of the CAs which has signed a list; empty if none has."""
     for authority in authorities:
         try:
-            if authority.subject != found.issuer:
-                continue
-            key = authority.public_key()
-        except Exception:  # a kind of key, or a name, that the library cannot read: it is another CA's affair
+            with parsing():
+                if authority.subject != found.issuer:
+                    continue
+                key = authority.public_key()
+        except ValueError:  # a kind of key, or a name, that the library cannot read: another CA has signed the list
             continue
         if isinstance(key, (dsa.DSAPublicKey, rsa.RSAPublicKey, ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
             try:

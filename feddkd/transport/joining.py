@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
 import grpc
 
-from feddkd.log_events import about
 from feddkd.transport.admission import Admission, check_owner, check_version, example_counts, parse_request
 from feddkd.transport.calls import Responses
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.entrance import Entrance
-from feddkd.transport.gate import Gate, Peer
+from feddkd.transport.gate import Gate
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import Owner, Sessions
 from feddkd.transport.tls import certificate_hash
-
-logger = logging.getLogger(__name__)
 
 MAX_IDS_OF_A_CERTIFICATE = 1_000
 
@@ -35,7 +32,6 @@ class Joining:
     """
 
     def __init__(self, manifest: pb.Manifest, admission: Admission, sessions: Sessions, participation: Participation) -> None:
-        self._run_id = manifest.run_id
         self._admission = admission
         self._sessions = sessions
         self._participation = participation
@@ -79,7 +75,7 @@ class Joining:
         try:
             yield
         except NotAdmittedError as error:
-            self._participation.refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
+            self._participation.refuse(error, peer, asked())
             raise
 
     async def _check(self, request: pb.JoinRequest, peer: Peer) -> None:
@@ -119,15 +115,7 @@ class Joining:
         if (known := self._sessions.find(request.client_id)) is not None:
             self._participation.supersede(known, "joined again")
         session, token = self._sessions.add(request.client_id, example_counts(request), self._owner(request, peer), now)
-        self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
-        logger.info(
-            "%s joined with %d examples, %d of them labelled (feddkd %r)",
-            session.client_id,
-            session.counts.total,
-            session.counts.labelled,
-            request.software_version[:32],
-            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
-        )
+        self._participation.events.joined(session, peer, request.software_version, now)
         return token
 
     def _check_room(self, client_id: str, now: float) -> None:

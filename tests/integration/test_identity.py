@@ -22,7 +22,7 @@ import pytest
 from fake_streams import FakeInbox
 from pki import DAMAGES, DAY, NOW, Pki, damaged
 
-from feddkd.errors import RefusedError, StateError, TransportError
+from feddkd.errors import RefusedError, StateError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.audit import AuditLog, verify
 from feddkd.transport.client import ServerConnection
@@ -344,12 +344,13 @@ def test_a_stream_ends_when_its_certificate_is_revoked_or_has_expired(tmp_path: 
                     else:
                         clock.now += 100 * DAY
                     await asyncio.wrap_future(server.call(server.check_certificates()))
-                    with pytest.raises(
-                        RefusedError, match=f"the certificate of this client .* {'is revoked' if event == 'revoked' else 'has expired on'}"
-                    ):
+                    with pytest.raises(UnreachableError, match=r"certificate of this client .* (is revoked|has expired on)"):
                         async for _ in stream.messages():
                             pass
-                with pytest.raises(RefusedError, match=event):
+                with pytest.raises(RefusedError if event == "revoked" else UnreachableError, match=event):
+                    await connection.join("north", COUNTS, "secret")
+                if event == "expired":
+                    clock.now -= 100 * DAY  # a clock that jumped ends nobody's part for good
                     await connection.join("north", COUNTS, "secret")
 
         asyncio.run(take_part())
@@ -561,13 +562,13 @@ def test_a_revocation_holds_whatever_becomes_of_the_files(
                     crl.write_bytes(old if kind == "older list" else damaged(pki.crl.read_bytes(), kind))
                     if kind in DAMAGES:
                         ca.write_bytes(damaged(pki.ca.read_bytes(), kind) + pki.ca.read_bytes())
-                    with pytest.raises(RefusedError, match="is revoked|does not accept"):  # gRPC may not take the CAs
+                    with pytest.raises(RefusedError, match=r"is revoked|does not accept"):  # gRPC may not take the CAs
                         await asyncio.to_thread(join, address, of["north"])
                     server.call(server.check_certificates()).result(30.0)
                     ca.write_bytes(pki.ca.read_bytes())
                     pki.revoke("south")
                     crl.write_bytes(pki.crl.read_bytes())
-                    with pytest.raises(RefusedError, match="is revoked"):
+                    with pytest.raises(UnreachableError, match="is revoked"):
                         async for _ in stream.messages():
                             pass
 
@@ -600,3 +601,91 @@ def test_a_damaged_certificate_of_the_server_leaves_the_last_good_one_in_use(tmp
             each.write_bytes(damaged(each.read_bytes(), kind))
         for instance in ("one", "two"):
             join(address, tls, instance=instance)
+
+
+def test_a_client_whose_certificate_was_renewed_in_time_goes_on_when_the_old_one_ends(tmp_path: Path) -> None:
+    pki, clock = Pki(tmp_path), Clock()
+    server_file, file = pki.server(), pki.client("north")
+    tls = client_tls(pki.ca, file, file.with_suffix(".key"))
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, clock=clock))) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address, tls) as connection:
+                joined = await connection.join("north", COUNTS, "secret")
+                async with connection.participate(joined.session_token) as stream:
+                    await asyncio.to_thread(until_connected, server)
+                    pki.renew("north")
+                    clock.now += 40 * DAY  # the old one had 30 days, the new one has 60
+                    server.call(server.check_certificates()).result(30.0)
+                    with pytest.raises(UnreachableError, match="has expired on"):
+                        async for _ in stream.messages():
+                            pass
+                joined = await connection.join("north", COUNTS, "secret")
+                async with connection.participate(joined.session_token):
+                    await asyncio.to_thread(until_connected, server)
+                    server.call(server.check_certificates()).result(30.0)
+                    assert [session.client_id for session in server.connected()] == ["north"]
+
+        asyncio.run(take_part())
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_a_token_that_is_taken_away_ends_the_stream_and_opens_no_other(tmp_path: Path, change: str) -> None:
+    file = tmp_path / "tokens.json"
+    token = JoinTokens(file).make("north")
+    with serving(Entrance(tokens=JoinTokens(file))) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address) as connection:
+                joined = await connection.join("north", COUNTS, "secret", (), token)
+                async with connection.participate(joined.session_token) as stream:
+                    await asyncio.to_thread(until_connected, server)
+                    if change == "removed":
+                        JoinTokens(file).remove("north")
+                    else:
+                        JoinTokens(file).make("north")
+                    with pytest.raises(UnreachableError, match="was removed or replaced"):
+                        async for _ in stream.messages():
+                            pass
+                async with connection.participate(joined.session_token) as stream:
+                    with pytest.raises(RefusedError, match="was removed or replaced"):
+                        async for _ in stream.messages():
+                            pass
+                with pytest.raises(RefusedError, match="join token"):
+                    await connection.join("north", COUNTS, "secret", (), token)
+
+        asyncio.run(take_part())
+
+
+def test_a_client_that_is_killed_is_lost_in_the_log_and_in_the_audit_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    audit_file = tmp_path / "audit.jsonl"
+    with AuditLog(audit_file, "run") as audit, serving(Entrance(register=audit)) as (server, address):
+
+        async def take_part() -> None:
+            async with ServerConnection(address) as connection:
+                joined = await connection.join("north", COUNTS, "secret")
+                async with connection.participate(joined.session_token):  # leaving it cancels the call, as a kill does
+                    await asyncio.to_thread(until_connected, server)
+
+        asyncio.run(take_part())
+        until(server, lambda: "lost" in audit_file.read_text())
+    lines = [json.loads(line) for line in audit_file.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["joined", "lost"]
+    assert [record.getMessage() for record in caplog.records].count(f"the stream of north ended: {lines[1]['reason']}") == 1
+
+
+def test_a_stream_with_a_made_up_token_is_counted_and_said(tmp_path: Path) -> None:
+    taken = Taken()
+    with serving(Entrance(register=taken)) as (server, address):
+
+        async def steal() -> None:
+            async with ServerConnection(address) as connection, connection.participate("made up") as stream:
+                async for _ in stream.messages():
+                    pass
+
+        for _ in range(3):
+            with pytest.raises(UnreachableError, match="names no session"):
+                asyncio.run(steal())
+        assert server.refused() == {"session": 3}
+        assert len(taken.refusals) == 1
