@@ -117,7 +117,7 @@ def server(
         check_plaintext_allowed(host, insecure)
     tokens = JoinTokens(join_tokens) if join_tokens is not None else None
     if tokens is not None:
-        tokens.check()
+        tokens.check_file()
     if check:
         from feddkd.cli.check import check_server
 

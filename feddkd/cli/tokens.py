@@ -68,7 +68,7 @@ def show(file: Tokens = FILE, _verbose: Verbose = False) -> None:
 @app.command()
 @prints_results
 def remove(client_id: Client, file: Tokens = FILE, _verbose: Verbose = False) -> None:
-    """Remove the token of a client: it cannot join any more. A stream that is open stays open.
+    """Remove the token of a client: it cannot join any more, and its stream ends.
 
     ```console
     feddkd tokens remove north

@@ -7,6 +7,7 @@ of the line before it, so a line that is changed or taken out later is found.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -62,17 +63,22 @@ class AuditLog:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
-        """Take down that a client was admitted."""
-        self._write("joined", client=client_id, peer=address, examples=examples, certificate=_shown(certificate))
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
+        """Take down that a client was admitted, and how many more events of it were since its last such line."""
+        shown = _shown(certificate)
+        self._write("joined", client=client_id, peer=address, examples=examples, certificate=shown, not_listed_before=unsaid)
 
-    def left(self, client_id: str, reason: str) -> None:
-        """Take down that a client's stream ended as both ends wanted."""
-        self._write("left", client=client_id, reason=reason)
+    def left(self, client_id: str, unsaid: int) -> None:
+        """Take down that a client said that it takes part no more, and its stream has ended."""
+        self._write("left", client=client_id, not_listed_before=unsaid)
 
-    def lost(self, client_id: str, reason: str) -> None:
+    def ended(self, client_id: str, unsaid: int) -> None:
+        """Take down that a client's stream ended as both ends wanted, for instance with the run."""
+        self._write("ended", client=client_id, not_listed_before=unsaid)
+
+    def lost(self, client_id: str, reason: str, unsaid: int) -> None:
         """Take down that a client's stream broke, or was ended by the server."""
-        self._write("lost", client=client_id, reason=reason)
+        self._write("lost", client=client_id, reason=reason, not_listed_before=unsaid)
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
         """Take down that a call was refused, and how many more were since the last such line."""
@@ -109,7 +115,7 @@ class AuditLog:
         written = os.write(self._descriptor, content)
         if written < len(content):
             os.ftruncate(self._descriptor, before)
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True, slots=True)

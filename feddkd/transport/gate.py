@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import grpc
 
 from feddkd.certs.certificate import Certificate
 from feddkd.certs.revocation import Revoked
-from feddkd.transport.calls import Context
+from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.reread import Reread
 
@@ -23,32 +22,6 @@ Clock = Callable[[], datetime.datetime]
 def utc_now() -> datetime.datetime:
     """Return the time of this machine's clock, in UTC."""
     return datetime.datetime.now(datetime.UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other end of a call.
-
-    Attributes:
-        address: as gRPC writes it, for instance "ipv4:10.0.0.7:41234".
-        pem: the certificate that it showed; None if it showed none.
-        certificate: what it says; None also where it cannot be read.
-    """
-
-    address: str
-    pem: bytes | None = None
-    certificate: Certificate | None = None
-
-    @classmethod
-    def of(cls, context: Context) -> Peer:
-        """Read it from a call."""
-        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
-        if pem is None:
-            return cls(context.peer())
-        try:
-            return cls(context.peer(), pem, Certificate.of_pem(pem))
-        except ValueError:
-            return cls(context.peer(), pem)
 
 
 class Gate:
@@ -91,13 +64,15 @@ class Gate:
             name = f"the certificate of this client ({certificate.shown_names}, serial number {certificate.shown_serial})"
             return grpc.StatusCode.PERMISSION_DENIED, f"{name} is revoked"
         if problem := certificate.problem(self._clock()):
-            return grpc.StatusCode.PERMISSION_DENIED, f"the certificate of this client ({certificate.shown_names}) {problem}"
+            # It may be renewed, and a clock may be set right.
+            return grpc.StatusCode.UNAVAILABLE, f"the certificate of this client ({certificate.shown_names}) {problem}"
         return None
 
     def check(self, peer: Peer, client_id: str | None = None) -> None:
         """Check that a client's certificate holds and, where an id is given, names it. Raises NotAdmittedError."""
         if not self._verifies:
             return
+        self.refresh()
         certificate = peer.certificate
         if certificate is None:
             what = "showed no certificate" if peer.pem is None else "showed a certificate that cannot be read"

@@ -10,13 +10,20 @@ from feddkd.certs.certificate import Certificate
 class Register(Protocol):
     """Takes down who came and went. Called on the server's loop; returns at once and raises nothing."""
 
-    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
-        """Take down that a client was admitted."""
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
+        """Take down that a client was admitted.
 
-    def left(self, client_id: str, reason: str) -> None:
-        """Take down that a client's stream ended as both ends wanted."""
+        Args:
+            unsaid: of this client, events since the last one that was taken down.
+        """
 
-    def lost(self, client_id: str, reason: str) -> None:
+    def left(self, client_id: str, unsaid: int) -> None:
+        """Take down that a client said that it takes part no more, and its stream has ended."""
+
+    def ended(self, client_id: str, unsaid: int) -> None:
+        """Take down that a client's stream ended as both ends wanted, for instance with the run."""
+
+    def lost(self, client_id: str, reason: str, unsaid: int) -> None:
         """Take down that a client's stream broke, or was ended by the server."""
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
@@ -37,13 +44,16 @@ class Register(Protocol):
 class NoRegister:
     """Takes nothing down."""
 
-    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
         """Do nothing."""
 
-    def left(self, client_id: str, reason: str) -> None:
+    def left(self, client_id: str, unsaid: int) -> None:
         """Do nothing."""
 
-    def lost(self, client_id: str, reason: str) -> None:
+    def ended(self, client_id: str, unsaid: int) -> None:
+        """Do nothing."""
+
+    def lost(self, client_id: str, reason: str, unsaid: int) -> None:
         """Do nothing."""
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:

@@ -51,6 +51,9 @@ class Reread(Generic[_T]):
             except ConfigError as error:
                 self._warn(str(error))
                 return False
+            except Exception as error:  # noqa: BLE001  # whatever a library raises for a broken file, this goes on
+                self._warn(f"cannot read {', '.join(map(str, self._files))}: {type(error).__name__}: {error}")
+                return False
             self._warned = ""
         logger.info("read again: %s", ", ".join(map(str, self._files)))
         return True

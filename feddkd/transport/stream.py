@@ -34,8 +34,12 @@ STRAY_CHUNKS_PER_S = 1_000.0
 what was under way in the network, in messages of `transport.chunk_bytes` (1 KiB or more)."""
 
 
+CLIENT_IS_GONE = "the client has ended it, or is gone"
+"""gRPC does not tell the two apart."""
+
+
 class End(NamedTuple):
-    """How a stream ended: the status for the client, and one line for it and for the log."""
+    """How a stream ended: the status for the client, and one line for it and for the log; empty if both ends wanted it."""
 
     code: grpc.StatusCode
     reason: str
@@ -114,7 +118,7 @@ class Stream:
         message: object = await context.read()
         self._listening_since = None
         if not isinstance(message, bytes):  # gRPC's end of stream
-            self.finish(grpc.StatusCode.OK, "")
+            self.finish(grpc.StatusCode.OK, "" if self.outbox.finished else CLIENT_IS_GONE)
             return None
         return message
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from feddkd.certs.certificate import Certificate, read_certificates
+from feddkd.certs.certificate import Certificate, parsing, read_certificates
 from feddkd.certs.revocation import Revoked
 from feddkd.errors import ConfigError
 from feddkd.transport.gate import Clock, Gate, utc_now
@@ -90,7 +89,7 @@ def server_tls(
     credentials = grpc.dynamic_ssl_server_credentials(files.value, changed, require_client_authentication=client_ca is not None)
     revoked = None
     if client_ca is not None and crl is not None:
-        revoked = Reread([crl, client_ca], lambda: Revoked.read(crl, read_certificates(client_ca)))
+        revoked = _lists(crl, client_ca)
     gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
     roles = {"server": certificate, "client_ca": client_ca}
     return ServerTls(credentials, gate, {role: file for role, file in roles.items() if file is not None})
@@ -159,6 +158,21 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
         )
 
 
+def _lists(crl: Path, client_ca: Path) -> Reread[Revoked]:
+    """Keep the lists of revoked certificates current; older ones do not take the place of newer ones."""
+    last = Revoked()
+
+    def read() -> Revoked:
+        nonlocal last
+        authorities = read_certificates(client_ca)
+        found = Revoked.read(crl, authorities)
+        found.check_follows(last, authorities)
+        last = found
+        return found
+
+    return Reread([crl, client_ca], read)
+
+
 def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """Read a key and its certificate; gRPC would only say that it cannot listen, or cannot connect.
 
@@ -167,10 +181,11 @@ def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """
     key_pem, pem = _read(key), _read(certificate)
     try:
-        shown = x509.load_pem_x509_certificate(pem)
-        Certificate.of(shown)  # its names can be read
-        fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
+        with parsing():  # a password is among what goes wrong
+            shown = x509.load_pem_x509_certificate(pem)
+            Certificate.of(shown)  # its names can be read
+            fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
+    except ValueError:
         what = "a certificate and its key in PEM format, without a password"
         raise ConfigError(f"--tls-cert {certificate} and --tls-key {key} are not {what}") from None
     if not fits:
@@ -182,7 +197,8 @@ def _read_ca(option: str, ca: Path) -> bytes:
     """Read a file of certificates. Raises ConfigError if it holds none."""
     pem = _read(ca)
     try:
-        x509.load_pem_x509_certificates(pem)
+        with parsing():
+            x509.load_pem_x509_certificates(pem)
     except ValueError:
         raise ConfigError(f"{option} {ca} holds no certificate in PEM format") from None
     return pem

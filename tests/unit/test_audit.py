@@ -25,11 +25,11 @@ def log(tmp_path: Path) -> Path:
     file = tmp_path / "audit.jsonl"
     for run in ("first", "second"):
         with AuditLog(file, run) as audit:
-            audit.joined("north", "ipv4:10.0.0.1:5", None, 10)
+            audit.joined("north", "ipv4:10.0.0.1:5", None, 10, 0)
             audit.accepted("north", "round 1 local_train", 40, "sha256:00")
             audit.refused("south", "ipv4:10.0.0.2:6", "full", "no room", None, 3)
-            audit.lost("north", "the connection is gone")
-            audit.left("north", "")
+            audit.lost("north", "the connection is gone", 0)
+            audit.left("north", 0)
     return file
 
 
@@ -71,8 +71,8 @@ def test_a_line_that_a_crash_cut_off_is_kept_and_named_and_the_next_follows_it(l
     content = log.read_bytes()[:-cut]
     log.write_bytes(content)
     with AuditLog(log, "third") as audit:
-        audit.left("north", "")
-        audit.left("north", "")
+        audit.left("north", 0)
+        audit.left("north", 0)
     assert log.read_bytes().startswith(content)
     found = verify(log)
     assert (found.lines, found.torn) == (2 * EVENTS + 2, () if cut == 1 else (2 * EVENTS,))
@@ -88,11 +88,11 @@ def test_a_full_disk_warns_once_and_leaves_a_gap_that_is_counted(
 
     with AuditLog(log, "third") as audit:
         monkeypatch.setattr(os, "write", full)
-        audit.left("north", "")
+        audit.left("north", 0)
         monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        audit.left("north", "")
+        audit.left("north", 0)
         monkeypatch.undo()
-        audit.left("north", "")
+        audit.left("north", 0)
     assert len([record for record in caplog.records if "has a gap" in record.getMessage()]) == 1
     assert json.loads(log.read_text().splitlines()[-1])["missing_before"] == 2
     assert verify(log).lines == 2 * EVENTS + 1
