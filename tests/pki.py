@@ -91,3 +91,11 @@ def damaged(pem: bytes, kind: str) -> bytes:
     begin, *lines, end = pem.decode().strip().splitlines()
     digits = base64.b64decode("".join(lines)).hex().replace(*DAMAGES[kind])
     return f"{begin}\n{base64.encodebytes(bytes.fromhex(digits)).decode()}{end}\n".encode()
+
+
+def self_signed(name: str) -> bytes:
+    """Make a certificate in PEM that no CA has signed."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    return to_pem(builder.sign(key, hashes.SHA256()))

@@ -32,10 +32,6 @@ from feddkd.certs.revocation import Revoked, revocation_list
 from feddkd.durable import write_durably
 from feddkd.errors import ConfigError, StateError
 
-CA_DAYS = 3650
-DAYS = 365
-"""For which a certificate that the CA signs is valid, unless it is said otherwise."""
-
 BACKDATED = datetime.timedelta(minutes=5)
 """A certificate holds from a little before now: clocks of other machines may be behind."""
 

@@ -6,15 +6,15 @@ import contextlib
 import datetime
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli.options import CLIENT_ID, Json, Verbose
+from feddkd.cli.options import Json, Verbose
 from feddkd.cli.output import present, prints_results, say
+from feddkd.client_ids import check_client_id
 from feddkd.errors import ConfigError, StateError
 from feddkd.text import printable
 
@@ -123,8 +123,7 @@ def issue(
         raise ConfigError("a certificate is a server's or a client's: give --server or --client, not both")
     ids = [] if hosts else client or [name]
     for each in ids:
-        if not re.fullmatch(CLIENT_ID, each):
-            raise ConfigError(f"client id {each!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
+        check_client_id(each)
     file = _file(out, folder, name)
     with _opened(folder) as (authority, secret):
         made = authority.issue(name, hosts=hosts, ids=ids, file=file, days=days, passphrase=secret, now=_now())

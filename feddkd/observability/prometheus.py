@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from feddkd import algorithms
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
+from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.learning_metrics import LearningMetrics
 from feddkd.observability.metrics import CommunicationMetrics, RunMetrics
 from feddkd.observability.scrape import scrape
@@ -23,6 +24,9 @@ from feddkd.observability.web import Request, Response, WebServer
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
+CERTIFICATE_ROLES = ("server", "client_ca")
+"""Of the certificates that a server reads from files."""
+
 
 class PrometheusMetrics(Observer):
     """Turns the scheduler's events into metrics, which can be read from any thread.
@@ -30,6 +34,7 @@ class PrometheusMetrics(Observer):
     Attributes:
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.
         was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
+        certificates: until when they are valid; NaN until it is given their files.
     """
 
     def __init__(self, config: Config) -> None:
@@ -50,6 +55,7 @@ class PrometheusMetrics(Observer):
         self._learning = LearningMetrics(self.registry, config)
         self._sites = SiteMetrics(self.registry, config)
         self._service = ServiceMetrics(self.registry)
+        self.certificates = CertificateExpiry(self.registry, CERTIFICATE_ROLES)
 
     def serve(self, port: int, address: str = "127.0.0.1") -> WebServer:
         """Answer scrapes over HTTP, on a thread of its own, until the server is closed.

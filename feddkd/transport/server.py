@@ -176,11 +176,6 @@ class FederationServer:
         """Return how many calls were refused, by the kind of reason. From any thread."""
         return dict(self._participation.refusals.counts)
 
-    def certificate_ends(self) -> Mapping[str, float]:
-        """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
-        tls = self._entrance.tls
-        return tls.certificate_ends() if tls is not None else {}
-
     async def check_certificates(self) -> None:
         """End the streams of clients whose certificate holds no more, or whose token was removed. On the loop only.
 

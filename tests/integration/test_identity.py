@@ -17,14 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast, get_args
 
 import pytest
 from fake_streams import FakeInbox
 from pki import DAMAGES, DAY, NOW, Pki, damaged
+from prometheus_client import CollectorRegistry
 
 from feddkd.errors import RefusedError, StateError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.audit import AuditLog, verify
+from feddkd.observability.server_metrics import ServiceMetrics
+from feddkd.refusal_kinds import KINDS, Kind
+from feddkd.scheduler.engine import Engine
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.entrance import Entrance
 from feddkd.transport.gate import utc_now
@@ -35,6 +40,7 @@ from feddkd.transport.server import Admission, FederationServer
 from feddkd.transport.tls import ClientTls, client_tls, server_tls
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "identity.md"
+METRICS = DOCS.parents[1] / "metrics.md"
 JOINS = "takes part"
 REFUSED = "refused"
 COUNTS = ExampleCounts(5)
@@ -689,3 +695,18 @@ def test_a_stream_with_a_made_up_token_is_counted_and_said(tmp_path: Path) -> No
                 asyncio.run(steal())
         assert server.refused() == {"session": 3}
         assert len(taken.refusals) == 1
+
+
+def test_the_kinds_of_refusals_are_the_same_in_the_metric_and_in_the_documentation(place: Place) -> None:
+    shown = ", ".join(f"`{kind}` ({meaning})" for kind, meaning in KINDS.items())
+    (line,) = [line for line in METRICS.read_text().splitlines() if "`feddkd_refused_joins_total`" in line]
+    assert shown in line
+    *first, last = (f"`{kind}`" for kind in KINDS)
+    assert f"`kind` is one of {', '.join(first)} and {last}," in " ".join(DOCS.read_text().split())
+    metrics = ServiceMetrics(registry := CollectorRegistry())
+    with serving(entrance_of(place)) as (server, address):
+        metrics.watch(cast("Engine", server))
+        with pytest.raises(RefusedError, match="is revoked"):
+            join(address, place.tls_of("a revoked certificate"))
+        found = {kind: registry.get_sample_value("feddkd_refused_joins_total", {"reason": kind}) for kind in get_args(Kind)}
+    assert found == {**dict.fromkeys(KINDS, 0.0), "certificate": 1.0}
