@@ -187,6 +187,27 @@ def revoke(name: Name, folder: Folder = Path("ca"), _verbose: Verbose = False) -
     say(f"{folder}/ca.crl: the new list; copy it to the file after --tls-crl of the server")
 
 
+@app.command(name="rebuild-crl")
+@prints_results
+def rebuild_crl(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Names whose certificates are revoked.")] = None,
+    folder: Folder = Path("ca"),
+    _verbose: Verbose = False,
+) -> None:
+    """Begin another list of revoked certificates where `ca.crl` is lost or damaged, with all certificates of some names.
+
+    Every certificate that was revoked before and is not named counts again: a copy of the list, for instance the
+    server's, is better.
+
+    ```console
+    feddkd certs rebuild-crl north
+    ```
+    """
+    with _opened(folder) as (authority, secret):
+        authority.rebuild_crl(names or [], secret, _now())
+    say(f"{folder}/ca.crl: another list, which revokes {', '.join(names or ['nothing'])}")
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other commands from changing a CA at the same time. Raises StateError."""

@@ -70,6 +70,7 @@ NOT_ASKED = "not for the client id 'north' that it asks for"
 
 CERTIFICATES = [
     Case("its own certificate"),
+    Case("its own, renewed during the run"),
     Case("a certificate of several ids, its own among them"),
     Case("a certificate with the URI feddkd:north"),
     Case("a certificate without alternative names, with the common name north"),
@@ -150,6 +151,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     names = [case.shows for case in CERTIFICATES]
     files = [
         pki.client("north"),
+        pki.client("renewed", ["north"]),
         pki.client("several", ["east", "north", "west"]),
         pki.handmade("by-uri", uri="feddkd:north"),
         pki.handmade("north", file="by-common-name"),
@@ -214,6 +216,9 @@ def pattern_of(message: str) -> str:
 def test_a_certificate_admits_its_own_ids_and_no_other(place: Place, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     taken = Taken()
     with serving(entrance_of(place, case.shows, taken)) as (server, address):
+        if case.shows == "its own, renewed during the run":
+            join(address, place.tls_of(case.shows))
+            place.pki.renew("renewed")
         check(case, taken, caplog, lambda: join(address, place.tls_of(case.shows)))
         assert [session.client_id for session in server.sessions()] == ([] if case.client else ["north"])
 
