@@ -184,7 +184,7 @@ class FederationServer:
         self._entrance.gate.refresh()
         for session in self._sessions.connected():
             stream = session.stream
-            if stream is not None and (problem := self._participation.problem(session, stream.certificate)) is not None:
+            if stream is not None and (problem := self._participation.problem(session, stream.certificates)) is not None:
                 stream.finish(grpc.StatusCode.UNAVAILABLE, problem)
 
     async def _watch_certificates(self) -> None:

@@ -21,9 +21,11 @@ from typing import cast, get_args
 
 import pytest
 from fake_streams import FakeInbox
-from pki import DAMAGES, DAY, NOW, Pki, damaged
+from pki import DAMAGES, DAY, NOW, Pki, damaged, signed_ca
 from prometheus_client import CollectorRegistry
 
+from feddkd.certs.certificate import Certificate
+from feddkd.certs.revocation import revocation_list
 from feddkd.errors import RefusedError, StateError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.audit import AuditLog, verify
@@ -715,3 +717,22 @@ def test_the_kinds_of_refusals_are_the_same_in_the_metric_and_in_the_documentati
             join(address, place.tls_of("a revoked certificate"))
         found = {kind: registry.get_sample_value("feddkd_refused_joins_total", {"reason": kind}) for kind in get_args(Kind)}
     assert found == {**dict.fromkeys(KINDS, 0.0), "certificate": 1.0}
+
+
+def test_a_client_of_an_intermediate_ca_takes_part_until_the_root_revokes_that_ca(tmp_path: Path) -> None:
+    pki, other = Pki(tmp_path / "ca"), Pki(tmp_path / "other", "intermediate CA")
+    server_file, intermediate, leaf = pki.server(), tmp_path / "intermediate.pem", other.client("north")
+    root = tmp_path / "root.pem"
+    key = pki.authority.key(b"")
+    root.write_bytes(signed_ca(pki.authority.certificate, pki.authority.certificate, key))
+    intermediate.write_bytes(signed_ca(other.authority.certificate, pki.authority.certificate, key))
+    leaf.write_bytes(leaf.read_bytes() + intermediate.read_bytes())
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(pki.crl.read_bytes())
+    tls = client_tls(pki.ca, leaf, leaf.with_suffix(".key"))
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), root, crl=crl))) as (_, address):
+        join(address, tls)
+        serial = Certificate.read(intermediate).serial
+        crl.write_bytes(revocation_list(pki.authority.certificate, key, crl.read_bytes(), [serial], NOW, NOW + DAY))
+        with pytest.raises(RefusedError, match=r"the certificate of a CA of this client \(.*intermediate CA, .*\) is revoked"):
+            join(address, tls)
