@@ -10,6 +10,7 @@ PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 RULE = "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"
 
 CLIENT_ID = re.compile(PATTERN)
+"""What a client may be called; ids become parts of paths, so nothing else is let in."""
 
 
 def check_client_id(text: str, what: str = "client id") -> None:

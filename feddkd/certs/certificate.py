@@ -62,6 +62,15 @@ class Certificate:
         return cls.of(found)
 
     @classmethod
+    def all_of_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
+        """Read all certificates in PEM bytes; none in empty ones. Raises ValueError."""
+        if len(pem) > MAX_CERTIFICATE_BYTES:
+            raise ValueError(f"certificates of {len(pem)} bytes; at most {MAX_CERTIFICATE_BYTES} are read")
+        with parsing():
+            found = x509.load_pem_x509_certificates(pem) if pem else []
+        return tuple(map(cls.of, found))
+
+    @classmethod
     def of(cls, found: x509.Certificate) -> Certificate:
         """Take over what matters here. Raises ValueError for whatever in it is malformed."""
         with parsing():

@@ -109,14 +109,16 @@ def revocation_list(
     serials: Iterable[int],
     now: datetime.datetime,
     next_update: datetime.datetime,
+    *,
+    number: int = 0,
 ) -> bytes:
     """Make a list in PEM format: the entries of the one before, and further serial numbers.
 
     Args:
         before: the last list in PEM format; empty for none.
+        number: one less than that of the list, where there is none before it.
     """
     builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now).next_update(next_update)
-    number = 0
     if before:
         last = x509.load_pem_x509_crl(before)
         number = _number(last)

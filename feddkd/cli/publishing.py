@@ -62,13 +62,17 @@ class Publishing:
         endpoints: what is wanted.
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, certificates: Mapping[str, Path | None] | None = None) -> None:
         """Prepare.
+
+        Args:
+            certificates: files of a server's, by role.
 
         Raises:
             ConfigError: what traces need is not installed.
         """
         self.endpoints = endpoints
+        self._certificates = certificates or {}
         self._processor = otlp_processor() if endpoints.traces else None
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
@@ -103,6 +107,7 @@ class Publishing:
             return []
         metrics = PrometheusMetrics(config)
         metrics.was_stopped = was_stopped
+        metrics.certificates.watch(self._certificates)
         health = Health(was_stopped)
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)

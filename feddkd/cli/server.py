@@ -127,7 +127,7 @@ def server(
     endpoints = Endpoints(
         metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()), trace is not None
     )
-    with Publishing(endpoints) as publishing:
+    with Publishing(endpoints, {"server": tls_cert, "client_ca": tls_client_ca}) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, Entrance(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)

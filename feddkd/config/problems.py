@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from feddkd.client_ids import RULE
 from feddkd.config.named import CUSTOM, NamedTable, tables_by_name
 
 LONGEST_VALUE = 200
@@ -20,7 +21,7 @@ MOST_KEYS = 10
 
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
-    "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
+    "^[a-z0-9]": RULE,
 }
 """What a string should look like, by the beginning of the pattern that it does not match."""
 

@@ -156,9 +156,6 @@ class GrpcEngine(ExchangeInbox, Engine):
     def refused(self) -> Mapping[str, int]:
         return self._server.refused()
 
-    def certificate_ends(self) -> Mapping[str, float]:
-        return self._server.certificate_ends()
-
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()
 

@@ -51,6 +51,7 @@ class AuditLog:
         self._missing = 0
         try:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            _cut_zeros(self._descriptor)
             last = _last_line(self._descriptor)
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
@@ -161,6 +162,19 @@ def _lines(file: Path) -> Iterator[bytes]:
                 yield line
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _cut_zeros(descriptor: int) -> None:
+    """Take away the zeros that a power failure can leave at the end of a file. Raises OSError."""
+    size = found = os.fstat(descriptor).st_size
+    while size:
+        begin = max(0, size - MAX_LINE_BYTES)
+        rest = os.pread(descriptor, size - begin, begin).rstrip(b"\0")
+        size = begin + len(rest)
+        if rest:
+            break
+    if size < found:
+        os.ftruncate(descriptor, size)
 
 
 def _last_line(descriptor: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -58,14 +58,21 @@ class Gate:
             self._has_warned = True
             logger.warning("the list of revoked certificates is out of date since %s; it stays in use", f"{outdated:%Y-%m-%d %H:%M} UTC")
 
-    def problem(self, certificate: Certificate) -> tuple[grpc.StatusCode, str] | None:
-        """Return why a certificate does not hold now, with the status that says so; None if it does."""
+    def problem(self, certificates: Sequence[Certificate]) -> tuple[grpc.StatusCode, str] | None:
+        """Return why what a client showed does not hold now, with the status that says so; None if it does.
+
+        Args:
+            certificates: its own, and those of the CAs between that and a trusted one.
+        """
+        return next(filter(None, map(self._problem, certificates, ("this client", *["a CA of this client"] * len(certificates)))), None)
+
+    def _problem(self, certificate: Certificate, whose: str) -> tuple[grpc.StatusCode, str] | None:
         if self._revoked is not None and self._revoked.value.has(certificate.issuer, certificate.serial):
-            name = f"the certificate of this client ({certificate.shown_names}, serial number {certificate.shown_serial})"
+            name = f"the certificate of {whose} ({certificate.shown_names}, serial number {certificate.shown_serial})"
             return grpc.StatusCode.PERMISSION_DENIED, f"{name} is revoked"
         if problem := certificate.problem(self._clock()):
             # It may be renewed, and a clock may be set right.
-            return grpc.StatusCode.UNAVAILABLE, f"the certificate of this client ({certificate.shown_names}) {problem}"
+            return grpc.StatusCode.UNAVAILABLE, f"the certificate of {whose} ({certificate.shown_names}) {problem}"
         return None
 
     def check(self, peer: Peer, client_id: str | None = None) -> None:
@@ -77,7 +84,7 @@ class Gate:
         if certificate is None:
             what = "showed no certificate" if peer.pem is None else "showed a certificate that cannot be read"
             raise NotAdmittedError(grpc.StatusCode.PERMISSION_DENIED, f"this client {what}", kind="certificate")
-        if (problem := self.problem(certificate)) is not None:
+        if (problem := self.problem(peer.certificates)) is not None:
             raise NotAdmittedError(*problem, kind="certificate")
         if client_id is not None and self.binds_ids and client_id not in certificate.ids:
             named = f"the certificate of this client is for {certificate.shown_ids}"

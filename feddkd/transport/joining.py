@@ -18,7 +18,6 @@ from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import Owner, Sessions
-from feddkd.transport.tls import certificate_hash
 
 MAX_IDS_OF_A_CERTIFICATE = 1_000
 
@@ -106,7 +105,11 @@ class Joining:
         self._check_room(request.client_id, now)  # the last one: it may remove who is long away
 
     def _owner(self, request: pb.JoinRequest, peer: Peer) -> Owner:
-        return Owner.of(request.instance_id, certificate_hash(peer.pem), request.client_id if self._gate.binds_ids else None)
+        return Owner.of(
+            request.instance_id,
+            peer.certificate.sha256 if peer.certificate is not None else None,
+            request.client_id if self._gate.binds_ids else None,
+        )
 
     def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
         """Make the session of a client that was checked, and return its token."""

@@ -80,9 +80,9 @@ class Participation:
         is_known = self._sessions.holder(client_id) is not None
         self.refusals.take(error, peer, client_id, asyncio.get_running_loop().time(), is_known=is_known)
 
-    def problem(self, session: Session, certificate: Certificate | None) -> str | None:
+    def problem(self, session: Session, certificates: Sequence[Certificate]) -> str | None:
         """Return why a client that has joined may go on no more; None if it may."""
-        if certificate is not None and (found := self.entrance.gate.problem(certificate)) is not None:
+        if (found := self.entrance.gate.problem(certificates)) is not None:
             return found[1]
         tokens = self.entrance.tokens
         if tokens is not None and not tokens.still_admit(session.client_id, session.owner.instance):
@@ -133,7 +133,7 @@ class Participation:
     def _check(self, session: Session, peer: Peer) -> None:
         """Check a client that opens a stream as at its join. Raises NotAdmittedError."""
         self.entrance.gate.check(peer, session.client_id)
-        if (problem := self.problem(session, peer.certificate)) is not None:
+        if (problem := self.problem(session, peer.certificates)) is not None:
             raise NotAdmittedError(grpc.StatusCode.PERMISSION_DENIED, problem, kind="token")
         if self._streams_of[session.client_id] >= MAX_STREAMS_OF_A_CLIENT:
             earlier = f"{MAX_STREAMS_OF_A_CLIENT} earlier streams of {session.client_id!r}"
@@ -174,7 +174,7 @@ class Participation:
     async def _serve(self, session: Session, hello: Hello, peer: Peer, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
         self.supersede(session, "opened a newer stream")
-        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches, certificate=peer.certificate)
+        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches, certificates=peer.certificates)
         self._sessions.connect(session, stream)
         try:
             session.lacks_constants = hello.lacks_constants

@@ -16,11 +16,13 @@ class Peer:
         address: as gRPC writes it, for instance "ipv4:10.0.0.7:41234".
         pem: the certificate that it showed; None if it showed none.
         certificate: what it says; None also where it cannot be read.
+        issuers: what the other end showed of the CAs between its certificate and one that is trusted.
     """
 
     address: str
     pem: bytes | None = None
     certificate: Certificate | None = None
+    issuers: tuple[Certificate, ...] = ()
 
     @property
     def host(self) -> str:
@@ -32,13 +34,20 @@ class Peer:
         """What it cannot change at will: its certificate, or else its host."""
         return self.certificate.sha256.hex() if self.certificate is not None else self.host
 
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """Its own, and those of the CAs."""
+        return (self.certificate, *self.issuers) if self.certificate is not None else ()
+
     @classmethod
     def of(cls, context: Context) -> Peer:
         """Read it from a call."""
-        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
+        shown = context.auth_context()
+        pem = next(iter(shown.get("x509_pem_cert", ())), None)
         if pem is None:
             return cls(context.peer())
         try:
-            return cls(context.peer(), pem, Certificate.of_pem(pem))
+            issuers = Certificate.all_of_pem(b"".join(shown.get("x509_pem_cert_chain", ())))
+            return cls(context.peer(), pem, Certificate.of_pem(pem), issuers)
         except ValueError:
             return cls(context.peer(), pem)

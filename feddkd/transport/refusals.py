@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from typing import Literal, get_args
 
 import grpc
 
 from feddkd.errors import TransportError
 from feddkd.log_events import about
+from feddkd.refusal_kinds import Kind
 from feddkd.text import printable
 from feddkd.transport.limits import TokenBuckets
 from feddkd.transport.peer import Peer
 from feddkd.transport.register import Register
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["identity", "token", "certificate", "session", "taken", "full", "version", "invalid"]
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Why calls are refused: the values of the label `reason` of a metric, and of `kind` in the audit log."""
 
 REMEMBERED = 1_024
 """Peers and reasons that were said last; older ones may be said again."""

@@ -176,11 +176,6 @@ class FederationServer:
         """Return how many calls were refused, by the kind of reason. From any thread."""
         return dict(self._participation.refusals.counts)
 
-    def certificate_ends(self) -> Mapping[str, float]:
-        """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
-        tls = self._entrance.tls
-        return tls.certificate_ends() if tls is not None else {}
-
     async def check_certificates(self) -> None:
         """End the streams of clients whose certificate holds no more, or whose token was removed. On the loop only.
 
@@ -189,7 +184,7 @@ class FederationServer:
         self._entrance.gate.refresh()
         for session in self._sessions.connected():
             stream = session.stream
-            if stream is not None and (problem := self._participation.problem(session, stream.certificate)) is not None:
+            if stream is not None and (problem := self._participation.problem(session, stream.certificates)) is not None:
                 stream.finish(grpc.StatusCode.UNAVAILABLE, problem)
 
     async def _watch_certificates(self) -> None:

@@ -50,12 +50,12 @@ class Stream:
 
     Attributes:
         end: set by the first `finish`.
-        certificate: that the client showed, where it showed one that can be read.
+        certificates: that the client showed, its own first.
         messages: bounds the client's messages other than chunks.
         stray_chunks: bounds its chunks that belong to no open exchange.
     """
 
-    def __init__(self, now: float = 0.0, *, takes_batches: bool = False, certificate: Certificate | None = None) -> None:
+    def __init__(self, now: float = 0.0, *, takes_batches: bool = False, certificates: tuple[Certificate, ...] = ()) -> None:
         """Begin to listen.
 
         Args:
@@ -64,7 +64,7 @@ class Stream:
         """
         self.outbox = Outbox(takes_batches=takes_batches)
         self.end: End | None = None
-        self.certificate = certificate
+        self.certificates = certificates
         self.messages = TokenBucket(MESSAGE_BURST, MESSAGES_PER_S, now)
         self.stray_chunks = TokenBucket(STRAY_CHUNK_BURST, STRAY_CHUNKS_PER_S, now)
         self._ended = asyncio.Event()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,20 +28,10 @@ class ServerTls:
     Attributes:
         credentials: as gRPC takes them; the files are read again when they change.
         gate: what client certificates have to be.
-        files: the certificates, by their role: "server" or "client_ca".
     """
 
     credentials: grpc.ServerCredentials = field(repr=False)
     gate: Gate
-    files: Mapping[str, Path]
-
-    def certificate_ends(self) -> dict[str, float]:
-        """Return until when the certificates in the files are valid, in seconds since 1970, by their role."""
-        found = {}
-        for role, file in self.files.items():
-            with contextlib.suppress(ConfigError):  # it may be half written
-                found[role] = Certificate.read(file).ends.timestamp()
-        return found
 
 
 def server_tls(
@@ -91,8 +77,7 @@ def server_tls(
     if client_ca is not None and crl is not None:
         revoked = _lists(crl, client_ca)
     gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
-    roles = {"server": certificate, "client_ca": client_ca}
-    return ServerTls(credentials, gate, {role: file for role, file in roles.items() if file is not None})
+    return ServerTls(credentials, gate)
 
 
 class ClientTls:
@@ -139,11 +124,6 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
             raise ConfigError("--tls-cert needs --tls-ca")
         return None
     return ClientTls(ca, certificate, key)
-
-
-def certificate_hash(pem: bytes | None) -> bytes | None:
-    """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest() if pem is not None else None
 
 
 def check_plaintext_allowed(host: str, insecure: bool) -> None:

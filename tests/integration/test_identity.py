@@ -17,14 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast, get_args
 
 import pytest
 from fake_streams import FakeInbox
-from pki import DAMAGES, DAY, NOW, Pki, damaged
+from pki import DAMAGES, DAY, NOW, Pki, damaged, signed_ca
+from prometheus_client import CollectorRegistry
 
+from feddkd.certs.certificate import Certificate
+from feddkd.certs.revocation import revocation_list
 from feddkd.errors import RefusedError, StateError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.audit import AuditLog, verify
+from feddkd.observability.server_metrics import ServiceMetrics
+from feddkd.refusal_kinds import KINDS, Kind
+from feddkd.scheduler.engine import Engine
 from feddkd.transport.client import ServerConnection
 from feddkd.transport.entrance import Entrance
 from feddkd.transport.gate import utc_now
@@ -35,6 +42,7 @@ from feddkd.transport.server import Admission, FederationServer
 from feddkd.transport.tls import ClientTls, client_tls, server_tls
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "identity.md"
+METRICS = DOCS.parents[1] / "metrics.md"
 JOINS = "takes part"
 REFUSED = "refused"
 COUNTS = ExampleCounts(5)
@@ -64,6 +72,7 @@ NOT_ASKED = "not for the client id 'north' that it asks for"
 
 CERTIFICATES = [
     Case("its own certificate"),
+    Case("its own, renewed during the run"),
     Case("a certificate of several ids, its own among them"),
     Case("a certificate with the URI feddkd:north"),
     Case("a certificate without alternative names, with the common name north"),
@@ -144,6 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     names = [case.shows for case in CERTIFICATES]
     files = [
         pki.client("north"),
+        pki.client("renewed", ["north"]),
         pki.client("several", ["east", "north", "west"]),
         pki.handmade("by-uri", uri="feddkd:north"),
         pki.handmade("north", file="by-common-name"),
@@ -208,6 +218,9 @@ def pattern_of(message: str) -> str:
 def test_a_certificate_admits_its_own_ids_and_no_other(place: Place, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     taken = Taken()
     with serving(entrance_of(place, case.shows, taken)) as (server, address):
+        if case.shows == "its own, renewed during the run":
+            join(address, place.tls_of(case.shows))
+            place.pki.renew("renewed")
         check(case, taken, caplog, lambda: join(address, place.tls_of(case.shows)))
         assert [session.client_id for session in server.sessions()] == ([] if case.client else ["north"])
 
@@ -689,3 +702,37 @@ def test_a_stream_with_a_made_up_token_is_counted_and_said(tmp_path: Path) -> No
                 asyncio.run(steal())
         assert server.refused() == {"session": 3}
         assert len(taken.refusals) == 1
+
+
+def test_the_kinds_of_refusals_are_the_same_in_the_metric_and_in_the_documentation(place: Place) -> None:
+    shown = ", ".join(f"`{kind}` ({meaning})" for kind, meaning in KINDS.items())
+    (line,) = [line for line in METRICS.read_text().splitlines() if "`feddkd_refused_joins_total`" in line]
+    assert shown in line
+    *first, last = (f"`{kind}`" for kind in KINDS)
+    assert f"`kind` is one of {', '.join(first)} and {last}," in " ".join(DOCS.read_text().split())
+    metrics = ServiceMetrics(registry := CollectorRegistry())
+    with serving(entrance_of(place)) as (server, address):
+        metrics.watch(cast("Engine", server))
+        with pytest.raises(RefusedError, match="is revoked"):
+            join(address, place.tls_of("a revoked certificate"))
+        found = {kind: registry.get_sample_value("feddkd_refused_joins_total", {"reason": kind}) for kind in get_args(Kind)}
+    assert found == {**dict.fromkeys(KINDS, 0.0), "certificate": 1.0}
+
+
+def test_a_client_of_an_intermediate_ca_takes_part_until_the_root_revokes_that_ca(tmp_path: Path) -> None:
+    pki, other = Pki(tmp_path / "ca"), Pki(tmp_path / "other", "intermediate CA")
+    server_file, intermediate, leaf = pki.server(), tmp_path / "intermediate.pem", other.client("north")
+    root = tmp_path / "root.pem"
+    key = pki.authority.key(b"")
+    root.write_bytes(signed_ca(pki.authority.certificate, pki.authority.certificate, key))
+    intermediate.write_bytes(signed_ca(other.authority.certificate, pki.authority.certificate, key))
+    leaf.write_bytes(leaf.read_bytes() + intermediate.read_bytes())
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(pki.crl.read_bytes())
+    tls = client_tls(pki.ca, leaf, leaf.with_suffix(".key"))
+    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), root, crl=crl))) as (_, address):
+        join(address, tls)
+        serial = Certificate.read(intermediate).serial
+        crl.write_bytes(revocation_list(pki.authority.certificate, key, crl.read_bytes(), [serial], NOW, NOW + DAY))
+        with pytest.raises(RefusedError, match=r"the certificate of a CA of this client \(.*intermediate CA, .*\) is revoked"):
+            join(address, tls)

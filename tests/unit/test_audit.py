@@ -115,3 +115,17 @@ def test_the_command_prints_the_last_hash_and_fails_on_a_changed_file(log: Path)
     assert verify(log).last in done.output
     log.write_bytes(log.read_bytes().replace(b"10.0.0.1", b"10.0.0.9"))
     assert isinstance(CliRunner().invoke(app, ["audit", "verify", str(log)]).exception, StateError)
+
+
+@pytest.mark.parametrize("zeros", [1, 4096, 16 << 10, 40_000])
+@pytest.mark.parametrize("cut", [0, 5])
+def test_zeros_that_a_power_failure_leaves_at_the_end_are_no_change_of_the_log(log: Path, zeros: int, cut: int) -> None:
+    before = log.read_bytes()
+    whole = before[: len(before) - cut]
+    log.write_bytes(whole + bytes(zeros))
+    verify(log)  # before the next start, too
+    for _ in range(2):
+        with AuditLog(log, "run") as audit:
+            audit.left("north", 0)
+    assert verify(log).lines == before.count(b"\n") + 2
+    assert b"\0" not in log.read_bytes()

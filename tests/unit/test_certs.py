@@ -256,3 +256,30 @@ def test_an_older_list_does_not_follow_a_newer_one(tmp_path: Path, change: str) 
     with pytest.raises(ConfigError, match="of CN=federation CA has number 2, and the one in use 3" if change == "older" else "is gone"):
         old.check_follows(new, [pki.authority.certificate])
     old.check_follows(new, [other.authority.certificate])  # the CA is trusted no more: so may its list go
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_lost_list_of_revoked_certificates_is_an_error_until_it_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    ca = tmp_path / "ca"
+    certs(ca, "init")
+    for name in ("north", "south"):
+        certs(ca, "issue", name)
+    certs(ca, "revoke", "north")
+    before = Revoked.read(ca / "ca.crl", read_certificates(ca / "ca.pem"))
+    with pytest.raises(StateError, match="is whole"):
+        certs(ca, "rebuild-crl")
+    if damage == "lost":
+        (ca / "ca.crl").unlink()
+    else:
+        (ca / "ca.crl").write_bytes(damaged((ca / "ca.crl").read_bytes(), "time"))
+    for arguments in (("issue", "west"), ("renew", "north"), ("revoke", "south"), ("show",)):
+        with pytest.raises(ConfigError, match="rebuild-crl" if damage == "lost" else "holds no list"):
+            certs(ca, *arguments)
+    assert not (ca / "west.pem").exists()
+    with pytest.raises(ConfigError, match="no certificate for 'nobody'"):
+        certs(ca, "rebuild-crl", "nobody")
+    certs(ca, "rebuild-crl", "north")
+    states = {each["name"]: each["state"] for each in json.loads(certs(ca, "show", "--json"))}
+    assert states == {"north": "revoked", "south": "valid"}
+    authorities = read_certificates(ca / "ca.pem")
+    Revoked.read(ca / "ca.crl", authorities).check_follows(before, authorities)
