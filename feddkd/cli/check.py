@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from feddkd import algorithms
 from feddkd.algorithms.own_teacher import build_teacher
 from feddkd.cli.checklist import Checklist, free_address, way_to
+from feddkd.cli.endpoints import Port
 from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_MODELS, check_disk, check_memory
 from feddkd.cli.output import counted_examples, short_size
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
@@ -34,6 +37,8 @@ from feddkd.tensors import Schema
 from feddkd.transport.options import check_connections
 from feddkd.transport.tls import ClientTls
 
+NO_PORTS: Mapping[str, Port] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class SiteToCheck:
@@ -54,13 +59,14 @@ class SiteToCheck:
     certificates: Sequence[Path | None]
 
 
-def check_run(loaded: Config, folder: Path, engine: EngineName = "grpc") -> None:
-    """Check what a simulation needs. Raises ConfigError."""
+def check_run(loaded: Config, folder: Path, engine: EngineName = "grpc", ports: Mapping[str, Port] = NO_PORTS) -> None:
+    """Check what a simulation needs, and the ports that it shows things at. Raises ConfigError."""
     checks = Checklist()
     config = resolve(loaded)
     checks.check("configuration", lambda: _algorithm(config))
     checks.check("engine", lambda: _engine(engine, config))
     checks.check("proxy", lambda: way_to("127.0.0.1"))
+    _ports(checks, ports)
     checks.check("data", lambda: f"{_training_data(config)}; {_test_data(config)}")
     schema = _check_model(checks, config)
     checks.check("step", lambda: _step(config))
@@ -70,6 +76,12 @@ def check_run(loaded: Config, folder: Path, engine: EngineName = "grpc") -> None
     needed = (processes + 1) * PROCESS_BYTES + (SERVER_MODELS + SITE_MODELS * most_in_a_round(config)) * schema.size_bytes
     checks.check("memory", lambda: check_memory(needed))
     checks.check("disk", lambda: check_disk(folder, (ROUND_MODELS + 2 * config.partition.clients) * schema.size_bytes))
+
+
+def _ports(checks: Checklist, ports: Mapping[str, Port]) -> None:
+    """Check that the port of each name is free. Raises ConfigError."""
+    for name, port in ports.items():
+        checks.check(name, functools.partial(free_address, port.host, port.number or 0))
 
 
 def _engine(engine: EngineName, config: Config) -> str:
@@ -84,11 +96,14 @@ def _engine(engine: EngineName, config: Config) -> str:
             return "in this process"
 
 
-def check_server(config: Config, host: str, port: int, state: Path, certificates: Sequence[Path | None]) -> None:
-    """Check what a server needs. Raises ConfigError."""
+def check_server(
+    config: Config, host: str, port: int, state: Path, certificates: Sequence[Path | None], ports: Mapping[str, Port] = NO_PORTS
+) -> None:
+    """Check what a server needs, and the ports that it shows things at. Raises ConfigError."""
     checks = Checklist()
     checks.check("configuration", lambda: _algorithm(config))
     checks.check("address", lambda: free_address(host, port))
+    _ports(checks, ports)
     scheduler = config.scheduler
     key = f"scheduler.{scheduler.key_of_starting_clients}"
     checks.check("connections", lambda: check_connections(scheduler.starting_clients, key))

@@ -54,7 +54,7 @@ class LogStream(io.TextIOBase):
         try:
             for line in lines:
                 if line.strip():
-                    logger.info("%s", printable(line, LINE_LETTERS), extra=about("output"))
+                    logger.info("%s", printable(line, LINE_LETTERS), extra=about("stderr_line"))
         finally:
             self._logging.is_active = False
         return len(text)

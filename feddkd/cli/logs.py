@@ -6,7 +6,7 @@ import contextlib
 import logging
 import logging.handlers
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.logging import RichHandler
@@ -15,7 +15,7 @@ from feddkd.cli.log_format import TEXT_FORMAT, JsonLines, LogFormat
 from feddkd.cli.log_stream import LogStream
 from feddkd.cli.output import error_console, say_in_log
 from feddkd.errors import StateError
-from feddkd.log_events import EVENT, about
+from feddkd.log_events import EVENT, IS_SHOWN, about
 from feddkd.standard_error import PatientStream
 from feddkd.text import PrintableFilter
 
@@ -62,9 +62,9 @@ class _Loudness:
         self.events: frozenset[str] = frozenset()
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        """What a person was told already is not shown again."""
+        """What a person sees already, in other words, is not shown again."""
         is_loud = record.levelno >= logging.getLogger().level or getattr(record, EVENT, "") in self.events
-        return is_loud and not getattr(record, "is_told", False)
+        return is_loud and not getattr(record, IS_SHOWN, False)
 
 
 _loudness = _Loudness()
@@ -136,17 +136,12 @@ def log_file(file: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[Non
     handler = _file_handler(file, log_format)
     root, package = logging.getLogger(), logging.getLogger("feddkd")
     level = package.level
-    loudness, others = _as_loud_as(root.level), list(root.handlers)
-    for other in others:
-        other.addFilter(loudness)
+    root.addHandler(handler)
     package.setLevel(logging.INFO)
-    package.addHandler(handler)
     try:
         yield
     finally:
-        for other in others:
-            other.removeFilter(loudness)
-        package.removeHandler(handler)
+        root.removeHandler(handler)
         package.setLevel(level)
         handler.close()
 
@@ -156,11 +151,6 @@ class _QuietFile(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Drop the entry."""
-
-
-def _as_loud_as(level: int) -> Callable[[logging.LogRecord], bool]:
-    """Pass what a handler would have shown without a log file; what a person was told already is not shown again."""
-    return lambda record: record.levelno >= level and not getattr(record, "is_told", False)
 
 
 def be_verbose(wanted: bool) -> None:

@@ -46,14 +46,14 @@ def observe(
         ledger = Ledger(out, config, again=again, run_id=run_id)
         stack.callback(ledger.close)
         found: list[Observer] = [ledger]
-        found += publishing.begin(config, was_stopped, resumed=again)
+        found += publishing.begin(config, resumed=again)
         if status is not None:
             found.append(stack.enter_context(status))
-        found.append(EventLog(was_stopped))
+        found.append(EventLog())
         if not is_said_in_log():
             found.append(stack.enter_context(ConsoleProgress(config, console, resumed=again)))
         # Last: at its end one may wait for its tracker.
         found += [Tracking(name, tracker_of(name), config, out) for name in publishing.endpoints.trackers]
-        observers = Observers(found)
+        observers = Observers(found, was_stopped)
         with observers.told_of_failure():
             yield observers

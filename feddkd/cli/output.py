@@ -94,7 +94,7 @@ def is_said_in_log() -> bool:
 def note(console: Console, text: str) -> None:
     """Tell a person a line, folded between words on a terminal. Raises nothing where the terminal is gone."""
     if _told.in_log:
-        logger.info("%s", text, extra=about("told"))
+        logger.info("%s", text, extra=about("notice"))
         return
     with contextlib.suppress(OSError):
         console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from feddkd.cli.options import METRICS_HOST
+from feddkd.cli.endpoints import Endpoints
 from feddkd.cli.output import LINE_LETTERS, error_console, note
 from feddkd.client.watch import ClientWatch
 from feddkd.config import Config
@@ -19,43 +18,21 @@ from feddkd.errors import CommandInterruptedError, StoppedError
 from feddkd.imports import one_line
 from feddkd.observability.client_metrics import ClientMetrics
 from feddkd.observability.health import Health
+from feddkd.observability.host_names import checked_on_this_machine
 from feddkd.observability.live.page import LivePage
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
 from feddkd.observability.scrape import scrape
 from feddkd.observability.tracing import Tracing, otlp_processor
-from feddkd.observability.web import WebServer
+from feddkd.observability.web import Route, WebServer
 from feddkd.scheduler.records import Observer
 from feddkd.text import printable
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What a run shows to other programs, and where.
-
-    Attributes:
-        metrics_port: None for no metrics over HTTP; 0 takes a free port.
-        metrics_linger_s: seconds that the metrics and the live page stay after the run has ended.
-        metrics_textfile: holds the metrics, also after the process has ended; None for no file.
-        live_port: of the live page; None for no page, 0 takes a free port.
-        trackers: of experiments, by name or import path.
-        traces: whether traces are sent with OpenTelemetry.
-    """
-
-    metrics_port: int | None = None
-    metrics_host: str = METRICS_HOST
-    metrics_linger_s: float = 0.0
-    metrics_textfile: Path | None = None
-    live_port: int | None = None
-    live_host: str = METRICS_HOST
-    trackers: tuple[str, ...] = ()
-    traces: bool = False
 
 
 class Publishing:
     """Stands around a command: what it serves ends after the command's own work.
 
-    The metrics and the live page stay for `metrics_linger_s` seconds after a run that was completed or failed. A run that somebody
+    The metrics and the live page stay for `linger_s` seconds after a run that was completed or failed. A run that somebody
     stopped leaves at once.
 
     Attributes:
@@ -77,11 +54,10 @@ class Publishing:
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
 
-    def begin(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool = False) -> list[Observer]:
+    def begin(self, config: Config, *, resumed: bool = False) -> list[Observer]:
         """Serve what is wanted, and return the observers that fill it.
 
         Args:
-            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: another process began the run.
 
         Raises:
@@ -89,42 +65,41 @@ class Publishing:
             ConfigError: the file cannot be written.
         """
         return [
-            *self._tracing(was_stopped),
-            *self._metrics(config, was_stopped),
-            *self._page(config, was_stopped, resumed=resumed),
+            *self._tracing(),
+            *self._metrics(config),
+            *self._page(config, resumed=resumed),
         ]
 
-    def _tracing(self, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _tracing(self) -> list[Observer]:
         if self._processor is None:
             return []
-        tracing = Tracing(self._processor, was_stopped)
+        tracing = Tracing(self._processor)
         self._stack.callback(tracing.close)
         return [tracing]
 
-    def _metrics(self, config: Config, was_stopped: Callable[[], bool]) -> list[Observer]:
+    def _metrics(self, config: Config) -> list[Observer]:
         endpoints = self.endpoints
-        if endpoints.metrics_port is None and endpoints.metrics_textfile is None:
+        port = endpoints.metrics
+        if port.number is None and endpoints.metrics_textfile is None:
             return []
         metrics = PrometheusMetrics(config)
-        metrics.was_stopped = was_stopped
         metrics.certificates.watch(self._certificates)
-        health = Health(was_stopped)
+        health = Health()
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)
             self._stack.callback(file.close)
-        if endpoints.metrics_port is not None:
+        if port.number is not None:
             routes = {"/metrics": metrics.page, **health.routes}
-            server = WebServer(routes, endpoints.metrics_port, endpoints.metrics_host, "metrics")
-            self._stack.callback(server.close)
+            server = self._stack.enter_context(_metrics_server(routes, port.number, port.host))
             self._tell("metrics", f"http://{server.address}/metrics")
         return [metrics, health]
 
-    def _page(self, config: Config, was_stopped: Callable[[], bool], *, resumed: bool) -> list[Observer]:
-        port, host = self.endpoints.live_port, self.endpoints.live_host
-        if port is None:
+    def _page(self, config: Config, *, resumed: bool) -> list[Observer]:
+        port = self.endpoints.live
+        if port.number is None:
             return []
-        page = LivePage(config, was_stopped, resumed=resumed)
-        server = WebServer(page.routes(host), port, host, "the live page")
+        page = LivePage(config, resumed=resumed)
+        server = WebServer(page.routes(port.host), port.number, port.host, "the live page")
         self._stack.callback(server.close)
         self._stack.enter_context(page)
         self._tell("live page", f"http://{server.address}/")
@@ -140,13 +115,13 @@ class Publishing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stay for the last scrapes; a signal ends that at once, and the command ends as it would have without."""
         with self._stack:
-            if not self._served or not self.endpoints.metrics_linger_s or not _is_worth_a_scrape(error):
+            if not self._served or not self.endpoints.linger_s or not _is_worth_a_scrape(error):
                 return
             why = f"{printable(one_line(error), LINE_LETTERS)}; " if error is not None else ""
             stay = f"{' and '.join(self._served)} {'stays' if self._served == ['the live page'] else 'stay'}"
-            note(error_console(), f"{why}{stay} for {self.endpoints.metrics_linger_s:g} s; Ctrl-C or SIGTERM ends that")
+            note(error_console(), f"{why}{stay} for {self.endpoints.linger_s:g} s; Ctrl-C or SIGTERM ends that")
             with contextlib.suppress(KeyboardInterrupt):
-                _stay(self.endpoints.metrics_linger_s)
+                _stay(self.endpoints.linger_s)
 
 
 @contextlib.contextmanager
@@ -164,9 +139,13 @@ def published_client(client_id: str, port: int | None, host: str, certificates: 
         return
     metrics = ClientMetrics(client_id)
     metrics.certificates.watch(certificates)
-    with contextlib.closing(WebServer({"/metrics": functools.partial(scrape, metrics.registry)}, port, host, "metrics")) as server:
+    with _metrics_server({"/metrics": functools.partial(scrape, metrics.registry)}, port, host) as server:
         note(error_console(), f"metrics on http://{server.address}/metrics")
         yield metrics
+
+
+def _metrics_server(routes: Mapping[str, Route], port: int, host: str) -> contextlib.closing[WebServer]:
+    return contextlib.closing(WebServer(checked_on_this_machine(routes, host), port, host, "metrics"))
 
 
 def _stay(seconds: float) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from feddkd.cli.endpoints import Endpoints, Port
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import start_log
@@ -114,6 +115,14 @@ def run(
     ```
     """
     start_log(log_format, log_file)
+    endpoints = Endpoints(
+        metrics=Port(metrics_port, metrics_host),
+        live=Port(live_port, live_host),
+        linger_s=metrics_linger,
+        metrics_textfile=metrics_textfile,
+        trackers=tuple(track or ()),
+        traces=trace is not None,
+    )
     if resume is not None and (config is not None or out is not None):
         raise ConfigError("--resume DIR takes configuration and record from DIR: give neither CONFIG nor --out")
     check_trackers(track or ())
@@ -128,18 +137,15 @@ def run(
         loaded = _loaded(config, overrides, resume)
         if resume is not None:
             check_resumable(resume, loaded)
-        check_run(loaded, resume or out or RUNS, engine.value)
+        check_run(loaded, resume or out or RUNS, engine.value, endpoints.ports)
         return
     with place as folder, early_processes(*_client_processes(engine, tables)) as early:
         import_torch()
         loaded = _loaded(config, overrides, resume)
         left = f"the run did not go on; its record is in {folder}/" if resume else "nothing was started"
         go_on = shlex.join(["feddkd", "run", "--resume", str(folder)]) if resume else ""
-        from feddkd.cli.publishing import Endpoints, Publishing
+        from feddkd.cli.publishing import Publishing
 
-        endpoints = Endpoints(
-            metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()), trace is not None
-        )
         with Publishing(endpoints) as publishing:
             with interruptible(left, go_on):
                 summary = _carry_out(loaded, folder, engine, publishing, early, resumed=resume is not None)

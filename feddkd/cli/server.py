@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from feddkd.cli.endpoints import Endpoints, Port
 from feddkd.cli.interruptions import interruptible
 from feddkd.cli.log_format import LogFormat
 from feddkd.cli.logs import SHOWN_BY_A_SERVER, start_log
@@ -95,6 +96,14 @@ def server(
     ```
     """
     start_log(log_format, log_file, SHOWN_BY_A_SERVER)
+    endpoints = Endpoints(
+        metrics=Port(metrics_port, metrics_host),
+        live=Port(live_port, live_host),
+        linger_s=metrics_linger,
+        metrics_textfile=metrics_textfile,
+        trackers=tuple(track or ()),
+        traces=trace is not None,
+    )
     host, port = parse_address(listen, "--listen")
     check_trackers(track or ())
     announce("server", str(config), override or ())
@@ -102,7 +111,7 @@ def server(
     loaded = Config.load(config, override or ())
     # These import torch, which takes seconds: --help and a typing error should not.
     with interruptible(NOT_STARTED):
-        from feddkd.cli.publishing import Endpoints, Publishing
+        from feddkd.cli.publishing import Publishing
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
@@ -121,12 +130,9 @@ def server(
     if check:
         from feddkd.cli.check import check_server
 
-        check_server(resolved, host, port, state, [tls_cert, tls_client_ca])
+        check_server(resolved, host, port, state, [tls_cert, tls_client_ca], endpoints.ports)
         return
     _warn_of_small_rounds(resolved.scheduler)
-    endpoints = Endpoints(
-        metrics_port, metrics_host, metrics_linger, metrics_textfile, live_port, live_host, tuple(track or ()), trace is not None
-    )
     with Publishing(endpoints, {"server": tls_cert, "client_ca": tls_client_ca}) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
             listening = Listening(host, port, Entrance(tls, tokens), publishing)

@@ -18,7 +18,7 @@ from feddkd.client.watch import ClientWatch
 from feddkd.client.worker import FINAL_MODEL, Worker
 from feddkd.data.class_names import told_names
 from feddkd.errors import ConfigError, RefusedError, RunError
-from feddkd.log_events import about
+from feddkd.log_events import about_shown
 from feddkd.text import printable
 from feddkd.transport.tls import ClientTls
 
@@ -137,7 +137,7 @@ class StandingSite:
         shown = printable(f"{self._state.client_id}: {line}", LINE_LETTERS)
         if not is_said_in_log():
             note(error_console(), shown)
-        logger.info("%s", shown, extra={"is_told": True, **about("told", client=self._state.client_id)})
+        logger.info("%s", shown, extra=about_shown("notice", client=self._state.client_id))
 
 
 def _examples(worker: Worker) -> str:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from feddkd.exchange import ExchangeId
-from feddkd.log_events import about
+from feddkd.log_events import about_shown
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
 logger = logging.getLogger(__name__)
 
 
 class EventLog(Observer):
-    """One entry an event, each marked as told: a handler for people leaves it out."""
+    """One entry an event, each marked as shown: a handler for people leaves it out."""
 
     follows_history = False
 
-    def __init__(self, was_stopped: Callable[[], bool] = bool) -> None:
-        """Args:
-        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
-        """
-        self._was_stopped = was_stopped
+    def __init__(self) -> None:
         self._run_id = ""
 
     def run_started(self, run_id: str, rounds: int) -> None:
@@ -83,10 +78,10 @@ class EventLog(Observer):
         self._log("run_completed", f"run {record.run_id} is completed", rounds=record.rounds, seconds=record.seconds)
 
     def run_failed(self, reason: str) -> None:
-        if self._was_stopped():
-            self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
-        else:
-            self._log("run_failed", f"the run failed: {reason}", logging.ERROR, reason=reason)
+        self._log("run_failed", f"the run failed: {reason}", logging.ERROR, reason=reason)
+
+    def run_stopped(self, reason: str) -> None:
+        self._log("run_stopped", f"the run stopped: {reason}", reason=reason)
 
     def _log(self, event: str, text: str, level: int = logging.INFO, **fields: str | float | None) -> None:
-        logger.log(level, "%s", text, extra={"is_told": True, **about(event, run_id=self._run_id or None, **fields)})
+        logger.log(level, "%s", text, extra=about_shown(event, run_id=self._run_id or None, **fields))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -26,12 +25,8 @@ class Health(Observer):
 
     follows_history = False
 
-    def __init__(self, was_stopped: Callable[[], bool] = bool) -> None:
-        """Args:
-        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
-        """
+    def __init__(self) -> None:
         self.state = "starting"
-        self._was_stopped = was_stopped
         self._engine: Engine | None = None
         self._run_id = ""
         self._round = self._rounds = 0
@@ -84,7 +79,10 @@ class Health(Observer):
         self.state = "completed"
 
     def run_failed(self, reason: str) -> None:
-        self.state = "stopped" if self._was_stopped() else "failed"
+        self.state = "failed"
+
+    def run_stopped(self, reason: str) -> None:
+        self.state = "stopped"
 
 
 def _json(status: HTTPStatus, body: dict[str, Any]) -> Response:

@@ -7,7 +7,7 @@ times in seconds, ratios from 0 to 1; down is towards the client. docs/metrics.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from prometheus_client import PlatformCollector, ProcessCollector, disable_created_metrics
 
@@ -34,7 +34,6 @@ class PrometheusMetrics(Observer):
 
     Attributes:
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.
-        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         certificates: until when they are valid; NaN until it is given their files.
     """
 
@@ -49,7 +48,6 @@ class PrometheusMetrics(Observer):
         self.registry = MetricsRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.was_stopped: Callable[[], bool] = bool
         exchanges = (*algorithms.find(config.algorithm.name).exchanges(config), DELIVER)
         self._run = RunMetrics(self.registry, config)
         self._communication = CommunicationMetrics(self.registry, exchanges)
@@ -101,10 +99,14 @@ class PrometheusMetrics(Observer):
             self._learning.raise_best(record.evaluation)
 
     def run_done(self, record: RunRecord) -> None:
-        self._service.ended("completed")
-        self._run.enter("completed")
+        self._end("completed")
 
     def run_failed(self, reason: str) -> None:
-        outcome = "stopped" if self.was_stopped() else "failed"
+        self._end("failed")
+
+    def run_stopped(self, reason: str) -> None:
+        self._end("stopped")
+
+    def _end(self, outcome: str) -> None:
         self._service.ended(outcome)
         self._run.enter(outcome)

@@ -17,7 +17,7 @@ OUTCOMES = ("completed", "failed", "stopped")
 
 
 class ServiceMetrics:
-    """How the run ended, and who was turned away."""
+    """How the run ended, and which joins were refused."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._end = Gauge(
@@ -32,7 +32,7 @@ class ServiceMetrics:
         registry.register(self._refused)
 
     def watch(self, engine: Engine) -> None:
-        """Ask the engine, at every scrape, who was turned away."""
+        """Ask the engine, at every scrape, which joins were refused."""
         self._refused.engine = engine
 
     def ended(self, outcome: str) -> None:

@@ -14,7 +14,7 @@ from feddkd.algorithms.feddkd import LABEL_DISAGREEMENT, TEACHER_ACCURACY
 from feddkd.config import Config, MainMetric
 from feddkd.exchange import ExampleCounts
 from feddkd.observability.metrics import UNKNOWN
-from feddkd.scheduler.engine import ClientStates, Engine
+from feddkd.scheduler.engine import ClientStates, Engine, client_state
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.sites import CLIENT_ACCURACY, MOST_CLIENTS, OF_CLIENT
 
@@ -200,4 +200,4 @@ class SiteStates(Collector):
             return {}
         here, awaited = set(self.engine.here()), set(self.engine.waiting_for())
         joined = sorted(here | self.engine.last_heard().keys())[:MOST_CLIENTS]
-        return {client: "lost" if client not in here else "working" if client in awaited else "connected" for client in joined}
+        return {client: client_state(client, here, awaited) for client in joined}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from feddkd.errors import ConfigError
@@ -36,10 +35,9 @@ class Tracing(Observer):
 
     follows_history = False
 
-    def __init__(self, processor: Any, was_stopped: Callable[[], bool] = bool) -> None:
+    def __init__(self, processor: Any) -> None:
         """Args:
         processor: of OpenTelemetry; takes the spans.
-        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
         """
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -47,7 +45,6 @@ class Tracing(Observer):
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("feddkd")
-        self._was_stopped = was_stopped
         self._run: Any = None
         self._round: Any = None
         self._open_round = 0
@@ -97,7 +94,11 @@ class Tracing(Observer):
 
     def run_failed(self, reason: str) -> None:
         self._end_round(reason)
-        self._end_run("stopped" if self._was_stopped() else "failed", reason)
+        self._end_run("failed", reason)
+
+    def run_stopped(self, reason: str) -> None:
+        self._end_round(reason)
+        self._end_run("stopped", reason)
 
     def _begin_run(self, attributes: dict[str, str | int]) -> None:
         self._run = self._tracer.start_span("run", attributes=attributes)

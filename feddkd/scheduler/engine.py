@@ -26,6 +26,18 @@ class ClientStates:
     lost: int = 0
 
 
+def client_state(client: str, here: Collection[str], awaited: Collection[str]) -> str:
+    """Return the state of a client that has joined: the name of an attribute of `ClientStates`.
+
+    Args:
+        here: clients that are connected.
+        awaited: clients whose reply is awaited.
+    """
+    if client not in here:
+        return "lost"
+    return "working" if client in awaited else "connected"
+
+
 Keep = Callable[[Outcome], None]
 """Makes an outcome durable."""
 

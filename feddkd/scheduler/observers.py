@@ -21,7 +21,11 @@ class Observers:
     Any other observer that raises is logged once and is told nothing more.
     """
 
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+    def __init__(self, observers: Iterable[Observer] = (), was_stopped: Callable[[], bool] = bool) -> None:
+        """Args:
+        was_stopped: says of a run that ended early whether somebody stopped it; by default it failed.
+        """
+        self._was_stopped = was_stopped
         self._observers = sorted(observers, key=lambda observer: not observer.essential)
 
     @classmethod
@@ -53,10 +57,14 @@ class Observers:
                 self._drop(observer, error)
 
     def tell_failure(self, reason: str) -> None:
-        """Tell every observer that the run failed. Raises nothing: the run has its reason already."""
+        """Tell every observer that the run failed, or was stopped. Raises nothing: the run has its reason already."""
+        is_stopped = self._was_stopped()
         for observer in list(self._observers):
             try:
-                observer.run_failed(reason)
+                if is_stopped:
+                    observer.run_stopped(reason)
+                else:
+                    observer.run_failed(reason)
             except Exception as error:  # noqa: BLE001  # one failure must not hide the other
                 self._drop(observer, error)
 

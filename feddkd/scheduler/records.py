@@ -204,7 +204,11 @@ class Observer:
         """A round is complete, its evaluation included."""
 
     def run_failed(self, reason: str) -> None:
-        """The run ended before its time."""
+        """The run ended with an error."""
+
+    def run_stopped(self, reason: str) -> None:
+        """Somebody stopped the run. By default as `run_failed`."""
+        self.run_failed(reason)
 
     def run_done(self, record: RunRecord) -> None:
         """All rounds are done and the final model was delivered."""

@@ -291,7 +291,7 @@ class RunState:
             if client in self.outliers or len(self.outliers) >= MOST_CLIENTS:
                 continue
             self.outliers[client] = record.id.round
-            found = about("contributions_in_doubt", client=client, exchange=record.id.name, round=record.id.round)
+            found = about("outlier_named", client=client, exchange=record.id.name, round=record.id.round)
             message = "%s: the contributions of %s stood out in %d exchanges in a row: far longer than those of others, or far from them"
             logger.warning(message, record.id, client, record.outliers[client], extra=found)
 

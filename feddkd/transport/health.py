@@ -1,7 +1,7 @@
 """Serves grpc.health.v1 on the server's own port, and asks a server for it.
 
 It names two services: "" for the whole server, and feddkd's. Both serve from the moment that clients can join until
-the server says farewell. A probe needs what the port needs, a client certificate for instance, and no more: it
+the server lets its clients go. A probe needs what the port needs, a client certificate for instance, and no more: it
 joins nothing and costs no byte of the run's account.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,16 @@ from feddkd.errors import FedDKDError, UnreachableError
 from feddkd.text import printable
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.options import client_options
+from feddkd.transport.peer import Peer
 from feddkd.transport.tls import ClientTls
 
 SERVICES = ("", SERVICE)
 
 MAX_WATCHES = 64
 """Watch calls that are open at a time, of all probes."""
+
+MAX_PEER_WATCHES = 8
+"""Watch calls that are open at a time, of one address: some places are left for the probes of others."""
 
 MAX_WATCH_S = 3600.0
 """A probe that watches begins again after this time."""
@@ -34,12 +39,16 @@ Status = health_pb2.HealthCheckResponse
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Says whether clients can join. Lives on the server's loop."""
+    """Says whether clients can join. Lives on the server's loop.
+
+    `grpc_health.aio.HealthServicer` has no limit on the calls of Watch, of all probes or of one, nor on their length,
+    and the calls stay open until the server cancels them: they would take its whole time to stop.
+    """
 
     def __init__(self) -> None:
         self._status: int = Status.NOT_SERVING
         self._changed = asyncio.Event()
-        self._watches = 0
+        self._watches: Counter[str] = Counter()
         self._has_ended = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -70,15 +79,17 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Write the status now and when it changes, until the server stops."""
-        if self._watches >= MAX_WATCHES:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHES} probes watch already")
-        self._watches += 1
+        peer = Peer(context.peer()).host
+        if self._watches[peer] >= MAX_PEER_WATCHES or self._watches.total() >= MAX_WATCHES:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many probes watch already")
+        self._watches[peer] += 1
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MAX_WATCH_S):
                     await self._watch(context, is_known=request.service in SERVICES)
         finally:
-            self._watches -= 1
+            self._watches[peer] -= 1
+            self._watches += Counter()  # leaves out who watches no more
 
     async def _watch(self, context: Any, *, is_known: bool) -> None:
         while not self._has_ended:

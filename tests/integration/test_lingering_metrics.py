@@ -66,6 +66,20 @@ def test_a_completed_run_can_be_scraped_until_a_signal_comes_and_its_exit_code_i
         assert process.wait(60) == 0
 
 
+def test_a_run_that_failed_can_be_scraped_until_a_signal_comes_and_its_exit_code_is_its_own(tmp_path: Path) -> None:
+    options = ["-o", "training.lr=1e30", "-o", "scheduler.pause_timeout_s=0", "--engine", "in-process"]
+    with running(tmp_path, *options, "--metrics-port", "0", "--metrics-linger", "3600") as process:
+        address = entry_with(process, "metrics on http://").split(" on ")[1].removesuffix("/metrics")
+        entry_with(process, "the metrics stay for 3600 s")
+        with urlopen(f"{address}/metrics") as response:
+            assert state_in(response.read().decode()) == "failed"
+        with pytest.raises(HTTPError, match="503") as refused:
+            urlopen(f"{address}/readyz")
+        assert json.loads(refused.value.read())["state"] == "failed"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+
+
 def test_a_killed_run_leaves_a_file_that_says_it_had_not_ended(tmp_path: Path) -> None:
     file = tmp_path / "feddkd.prom"
     with running(tmp_path, "--metrics-textfile", str(file)) as process:

@@ -113,15 +113,11 @@ def test_a_site_that_cannot_take_part_in_its_first_run_ends(tmp_path: Path) -> N
         engine.finish(completed=False, reason="enough")
 
 
-def test_a_log_file_is_rotated_and_shows_nothing_new_on_standard_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_file_is_rotated_and_shows_nothing_new_on_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(logs, "LOG_BYTES", 2000)
-    shown: list[str] = []
-
-    class Shown(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            shown.append(record.getMessage())
-
-    root, handler, logger = logging.getLogger(), Shown(), logging.getLogger("feddkd.somewhere")
+    root, handler, logger = logging.getLogger(), logs.handler_of_stderr(), logging.getLogger("feddkd.somewhere")
     root.addHandler(handler)
     level = root.level
     root.setLevel(logging.WARNING)
@@ -134,7 +130,7 @@ def test_a_log_file_is_rotated_and_shows_nothing_new_on_standard_error(tmp_path:
     finally:
         root.setLevel(level)
         root.removeHandler(handler)
-    assert shown == ["something is wrong"]
+    assert [line.partition(" WARNING ")[2] for line in capsys.readouterr().err.splitlines()] == ["something is wrong"]
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == [LOG, f"{LOG}.1", f"{LOG}.2", f"{LOG}.3"]
     assert all(file.stat().st_size <= 2000 for file in tmp_path.iterdir())

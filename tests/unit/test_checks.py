@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from feddkd.certs.certificate import Certificate
 from feddkd.cli import machine
 from feddkd.cli.check import SiteToCheck, check_client, check_run, check_server
+from feddkd.cli.endpoints import Endpoints, Port
 from feddkd.client.preflight import check_schema, check_simulation, check_writable
 from feddkd.config import Config
 from feddkd.data.datasets import describe
@@ -204,6 +205,22 @@ def test_the_first_thing_that_is_wrong_is_one_line(what: str, here: Path) -> Non
 def test_a_taken_port_is_found(here: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:"):
         check_server(Config(), "127.0.0.1", taken.getsockname()[1], Path("state"), [])
+
+
+CHECKS_OF_PORTS = {
+    "run": lambda ports: check_run(Config(), Path("runs"), ports=ports),
+    "server": lambda ports: check_server(Config(), "127.0.0.1", 0, Path("state"), [], ports),
+}
+
+
+@pytest.mark.parametrize("name", ["metrics", "live page"])
+@pytest.mark.parametrize("command", CHECKS_OF_PORTS)
+def test_a_taken_port_for_other_programs_is_found(name: str, command: str, here: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = Port(taken.getsockname()[1])
+        endpoints = Endpoints(metrics=port) if name == "metrics" else Endpoints(live=port)
+        with pytest.raises(ConfigError, match=rf"^check of {name}: cannot listen on 127\.0\.0\.1:{port.number}: "):
+            CHECKS_OF_PORTS[command](endpoints.ports)
 
 
 def test_a_state_directory_of_another_client_is_found(here: Path) -> None:

@@ -1,5 +1,6 @@
 """grpc.health.v1 on the server's port, and the command that asks for it."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,52 @@ def test_who_watches_is_told_of_the_end_and_does_not_hold_the_server_up(served: 
         stopping.join(60)
         assert not stopping.is_alive()
     served.server = Served().server
+
+
+def test_one_address_keeps_no_other_from_watching(served: Served) -> None:
+    with stub(served) as asked:
+        watches = [asked.Watch(request(""), timeout=60) for _ in range(health.MAX_PEER_WATCHES)]
+        assert {next(watch).status for watch in watches} == {SERVING}
+        with stub(served) as more, pytest.raises(grpc.RpcError) as refused:
+            next(more.Watch(request(""), timeout=60))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Watching:
+    """The context of a call of Watch from an address."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self.answers: list[int] = []
+
+    def peer(self) -> str:
+        return self._peer
+
+    async def write(self, answer: health_pb2.HealthCheckResponse) -> None:
+        self.answers.append(answer.status)
+
+    async def abort(self, code: grpc.StatusCode, _: str) -> None:
+        raise PermissionError(code)
+
+
+@pytest.mark.parametrize("other", ["ipv4:10.0.0.8:1", "ipv6:%5B::2%5D:1"])
+def test_one_address_that_watches_leaves_places_for_others(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_PEER_WATCHES", 2)
+
+    async def watch() -> tuple[list[int], int]:
+        service = health.HealthService()
+        held = [asyncio.create_task(service.Watch(request(""), Watching(f"ipv4:10.0.0.7:{port}"))) for port in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(PermissionError, match="RESOURCE_EXHAUSTED"):
+            await service.Watch(request(""), Watching("ipv4:10.0.0.7:3"))
+        probe = Watching(other)
+        held.append(asyncio.create_task(service.Watch(request(""), probe)))
+        await asyncio.sleep(0)
+        service.end()
+        await asyncio.gather(*held)
+        return probe.answers, len(service._watches)
+
+    assert asyncio.run(watch()) == ([NOT_SERVING, NOT_SERVING], 0)
 
 
 def test_the_number_of_watches_is_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,8 +286,8 @@ def test_the_engine_is_asked_until_the_run_ends_and_may_refuse() -> None:
 
 @pytest.mark.parametrize(("stopped", "phase"), [(True, "stopped"), (False, "failed")])
 def test_a_run_that_somebody_stopped_has_not_failed(stopped: bool, phase: str) -> None:
-    page = LivePage(Config(), lambda: stopped)
-    page.run_failed("why")
+    page = LivePage(Config())
+    (page.run_stopped if stopped else page.run_failed)("why")
     page.run_failed("told again")
     assert (page._state.section("run")["phase"], page._state.section("run")["reason"]) == (phase, "why")
 

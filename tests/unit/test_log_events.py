@@ -16,10 +16,10 @@ from rich.console import Console
 
 from feddkd.cli import output
 from feddkd.cli.log_format import JsonLines, LogFormat
-from feddkd.cli.logs import SHOWN_BY_A_SERVER, handler_of_stderr, start_log
+from feddkd.cli.logs import SHOWN_BY_A_SERVER, handler_of_stderr, log_file, start_log
 from feddkd.errors import StateError
 from feddkd.exchange import ExchangeId
-from feddkd.log_events import EVENTS, about
+from feddkd.log_events import EVENTS, about, about_shown
 from feddkd.observability.event_log import EventLog
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.traffic import Traffic
@@ -122,7 +122,7 @@ def in_the_log() -> None:
     logger.info("site-a is here", extra=about("client_joined", client="site-a"))
     logger.info("a detail")
     logger.warning("a warning")
-    logger.info("round 1", extra={"is_told": True, **about("round_done", round=1)})
+    logger.info("round 1", extra=about_shown("round_done", round=1))
 
 
 @pytest.mark.usefixtures("log")
@@ -155,8 +155,23 @@ def test_with_json_standard_error_is_for_programs_alone(tmp_path: Path, capsys: 
     print("of a library\nin two lines", file=sys.stderr)
     entries = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     events = [each["event"] for each in entries]
-    assert events == ["client_joined", "other", "other", "round_done", "told", "told", "native_warning", "output", "output"]
+    assert events == ["client_joined", "other", "other", "round_done", "notice", "notice", "native_warning", "stderr_line", "stderr_line"]
     assert [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()] == entries
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_a_second_file_takes_nothing_from_the_first_and_none_from_the_programs(
+    log_format: LogFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(log_format, tmp_path / "wanted.log")
+    with log_file(tmp_path / "client.log", log_format):
+        in_the_log()
+    logging.getLogger("feddkd.test").warning("after")
+    lines = (tmp_path / "wanted.log").read_text().splitlines()
+    assert (tmp_path / "client.log").read_text().splitlines() == lines[:4]
+    assert len(lines) == 5
+    assert len(capsys.readouterr().err.splitlines()) == (5 if log_format is LogFormat.JSON else 2)
 
 
 def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
@@ -167,7 +182,7 @@ def test_a_log_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stopped", "event"), [(False, "run_failed"), (True, "run_stopped")])
 def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feddkd")
-    observer = EventLog(lambda: stopped)
+    observer = EventLog()
     observer.run_started("run-1", 2)
     observer.round_started(1, 0, 3)
     step = ExchangeId("run-1", 1, 0, "dkd_step", 4)
@@ -175,7 +190,7 @@ def test_the_events_of_a_run_carry_its_id(stopped: bool, event: str, caplog: pyt
     observer.round_failed(1, 0, "too few")
     observer.paused("too few")
     observer.waiting("for the final model")
-    observer.run_failed("for a reason")
+    (observer.run_stopped if stopped else observer.run_failed)("for a reason")
     entries = [entry(record) for record in caplog.records]
     names = ["run_started", "round_started", "exchange_done", "round_failed", "run_paused", "run_waiting", event]
     assert [each["event"] for each in entries] == names

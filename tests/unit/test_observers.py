@@ -78,3 +78,18 @@ def test_one_that_was_dropped_stays_dropped_in_whatever_tells_next() -> None:
     assert heard == ["a 1"]
     Observers.of([Listener("b", heard)]).tell(pause("3"))
     assert heard == ["a 1", "b 3"]
+
+
+def test_a_run_that_somebody_stopped_has_not_failed() -> None:
+    heard: list[str] = []
+    is_stopped = False
+
+    class Both(Listener):
+        def run_stopped(self, reason: str) -> None:
+            heard.append(f"stopped: {reason}")
+
+    observers = Observers([Both("a", heard), Listener("b", heard)], lambda: is_stopped)
+    observers.tell_failure("too few")
+    is_stopped = True
+    observers.tell_failure("SIGTERM")
+    assert heard == ["a failed: too few", "b failed: too few", "stopped: SIGTERM", "b failed: SIGTERM"], "b knows no difference"

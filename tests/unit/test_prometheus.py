@@ -280,8 +280,7 @@ def test_the_run_goes_through_its_states(metrics: PrometheusMetrics) -> None:
     assert state() == "completed"
     metrics.run_failed("too late")
     assert state() == "failed"
-    metrics.was_stopped = lambda: True
-    metrics.run_failed("stopped by SIGTERM")
+    metrics.run_stopped("stopped by SIGTERM")
     assert state() == "stopped"
 
 
@@ -436,9 +435,8 @@ def test_the_last_round_has_its_bytes(metrics: PrometheusMetrics) -> None:
 
 @pytest.mark.parametrize(("stopped", "outcome"), [(False, "failed"), (True, "stopped")])
 def test_the_end_of_a_run_has_a_time_and_an_outcome(stopped: bool, outcome: str, metrics: PrometheusMetrics) -> None:
-    metrics.was_stopped = lambda: stopped
     before = time.time()
-    metrics.run_failed("of some reason")
+    (metrics.run_stopped if stopped else metrics.run_failed)("of some reason")
     assert before <= value(metrics, "feddkd_run_end_time_seconds", outcome=outcome) <= time.time()
     assert math.isnan(value(metrics, "feddkd_run_end_time_seconds", outcome="completed"))
 

@@ -6,21 +6,24 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.request import Request as HTTPRequest
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from feddkd.cli import publishing as module
-from feddkd.cli.publishing import Endpoints, Publishing
+from feddkd.cli.endpoints import Endpoints, Port
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
 from feddkd.errors import CommandInterruptedError, ConfigError, RunError, StoppedError
 from feddkd.observability import metrics_file
 from feddkd.observability.health import Health
+from feddkd.observability.host_names import checked_on_this_machine
 from feddkd.observability.metrics_file import MetricsFile
 from feddkd.observability.prometheus import PrometheusMetrics
-from feddkd.observability.web import Request, WebServer
+from feddkd.observability.web import Request, WebServer, text_response
 from feddkd.scheduler.engine import ClientStates
 from feddkd.scheduler.observers import Observers
 
@@ -77,7 +80,7 @@ def nothing() -> None:
 def end_by(error: BaseException, endpoints: Endpoints, begun: Callable[[], None] = nothing, was_stopped: Callable[[], bool] = bool) -> None:
     """Carry out a run that raises `error`."""
     with Publishing(endpoints) as publishing:
-        observers = Observers(publishing.begin(Config(), was_stopped))
+        observers = Observers(publishing.begin(Config()), was_stopped)
         begun()
         with observers.told_of_failure():
             raise error
@@ -96,7 +99,7 @@ def test_a_failed_run_can_still_be_scraped(error: Exception, waits: Waits, capsy
         waits.meanwhile = lambda: states.append(state_in(read(port)))
 
     with pytest.raises(type(error)):
-        end_by(error, Endpoints(metrics_port=0, metrics_linger_s=60.0), begun)
+        end_by(error, Endpoints(metrics=Port(0), linger_s=60.0), begun)
     assert (waits.waited_s, states) == ([60.0], ["failed"])
     said = " ".join(capsys.readouterr().err.split())
     assert str(error) in said
@@ -104,8 +107,8 @@ def test_a_failed_run_can_still_be_scraped(error: Exception, waits: Waits, capsy
 
 
 def test_a_completed_run_stays_and_then_frees_its_port(waits: Waits, capsys: pytest.CaptureFixture[str]) -> None:
-    with Publishing(Endpoints(metrics_port=0, metrics_linger_s=1.0)) as publishing:
-        publishing.begin(Config(), bool)
+    with Publishing(Endpoints(metrics=Port(0), linger_s=1.0)) as publishing:
+        publishing.begin(Config())
         port = port_in(capsys.readouterr().err)
     assert waits.waited_s == [1.0]
     WebServer({}, port).close()
@@ -116,13 +119,36 @@ def test_a_completed_run_stays_and_then_frees_its_port(waits: Waits, capsys: pyt
 )
 def test_a_run_that_was_stopped_leaves_at_once(error: BaseException, waits: Waits) -> None:
     with pytest.raises(type(error)):
-        end_by(error, Endpoints(metrics_port=0, metrics_linger_s=60.0))
+        end_by(error, Endpoints(metrics=Port(0), linger_s=60.0))
     assert waits.waited_s == []
 
 
 def test_without_a_wish_to_linger_nothing_is_waited_for(waits: Waits) -> None:
-    with Publishing(Endpoints(metrics_port=0)) as publishing:
-        publishing.begin(Config(), bool)
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
+        publishing.begin(Config())
+    assert waits.waited_s == []
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+@pytest.mark.parametrize(("host", "status"), [("evil.example", 421), ("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:80", 200)])
+def test_on_this_machine_a_browser_is_answered_under_known_names_alone(path: str, host: str, status: int) -> None:
+    answer = text_response("all is well")
+    route = checked_on_this_machine({path: lambda _: answer}, "127.0.0.1")[path]
+    assert route(Request(path, {"host": host})).status == status
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "server"])
+def test_on_a_network_prometheus_asks_by_any_name(address: str) -> None:
+    routes = {"/metrics": lambda _: text_response("all is well")}
+    assert checked_on_this_machine(routes, address)["/metrics"](Request("/metrics", {"host": "feddkd.monitoring.svc"})).status == 200
+
+
+def test_the_server_of_the_metrics_checks_names(waits: Waits, capsys: pytest.CaptureFixture[str]) -> None:
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
+        publishing.begin(Config())
+        address = f"http://127.0.0.1:{port_in(capsys.readouterr().err)}/metrics"
+        with pytest.raises(HTTPError, match="421"):
+            urlopen(HTTPRequest(address, headers={"Host": "evil.example"}))
     assert waits.waited_s == []
 
 
@@ -134,8 +160,8 @@ def test_a_signal_ends_the_lingering_and_changes_nothing(error: Exception | None
     waits.meanwhile = interrupt
     ended: list[BaseException] = []
     try:
-        with Publishing(Endpoints(metrics_port=0, metrics_linger_s=60.0)) as publishing:
-            publishing.begin(Config(), bool)
+        with Publishing(Endpoints(metrics=Port(0), linger_s=60.0)) as publishing:
+            publishing.begin(Config())
             if error is not None:
                 raise error
     except RunError as raised:
@@ -145,7 +171,7 @@ def test_a_signal_ends_the_lingering_and_changes_nothing(error: Exception | None
 
 def test_a_run_that_never_began_writes_nothing(waits: Waits, tmp_path: Path) -> None:
     file = tmp_path / "feddkd.prom"
-    with pytest.raises(ConfigError), Publishing(Endpoints(0, metrics_linger_s=60.0, metrics_textfile=file)):
+    with pytest.raises(ConfigError), Publishing(Endpoints(Port(0), linger_s=60.0, metrics_textfile=file)):
         raise ConfigError("rounds = 0")
     assert waits.waited_s == []
     assert not file.exists()
@@ -241,8 +267,8 @@ def test_a_process_whose_loop_is_stuck_is_not_alive(answers: bool, status: int, 
 
 
 def test_the_pages_are_on_the_port_of_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
-    with Publishing(Endpoints(metrics_port=0)) as publishing:
-        publishing.begin(Config(), bool)
+    with Publishing(Endpoints(metrics=Port(0))) as publishing:
+        publishing.begin(Config())
         port = port_in(capsys.readouterr().err)
         assert json.loads(read(port, "/healthz")) == {"alive": True}
         with pytest.raises(HTTPError, match="503"):

@@ -19,7 +19,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from feddkd.cli.publishing import Endpoints, Publishing
+from feddkd.cli.endpoints import Endpoints
+from feddkd.cli.publishing import Publishing
 from feddkd.config import Config
 from feddkd.errors import ConfigError
 from feddkd.exchange import ExchangeId
@@ -127,10 +128,10 @@ def test_a_failed_attempt_is_an_error(exporter: InMemorySpanExporter) -> None:
 
 @pytest.mark.parametrize(("stopped", "outcome"), [(False, "failed"), (True, "stopped")])
 def test_a_run_that_ends_early_ends_its_spans(stopped: bool, outcome: str, exporter: InMemorySpanExporter) -> None:
-    observer = Tracing(SimpleSpanProcessor(exporter), lambda: stopped)
+    observer = Tracing(SimpleSpanProcessor(exporter))
     observer.run_resumed("run-1", 2, 1, 2, None)
     observer.round_started(2, 0, 3)
-    observer.run_failed("for a reason")
+    (observer.run_stopped if stopped else observer.run_failed)("for a reason")
     observer.close()
     found = {span.name: span for span in spans_of(exporter)}
     assert found.keys() == {"run", "round"}
@@ -172,7 +173,7 @@ def test_spans_reach_a_collector_over_http(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         with Publishing(Endpoints(traces=True)) as publishing:
-            (observer,) = publishing.begin(Config(), bool)
+            (observer,) = publishing.begin(Config())
             two_rounds(observer)
     assert {path for path, _ in Collector.received} == {"/v1/traces"}
     resources = [resource for _, request in Collector.received for resource in request.resource_spans]

@@ -8,10 +8,8 @@ is queued for it.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -22,6 +20,7 @@ from typing import Self
 
 from feddkd.config import Config
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
+from feddkd.observability.host_names import checked
 from feddkd.observability.live.sites import look
 from feddkd.observability.live.state import SECTIONS, LiveState
 from feddkd.observability.web import Request, Response, Route, text_response
@@ -64,18 +63,14 @@ class LivePage(Observer):
     The run's thread only ever changes a small object: it waits for no browser.
     """
 
-    def __init__(
-        self, config: Config, was_stopped: Callable[[], bool] = lambda: False, *, resumed: bool = False, every_s: float = EVERY_S
-    ) -> None:
+    def __init__(self, config: Config, *, resumed: bool = False, every_s: float = EVERY_S) -> None:
         """Prepare the page; the engine is asked for its clients from when this object is entered.
 
         Args:
-            was_stopped: says of a run that ended early whether somebody stopped it.
             resumed: the run was begun by another process.
             every_s: seconds between two looks at the clients.
         """
         self._state = LiveState(config, resumed=resumed)
-        self._was_stopped = was_stopped
         self._changed = threading.Condition()
         self._engine: Engine | None = None
         self._written: dict[str, tuple[int, bytes]] = {}
@@ -106,9 +101,8 @@ class LivePage(Observer):
         Args:
             host: address or name under which the page is opened, besides "localhost" and addresses in figures.
         """
-        names = frozenset({"localhost", host.lower(), socket.gethostname().lower()})
-        found: dict[str, Route] = {path: _checked(names, _file(*what)) for path, what in FILES.items()}
-        return found | {"/events": _checked(names, self._events)}
+        found: dict[str, Route] = {path: _file(*what) for path, what in FILES.items()}
+        return checked(found | {"/events": self._events}, host)
 
     def engine_ready(self, engine: Engine) -> None:
         self._engine = engine
@@ -162,7 +156,11 @@ class LivePage(Observer):
 
     def run_failed(self, reason: str) -> None:
         with self._changing() as state:
-            state.failed(reason, stopped=self._was_stopped())
+            state.failed(reason)
+
+    def run_stopped(self, reason: str) -> None:
+        with self._changing() as state:
+            state.stopped(reason)
 
     def run_done(self, record: RunRecord) -> None:
         with self._changing() as state:
@@ -267,33 +265,3 @@ def _message(name: str, section: Mapping[str, object]) -> bytes:
 def _file(name: str, content_type: str) -> Route:
     body = resources.files("feddkd.observability.live").joinpath(name).read_bytes()
     return lambda _: Response(HTTPStatus.OK, content_type, body, HEADERS)
-
-
-def _checked(names: Collection[str], route: Route) -> Route:
-    """Answer only those that name this server by an address or a known name.
-
-    Else a page of somebody else's, whose name was made to lead here, could read the run (DNS rebinding).
-    """
-
-    def answer(request: Request) -> Response:
-        host = _host_name(request.headers.get("host", ""))
-        if host in names or _is_address(host):
-            return route(request)
-        return text_response("the live page is opened by its IP address or as localhost\n", HTTPStatus.MISDIRECTED_REQUEST)
-
-    return answer
-
-
-def _host_name(header: str) -> str:
-    """Return the name in a `Host` header, without port and brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

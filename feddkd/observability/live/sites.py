@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from feddkd.scheduler.engine import Engine
+from feddkd.scheduler.engine import Engine, client_state
 from feddkd.scheduler.records import ExchangeRecord
 from feddkd.scheduler.sites import COMPUTE_SECONDS, MOST_CLIENTS
 from feddkd.text import printable
@@ -100,7 +100,7 @@ class ClientTable:
     def _row(self, client: str, seen: Seen, times: Mapping[str, tuple[str, float]], is_slow: bool) -> dict[str, Any]:
         return {
             "id": client,
-            "state": "lost" if client in seen.lost else "working" if client in seen.awaited else "connected",
+            "state": client_state(client, seen.here, seen.awaited),
             "seconds": times[client][1] if client in times else None,
             "slow": is_slow,
             "misses": self._misses.get(client, 0),

@@ -153,16 +153,17 @@ class LiveState:
         self.log("warning" if phase == "paused" else "info", f"paused: {reason}" if phase == "paused" else reason)
         self._enter(phase, reason)
 
-    def failed(self, reason: str, *, stopped: bool) -> None:
-        """Take in that the run ended early.
+    def failed(self, reason: str) -> None:
+        """Take in that the run ended with an error."""
+        if not self.is_over:
+            self._end("failed", reason)
+            self.log("failure", f"the run failed: {reason}")
 
-        Args:
-            stopped: somebody wanted it to.
-        """
-        if self.is_over:
-            return
-        self._end("stopped" if stopped else "failed", reason)
-        self.log("failure", reason if stopped else f"the run failed: {reason}")
+    def stopped(self, reason: str) -> None:
+        """Take in that somebody stopped the run."""
+        if not self.is_over:
+            self._end("stopped", reason)
+            self.log("failure", reason)
 
     @property
     def is_over(self) -> bool:
