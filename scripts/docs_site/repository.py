@@ -66,7 +66,7 @@ class Repository:
         file = self.root / path
         if file.is_dir():
             return f"{SOURCE}{path}/index.md"
-        if file.suffix in RAW or file.stat().st_size > LARGEST_PAGE_BYTES:
+        if file.suffix in RAW or file.stat().st_size > LARGEST_PAGE_BYTES or not _is_text(file):
             return SOURCE + path
         # A README.md would be the index of its folder.
         return SOURCE + path.replace("README.md", "README.page.md") if file.suffix == ".md" else f"{SOURCE}{path}.md"
@@ -95,3 +95,11 @@ class Repository:
             return ""
         docstring = ast.get_docstring(ast.parse((self.root / path).read_text(encoding="utf-8"))) or ""
         return docstring.partition("\n")[0].replace("|", "\\|")
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -40,6 +40,7 @@ def repository(tmp_path: Path) -> Repository:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / "package/digits.npz").write_bytes(b"\x93\xf9\x00")
     found = Repository(tmp_path)
     found.begin(PAGE_OF)
     return found
@@ -73,6 +74,7 @@ def test_files_that_are_linked_to_and_files_of_linked_folders_have_pages(reposit
     assert "| [code.py](code.py) | Does \\| one thing. |" in str(pages["source/package/index.md"])
     assert "source/package/unknown.py.md" in pages
     assert pages["source/rows.jsonl"] == b"{}\n"
+    assert pages["source/package/digits.npz"] == b"\x93\xf9\x00"
     assert pages["project/changes.md"] == (repository.root / "CHANGES.md").read_text()
 
 
