@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.compared import ComparedElements, square_sum
 from feddkd.aggregator.history import History, LengthLimits
 from feddkd.aggregator.length_groups import LengthGroups
 from feddkd.aggregator.lengths import allowances, over_median
-from feddkd.aggregator.rows import Cut, Weighed
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rows import RowRange, Weighed
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.aggregator.weighted_mean import MeanSum, write_exact_mean
 from feddkd.config.aggregation import OffOrFactor, RuleTable
 from feddkd.registry import RULES
@@ -70,7 +70,7 @@ class GuardedMean:
 
     Attributes:
         limits: of lengths in this exchange.
-        counted: the trainable tensors, and those beside them.
+        compared: the trainable tensors, and those beside them.
         history: of the exchanges of this name before.
         sizes: the examples of each client.
         base: what the clients received: a variance that an update makes negative was not computed.
@@ -79,17 +79,17 @@ class GuardedMean:
     table: ClassVar[type[RuleTable]] = MeanTable
     keeps_previous: ClassVar[bool] = False
     limits: LengthLimits
-    counted: Counted
+    compared: ComparedElements
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
     base: Tensors | None = field(default=None, compare=False)
     passes: int = 1
 
     @classmethod
-    def of(cls, settings: MeanTable, setting: Setting) -> GuardedMean:
-        limits = LengthLimits(setting.outlier_ratio, settings.longest).of(setting.contribution)
-        base = setting.base if limits != LengthLimits() else None
-        return cls(limits, setting.counted, setting.history, setting.sizes, base)
+    def of(cls, settings: MeanTable, context: RuleContext) -> GuardedMean:
+        limits = LengthLimits(context.outlier_ratio, settings.longest).of(context.contribution)
+        base = context.base if limits != LengthLimits() else None
+        return cls(limits, context.compared, context.history, context.sizes, base)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _GuardedReduction(self, clients)
@@ -105,7 +105,7 @@ class _GuardedReduction:
     def __init__(self, rule: GuardedMean, clients: Sequence[str]) -> None:
         self._rule = rule
         self._clients = clients
-        self._groups = LengthGroups(rule.counted)
+        self._groups = LengthGroups(rule.compared)
         self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
         self._factors: list[list[float]] | None = None
         self._negative: set[tuple[int, int]] = set()
@@ -153,7 +153,7 @@ class _GuardedReduction:
         if self._weights is None:
             self._weights = self._lowered([weight for _, weight in rows])
         for start, stop, group in self._groups.spans(block):
-            factors, cut = self._factors[group], Cut(rows, start, stop)
+            factors, cut = self._factors[group], RowRange(rows, start, stop)
             if self._groups.is_vector(group):
                 self._sum.write(Weighed(cut, self._weights), out[start:stop], factors)
                 continue
