@@ -14,6 +14,7 @@ class LengthGroups:
     Attributes:
         number: of groups. The trainable tensors are the first.
         vectors: the groups that may be scaled; the others can only be left out.
+        squared_norm: the group that is the squared norm of the update, as the client says; None if there is none.
         variances: where the groups begin in bytes that are running variances of batch normalisation, with their names.
     """
 
@@ -23,9 +24,12 @@ class LengthGroups:
         ranges = [(start, stop, 0) for start, stop in compared.ranges]
         self.vectors = range(1 + len(names))
         self.number = 1 + len(names)
+        self.squared_norm: int | None = None
         self.variances: dict[int, tuple[int, str]] = {}
         for start, stop, vector, name in compared.companions:
             if not vector:
+                if name == "update_norm_squared/value":
+                    self.squared_norm = self.number
                 if name.rpartition(".")[2] == "running_var":
                     self.variances[self.number] = (start, name)
                 ranges.append((start, stop, self.number))

@@ -52,6 +52,9 @@ squared norms by 150 where sizes differ."""
 
 _ROUNDING = 1e-3
 
+_MOST_OF_NORM = 10.0
+"""A codec makes an update shorter or longer than the one whose norm its client computed, but not of one client alone."""
+
 
 @RULES.register("mean")
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,9 @@ class GuardedMean:
     that factor.
 
     Buffers, counters and numbers beside the model are those of the clients that do not stand out, without
-    those that are `MOST_BESIDE` times as long as usual, and without running variances that become
-    negative. Lengths are found while blocks are added up. Only if something is too long, the blocks are
-    read again.
+    those that are `MOST_BESIDE` times as long as usual, without running variances that become negative,
+    and without squared norms that an update does not have. Lengths are found while blocks are added up.
+    Only if something is too long, the blocks are read again.
 
     Attributes:
         limits: of lengths in this exchange.
@@ -108,7 +111,7 @@ class _GuardedReduction:
         self._groups = LengthGroups(rule.compared)
         self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
         self._factors: list[list[float]] | None = None
-        self._negative: set[tuple[int, int]] = set()
+        self._impossible: set[tuple[int, int]] = set()
         self._outliers: list[bool] = []
         self._weights: Sequence[float] | None = None
         self._ratios: list[float] = []
@@ -136,7 +139,7 @@ class _GuardedReduction:
             for start, stop, group in spans:
                 self._squares[group][number] += square_sum(elements[start:stop])
                 if self._is_negative(group, block.start + start * block.dtype.itemsize, elements[start:stop], block.dtype.itemsize):
-                    self._negative.add((group, number))
+                    self._impossible.add((group, number))
 
         return look
 
@@ -180,12 +183,22 @@ class _GuardedReduction:
         raw = [over_median([math.sqrt(square) for square in squares]) for squares in self._squares]
         allowed = allowances(self._clients, self._rule.sizes)
         longest = [max(ratios) for ratios in zip(*(raw[group] for group in self._groups.vectors), strict=True)]
+        self._impossible |= self._false_norms()
         self._ratios = [ratio / more for ratio, more in zip(longest, allowed, strict=True)]
         self._outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
         factors = [[self._factor(group, *pair) for pair in zip(ratios, self._outliers, strict=True)] for group, ratios in enumerate(raw)]
-        for group, number in self._negative:
+        for group, number in self._impossible:
             factors[group][number] = 0.0
         return factors
+
+    def _false_norms(self) -> set[tuple[int, int]]:
+        """Find the clients that say of their update that it is longer than it is, more so than others do."""
+        group = self._groups.squared_norm
+        if group is None or self._rule.limits == LengthLimits():
+            return set()
+        said = [math.sqrt(square) for square in self._squares[group]]
+        found = [number / own if own > 0 else 0.0 for number, own in zip(said, self._squares[0], strict=True)]
+        return {(group, number) for number, ratio in enumerate(over_median(found)) if ratio > _MOST_OF_NORM}
 
     def _factor(self, group: int, ratio: float, outlier: bool) -> float:
         if self._groups.is_vector(group):

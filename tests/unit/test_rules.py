@@ -294,6 +294,8 @@ def with_sides(hostile: Mapping[str, float]) -> list[Tensors]:
         ("running_var", -1e9, 1.0),
         ("update_norm_squared/value", 1e9, 1.0),
         ("update_norm_squared/value", 1e300, 1.0),
+        ("update_norm_squared/value", 20.0, 1.0),  # the server knows the norm
+        ("update_norm_squared/value", 6.0, 1.5),
         ("running_var", 200.0, 20.9),  # honest ones differ as much
     ],
 )
