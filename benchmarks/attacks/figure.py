@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attacks.cells import ALGORITHMS, DIGITS, IID
+from attacks.cells import ALGORITHMS, DIGITS, IID, REAL
 from attacks.known import ATTACKS
 from attacks.outcomes import Group, Outcome, Outcomes
 from attacks.rules import RULES
-from attacks.tables import REAL
 
 LARGEST_POINTS = 30.0
 """Losses above it have one color."""
@@ -47,7 +46,7 @@ def _draw_panel(panel: Any, outcomes: list[list[Outcome | None]]) -> Any:
         for column, outcome in enumerate(line):
             if outcome is not None:
                 color = "white" if outcome.loss > LARGEST_POINTS / 2 else "black"
-                text = "fails" if outcome.failed == outcome.seeds else f"{outcome.loss:.0f}".replace("-0", "0")
+                text = "fails" if outcome.failed == len(outcome.seeds) else f"{outcome.loss:.0f}".replace("-0", "0")
                 panel.text(column, row, text, ha="center", va="center", color=color, fontsize=8.5)
     panel.set_xticks(range(len(RULES)), [rule.title for rule in RULES.values()], rotation=40, ha="right")
     panel.set_yticks(range(len(REAL)), [ATTACKS[name].title for name in REAL])
