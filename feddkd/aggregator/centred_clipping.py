@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from feddkd.aggregator.counted import Counted, square_sum
-from feddkd.aggregator.distances import ratios_of
+from feddkd.aggregator.lengths import allowances, allowed_ratios
 from feddkd.aggregator.median import write_median
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.config.aggregation import RuleTable
@@ -46,21 +46,23 @@ class CentredClipping:
     keeps_previous: ClassVar[bool] = True
     radius: float
     counted: Counted
+    sizes: Mapping[str, float] = field(default_factory=dict)
     previous: Tensors | None = None
     passes: int = 2
 
     @classmethod
     def of(cls, settings: CentredClippingTable, setting: Setting) -> CentredClipping:
-        return cls(settings.radius, setting.counted, setting.previous)
+        return cls(settings.radius, setting.counted, setting.sizes, setting.previous)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _CentredReduction(self, len(clients))
+        return _CentredReduction(self, allowances(clients, self.sizes))
 
 
 class _CentredReduction:
-    def __init__(self, rule: CentredClipping, clients: int) -> None:
+    def __init__(self, rule: CentredClipping, allowed: Sequence[float]) -> None:
         self._rule = rule
-        self._squares = [0.0] * clients
+        self._allowed = allowed
+        self._squares = [0.0] * len(allowed)
         self._factors: list[float] = []
 
     def survey(self, block: Segment, rows: Rows) -> None:
@@ -99,4 +101,4 @@ class _CentredReduction:
         return False
 
     def ratios(self) -> Sequence[float]:
-        return ratios_of([math.sqrt(square) for square in self._squares])
+        return allowed_ratios([math.sqrt(square) for square in self._squares], self._allowed)

@@ -6,16 +6,17 @@ Pillutla, Kakade, Harchaoui: Robust Aggregation for Federated Learning. IEEE Tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import Between
+from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.joint import JointReduction
+from feddkd.aggregator.lengths import allowances
 from feddkd.aggregator.rule import Reduction, Setting
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
@@ -57,22 +58,23 @@ class GeometricMedian:
     keeps_previous: ClassVar[bool] = False
     smoothing: float
     counted: Counted
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
     def of(cls, settings: GeometricMedianTable, setting: Setting) -> GeometricMedian:
-        return cls(settings.smoothing, setting.counted)
+        return cls(settings.smoothing, setting.counted, setting.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _WeiszfeldReduction(self, len(clients))
+        return _WeiszfeldReduction(self, allowances(clients, self.sizes))
 
 
 class _WeiszfeldReduction(JointReduction):
-    def __init__(self, rule: GeometricMedian, clients: int) -> None:
-        super().__init__(rule.counted, clients)
+    def __init__(self, rule: GeometricMedian, allowed: Sequence[float]) -> None:
+        super().__init__(rule.counted, allowed)
         self._smoothing = rule.smoothing
 
-    def weigh(self, between: Between, claimed: Sequence[float]) -> Sequence[float]:
+    def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:
         # A client's median distance to all is one between honest clients, for more than half of the clients.
         own = between.squares.median(dim=1).values.sqrt()
         usual = float(own.median())

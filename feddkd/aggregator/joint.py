@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import Between, ratios_of, roots
+from feddkd.aggregator.distances import PairDistances, roots
+from feddkd.aggregator.lengths import allowed_ratios
 from feddkd.aggregator.median import write_median
 from feddkd.aggregator.rule import Rows
 from feddkd.tensors import Segment
@@ -22,13 +23,14 @@ class JointReduction(ABC):
     to their median.
     """
 
-    def __init__(self, counted: Counted, clients: int) -> None:
+    def __init__(self, counted: Counted, allowed: Sequence[float]) -> None:
         self._counted = counted
-        self._between = Between(counted, clients)
+        self._between = PairDistances(counted, len(allowed))
+        self._allowed = allowed
         self._weights: list[float] | None = None
 
     @abstractmethod
-    def weigh(self, between: Between, claimed: Sequence[float]) -> Sequence[float]:
+    def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:
         """Weigh the contributions; what weights are divided by their sum. Raises RuleError.
 
         Args:
@@ -55,7 +57,7 @@ class JointReduction(ABC):
         if self._weights is None:
             return ()
         weights = torch.tensor(self._weights, dtype=torch.float64)
-        return ratios_of(roots(self._between.from_mean(weights / weights.sum())))
+        return allowed_ratios(roots(self._between.from_mean(weights / weights.sum())), self._allowed)
 
 
 def write_mean(rows: Rows, weights: Sequence[float], start: int, stop: int, out: Tensor) -> None:

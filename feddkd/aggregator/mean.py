@@ -8,8 +8,7 @@ nothing is clipped that honest clients were seen to send (docs/how-to/robust.md 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -17,11 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from feddkd.aggregator.counted import Counted, square_sum
-from feddkd.aggregator.history import FEWEST, History
+from feddkd.aggregator.history import History, LengthLimits
+from feddkd.aggregator.length_groups import LengthGroups
+from feddkd.aggregator.lengths import allowances, over_median
 from feddkd.aggregator.rows import Cut, Wanted
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.aggregator.weighted_mean import MeanSum, write_exact_mean
-from feddkd.config.aggregation import RuleTable
+from feddkd.config.aggregation import OffOrFactor, RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment
 
@@ -31,34 +32,45 @@ class MeanTable(RuleTable):
 
     is_mean: ClassVar[bool] = True
     name: Literal["mean"] = "mean"
-    longest: float = Field(
+    longest: OffOrFactor = Field(
         32.0,
-        ge=0,
-        description="a single contribution that is longer than the median one by this factor is scaled to the median length, "
-        "as are all those of an outlier (`outlier_ratio`). 0 for no such limit",
+        description="a single gradient that is longer than the median one by this factor is scaled to the median length, "
+        "an update by 0.6 of it, as are all contributions of an outlier (`outlier_ratio`). 1 or more, or 0 for no such limit",
     )
+
+    @property
+    def single_limit(self) -> float:
+        return self.longest
+
+
+MOST_BESIDE = 300.0
+"""A buffer, a counter or a number that is longer than the median one by this factor is left out. It is generous, because
+honest ones differ: by up to 153 where they grow with the square of the size (benchmarks/honest_lengths.py)."""
 
 
 @RULES.register("mean")
 @dataclass(frozen=True, slots=True)
 class GuardedMean:
-    """sum_k f_k n_k x_k / sum_k n_k, with f_k = 1 unless a client stands out: then f_k = median length / ||x_k||.
+    """sum_k f_k n_k x_k / sum_k n_k, with f_k = 1 unless a client stands out: then f_k = min(1, median length / ||x_k||).
 
-    A contribution's length is the norm of its trainable tensors. Where a client has more examples than
-    the median client, its contribution may be longer by the same factor. Buffers, counters and numbers
-    beside the model are those of the clients that do not stand out.
+    A contribution's length is the norm of its trainable tensors. A vector beside the model, such as a
+    control variate, has a length of its own, and f_k of its own. Where a client has more examples than
+    the median client, both may be longer, by the root of that factor.
 
-    Lengths are found while blocks are added up. Only if one is too long, the blocks are read again.
+    Buffers, counters and numbers beside the model are those of the clients that do not stand out,
+    without those that are `MOST_BESIDE` times as long as usual. Lengths are found while blocks are
+    added up. Only if one is too long, the blocks are read again.
 
     Attributes:
-        longest: ratio of a single contribution to the median.
-        setting: of the exchange.
+        limits: of lengths in this exchange.
+        counted: the trainable tensors, and those beside them.
+        history: of the exchanges of this name before.
+        sizes: the examples of each client.
     """
 
     table: ClassVar[type[RuleTable]] = MeanTable
     keeps_previous: ClassVar[bool] = False
-    longest: float
-    outlier_ratio: float
+    limits: LengthLimits
     counted: Counted
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
@@ -66,15 +78,15 @@ class GuardedMean:
 
     @classmethod
     def of(cls, settings: MeanTable, setting: Setting) -> GuardedMean:
-        return cls(settings.longest, setting.outlier_ratio, setting.counted, setting.history, setting.sizes)
+        limits = LengthLimits(setting.outlier_ratio, settings.longest).of(setting.contribution)
+        return cls(limits, setting.counted, setting.history, setting.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _GuardedReduction(self, clients)
 
     def stands_out(self, client: str, ratio: float) -> bool:
         """Tell whether a client's contribution is to be scaled."""
-        is_single = 0 < self.longest < ratio
-        return is_single or 0 < self.outlier_ratio < self.history.usual(client, ratio)
+        return self.history.is_outlier(client, ratio, self.limits)
 
 
 class _GuardedReduction:
@@ -83,8 +95,9 @@ class _GuardedReduction:
     def __init__(self, rule: GuardedMean, clients: Sequence[str]) -> None:
         self._rule = rule
         self._clients = clients
-        self._squares = [0.0] * len(clients)
-        self._factors: list[float] | None = None
+        self._groups = LengthGroups(rule.counted)
+        self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
+        self._factors: list[list[float]] | None = None
         self._ratios: list[float] = []
         self._sum = MeanSum()
 
@@ -92,53 +105,60 @@ class _GuardedReduction:
         raise AssertionError("a mean reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        if not block.dtype.is_floating_point:
-            write_exact_mean(block, self._without_outliers(rows), out)
-        elif self._factors is None:
-            self._reduce_first(block, rows, out)
-        else:
+        if self._factors is not None:
             self._reduce_again(block, rows, out)
+        elif block.dtype.is_floating_point:
+            self._sum.write(rows, out, look=self._look(block))
+        else:
+            look = self._look(block)
+            for number, (elements, _) in enumerate(rows):
+                look(number, elements)
+            write_exact_mean(block, rows, out)
 
-    def _reduce_first(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        parts = [part for part in self._rule.counted.parts(block) if part.counts]
+    def _look(self, block: Segment) -> Callable[[int, Tensor], None]:
+        """Return what adds up the squares of one client's elements."""
+        spans = list(self._groups.spans(block))
 
         def look(number: int, elements: Tensor) -> None:
-            self._squares[number] += math.fsum(square_sum(elements[start:stop]) for start, stop, _ in parts)
+            for start, stop, group in spans:
+                self._squares[group][number] += square_sum(elements[start:stop])
 
-        self._sum.write(rows, out, look=look if parts else None)
+        return look
 
     def _reduce_again(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._rule.counted.parts(block):
-            if counts:
-                self._sum.write(Cut(rows, start, stop), out[start:stop], self._factors)
+        assert self._factors is not None
+        for start, stop, group in self._groups.spans(block):
+            factors, cut = self._factors[group], Cut(rows, start, stop)
+            if self._groups.is_vector(group):
+                self._sum.write(cut, out[start:stop], factors)
+                continue
+            kept = Wanted(cut, [factor == 1 for factor in factors])
+            kept_or_all = kept if any(weight for _, weight in kept) else cut
+            if block.dtype.is_floating_point:
+                self._sum.write(kept_or_all, out[start:stop])
             else:
-                self._sum.write(Cut(self._without_outliers(rows), start, stop), out[start:stop])
-
-    def _without_outliers(self, rows: Rows) -> Rows:
-        return rows if self._factors is None else Wanted(rows, [factor == 1 for factor in self._factors])
+                write_exact_mean(block, kept_or_all, out[start:stop])
 
     def repeats(self) -> bool:
         if self._factors is not None:
             return False
-        lengths = [math.sqrt(square) for square in self._squares]
-        allowed = _over_median([self._rule.sizes.get(client, 1.0) for client in self._clients])
-        self._ratios = [ratio / max(1.0, more) for ratio, more in zip(_over_median(lengths), allowed, strict=True)]
-        factors = [
-            1 / ratio if self._rule.stands_out(client, ratio) else 1.0 for client, ratio in zip(self._clients, self._ratios, strict=True)
-        ]
-        if all(factor == 1 for factor in factors):
-            return False
-        self._factors = factors
-        return True
+        self._factors = self._found_factors()
+        return any(factor != 1 for factors in self._factors for factor in factors)
+
+    def _found_factors(self) -> list[list[float]]:
+        """Decide by how much every client's part of every group is multiplied; 0 where it is left out."""
+        raw = [over_median([math.sqrt(square) for square in squares]) for squares in self._squares]
+        allowed = allowances(self._clients, self._rule.sizes)
+        longest = [max(ratios) for ratios in zip(*(raw[group] for group in self._groups.vectors), strict=True)]
+        self._ratios = [ratio / more for ratio, more in zip(longest, allowed, strict=True)]
+        outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
+        return [[self._factor(group, *pair) for pair in zip(ratios, outliers, strict=True)] for group, ratios in enumerate(raw)]
+
+    def _factor(self, group: int, ratio: float, outlier: bool) -> float:
+        if self._groups.is_vector(group):
+            return min(1.0, 1 / ratio) if outlier and ratio > 0 else 1.0
+        has_limit = self._rule.limits != LengthLimits()
+        return 0.0 if outlier or (has_limit and ratio > MOST_BESIDE) else 1.0
 
     def ratios(self) -> Sequence[float]:
         return self._ratios
-
-
-def _over_median(found: Sequence[float]) -> list[float]:
-    """Divide numbers by the median of those that are not 0; all 1 if these are too few."""
-    positive = [number for number in found if number > 0]
-    if len(positive) < FEWEST:
-        return [1.0] * len(found)
-    median = statistics.median(positive)
-    return [number / median for number in found]

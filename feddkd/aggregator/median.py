@@ -6,8 +6,8 @@ ICML 2018, arXiv 1803.01498. As there, every client counts once: weights that cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from feddkd.aggregator.columns import SLICE_BYTES, slices
 from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import ToResult
+from feddkd.aggregator.distances import ResultDistances
+from feddkd.aggregator.lengths import allowances
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
@@ -42,20 +43,21 @@ class CoordinateMedian:
     table: ClassVar[type[RuleTable]] = MedianTable
     keeps_previous: ClassVar[bool] = False
     counted: Counted
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
 
     @classmethod
     def of(cls, settings: MedianTable, setting: Setting) -> CoordinateMedian:
-        return cls(setting.counted)
+        return cls(setting.counted, setting.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _MedianReduction(self.counted, len(clients))
+        return _MedianReduction(self.counted, allowances(clients, self.sizes))
 
 
 class _MedianReduction:
-    def __init__(self, counted: Counted, clients: int) -> None:
+    def __init__(self, counted: Counted, allowed: Sequence[float]) -> None:
         self._counted = counted
-        self._distances = ToResult(clients)
+        self._distances = ResultDistances(allowed)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError("a median reads its contributions once")
@@ -71,7 +73,9 @@ class _MedianReduction:
         return self._distances.ratios()
 
 
-def write_median(rows: Rows, start: int, stop: int, out: Tensor, distances: ToResult | None = None, most_bytes: int = SLICE_BYTES) -> None:
+def write_median(
+    rows: Rows, start: int, stop: int, out: Tensor, distances: ResultDistances | None = None, most_bytes: int = SLICE_BYTES
+) -> None:
     """Write the median of the elements [start, stop) of all rows.
 
     Args:

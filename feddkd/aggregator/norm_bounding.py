@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
-from feddkd.aggregator.distances import ratios_of
+from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.lengths import allowances, allowed_ratios, compared_square_sum
 from feddkd.aggregator.median import write_median
 from feddkd.aggregator.rows import Cut
 from feddkd.aggregator.rule import Reduction, Rows, Setting
@@ -46,28 +46,29 @@ class NormBounding:
     keeps_previous: ClassVar[bool] = False
     multiple: float
     counted: Counted
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
     def of(cls, settings: NormBoundingTable, setting: Setting) -> NormBounding:
-        return cls(settings.multiple, setting.counted)
+        return cls(settings.multiple, setting.counted, setting.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _BoundedReduction(self, len(clients))
+        return _BoundedReduction(self, allowances(clients, self.sizes))
 
 
 class _BoundedReduction:
-    def __init__(self, rule: NormBounding, clients: int) -> None:
+    def __init__(self, rule: NormBounding, allowed: Sequence[float]) -> None:
         self._rule = rule
-        self._squares = [0.0] * clients
+        self._allowed = allowed
+        self._squares = [0.0] * len(allowed)
         self._factors: list[float] = []
         self._sum = MeanSum()
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        parts = [part for part in self._rule.counted.parts(block) if part.counts]
-        if parts:
+        if any(part.counts for part in self._rule.counted.parts(block)):
             for number, (elements, _) in enumerate(rows):
-                self._squares[number] += math.fsum(square_sum(elements[start:stop]) for start, stop, _ in parts)
+                self._squares[number] += compared_square_sum(self._rule.counted, block, elements)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._factors = self._factors or self._bounded()
@@ -86,4 +87,4 @@ class _BoundedReduction:
         return False
 
     def ratios(self) -> Sequence[float]:
-        return ratios_of([math.sqrt(square) for square in self._squares])
+        return allowed_ratios([math.sqrt(square) for square in self._squares], self._allowed)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.history import History
+from feddkd.aggregator.history import ContributionKind, History
 from feddkd.errors import FedDKDError
 from feddkd.tensors import Segment, Tensors
 
@@ -51,8 +51,8 @@ class Reduction(Protocol):
     def ratios(self) -> Sequence[float]:
         """Return how far each contribution stands out, in client order, once all is reduced.
 
-        That is its length, or its distance from the result, divided by the median of all; empty where
-        the rule does not know it.
+        That is its length, or its distance from the result, divided by the median of all, and by the
+        root of the client's size in median sizes if that is above 1; empty where the rule does not know it.
         """
 
 
@@ -83,8 +83,9 @@ class Setting:
         counted: the elements that are compared: the trainable ones.
         previous: what the exchange of this name before was reduced to; None for the first.
         history: how the clients' contributions stood out in the exchanges of this name before.
-        sizes: the examples of each client.
-        outlier_ratio: above it a client's history makes it an outlier; 0 for never.
+        sizes: the examples of each client, at most `aggregation.weight_cap` times the median.
+        outlier_ratio: what goes on being above it makes a client an outlier; 0 for never.
+        contribution: what clients contribute: the limits of updates are lower.
     """
 
     counted: Counted
@@ -92,6 +93,7 @@ class Setting:
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
     outlier_ratio: float = 0.0
+    contribution: ContributionKind = "update"
 
 
 class RegisteredRule(Protocol):

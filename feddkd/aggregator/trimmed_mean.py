@@ -7,8 +7,8 @@ ICML 2018, arXiv 1803.01498. As there, every client counts once: weights that cl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from feddkd.aggregator.columns import slices
 from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import ToResult
+from feddkd.aggregator.distances import ResultDistances
 from feddkd.aggregator.integer_sum import IntegerSum
+from feddkd.aggregator.lengths import allowances
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
@@ -51,21 +52,22 @@ class TrimmedMean:
     keeps_previous: ClassVar[bool] = False
     trim: float
     counted: Counted
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
 
     @classmethod
     def of(cls, settings: TrimmedMeanTable, setting: Setting) -> TrimmedMean:
-        return cls(settings.trim, setting.counted)
+        return cls(settings.trim, setting.counted, setting.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _TrimmedReduction(self, len(clients))
+        return _TrimmedReduction(self, allowances(clients, self.sizes))
 
 
 class _TrimmedReduction:
-    def __init__(self, rule: TrimmedMean, clients: int) -> None:
+    def __init__(self, rule: TrimmedMean, allowed: Sequence[float]) -> None:
         self._counted = rule.counted
-        self._trimmed = trimmed(rule.trim, clients)
-        self._distances = ToResult(clients)
+        self._trimmed = trimmed(rule.trim, len(allowed))
+        self._distances = ResultDistances(allowed)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError("a trimmed mean reads its contributions once")

@@ -7,7 +7,8 @@ from typing import Self
 
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.lengths import compared_square_sum
 from feddkd.tensors import Schema, Segment
 
 
@@ -29,4 +30,4 @@ class NormLimit:
 
     def square_sum(self, block: Segment, elements: Tensor) -> float:
         """Sum of the squares of those elements of a block that count."""
-        return sum(square_sum(elements[start:stop]) for start, stop, counts in self.counted.parts(block) if counts)
+        return compared_square_sum(self.counted, block, elements)

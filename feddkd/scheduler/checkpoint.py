@@ -56,8 +56,8 @@ class _Held:
 class _Past:
     """A `Past` without its tensors."""
 
-    exchanges: int
-    logs: dict[str, tuple[float, ...]]
+    excess: dict[str, float] = dataclasses.field(default_factory=dict)
+    running: dict[str, int] = dataclasses.field(default_factory=dict)
     previous: list[Spec] | None = None
 
 
@@ -68,7 +68,6 @@ class _Text:
     num_codes: int
     held: list[_Held] = dataclasses.field(default_factory=list)
     rules: dict[str, _Past] = dataclasses.field(default_factory=dict)
-    running: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 _TEXT = TypeAdapter(_Text)
@@ -121,8 +120,8 @@ def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState, rules: Rul
         if past.previous is not None:
             tensors |= {f"rules/{name}/{path}": value for path, value in past.previous.items()}
         specs = _specs(past.previous.schema) if past.previous is not None else None
-        pasts[name] = _Past(past.history.exchanges, dict(past.history.logs), specs)
-    return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts, dict(rules.running))).decode()
+        pasts[name] = _Past(dict(past.history.excess), dict(past.running), specs)
+    return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts)).decode()
 
 
 def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
@@ -134,12 +133,12 @@ def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
     except (ValidationError, SchemaError, KeyError, ValueError) as error:
         raise StateError(f"the state of a round cannot be read: {error}") from error
     algorithm = {name.removeprefix(ALGORITHM): value for name, value in blob.tensors.items() if name.startswith(ALGORITHM)}
-    return algorithm, BroadcasterState(found.num_codes, held), RuleState(past, found.running)
+    return algorithm, BroadcasterState(found.num_codes, held), RuleState(past)
 
 
 def _past(own: _Past, tensors: Mapping[str, Tensor], prefix: str) -> Past:
     previous = _tensors(own.previous, tensors, prefix) if own.previous is not None else None
-    return Past(History(own.exchanges, own.logs), previous)
+    return Past(History(own.excess), own.running, previous)
 
 
 def _tensors_of(kept: KeptReplica, prefix: str) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from feddkd.aggregator.columns import slices
 from feddkd.aggregator.counted import Counted, Part, square_sum
-from feddkd.aggregator.distances import Between
-from feddkd.aggregator.history import WINDOW, History
+from feddkd.aggregator.distances import PairDistances
+from feddkd.aggregator.history import LEEWAY, History, LengthLimits
 from feddkd.aggregator.median import median_of, write_median
 from feddkd.aggregator.rule import Rule, RuleError, Setting
 from feddkd.aggregator.trimmed_mean import trimmed
@@ -162,7 +162,7 @@ def test_centred_clipping_takes_the_median_distance_where_no_radius_is_given() -
 
 
 def guarded(**setting: Any) -> Rule:
-    return rule("mean", VECTOR, outlier_ratio=6.0, **setting)
+    return rule("mean", VECTOR, outlier_ratio=7.0, **setting)
 
 
 HONEST = [[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0]]
@@ -183,26 +183,49 @@ def test_the_default_is_the_weighted_mean_to_the_bit_where_nobody_stands_out() -
 
 
 def test_a_contribution_that_is_too_long_is_brought_to_the_median_length() -> None:
-    assert result(guarded(), *HONEST, [-7.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
-    assert result(guarded(), *HONEST, [-5.0, 0.0]) == pytest.approx([(2 - 5) / 5, 0])
+    assert result(guarded(), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+    assert result(guarded(), *HONEST, [-11.0, 0.0]) == pytest.approx([(2 - 11) / 5, 0])
 
 
-def test_a_single_long_contribution_is_left_alone_where_the_client_is_usually_not_long() -> None:
-    history = History(9, {"c000": (0.0,) * 8 + (0.1,)})
-    assert result(guarded(history=history), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 20) / 5, 0])
-    usual = History(9, {"c004": (math.log(20),) * 9})
-    assert result(guarded(history=usual), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+def test_gradients_may_be_twice_as_long_as_updates() -> None:
+    assert result(guarded(contribution="gradient"), *HONEST, [-31.0, 0.0]) == pytest.approx([(2 - 31) / 5, 0])
+    assert result(guarded(contribution="gradient"), *HONEST, [-33.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
-def test_a_contribution_that_no_honest_client_sends_is_scaled_at_once() -> None:
-    history = History(9, {})
-    assert result(guarded(history=history), *HONEST, [-33.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+@pytest.mark.parametrize("honest_exchanges", [0, 1, 10, 400])
+def test_a_client_that_was_honest_for_long_has_no_more_room_than_a_new_one(honest_exchanges: int) -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History()
+    for _ in range(honest_exchanges):
+        history = history.after({"c004": 1.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+    history = history.after({"c004": 10.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
-def test_a_large_client_may_send_longer_contributions() -> None:
-    sizes = {"c000": 1.0, "c001": 1.0, "c002": 1.0, "c003": 1.0, "c004": 10.0}
-    assert result(guarded(sizes=sizes), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 20) / 5, 0])
-    assert result(guarded(sizes=sizes), *HONEST, [-70.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+def test_exchanges_that_a_client_was_not_in_do_not_count() -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History().after({"c004": 10.0}, limits)
+    for _ in range(50):
+        history = history.after({"c000": 1.0, "c001": 1.2}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
+def test_exchanges_that_are_usual_make_up_for_a_long_one() -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History().after({"c004": 10.0}, limits).after({"c004": 1.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+
+
+def test_a_large_client_may_send_longer_contributions_by_the_root_of_its_size() -> None:
+    sizes = {"c000": 1.0, "c001": 1.0, "c002": 1.0, "c003": 1.0, "c004": 9.0}
+    assert result(guarded(sizes=sizes), *HONEST, [-40.0, 0.0]) == pytest.approx([(2 - 40) / 5, 0])
+    assert result(guarded(sizes=sizes), *HONEST, [-70.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
+def test_a_client_without_examples_does_not_hide_one_that_is_too_long() -> None:
+    assert result(guarded(), [0.0, 0.0], [1.0, 0.0], [-1e9, 0.0]) == pytest.approx([0, 0])
+    assert result(guarded(), [0.0, 0.0], [0.0, 0.0], [1e9, 0.0]) == pytest.approx([1e9 / 3, 0])  # all that there is
 
 
 def test_two_contributions_are_compared_with_nothing() -> None:
@@ -228,17 +251,27 @@ def test_no_limit_leaves_the_mean_alone() -> None:
     assert result(chosen, [1.0, 0.0], [1.0, 0.0], [1e6, 0.0]) == pytest.approx([(2 + 1e6) / 3, 0])
 
 
-def test_a_history_is_the_geometric_mean_of_the_last_ratios() -> None:
+def test_an_excess_is_the_sum_of_what_is_above_the_limit_and_never_below_zero() -> None:
+    limits, history = LengthLimits(2.0), History()
+    for ratio in (0.1, 8.0, 3.0):
+        history = history.after({"a": ratio, "b": 1.0}, limits)
+    assert history.excess == {"a": pytest.approx(math.log(4.0 * 1.5))}
+    assert history.is_outlier("a", 1.8, limits)
+    assert not history.is_outlier("a", 1.0, limits)
+    assert not History().is_outlier("a", 2.0 * LEEWAY, limits)
+    assert History().is_outlier("a", 2.0 * LEEWAY + 0.1, limits)
+    assert history.after({}, limits) == history
+
+
+def test_an_outlier_whose_contributions_become_usual_is_none_soon_after() -> None:
+    limits = LengthLimits(7.0).of("update")
     history = History()
-    for ratio in (8.0, 2.0):
-        history = history.after({"a": ratio, "b": 0.1})
-    assert history.usual("a", 4.0) == pytest.approx(4.0)
-    assert history.usual("b", 4.0) == pytest.approx(4 ** (1 / 3))
-    assert history.usual("new", 27.0) == pytest.approx(3.0)
-    for _ in range(WINDOW):
-        history = history.after({"a": 1.0})
-    assert history == History(WINDOW - 1)
-    assert history.after({}) is history
+    for _ in range(100):
+        history = history.after({"a": 1e6}, limits)
+    for _ in range(2):
+        assert history.is_outlier("a", 1.0, limits) is (history.excess["a"] > math.log(LEEWAY) + math.log(4.2))
+        history = history.after({"a": 1.0}, limits)
+    assert not history.is_outlier("a", 1.0, limits)
 
 
 # What rules promise.
@@ -363,7 +396,7 @@ def test_parts_of_a_block_count_or_do_not() -> None:
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=3, max_size=8), st.randoms(use_true_random=False))
 def test_distances_from_a_weighted_mean_follow_from_those_of_pairs(rows: list[list[float]], seed: Any) -> None:
     matrix = torch.tensor(rows, dtype=torch.float64)
-    between = Between(Counted(((0, 24),)), len(rows))
+    between = PairDistances(Counted(((0, 24),)), len(rows))
     between.survey(Segment(torch.float64, 0, 24), [(row, 1.0) for row in matrix])
     weights = torch.tensor([seed.uniform(0.1, 1) for _ in rows], dtype=torch.float64)
     weights /= weights.sum()

@@ -1,0 +1,43 @@
+"""Divides the elements of a contribution into groups that have a length of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from feddkd.aggregator.counted import Counted
+from feddkd.tensors import Segment
+
+
+class LengthGroups:
+    """Numbers the groups: the trainable tensors, each vector beside the model, each other tensor.
+
+    Attributes:
+        number: of groups. The trainable tensors are the first.
+        vectors: the groups that may be scaled; the others can only be left out.
+    """
+
+    def __init__(self, counted: Counted) -> None:
+        names = {companion.vector for companion in counted.companions if companion.vector}
+        by_name = {name: number for number, name in enumerate(sorted(names), start=1)}
+        ranges = [(start, stop, 0) for start, stop in counted.ranges]
+        self.vectors = range(1 + len(names))
+        self.number = 1 + len(names)
+        for start, stop, vector in counted.companions:
+            if not vector:
+                ranges.append((start, stop, self.number))
+                self.number += 1
+            else:
+                ranges.append((start, stop, by_name[vector]))
+        self._ranges = sorted(ranges)
+
+    def is_vector(self, group: int) -> bool:
+        """Tell whether a group is as long as its norm says, so that it can be scaled."""
+        return group in self.vectors
+
+    def spans(self, block: Segment) -> Iterator[tuple[int, int, int]]:
+        """Cut a block into the elements [start, stop) of groups, in order."""
+        size = block.dtype.itemsize
+        for start, stop, group in self._ranges:
+            first, last = max(start, block.start), min(stop, block.stop)
+            if first < last:
+                yield (first - block.start) // size, (last - block.start) // size, group
