@@ -51,7 +51,7 @@ class GeometricMedian:
     Withstands hostile clients of less than half of the weight. All iterates are weighted means of the
     contributions, so the distances of pairs say all about them: two passes, however many iterations,
     and n² / 2 differences for each element. Buffers, counters and numbers beside the model are reduced
-    to their median.
+    to their median by weight.
     """
 
     table: ClassVar[type[RuleTable]] = GeometricMedianTable
@@ -70,6 +70,8 @@ class GeometricMedian:
 
 
 class _WeiszfeldReduction(JointReduction):
+    is_weighted = True
+
     def __init__(self, rule: GeometricMedian, allowed: Sequence[float]) -> None:
         super().__init__(rule.counted, allowed)
         self._smoothing = rule.smoothing
@@ -81,10 +83,12 @@ class _WeiszfeldReduction(JointReduction):
         alphas = torch.tensor(claimed, dtype=torch.float64)
         if usual > 0:
             alphas[own > FARTHEST * usual] = 0
+        elif 2 * alphas[own == 0].sum() >= alphas.sum():
+            # Those that agree are the median: a smoothing relative to the others would move it.
+            alphas[own > 0] = 0
+            return alphas.tolist()
         else:
             usual = float(own.max())
-        if usual == 0:
-            return list(claimed)
         weights = alphas = alphas / alphas.sum()
         for _ in range(ITERATIONS):
             distances = between.from_mean(weights).sqrt_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from feddkd.aggregator.counted import Counted
 from feddkd.aggregator.distances import PairDistances, roots
 from feddkd.aggregator.lengths import allowed_ratios
-from feddkd.aggregator.median import write_median
+from feddkd.aggregator.median import write_median, write_weighted_median
 from feddkd.aggregator.rule import Rows
 from feddkd.tensors import Segment
 
@@ -20,8 +21,13 @@ class JointReduction(ABC):
     """Finds the distances of all pairs in a first pass, and a weighted mean in the second.
 
     Buffers, counters and numbers beside the model, which the distances say nothing about, are reduced
-    to their median.
+    to their median, by weight where the mean is: a loss has to be one of the model that it is compared for.
+
+    Attributes:
+        is_weighted: weights that come with the contributions matter.
     """
+
+    is_weighted: ClassVar[bool] = False
 
     def __init__(self, counted: Counted, allowed: Sequence[float]) -> None:
         self._counted = counted
@@ -47,6 +53,8 @@ class JointReduction(ABC):
                 if self._weights is None:
                     self._weights = list(self.weigh(self._between, [weight for _, weight in rows]))
                 write_mean(rows, self._weights, start, stop, out)
+            elif self.is_weighted:
+                write_weighted_median(rows, start, stop, out)
             else:
                 write_median(rows, start, stop, out)
 

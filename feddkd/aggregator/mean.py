@@ -8,6 +8,7 @@ nothing is clipped that honest clients were seen to send (docs/how-to/robust.md 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -19,7 +20,7 @@ from feddkd.aggregator.counted import Counted, square_sum
 from feddkd.aggregator.history import History, LengthLimits
 from feddkd.aggregator.length_groups import LengthGroups
 from feddkd.aggregator.lengths import allowances, over_median
-from feddkd.aggregator.rows import Cut, Wanted
+from feddkd.aggregator.rows import Cut, Weighed
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.aggregator.weighted_mean import MeanSum, write_exact_mean
 from feddkd.config.aggregation import OffOrFactor, RuleTable
@@ -53,9 +54,10 @@ honest ones differ: by up to 153 where they grow with the square of the size (be
 class GuardedMean:
     """sum_k f_k n_k x_k / sum_k n_k, with f_k = 1 unless a client stands out: then f_k = min(1, median length / ||x_k||).
 
-    A contribution's length is the norm of its trainable tensors. A vector beside the model, such as a
-    control variate, has a length of its own, and f_k of its own. Where a client has more examples than
-    the median client, both may be longer, by the root of that factor.
+    The weight n_k of such a client is at most the median weight. A contribution's length is the norm of its
+    trainable tensors. A vector beside the model, such as a control variate, has a length of its own, and f_k
+    of its own. Where a client has more examples than the median client, both may be longer, by the root of
+    that factor.
 
     Buffers, counters and numbers beside the model are those of the clients that do not stand out,
     without those that are `MOST_BESIDE` times as long as usual. Lengths are found while blocks are
@@ -98,6 +100,8 @@ class _GuardedReduction:
         self._groups = LengthGroups(rule.counted)
         self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
         self._factors: list[list[float]] | None = None
+        self._outliers: list[bool] = []
+        self._weights: Sequence[float] | None = None
         self._ratios: list[float] = []
         self._sum = MeanSum()
 
@@ -127,17 +131,24 @@ class _GuardedReduction:
 
     def _reduce_again(self, block: Segment, rows: Rows, out: Tensor) -> None:
         assert self._factors is not None
+        if self._weights is None:
+            self._weights = self._lowered([weight for _, weight in rows])
         for start, stop, group in self._groups.spans(block):
             factors, cut = self._factors[group], Cut(rows, start, stop)
             if self._groups.is_vector(group):
-                self._sum.write(cut, out[start:stop], factors)
+                self._sum.write(Weighed(cut, self._weights), out[start:stop], factors)
                 continue
-            kept = Wanted(cut, [factor == 1 for factor in factors])
-            kept_or_all = kept if any(weight for _, weight in kept) else cut
+            kept = [weight if factor == 1 else 0.0 for weight, factor in zip(self._weights, factors, strict=True)]
+            weighed = Weighed(cut, kept if any(kept) else self._weights)
             if block.dtype.is_floating_point:
-                self._sum.write(kept_or_all, out[start:stop])
+                self._sum.write(weighed, out[start:stop])
             else:
-                write_exact_mean(block, kept_or_all, out[start:stop])
+                write_exact_mean(block, weighed, out[start:stop])
+
+    def _lowered(self, weights: Sequence[float]) -> Sequence[float]:
+        """Lower the weights of outliers to the median: a claim of many examples is not to make up for the scaling."""
+        usual = statistics.median([weight for weight in weights if weight > 0])
+        return [min(weight, usual) if outlier else weight for weight, outlier in zip(weights, self._outliers, strict=True)]
 
     def repeats(self) -> bool:
         if self._factors is not None:
@@ -151,8 +162,8 @@ class _GuardedReduction:
         allowed = allowances(self._clients, self._rule.sizes)
         longest = [max(ratios) for ratios in zip(*(raw[group] for group in self._groups.vectors), strict=True)]
         self._ratios = [ratio / more for ratio, more in zip(longest, allowed, strict=True)]
-        outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
-        return [[self._factor(group, *pair) for pair in zip(ratios, outliers, strict=True)] for group, ratios in enumerate(raw)]
+        self._outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
+        return [[self._factor(group, *pair) for pair in zip(ratios, self._outliers, strict=True)] for group, ratios in enumerate(raw)]
 
     def _factor(self, group: int, ratio: float, outlier: bool) -> float:
         if self._groups.is_vector(group):

@@ -90,6 +90,37 @@ def write_median(
             distances.add(matrix, found)
 
 
+def write_weighted_median(rows: Rows, start: int, stop: int, out: Tensor) -> None:
+    """Write the median of the elements [start, stop) of all rows, by the weights of the rows.
+
+    Args:
+        out: the whole block.
+    """
+    weights = torch.tensor([weight for _, weight in rows], dtype=torch.float64)
+    if not weights.any():
+        weights.fill_(1.0)
+    for first, last, matrix in slices(rows, start, stop, out.dtype):
+        out[first:last].copy_(weighted_median_of(matrix, weights))
+
+
+def weighted_median_of(matrix: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted median of each column of [clients, elements]; where it lies between two values, as `median_of`.
+
+    Args:
+        weights: float64 [clients].
+    """
+    if matrix.dtype == torch.bool:
+        return 2 * (weights[:, None] * matrix).sum(0) >= weights.sum()
+    ordered, order = matrix.sort(dim=0)
+    below = weights[order].cumsum(0)
+    half, most = below[-1] / 2, len(matrix) - 1
+    lower = ordered.gather(0, (below < half).sum(0).clamp_(max=most)[None])[0]
+    if not matrix.dtype.is_floating_point:
+        return lower
+    upper = ordered.gather(0, (below <= half).sum(0).clamp_(max=most)[None])[0]
+    return lower.to(torch.float64).add_(upper).div_(2)
+
+
 def median_of(matrix: Tensor) -> Tensor:
     """Return the median of each column of [clients, elements], in its dtype or in float64."""
     number = len(matrix)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feddkd.aggregator.counted import Counted
 from feddkd.aggregator.lengths import allowances, allowed_ratios, compared_square_sum
-from feddkd.aggregator.median import write_median
+from feddkd.aggregator.median import write_weighted_median
 from feddkd.aggregator.rows import Cut
 from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.aggregator.weighted_mean import MeanSum
@@ -38,7 +38,7 @@ class NormBoundingTable(RuleTable):
 class NormBounding:
     """sum_k f_k n_k x_k / sum_k n_k, f_k = min(1, multiple x median length / ||x_k||).
 
-    Buffers, counters and numbers beside the model are reduced to their median. Two passes; memory is flat
+    Buffers, counters and numbers beside the model are reduced to their median by weight. Two passes; memory is flat
     but for slices of what is not trainable.
     """
 
@@ -76,7 +76,7 @@ class _BoundedReduction:
             if counts:
                 self._sum.write(Cut(rows, start, stop), out[start:stop], self._factors)
             else:
-                write_median(rows, start, stop, out)
+                write_weighted_median(rows, start, stop, out)
 
     def _bounded(self) -> list[float]:
         lengths = [math.sqrt(square) for square in self._squares]

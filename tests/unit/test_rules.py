@@ -18,7 +18,7 @@ from feddkd.aggregator.columns import slices
 from feddkd.aggregator.counted import Counted, Part, square_sum
 from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.history import LEEWAY, History, LengthLimits
-from feddkd.aggregator.median import median_of, write_median
+from feddkd.aggregator.median import median_of, weighted_median_of, write_median
 from feddkd.aggregator.rule import Rule, RuleError, Setting
 from feddkd.aggregator.trimmed_mean import trimmed
 from feddkd.aggregator.weighted_mean import WeightedMean
@@ -140,6 +140,28 @@ def test_the_geometric_median_on_a_line_is_the_weighted_median() -> None:
     assert found == pytest.approx([5, 0], abs=1e-3)
 
 
+def test_contributions_that_agree_are_the_geometric_median_however_far_the_others_are() -> None:
+    for far in (1.0, 1e9, 1e17):
+        assert result(rule("geometric_median", VECTOR), [0, 0], [0, 0], [far, 0]) == [0, 0]
+        assert result(rule("geometric_median", VECTOR), [3, 4], [3, 4], [3, 4], [far, 0], [0, -far]) == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["geometric_median", "norm_bounding"])
+def test_numbers_have_the_weights_that_models_have(name: str) -> None:
+    parts = with_sides({"running_var": 7.0})
+    assert reduced(rule(name, SIDES), parts, [1.0] * 9 + [10.0])[0]["running_var"].tolist() == [7.0, 7.0]
+    assert reduced(rule(name, SIDES), parts, [1.0] * 9 + [8.0])[0]["running_var"].tolist() == [1.0, 1.0]
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 5)), min_size=1, max_size=9))
+def test_a_weight_counts_like_as_many_clients(pairs: list[tuple[int, int]]) -> None:
+    repeated = torch.tensor([[value] for value, weight in pairs for _ in range(weight)])
+    matrix, weights = torch.tensor([[value] for value, _ in pairs]), torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+    for dtype in (torch.float64, torch.int64):
+        assert weighted_median_of(matrix.to(dtype), weights).tolist() == median_of(repeated.to(dtype)).tolist()
+    assert weighted_median_of(matrix > 0, weights).tolist() == median_of(repeated > 0).tolist()
+
+
 def test_norm_bounding_clips_to_the_median_length() -> None:
     found = result(rule("norm_bounding", VECTOR), [1, 0], [0, 2], [-30, 40])
     assert found == pytest.approx([(1 + 0 - 1.2) / 3, (0 + 2 + 1.6) / 3])
@@ -246,6 +268,50 @@ def test_what_is_beside_the_model_of_a_client_that_is_scaled_is_left_out() -> No
     assert found["mask"].all()
 
 
+SIDES = Schema([TensorSpec("w", torch.float64, (2,)), TensorSpec("running_var", torch.float64, (2,), trainable=False)]).beside(
+    {
+        "control": Schema([TensorSpec("w", torch.float64, (2,))]),
+        "update_norm_squared": Schema([TensorSpec("value", torch.float64, (), trainable=False)]),
+    }
+)
+
+
+def with_sides(hostile: Mapping[str, float]) -> list[Tensors]:
+    """Ten contributions of ones, the last one with other values."""
+    parts = [Tensors(SIDES) for _ in range(10)]
+    for number, part in enumerate(parts):
+        for name, tensor in part.items():
+            tensor.fill_(hostile.get(name, 1.0) if number == 9 else 1.0)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("control/w", -30.0, 0.8),  # brought to the median length
+        ("control/w", 1e6, 1.0),
+        ("running_var", 1e9, 1.0),  # left out
+        ("running_var", -1e9, 1.0),
+        ("update_norm_squared/value", 1e9, 1.0),
+        ("update_norm_squared/value", 1e300, 1.0),
+        ("running_var", 200.0, 20.9),  # honest ones differ as much
+    ],
+)
+def test_what_travels_beside_trainable_tensors_has_a_limit_of_its_own(name: str, value: float, expected: float) -> None:
+    found, _ = reduced(rule("mean", SIDES, outlier_ratio=7.0), with_sides({name: value}))
+    assert found[name].flatten().tolist() == pytest.approx([expected] * found[name].numel())
+    assert found["w"].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_what_is_beside_the_model_is_not_limited_where_nothing_is() -> None:
+    chosen = rule("mean", SIDES, {"longest": 0}, outlier_ratio=0.0)
+    assert reduced(chosen, with_sides({"running_var": 1e9}))[0]["running_var"][0] == pytest.approx(1e8, rel=1e-6)
+
+
+def test_an_outlier_weighs_no_more_than_the_median_client() -> None:
+    assert result(guarded(), *HONEST, [-1e6, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
 def test_no_limit_leaves_the_mean_alone() -> None:
     chosen = rule("mean", VECTOR, {"longest": 0}, outlier_ratio=0.0)
     assert result(chosen, [1.0, 0.0], [1.0, 0.0], [1e6, 0.0]) == pytest.approx([(2 + 1e6) / 3, 0])
@@ -316,6 +382,17 @@ def test_fewer_than_half_cannot_take_an_element_out_of_the_honest_range(name: st
     honest = torch.tensor(rows, dtype=torch.float32)
     assert bool((found["w"] >= honest.min(0).values).all())
     assert bool((found["w"] <= honest.max(0).values).all())
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "norm_bounding", "centred_clipping", "geometric_median", "trimmed_mean"])
+def test_a_large_site_may_be_further_away_than_others(name: str) -> None:
+    torch.manual_seed(3)
+    parts = trainable([(torch.randn(15) * (10 if number == 9 else 1)).tolist() for number in range(10)])
+    sizes = {f"c{number:03d}": 25.0 if number == 9 else 1.0 for number in range(10)}
+    _, without = reduced(rule(name, parts[0].schema), parts)
+    _, ratios = reduced(rule(name, parts[0].schema, sizes=sizes), parts)
+    assert ratios[9] == pytest.approx(without[9] / 5)
+    assert list(ratios[:9]) == list(without[:9])
 
 
 @pytest.mark.parametrize("name", ROBUST)
