@@ -55,7 +55,7 @@ def written(header: Sequence[str], rows: Sequence[tuple[str, Sequence[Entry]]]) 
 
 def _field(entry: Entry, most: int) -> str:
     fewer = bool(entry.of) and entry.seeds < most
-    return f"{entry.text} n={entry.seeds}" if fewer else entry.text
+    return f"{entry.text}, n={entry.seeds}" if fewer else entry.text
 
 
 def _note(shown: Sequence[Entry], most: int) -> str:
@@ -94,5 +94,9 @@ def attack_title(name: str) -> str:
 
 def told(outcome: Outcome) -> str:
     """Say what an attack costs, in a sentence."""
-    costs = "no model" if outcome.failed == len(outcome.seeds) else points(outcome.loss)
-    return f"{attack_title(outcome.group.attack)}, {costs}"
+    return f"{attack_title(outcome.group.attack)}: {lost(outcome)}"
+
+
+def lost(outcome: Outcome) -> str:
+    """Say how many points are lost."""
+    return "no model" if outcome.failed == len(outcome.seeds) else points(outcome.loss)

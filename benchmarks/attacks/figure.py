@@ -35,8 +35,15 @@ def draw(found: Outcomes, path: Path, attackers: int = 2) -> None:
             image = _draw_panel(panel, outcomes)
             panel.set_title(f"{title}, IID digits, {attackers} of 10 attackers")
         bar = figure.colorbar(image, ax=list(panels), shrink=0.8, extend="max")
-        bar.set_label("accuracy lost against the clean mean (points)")
+        bar.set_label(f"accuracy lost against the clean mean (points{_of_seeds(found, attackers)})")
         figure.savefig(path, dpi=130)
+
+
+def _of_seeds(found: Outcomes, attackers: int) -> str:
+    """Say that numbers are means, where some are."""
+    groups = [Group(DIGITS, algorithm, IID, rule, attack, attackers) for algorithm in ALGORITHMS for rule in RULES for attack in REAL]
+    most = max((len(outcome.seeds) for outcome in map(found.of, groups) if outcome is not None), default=1)
+    return f", mean of up to {most} seeds" if most > 1 else ""
 
 
 def _draw_panel(panel: Any, outcomes: list[list[Outcome | None]]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attacks.cells import ALGORITHMS, DIGITS, IID, PROTECTING, TWO_CLASSES
-from attacks.entries import LIMIT_POINTS, told
+from attacks.entries import LIMIT_POINTS, lost, told
 from attacks.known import NONE
 from attacks.outcomes import Group, Outcome, Outcomes, best, hardest, points
 from attacks.rules import DEFAULTS, MEAN, RULES
@@ -28,13 +28,13 @@ def _listed(sentences: Sequence[str]) -> str:
 
 def best_rule(found: Outcomes, algorithm: str) -> str:
     """Say how many attacks are kept within the limit by some rule; empty if one was not measured."""
-    lost = _least(found, algorithm, IID)
-    if not lost:
+    least = _least(found, algorithm, IID)
+    if not least:
         return ""
-    kept = sum(outcome.loss <= LIMIT_POINTS for outcome in lost)
+    kept = sum(outcome.loss <= LIMIT_POINTS for outcome in least)
     return (
-        f"{ALGORITHMS[algorithm]}, IID digits, 2 of 10 attackers, the best rule for each attack: {kept} of {len(lost)} attacks "
-        f"cost at most {LIMIT_POINTS:g} points; the most is {points(hardest(lost).loss)}."
+        f"{ALGORITHMS[algorithm]}, IID digits, 2 of 10 attackers, the best rule for each attack: {kept} of {len(least)} attacks "
+        f"cost at most {LIMIT_POINTS:g} points; the most is {points(hardest(least).loss)}."
     )
 
 
@@ -62,8 +62,8 @@ def _price(found: Outcomes, algorithm: str, rule: str) -> str:
     clean = found.of(Group(DIGITS, algorithm, TWO_CLASSES, rule, NONE, 0))
     attacked = _worst(found, algorithm, TWO_CLASSES, 2).get(rule)
     said = [f"{points(clean.loss)} without an attack"] if clean else []
-    said += [f"{told(attacked)} under its worst attack"] if attacked else []
-    return f"; with two classes each {' and '.join(said)}" if said else ""
+    said += [f"{lost(attacked)} under its worst attack"] if attacked else []
+    return f"; with two classes each {', '.join(said)}" if said else ""
 
 
 def default_settings(found: Outcomes, algorithm: str) -> str:
@@ -81,16 +81,16 @@ def default_settings(found: Outcomes, algorithm: str) -> str:
 
 def skewed(found: Outcomes, algorithm: str) -> str:
     """Say against which attacks no rule helps where clients hold two classes each."""
-    lost = _least(found, algorithm, TWO_CLASSES)
-    if not lost:
+    least = _least(found, algorithm, TWO_CLASSES)
+    if not least:
         return ""
     subject = f"{ALGORITHMS[algorithm]}, two classes each, 2 of 10 attackers"
-    beyond = [outcome for outcome in lost if outcome.loss > LIMIT_POINTS]
+    beyond = [outcome for outcome in least if outcome.loss > LIMIT_POINTS]
     if not beyond:
         return f"{subject}: for every attack there is a rule that keeps it within {LIMIT_POINTS:g} points."
     names = "; ".join(f"{told(outcome)} with {_title(outcome)}" for outcome in beyond)
     return (
-        f"{subject}: **no rule** keeps {len(beyond)} of {len(lost)} attacks within {LIMIT_POINTS:g} points. "
+        f"{subject}: **no rule** keeps {len(beyond)} of {len(least)} attacks within {LIMIT_POINTS:g} points. "
         f"The least that they cost: {names}."
     )
 
