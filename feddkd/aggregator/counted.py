@@ -30,11 +30,13 @@ class Companion(NamedTuple):
     Attributes:
         vector: the vector beside the model that it is a trainable tensor of, such as a control variate; "" for a
             buffer, a counter or a number.
+        name: of the tensor.
     """
 
     start: int
     stop: int
     vector: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Counted:
                 continue
             if spec.extra or not spec.lossy:
                 vector = spec.name.split("/", 1)[0] if spec.extra and spec.lossy else ""
-                companions.append(Companion(start, start + spec.size_bytes, vector))
+                companions.append(Companion(start, start + spec.size_bytes, vector, spec.name))
                 continue
             begins = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
             ranges.append((begins, start + spec.size_bytes))

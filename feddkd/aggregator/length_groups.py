@@ -14,6 +14,7 @@ class LengthGroups:
     Attributes:
         number: of groups. The trainable tensors are the first.
         vectors: the groups that may be scaled; the others can only be left out.
+        variances: where the groups begin in bytes that are running variances of batch normalisation, with their names.
     """
 
     def __init__(self, counted: Counted) -> None:
@@ -22,8 +23,11 @@ class LengthGroups:
         ranges = [(start, stop, 0) for start, stop in counted.ranges]
         self.vectors = range(1 + len(names))
         self.number = 1 + len(names)
-        for start, stop, vector in counted.companions:
+        self.variances: dict[int, tuple[int, str]] = {}
+        for start, stop, vector, name in counted.companions:
             if not vector:
+                if name.rpartition(".")[2] == "running_var":
+                    self.variances[self.number] = (start, name)
                 ranges.append((start, stop, self.number))
                 self.number += 1
             else:

@@ -25,7 +25,7 @@ from feddkd.aggregator.rule import Reduction, Rows, Setting
 from feddkd.aggregator.weighted_mean import MeanSum, write_exact_mean
 from feddkd.config.aggregation import OffOrFactor, RuleTable
 from feddkd.registry import RULES
-from feddkd.tensors import Segment
+from feddkd.tensors import Segment, Tensors
 
 
 class MeanTable(RuleTable):
@@ -44,9 +44,13 @@ class MeanTable(RuleTable):
         return self.longest
 
 
-MOST_BESIDE = 300.0
+MOST_BESIDE = 1000.0
 """A buffer, a counter or a number that is longer than the median one by this factor is left out. It is generous, because
-honest ones differ: by up to 153 where they grow with the square of the size (benchmarks/honest_lengths.py)."""
+honest ones differ: updates of running variances by factors of up to 500 in runs of a network with batch normalisation,
+squared norms by 150 where sizes differ."""
+
+
+_ROUNDING = 1e-3
 
 
 @RULES.register("mean")
@@ -59,15 +63,17 @@ class GuardedMean:
     of its own. Where a client has more examples than the median client, both may be longer, by the root of
     that factor.
 
-    Buffers, counters and numbers beside the model are those of the clients that do not stand out,
-    without those that are `MOST_BESIDE` times as long as usual. Lengths are found while blocks are
-    added up. Only if one is too long, the blocks are read again.
+    Buffers, counters and numbers beside the model are those of the clients that do not stand out, without
+    those that are `MOST_BESIDE` times as long as usual, and without running variances that become
+    negative. Lengths are found while blocks are added up. Only if something is too long, the blocks are
+    read again.
 
     Attributes:
         limits: of lengths in this exchange.
         counted: the trainable tensors, and those beside them.
         history: of the exchanges of this name before.
         sizes: the examples of each client.
+        base: what the clients received: a variance that an update makes negative was not computed.
     """
 
     table: ClassVar[type[RuleTable]] = MeanTable
@@ -76,12 +82,14 @@ class GuardedMean:
     counted: Counted
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
+    base: Tensors | None = field(default=None, compare=False)
     passes: int = 1
 
     @classmethod
     def of(cls, settings: MeanTable, setting: Setting) -> GuardedMean:
         limits = LengthLimits(setting.outlier_ratio, settings.longest).of(setting.contribution)
-        return cls(limits, setting.counted, setting.history, setting.sizes)
+        base = setting.base if limits != LengthLimits() else None
+        return cls(limits, setting.counted, setting.history, setting.sizes, base)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _GuardedReduction(self, clients)
@@ -100,6 +108,7 @@ class _GuardedReduction:
         self._groups = LengthGroups(rule.counted)
         self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
         self._factors: list[list[float]] | None = None
+        self._negative: set[tuple[int, int]] = set()
         self._outliers: list[bool] = []
         self._weights: Sequence[float] | None = None
         self._ratios: list[float] = []
@@ -126,8 +135,18 @@ class _GuardedReduction:
         def look(number: int, elements: Tensor) -> None:
             for start, stop, group in spans:
                 self._squares[group][number] += square_sum(elements[start:stop])
+                if self._is_negative(group, block.start + start * block.dtype.itemsize, elements[start:stop], block.dtype.itemsize):
+                    self._negative.add((group, number))
 
         return look
+
+    def _is_negative(self, group: int, begin: int, elements: Tensor, size: int) -> bool:
+        """Tell whether a client's update leaves running variances below 0, but for rounding."""
+        first, name = self._groups.variances.get(group, (0, ""))
+        if self._rule.base is None or name not in self._rule.base:
+            return False
+        before = self._rule.base[name].flatten()[(begin - first) // size :][: len(elements)]
+        return bool((elements + (1 + _ROUNDING) * before < 0).any())
 
     def _reduce_again(self, block: Segment, rows: Rows, out: Tensor) -> None:
         assert self._factors is not None
@@ -163,7 +182,10 @@ class _GuardedReduction:
         longest = [max(ratios) for ratios in zip(*(raw[group] for group in self._groups.vectors), strict=True)]
         self._ratios = [ratio / more for ratio, more in zip(longest, allowed, strict=True)]
         self._outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
-        return [[self._factor(group, *pair) for pair in zip(ratios, self._outliers, strict=True)] for group, ratios in enumerate(raw)]
+        factors = [[self._factor(group, *pair) for pair in zip(ratios, self._outliers, strict=True)] for group, ratios in enumerate(raw)]
+        for group, number in self._negative:
+            factors[group][number] = 0.0
+        return factors
 
     def _factor(self, group: int, ratio: float, outlier: bool) -> float:
         if self._groups.is_vector(group):

@@ -86,6 +86,7 @@ class Setting:
         sizes: the examples of each client, at most `aggregation.weight_cap` times the median.
         outlier_ratio: what goes on being above it makes a client an outlier; 0 for never.
         contribution: what clients contribute: the limits of updates are lower.
+        base: what the clients received.
     """
 
     counted: Counted
@@ -94,6 +95,7 @@ class Setting:
     sizes: Mapping[str, float] = field(default_factory=dict)
     outlier_ratio: float = 0.0
     contribution: ContributionKind = "update"
+    base: Tensors | None = None
 
 
 class RegisteredRule(Protocol):

@@ -103,9 +103,9 @@ def _shortened_key(name: str) -> str:
 
 def _unknown_name(key: str, value: Any, known: list[str]) -> str:
     """For a table that is chosen by its name, which is missing or unknown."""
-    if not isinstance(value, dict):
-        return f"{key} = {shortened(value)}: a table is expected"
     wish = f"one of {', '.join(known)}; or package.module:Class"
+    if not isinstance(value, dict):
+        return f"{key} = {shortened(value)}: a table is expected, whose name is {wish}"
     if "name" not in value:
         return f"{key}.name is missing: {wish}"
     return f"{key}.name = {shortened(value['name'])}: {wish}{did_you_mean(str(value['name']), known)}"
@@ -122,4 +122,6 @@ def _suggestion(name: str, table: type[BaseModel]) -> str:
         return meant
     # A table that is chosen by its name has that name for a default: say whose keys these are.
     whose = table.model_fields["name"].default if issubclass(table, NamedTable) else None
-    return f"; known keys{f' of {whose}' if isinstance(whose, str) else ''}: {', '.join(table.model_fields)}"
+    if not isinstance(whose, str):
+        return f"; known keys: {', '.join(table.model_fields)}"
+    return f"; known keys of {whose}: {', '.join(table.model_fields)}; another name has others"

@@ -18,6 +18,7 @@ from feddkd.algorithms.base import Algorithm
 from feddkd.config import Config, CustomRuleConfig
 from feddkd.config.aggregation import AggregationConfig, RuleTable
 from feddkd.config.communication import PLAIN
+from feddkd.config.scheduler import cohort_size
 from feddkd.errors import ConfigError
 from feddkd.exchange import Exchange, Outcome
 from feddkd.imports import load_object
@@ -76,20 +77,28 @@ class RuleBook:
         self._fixed = fixed
         self._past: dict[str, Past] = {}
 
-    def rule(self, exchange: str, reply: Schema | None, sizes: Mapping[str, float], contribution: ContributionKind = "update") -> Rule:
+    def rule(
+        self,
+        exchange: str,
+        reply: Schema | None,
+        sizes: Mapping[str, float],
+        contribution: ContributionKind = "update",
+        base: Tensors | None = None,
+    ) -> Rule:
         """Build the rule of the next exchange of a name.
 
         Args:
             reply: what clients contribute; None where replies are only numbers.
             sizes: the examples of each client.
             contribution: what these contributions are.
+            base: what the clients receive.
         """
         if self._fixed is not None or reply is None:
             return self._fixed or WeightedMean()
         past, settings = self._past.get(exchange, Past()), self._aggregation.rule_of(exchange)
         previous = past.previous if past.previous is not None and past.previous.schema == reply else None
         sizes = capped_sizes(sizes, self._aggregation.weight_cap)
-        setting = Setting(Counted.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio, contribution)
+        setting = Setting(Counted.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio, contribution, base)
         return find_rule(settings).of(settings, setting)
 
     def loss(self, exchange: Exchange, outcome: Outcome) -> float | None:
@@ -169,6 +178,10 @@ def check_rules(config: Config, algorithm: Algorithm) -> None:
     aggregation, scheduler = config.aggregation, config.scheduler
     if scheduler.cohort_size is not None:
         aggregation.check_number(scheduler.cohort_size, "a round of this configuration")
+    elif "clients" in config.partition.model_fields_set:
+        # A simulation has these clients; a server that is told of no number may have more than the default.
+        number = cohort_size(scheduler.cohort, config.partition.clients)
+        aggregation.check_number(number, f"partition.clients = {config.partition.clients}")
     for key, rule in aggregation.keys_of_rules():
         find_rule(rule)
         if not rule.is_mean and algorithm.needs_mean is not None:

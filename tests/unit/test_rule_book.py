@@ -100,7 +100,8 @@ def test_clients_are_not_told_how_contributions_are_reduced() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("aggregation.rule.trim=0.1", r"aggregation\.rule\.trim"),
+        ("aggregation.rule.trim=0.1", r"aggregation\.rule\.trim.*known keys of mean.*another name has others"),
+        ("aggregation.rule=3", r"aggregation\.rule = 3: a table is expected, whose name is one of centred_clipping"),
         ('aggregation.rule={name = "trimmed_mean", trim = 0.5}', r"aggregation\.rule\.trim = 0\.5"),
         ('aggregation.rule={name = "trimmed_mean", trim = -0.1}', r"aggregation\.rule\.trim = -0\.1"),
         ("aggregation.rule=mode", r"aggregation\.rule.*'mode'"),
@@ -126,6 +127,10 @@ def test_a_wrong_setting_is_refused_by_its_name(override: str, message: str) -> 
         (
             ["scheduler.clients=6", 'aggregation.rule={name = "krum", hostile = 2}'],
             r"^aggregation\.rule: krum with these settings needs 7 clients or more, and a round of this configuration gives 6$",
+        ),
+        (
+            ["partition.clients=4", "aggregation.rule=krum"],
+            r"^aggregation\.rule: krum with these settings needs 5 clients or more, and partition\.clients = 4 gives 4$",
         ),
         (
             ["scheduler.clients=10", "scheduler.cohort=4", "aggregation.rules.dkd_step=krum"],
@@ -163,6 +168,13 @@ def test_what_makes_no_sense_is_refused_before_a_run(overrides: Sequence[str], m
 def test_what_makes_sense_is_not_refused(overrides: Sequence[str]) -> None:
     config = Config.load(overrides=overrides)
     check_rules(config, algorithms.build(config))
+
+
+def test_a_name_that_is_short_for_a_table_has_no_keys() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'rule' is a value, not a table; for a table of this name write aggregation\.rule\.name=median$"
+    ):
+        Config.load(overrides=["aggregation.rule=median", "aggregation.rule.trim=0.3"])
 
 
 # What is remembered.

@@ -303,6 +303,19 @@ def test_what_travels_beside_trainable_tensors_has_a_limit_of_its_own(name: str,
     assert found["w"].tolist() == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.parametrize("block_bytes", [1 << 20, 8])
+def test_an_update_that_makes_a_running_variance_negative_is_left_out_there(block_bytes: int) -> None:
+    schema = Schema([TensorSpec("w", torch.float32, (2,)), TensorSpec("bn.running_var", torch.float32, (3,), trainable=False)])
+    base = Tensors.copy_of(schema, {"w": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 2.0, 50.0])})
+    parts = [Tensors.copy_of(schema, {"w": torch.ones(2), "bn.running_var": torch.full((3,), -0.1)}) for _ in range(4)]
+    parts[3]["bn.running_var"].copy_(torch.tensor([1.0, 1.0, -51.0]))
+    found, _ = reduced(rule("mean", schema, outlier_ratio=7.0, base=base), parts, block_bytes=block_bytes)
+    assert found["bn.running_var"].tolist() == pytest.approx([-0.1] * 3)
+    parts[3]["bn.running_var"].copy_(torch.tensor([1.0, 1.0, -49.0]))
+    found, _ = reduced(rule("mean", schema, outlier_ratio=7.0, base=base), parts, block_bytes=block_bytes)
+    assert found["bn.running_var"].tolist() == pytest.approx([0.175, 0.175, -49.3 / 4])
+
+
 def test_what_is_beside_the_model_is_not_limited_where_nothing_is() -> None:
     chosen = rule("mean", SIDES, {"longest": 0}, outlier_ratio=0.0)
     assert reduced(chosen, with_sides({"running_var": 1e9}))[0]["running_var"][0] == pytest.approx(1e8, rel=1e-6)
