@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,19 +19,10 @@ from feddkd.tensors import Schema, Tensors, TensorSpec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from attacks import run  # noqa: E402
 from attacks.alie import paper_z  # noqa: E402
 from attacks.base import Seen  # noqa: E402
-from attacks.cells import DIGITS, FEDAVG, FEDDKD, IID, Cell, all_cells  # noqa: E402
 from attacks.clients import BOTH, EXCHANGES, GRADIENTS, UPDATES, ClientAround, HostileClient, Plot, Witness, put_among  # noqa: E402
-from attacks.fingerprint import code_hash, fingerprint, with_imports  # noqa: E402
 from attacks.known import ATTACKS, NONE  # noqa: E402
-from attacks.outcomes import Group, Outcomes  # noqa: E402
-from attacks.results import Results  # noqa: E402
-from attacks.rules import DEFAULTS, MEAN, RULES  # noqa: E402
-from attacks.run import chosen  # noqa: E402
-from attacks.running import run_cell  # noqa: E402
-from attacks.tables import REAL, verdicts  # noqa: E402
 
 SCHEMA = Schema([TensorSpec("w", torch.float32, (2,)), TensorSpec("count", torch.int64, (), trainable=False)])
 
@@ -189,189 +178,3 @@ def test_attackers_see_the_honest_contributions_of_this_exchange_alone() -> None
 def test_a_reply_without_tensors_is_left_as_it_is() -> None:
     hostile = HostileClient(FakeWorker(lambda _: Reply()), Witness(), plot("sign_flip"))
     assert hostile.carry_out(task()) == Reply()
-
-
-CLEAN = Cell(DIGITS, FEDAVG, IID, MEAN, NONE, BOTH, 0, 0)
-ATTACKED = Cell(DIGITS, FEDAVG, IID, MEAN, "times_-10", BOTH, 2, 0)
-
-
-@pytest.fixture(scope="module")
-def lines() -> list[dict[str, object]]:
-    return [run_cell(cell, extra=["rounds=3"]) for cell in (CLEAN, ATTACKED)]
-
-
-def test_a_cell_says_what_the_attack_costs(lines: list[dict[str, object]]) -> None:
-    clean, attacked = (line["accuracy"] for line in lines)
-    assert isinstance(clean, float)
-    assert attacked is None or (isinstance(attacked, float) and attacked < 0.5)
-    assert clean > 0.7
-    assert [line["hostile"] for line in lines] == [[], ["client-8", "client-9"]]
-
-
-def test_a_runner_goes_on_where_it_stopped(tmp_path: Path, lines: list[dict[str, object]]) -> None:
-    path = tmp_path / "attacks.jsonl"
-    of_now = {**lines[0], "command": "run", "fingerprint": fingerprint(CLEAN)}
-    Results(path).store(of_now)
-    kept = Results(path)
-    assert kept.is_current(CLEAN)
-    assert not kept.is_current(ATTACKED), "it has not run"
-    kept.store({**of_now, "fingerprint": "of other code"})
-    assert not Results(path).is_current(CLEAN), "it ran with other code"
-    kept.store({name: value for name, value in of_now.items() if name != "fingerprint"})
-    assert not Results(path).is_current(CLEAN), "nobody knows with which code it ran"
-    assert len(path.read_text().splitlines()) == 1
-
-
-def test_cells_that_no_table_shows_are_left_out(tmp_path: Path, lines: list[dict[str, object]]) -> None:
-    results = Results(tmp_path / "attacks.jsonl")
-    for each in lines:
-        results.store({**each, "command": "run"})
-    results.keep({ATTACKED})
-    assert [Cell.of(each) for each in Results(results.path)] == [ATTACKED]
-
-
-@pytest.mark.parametrize(
-    ("command", "kept"),
-    [
-        ("run.py --data-root /work/data --only seed=0", "run.py --only seed=0"),
-        ("run.py --only seed=0 --data-root=/home/me/data --jobs 4", "run.py --only seed=0"),
-        ("run.py --results=/tmp/x --again", "run.py --again"),
-    ],
-)
-def test_a_result_has_no_path_of_the_machine(tmp_path: Path, lines: list[dict[str, object]], command: str, kept: str) -> None:
-    path = tmp_path / "attacks.jsonl"
-    path.write_text(json.dumps({**lines[0], "command": command}) + "\n")
-    results = Results(path)
-    results.store({**lines[1], "command": command})
-    assert [json.loads(text)["command"] for text in path.read_text().splitlines()] == [kept, kept]
-
-
-def files_of(rule: str) -> set[str]:
-    """Return the files of the project's aggregator that a rule is decided by."""
-    return {path.stem for path in with_imports([ROOT / "feddkd" / "aggregator" / f"{rule}.py"])}
-
-
-@pytest.mark.parametrize(
-    ("rule", "among", "not_among"),
-    [
-        ("mean", {"mean", "weighted_mean", "integer_sum", "history"}, {"median", "krum", "joint"}),
-        ("median", {"median", "columns", "distances", "rule"}, {"mean", "krum", "joint", "norm_bounding"}),
-        ("krum", {"krum", "joint", "distances"}, {"mean", "geometric_median", "centred_clipping"}),
-        ("norm_bounding", {"norm_bounding", "weighted_mean"}, {"mean", "krum"}),
-        ("server_optimizer", {"server_optimizer", "growth_limit"}, {"mean", "median"}),
-    ],
-)
-def test_a_cell_depends_on_the_files_of_its_own_rule(rule: str, among: set[str], not_among: set[str]) -> None:
-    assert among <= files_of(rule)
-    assert not not_among & files_of(rule)
-
-
-def test_every_rule_and_attack_has_a_fingerprint_of_its_own() -> None:
-    cells = [Cell(DIGITS, FEDDKD, IID, rule, attack, BOTH, 2, 0) for rule in RULES for attack in (NONE, "alie")]
-    assert len({fingerprint(cell) for cell in cells}) == len(cells)
-    other_seed = Cell(DIGITS, FEDDKD, IID, MEAN, NONE, BOTH, 2, 1)
-    assert fingerprint(other_seed) == fingerprint(cells[0])
-
-
-@pytest.mark.parametrize(
-    ("text", "same"),
-    [
-        ('"""Doc."""\ndef f(x):\n    """More."""\n    # why\n    return x\n', True),
-        ("def f(x):\n    return x + 1\n", False),
-        ('"""Doc."""\ndef f(x=1):\n    return x\n', False),
-    ],
-)
-def test_comments_and_docstrings_make_no_other_code(tmp_path: Path, text: str, same: bool) -> None:
-    plain, other = tmp_path / "plain.py", tmp_path / "other.py"
-    plain.write_text("def f(x):\n    return x\n")
-    other.write_text(text)
-    assert (code_hash(plain) == code_hash(other)) == same
-
-
-def test_the_command_runs_what_is_missing_and_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "attacks.jsonl"
-    cell = [f"--only={name}={value}" for name, value in CLEAN.line().items()]
-    monkeypatch.setattr(sys, "argv", ["run.py", *cell, "--jobs=1", f"--results={path}"])
-    assert run.main() == 0
-    assert "1 of 1 cells are missing" in capsys.readouterr().out
-    first = path.read_text()
-    assert Cell.of(json.loads(first)) == CLEAN
-    assert run.main() == 0
-    assert "0 of 1 cells are missing" in capsys.readouterr().out
-    assert path.read_text() == first
-
-
-def test_cells_are_chosen_by_their_fields() -> None:
-    cells = chosen(["rule=mean", "attack=alie", "attack=none", "seed=0"], all_cells())
-    assert {(cell.rule, cell.seed) for cell in cells} == {("mean", 0)}
-    assert {cell.attack for cell in cells} == {"alie", "none"}
-    with pytest.raises(ValueError, match="rules=mean: a cell has data, algorithm"):
-        chosen(["rules=mean"], all_cells())
-
-
-def test_the_most_important_cells_run_first_and_none_twice() -> None:
-    cells = all_cells()
-    assert len(set(cells)) == len(cells)
-    core = {(cell.algorithm, cell.rule, cell.attack) for cell in cells[: len(cells) // 6] if (cell.partition, cell.seed) == (IID, 0)}
-    assert {(FEDDKD, rule, attack) for rule in RULES for attack in ATTACKS} <= core
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("algorithm", [FEDDKD, FEDAVG])
-def test_every_rule_is_a_valid_configuration(rule: str, algorithm: str) -> None:
-    from feddkd.config import Config
-
-    for attackers in (0, 1, 3):
-        cell = Cell(DIGITS, algorithm, IID, rule, NONE, BOTH, attackers, 5)
-        assert Config.load(overrides=cell.overrides()).seed == 5
-
-
-def group(rule: str, attack: str, attackers: int) -> Group:
-    return Group(DIGITS, FEDAVG, IID, rule, attack, attackers)
-
-
-def line(rule: str, attack: str, attackers: int, seed: int, accuracy: float | None) -> dict[str, object]:
-    return {**Cell(DIGITS, FEDAVG, IID, rule, attack, BOTH, attackers, seed).line(), "accuracy": accuracy}
-
-
-def test_a_loss_is_against_the_clean_mean_of_the_same_seeds() -> None:
-    found = Outcomes(
-        [
-            line(MEAN, NONE, 0, 0, 0.9),
-            line(MEAN, NONE, 0, 1, 0.8),
-            line(DEFAULTS, "alie", 2, 0, 0.85),
-            line(DEFAULTS, "alie", 2, 1, None),
-            line(DEFAULTS, "alie", 2, 2, 0.1),  # its clean mean has not run
-        ]
-    )
-    outcome = found.of(group(DEFAULTS, "alie", 2))
-    assert outcome is not None
-    assert outcome.loss == pytest.approx((5 + 70) / 2)  # a run without a model counts as chance, 10 %
-    assert outcome.worst == pytest.approx(70)
-    assert (outcome.seeds, outcome.failed) == (2, 1)
-    assert outcome.text == "37.5 (70.0)"
-    assert found.of(group(MEAN, "alie", 2)) is None
-
-
-def test_the_verdicts_count_the_attacks_that_some_rule_keeps_within_the_limit() -> None:
-    lines = [line(rule, NONE, 0, 0, 0.9) for rule in RULES]
-    lines += [line(rule, attack, 2, 0, 0.9 if attack != "alie" else 0.8) for rule in RULES for attack in REAL]
-    said = verdicts(Outcomes(lines))
-    assert "12 of 13 attacks cost at most 5 points; the most is 10.0." in said
-    assert "no single rule keeps every attack within 5 points" in said
-
-
-def test_every_result_is_of_a_cell_and_says_how_it_was_made() -> None:
-    for text in (ROOT / "benchmarks" / "results" / "attacks.jsonl").read_text().splitlines():
-        found = json.loads(text)
-        assert Cell.of(found).attack in ATTACKS
-        assert found["rule"] in RULES
-        assert {"command", "commit", "versions", "cpu", "seconds", "accuracy", "refused"} <= found.keys()
-
-
-def test_the_page_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "attacks" / "page.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
