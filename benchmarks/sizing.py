@@ -147,7 +147,7 @@ def main() -> None:
     for mib in options.mib:
         for clients in options.clients:
             if not fits(mib, clients):
-                print(f"{mib} MiB, {clients} clients: left out, for want of memory", file=sys.stderr)
+                print(f"{mib} MiB, {clients} clients: left out: not enough memory", file=sys.stderr)
                 continue
             rows.append(measure(mib, clients))
             Console().print_json(data=rows[-1])

@@ -35,6 +35,7 @@ EVENTS: Final = {
     "command_failed": "The command ends with an error; `exit_code` and, where it can, `go_on`: the command that goes on.",
     "told": "What a person is told at the terminal.",
     "output": "Something else was printed on standard error, by a library or a client process: one line of it.",
+    "lines_lost": "Standard error was not read for so long that lines were lost; `lines` says how many.",
     "native_warning": "Python's `warnings` module warned.",
     OTHER: "Anything else; the message says what.",
 }

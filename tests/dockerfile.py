@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,3 +79,34 @@ def stages(path: Path = DOCKERFILE) -> list[Stage]:
         elif found:
             found[-1].instructions.append(instruction)
     return found
+
+
+def carry_out(stage: Stage, folder: Path, environment: Mapping[str, str]) -> Iterator[Instruction]:
+    """Do what COPY and RUN of a stage do, in a folder in place of the root, and yield each RUN that is done.
+
+    Its working directory is `folder`/src, and /opt/feddkd is `folder`/feddkd.
+
+    Raises:
+        AssertionError: a command failed.
+    """
+    source = folder / "src"
+    source.mkdir()
+    for step in stage.instructions:
+        if step.name == "COPY":
+            *copied, target = step.rest.split()
+            _copy(copied, source / target)
+        elif step.name == "RUN":
+            command = step.command.replace("/opt/feddkd", str(folder / "feddkd"))
+            done = subprocess.run(["sh", "-ec", command], cwd=source, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+            yield step
+
+
+def _copy(sources: list[str], target: Path) -> None:
+    """Do what COPY does: of a folder, its content is copied."""
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, target)

@@ -23,6 +23,7 @@ from feddkd.cli.signals import for_this_process
 from feddkd.errors import AddressInUseError, CommandInterruptedError, ConfigError, FedDKDError, StoppedError
 from feddkd.log_events import about
 from feddkd.memory import end_without_search
+from feddkd.standard_error import never_wait_for_standard_error
 from feddkd.text import printable
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ _register_commands()
 def main() -> None:
     """Run the command line; errors of ours become one line and an exit code."""
     end_without_search()
+    never_wait_for_standard_error()
     signal.signal(signal.SIGTERM, for_this_process(_interrupt))
     sys.argv[1:] = expanded(sys.argv[1:])
     try:

@@ -15,8 +15,11 @@ from feddkd.cli.log_format import TEXT_FORMAT, JsonLines, LogFormat
 from feddkd.cli.log_stream import LogStream
 from feddkd.cli.output import error_console, say_in_log
 from feddkd.errors import StateError
-from feddkd.log_events import EVENT
+from feddkd.log_events import EVENT, about
+from feddkd.standard_error import PatientStream
 from feddkd.text import PrintableFilter
+
+logger = logging.getLogger(__name__)
 
 LOG = "client.log"
 """The log file of a client in its state directory."""
@@ -89,6 +92,8 @@ def start_log(log_format: LogFormat, file: Path | None, shown: frozenset[str] = 
         root.addHandler(handler)
         say_in_log(True)
         before = sys.stderr
+        if isinstance(before, PatientStream):
+            before.notice = _notice_in_json
         sys.stderr = LogStream(before)
         if sys.stdout is before:  # what a command's results do not need
             sys.stdout = sys.stderr
@@ -96,6 +101,13 @@ def start_log(log_format: LogFormat, file: Path | None, shown: frozenset[str] = 
         logging.captureWarnings(True)
     if file is not None or log_format is LogFormat.JSON or shown:
         logging.getLogger("feddkd").setLevel(logging.INFO)
+
+
+def _notice_in_json(lost: int) -> str:
+    """Write how many lines were lost, because standard error was not read."""
+    text = f"{lost} lines were lost, because standard error was not read"
+    record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, text, (), None, extra=about("lines_lost", lines=lost))
+    return f"{JsonLines().format(record)}\n"
 
 
 def _file_handler(file: Path, log_format: LogFormat) -> logging.Handler:

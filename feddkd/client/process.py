@@ -21,6 +21,7 @@ from feddkd.client.work import TaskRunner
 from feddkd.config import Config
 from feddkd.errors import FedDKDError
 from feddkd.memory import end_without_search, return_large_blocks
+from feddkd.standard_error import never_wait_for_standard_error
 from feddkd.transport.closed_poller import ignore_closed_poller
 from feddkd.transport.options import allow_connections
 from feddkd.transport.tls import ClientTls
@@ -98,6 +99,7 @@ def _told() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the client processes that `feddkd run` starts."""
     end_without_search()
+    never_wait_for_standard_error()
     allow_connections()  # the parent's limit is raised after this process started; each client has a connection and a lock
     if arguments is None and sys.argv[1:] == [TOLD_BY_STDIN]:
         sys.argv[1:] = arguments = _told()

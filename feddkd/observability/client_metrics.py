@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector, disable_created_metrics
+from prometheus_client import Counter, Gauge, PlatformCollector, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -17,6 +17,7 @@ from feddkd.client.watch import Bytes, ClientWatch
 from feddkd.exchange import ExampleCounts, Reply, Task
 from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.metrics import UNKNOWN
+from feddkd.observability.registry import MetricsRegistry
 
 STATES = ("connecting", "waiting", "working")
 
@@ -33,7 +34,7 @@ class ClientMetrics(ClientWatch):
 
     def __init__(self, client: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # as in the server's metrics
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = MetricsRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._activity = _Activity()

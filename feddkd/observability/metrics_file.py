@@ -54,6 +54,10 @@ class MetricsFile:
                 if not told:
                     logger.warning("cannot write %s: %s; it is tried again", self._file, error.strerror)
                 told = True
+            except Exception:
+                if not told:
+                    logger.exception("cannot write %s; it is tried again", self._file)
+                told = True
             if is_last:
                 return
 

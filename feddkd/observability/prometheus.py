@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, disable_created_metrics
+from prometheus_client import PlatformCollector, ProcessCollector, disable_created_metrics
 
 from feddkd import algorithms
 from feddkd.config import Config
@@ -17,10 +17,11 @@ from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
 from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.learning_metrics import LearningMetrics
 from feddkd.observability.metrics import CommunicationMetrics, RunMetrics
+from feddkd.observability.registry import MetricsRegistry
 from feddkd.observability.scrape import scrape
 from feddkd.observability.server_metrics import ServiceMetrics
 from feddkd.observability.site_metrics import SiteMetrics
-from feddkd.observability.web import Request, Response, WebServer
+from feddkd.observability.web import Request, Response
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
@@ -45,7 +46,7 @@ class PrometheusMetrics(Observer):
         """
         # The library's switch is global: a `_created` series for each of ours would double them and say nothing.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+        self.registry = MetricsRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.was_stopped: Callable[[], bool] = bool
@@ -56,17 +57,6 @@ class PrometheusMetrics(Observer):
         self._sites = SiteMetrics(self.registry, config)
         self._service = ServiceMetrics(self.registry)
         self.certificates = CertificateExpiry(self.registry, CERTIFICATE_ROLES)
-
-    def serve(self, port: int, address: str = "127.0.0.1") -> WebServer:
-        """Answer scrapes over HTTP, on a thread of its own, until the server is closed.
-
-        Args:
-            port: 0 takes a free one.
-
-        Raises:
-            AddressInUseError: the port is taken, or the address is not one of this machine's.
-        """
-        return WebServer({"/metrics": self.page}, port, address, "metrics")
 
     def page(self, request: Request) -> Response:
         """Answer a scrape."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from feddkd.errors import AddressInUseError
@@ -24,7 +24,13 @@ from feddkd.errors import AddressInUseError
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 32
-"""Connections that are open at a time; a further one is closed at once."""
+"""Connections that are open at a time. A further one takes the place of the oldest without a request, or is closed at once."""
+
+MAX_ADDRESS_CONNECTIONS = 24
+"""Connections of one address: some places are left for the probes and scrapes of others."""
+
+FIRST_BYTE_TIMEOUT_S = 2.0
+"""Seconds that a client has before it sends anything."""
 
 REQUEST_TIMEOUT_S = 10.0
 """Seconds that a client has for its whole request."""
@@ -64,6 +70,21 @@ class Response:
     content_type: str
     body: bytes | Iterator[bytes]
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Connection:
+    """An open connection.
+
+    Attributes:
+        until: when it is cut off, on the monotonic clock.
+        has_request: whether its request was read.
+    """
+
+    peer: str
+    since: float
+    until: float
+    has_request: bool = False
 
 
 Route = Callable[[Request], Response]
@@ -126,26 +147,41 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.routes = {"/": self._listing, **routes}
         self._paths = sorted(routes)
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, float] = {}
+        self._open: dict[socket.socket, _Connection] = {}
         super().__init__((str(where[0]), port), _Handler)
 
     def _listing(self, _: Request) -> Response:
         return text_response("".join(f"{path}\n" for path in self._paths))
 
-    def verify_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> bool:
-        """Take a connection in, unless there are too many."""
+    def verify_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> bool:
+        """Take a connection in, unless there are too many that have sent a request."""
         assert isinstance(request, socket.socket)
+        now, peer = time.monotonic(), str(client_address[0])
         with self._lock:
-            if len(self._open) >= MAX_CONNECTIONS:
+            of_peer = [each for each, state in self._open.items() if state.peer == peer]
+            crowd = of_peer if len(of_peer) >= MAX_ADDRESS_CONNECTIONS else list(self._open)
+            is_full = crowd is of_peer or len(crowd) >= MAX_CONNECTIONS
+            silent = next((each for each in crowd if not self._open[each].has_request), None) if is_full else None
+            if is_full and silent is None:
                 return False
-            self._open[request] = time.monotonic() + REQUEST_TIMEOUT_S
+            if silent is not None:
+                del self._open[silent]
+            self._open[request] = _Connection(peer, now, now + FIRST_BYTE_TIMEOUT_S)
+        if silent is not None:
+            _end(silent)
         return True
+
+    def request_begun(self, connection: socket.socket) -> None:
+        """Take in that a client has sent something: it has the time for a whole request."""
+        with self._lock:
+            if (state := self._open.get(connection)) is not None:
+                state.until = state.since + REQUEST_TIMEOUT_S
 
     def request_complete(self, connection: socket.socket) -> None:
         """Take in that a request was read: from now on only writing has a limit of time."""
         with self._lock:
-            if connection in self._open:
-                self._open[connection] = float("inf")
+            if (state := self._open.get(connection)) is not None:
+                state.until, state.has_request = float("inf"), True
 
     def service_actions(self) -> None:
         """Cut off the clients whose request takes too long, however slowly they send it."""
@@ -154,10 +190,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def cut_off(self, now: float = float("inf")) -> None:
         """End the connections that had to be done by `now`; by default all. Their threads then end."""
         with self._lock:
-            late = [connection for connection, until in self._open.items() if until <= now]
+            late = [connection for connection, state in self._open.items() if state.until <= now]
         for connection in late:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            _end(connection)
 
     def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
         assert isinstance(request, socket.socket)
@@ -170,6 +205,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         logger.debug("an HTTP connection broke", exc_info=True)
 
 
+def _end(connection: socket.socket) -> None:
+    """Let the thread of a connection read and write no more; it then closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request of a connection."""
 
@@ -180,6 +221,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout: ClassVar[float] = WRITE_TIMEOUT_S
     error_content_type = TEXT
     error_message_format = "%(code)d %(message)s\n"
+
+    def handle(self) -> None:
+        if self.rfile.peek(1):  # type: ignore[attr-defined]  # waits for the first byte
+            self.server.request_begun(self.connection)
+            super().handle()
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
@@ -203,8 +249,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(Response(refusal.status, refusal.content_type, refusal.body, {"Allow": "GET, HEAD"}), with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        url = urlsplit(self.path)
-        request = Request(url.path, {name.lower(): value for name, value in self.headers.items()}, parse_qs(url.query))
+        try:
+            url = urlsplit(self.path)
+            query = parse_qs(url.query)
+        except ValueError:
+            self._write(text_response("400 this is no path\n", HTTPStatus.BAD_REQUEST), with_body=with_body)
+            return
+        request = Request(url.path, {name.lower(): value for name, value in self.headers.items()}, query)
         route = self.server.routes.get(request.path)
         if route is None:
             self._write(text_response("404 no such page\n", HTTPStatus.NOT_FOUND), with_body=with_body)
@@ -217,6 +268,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(response, with_body=with_body)
 
     def _write(self, response: Response, *, with_body: bool) -> None:
+        """Send a response. Its body is closed in any case: a stream counts its readers."""
+        body = response.body
+        try:
+            self._write_head(response)
+            parts = (body,) if isinstance(body, bytes) else body
+            for part in parts if with_body else ():
+                self.wfile.write(part)
+        finally:
+            if not isinstance(body, bytes) and (close := getattr(body, "close", None)) is not None:
+                close()
+
+    def _write_head(self, response: Response) -> None:
         self.send_response(response.status)
         self.send_header("Content-Type", response.content_type)
         for name, value in response.headers.items():
@@ -225,13 +288,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(response.body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        parts = iter([response.body]) if isinstance(response.body, bytes) else response.body
-        try:
-            for part in parts if with_body else ():
-                self.wfile.write(part)
-        finally:
-            if (close := getattr(parts, "close", None)) is not None:
-                close()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         logger.debug("%s: " + format, self.address_string(), *args)

@@ -15,6 +15,7 @@ from feddkd.config import Config
 from feddkd.engines.simulation import run_federation
 from feddkd.observability.ledger import Ledger
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.observability.web import WebServer
 from feddkd.scheduler.records import ExchangeRecord, Observer, RunRecord
 
 CONFIG = Config.parse(
@@ -79,7 +80,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("run")
     metrics = PrometheusMetrics(CONFIG)
-    with closing(metrics.serve(0)) as server, closing(Ledger(out, CONFIG)) as ledger:
+    with closing(WebServer({"/metrics": metrics.page}, 0)) as server, closing(Ledger(out, CONFIG)) as ledger:
         assert Scrape(server.port).state() == "waiting"
         scraper = Scraper(server.port)
         record = run_federation(CONFIG, "grpc", out, [metrics, ledger, scraper])

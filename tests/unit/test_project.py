@@ -46,6 +46,18 @@ def test_constraints_pin_every_dependency_to_a_version_that_it_allows(requiremen
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
 
 
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_a_dependency_has_a_lower_bound(requirement: Requirement) -> None:
+    assert any(part.operator == ">=" for part in requirement.specifier)
+
+
+def test_ci_installs_every_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (own,) = [Requirement(text) for text in extras["dev"] if Requirement(text).name == PROJECT["name"]]
+    installed = re.findall(r"scripts/install (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert own.extras.union(*(names.split(",") for names in installed)) == extras.keys()
+
+
 def test_constraints_suit_every_platform() -> None:
     assert not [name for name, version in pins().items() if version.local]
 

@@ -1,8 +1,7 @@
 import math
 import re
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feddkd.config import Config
 from feddkd.engines.in_process import InProcessEngine
-from feddkd.errors import AddressInUseError, ConfigError
+from feddkd.errors import ConfigError
 from feddkd.exchange import Evaluation, ExampleCounts, ExchangeId
 from feddkd.observability import site_metrics
 from feddkd.observability.metrics import DURATION_BUCKETS_S
 from feddkd.observability.prometheus import PrometheusMetrics
+from feddkd.observability.web import WebServer
 from feddkd.scheduler.engine import ClientStates
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord, RunRecord
 from feddkd.tensors import Schema, Tensors, TensorSpec
@@ -506,36 +506,13 @@ def test_buckets_ascend_from_milliseconds_to_an_hour() -> None:
     assert max(high / low for low, high in pairwise(resolved)) <= 1.7
 
 
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
-
-
-def test_a_taken_port_is_refused_in_one_line(metrics: PrometheusMetrics, taken_port: int) -> None:
-    with pytest.raises(AddressInUseError) as caught:
-        metrics.serve(taken_port)
-    assert str(caught.value) == f"cannot serve metrics on 127.0.0.1:{taken_port}: Address already in use"
-
-
-def test_two_servers_never_share_a_port_in_silence(metrics: PrometheusMetrics) -> None:
-    with closing(metrics.serve(0)) as server, pytest.raises(AddressInUseError, match=f"127.0.0.1:{server.port}"):
-        PrometheusMetrics(Config()).serve(server.port)
-
-
-def test_a_closed_server_frees_its_port(metrics: PrometheusMetrics) -> None:
-    first = metrics.serve(0)
-    first.close()
-    first.close()
-    with closing(metrics.serve(first.port)) as second:
-        assert second.port == first.port
+def served(metrics: PrometheusMetrics) -> closing[WebServer]:
+    return closing(WebServer({"/metrics": metrics.page}, 0))
 
 
 def test_openmetrics_is_served_to_those_who_ask_for_it(metrics: PrometheusMetrics) -> None:
     feed_everything(metrics)
-    with closing(metrics.serve(0)) as server:
+    with served(metrics) as server:
         wanted = Request(f"http://127.0.0.1:{server.port}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
         with urlopen(wanted) as response:
             assert response.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -546,7 +523,7 @@ def test_openmetrics_is_served_to_those_who_ask_for_it(metrics: PrometheusMetric
 
 
 def test_one_family_can_be_asked_for_by_name(metrics: PrometheusMetrics) -> None:
-    with closing(metrics.serve(0)) as server, urlopen(f"http://127.0.0.1:{server.port}/metrics?name[]=feddkd_wire_bytes_total") as response:
+    with served(metrics) as server, urlopen(f"http://127.0.0.1:{server.port}/metrics?name[]=feddkd_wire_bytes_total") as response:
         assert [family.name for family in text_string_to_metric_families(response.read().decode())] == ["feddkd_wire_bytes"]
 
 

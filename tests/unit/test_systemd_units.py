@@ -91,6 +91,12 @@ def test_keys_come_as_credentials_and_state_is_systemds(unit: Path) -> None:
     assert found["WorkingDirectory"] == [f"/var/lib/{found['StateDirectory'][0]}"]
 
 
+def test_the_list_of_revoked_certificates_is_the_file_that_an_operator_changes() -> None:
+    (command,) = settings(UNITS[0])["ExecStart"]
+    assert "--tls-crl=/etc/feddkd/ca.crl" in command  # a credential would be a copy made at the start
+    assert "install -m 644 server.pem ca.pem ca.crl /etc/feddkd/" in (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("unit", "final"), [(UNITS[0], {2, 75}), (UNITS[1], {2, 130})], ids=["server", "client"])
 def test_an_end_that_another_start_does_not_mend_is_final(unit: Path, final: set[int]) -> None:
     found = settings(unit)

@@ -4,7 +4,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -105,9 +105,10 @@ def test_a_request_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "MAX_CONNECTIONS", 2)
-    release = threading.Event()
+    release, reached = threading.Event(), threading.Semaphore(0)
 
     def held(_: Request) -> Response:
+        reached.release()
         release.wait(30)
         return text_response("late")
 
@@ -115,12 +116,88 @@ def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         held_open = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(2)]
         for connection in held_open:
             connection.sendall(b"GET /held HTTP/1.1\r\n\r\n")
+            assert reached.acquire(timeout=30)
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as third:
             assert third.recv(100) == b"", "closed at once"
         release.set()
         for connection in held_open:
             with connection:
                 assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_probe_takes_the_place_of_the_oldest_that_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "FIRST_BYTE_TIMEOUT_S", 3600.0)
+    with closing(WebServer({"/hello": greet}, 0)) as server, ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)) for _ in range(web.MAX_CONNECTIONS + 8)
+        ]
+        assert ask(server, "GET", "/hello")[0].status == 200
+        assert silent[0].recv(1) == b"", "the oldest was cut off"
+
+
+def test_a_request_that_is_not_complete_holds_no_place_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "REQUEST_TIMEOUT_S", 3600.0)
+    with closing(WebServer({"/hello": greet}, 0)) as server, ExitStack() as stack:
+        for _ in range(web.MAX_CONNECTIONS + 8):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)).sendall(b"GET /hello HTTP/1.1\r\n")
+        assert ask(server, "GET", "/hello")[0].status == 200
+
+
+def test_one_address_leaves_places_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MAX_ADDRESS_CONNECTIONS", 2)
+    release, reached = threading.Event(), threading.Semaphore(0)
+
+    def held(_: Request) -> Response:
+        reached.release()
+        release.wait(30)
+        return text_response("late")
+
+    with closing(WebServer({"/held": held, "/hello": greet}, 0)) as server, ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)).sendall(b"GET /held HTTP/1.1\r\n\r\n")
+            assert reached.acquire(timeout=30)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as third:
+            assert third.recv(100) == b"", "closed at once"
+        other = ("127.0.0.2", 0)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30, source_address=other) as probe:
+            probe.sendall(b"GET /hello HTTP/1.1\r\n\r\n")
+            assert probe.recv(12) == b"HTTP/1.1 200"
+        release.set()
+
+
+def test_a_client_that_sends_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "FIRST_BYTE_TIMEOUT_S", 0.0)
+    with closing(WebServer({"/hello": greet}, 0)) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as silent:
+        assert silent.recv(100) == b""
+
+
+@pytest.mark.parametrize("failing", ["end_headers", "send_response", "send_header"])
+def test_a_body_is_closed_where_its_client_left_before_the_headers(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    closed = threading.Event()
+
+    class Body(Iterator[bytes]):
+        def __next__(self) -> bytes:
+            raise StopIteration
+
+        def close(self) -> None:
+            closed.set()
+
+    def reset(*_: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(web._Handler, failing, reset)
+    with closing(WebServer({"/stream": lambda _: Response(200, web.TEXT, Body())}, 0)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b"GET /stream HTTP/1.1\r\n\r\n")
+            assert client.recv(100) == b""
+        assert closed.wait(30)
+
+
+@pytest.mark.parametrize("target", [b"http://[", b"ftp://[::1", b"http://[zz]/hello", b"x://a]/hello"])
+def test_what_is_no_path_is_a_bad_request(server: WebServer, target: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"GET " + target + b" HTTP/1.1\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
 
 
 def test_closing_cuts_off_who_still_reads() -> None:
@@ -140,6 +217,19 @@ def test_closing_cuts_off_who_still_reads() -> None:
         server.close()
         assert client.recv(1000) == b""
     pause.set()
+
+
+def test_a_taken_port_is_refused_in_one_line(server: WebServer) -> None:
+    with pytest.raises(AddressInUseError, match=f"^cannot serve a page on 127.0.0.1:{server.port}: Address already in use$"):
+        WebServer({}, server.port, purpose="a page")
+
+
+def test_a_closed_server_frees_its_port() -> None:
+    first = WebServer({}, 0)
+    first.close()
+    first.close()
+    with closing(WebServer({}, first.port)) as second:
+        assert second.port == first.port
 
 
 def test_an_ipv6_address_is_written_in_brackets() -> None:
