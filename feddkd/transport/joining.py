@@ -74,7 +74,7 @@ class Joining:
         try:
             yield
         except NotAdmittedError as error:
-            self._participation.refuse(error, peer, asked())
+            self._participation.refuse(error, peer, asked(), is_expected=asked() in (self._admission.expected or ()))
             raise
 
     async def _check(self, request: pb.JoinRequest, peer: Peer) -> None:

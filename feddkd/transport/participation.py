@@ -75,9 +75,9 @@ class Participation:
         self.refusals = RefusalLog(security.audit, self._run_id)
         self.events = ClientEvents(security.audit, self._run_id)
 
-    def refuse(self, error: NotAdmittedError, peer: Peer, client_id: str) -> None:
-        """Say that a call was refused."""
-        is_known = self._sessions.holder(client_id) is not None
+    def refuse(self, error: NotAdmittedError, peer: Peer, client_id: str, *, is_expected: bool = False) -> None:
+        """Say that a call was refused; `is_expected` says whether the run waits for a client of this id."""
+        is_known = is_expected or self._sessions.holder(client_id) is not None
         self.refusals.take(error, peer, client_id, asyncio.get_running_loop().time(), is_known=is_known)
 
     def problem(self, session: Session, certificates: Sequence[Certificate]) -> str | None:

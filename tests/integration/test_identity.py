@@ -739,3 +739,13 @@ def test_a_client_of_an_intermediate_ca_takes_part_until_the_root_revokes_that_c
         crl.write_bytes(revocation_list(pki.authority.certificate, key, crl.read_bytes(), [serial], NOW, NOW + DAY))
         with pytest.raises(RefusedError, match=r"the certificate of a CA of this client \(.*intermediate CA, .*\) is revoked"):
             join(address, tls)
+
+
+def test_a_theft_is_said_after_a_flood_of_made_up_ids_of_the_same_certificate(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.transport.refusals.BURST_OF_PEER", 2)
+    taken = Taken()
+    with serving(security_of(place, audit=taken), Admission(expected=frozenset({"north"}))) as (_, address):
+        for client_id in ("one", "two", "three", "north"):
+            with pytest.raises(RefusedError, match="is for south"):
+                join(address, place.tls_of("the certificate of another client"), client_id=client_id)
+    assert [client_id for client_id, _ in taken.refusals] == ["one", "two", "north"]
