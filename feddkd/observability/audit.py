@@ -65,29 +65,29 @@ class AuditLog:
         os.close(self._descriptor)
 
     def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
-        """Take down that a client was admitted, and how many more events of it were since its last such line."""
+        """Record that a client was admitted, and how many more events of it were since its last such line."""
         shown = _shown(certificate)
         self._write("joined", client=client_id, peer=address, examples=examples, certificate=shown, not_listed_before=unsaid)
 
     def left(self, client_id: str, unsaid: int) -> None:
-        """Take down that a client said that it takes part no more, and its stream has ended."""
+        """Record that a client said that it takes part no more, and its stream has ended."""
         self._write("left", client=client_id, not_listed_before=unsaid)
 
     def ended(self, client_id: str, unsaid: int) -> None:
-        """Take down that a client's stream ended as both ends wanted, for instance with the run."""
+        """Record that a client's stream ended as both ends wanted, for instance with the run."""
         self._write("ended", client=client_id, not_listed_before=unsaid)
 
     def lost(self, client_id: str, reason: str, unsaid: int) -> None:
-        """Take down that a client's stream broke, or was ended by the server."""
+        """Record that a client's stream broke, or was ended by the server."""
         self._write("lost", client=client_id, reason=reason, not_listed_before=unsaid)
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
-        """Take down that a call was refused, and how many more were since the last such line."""
+        """Record that a call was refused, and how many more were since the last such line."""
         shown = _shown(certificate)
         self._write("refused", client=client_id, peer=address, kind=kind, reason=reason, certificate=shown, not_listed_before=unsaid)
 
     def accepted(self, client_id: str, exchange: str, size_bytes: int, digest: str) -> None:
-        """Take down that a contribution counts."""
+        """Record that a contribution counts."""
         self._write("accepted", client=client_id, exchange=exchange, size_bytes=size_bytes, digest=digest)
 
     def _write(self, event: str, **fields: Any) -> None:

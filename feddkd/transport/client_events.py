@@ -8,9 +8,9 @@ from collections import OrderedDict
 import grpc
 
 from feddkd.log_events import about
+from feddkd.transport.audit_sink import AuditSink
 from feddkd.transport.limits import TokenBuckets
 from feddkd.transport.peer import Peer
-from feddkd.transport.register import Register
 from feddkd.transport.sessions import Session
 from feddkd.transport.stream import End
 
@@ -34,11 +34,11 @@ _ORDINARY = (grpc.StatusCode.OK, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAI
 class ClientEvents:
     """Says who joined, left and was lost. Lives on the server's loop."""
 
-    def __init__(self, register: Register, run_id: str = "") -> None:
+    def __init__(self, audit: AuditSink, run_id: str = "") -> None:
         """Args:
         run_id: for the log.
         """
-        self._register = register
+        self._audit = audit
         self._run_id = run_id
         self._of_client = TokenBuckets(BURST, PER_S, REMEMBERED)
         self._of_host = TokenBuckets(BURST_OF_HOST, PER_S_OF_HOST, REMEMBERED)
@@ -50,7 +50,7 @@ class ClientEvents:
         if unsaid is None:
             return
         counts = session.counts
-        self._register.joined(session.client_id, peer.address, peer.certificate, counts.total, unsaid)
+        self._audit.joined(session.client_id, peer.address, peer.certificate, counts.total, unsaid)
         logger.info(
             "%s joined with %d examples, %d of them labelled (feddkd %r)",
             session.client_id,
@@ -67,12 +67,12 @@ class ClientEvents:
         if unsaid is None:
             return
         if end.code is grpc.StatusCode.OK and session.leaves:
-            self._register.left(client_id, unsaid)
+            self._audit.left(client_id, unsaid)
             logger.info("%s takes part no more", client_id, extra=about("client_left", run_id=self._run_id, client=client_id))
         elif not end.reason:
-            self._register.ended(client_id, unsaid)
+            self._audit.ended(client_id, unsaid)
         else:
-            self._register.lost(client_id, end.reason, unsaid)
+            self._audit.lost(client_id, end.reason, unsaid)
             level = logging.INFO if end.code in _ORDINARY else logging.WARNING
             lost = about("client_lost", run_id=self._run_id, client=client_id, reason=end.reason)
             logger.log(level, "the stream of %s ended: %s", client_id, end.reason, extra=lost)

@@ -28,7 +28,7 @@ from feddkd.errors import StateError
 from feddkd.files import read_regular
 from feddkd.text import utc_time
 from feddkd.transport.refusals import NotAdmittedError
-from feddkd.transport.reread import Stamp, stamp_of
+from feddkd.transport.reloaded_files import Stamp, stamp_of
 
 TOKEN_BYTES = 32
 PREFIX = "fdk_"

@@ -10,13 +10,13 @@ import grpc
 
 from feddkd.transport.admission import Admission, check_owner, check_version, example_counts, parse_request
 from feddkd.transport.calls import Responses
+from feddkd.transport.certificate_policy import ClientCertificatePolicy
 from feddkd.transport.class_contract import ClassContract
-from feddkd.transport.entrance import Entrance
-from feddkd.transport.gate import Gate
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.sessions import Owner, Sessions
 
 MAX_IDS_OF_A_CERTIFICATE = 1_000
@@ -44,18 +44,18 @@ class Joining:
         self.responses = Responses(len(self._joined))
 
     @property
-    def _entrance(self) -> Entrance:
-        return self._participation.entrance
+    def _security(self) -> ServerSecurity:
+        return self._participation.security
 
     @property
-    def _gate(self) -> Gate:
-        return self._entrance.gate
+    def _policy(self) -> ClientCertificatePolicy:
+        return self._security.policy
 
     async def description(self, message: bytes, peer: Peer) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
         with self._noting(peer, lambda: ""):
             check_version(parse_request(message, pb.DescribeRequest).protocol_version)
-            self._gate.check(peer)
+            self._policy.check(peer)
         return self._described
 
     async def join(self, message: bytes, peer: Peer) -> bytes:
@@ -70,11 +70,11 @@ class Joining:
 
     @contextlib.contextmanager
     def _noting(self, peer: Peer, asked: Callable[[], str]) -> Iterator[None]:
-        """Take down who is refused, and under which id."""
+        """Record who is refused, and under which id."""
         try:
             yield
         except NotAdmittedError as error:
-            self._participation.refuse(error, peer, asked())
+            self._participation.refuse(error, peer, asked(), is_expected=asked() in (self._admission.expected or ()))
             raise
 
     async def _check(self, request: pb.JoinRequest, peer: Peer) -> None:
@@ -83,8 +83,8 @@ class Joining:
         Who it is comes first: a stranger learns nothing of the run and of its clients, and changes nothing.
         """
         self._admission.check_form(request)
-        self._gate.check(peer, request.client_id)
-        tokens, shown = self._entrance.tokens, (request.client_id, request.join_token, request.instance_id)
+        self._policy.check(peer, request.client_id)
+        tokens, shown = self._security.tokens, (request.client_id, request.join_token, request.instance_id)
         is_first = tokens is not None and tokens.check(*shown)
         self._admission.check(request)
         self._check_place(request, self._owner(request, peer))
@@ -108,7 +108,7 @@ class Joining:
         return Owner.of(
             request.instance_id,
             peer.certificate.sha256 if peer.certificate is not None else None,
-            request.client_id if self._gate.binds_ids else None,
+            request.client_id if self._policy.binds_ids else None,
         )
 
     def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:

@@ -16,10 +16,10 @@ from feddkd.errors import ProtocolError
 from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.client_events import ClientEvents
-from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
 from feddkd.transport.peer import Peer
-from feddkd.transport.refusals import NotAdmittedError, Refusals
+from feddkd.transport.refusals import NotAdmittedError, RefusalLog
+from feddkd.transport.server_security import OPEN, ServerSecurity
 from feddkd.transport.sessions import Session, Sessions
 from feddkd.transport.stream import End, Stream
 
@@ -41,7 +41,7 @@ class Participation:
     """Moves the messages of all clients.
 
     Attributes:
-        entrance: what a client has to show when it opens a stream, and where it is taken down how that ends.
+        security: what a client has to show when it opens a stream, and where it is recorded how that ends.
         refusals: says who was refused.
         events: says who came and went.
     """
@@ -69,22 +69,22 @@ class Participation:
         self._before_hello: dict[asyncio.Timeout, None] = {}
         self._streams_of: Counter[str] = Counter()
 
-    def use(self, entrance: Entrance) -> None:
+    def use(self, security: ServerSecurity) -> None:
         """Take how clients come in; before the first one."""
-        self.entrance = entrance
-        self.refusals = Refusals(entrance.register, self._run_id)
-        self.events = ClientEvents(entrance.register, self._run_id)
+        self.security = security
+        self.refusals = RefusalLog(security.audit, self._run_id)
+        self.events = ClientEvents(security.audit, self._run_id)
 
-    def refuse(self, error: NotAdmittedError, peer: Peer, client_id: str) -> None:
-        """Say that a call was refused."""
-        is_known = self._sessions.holder(client_id) is not None
+    def refuse(self, error: NotAdmittedError, peer: Peer, client_id: str, *, is_expected: bool = False) -> None:
+        """Say that a call was refused; `is_expected` says whether the run waits for a client of this id."""
+        is_known = is_expected or self._sessions.holder(client_id) is not None
         self.refusals.take(error, peer, client_id, asyncio.get_running_loop().time(), is_known=is_known)
 
     def problem(self, session: Session, certificates: Sequence[Certificate]) -> str | None:
         """Return why a client that has joined may go on no more; None if it may."""
-        if (found := self.entrance.gate.problem(certificates)) is not None:
+        if (found := self.security.policy.problem(certificates)) is not None:
             return found[1]
-        tokens = self.entrance.tokens
+        tokens = self.security.tokens
         if tokens is not None and not tokens.still_admit(session.client_id, session.owner.instance):
             return f"the join token of client id {session.client_id!r} was removed or replaced"
         return None
@@ -132,7 +132,7 @@ class Participation:
 
     def _check(self, session: Session, peer: Peer) -> None:
         """Check a client that opens a stream as at its join. Raises NotAdmittedError."""
-        self.entrance.gate.check(peer, session.client_id)
+        self.security.policy.check(peer, session.client_id)
         if (problem := self.problem(session, peer.certificates)) is not None:
             raise NotAdmittedError(grpc.StatusCode.PERMISSION_DENIED, problem, kind="token")
         if self._streams_of[session.client_id] >= MAX_STREAMS_OF_A_CLIENT:

@@ -11,9 +11,9 @@ from feddkd.errors import TransportError
 from feddkd.log_events import about
 from feddkd.refusal_kinds import Kind
 from feddkd.text import printable
+from feddkd.transport.audit_sink import AuditSink
 from feddkd.transport.limits import TokenBuckets
 from feddkd.transport.peer import Peer
-from feddkd.transport.register import Register
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +50,20 @@ class NotAdmittedError(TransportError):
         self.kind = kind
 
 
-class Refusals:
-    """Says in the log and in the register who was refused and why; a flood of joins fills neither.
+class RefusalLog:
+    """Says in the log and in the audit log who was refused and why; a flood of joins fills neither.
 
     Attributes:
         counts: all refusals by kind, said or not.
     """
 
-    def __init__(self, register: Register, run_id: str = "") -> None:
+    def __init__(self, audit: AuditSink, run_id: str = "") -> None:
         """Args:
         run_id: for the log.
         """
         self._run_id = run_id
         self.counts: Counter[str] = Counter()
-        self._register = register
+        self._audit = audit
         self._said: OrderedDict[tuple[str, str, Kind], float] = OrderedDict()
         self._in_all = TokenBuckets(BURST, PER_S, 1)
         self._of_peer = TokenBuckets(BURST_OF_PEER, PER_S_OF_PEER, REMEMBERED)
@@ -93,7 +93,7 @@ class Refusals:
             suffix,
             extra=about("client_refused", run_id=self._run_id, client=client_id, peer=peer.address, kind=error.kind, reason=str(error)),
         )
-        self._register.refused(client_id, peer.address, error.kind, str(error), peer.certificate, more)
+        self._audit.refused(client_id, peer.address, error.kind, str(error), peer.certificate, more)
 
     def _is_to_be_said(self, kind: Kind, peer: Peer, client_id: str, now: float, *, is_known: bool) -> bool:
         key = (peer.name, client_id, kind)

@@ -21,7 +21,6 @@ from feddkd.transport.admission import Admission
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
-from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
@@ -31,6 +30,7 @@ from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.server_security import OPEN, ServerSecurity
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
 
@@ -96,17 +96,17 @@ class FederationServer:
         """What the clients said of their classes."""
         return self._joining.classes
 
-    def _use(self, entrance: Entrance) -> None:
-        self._entrance = entrance
-        self._participation.use(entrance)
+    def _use(self, security: ServerSecurity) -> None:
+        self._security = security
+        self._participation.use(security)
 
-    def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
+    def start(self, host: str, port: int, security: ServerSecurity = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.
 
         Raises:
             AddressInUseError: the address is taken, or is not one of this machine's.
         """
-        self._use(entrance)
+        self._use(security)
         self._thread.start()
         try:
             return self.call(self._start(host, port)).result()
@@ -181,7 +181,7 @@ class FederationServer:
 
         A client may come again at once, with what its files hold by then: only its next join refuses it for good.
         """
-        self._entrance.gate.refresh()
+        self._security.policy.refresh()
         for session in self._sessions.connected():
             stream = session.stream
             if stream is not None and (problem := self._participation.problem(session, stream.certificates)) is not None:
@@ -205,14 +205,14 @@ class FederationServer:
         self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = _add_port(server, address, self._entrance.credentials)
+            bound = _add_port(server, address, self._security.credentials)
         except RuntimeError as error:
             why = "the port is taken or the address is not this machine's"
             raise AddressInUseError(f"cannot listen on {address}: {why}") from error
         self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
-        if self._entrance.tls is not None or self._entrance.tokens is not None:
+        if self._security.tls is not None or self._security.tokens is not None:
             self._watcher = asyncio.create_task(self._watch_certificates())  # a loop holds its tasks only weakly
         self._health.serve()
         return bound

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from feddkd.certs.certificate import Certificate, parsing, read_certificates
 from feddkd.certs.revocation import Revoked
 from feddkd.errors import ConfigError
-from feddkd.transport.gate import Clock, Gate, utc_now
+from feddkd.transport.certificate_policy import ClientCertificatePolicy, Clock, utc_now
 from feddkd.transport.proxy import is_loopback
-from feddkd.transport.reread import Reread
+from feddkd.transport.reloaded_files import ReloadedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ class ServerTls:
 
     Attributes:
         credentials: as gRPC takes them; the files are read again when they change.
-        gate: what client certificates have to be.
+        policy: what client certificates have to be.
     """
 
     credentials: grpc.ServerCredentials = field(repr=False)
-    gate: Gate
+    policy: ClientCertificatePolicy
 
 
 def server_tls(
@@ -67,7 +67,7 @@ def server_tls(
             logger.warning("--tls-cert %s %s: clients will not connect", certificate, problem)
         return grpc.ssl_server_certificate_configuration([pair], _read_ca("--tls-client-ca", client_ca) if client_ca is not None else None)
 
-    files = Reread([file for file in (certificate, key, client_ca) if file is not None], configuration)
+    files = ReloadedFiles([file for file in (certificate, key, client_ca) if file is not None], configuration)
 
     def changed() -> Any:  # the stubs do not say that None means no change
         return files.value if files.refresh() else None
@@ -76,8 +76,8 @@ def server_tls(
     revoked = None
     if client_ca is not None and crl is not None:
         revoked = _lists(crl, client_ca)
-    gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
-    return ServerTls(credentials, gate)
+    policy = ClientCertificatePolicy(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
+    return ServerTls(credentials, policy)
 
 
 class ClientTls:
@@ -94,7 +94,7 @@ class ClientTls:
         self.ca = ca
         self.certificate = certificate
         self.key = key
-        self._files = Reread([file for file in (ca, certificate, key) if file is not None], self._make)
+        self._files = ReloadedFiles([file for file in (ca, certificate, key) if file is not None], self._make)
 
     @property
     def credentials(self) -> grpc.ChannelCredentials:
@@ -138,7 +138,7 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
         )
 
 
-def _lists(crl: Path, client_ca: Path) -> Reread[Revoked]:
+def _lists(crl: Path, client_ca: Path) -> ReloadedFiles[Revoked]:
     """Keep the lists of revoked certificates current; older ones do not take the place of newer ones."""
     last = Revoked()
 
@@ -150,7 +150,7 @@ def _lists(crl: Path, client_ca: Path) -> Reread[Revoked]:
         last = found
         return found
 
-    return Reread([crl, client_ca], read)
+    return ReloadedFiles([crl, client_ca], read)
 
 
 def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:

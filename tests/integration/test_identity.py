@@ -32,13 +32,13 @@ from feddkd.observability.audit import AuditLog, verify
 from feddkd.observability.server_metrics import ServiceMetrics
 from feddkd.refusal_kinds import KINDS, Kind
 from feddkd.scheduler.engine import Engine
+from feddkd.transport.audit_sink import AuditSink, NoAudit
+from feddkd.transport.certificate_policy import utc_now
 from feddkd.transport.client import ServerConnection
-from feddkd.transport.entrance import Entrance
-from feddkd.transport.gate import utc_now
 from feddkd.transport.join_tokens import JoinTokens
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.register import NoRegister, Register
 from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.tls import ClientTls, client_tls, server_tls
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "identity.md"
@@ -123,7 +123,7 @@ TOKENS = [
 ]
 
 
-class Taken(NoRegister):
+class Taken(NoAudit):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -177,19 +177,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @contextmanager
-def serving(entrance: Entrance, admission: Admission = OPEN_TO_ALL) -> Iterator[tuple[FederationServer, str]]:
+def serving(security: ServerSecurity, admission: Admission = OPEN_TO_ALL) -> Iterator[tuple[FederationServer, str]]:
     server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=admission)
-    address = f"127.0.0.1:{server.start('127.0.0.1', 0, entrance)}"
+    address = f"127.0.0.1:{server.start('127.0.0.1', 0, security)}"
     try:
         yield server, address
     finally:
         server.stop()
 
 
-def entrance_of(place: Place, shows: str = "", register: Register | None = None, *, any_certificate: bool = False) -> Entrance:
+def security_of(place: Place, shows: str = "", audit: AuditSink | None = None, *, any_certificate: bool = False) -> ServerSecurity:
     file = place.servers.get(shows, place.pki.folder / "server.pem")
     tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=place.pki.crl, any_certificate=any_certificate)
-    return Entrance(tls, register=register or NoRegister())
+    return ServerSecurity(tls, audit=audit or NoAudit())
 
 
 def join(
@@ -217,7 +217,7 @@ def pattern_of(message: str) -> str:
 @pytest.mark.parametrize("case", CERTIFICATES, ids=lambda case: case.shows)
 def test_a_certificate_admits_its_own_ids_and_no_other(place: Place, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     taken = Taken()
-    with serving(entrance_of(place, case.shows, taken)) as (server, address):
+    with serving(security_of(place, case.shows, taken)) as (server, address):
         if case.shows == "its own, renewed during the run":
             join(address, place.tls_of(case.shows))
             place.pki.renew("renewed")
@@ -242,7 +242,7 @@ def check(case: Case, taken: Taken, caplog: pytest.LogCaptureFixture, attempt: C
 
 
 def test_another_ones_certificate_is_enough_where_the_server_asks_for_no_name(place: Place) -> None:
-    with serving(entrance_of(place, any_certificate=True)) as (_, address):
+    with serving(security_of(place, any_certificate=True)) as (_, address):
         join(address, place.tls_of("the certificate of another client"))
         with pytest.raises(TransportError, match="another process owns the client id 'north'"):
             join(address, place.tls_of("its own certificate"), instance="another")
@@ -252,7 +252,7 @@ def test_another_ones_certificate_is_enough_where_the_server_asks_for_no_name(pl
 
 def test_a_session_token_is_of_no_use_with_the_certificate_of_another_client(place: Place) -> None:
     taken = Taken()
-    with serving(entrance_of(place, register=taken)) as (server, address):
+    with serving(security_of(place, audit=taken)) as (server, address):
 
         async def steal() -> None:
             async with ServerConnection(address, place.tls_of("its own certificate")) as connection:
@@ -274,9 +274,9 @@ def test_a_session_token_is_of_no_use_with_the_certificate_of_another_client(pla
 def test_a_certificate_that_is_renewed_during_a_run_needs_no_restart(tmp_path: Path, end: str) -> None:
     pki = Pki(tmp_path)
     server_file, file = pki.server(), pki.client("north")
-    entrance = Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))
+    security = ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))
     tls = client_tls(pki.ca, file, file.with_suffix(".key"))
-    with serving(entrance) as (server, address):
+    with serving(security) as (server, address):
 
         async def take_part() -> list[bytes | None]:
             found = []
@@ -316,7 +316,7 @@ def test_a_half_written_file_keeps_the_last_good_one_with_one_warning(
     server_file, file = pki.server(), pki.client("north")
     good = server_file.read_text()
     tls = client_tls(pki.ca, file, file.with_suffix(".key"))
-    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
+    with serving(ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
         server_file.write_bytes(broken)
         file.write_bytes(broken)
         for instance in ("one", "two"):
@@ -342,7 +342,10 @@ def test_a_stream_ends_when_its_certificate_is_revoked_or_has_expired(tmp_path: 
     crl = tmp_path / "crl.pem"
     shutil.copy(pki.crl, crl)
     tls = client_tls(pki.ca, file, file.with_suffix(".key"))
-    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, crl=crl, clock=clock))) as (server, address):
+    with serving(ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, crl=crl, clock=clock))) as (
+        server,
+        address,
+    ):
 
         async def take_part() -> None:
             async with ServerConnection(address, tls) as connection:
@@ -395,7 +398,7 @@ def test_a_list_that_becomes_unreadable_stays_in_use_and_one_of_another_ca_is_re
             server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=crl)
         crl.write_bytes(place.pki.crl.read_bytes())
         tls = server_tls(file, file.with_suffix(".key"), place.pki.ca, crl=crl)
-        with serving(Entrance(tls)) as (server, address):
+        with serving(ServerSecurity(tls)) as (server, address):
             crl.write_bytes(content)
             server.call(server.check_certificates()).result()
             with pytest.raises(RefusedError, match="is revoked"):
@@ -413,7 +416,7 @@ def test_a_list_past_its_next_update_locks_nobody_out_and_is_named_once(place: P
     assert tls is not None
     caplog.clear()
     for _ in range(3):
-        tls.gate.refresh()
+        tls.policy.refresh()
     assert len([record for record in caplog.records if "is out of date since" in record.getMessage()]) == 1
 
 
@@ -433,11 +436,11 @@ def test_a_join_token_admits_one_client_once(tmp_path: Path, case: Case, caplog:
         TOKENS[6].shows: [("one", token), ("two", token)],
     }
     *before, (instance, shown) = joins[case.shows]
-    with serving(Entrance(tokens=JoinTokens(file))) as (_, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file))) as (_, address):
         for earlier_instance, earlier_token in before:
             join(address, None, instance=earlier_instance, token=earlier_token)
     # A server that has just started holds the id for nobody: only the file speaks.
-    with serving(Entrance(tokens=JoinTokens(file), register=taken)) as (server, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file), audit=taken)) as (server, address):
         check(case, taken, caplog, lambda: join(address, None, instance=instance, token=shown))
         assert [session.client_id for session in server.sessions()] == ([] if case.client else ["north"])
     assert token not in file.read_text()
@@ -451,7 +454,7 @@ def test_a_client_that_is_refused_leaves_nothing_behind_and_learns_nothing_of_ot
     token, south = JoinTokens(file).make("north"), JoinTokens(file).make("south")
     monkeypatch.setattr("feddkd.transport.sessions.CONNECT_TIMEOUT_S", 1000.0)
     admission = Admission(expected=frozenset({"north", "south", "west"}), max_examples_of={"north": 5, "west": 1}, max_clients=1)
-    with serving(Entrance(tokens=JoinTokens(file)), admission) as (server, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file)), admission) as (server, address):
         with pytest.raises(RefusedError, match=no_token):
             join(address, None, instance="thief", classes=["evil"])
         assert server.classes.names == ()
@@ -470,7 +473,7 @@ def test_a_client_that_is_refused_leaves_nothing_behind_and_learns_nothing_of_ot
 
 
 def test_a_client_with_classes_of_its_own_that_is_refused_for_another_reason_sets_none(place: Place) -> None:
-    with serving(entrance_of(place), Admission(max_examples=4)) as (server, address):
+    with serving(security_of(place), Admission(max_examples=4)) as (server, address):
         with pytest.raises(RefusedError, match="5 examples"):
             join(address, place.tls_of("its own certificate"), classes=["evil"])
         assert server.classes.names == ()
@@ -480,7 +483,7 @@ def test_who_is_long_away_stays_while_strangers_ask(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("feddkd.transport.sessions.ID_HOLD_S", 0.0)
     file = tmp_path / "tokens.json"
     token, other = JoinTokens(file).make("north"), JoinTokens(file).make("south")
-    with serving(Entrance(tokens=JoinTokens(file)), Admission(max_clients=1)) as (server, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file)), Admission(max_clients=1)) as (server, address):
 
         async def take_part() -> None:
             async with ServerConnection(address) as connection:
@@ -505,7 +508,7 @@ def test_the_documentation_has_the_same_tables() -> None:
 
 
 def test_the_audit_log_says_who_came_and_who_was_refused(tmp_path: Path, place: Place) -> None:
-    with AuditLog(tmp_path / "audit.jsonl", "run") as audit, serving(entrance_of(place, register=audit)) as (_, address):
+    with AuditLog(tmp_path / "audit.jsonl", "run") as audit, serving(security_of(place, audit=audit)) as (_, address):
         join(address, place.tls_of("its own certificate"))
         for _ in range(3):  # said once
             with pytest.raises(RefusedError):
@@ -523,7 +526,7 @@ def test_a_damaged_file_of_tokens_is_named_at_the_start_and_admits_nobody_later(
     with pytest.raises(StateError, match="there are no join tokens"):
         JoinTokens(file).check_file()
     token = JoinTokens(file).make("north")
-    with serving(Entrance(tokens=JoinTokens(file))) as (_, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file))) as (_, address):
         file.write_text("{")
         with pytest.raises(TransportError, match=r"tokens\.json is damaged"):
             join(address, None, token=token)
@@ -539,7 +542,7 @@ def test_the_server_answers_others_while_the_file_of_tokens_is_locked(tmp_path: 
         asked.set()
         assert go_on.wait(30.0)
 
-    with serving(Entrance(tokens=JoinTokens(file))) as (server, address), ThreadPoolExecutor(1) as pool:
+    with serving(ServerSecurity(tokens=JoinTokens(file))) as (server, address), ThreadPoolExecutor(1) as pool:
         monkeypatch.setattr(JoinTokens, "_lock", wait)
         joining = pool.submit(join, address, None, token=token)
         assert asked.wait(30.0)
@@ -565,7 +568,7 @@ def test_a_revocation_holds_whatever_becomes_of_the_files(
     ca.write_bytes(pki.ca.read_bytes())
     of = {file.stem: client_tls(pki.ca, file, file.with_suffix(".key")) for file in (north, south)}
     tls = server_tls(server_file, server_file.with_suffix(".key"), ca, crl=crl)
-    with serving(Entrance(tls)) as (server, address):
+    with serving(ServerSecurity(tls)) as (server, address):
 
         async def take_part() -> None:
             async with ServerConnection(address, of["south"]) as connection:
@@ -599,7 +602,7 @@ def test_the_watch_goes_on_after_any_error_and_names_it_once(
         raise OverflowError("too long")
 
     monkeypatch.setattr(FederationServer, "check_certificates", fail)
-    with serving(entrance_of(place)) as (server, _):
+    with serving(security_of(place)) as (server, _):
         until(server, lambda: len(looks) >= 3)
     assert [record.getMessage() for record in caplog.records].count("the certificates of connected clients could not be checked") == 1
 
@@ -608,7 +611,7 @@ def test_the_watch_goes_on_after_any_error_and_names_it_once(
 def test_a_damaged_certificate_of_the_server_leaves_the_last_good_one_in_use(tmp_path: Path, kind: str) -> None:
     pki = Pki(tmp_path)
     server_file, file = pki.server(), pki.client("north")
-    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
+    with serving(ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), pki.ca))) as (_, address):
         tls = client_tls(pki.ca, file, file.with_suffix(".key"))
         for each in (server_file, file):
             each.write_bytes(damaged(each.read_bytes(), kind))
@@ -620,7 +623,7 @@ def test_a_client_whose_certificate_was_renewed_in_time_goes_on_when_the_old_one
     pki, clock = Pki(tmp_path), Clock()
     server_file, file = pki.server(), pki.client("north")
     tls = client_tls(pki.ca, file, file.with_suffix(".key"))
-    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, clock=clock))) as (server, address):
+    with serving(ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), pki.ca, clock=clock))) as (server, address):
 
         async def take_part() -> None:
             async with ServerConnection(address, tls) as connection:
@@ -646,7 +649,7 @@ def test_a_client_whose_certificate_was_renewed_in_time_goes_on_when_the_old_one
 def test_a_token_that_is_taken_away_ends_the_stream_and_opens_no_other(tmp_path: Path, change: str) -> None:
     file = tmp_path / "tokens.json"
     token = JoinTokens(file).make("north")
-    with serving(Entrance(tokens=JoinTokens(file))) as (server, address):
+    with serving(ServerSecurity(tokens=JoinTokens(file))) as (server, address):
 
         async def take_part() -> None:
             async with ServerConnection(address) as connection:
@@ -673,7 +676,7 @@ def test_a_token_that_is_taken_away_ends_the_stream_and_opens_no_other(tmp_path:
 def test_a_client_that_is_killed_is_lost_in_the_log_and_in_the_audit_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     audit_file = tmp_path / "audit.jsonl"
-    with AuditLog(audit_file, "run") as audit, serving(Entrance(register=audit)) as (server, address):
+    with AuditLog(audit_file, "run") as audit, serving(ServerSecurity(audit=audit)) as (server, address):
 
         async def take_part() -> None:
             async with ServerConnection(address) as connection:
@@ -690,7 +693,7 @@ def test_a_client_that_is_killed_is_lost_in_the_log_and_in_the_audit_log(tmp_pat
 
 def test_a_stream_with_a_made_up_token_is_counted_and_said(tmp_path: Path) -> None:
     taken = Taken()
-    with serving(Entrance(register=taken)) as (server, address):
+    with serving(ServerSecurity(audit=taken)) as (server, address):
 
         async def steal() -> None:
             async with ServerConnection(address) as connection, connection.participate("made up") as stream:
@@ -711,7 +714,7 @@ def test_the_kinds_of_refusals_are_the_same_in_the_metric_and_in_the_documentati
     *first, last = (f"`{kind}`" for kind in KINDS)
     assert f"`kind` is one of {', '.join(first)} and {last}," in " ".join(DOCS.read_text().split())
     metrics = ServiceMetrics(registry := CollectorRegistry())
-    with serving(entrance_of(place)) as (server, address):
+    with serving(security_of(place)) as (server, address):
         metrics.watch(cast("Engine", server))
         with pytest.raises(RefusedError, match="is revoked"):
             join(address, place.tls_of("a revoked certificate"))
@@ -730,9 +733,19 @@ def test_a_client_of_an_intermediate_ca_takes_part_until_the_root_revokes_that_c
     crl = tmp_path / "crl.pem"
     crl.write_bytes(pki.crl.read_bytes())
     tls = client_tls(pki.ca, leaf, leaf.with_suffix(".key"))
-    with serving(Entrance(server_tls(server_file, server_file.with_suffix(".key"), root, crl=crl))) as (_, address):
+    with serving(ServerSecurity(server_tls(server_file, server_file.with_suffix(".key"), root, crl=crl))) as (_, address):
         join(address, tls)
         serial = Certificate.read(intermediate).serial
         crl.write_bytes(revocation_list(pki.authority.certificate, key, crl.read_bytes(), [serial], NOW, NOW + DAY))
         with pytest.raises(RefusedError, match=r"the certificate of a CA of this client \(.*intermediate CA, .*\) is revoked"):
             join(address, tls)
+
+
+def test_a_theft_is_said_after_a_flood_of_made_up_ids_of_the_same_certificate(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feddkd.transport.refusals.BURST_OF_PEER", 2)
+    taken = Taken()
+    with serving(security_of(place, audit=taken), Admission(expected=frozenset({"north"}))) as (_, address):
+        for client_id in ("one", "two", "three", "north"):
+            with pytest.raises(RefusedError, match="is for south"):
+                join(address, place.tls_of("the certificate of another client"), client_id=client_id)
+    assert [client_id for client_id, _ in taken.refusals] == ["one", "two", "north"]

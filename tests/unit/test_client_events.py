@@ -9,9 +9,9 @@ import pytest
 
 from feddkd.exchange import ExampleCounts
 from feddkd.log_events import EVENT
+from feddkd.transport.audit_sink import NoAudit
 from feddkd.transport.client_events import BURST, BURST_OF_HOST, PER_S, PER_S_OF_HOST, REMEMBERED, ClientEvents
 from feddkd.transport.peer import Peer
-from feddkd.transport.register import NoRegister
 from feddkd.transport.sessions import Session
 from feddkd.transport.stream import CLIENT_IS_GONE, End
 
@@ -20,7 +20,7 @@ LOST = End(grpc.StatusCode.UNAVAILABLE, "the connection is gone")
 DONE, GONE = End(grpc.StatusCode.OK, ""), End(grpc.StatusCode.OK, CLIENT_IS_GONE)
 
 
-class Taken(NoRegister):
+class Taken(NoAudit):
     """Remembers the lines: the event, the client, and how many were left out before."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from feddkd.certs.certificate import Certificate
 from feddkd.certs.revocation import Revoked
 from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
-from feddkd.transport.reread import Reread
+from feddkd.transport.reloaded_files import ReloadedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-class Gate:
+class ClientCertificatePolicy:
     """What a server demands of client certificates, beyond the signature of its CA.
 
     TLS looks at a certificate when a connection begins; this looks again at every join and stream, and every few
@@ -35,7 +35,7 @@ class Gate:
     """
 
     def __init__(
-        self, revoked: Reread[Revoked] | None = None, *, binds_ids: bool = False, verifies: bool = False, clock: Clock = utc_now
+        self, revoked: ReloadedFiles[Revoked] | None = None, *, binds_ids: bool = False, verifies: bool = False, clock: Clock = utc_now
     ) -> None:
         """Args:
         revoked: the lists of revoked certificates; None for no list.

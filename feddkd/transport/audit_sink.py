@@ -1,4 +1,4 @@
-"""Says what a server tells of its clients to a register that outlives the run."""
+"""Says what a server tells of its clients to what keeps it beyond the run."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from typing import Protocol
 from feddkd.certs.certificate import Certificate
 
 
-class Register(Protocol):
-    """Takes down who came and went. Called on the server's loop; returns at once and raises nothing."""
+class AuditSink(Protocol):
+    """Records who came and went. Called on the server's loop; returns at once and raises nothing."""
 
     def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
-        """Take down that a client was admitted.
+        """Record that a client was admitted.
 
         Args:
-            unsaid: of this client, events since the last one that was taken down.
+            unsaid: of this client, events since the last one that was recorded.
         """
 
     def left(self, client_id: str, unsaid: int) -> None:
-        """Take down that a client said that it takes part no more, and its stream has ended."""
+        """Record that a client said that it takes part no more, and its stream has ended."""
 
     def ended(self, client_id: str, unsaid: int) -> None:
-        """Take down that a client's stream ended as both ends wanted, for instance with the run."""
+        """Record that a client's stream ended as both ends wanted, for instance with the run."""
 
     def lost(self, client_id: str, reason: str, unsaid: int) -> None:
-        """Take down that a client's stream broke, or was ended by the server."""
+        """Record that a client's stream broke, or was ended by the server."""
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
-        """Take down that a call was refused.
+        """Record that a call was refused.
 
         Args:
-            unsaid: refusals since the last one that was taken down.
+            unsaid: refusals since the last one that was recorded.
         """
 
     def accepted(self, client_id: str, exchange: str, size_bytes: int, digest: str) -> None:
-        """Take down that a contribution counts.
+        """Record that a contribution counts.
 
         Args:
             digest: of its bytes, with the name of the hash.
         """
 
 
-class NoRegister:
-    """Takes nothing down."""
+class NoAudit:
+    """Records nothing."""
 
     def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
         """Do nothing."""

@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 Stamp = tuple[int, int, int] | None
 
 
-class Reread(Generic[_T]):
+class ReloadedFiles(Generic[_T]):
     """A value made from files, and made again when they change. While they are broken, the last good one stays.
 
     Attributes:
