@@ -1,6 +1,6 @@
 """Measure how much the contributions of honest clients differ in length: the limits of the default rule follow from it.
 
-python benchmarks/honest_lengths.py [--seeds 3] [--data-root DIR] [--save benchmarks/results/honest_lengths.json]
+python benchmarks/honest_lengths.py [--seeds 1] [--data-root DIR] [--save benchmarks/results/honest_lengths.json]
 
 Ten clients on digits, FedDKD over 8 rounds and FedAvg over 10, eight partitions. A ratio is a length in
 median lengths, divided by the root of the client's size in median sizes if that is above 1. An excess is
@@ -130,7 +130,7 @@ def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--save", type=Path, help="JSON file")
     options, more = parser.parse_known_args()
     torch.set_num_threads(1)

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.compared import ComparedElements, square_sum
 from feddkd.aggregator.lengths import allowances, allowed_ratios
 from feddkd.aggregator.median import write_median
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment, Tensors
@@ -45,14 +45,14 @@ class CentredClipping:
     table: ClassVar[type[RuleTable]] = CentredClippingTable
     keeps_previous: ClassVar[bool] = True
     radius: float
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     previous: Tensors | None = None
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: CentredClippingTable, setting: Setting) -> CentredClipping:
-        return cls(settings.radius, setting.counted, setting.sizes, setting.previous)
+    def of(cls, settings: CentredClippingTable, context: RuleContext) -> CentredClipping:
+        return cls(settings.radius, context.compared, context.sizes, context.previous)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _CentredReduction(self, allowances(clients, self.sizes))
@@ -66,7 +66,7 @@ class _CentredReduction:
         self._factors: list[float] = []
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
                 centre = self._centre(block, start, stop)
                 for number, (elements, _) in enumerate(rows):
@@ -74,7 +74,7 @@ class _CentredReduction:
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._factors = self._factors or self._clipped()
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
                 self._write(rows, self._centre(block, start, stop), start, out[start:stop])
             else:

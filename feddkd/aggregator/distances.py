@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.lengths import allowed_ratios
 from feddkd.aggregator.rule import Rows
 from feddkd.tensors import Segment
@@ -51,13 +51,13 @@ class PairDistances:
         squares: float64 [clients, clients], symmetric.
     """
 
-    def __init__(self, counted: Counted, clients: int) -> None:
-        self._counted = counted
+    def __init__(self, compared: ComparedElements, clients: int) -> None:
+        self._compared = compared
         self.squares = torch.zeros(clients, clients, dtype=torch.float64)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         """Take in one block."""
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             if counts:
                 for _, _, matrix in slices(rows, start, stop, block.dtype):
                     self._add(matrix)

@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.joint import JointReduction
 from feddkd.aggregator.lengths import allowances
-from feddkd.aggregator.rule import Reduction, Setting
+from feddkd.aggregator.rule import Reduction, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 
@@ -57,13 +57,13 @@ class GeometricMedian:
     table: ClassVar[type[RuleTable]] = GeometricMedianTable
     keeps_previous: ClassVar[bool] = False
     smoothing: float
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: GeometricMedianTable, setting: Setting) -> GeometricMedian:
-        return cls(settings.smoothing, setting.counted, setting.sizes)
+    def of(cls, settings: GeometricMedianTable, context: RuleContext) -> GeometricMedian:
+        return cls(settings.smoothing, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _WeiszfeldReduction(self, allowances(clients, self.sizes))
@@ -73,7 +73,7 @@ class _WeiszfeldReduction(JointReduction):
     is_weighted = True
 
     def __init__(self, rule: GeometricMedian, allowed: Sequence[float]) -> None:
-        super().__init__(rule.counted, allowed)
+        super().__init__(rule.compared, allowed)
         self._smoothing = rule.smoothing
 
     def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:

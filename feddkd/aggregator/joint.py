@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.distances import PairDistances, roots
 from feddkd.aggregator.lengths import allowed_ratios
 from feddkd.aggregator.median import write_median, write_weighted_median
@@ -29,9 +29,9 @@ class JointReduction(ABC):
 
     is_weighted: ClassVar[bool] = False
 
-    def __init__(self, counted: Counted, allowed: Sequence[float]) -> None:
-        self._counted = counted
-        self._between = PairDistances(counted, len(allowed))
+    def __init__(self, compared: ComparedElements, allowed: Sequence[float]) -> None:
+        self._compared = compared
+        self._between = PairDistances(compared, len(allowed))
         self._allowed = allowed
         self._weights: list[float] | None = None
 
@@ -48,7 +48,7 @@ class JointReduction(ABC):
         self._between.survey(block, rows)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             if counts:
                 if self._weights is None:
                     self._weights = list(self.weigh(self._between, [weight for _, weight in rows]))

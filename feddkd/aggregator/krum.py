@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.joint import JointReduction
 from feddkd.aggregator.lengths import allowances
-from feddkd.aggregator.rule import Reduction, RuleError, Setting
+from feddkd.aggregator.rule import Reduction, RuleContext, RuleError
 from feddkd.config.aggregation import RuleTable
 from feddkd.config.table import CLIENTS_MAX
 from feddkd.registry import RULES
@@ -58,13 +58,13 @@ class Krum:
     keeps_previous: ClassVar[bool] = False
     hostile: int
     keep: int
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: KrumTable, setting: Setting) -> Krum:
-        return cls(settings.hostile, settings.keep, setting.counted, setting.sizes)
+    def of(cls, settings: KrumTable, context: RuleContext) -> Krum:
+        return cls(settings.hostile, settings.keep, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _KrumReduction(self, allowances(clients, self.sizes))
@@ -72,7 +72,7 @@ class Krum:
 
 class _KrumReduction(JointReduction):
     def __init__(self, rule: Krum, allowed: Sequence[float]) -> None:
-        super().__init__(rule.counted, allowed)
+        super().__init__(rule.compared, allowed)
         self._rule = rule
 
     def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:

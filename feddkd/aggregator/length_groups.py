@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.tensors import Segment
 
 
@@ -14,18 +14,22 @@ class LengthGroups:
     Attributes:
         number: of groups. The trainable tensors are the first.
         vectors: the groups that may be scaled; the others can only be left out.
+        squared_norm: the group that is the squared norm of the update, as the client says; None if there is none.
         variances: where the groups begin in bytes that are running variances of batch normalisation, with their names.
     """
 
-    def __init__(self, counted: Counted) -> None:
-        names = {companion.vector for companion in counted.companions if companion.vector}
+    def __init__(self, compared: ComparedElements) -> None:
+        names = {companion.vector for companion in compared.companions if companion.vector}
         by_name = {name: number for number, name in enumerate(sorted(names), start=1)}
-        ranges = [(start, stop, 0) for start, stop in counted.ranges]
+        ranges = [(start, stop, 0) for start, stop in compared.ranges]
         self.vectors = range(1 + len(names))
         self.number = 1 + len(names)
+        self.squared_norm: int | None = None
         self.variances: dict[int, tuple[int, str]] = {}
-        for start, stop, vector, name in counted.companions:
+        for start, stop, vector, name in compared.companions:
             if not vector:
+                if name == "update_norm_squared/value":
+                    self.squared_norm = self.number
                 if name.rpartition(".")[2] == "running_var":
                     self.variances[self.number] = (start, name)
                 ranges.append((start, stop, self.number))
@@ -39,7 +43,7 @@ class LengthGroups:
         return group in self.vectors
 
     def spans(self, block: Segment) -> Iterator[tuple[int, int, int]]:
-        """Cut a block into the elements [start, stop) of groups, in order."""
+        """RowRange a block into the elements [start, stop) of groups, in order."""
         size = block.dtype.itemsize
         for start, stop, group in self._ranges:
             first, last = max(start, block.start), min(stop, block.stop)

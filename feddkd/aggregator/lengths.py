@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.compared import ComparedElements, square_sum
 from feddkd.aggregator.history import FEWEST
 from feddkd.tensors import Segment
 
@@ -39,6 +39,6 @@ def capped_sizes(sizes: Mapping[str, float], cap: float) -> dict[str, float]:
     return {client: min(size, most) for client, size in sizes.items()}
 
 
-def compared_square_sum(counted: Counted, block: Segment, elements: Tensor) -> float:
+def compared_square_sum(compared: ComparedElements, block: Segment, elements: Tensor) -> float:
     """Sum the squares of those elements of a block that are compared, in float64."""
-    return math.fsum(square_sum(elements[start:stop]) for start, stop, counts in counted.parts(block) if counts)
+    return math.fsum(square_sum(elements[start:stop]) for start, stop, counts in compared.parts(block) if counts)

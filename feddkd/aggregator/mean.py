@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.compared import ComparedElements, square_sum
 from feddkd.aggregator.history import History, LengthLimits
 from feddkd.aggregator.length_groups import LengthGroups
 from feddkd.aggregator.lengths import allowances, over_median
-from feddkd.aggregator.rows import Cut, Weighed
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rows import RowRange, Weighed
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.aggregator.weighted_mean import MeanSum, write_exact_mean
 from feddkd.config.aggregation import OffOrFactor, RuleTable
 from feddkd.registry import RULES
@@ -52,6 +52,9 @@ squared norms by 150 where sizes differ."""
 
 _ROUNDING = 1e-3
 
+_MOST_OF_NORM = 10.0
+"""A codec makes an update shorter or longer than the one whose norm its client computed, but not of one client alone."""
+
 
 @RULES.register("mean")
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,13 @@ class GuardedMean:
     that factor.
 
     Buffers, counters and numbers beside the model are those of the clients that do not stand out, without
-    those that are `MOST_BESIDE` times as long as usual, and without running variances that become
-    negative. Lengths are found while blocks are added up. Only if something is too long, the blocks are
-    read again.
+    those that are `MOST_BESIDE` times as long as usual, without running variances that become negative,
+    and without squared norms that an update does not have. Lengths are found while blocks are added up.
+    Only if something is too long, the blocks are read again.
 
     Attributes:
         limits: of lengths in this exchange.
-        counted: the trainable tensors, and those beside them.
+        compared: the trainable tensors, and those beside them.
         history: of the exchanges of this name before.
         sizes: the examples of each client.
         base: what the clients received: a variance that an update makes negative was not computed.
@@ -79,17 +82,17 @@ class GuardedMean:
     table: ClassVar[type[RuleTable]] = MeanTable
     keeps_previous: ClassVar[bool] = False
     limits: LengthLimits
-    counted: Counted
+    compared: ComparedElements
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
     base: Tensors | None = field(default=None, compare=False)
     passes: int = 1
 
     @classmethod
-    def of(cls, settings: MeanTable, setting: Setting) -> GuardedMean:
-        limits = LengthLimits(setting.outlier_ratio, settings.longest).of(setting.contribution)
-        base = setting.base if limits != LengthLimits() else None
-        return cls(limits, setting.counted, setting.history, setting.sizes, base)
+    def of(cls, settings: MeanTable, context: RuleContext) -> GuardedMean:
+        limits = LengthLimits(context.outlier_ratio, settings.longest).of(context.contribution)
+        base = context.base if limits != LengthLimits() else None
+        return cls(limits, context.compared, context.history, context.sizes, base)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _GuardedReduction(self, clients)
@@ -105,10 +108,10 @@ class _GuardedReduction:
     def __init__(self, rule: GuardedMean, clients: Sequence[str]) -> None:
         self._rule = rule
         self._clients = clients
-        self._groups = LengthGroups(rule.counted)
+        self._groups = LengthGroups(rule.compared)
         self._squares = [[0.0] * len(clients) for _ in range(self._groups.number)]
         self._factors: list[list[float]] | None = None
-        self._negative: set[tuple[int, int]] = set()
+        self._impossible: set[tuple[int, int]] = set()
         self._outliers: list[bool] = []
         self._weights: Sequence[float] | None = None
         self._ratios: list[float] = []
@@ -136,7 +139,7 @@ class _GuardedReduction:
             for start, stop, group in spans:
                 self._squares[group][number] += square_sum(elements[start:stop])
                 if self._is_negative(group, block.start + start * block.dtype.itemsize, elements[start:stop], block.dtype.itemsize):
-                    self._negative.add((group, number))
+                    self._impossible.add((group, number))
 
         return look
 
@@ -153,7 +156,7 @@ class _GuardedReduction:
         if self._weights is None:
             self._weights = self._lowered([weight for _, weight in rows])
         for start, stop, group in self._groups.spans(block):
-            factors, cut = self._factors[group], Cut(rows, start, stop)
+            factors, cut = self._factors[group], RowRange(rows, start, stop)
             if self._groups.is_vector(group):
                 self._sum.write(Weighed(cut, self._weights), out[start:stop], factors)
                 continue
@@ -180,12 +183,22 @@ class _GuardedReduction:
         raw = [over_median([math.sqrt(square) for square in squares]) for squares in self._squares]
         allowed = allowances(self._clients, self._rule.sizes)
         longest = [max(ratios) for ratios in zip(*(raw[group] for group in self._groups.vectors), strict=True)]
+        self._impossible |= self._false_norms()
         self._ratios = [ratio / more for ratio, more in zip(longest, allowed, strict=True)]
         self._outliers = [self._rule.stands_out(client, ratio) for client, ratio in zip(self._clients, self._ratios, strict=True)]
         factors = [[self._factor(group, *pair) for pair in zip(ratios, self._outliers, strict=True)] for group, ratios in enumerate(raw)]
-        for group, number in self._negative:
+        for group, number in self._impossible:
             factors[group][number] = 0.0
         return factors
+
+    def _false_norms(self) -> set[tuple[int, int]]:
+        """Find the clients that say of their update that it is longer than it is, more so than others do."""
+        group = self._groups.squared_norm
+        if group is None or self._rule.limits == LengthLimits():
+            return set()
+        said = [math.sqrt(square) for square in self._squares[group]]
+        found = [number / own if own > 0 else 0.0 for number, own in zip(said, self._squares[0], strict=True)]
+        return {(group, number) for number, ratio in enumerate(over_median(found)) if ratio > _MOST_OF_NORM}
 
     def _factor(self, group: int, ratio: float, outlier: bool) -> float:
         if self._groups.is_vector(group):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from feddkd.aggregator.columns import SLICE_BYTES, slices
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.distances import ResultDistances
 from feddkd.aggregator.lengths import allowances
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment
@@ -42,28 +42,28 @@ class CoordinateMedian:
 
     table: ClassVar[type[RuleTable]] = MedianTable
     keeps_previous: ClassVar[bool] = False
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
 
     @classmethod
-    def of(cls, settings: MedianTable, setting: Setting) -> CoordinateMedian:
-        return cls(setting.counted, setting.sizes)
+    def of(cls, settings: MedianTable, context: RuleContext) -> CoordinateMedian:
+        return cls(context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _MedianReduction(self.counted, allowances(clients, self.sizes))
+        return _MedianReduction(self.compared, allowances(clients, self.sizes))
 
 
 class _MedianReduction:
-    def __init__(self, counted: Counted, allowed: Sequence[float]) -> None:
-        self._counted = counted
+    def __init__(self, compared: ComparedElements, allowed: Sequence[float]) -> None:
+        self._compared = compared
         self._distances = ResultDistances(allowed)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError("a median reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             write_median(rows, start, stop, out, self._distances if counts else None)
 
     def repeats(self) -> bool:

@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.lengths import allowances, allowed_ratios, compared_square_sum
 from feddkd.aggregator.median import write_weighted_median
-from feddkd.aggregator.rows import Cut
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rows import RowRange
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.aggregator.weighted_mean import MeanSum
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
@@ -45,13 +45,13 @@ class NormBounding:
     table: ClassVar[type[RuleTable]] = NormBoundingTable
     keeps_previous: ClassVar[bool] = False
     multiple: float
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: NormBoundingTable, setting: Setting) -> NormBounding:
-        return cls(settings.multiple, setting.counted, setting.sizes)
+    def of(cls, settings: NormBoundingTable, context: RuleContext) -> NormBounding:
+        return cls(settings.multiple, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _BoundedReduction(self, allowances(clients, self.sizes))
@@ -66,15 +66,15 @@ class _BoundedReduction:
         self._sum = MeanSum()
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        if any(part.counts for part in self._rule.counted.parts(block)):
+        if any(part.counts for part in self._rule.compared.parts(block)):
             for number, (elements, _) in enumerate(rows):
-                self._squares[number] += compared_square_sum(self._rule.counted, block, elements)
+                self._squares[number] += compared_square_sum(self._rule.compared, block, elements)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._factors = self._factors or self._bounded()
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
-                self._sum.write(Cut(rows, start, stop), out[start:stop], self._factors)
+                self._sum.write(RowRange(rows, start, stop), out[start:stop], self._factors)
             else:
                 write_weighted_median(rows, start, stop, out)
 

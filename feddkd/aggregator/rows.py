@@ -9,7 +9,7 @@ from torch import Tensor
 from feddkd.aggregator.rule import Rows
 
 
-class Cut:
+class RowRange:
     """The elements [start, stop) of rows."""
 
     def __init__(self, rows: Rows, start: int, stop: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.history import ContributionKind, History
 from feddkd.errors import FedDKDError
 from feddkd.tensors import Segment, Tensors
@@ -76,11 +76,11 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RuleContext:
     """What a rule is built for: one exchange.
 
     Attributes:
-        counted: the elements that are compared: the trainable ones.
+        compared: the elements that are compared: the trainable ones.
         previous: what the exchange of this name before was reduced to; None for the first.
         history: how the clients' contributions stood out in the exchanges of this name before.
         sizes: the examples of each client, at most `aggregation.weight_cap` times the median.
@@ -89,7 +89,7 @@ class Setting:
         base: what the clients received.
     """
 
-    counted: Counted
+    compared: ComparedElements
     previous: Tensors | None = None
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
@@ -103,12 +103,12 @@ class RegisteredRule(Protocol):
 
     Attributes:
         table: the class of its settings; not used for an import path, whose settings are a `CustomRuleConfig`.
-        keeps_previous: it reads `Setting.previous`.
+        keeps_previous: it reads `RuleContext.previous`.
     """
 
     table: ClassVar[type[Any]]
     keeps_previous: ClassVar[bool]
 
     @classmethod
-    def of(cls, settings: Any, setting: Setting) -> Rule:
+    def of(cls, settings: Any, context: RuleContext) -> Rule:
         """Build the rule of one exchange."""

@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.distances import ResultDistances
 from feddkd.aggregator.integer_sum import IntegerSum
 from feddkd.aggregator.lengths import allowances
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment
@@ -51,13 +51,13 @@ class TrimmedMean:
     table: ClassVar[type[RuleTable]] = TrimmedMeanTable
     keeps_previous: ClassVar[bool] = False
     trim: float
-    counted: Counted
+    compared: ComparedElements
     sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
 
     @classmethod
-    def of(cls, settings: TrimmedMeanTable, setting: Setting) -> TrimmedMean:
-        return cls(settings.trim, setting.counted, setting.sizes)
+    def of(cls, settings: TrimmedMeanTable, context: RuleContext) -> TrimmedMean:
+        return cls(settings.trim, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
         return _TrimmedReduction(self, allowances(clients, self.sizes))
@@ -65,7 +65,7 @@ class TrimmedMean:
 
 class _TrimmedReduction:
     def __init__(self, rule: TrimmedMean, allowed: Sequence[float]) -> None:
-        self._counted = rule.counted
+        self._compared = rule.compared
         self._trimmed = trimmed(rule.trim, len(allowed))
         self._distances = ResultDistances(allowed)
 
@@ -73,7 +73,7 @@ class _TrimmedReduction:
         raise AssertionError("a trimmed mean reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             for first, last, matrix in slices(rows, start, stop, out.dtype):
                 found = out[first:last]
                 write_trimmed_mean(matrix, self._trimmed, found)

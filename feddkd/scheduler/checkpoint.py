@@ -15,7 +15,7 @@ from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoded, Encoding
 from feddkd.errors import SchemaError, StateError
 from feddkd.scheduler.blobs import Blob
-from feddkd.scheduler.rule_book import Past, RuleState
+from feddkd.scheduler.rule_book import ExchangeMemory, RuleState
 from feddkd.tensors import DTYPE_NAMES, DTYPES, Schema, Tensors, TensorSpec
 
 ALGORITHM = "algorithm/"
@@ -53,8 +53,8 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Past:
-    """A `Past` without its tensors."""
+class _MemoryText:
+    """A `ExchangeMemory` without its tensors."""
 
     excess: dict[str, float] = dataclasses.field(default_factory=dict)
     running: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Text:
 
     num_codes: int
     held: list[_Held] = dataclasses.field(default_factory=list)
-    rules: dict[str, _Past] = dataclasses.field(default_factory=dict)
+    rules: dict[str, _MemoryText] = dataclasses.field(default_factory=dict)
 
 
 _TEXT = TypeAdapter(_Text)
@@ -120,7 +120,7 @@ def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState, rules: Rul
         if past.previous is not None:
             tensors |= {f"rules/{name}/{path}": value for path, value in past.previous.items()}
         specs = _specs(past.previous.schema) if past.previous is not None else None
-        pasts[name] = _Past(dict(past.history.excess), dict(past.running), specs)
+        pasts[name] = _MemoryText(dict(past.history.excess), dict(past.running), specs)
     return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts)).decode()
 
 
@@ -136,9 +136,9 @@ def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
     return algorithm, BroadcasterState(found.num_codes, held), RuleState(past)
 
 
-def _past(own: _Past, tensors: Mapping[str, Tensor], prefix: str) -> Past:
+def _past(own: _MemoryText, tensors: Mapping[str, Tensor], prefix: str) -> ExchangeMemory:
     previous = _tensors(own.previous, tensors, prefix) if own.previous is not None else None
-    return Past(History(own.excess), own.running, previous)
+    return ExchangeMemory(History(own.excess), own.running, previous)
 
 
 def _tensors_of(kept: KeptReplica, prefix: str) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from feddkd.aggregator.counted import Counted
+from feddkd.aggregator.compared import ComparedElements
 from feddkd.aggregator.history import MOST_CLIENTS, ContributionKind, History, LengthLimits
 from feddkd.aggregator.lengths import capped_sizes
 from feddkd.aggregator.mean import GuardedMean
-from feddkd.aggregator.rule import RegisteredRule, Rule, Setting
+from feddkd.aggregator.rule import RegisteredRule, Rule, RuleContext
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.algorithms.base import Algorithm
 from feddkd.config import Config, CustomRuleConfig
@@ -27,7 +27,7 @@ from feddkd.tensors import Schema, Segment, Tensors
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ExchangeMemory:
     """What is known of the exchanges of one name.
 
     Attributes:
@@ -49,7 +49,7 @@ class RuleState:
         past: by the name of the exchange.
     """
 
-    past: Mapping[str, Past] = field(default_factory=dict)
+    past: Mapping[str, ExchangeMemory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class RuleBook:
     def __init__(self, aggregation: AggregationConfig, fixed: Rule | None = None) -> None:
         self._aggregation = aggregation
         self._fixed = fixed
-        self._past: dict[str, Past] = {}
+        self._past: dict[str, ExchangeMemory] = {}
 
     def rule(
         self,
@@ -95,11 +95,13 @@ class RuleBook:
         """
         if self._fixed is not None or reply is None:
             return self._fixed or WeightedMean()
-        past, settings = self._past.get(exchange, Past()), self._aggregation.rule_of(exchange)
+        past, settings = self._past.get(exchange, ExchangeMemory()), self._aggregation.rule_of(exchange)
         previous = past.previous if past.previous is not None and past.previous.schema == reply else None
         sizes = capped_sizes(sizes, self._aggregation.weight_cap)
-        setting = Setting(Counted.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio, contribution, base)
-        return find_rule(settings).of(settings, setting)
+        context = RuleContext(
+            ComparedElements.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio, contribution, base
+        )
+        return find_rule(settings).of(settings, context)
 
     def loss(self, exchange: Exchange, outcome: Outcome) -> float | None:
         """Reduce the clients' losses as the numbers beside a contribution are: None if no client reported one.
@@ -115,23 +117,23 @@ class RuleBook:
         if self._fixed is not None or exchange.reply_schema is None or isinstance(settings, CustomRuleConfig) or not losses:
             return outcome.mean_loss(exchange.clients)
         rows = [(torch.tensor([loss], dtype=torch.float64), exchange.clients[client]) for client, loss in losses.items()]
-        out, rule = torch.empty(1, dtype=torch.float64), find_rule(settings).of(settings, Setting(Counted(())))
+        out, rule = torch.empty(1, dtype=torch.float64), find_rule(settings).of(settings, RuleContext(ComparedElements(())))
         rule.start(list(losses)).reduce(Segment(torch.float64, 0, out.element_size()), rows, out)
         return float(out)
 
     def take_in(self, exchange: str, outcome: Outcome, contribution: ContributionKind = "update") -> Outliers:
         """Remember an exchange. Called once for each, in their order; returns who stood out in it."""
-        past, settings = self._past.get(exchange, Past()), self._aggregation.rule_of(exchange)
+        past, settings = self._past.get(exchange, ExchangeMemory()), self._aggregation.rule_of(exchange)
         found = Outliers()
         if 0 < len(outcome.ratios) <= MOST_CLIENTS:
             limits = LengthLimits(self._aggregation.outlier_ratio, settings.single_limit).of(contribution)
             outliers = [client for client, ratio in outcome.ratios.items() if past.history.is_outlier(client, ratio, limits)]
             found = self._count(past.running, outcome.ratios, outliers)
             kept = {client: count for client, count in {**past.running, **found.running}.items() if count}
-            past = Past(past.history.after(outcome.ratios, limits), kept, past.previous)
+            past = ExchangeMemory(past.history.after(outcome.ratios, limits), kept, past.previous)
         if self._fixed is None and outcome.reduced is not None and find_rule(settings).keeps_previous:
             past = dataclasses.replace(past, previous=outcome.reduced)
-        if past != Past():
+        if past != ExchangeMemory():
             self._past[exchange] = past
         else:
             self._past.pop(exchange, None)

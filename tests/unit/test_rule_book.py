@@ -16,7 +16,7 @@ from feddkd.aggregator.history import LengthLimits
 from feddkd.aggregator.krum import Krum
 from feddkd.aggregator.mean import GuardedMean
 from feddkd.aggregator.median import CoordinateMedian
-from feddkd.aggregator.rule import Rule, Setting
+from feddkd.aggregator.rule import Rule, RuleContext
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config, CustomRuleConfig
 from feddkd.errors import ConfigError
@@ -47,7 +47,7 @@ class Own:
     keeps_previous = False
 
     @classmethod
-    def of(cls, settings: CustomRuleConfig, setting: Setting) -> Rule:
+    def of(cls, settings: CustomRuleConfig, setting: RuleContext) -> Rule:
         assert settings.settings == {"power": 2}
         assert setting.sizes == SIZES
         return WeightedMean(passes=3)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted, Part, square_sum
+from feddkd.aggregator.compared import ComparedElements, Part, square_sum
 from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.history import LEEWAY, History, LengthLimits
 from feddkd.aggregator.median import median_of, weighted_median_of, write_median
-from feddkd.aggregator.rule import Rule, RuleError, Setting
+from feddkd.aggregator.rule import Rule, RuleContext, RuleError
 from feddkd.aggregator.trimmed_mean import trimmed
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config
@@ -46,7 +46,7 @@ def rule(name: str, schema: Schema, settings: Mapping[str, Any] | None = None, *
     """A rule as the configuration chooses it."""
     table = Config.parse({"aggregation": {"rule": {"name": name, **(settings or {})}}}).aggregation.rule
     assert isinstance(table, RuleTable)
-    found: Rule = RULES[name].of(table, Setting(Counted.of(schema), **setting))
+    found: Rule = RULES[name].of(table, RuleContext(ComparedElements.of(schema), **setting))
     return found
 
 
@@ -294,6 +294,8 @@ def with_sides(hostile: Mapping[str, float]) -> list[Tensors]:
         ("running_var", -1e9, 1.0),
         ("update_norm_squared/value", 1e9, 1.0),
         ("update_norm_squared/value", 1e300, 1.0),
+        ("update_norm_squared/value", 20.0, 1.0),  # the server knows the norm
+        ("update_norm_squared/value", 6.0, 1.5),
         ("running_var", 200.0, 20.9),  # honest ones differ as much
     ],
 )
@@ -477,16 +479,16 @@ def test_parts_of_a_block_count_or_do_not() -> None:
             TensorSpec("b", torch.float32, (3,)),
         ]
     )
-    counted = Counted.of(schema)
-    assert list(counted.parts(Segment(torch.float32, 0, 36))) == [Part(0, 4, True), Part(4, 6, False), Part(6, 9, True)]
-    assert list(counted.parts(Segment(torch.float32, 8, 24))) == [Part(0, 2, True), Part(2, 4, False)]
-    assert list(counted.parts(Segment(torch.float32, 20, 32))) == [Part(0, 1, False), Part(1, 3, True)]
+    compared = ComparedElements.of(schema)
+    assert list(compared.parts(Segment(torch.float32, 0, 36))) == [Part(0, 4, True), Part(4, 6, False), Part(6, 9, True)]
+    assert list(compared.parts(Segment(torch.float32, 8, 24))) == [Part(0, 2, True), Part(2, 4, False)]
+    assert list(compared.parts(Segment(torch.float32, 20, 32))) == [Part(0, 1, False), Part(1, 3, True)]
 
 
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=3, max_size=8), st.randoms(use_true_random=False))
 def test_distances_from_a_weighted_mean_follow_from_those_of_pairs(rows: list[list[float]], seed: Any) -> None:
     matrix = torch.tensor(rows, dtype=torch.float64)
-    between = PairDistances(Counted(((0, 24),)), len(rows))
+    between = PairDistances(ComparedElements(((0, 24),)), len(rows))
     between.survey(Segment(torch.float64, 0, 24), [(row, 1.0) for row in matrix])
     weights = torch.tensor([seed.uniform(0.1, 1) for _ in rows], dtype=torch.float64)
     weights /= weights.sum()

@@ -40,7 +40,7 @@ class Companion(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class ComparedElements:
     """The trainable floating-point tensors of a contribution: buffers, and what travels beside a model, do not count.
 
     Attributes:
@@ -67,7 +67,7 @@ class Counted:
         return cls(tuple(ranges), tuple(companions))
 
     def parts(self, block: Segment) -> Iterator[Part]:
-        """Cut a block into parts that count and parts that do not, in order."""
+        """RowRange a block into parts that count and parts that do not, in order."""
         done, size = block.start, block.dtype.itemsize
         for start, stop in self.ranges[bisect.bisect_right(self.ranges, block.start, key=lambda found: found[1]) :]:
             if start >= block.stop:
