@@ -169,14 +169,14 @@ class _GuardedReduction:
 
     def _lowered(self, weights: Sequence[float]) -> Sequence[float]:
         """Lower the weights of outliers to the median: a claim of many examples is not to make up for the scaling."""
-        usual = statistics.median([weight for weight in weights if weight > 0])
+        usual = statistics.median([weight for weight in weights if weight > 0] or [0.0])
         return [min(weight, usual) if outlier else weight for weight, outlier in zip(weights, self._outliers, strict=True)]
 
     def repeats(self) -> bool:
         if self._factors is not None:
             return False
         self._factors = self._found_factors()
-        return any(factor != 1 for factors in self._factors for factor in factors)
+        return any(self._outliers) or any(factor != 1 for factors in self._factors for factor in factors)
 
     def _found_factors(self) -> list[list[float]]:
         """Decide by how much every client's part of every group is multiplied; 0 where it is left out."""

@@ -327,6 +327,11 @@ def test_an_outlier_weighs_no_more_than_the_median_client() -> None:
     assert result(guarded(), *HONEST, [-1e6, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
+def test_an_outlier_has_no_more_weight_even_where_it_is_not_long() -> None:
+    history = History({"c004": 3.0})
+    assert result(guarded(history=history), *HONEST, [-1.0, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
 def test_no_limit_leaves_the_mean_alone() -> None:
     chosen = rule("mean", VECTOR, {"longest": 0}, outlier_ratio=0.0)
     assert result(chosen, [1.0, 0.0], [1.0, 0.0], [1e6, 0.0]) == pytest.approx([(2 + 1e6) / 3, 0])
