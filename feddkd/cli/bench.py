@@ -13,7 +13,8 @@ import typer
 from rich.table import Table
 
 from feddkd.cli.options import Json, Verbose, check_can_save, save_text
-from feddkd.cli.output import present, prints_results, say, short_size
+from feddkd.cli.output import present, prints_results, say
+from feddkd.cli.words import short_size
 
 if TYPE_CHECKING:
     from feddkd.bench.peers import Measurement

@@ -14,7 +14,7 @@ from feddkd.algorithms.own_teacher import build_teacher
 from feddkd.cli.checklist import Checklist, free_address, way_to
 from feddkd.cli.endpoints import Port
 from feddkd.cli.machine import PROCESS_BYTES, ROUND_MODELS, SERVER_MODELS, SITE_MODELS, check_disk, check_memory
-from feddkd.cli.output import counted_examples, short_size
+from feddkd.cli.words import counted_examples, short_size
 from feddkd.client.own_site import fetch_server_config, site_config, site_worker
 from feddkd.client.preflight import check_schema, check_simulation, check_site
 from feddkd.client.simulated import most_in_a_round

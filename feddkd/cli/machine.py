@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from feddkd.cli.output import short_size
+from feddkd.cli.words import short_size
 from feddkd.durable import free_bytes
 from feddkd.errors import ConfigError, StateError
 

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from feddkd.algorithms.feddkd import FIRST_STEP_LOSS
-from feddkd.cli.output import LINE_LETTERS, counted_examples, listed
+from feddkd.cli.output import LINE_LETTERS
 from feddkd.cli.run_table import RunTable, first_and_last
+from feddkd.cli.words import counted_examples, listed
 from feddkd.config import Config, MainMetric
 from feddkd.config.main_metric import SHORT_TITLES
 from feddkd.errors import RunError

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddkd.cli.options import Json, Verbose
-from feddkd.cli.output import say, say_fields, size
+from feddkd.cli.output import say, say_fields
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
+from feddkd.cli.words import size
 
 if TYPE_CHECKING:
     from feddkd.observability.record_check import RecordCheck

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from feddkd.cli.output import listed
 from feddkd.cli.run_place import RunPlace
+from feddkd.cli.words import listed
 from feddkd.config import ACCURACY, Config, MainMetric
 from feddkd.config.toml import parse_toml
 from feddkd.engines.traffic_mark import TRAFFIC_MARK, Marked, TrafficMark

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from feddkd.algorithms import ALGORITHMS
-from feddkd.cli.output import short_size
+from feddkd.cli.words import short_size
 from feddkd.config import Config, MainMetric
 from feddkd.config.main_metric import SHORT_TITLES, title_of
 from feddkd.exchange import Evaluation

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feddkd import algorithms
+from feddkd.algorithms.base import Algorithm
 from feddkd.cli.observing import observe
 from feddkd.cli.output import error_console, note
 from feddkd.cli.publishing import Publishing
@@ -91,15 +92,8 @@ def serve(
         RunError: the run failed; StoppedError: it was stopped and can go on.
         AddressInUseError: the port is taken.
     """
-    algorithm = algorithms.build(config)
-    config.check_exchanges(algorithm.exchanges(config))
-    initial = build_initial(config)
+    algorithm, initial = _prepared(config)
     evaluator = make_evaluator(config, initial)
-    algorithms.check_fits(algorithm, initial.model.schema)
-    check_codecs(config)
-    check_rules(config, algorithm)
-    warn_of_batch_norm(initial)
-
     with _opened(state, config, new=new) as served:
         folder = out or served.folder
         if is_finished(served.journal.entries):
@@ -119,6 +113,18 @@ def serve(
                 extensions=Extensions(journal=served.journal, linger_s=linger_s, whole=initial.whole, metrics=initial.metrics),
             )
             return scheduler.run(initial.model), folder
+
+
+def _prepared(config: Config) -> tuple[Algorithm, InitialModel]:
+    """Build the algorithm and the first model. Raises ConfigError where the configuration does not fit together."""
+    algorithm = algorithms.build(config)
+    config.check_exchanges(algorithm.exchanges(config))
+    initial = build_initial(config)
+    algorithms.check_fits(algorithm, initial.model.schema)
+    check_codecs(config)
+    check_rules(config, algorithm)
+    warn_of_batch_norm(initial)
+    return algorithm, initial
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from feddkd.algorithms.feddkd import TEACHER_ACCURACY, TEACHER_SCORE
-from feddkd.cli.output import listed
+from feddkd.cli.words import listed
 from feddkd.client.constants import HeldConstants
 from feddkd.client.watch import ClientWatch
 from feddkd.client.work import TaskRunner

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from feddkd.cli.options import Json, Verbose
-from feddkd.cli.output import LINE_LETTERS, WIDTH, counted_examples, listed, present, say, say_fields, size
+from feddkd.cli.output import LINE_LETTERS, WIDTH, present, say, say_fields
 from feddkd.cli.run_place import RunFolderOrState, RunPlace
+from feddkd.cli.words import counted_examples, listed, size
 from feddkd.config.main_metric import title_of
 from feddkd.text import printable, shown_score
 

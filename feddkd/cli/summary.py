@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from feddkd.cli.output import counted_examples, error_console, listed, megabytes, note, say, say_fields, size, working
+from feddkd.cli.output import error_console, note, say, say_fields, working
 from feddkd.cli.report import PAGE, report_of
+from feddkd.cli.words import counted_examples, listed, megabytes, size
 from feddkd.config.main_metric import title_of
 from feddkd.text import shown_score
 from feddkd.traffic import DIRECTIONS

@@ -17,7 +17,8 @@ from feddkd.report.codecs import codec_table
 from feddkd.report.frontier import Frontier, are_comparable, fedavg_round_bytes, tracks_of
 from feddkd.report.frontier_table import frontier_table
 from feddkd.report.groups import Group
-from feddkd.report.sites import metric_at_sites, site_table, teachers_and_global_model
+from feddkd.report.site_pictures import metric_at_sites, teachers_and_global_model
+from feddkd.report.sites import site_table
 from feddkd.report.table import Table
 from feddkd.report.time_table import time_table
 from feddkd.traffic import CODEC_ERROR, CODEC_SECONDS

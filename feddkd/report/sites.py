@@ -1,40 +1,26 @@
-"""Teacher against global model at each site, the metric there, how many labels it has, and who is in doubt."""
+"""Lists teacher against global model at each site, how many labels it has, and who is in doubt."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from feddkd.config import MainMetric
 from feddkd.exchange import DELIVER
 from feddkd.observability.run_folder import RunFolder
 from feddkd.report import units
-from feddkd.report.axes import score_axis
 from feddkd.report.groups import Group
-from feddkd.report.looks import BLUE, ORANGE
 from feddkd.report.series import ByRound
-from feddkd.report.style import DASHES, formatter, legend_below, new_figure
 from feddkd.report.table import Data, Table, Value
 
 TEACHER, GLOBAL = "teacher_accuracy", "client_accuracy"
 OF_CLIENT = "client_"
 DISAGREEMENT = "label_disagreement"
 
-HEIGHT_INCHES = 2.7
-
 MOST_ROWS = 100
 """Sites beyond these are left out of the table; those in doubt come first."""
-
-MOST_LINES = 200
-"""A picture draws the lines of so many sites; its means are of all of them."""
 
 BEGIN = "The last round that recorded a number. "
 OF_TEACHERS = (
@@ -256,56 +242,3 @@ def _doubt(site: Site) -> list[str]:
     labels = [] if site.doubtful_since is None else [f"labels since round {site.doubtful_since}"]
     contributions = [] if site.outlier_since is None else [f"contributions since round {site.outlier_since}"]
     return [", ".join([*labels, *contributions])]
-
-
-def teachers_and_global_model(group: Group) -> Figure | None:
-    """Accuracy on what each site holds out, by round: of its teacher, and of the model that this was trained from."""
-    sites = list(sites_of(group).values())
-    if not any(TEACHER in site.numbers for site in sites):
-        return None
-    figure, axes = new_figure(HEIGHT_INCHES)
-    handles = [_draw_sites(axes, sites, GLOBAL, ORANGE, DASHES[1]), _draw_sites(axes, sites, TEACHER, BLUE, DASHES[0])]
-    axes.set(xlabel="round", ylabel="accuracy at the sites", ylim=(-0.02, 1.02))
-    axes.yaxis.set_major_formatter(formatter(lambda value: f"{100 * value:.3g}%"))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(visible=True)
-    thin = Line2D([], [], color="#777777", linewidth=0.7)
-    legend_below(figure, [handles[1], handles[0], thin], ["teachers, mean", "global model, mean", "one site"])
-    return figure
-
-
-def metric_at_sites(group: Group) -> Figure | None:
-    """The metric of the global model on what each site holds out, by round; None for accuracy, which stands beside the teachers'."""
-    metric, sites = group.metric, list(sites_of(group).values())
-    name = f"{OF_CLIENT}{metric.name}"
-    values = [score for site in sites for score in site.numbers.get(name, {}).values()]
-    if metric.name == "accuracy" or not values:
-        return None
-    figure, axes = new_figure(HEIGHT_INCHES)
-    mean = _draw_sites(axes, sites, name, BLUE, DASHES[0])
-    score_axis(axes, metric, values, min(values))
-    axes.set(xlabel="round", ylabel=f"{metric.title} at the sites" + (" (lower is better)" if metric.minimised else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    thin = Line2D([], [], color="#777777", linewidth=0.7)
-    legend_below(figure, [mean, thin], ["global model, mean", "one site"])
-    return figure
-
-
-def _draw_sites(axes: Axes, sites: Sequence[Site], name: str, color: str, dashes: Any) -> Line2D:
-    """Draw a number of each site, and their mean."""
-    own = [site.numbers[name] for site in sites if name in site.numbers]
-    for values in own[:MOST_LINES]:
-        axes.plot(sorted(values), [values[number] for number in sorted(values)], color=color, alpha=0.35, linewidth=0.7)
-    mean = _mean(own)
-    marker = "o" if len(mean) == 1 else ""
-    (line,) = axes.plot(list(mean), list(mean.values()), color=color, linestyle=dashes, linewidth=2.2, marker=marker, zorder=3)
-    return line
-
-
-def _mean(curves: Iterable[ByRound]) -> ByRound:
-    """The mean over the sites that have a round."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for values in curves:
-        for number, value in values.items():
-            found[number].append(value)
-    return {number: math.fsum(found[number]) / len(found[number]) for number in sorted(found)}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from feddkd.cli.output import listed
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.cli.summary import print_summary
+from feddkd.cli.words import listed
 from feddkd.config import Config
 from feddkd.exchange import ExampleCounts, ExchangeId
 from feddkd.scheduler.records import ExchangeRecord, RoundRecord

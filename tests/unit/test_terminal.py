@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from feddkd.cli.logs import handler_of_stderr
-from feddkd.cli.output import _field_lines, error_console, note, short_size
+from feddkd.cli.output import _field_lines, error_console, note
 from feddkd.cli.progress import Clock, ConsoleProgress
 from feddkd.cli.run_table import RunTable
+from feddkd.cli.words import short_size
 from feddkd.config import Config
 from feddkd.errors import RunError
 from feddkd.exchange import Evaluation, ExchangeId
