@@ -67,6 +67,10 @@ class RefusedError(TransportError):
     """The server refused this client, and a retry will not help."""
 
 
+class HandshakeError(RefusedError):
+    """No connection comes about, and a retry helps only once a certificate, a clock or the server is another one."""
+
+
 class ProtocolError(TransportError):
     """The peer broke the wire contract."""
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from feddkd.aggregator.history import ContributionKind
 from feddkd.aggregator.rule import Rule
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codec import Codec
@@ -91,11 +92,13 @@ class ExchangeKind:
         broadcast: schema of the server's payload.
         reply: schema of a client's contribution, or None where a reply is only numbers.
         computes_on: the examples that a reply is a mean over; a client's weight is their number.
+        contribution: what a reply is: honest gradients differ more in length than updates, so their limits are higher.
     """
 
     broadcast: SchemaRule = whole_model
     reply: SchemaRule | None = whole_model
     computes_on: Literal["labelled", "all"] = "labelled"
+    contribution: ContributionKind = "update"
 
     def examples(self, counts: ExampleCounts) -> int:
         """Count the examples of a client that a reply is a mean over."""

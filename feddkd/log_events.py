@@ -12,7 +12,7 @@ OTHER: Final = "other"
 EVENTS: Final = {
     "client_joined": "A client was admitted, for the first time or again.",
     "client_left": "A client left the run by itself.",
-    "client_lost": "The stream of a client broke, or a newer one took its place.",
+    "client_lost": "The stream of a client broke, the server ended it, or a newer one took its place.",
     "client_refused": "A client was not admitted; the reason is what it was told.",
     "reply_missing": "An exchange goes on without the reply of a client.",
     "run_started": "The first round is about to begin.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,3 +73,37 @@ class Pki:
         path.write_bytes(to_pem(certificate))
         path.with_suffix(".key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return path
+
+
+DAMAGES = {
+    "version": ("a003020102", "a003020109"),
+    "curve": ("06082a8648ce3d030107", "06082a8648ce3d03017f"),
+    "signature algorithm": ("06082a8648ce3d040302", "06082a8648ce3d04037f"),
+    "time": ("170d3", "170d7"),
+    "extension": ("0603551d", "0603551c"),
+    "octets of an extension": ("0603551d230418", "0603551d230417"),
+}
+"""Hexadecimal digits of a certificate or a list in DER, and what damages it: each gives another error of the library."""
+
+
+def damaged(pem: bytes, kind: str) -> bytes:
+    """Damage a certificate or a list everywhere in one way."""
+    begin, *lines, end = pem.decode().strip().splitlines()
+    digits = base64.b64decode("".join(lines)).hex().replace(*DAMAGES[kind])
+    return f"{begin}\n{base64.encodebytes(bytes.fromhex(digits)).decode()}{end}\n".encode()
+
+
+def self_signed(name: str) -> bytes:
+    """Make a certificate in PEM that no CA has signed."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    return to_pem(builder.sign(key, hashes.SHA256()))
+
+
+def signed_ca(subject: x509.Certificate, issuer: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Sign the name and the key of a CA, in PEM, as one below which there may be others."""
+    builder = x509.CertificateBuilder().subject_name(subject.subject).issuer_name(issuer.subject).public_key(subject.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(NOW - DAY).not_valid_after(NOW + 10 * DAY)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    return to_pem(builder.sign(key, hashes.SHA256()))

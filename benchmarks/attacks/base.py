@@ -25,6 +25,7 @@ class Seen:
             worst case.
         clients: how many take part, attackers included.
         attackers: how many of them send the same.
+        rounds: how many the run has.
         seed: of the attacker's random numbers in this exchange.
     """
 
@@ -33,6 +34,7 @@ class Seen:
     honest: Sequence[Tensors] = field(default=())
     clients: int = 1
     attackers: int = 1
+    rounds: int = 1
     seed: int = 0
 
 

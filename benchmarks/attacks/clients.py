@@ -82,6 +82,7 @@ class Plot:
         on: `UPDATES`, `GRADIENTS` or `BOTH`.
         clients: of the federation, attackers included.
         attackers: how many there are.
+        rounds: of the run.
         most_examples: that the server admits.
         seed: of the run.
     """
@@ -90,6 +91,7 @@ class Plot:
     on: str
     clients: int
     attackers: int
+    rounds: int
     most_examples: int
     seed: int = 0
 
@@ -112,7 +114,7 @@ class HostileClient(ClientAround):
             return reply
         honest = self.witness.of(task.id) if plot.attack.sees_others else []
         seed = derive_seed(plot.seed, task.id.round, task.id.attempt, task.id.name, task.id.step)
-        return plot.attack.reply(Seen(task, reply, honest, plot.clients, plot.attackers, seed))
+        return plot.attack.reply(Seen(task, reply, honest, plot.clients, plot.attackers, plot.rounds, seed))
 
 
 def put_among(workers: Mapping[str, Worker], plot: Plot) -> tuple[dict[str, Worker], tuple[str, ...]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attacks.cells import ALGORITHMS, DIGITS, IID
+from attacks.cells import ALGORITHMS, DIGITS, IID, REAL
 from attacks.known import ATTACKS
 from attacks.outcomes import Group, Outcome, Outcomes
 from attacks.rules import RULES
-from attacks.tables import REAL
 
 LARGEST_POINTS = 30.0
 """Losses above it have one color."""
@@ -36,8 +35,15 @@ def draw(found: Outcomes, path: Path, attackers: int = 2) -> None:
             image = _draw_panel(panel, outcomes)
             panel.set_title(f"{title}, IID digits, {attackers} of 10 attackers")
         bar = figure.colorbar(image, ax=list(panels), shrink=0.8, extend="max")
-        bar.set_label("accuracy lost against the clean mean (points)")
+        bar.set_label(f"accuracy lost against the clean mean (points{_of_seeds(found, attackers)})")
         figure.savefig(path, dpi=130)
+
+
+def _of_seeds(found: Outcomes, attackers: int) -> str:
+    """Say that numbers are means, where some are."""
+    groups = [Group(DIGITS, algorithm, IID, rule, attack, attackers) for algorithm in ALGORITHMS for rule in RULES for attack in REAL]
+    most = max((len(outcome.seeds) for outcome in map(found.of, groups) if outcome is not None), default=1)
+    return f", mean of up to {most} seeds" if most > 1 else ""
 
 
 def _draw_panel(panel: Any, outcomes: list[list[Outcome | None]]) -> Any:
@@ -47,7 +53,7 @@ def _draw_panel(panel: Any, outcomes: list[list[Outcome | None]]) -> Any:
         for column, outcome in enumerate(line):
             if outcome is not None:
                 color = "white" if outcome.loss > LARGEST_POINTS / 2 else "black"
-                text = "fails" if outcome.failed == outcome.seeds else f"{outcome.loss:.0f}".replace("-0", "0")
+                text = "fails" if outcome.failed == len(outcome.seeds) else f"{outcome.loss:.0f}".replace("-0", "0")
                 panel.text(column, row, text, ha="center", va="center", color=color, fontsize=8.5)
     panel.set_xticks(range(len(RULES)), [rule.title for rule in RULES.values()], rotation=40, ha="right")
     panel.set_yticks(range(len(REAL)), [ATTACKS[name].title for name in REAL])

@@ -7,8 +7,9 @@ from attacks.base import Attack
 from attacks.gaussian import Gaussian
 from attacks.inner_product import LargeInnerProduct, SmallInnerProduct
 from attacks.label_flip import LabelFlip
-from attacks.lies import LossAfter, LossBefore, LyingWeight, LyingWeightAndSign, NotUsable
+from attacks.lies import LossAfter, LossBefore, LyingWeight, LyingWeightAndMinus10, LyingWeightAndSign, NotUsable
 from attacks.scaling import SignFlip, Times10, TimesMillion, TimesMinus10
+from attacks.sleeper import Sleeper
 
 NONE = "none"
 ABSENT = "absent"
@@ -28,6 +29,8 @@ ATTACKS: dict[str, Attack] = {
     "ipm_5": LargeInnerProduct(),
     "weight": LyingWeight(),
     "weight_sign": LyingWeightAndSign(),
+    "weight_-10": LyingWeightAndMinus10(),
+    "sleeper": Sleeper(),
     "loss_before": LossBefore(),
     "loss_after": LossAfter(),
 }

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from attacks.base import Attack, Seen
-from attacks.scaling import SignFlip
+from attacks.scaling import SignFlip, TimesMinus10
 from feddkd.exchange import ExampleCounts, Reply
 from feddkd.tensors import Tensors
 
@@ -19,7 +19,9 @@ PREVIOUS_LOSS = "previous_loss/value"
 
 
 class LyingWeight(Attack):
-    """Claims as many examples as the server admits, 2^53 by default, and sends honest tensors."""
+    """Claims as many examples as the server admits (`scheduler.max_examples`, 10,000,000 by
+    default), and sends honest tensors.
+    """
 
     title = "claims the most examples"
 
@@ -31,6 +33,16 @@ class LyingWeightAndSign(SignFlip):
     """Claims as many examples as the server admits, and sends -1 times its contribution."""
 
     title = "claims the most examples, times -1"
+    paper = ""
+
+    def claims(self, counts: ExampleCounts, most: int) -> ExampleCounts:
+        return ExampleCounts(most)
+
+
+class LyingWeightAndMinus10(TimesMinus10):
+    """Claims as many examples as the server admits, and sends -10 times its contribution."""
+
+    title = "claims the most examples, times -10"
     paper = ""
 
     def claims(self, counts: ExampleCounts, most: int) -> ExampleCounts:

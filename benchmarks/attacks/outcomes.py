@@ -40,29 +40,36 @@ class Outcome:
     points.
 
     Attributes:
+        group: what it is of.
         accuracy: mean over the seeds, in percent.
         loss: mean over the seeds.
         worst: largest loss of a seed.
-        seeds: how many there are.
+        seeds: that were run, in order.
         failed: how many of them ended without a finite model; these count as chance.
+        commits: of the project, that its runs were made with.
+        earlier: how many runs do not say which code of rule and attack decided them.
     """
 
+    group: Group
     accuracy: float
     loss: float
     worst: float
-    seeds: int
+    seeds: tuple[int, ...]
     failed: int
+    commits: frozenset[str] = frozenset()
+    earlier: int = 0
 
     @property
     def text(self) -> str:
         """The loss with that of the worst seed in parentheses."""
-        if self.failed == self.seeds:
+        if self.failed == len(self.seeds):
             return "no model"
-        worst = f" ({_points(self.worst)})" if self.seeds > 1 else ""
-        return f"{_points(self.loss)}{worst}"
+        worst = f" ({points(self.worst)})" if len(self.seeds) > 1 else ""
+        return f"{points(self.loss)}{worst}"
 
 
-def _points(loss: float) -> str:
+def points(loss: float) -> str:
+    """Write a loss with one digit, and 0 without a sign."""
     return f"{loss + 0.0:.1f}".replace("-0.0", "0.0")
 
 
@@ -70,10 +77,10 @@ class Outcomes:
     """All results by group."""
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        self._runs: dict[Group, dict[int, float | None]] = {}
+        self._runs: dict[Group, dict[int, Mapping[str, Any]]] = {}
         for line in lines:
             cell = Cell.of(line)
-            self._runs.setdefault(_group(cell), {})[cell.seed] = line["accuracy"]
+            self._runs.setdefault(_group(cell), {})[cell.seed] = line
 
     def of(self, group: Group) -> Outcome | None:
         """Return what came of a group, over the seeds that the clean mean has too; None if there is
@@ -83,29 +90,44 @@ class Outcomes:
         seeds = sorted(found.keys() & clean.keys())
         if not seeds:
             return None
-        percent = [_percent(found[seed]) for seed in seeds]
+        runs = [found[seed] for seed in seeds]
+        percent = [_percent(run) for run in runs]
         losses = [_percent(clean[seed]) - own for seed, own in zip(seeds, percent, strict=True)]
-        failed = sum(found[seed] is None for seed in seeds)
-        return Outcome(statistics.fmean(percent), statistics.fmean(losses), max(losses), len(seeds), failed)
+        return Outcome(
+            group,
+            statistics.fmean(percent),
+            statistics.fmean(losses),
+            max(losses),
+            tuple(seeds),
+            failed=sum(run["accuracy"] is None for run in runs),
+            commits=frozenset(run["commit"] for run in runs),
+            earlier=sum("fingerprint" not in run for run in runs),
+        )
 
-    def best(self, group: Group, rules: Sequence[str]) -> tuple[str, Outcome] | None:
-        """Return the rule with the smallest loss against an attack; None if none was measured."""
-        found = [(rule, self.of(replace(group, rule=rule))) for rule in rules]
-        measured = [(rule, outcome) for rule, outcome in found if outcome is not None]
-        return min(measured, key=lambda pair: pair[1].loss, default=None)
+    def under(self, group: Group, attacks: Sequence[str]) -> list[Outcome]:
+        """Return what came of a rule under several attacks; empty unless all of them were measured."""
+        found = [self.of(replace(group, attack=attack)) for attack in attacks]
+        measured = [outcome for outcome in found if outcome is not None]
+        return measured if len(measured) == len(found) else []
 
-    def hardest(self, group: Group, attacks: Sequence[str]) -> tuple[str, Outcome] | None:
-        """Return the attack with the largest loss under a rule; None unless all that have a meaning
-        were measured.
-        """
-        found = [(attack, self.of(replace(group, attack=attack))) for attack in attacks]
-        measured = [(attack, outcome) for attack, outcome in found if outcome is not None]
-        if len(measured) < len(found):
-            return None
-        return max(measured, key=lambda pair: pair[1].loss, default=None)
+    def with_rules(self, group: Group, rules: Sequence[str]) -> list[Outcome]:
+        """Return what came of an attack under those of several rules that were measured."""
+        found = [self.of(replace(group, rule=rule)) for rule in rules]
+        return [outcome for outcome in found if outcome is not None]
 
 
-def _percent(accuracy: float | None) -> float:
+def hardest(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcome with the largest loss."""
+    return max(outcomes, key=lambda outcome: outcome.loss)
+
+
+def best(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcome with the smallest loss."""
+    return min(outcomes, key=lambda outcome: outcome.loss)
+
+
+def _percent(run: Mapping[str, Any]) -> float:
+    accuracy: float | None = run["accuracy"]
     return 100 * (CHANCE if accuracy is None else accuracy)
 
 

@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 
 from niid_bench.pages import write
 
-from attacks.cells import ALGORITHMS, DIGITS, IID, MNIST, ROOT, TWO_CLASSES
+from attacks.cells import ROOT
 from attacks.figure import draw
 from attacks.outcomes import Outcomes
 from attacks.results import RESULTS, Results
-from attacks.tables import advice, best_rules, by_rule, defaults, parts, single_rules, skew, verdicts
+from attacks.sections import not_measured, sections_of
+from attacks.tables import advice
+from attacks.verdicts import choice, verdicts
 
 PAGE = ROOT / "docs" / "attacks.md"
 HOW_TO = ROOT / "docs" / "how-to" / "robust.md"
@@ -27,38 +29,28 @@ PICTURE = ROOT / "docs" / "attacks.png"
 SCRIPT = "benchmarks/attacks/page.py"
 
 
-def sections(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the tables of `PAGE` by the names of their places."""
+def places(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what is written into `PAGE`, by the names of the places."""
     lines = list(lines)
     found = Outcomes(lines)
-    algorithms = {
-        f"attacks:{data}_{partition}_{algorithm}": by_rule(found, data, algorithm, partition, 2)
-        for data, partition in ((DIGITS, IID), (DIGITS, TWO_CLASSES), (MNIST, IID), (MNIST, TWO_CLASSES))
-        for algorithm in ALGORITHMS
-    }
+    sections = sections_of(found)
     return {
         "attacks:verdicts": verdicts(found),
-        "attacks:best": best_rules(found),
-        "attacks:single": single_rules(found),
-        "attacks:defaults": defaults(found),
-        "attacks:skew": skew(found),
-        "attacks:parts": parts(found),
-        **algorithms,
+        **{name: section.written() for name, section in sections.items()},
+        "attacks:not_measured": not_measured(sections),
         "attacks:source": source(lines),
     }
 
 
 def source(lines: list[Mapping[str, Any]]) -> str:
-    """Say where the results come from."""
+    """Say where the results come from; each table says its seeds and commits."""
     if not lines:
         return "Nothing was measured yet."
-    seeds = sorted({str(line["seed"]) for line in lines})
-    commits = sorted({str(line["commit"]) for line in lines})
     versions, cpus = ({_text(line) for line in lines} for _text in (_versions, _cpu))
     path = RESULTS.relative_to(ROOT)
     return (
-        f"{len(lines):,} runs, seeds {', '.join(seeds)}; feddkd at commits {', '.join(commits)}; "
-        f"{'; '.join(sorted(versions))}; {'; '.join(sorted(cpus))}. From [`{path}`](../{path}): `python benchmarks/attacks/run.py`."
+        f"{len(lines):,} runs; {'; '.join(sorted(versions))}; {'; '.join(sorted(cpus))}. "
+        f"From [`{path}`](../{path}): `python benchmarks/attacks/run.py`."
     )
 
 
@@ -78,8 +70,8 @@ def main() -> int:
     if lines and not check:
         draw(found, PICTURE)
     right = [
-        write(PAGE, sections(lines), check=check, script=SCRIPT),
-        write(HOW_TO, {"attacks:advice": advice(found)}, check=check, script=SCRIPT),
+        write(PAGE, places(lines), check=check, script=SCRIPT),
+        write(HOW_TO, {"attacks:advice": advice(found), "attacks:choice": choice(found)}, check=check, script=SCRIPT),
     ]
     return int(not all(right))
 

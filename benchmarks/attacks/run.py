@@ -1,4 +1,5 @@
-"""Run the cells of the attack laboratory; a finished one is not run again.
+"""Run the cells of the attack laboratory. A finished one is run again only where its rule, its attack
+or their settings have changed. Lines of cells that no table shows any more are left out.
 
     python benchmarks/attacks/run.py                            everything that is missing
     python benchmarks/attacks/run.py --only rule=median --only attack=alie       a part of it
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file is 
 from niid_bench.grid import main_guard
 
 from attacks.cells import DATA_ROOT, ROOT, Cell, all_cells
+from attacks.fingerprint import fingerprint
 from attacks.results import RESULTS, Results
 from attacks.running import run_cell, start_worker
 from feddkd.bench.environment import cpu_model, environment, source_commit
@@ -48,15 +50,16 @@ def chosen(only: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def measure(results: Results, cells: Sequence[Cell], jobs: int, data_root: Path, about: dict[str, Any]) -> None:
-    """Run cells in their order, and store each as it is finished; an interrupt ends those that are
-    under way.
+    """Run cells in their order, and store each as it is finished with the code that is there now; an
+    interrupt ends those that are under way.
     """
+    marks = {cell: fingerprint(cell) for cell in cells}
     with ProcessPoolExecutor(jobs, get_context("spawn"), start_worker) as pool:
         runs = [pool.submit(partial(run_cell, cell, data_root)) for cell in cells]
         try:
             for number, run in enumerate(as_completed(runs), start=1):
                 line = run.result()
-                results.store({**line, **about})
+                results.store({**line, **about, "fingerprint": marks[Cell.of(line)]})
                 print(f"{number}/{len(cells)} {told(line)}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -103,6 +106,7 @@ def main() -> int:
     missing = [cell for cell in cells if options.again or not results.is_current(cell)]
     print(f"{len(missing)} of {len(cells)} cells are missing", flush=True)
     if not options.list:
+        results.keep(set(all_cells()))
         command = shlex.join(["python", "benchmarks/attacks/run.py", *sys.argv[1:]])
         measure(results, missing, options.jobs, options.data_root, about_now(command))
     return 0

@@ -81,7 +81,7 @@ def run_cell(cell: Cell, data_root: Path = DATA_ROOT, extra: Sequence[str] = ())
     with tempfile.TemporaryDirectory() as folder:
         workers = simulated_workers(config, Path(folder))
         most = config.scheduler.max_examples
-        plot = Plot(ATTACKS[cell.attack], cell.on, len(workers), cell.attackers, most, cell.seed)
+        plot = Plot(ATTACKS[cell.attack], cell.on, len(workers), cell.attackers, config.rounds, most, cell.seed)
         clients, hostile = put_among(workers, plot)
         accuracy, failure = _outcome(config, clients, seen)
     return {

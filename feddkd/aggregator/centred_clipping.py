@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
-from feddkd.aggregator.distances import ratios_of
+from feddkd.aggregator.compared import ComparedElements, square_sum
+from feddkd.aggregator.lengths import allowances, allowed_ratios
 from feddkd.aggregator.median import write_median
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment, Tensors
@@ -45,26 +45,28 @@ class CentredClipping:
     table: ClassVar[type[RuleTable]] = CentredClippingTable
     keeps_previous: ClassVar[bool] = True
     radius: float
-    counted: Counted
+    compared: ComparedElements
+    sizes: Mapping[str, float] = field(default_factory=dict)
     previous: Tensors | None = None
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: CentredClippingTable, setting: Setting) -> CentredClipping:
-        return cls(settings.radius, setting.counted, setting.previous)
+    def of(cls, settings: CentredClippingTable, context: RuleContext) -> CentredClipping:
+        return cls(settings.radius, context.compared, context.sizes, context.previous)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _CentredReduction(self, len(clients))
+        return _CentredReduction(self, allowances(clients, self.sizes))
 
 
 class _CentredReduction:
-    def __init__(self, rule: CentredClipping, clients: int) -> None:
+    def __init__(self, rule: CentredClipping, allowed: Sequence[float]) -> None:
         self._rule = rule
-        self._squares = [0.0] * clients
+        self._allowed = allowed
+        self._squares = [0.0] * len(allowed)
         self._factors: list[float] = []
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
                 centre = self._centre(block, start, stop)
                 for number, (elements, _) in enumerate(rows):
@@ -72,7 +74,7 @@ class _CentredReduction:
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._factors = self._factors or self._clipped()
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
                 self._write(rows, self._centre(block, start, stop), start, out[start:stop])
             else:
@@ -99,4 +101,4 @@ class _CentredReduction:
         return False
 
     def ratios(self) -> Sequence[float]:
-        return ratios_of([math.sqrt(square) for square in self._squares])
+        return allowed_ratios([math.sqrt(square) for square in self._squares], self._allowed)

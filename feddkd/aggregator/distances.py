@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.history import FEWEST
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.lengths import allowed_ratios
 from feddkd.aggregator.rule import Rows
 from feddkd.tensors import Segment
 
@@ -19,19 +18,16 @@ _PIECE_ELEMENTS = 1 << 14
 """Differences of so many elements are computed at a time: they stay in the cache."""
 
 
-def ratios_of(distances: Sequence[float]) -> list[float]:
-    """Divide distances by their median; empty for too few of them, 1 for all if the median is 0."""
-    if len(distances) < FEWEST:
-        return []
-    median = statistics.median(distances)
-    return [distance / median if median > 0 else 1.0 for distance in distances]
+class ResultDistances:
+    """Adds up the squared distances of contributions from what they are reduced to.
 
+    Args:
+        allowed: by what factor each contribution may be further away (`lengths.allowances`).
+    """
 
-class ToResult:
-    """Adds up the squared distances of contributions from what they are reduced to."""
-
-    def __init__(self, clients: int) -> None:
-        self._squares = torch.zeros(clients, dtype=torch.float64)
+    def __init__(self, allowed: Sequence[float]) -> None:
+        self._allowed = allowed
+        self._squares = torch.zeros(len(allowed), dtype=torch.float64)
 
     def add(self, matrix: Tensor, found: Tensor) -> None:
         """Take in some elements of all contributions [clients, elements], and the result of these."""
@@ -40,11 +36,11 @@ class ToResult:
             self._squares += (matrix[:, piece].to(torch.float64) - found[piece]).square_().sum(1)
 
     def ratios(self) -> Sequence[float]:
-        """Return the distances divided by their median."""
-        return ratios_of(self._squares.sqrt().tolist())
+        """Return the distances divided by their median and by what is allowed."""
+        return allowed_ratios(self._squares.sqrt().tolist(), self._allowed)
 
 
-class Between:
+class PairDistances:
     """The squared distances of all pairs of contributions, found block by block.
 
     Takes clients² / 2 differences for each element; the differences are exact where norms and inner
@@ -55,13 +51,13 @@ class Between:
         squares: float64 [clients, clients], symmetric.
     """
 
-    def __init__(self, counted: Counted, clients: int) -> None:
-        self._counted = counted
+    def __init__(self, compared: ComparedElements, clients: int) -> None:
+        self._compared = compared
         self.squares = torch.zeros(clients, clients, dtype=torch.float64)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         """Take in one block."""
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             if counts:
                 for _, _, matrix in slices(rows, start, stop, block.dtype):
                     self._add(matrix)

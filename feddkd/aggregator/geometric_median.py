@@ -6,17 +6,18 @@ Pillutla, Kakade, Harchaoui: Robust Aggregation for Federated Learning. IEEE Tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import Between
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.joint import JointReduction
-from feddkd.aggregator.rule import Reduction, Setting
+from feddkd.aggregator.lengths import allowances
+from feddkd.aggregator.rule import Reduction, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 
@@ -50,39 +51,44 @@ class GeometricMedian:
     Withstands hostile clients of less than half of the weight. All iterates are weighted means of the
     contributions, so the distances of pairs say all about them: two passes, however many iterations,
     and n² / 2 differences for each element. Buffers, counters and numbers beside the model are reduced
-    to their median.
+    to their median by weight.
     """
 
     table: ClassVar[type[RuleTable]] = GeometricMedianTable
     keeps_previous: ClassVar[bool] = False
     smoothing: float
-    counted: Counted
+    compared: ComparedElements
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: GeometricMedianTable, setting: Setting) -> GeometricMedian:
-        return cls(settings.smoothing, setting.counted)
+    def of(cls, settings: GeometricMedianTable, context: RuleContext) -> GeometricMedian:
+        return cls(settings.smoothing, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _WeiszfeldReduction(self, len(clients))
+        return _WeiszfeldReduction(self, allowances(clients, self.sizes))
 
 
 class _WeiszfeldReduction(JointReduction):
-    def __init__(self, rule: GeometricMedian, clients: int) -> None:
-        super().__init__(rule.counted, clients)
+    is_weighted = True
+
+    def __init__(self, rule: GeometricMedian, allowed: Sequence[float]) -> None:
+        super().__init__(rule.compared, allowed)
         self._smoothing = rule.smoothing
 
-    def weigh(self, between: Between, claimed: Sequence[float]) -> Sequence[float]:
+    def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:
         # A client's median distance to all is one between honest clients, for more than half of the clients.
         own = between.squares.median(dim=1).values.sqrt()
         usual = float(own.median())
         alphas = torch.tensor(claimed, dtype=torch.float64)
         if usual > 0:
             alphas[own > FARTHEST * usual] = 0
+        elif 2 * alphas[own == 0].sum() >= alphas.sum():
+            # Those that agree are the median: a smoothing relative to the others would move it.
+            alphas[own > 0] = 0
+            return alphas.tolist()
         else:
             usual = float(own.max())
-        if usual == 0:
-            return list(claimed)
         weights = alphas = alphas / alphas.sum()
         for _ in range(ITERATIONS):
             distances = between.from_mean(weights).sqrt_()

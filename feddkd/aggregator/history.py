@@ -1,7 +1,9 @@
-"""Remembers how far the contributions of each client stood out in the last exchanges.
+"""Remembers how far the contributions of each client stood out so far.
 
-A single contribution that is far longer than the others says little: the local training of an honest client
-goes wrong now and then. A client whose contributions are longer in every exchange is another matter.
+A single contribution that is longer than the others says little: the local training of an honest client goes wrong
+now and then. A client whose contributions go on being longer is another matter. What is summed up is the CUSUM
+statistic of Page (Continuous Inspection Schemes, Biometrika 1954) of the logarithms of the ratios: a client that was
+honest for long has no more room than one that has just come, and exchanges that it is not in change nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-WINDOW = 40
-"""Exchanges of one name that are looked at: two rounds of DKD steps. Where local training went wrong at an honest
-client, its gradients are long for a whole round."""
+ContributionKind = Literal["update", "gradient"]
+"""What clients contribute: the change of a trained model, or the gradient of a model that all have."""
 
 FEWEST = 3
 """Fewer contributions have no median that one of them differs from."""
@@ -20,42 +22,61 @@ FEWEST = 3
 MOST_CLIENTS = 1000
 """Of more clients no history is kept."""
 
+LEEWAY = 5.0
+"""By this factor in all a client may be above the usual limit: once, or by less in several exchanges."""
+
+_MOST_EXCESS = 2 * math.log(LEEWAY)
+"""No excess grows further, so that an outlier whose contributions become usual is none soon after."""
+
+UPDATE_SHARE = 0.6
+"""The limits of updates are lower than those of gradients: where the local training of an honest client goes wrong, its
+update is long once, and its gradients are for all steps of a round (benchmarks/honest_lengths.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthLimits:
+    """When a client is an outlier.
+
+    Attributes:
+        usual: the ratio that a client may have in every exchange; 0 for no limit.
+        single: the ratio that it may have in one; 0 for no limit.
+    """
+
+    usual: float = 0.0
+    single: float = 0.0
+
+    def of(self, contribution: ContributionKind) -> LengthLimits:
+        """Return the limits of what an exchange has clients contribute."""
+        share = UPDATE_SHARE if contribution == "update" else 1.0
+        return LengthLimits(self.usual * share, self.single * share)
+
+    def excess(self, before: float, ratio: float) -> float:
+        """Add a ratio to an excess: max(0, before + ln(ratio / usual)); a ratio below 1 counts as 1."""
+        return min(max(0.0, before + math.log(max(1.0, ratio) / self.usual)), _MOST_EXCESS) if self.usual > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The ratios of the last exchanges of one name; a ratio below 1 counts as 1, so nobody can make up for a long one.
+    """How far the clients' contributions to the exchanges of one name were above the usual limit.
 
     Attributes:
-        exchanges: how many of them are looked at, at most `WINDOW` - 1.
-        logs: the natural logarithms of each client's ratios there, the newest last; 0 where it was not there.
-            Clients whose logarithms are all 0 are left out.
+        excess: by client; those without are left out.
     """
 
-    exchanges: int = 0
-    logs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    excess: Mapping[str, float] = field(default_factory=dict)
 
-    def usual(self, client: str, ratio: float) -> float:
-        """Return the geometric mean of a client's ratios, that of the exchange that is under way included."""
-        total = math.fsum(self.logs.get(client, ())) + _log(ratio)
-        return math.exp(total / (self.exchanges + 1))
+    def is_outlier(self, client: str, ratio: float, limits: LengthLimits) -> bool:
+        """Tell whether a client is an outlier in the exchange that is under way."""
+        if 0 < limits.single < ratio:
+            return True
+        return limits.excess(self.excess.get(client, 0.0), ratio) > math.log(LEEWAY)
 
-    def after(self, ratios: Mapping[str, float]) -> History:
+    def after(self, ratios: Mapping[str, float], limits: LengthLimits) -> History:
         """Return the history after another exchange.
 
         Args:
             ratios: of each client that replied.
         """
-        if not ratios:
-            return self
-        exchanges = min(self.exchanges + 1, WINDOW - 1)
-        logs = {}
-        for client in sorted(self.logs.keys() | ratios.keys()):
-            before = self.logs.get(client, (0.0,) * self.exchanges)
-            found = (*before, _log(ratios.get(client, 1.0)))[-exchanges:]
-            if any(found):
-                logs[client] = found
-        return History(exchanges, logs) if len(logs) <= MOST_CLIENTS else History(exchanges)
-
-
-def _log(ratio: float) -> float:
-    return math.log(ratio) if ratio > 1 else 0.0
+        found = {client: limits.excess(self.excess.get(client, 0.0), ratio) for client, ratio in ratios.items()}
+        excess = {client: value for client, value in sorted({**self.excess, **found}.items()) if value > 0}
+        return History(excess) if len(excess) <= MOST_CLIENTS else History()

@@ -23,7 +23,7 @@ def _largest_element(dtype: torch.dtype) -> int:
 class IntegerSum:
     """The exact sums sum_k n_k x_k of one block: in float64 where it is exact, else in integers.
 
-    Weights that are no integers are multiples of a power of two: then all sums are counted in this unit.
+    Weights that are no integers are multiples of a power of two: then all sums are compared in this unit.
     """
 
     def __init__(self, dtype: torch.dtype, length: int) -> None:

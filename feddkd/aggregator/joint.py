@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import Between, ratios_of, roots
-from feddkd.aggregator.median import write_median
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.distances import PairDistances, roots
+from feddkd.aggregator.lengths import allowed_ratios
+from feddkd.aggregator.median import write_median, write_weighted_median
 from feddkd.aggregator.rule import Rows
 from feddkd.tensors import Segment
 
@@ -19,16 +21,22 @@ class JointReduction(ABC):
     """Finds the distances of all pairs in a first pass, and a weighted mean in the second.
 
     Buffers, counters and numbers beside the model, which the distances say nothing about, are reduced
-    to their median.
+    to their median, by weight where the mean is: a loss has to be one of the model that it is compared for.
+
+    Attributes:
+        is_weighted: weights that come with the contributions matter.
     """
 
-    def __init__(self, counted: Counted, clients: int) -> None:
-        self._counted = counted
-        self._between = Between(counted, clients)
+    is_weighted: ClassVar[bool] = False
+
+    def __init__(self, compared: ComparedElements, allowed: Sequence[float]) -> None:
+        self._compared = compared
+        self._between = PairDistances(compared, len(allowed))
+        self._allowed = allowed
         self._weights: list[float] | None = None
 
     @abstractmethod
-    def weigh(self, between: Between, claimed: Sequence[float]) -> Sequence[float]:
+    def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:
         """Weigh the contributions; what weights are divided by their sum. Raises RuleError.
 
         Args:
@@ -40,11 +48,13 @@ class JointReduction(ABC):
         self._between.survey(block, rows)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             if counts:
                 if self._weights is None:
                     self._weights = list(self.weigh(self._between, [weight for _, weight in rows]))
                 write_mean(rows, self._weights, start, stop, out)
+            elif self.is_weighted:
+                write_weighted_median(rows, start, stop, out)
             else:
                 write_median(rows, start, stop, out)
 
@@ -55,7 +65,7 @@ class JointReduction(ABC):
         if self._weights is None:
             return ()
         weights = torch.tensor(self._weights, dtype=torch.float64)
-        return ratios_of(roots(self._between.from_mean(weights / weights.sum())))
+        return allowed_ratios(roots(self._between.from_mean(weights / weights.sum())), self._allowed)
 
 
 def write_mean(rows: Rows, weights: Sequence[float], start: int, stop: int, out: Tensor) -> None:

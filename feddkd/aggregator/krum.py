@@ -6,17 +6,18 @@ NeurIPS 2017, arXiv 1703.02757. As there, every client counts once: weights that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import Between
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.distances import PairDistances
 from feddkd.aggregator.joint import JointReduction
-from feddkd.aggregator.rule import Reduction, RuleError, Setting
+from feddkd.aggregator.lengths import allowances
+from feddkd.aggregator.rule import Reduction, RuleContext, RuleError
 from feddkd.config.aggregation import RuleTable
 from feddkd.config.table import CLIENTS_MAX
 from feddkd.registry import RULES
@@ -36,7 +37,12 @@ class KrumTable(RuleTable):
 
     @property
     def fewest(self) -> int:
-        return max(2 * self.hostile + 3, self.keep + self.hostile + 2)
+        return fewest(self.hostile, self.keep)
+
+
+def fewest(hostile: int, keep: int) -> int:
+    """Return how many contributions Krum needs."""
+    return max(2 * hostile + 3, keep + hostile + 2)
 
 
 @RULES.register("krum")
@@ -52,27 +58,28 @@ class Krum:
     keeps_previous: ClassVar[bool] = False
     hostile: int
     keep: int
-    counted: Counted
+    compared: ComparedElements
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: KrumTable, setting: Setting) -> Krum:
-        return cls(settings.hostile, settings.keep, setting.counted)
+    def of(cls, settings: KrumTable, context: RuleContext) -> Krum:
+        return cls(settings.hostile, settings.keep, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _KrumReduction(self, len(clients))
+        return _KrumReduction(self, allowances(clients, self.sizes))
 
 
 class _KrumReduction(JointReduction):
-    def __init__(self, rule: Krum, clients: int) -> None:
-        super().__init__(rule.counted, clients)
+    def __init__(self, rule: Krum, allowed: Sequence[float]) -> None:
+        super().__init__(rule.compared, allowed)
         self._rule = rule
 
-    def weigh(self, between: Between, claimed: Sequence[float]) -> Sequence[float]:
+    def weigh(self, between: PairDistances, claimed: Sequence[float]) -> Sequence[float]:
         number, hostile = len(between.squares), self._rule.hostile
-        fewest = max(2 * hostile + 3, self._rule.keep + hostile + 2)
-        if number < fewest:
-            raise RuleError(f"krum with hostile = {hostile} and keep = {self._rule.keep} needs {fewest} contributions, {number} came")
+        needed = fewest(hostile, self._rule.keep)
+        if number < needed:
+            raise RuleError(f"krum with hostile = {hostile} and keep = {self._rule.keep} needs {needed} contributions, {number} came")
         found = scores(between.squares, number - hostile - 2)
         keep = self._rule.keep or number - hostile - 2
         best = sorted(range(number), key=lambda client: found[client])[:keep]

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
-from feddkd.aggregator.distances import ratios_of
-from feddkd.aggregator.median import write_median
-from feddkd.aggregator.rows import Cut
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.lengths import allowances, allowed_ratios, compared_square_sum
+from feddkd.aggregator.median import write_weighted_median
+from feddkd.aggregator.rows import RowRange
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.aggregator.weighted_mean import MeanSum
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
@@ -38,44 +38,45 @@ class NormBoundingTable(RuleTable):
 class NormBounding:
     """sum_k f_k n_k x_k / sum_k n_k, f_k = min(1, multiple x median length / ||x_k||).
 
-    Buffers, counters and numbers beside the model are reduced to their median. Two passes; memory is flat
+    Buffers, counters and numbers beside the model are reduced to their median by weight. Two passes; memory is flat
     but for slices of what is not trainable.
     """
 
     table: ClassVar[type[RuleTable]] = NormBoundingTable
     keeps_previous: ClassVar[bool] = False
     multiple: float
-    counted: Counted
+    compared: ComparedElements
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 2
 
     @classmethod
-    def of(cls, settings: NormBoundingTable, setting: Setting) -> NormBounding:
-        return cls(settings.multiple, setting.counted)
+    def of(cls, settings: NormBoundingTable, context: RuleContext) -> NormBounding:
+        return cls(settings.multiple, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _BoundedReduction(self, len(clients))
+        return _BoundedReduction(self, allowances(clients, self.sizes))
 
 
 class _BoundedReduction:
-    def __init__(self, rule: NormBounding, clients: int) -> None:
+    def __init__(self, rule: NormBounding, allowed: Sequence[float]) -> None:
         self._rule = rule
-        self._squares = [0.0] * clients
+        self._allowed = allowed
+        self._squares = [0.0] * len(allowed)
         self._factors: list[float] = []
         self._sum = MeanSum()
 
     def survey(self, block: Segment, rows: Rows) -> None:
-        parts = [part for part in self._rule.counted.parts(block) if part.counts]
-        if parts:
+        if any(part.counts for part in self._rule.compared.parts(block)):
             for number, (elements, _) in enumerate(rows):
-                self._squares[number] += math.fsum(square_sum(elements[start:stop]) for start, stop, _ in parts)
+                self._squares[number] += compared_square_sum(self._rule.compared, block, elements)
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
         self._factors = self._factors or self._bounded()
-        for start, stop, counts in self._rule.counted.parts(block):
+        for start, stop, counts in self._rule.compared.parts(block):
             if counts:
-                self._sum.write(Cut(rows, start, stop), out[start:stop], self._factors)
+                self._sum.write(RowRange(rows, start, stop), out[start:stop], self._factors)
             else:
-                write_median(rows, start, stop, out)
+                write_weighted_median(rows, start, stop, out)
 
     def _bounded(self) -> list[float]:
         lengths = [math.sqrt(square) for square in self._squares]
@@ -86,4 +87,4 @@ class _BoundedReduction:
         return False
 
     def ratios(self) -> Sequence[float]:
-        return ratios_of([math.sqrt(square) for square in self._squares])
+        return allowed_ratios([math.sqrt(square) for square in self._squares], self._allowed)

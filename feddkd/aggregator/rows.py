@@ -9,7 +9,7 @@ from torch import Tensor
 from feddkd.aggregator.rule import Rows
 
 
-class Cut:
+class RowRange:
     """The elements [start, stop) of rows."""
 
     def __init__(self, rows: Rows, start: int, stop: int) -> None:
@@ -22,15 +22,14 @@ class Cut:
         return ((elements[self._start : self._stop], weight) for elements, weight in self._rows)
 
 
-class Wanted:
-    """Rows, those that are not wanted with the weight 0."""
+class Weighed:
+    """Rows with other weights."""
 
-    def __init__(self, rows: Rows, wanted: Sequence[bool]) -> None:
-        self._rows, self._wanted = rows, wanted
+    def __init__(self, rows: Rows, weights: Sequence[float]) -> None:
+        self._rows, self._weights = rows, weights
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, float]]:
-        pairs = zip(self._rows, self._wanted, strict=True)
-        return ((elements, weight if wanted else 0.0) for (elements, weight), wanted in pairs)
+        return ((elements, weight) for (elements, _), weight in zip(self._rows, self._weights, strict=True))

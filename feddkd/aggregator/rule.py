@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.history import History
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.history import ContributionKind, History
 from feddkd.errors import FedDKDError
 from feddkd.tensors import Segment, Tensors
 
@@ -51,8 +51,8 @@ class Reduction(Protocol):
     def ratios(self) -> Sequence[float]:
         """Return how far each contribution stands out, in client order, once all is reduced.
 
-        That is its length, or its distance from the result, divided by the median of all; empty where
-        the rule does not know it.
+        That is its length, or its distance from the result, divided by the median of all, and by the
+        root of the client's size in median sizes if that is above 1; empty where the rule does not know it.
         """
 
 
@@ -76,22 +76,26 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RuleContext:
     """What a rule is built for: one exchange.
 
     Attributes:
-        counted: the elements that are compared: the trainable ones.
+        compared: the elements that are compared: the trainable ones.
         previous: what the exchange of this name before was reduced to; None for the first.
         history: how the clients' contributions stood out in the exchanges of this name before.
-        sizes: the examples of each client.
-        outlier_ratio: above it a client's history makes it an outlier; 0 for never.
+        sizes: the examples of each client, at most `aggregation.weight_cap` times the median.
+        outlier_ratio: what goes on being above it makes a client an outlier; 0 for never.
+        contribution: what clients contribute: the limits of updates are lower.
+        base: what the clients received.
     """
 
-    counted: Counted
+    compared: ComparedElements
     previous: Tensors | None = None
     history: History = field(default_factory=History)
     sizes: Mapping[str, float] = field(default_factory=dict)
     outlier_ratio: float = 0.0
+    contribution: ContributionKind = "update"
+    base: Tensors | None = None
 
 
 class RegisteredRule(Protocol):
@@ -99,12 +103,12 @@ class RegisteredRule(Protocol):
 
     Attributes:
         table: the class of its settings; not used for an import path, whose settings are a `CustomRuleConfig`.
-        keeps_previous: it reads `Setting.previous`.
+        keeps_previous: it reads `RuleContext.previous`.
     """
 
     table: ClassVar[type[Any]]
     keeps_previous: ClassVar[bool]
 
     @classmethod
-    def of(cls, settings: Any, setting: Setting) -> Rule:
+    def of(cls, settings: Any, context: RuleContext) -> Rule:
         """Build the rule of one exchange."""

@@ -7,8 +7,8 @@ ICML 2018, arXiv 1803.01498. As there, every client counts once: weights that cl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -16,10 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.distances import ToResult
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.distances import ResultDistances
 from feddkd.aggregator.integer_sum import IntegerSum
-from feddkd.aggregator.rule import Reduction, Rows, Setting
+from feddkd.aggregator.lengths import allowances
+from feddkd.aggregator.rule import Reduction, Rows, RuleContext
 from feddkd.config.aggregation import RuleTable
 from feddkd.registry import RULES
 from feddkd.tensors import Segment
@@ -50,28 +51,29 @@ class TrimmedMean:
     table: ClassVar[type[RuleTable]] = TrimmedMeanTable
     keeps_previous: ClassVar[bool] = False
     trim: float
-    counted: Counted
+    compared: ComparedElements
+    sizes: Mapping[str, float] = field(default_factory=dict)
     passes: int = 1
 
     @classmethod
-    def of(cls, settings: TrimmedMeanTable, setting: Setting) -> TrimmedMean:
-        return cls(settings.trim, setting.counted)
+    def of(cls, settings: TrimmedMeanTable, context: RuleContext) -> TrimmedMean:
+        return cls(settings.trim, context.compared, context.sizes)
 
     def start(self, clients: Sequence[str]) -> Reduction:
-        return _TrimmedReduction(self, len(clients))
+        return _TrimmedReduction(self, allowances(clients, self.sizes))
 
 
 class _TrimmedReduction:
-    def __init__(self, rule: TrimmedMean, clients: int) -> None:
-        self._counted = rule.counted
-        self._trimmed = trimmed(rule.trim, clients)
-        self._distances = ToResult(clients)
+    def __init__(self, rule: TrimmedMean, allowed: Sequence[float]) -> None:
+        self._compared = rule.compared
+        self._trimmed = trimmed(rule.trim, len(allowed))
+        self._distances = ResultDistances(allowed)
 
     def survey(self, block: Segment, rows: Rows) -> None:
         raise AssertionError("a trimmed mean reads its contributions once")
 
     def reduce(self, block: Segment, rows: Rows, out: Tensor) -> None:
-        for start, stop, counts in self._counted.parts(block):
+        for start, stop, counts in self._compared.parts(block):
             for first, last, matrix in slices(rows, start, stop, out.dtype):
                 found = out[first:last]
                 write_trimmed_mean(matrix, self._trimmed, found)

@@ -247,7 +247,8 @@ class FedDKD(Algorithm):
         elif chooses_start(dkd):
             trained = model_and(previous_loss=scalar)
         gradient = partial(in_scope, scope=dkd.scope)
-        step = ExchangeKind(reply=gradient, computes_on="all" if cls.uses_unlabelled(config) else "labelled")
+        computes_on: Literal["labelled", "all"] = "all" if cls.uses_unlabelled(config) else "labelled"
+        step = ExchangeKind(reply=gradient, computes_on=computes_on, contribution="gradient")
         local = ExchangeKind(reply=trained, computes_on=step.computes_on if dkd.start == "previous" else "labelled")
         return {"local_train": local, cls.step_exchange: step}
 

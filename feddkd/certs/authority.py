@@ -6,6 +6,7 @@ certificate. Keys are elliptic-curve keys on P-256.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -32,14 +33,10 @@ from feddkd.certs.revocation import Revoked, revocation_list
 from feddkd.durable import write_durably
 from feddkd.errors import ConfigError, StateError
 
-CA_DAYS = 3650
-DAYS = 365
-"""For which a certificate that the CA signs is valid, unless it is said otherwise."""
-
 BACKDATED = datetime.timedelta(minutes=5)
 """A certificate holds from a little before now: clocks of other machines may be behind."""
 
-CRL_DAYS = 365
+CRL_LIFE = datetime.timedelta(days=365)
 CA_NAME, KEY_NAME, CRL_NAME, ISSUED = "ca.pem", "ca.key", "ca.crl", "issued"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -175,12 +172,36 @@ class Authority:
         self._write_crl(signer, [each.serial_number for each in found], now)
         return found
 
+    def rebuild_crl(self, names: Sequence[str], passphrase: bytes, now: datetime.datetime) -> None:
+        """Begin another list of revoked certificates in place of one that is lost or damaged, with all certificates of some names.
+
+        Its number is the time in seconds since 1970: higher than that of any list before it, so that a server takes it.
+
+        Raises:
+            ConfigError: the list is whole, a name has no certificate, or the CA cannot be used.
+            StateError: the list cannot be written.
+        """
+        signer = self.key(passphrase)
+        with contextlib.suppress(ConfigError):
+            self._revoked()
+            raise StateError(f"{self.folder / CRL_NAME} is whole, and stays as it is")
+        signed = self._signed_by_name()
+        if unknown := next((name for name in names if name not in {each for each, _ in signed}), None):
+            raise ConfigError(f"the CA in {self.folder} has signed no certificate for {unknown!r}")
+        serials = [certificate.serial_number for name, certificate in signed if name in names]
+        content = revocation_list(self.certificate, signer, b"", serials, now, now + CRL_LIFE, number=int(now.timestamp()))
+        self._replace_crl(content)
+
     def issued(self) -> list[Issued]:
         """Return what the CA has signed, by name, then oldest first. Raises ConfigError."""
         revoked = self._revoked()
+        signed = self._signed_by_name()
+        return [Issued(name, each, revoked.has(each.issuer.public_bytes(), each.serial_number)) for name, each in signed]
+
+    def _signed_by_name(self) -> list[tuple[str, x509.Certificate]]:
         found = [(file.stem.rpartition("-")[0], read_certificates(file)[0]) for file in (self.folder / ISSUED).glob("*.pem")]
         found.sort(key=lambda item: (item[0], item[1].not_valid_before_utc, item[1].not_valid_after_utc))
-        return [Issued(name, each, revoked.has(each.issuer.public_bytes(), each.serial_number)) for name, each in found]
+        return found
 
     def _newest(self, name: str) -> Issued:
         found = [each for each in self.issued() if each.name == name]
@@ -189,8 +210,14 @@ class Authority:
         return found[-1]
 
     def _revoked(self) -> Revoked:
+        """Read the list of revoked certificates. Raises ConfigError, also if it is lost: it would be as if nothing was revoked."""
         file = self.folder / CRL_NAME
-        return Revoked.read(file, [self.certificate]) if file.exists() else Revoked()
+        if file.exists():
+            return Revoked.read(file, [self.certificate])
+        if any((self.folder / ISSUED).glob("*.pem")):
+            way_out = "put it back (the server has a copy), or begin another with `feddkd certs rebuild-crl`"
+            raise ConfigError(f"{file} is lost, and with it which certificates are revoked: {way_out}")
+        return Revoked()
 
     def _signed(
         self,
@@ -231,7 +258,10 @@ class Authority:
     def _write_crl(self, signer: ec.EllipticCurvePrivateKey, serials: Sequence[int], now: datetime.datetime) -> None:
         file = self.folder / CRL_NAME
         before = file.read_bytes() if file.exists() else b""
-        content = revocation_list(self.certificate, signer, before, serials, now, now + datetime.timedelta(days=CRL_DAYS))
+        self._replace_crl(revocation_list(self.certificate, signer, before, serials, now, now + CRL_LIFE))
+
+    def _replace_crl(self, content: bytes) -> None:
+        file = self.folder / CRL_NAME
         try:
             write_durably(file, content)
         except OSError as error:

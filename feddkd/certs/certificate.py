@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,27 +57,43 @@ class Certificate:
         """Read the first certificate in PEM bytes. Raises ValueError."""
         if len(pem) > MAX_CERTIFICATE_BYTES:
             raise ValueError(f"a certificate of {len(pem)} bytes; at most {MAX_CERTIFICATE_BYTES} are read")
-        return cls.of(x509.load_pem_x509_certificate(pem))
+        with parsing():
+            found = x509.load_pem_x509_certificate(pem)
+        return cls.of(found)
+
+    @classmethod
+    def all_of_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
+        """Read all certificates in PEM bytes; none in empty ones. Raises ValueError."""
+        if len(pem) > MAX_CERTIFICATE_BYTES:
+            raise ValueError(f"certificates of {len(pem)} bytes; at most {MAX_CERTIFICATE_BYTES} are read")
+        with parsing():
+            found = x509.load_pem_x509_certificates(pem) if pem else []
+        return tuple(map(cls.of, found))
 
     @classmethod
     def of(cls, found: x509.Certificate) -> Certificate:
-        """Take over what matters here. Raises ValueError for a name or an extension that is malformed."""
-        names, ids = _names(found)
-        return cls(
-            begins=found.not_valid_before_utc,
-            ends=found.not_valid_after_utc,
-            names=names,
-            ids=ids,
-            subject=printable(found.subject.rfc4514_string(), 200),
-            serial=found.serial_number,
-            issuer=found.issuer.public_bytes(),
-            sha256=found.fingerprint(hashes.SHA256()),
-        )
+        """Take over what matters here. Raises ValueError for whatever in it is malformed."""
+        with parsing():
+            names, ids = _names(found)
+            return cls(
+                begins=found.not_valid_before_utc,
+                ends=found.not_valid_after_utc,
+                names=names,
+                ids=ids,
+                subject=printable(found.subject.rfc4514_string(), 200),
+                serial=found.serial_number,
+                issuer=found.issuer.public_bytes(),
+                sha256=found.fingerprint(hashes.SHA256()),
+            )
 
     @classmethod
     def read(cls, file: Path) -> Certificate:
         """Read the first certificate of a PEM file. Raises ConfigError."""
-        return cls.of(read_certificates(file)[0])
+        found = read_certificates(file)[0]
+        try:
+            return cls.of(found)
+        except ValueError:
+            raise ConfigError(f"{file} holds no certificate that can be read") from None
 
     def problem(self, now: datetime.datetime) -> str:
         """Return why it does not hold at a moment; empty if it does."""
@@ -112,12 +130,27 @@ def listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(printable(name, 100) for name in names[:SHOWN_NAMES]) + more
 
 
+@contextlib.contextmanager
+def parsing() -> Iterator[None]:
+    """Raise ValueError for whatever goes wrong in it.
+
+    The library reads parts of a certificate when they are asked for, and has many exceptions: for versions,
+    algorithms and curves that it does not know, for extensions that come twice, and for integers that are too long.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
 def read_certificates(file: Path) -> list[x509.Certificate]:
     """Read all certificates of a PEM file, at least one. Raises ConfigError."""
     try:
-        found = x509.load_pem_x509_certificates(read_regular(file, MAX_FILE_BYTES))
-        for each in found:
-            _names(each)
+        content = read_regular(file, MAX_FILE_BYTES)
+        with parsing():
+            found = x509.load_pem_x509_certificates(content)
+            for each in found:
+                _names(each)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except ValueError:
@@ -134,15 +167,12 @@ def _names(found: x509.Certificate) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return for which hosts, addresses and URIs a certificate is, and which client ids it names.
 
     A common name counts only where there are no subject alternative names, as for hosts (RFC 6125).
-    Raises ValueError for an extension that is malformed.
     """
     try:
         alternatives = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         common = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         return (), frozenset(str(name.value) for name in common) if len(common) == 1 else frozenset()
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise ValueError(str(error)) from None
     hosts = alternatives.get_values_for_type(x509.DNSName)
     uris = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
     addresses = map(str, alternatives.get_values_for_type(x509.IPAddress))

@@ -6,15 +6,15 @@ import contextlib
 import datetime
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddkd.cli.options import CLIENT_ID, Json, Verbose
+from feddkd.cli.options import Json, Verbose
 from feddkd.cli.output import present, prints_results, say
+from feddkd.client_ids import check_client_id
 from feddkd.errors import ConfigError, StateError
 from feddkd.text import printable
 
@@ -123,8 +123,7 @@ def issue(
         raise ConfigError("a certificate is a server's or a client's: give --server or --client, not both")
     ids = [] if hosts else client or [name]
     for each in ids:
-        if not re.fullmatch(CLIENT_ID, each):
-            raise ConfigError(f"client id {each!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
+        check_client_id(each)
     file = _file(out, folder, name)
     with _opened(folder) as (authority, secret):
         made = authority.issue(name, hosts=hosts, ids=ids, file=file, days=days, passphrase=secret, now=_now())
@@ -186,6 +185,27 @@ def revoke(name: Name, folder: Folder = Path("ca"), _verbose: Verbose = False) -
     for each in found:
         say(f"revoked: {name}, serial number {each.serial_number:x}")
     say(f"{folder}/ca.crl: the new list; copy it to the file after --tls-crl of the server")
+
+
+@app.command(name="rebuild-crl")
+@prints_results
+def rebuild_crl(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Names whose certificates are revoked.")] = None,
+    folder: Folder = Path("ca"),
+    _verbose: Verbose = False,
+) -> None:
+    """Begin another list of revoked certificates where `ca.crl` is lost or damaged, with all certificates of some names.
+
+    Every certificate that was revoked before and is not named counts again: a copy of the list, for instance the
+    server's, is better.
+
+    ```console
+    feddkd certs rebuild-crl north
+    ```
+    """
+    with _opened(folder) as (authority, secret):
+        authority.rebuild_crl(names or [], secret, _now())
+    say(f"{folder}/ca.crl: another list, which revokes {', '.join(names or ['nothing'])}")
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from feddkd.cli.options import (
 )
 from feddkd.cli.output import announce
 from feddkd.cli.signals import import_torch
-from feddkd.errors import ConfigError
+from feddkd.client_ids import check_client_id
 
 
 def client(
@@ -82,11 +82,9 @@ def client(
     from feddkd.cli.standing import StandingSite
     from feddkd.client.own_site import site_tables
     from feddkd.client.state_dir import StateDir
-    from feddkd.transport.frames import CLIENT_ID
     from feddkd.transport.tls import check_plaintext_allowed, client_tls
 
-    if not CLIENT_ID.fullmatch(client_id):
-        raise ConfigError(f"--id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
+    check_client_id(client_id, "--id")
     tls = client_tls(tls_ca, tls_cert, tls_key)
     join_token = read_join_token(join_token_file)
     if tls is None:

@@ -17,7 +17,6 @@ METRICS_HOST = "127.0.0.1"
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """For every group of commands: `-h` shows the help."""
 
-CLIENT_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
 """What a client's id looks like."""
 
 MOST_PORTS = 65535

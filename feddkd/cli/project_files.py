@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from feddkd import __version__
+from feddkd.client_ids import check_client_id
 from feddkd.errors import ConfigError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,17 +62,8 @@ def check_sites(sites: Sequence[str]) -> None:
     """Check the names of sites, none of which is a project for one machine. Raises ConfigError."""
     if not sites:
         return
-    # The rule is the configuration's own; only a project for sites waits for it to be imported.
-    from pydantic import TypeAdapter, ValidationError
-
-    from feddkd.config.scheduler import ClientName
-
     for site in sites:
-        try:
-            TypeAdapter(ClientName).validate_python(site)
-        except ValidationError:
-            rule = "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"
-            raise ConfigError(f"--sites: {site!r} is not {rule}") from None
+        check_client_id(site, "--sites:")
     if ignored := [site for site in sites if _is_ignored(site)]:
         raise ConfigError(f"--sites: git would ignore a folder of the name {ignored[0]!r} (.gitignore)")
     if SERVER in sites:

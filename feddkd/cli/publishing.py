@@ -39,13 +39,17 @@ class Publishing:
         endpoints: what is wanted.
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, certificates: Mapping[str, Path | None] | None = None) -> None:
         """Prepare.
+
+        Args:
+            certificates: files of a server's, by role.
 
         Raises:
             ConfigError: what traces need is not installed.
         """
         self.endpoints = endpoints
+        self._certificates = certificates or {}
         self._processor = otlp_processor() if endpoints.traces else None
         self._stack = contextlib.ExitStack()
         self._served: list[str] = []
@@ -79,6 +83,7 @@ class Publishing:
         if port.number is None and endpoints.metrics_textfile is None:
             return []
         metrics = PrometheusMetrics(config)
+        metrics.certificates.watch(self._certificates)
         health = Health()
         if endpoints.metrics_textfile is not None:
             file = MetricsFile(metrics.registry, endpoints.metrics_textfile)

@@ -115,8 +115,8 @@ def server(
         from feddkd.cli.serving import Listening, refuse_teachers, serve, with_shapes
         from feddkd.observability.ledger import summarize
         from feddkd.scheduler.server_state import ServerState
-        from feddkd.transport.entrance import Entrance
         from feddkd.transport.join_tokens import JoinTokens
+        from feddkd.transport.server_security import ServerSecurity
         from feddkd.transport.tls import check_plaintext_allowed, server_tls
 
         refuse_teachers(loaded)
@@ -126,16 +126,16 @@ def server(
         check_plaintext_allowed(host, insecure)
     tokens = JoinTokens(join_tokens) if join_tokens is not None else None
     if tokens is not None:
-        tokens.check()
+        tokens.check_file()
     if check:
         from feddkd.cli.check import check_server
 
         check_server(resolved, host, port, state, [tls_cert, tls_client_ca], endpoints.ports)
         return
     _warn_of_small_rounds(resolved.scheduler)
-    with Publishing(endpoints) as publishing:
+    with Publishing(endpoints, {"server": tls_cert, "client_ca": tls_client_ca}) as publishing:
         with ServerState(state) as server_state, interruptible(NOT_STARTED):
-            listening = Listening(host, port, Entrance(tls, tokens), publishing)
+            listening = Listening(host, port, ServerSecurity(tls, tokens), publishing)
             record, folder = serve(resolved, server_state, listening, new=new, linger_s=linger, out=out)
         finish_with_summary(summarize(record, resolved), folder, report=report, as_json=as_json)
 

@@ -37,7 +37,7 @@ from feddkd.scheduler.rounds import Extensions, Scheduler
 from feddkd.scheduler.rule_book import check_rules
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tasks.chosen import task_of
-from feddkd.transport.entrance import Entrance
+from feddkd.transport.server_security import ServerSecurity
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ class Listening:
     """Where a server can be reached.
 
     Attributes:
-        entrance: what clients have to show; without a register.
+        security: what clients have to show; without an audit log.
         publishing: where others can watch.
     """
 
     host: str
     port: int
-    entrance: Entrance
+    security: ServerSecurity
     publishing: Publishing
 
 
@@ -183,7 +183,7 @@ def _listening(
     """Listen for clients, and write down how the run stands when that ends."""
     run_id = served.journal.run_id
     engine = engine_of(config, served.journal, initial, served.folder)
-    bound = engine.start(listening.host, listening.port, dataclasses.replace(listening.entrance, register=audit))
+    bound = engine.start(listening.host, listening.port, dataclasses.replace(listening.security, audit=audit))
     was_finished = is_finished(served.journal.entries)
     status: str = "failed"
     paused, reason = False, "the server stopped"

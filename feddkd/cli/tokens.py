@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from feddkd.cli.options import CLIENT_ID, Verbose
+from feddkd.cli.options import Verbose
 from feddkd.cli.output import error_console, note, present, prints_results, say
+from feddkd.client_ids import check_client_id
 from feddkd.errors import ConfigError
 
 app = typer.Typer(
@@ -34,8 +34,7 @@ def make(client_id: Client, file: Tokens = FILE, _verbose: Verbose = False) -> N
     feddkd tokens make north > north.token
     ```
     """
-    if not re.fullmatch(CLIENT_ID, client_id):
-        raise ConfigError(f"client id {client_id!r} is not 1 to 64 of a-z 0-9 . _ - that begin with a letter or digit")
+    check_client_id(client_id)
     from feddkd.transport.join_tokens import JoinTokens
 
     token = JoinTokens(file).make(client_id)
@@ -68,7 +67,7 @@ def show(file: Tokens = FILE, _verbose: Verbose = False) -> None:
 @app.command()
 @prints_results
 def remove(client_id: Client, file: Tokens = FILE, _verbose: Verbose = False) -> None:
-    """Remove the token of a client: it cannot join any more. A stream that is open stays open.
+    """Remove the token of a client: it cannot join any more, and its stream ends.
 
     ```console
     feddkd tokens remove north

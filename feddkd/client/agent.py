@@ -20,7 +20,7 @@ from feddkd.client.membership import Membership
 from feddkd.client.outbox import Outbox
 from feddkd.client.server_check import ServerCheck
 from feddkd.client.work import TaskRunner, Work
-from feddkd.errors import BadExamplesError, ProtocolError, UnreachableError
+from feddkd.errors import BadExamplesError, HandshakeError, ProtocolError, UnreachableError
 from feddkd.exchange import Task
 from feddkd.failpoints import failpoint
 from feddkd.log_events import about
@@ -112,6 +112,11 @@ class Agent:
                         return await self._take_part(server)
                     except UnreachableError as error:
                         await self._backoff.wait(error)
+                    except HandshakeError as error:
+                        if not self._run_id:
+                            raise
+                        # It took part before: its certificate or the server's may be renewed, or a clock set right.
+                        await self._backoff.wait(UnreachableError(str(error)))
         finally:
             self._let_go()
 

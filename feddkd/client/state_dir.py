@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from feddkd.client.tensor_file import DamagedFileError, StoredTensors, read_label, read_tensors, write_tensors
+from feddkd.client_ids import CLIENT_ID
 from feddkd.errors import SchemaError, StateError, StateHeldError
 from feddkd.failpoints import failpoint
 from feddkd.locking import DirectoryLock
 from feddkd.tensors import Schema, Tensors
 from feddkd.text import printable
-from feddkd.transport.frames import CLIENT_ID
 
 logger = logging.getLogger(__name__)
 

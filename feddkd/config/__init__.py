@@ -220,8 +220,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(path) or not key.isprintable() or len(path) > MAX_DEPTH:
         raise ConfigError(f"override {shown} is not of the form table.key=value")
     table = tree
-    for name in path[:-1]:
+    for depth, name in enumerate(path[:-1], start=1):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"override {shown}: {shortened(name)} is a value, not a table")
+            # "rule = 'median'" is short for a table of that name, which has no place for other keys.
+            holder = ".".join(path[:depth])
+            instead = f"; for a table of this name write {holder}.name={table:.40}" if isinstance(table, str) else ""
+            raise ConfigError(f"override {shown}: {shortened(name)} is a value, not a table{instead}")
     table[path[-1]] = parse_value(text, f"override {shown}")

@@ -8,13 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from feddkd.config.communication import STAND_INS
 from feddkd.config.named import ChosenByName, NamedTable
 from feddkd.config.table import COUNT_MAX, ImportPath, Table
 from feddkd.errors import ConfigError
 from feddkd.registry import RULES
+
+
+def _off_or_factor(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError("must be 1 or more, or 0 for no limit")
+    return value
+
+
+OffOrFactor = Annotated[float, Field(ge=0), AfterValidator(_off_or_factor)]
+"""A limit in multiples of a median: one below 1 would cut what is usual. 0 for no limit."""
 
 
 class RuleTable(NamedTable):
@@ -32,6 +42,11 @@ class RuleTable(NamedTable):
     def fewest(self) -> int:
         """Fewest contributions that it can reduce."""
         return 1
+
+    @property
+    def single_limit(self) -> float:
+        """Length of one contribution in median lengths above which a client is an outlier at once; 0 for none."""
+        return 0.0
 
 
 class CustomRuleConfig(RuleTable):
@@ -68,17 +83,16 @@ class AggregationConfig(Table):
         max_length=64,
         description='rules of single exchanges, by exchange name: { dkd_step = "median" }',
     )
-    weight_cap: float = Field(
+    weight_cap: OffOrFactor = Field(
         30.0,
-        ge=0,
         description="largest weight of a client in multiples of the median of all clients that are there, "
         "if these are 3 or more; a larger one is reduced to it. 0 for no cap",
     )
-    outlier_ratio: float = Field(
-        6.0,
-        ge=0,
-        description="a client is an outlier where its contributions are longer than the median one, or further "
-        "from the result, by this factor: the geometric mean over the last 40 exchanges of a name. 0 for never",
+    outlier_ratio: OffOrFactor = Field(
+        7.0,
+        description="a client is an outlier where its gradients go on being longer than the median one, or further "
+        "from the result, by this factor, or its updates by 0.6 of it: 5 times as much in all, in one exchange or in "
+        "several of the same name. 1 or more, or 0 for never",
     )
     outlier_exchanges: int = Field(3, ge=1, le=COUNT_MAX, description="exchanges in a row after which a client that is an outlier is named")
     max_norm: dict[str, Annotated[float, Field(gt=0)]] = Field(

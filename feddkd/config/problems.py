@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from feddkd.client_ids import RULE
 from feddkd.config.named import CUSTOM, NamedTable, tables_by_name
 
 LONGEST_VALUE = 200
@@ -20,7 +21,7 @@ MOST_KEYS = 10
 
 _PATTERNS = {
     "^[A-Za-z_]": "package.module:function",
-    "^[a-z0-9]": "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit",
+    "^[a-z0-9]": RULE,
 }
 """What a string should look like, by the beginning of the pattern that it does not match."""
 
@@ -103,9 +104,9 @@ def _shortened_key(name: str) -> str:
 
 def _unknown_name(key: str, value: Any, known: list[str]) -> str:
     """For a table that is chosen by its name, which is missing or unknown."""
-    if not isinstance(value, dict):
-        return f"{key} = {shortened(value)}: a table is expected"
     wish = f"one of {', '.join(known)}; or package.module:Class"
+    if not isinstance(value, dict):
+        return f"{key} = {shortened(value)}: a table is expected, whose name is {wish}"
     if "name" not in value:
         return f"{key}.name is missing: {wish}"
     return f"{key}.name = {shortened(value['name'])}: {wish}{did_you_mean(str(value['name']), known)}"
@@ -122,4 +123,6 @@ def _suggestion(name: str, table: type[BaseModel]) -> str:
         return meant
     # A table that is chosen by its name has that name for a default: say whose keys these are.
     whose = table.model_fields["name"].default if issubclass(table, NamedTable) else None
-    return f"; known keys{f' of {whose}' if isinstance(whose, str) else ''}: {', '.join(table.model_fields)}"
+    if not isinstance(whose, str):
+        return f"; known keys: {', '.join(table.model_fields)}"
+    return f"; known keys of {whose}: {', '.join(table.model_fields)}; another name has others"

@@ -9,9 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictInt, StringConstraints, model_validator
 
+from feddkd.client_ids import PATTERN
 from feddkd.config.table import CLIENTS_MAX, COUNT_MAX, SECONDS_MAX, Table
 
-CLIENT_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+CLIENT_NAME = f"^{PATTERN}$"
 
 ClientName = Annotated[str, StringConstraints(pattern=CLIENT_NAME)]
 

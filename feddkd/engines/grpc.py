@@ -22,13 +22,13 @@ from feddkd.memory import return_large_blocks
 from feddkd.scheduler.engine import ClientStates, Engine
 from feddkd.tensors import Schema
 from feddkd.traffic import Meter, Traffic
-from feddkd.transport.entrance import OPEN, Entrance
+from feddkd.transport.audit_sink import AuditSink, NoAudit
 from feddkd.transport.messages import Verdict, farewell_message
 from feddkd.transport.options import check_connections
 from feddkd.transport.payload import schema_to_message
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.register import NoRegister, Register
 from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.server_security import OPEN, ServerSecurity
 from feddkd.transport.sessions import Outgoing, Owner, Session
 
 FAREWELL_GRACE_S = 5.0
@@ -91,7 +91,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         # One thread: each keeps a memory arena of its own, and blocks are written and reduced in order anyway.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._finished = False
-        self._register: Register = NoRegister()
+        self._audit: AuditSink = NoAudit()
 
     # For the scheduler.
 
@@ -101,7 +101,7 @@ class GrpcEngine(ExchangeInbox, Engine):
         self._manifest.constants_sha256 = constants.version
         self._server.describe(self._manifest)
 
-    def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
+    def start(self, host: str, port: int, security: ServerSecurity = OPEN) -> int:
         """Listen, and return the port.
 
         Raises:
@@ -115,8 +115,8 @@ class GrpcEngine(ExchangeInbox, Engine):
         except ConfigError:
             self._server.stop()
             raise
-        self._register = entrance.register
-        return self._server.start(host, port, entrance)
+        self._audit = security.audit
+        return self._server.start(host, port, security)
 
     def clients(self) -> Mapping[str, ExampleCounts]:
         self.check_aborted()
@@ -155,9 +155,6 @@ class GrpcEngine(ExchangeInbox, Engine):
 
     def refused(self) -> Mapping[str, int]:
         return self._server.refused()
-
-    def certificate_ends(self) -> Mapping[str, float]:
-        return self._server.certificate_ends()
 
     def last_heard(self) -> Mapping[str, float]:
         return self._server.last_heard()
@@ -307,10 +304,10 @@ class GrpcEngine(ExchangeInbox, Engine):
             self.receipts.answer_questions(self._server.session, self.current)
 
     def _take_down(self, begun: GrpcExchange, receipt: Receipt) -> None:
-        """Tell the register of a contribution that counts, now that the outcome is durable."""
+        """Tell the audit log of a contribution that counts, now that the outcome is durable."""
         if receipt.judgement.verdict in (Verdict.VERDICT_OK, Verdict.VERDICT_DUPLICATE):
             size_bytes, digest = begun.content(receipt.client)
-            self._register.accepted(receipt.client, str(begun.exchange.id), size_bytes, digest)
+            self._audit.accepted(receipt.client, str(begun.exchange.id), size_bytes, digest)
 
     def _flush(self, clients: Iterable[str]) -> None:
         """Send what lingers for these clients."""

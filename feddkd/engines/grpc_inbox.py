@@ -8,7 +8,6 @@ import logging
 from feddkd.engines.grpc_exchange import GrpcExchange
 from feddkd.engines.receipts import Receipts
 from feddkd.exchange import ExchangeId
-from feddkd.log_events import about
 from feddkd.traffic import Meter
 from feddkd.transport.frames import Chunk
 from feddkd.transport.messages import Holding, id_from_message
@@ -29,7 +28,6 @@ class ExchangeInbox:
     """
 
     def __init__(self, run_id: str, other: Meter) -> None:
-        self._run_id = run_id
         self.other = other
         self.of_client: dict[str, GrpcExchange] = {}
         self.receipts = Receipts(run_id, other)
@@ -75,8 +73,6 @@ class ExchangeInbox:
     def failed(self, session: Session, failure: pb.Failure) -> Meter:
         exchange = id_from_message(failure.id)
         if failure.leaves:
-            left = about("client_left", run_id=self._run_id, client=session.client_id)
-            logger.info("%s takes part no more", session.client_id, extra=left)
             session.leave()
         begun = self.of_client.get(session.client_id)
         if begun is None or begun.exchange.id != exchange:

@@ -7,7 +7,8 @@ from typing import Self
 
 from torch import Tensor
 
-from feddkd.aggregator.counted import Counted, square_sum
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.lengths import compared_square_sum
 from feddkd.tensors import Schema, Segment
 
 
@@ -17,16 +18,16 @@ class NormLimit:
 
     Attributes:
         largest: the norm.
-        counted: the trainable tensors.
+        compared: the trainable tensors.
     """
 
     largest: float
-    counted: Counted
+    compared: ComparedElements
 
     @classmethod
     def of(cls, largest: float, schema: Schema) -> Self:
-        return cls(largest, Counted.of(schema))
+        return cls(largest, ComparedElements.of(schema))
 
     def square_sum(self, block: Segment, elements: Tensor) -> float:
         """Sum of the squares of those elements of a block that count."""
-        return sum(square_sum(elements[start:stop]) for start, stop, counts in self.counted.parts(block) if counts)
+        return compared_square_sum(self.compared, block, elements)

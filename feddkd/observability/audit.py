@@ -7,6 +7,7 @@ of the line before it, so a line that is changed or taken out later is found.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -50,6 +51,7 @@ class AuditLog:
         self._missing = 0
         try:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            _cut_zeros(self._descriptor)
             last = _last_line(self._descriptor)
         except OSError as error:
             raise StateError(f"cannot write {file}: {error.strerror}") from error
@@ -62,25 +64,30 @@ class AuditLog:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int) -> None:
-        """Take down that a client was admitted."""
-        self._write("joined", client=client_id, peer=address, examples=examples, certificate=_shown(certificate))
+    def joined(self, client_id: str, address: str, certificate: Certificate | None, examples: int, unsaid: int) -> None:
+        """Record that a client was admitted, and how many more events of it were since its last such line."""
+        shown = _shown(certificate)
+        self._write("joined", client=client_id, peer=address, examples=examples, certificate=shown, not_listed_before=unsaid)
 
-    def left(self, client_id: str, reason: str) -> None:
-        """Take down that a client's stream ended as both ends wanted."""
-        self._write("left", client=client_id, reason=reason)
+    def left(self, client_id: str, unsaid: int) -> None:
+        """Record that a client said that it takes part no more, and its stream has ended."""
+        self._write("left", client=client_id, not_listed_before=unsaid)
 
-    def lost(self, client_id: str, reason: str) -> None:
-        """Take down that a client's stream broke, or was ended by the server."""
-        self._write("lost", client=client_id, reason=reason)
+    def ended(self, client_id: str, unsaid: int) -> None:
+        """Record that a client's stream ended as both ends wanted, for instance with the run."""
+        self._write("ended", client=client_id, not_listed_before=unsaid)
+
+    def lost(self, client_id: str, reason: str, unsaid: int) -> None:
+        """Record that a client's stream broke, or was ended by the server."""
+        self._write("lost", client=client_id, reason=reason, not_listed_before=unsaid)
 
     def refused(self, client_id: str, address: str, kind: str, reason: str, certificate: Certificate | None, unsaid: int) -> None:
-        """Take down that a call was refused, and how many more were since the last such line."""
+        """Record that a call was refused, and how many more were since the last such line."""
         shown = _shown(certificate)
         self._write("refused", client=client_id, peer=address, kind=kind, reason=reason, certificate=shown, not_listed_before=unsaid)
 
     def accepted(self, client_id: str, exchange: str, size_bytes: int, digest: str) -> None:
-        """Take down that a contribution counts."""
+        """Record that a contribution counts."""
         self._write("accepted", client=client_id, exchange=exchange, size_bytes=size_bytes, digest=digest)
 
     def _write(self, event: str, **fields: Any) -> None:
@@ -109,7 +116,7 @@ class AuditLog:
         written = os.write(self._descriptor, content)
         if written < len(content):
             os.ftruncate(self._descriptor, before)
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,19 @@ def _lines(file: Path) -> Iterator[bytes]:
                 yield line
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _cut_zeros(descriptor: int) -> None:
+    """Take away the zeros that a power failure can leave at the end of a file. Raises OSError."""
+    size = found = os.fstat(descriptor).st_size
+    while size:
+        begin = max(0, size - MAX_LINE_BYTES)
+        rest = os.pread(descriptor, size - begin, begin).rstrip(b"\0")
+        size = begin + len(rest)
+        if rest:
+            break
+    if size < found:
+        os.ftruncate(descriptor, size)
 
 
 def _last_line(descriptor: int) -> bytes:

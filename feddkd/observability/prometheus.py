@@ -14,6 +14,7 @@ from prometheus_client import PlatformCollector, ProcessCollector, disable_creat
 from feddkd import algorithms
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Evaluation, ExampleCounts
+from feddkd.observability.certificate_metrics import CertificateExpiry
 from feddkd.observability.learning_metrics import LearningMetrics
 from feddkd.observability.metrics import CommunicationMetrics, RunMetrics
 from feddkd.observability.registry import MetricsRegistry
@@ -24,12 +25,16 @@ from feddkd.observability.web import Request, Response
 from feddkd.scheduler.engine import Engine
 from feddkd.scheduler.records import ExchangeRecord, Observer, RoundRecord, RunRecord
 
+CERTIFICATE_ROLES = ("server", "client_ca")
+"""Of the certificates that a server reads from files."""
+
 
 class PrometheusMetrics(Observer):
     """Turns the scheduler's events into metrics, which can be read from any thread.
 
     Attributes:
         registry: holds all of them, and those of the process; not the library's global one, so runs do not collide.
+        certificates: until when they are valid; NaN until it is given their files.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,6 +54,7 @@ class PrometheusMetrics(Observer):
         self._learning = LearningMetrics(self.registry, config)
         self._sites = SiteMetrics(self.registry, config)
         self._service = ServiceMetrics(self.registry)
+        self.certificates = CertificateExpiry(self.registry, CERTIFICATE_ROLES)
 
     def page(self, request: Request) -> Response:
         """Answer a scrape."""

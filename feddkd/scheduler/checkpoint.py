@@ -15,7 +15,7 @@ from feddkd.compression.codecs import find
 from feddkd.compression.encoding import Coding, Encoded, Encoding
 from feddkd.errors import SchemaError, StateError
 from feddkd.scheduler.blobs import Blob
-from feddkd.scheduler.rule_book import Past, RuleState
+from feddkd.scheduler.rule_book import ExchangeMemory, RuleState
 from feddkd.tensors import DTYPE_NAMES, DTYPES, Schema, Tensors, TensorSpec
 
 ALGORITHM = "algorithm/"
@@ -53,11 +53,11 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Past:
-    """A `Past` without its tensors."""
+class _MemoryText:
+    """A `ExchangeMemory` without its tensors."""
 
-    exchanges: int
-    logs: dict[str, tuple[float, ...]]
+    excess: dict[str, float] = dataclasses.field(default_factory=dict)
+    running: dict[str, int] = dataclasses.field(default_factory=dict)
     previous: list[Spec] | None = None
 
 
@@ -67,8 +67,7 @@ class _Text:
 
     num_codes: int
     held: list[_Held] = dataclasses.field(default_factory=list)
-    rules: dict[str, _Past] = dataclasses.field(default_factory=dict)
-    running: dict[str, int] = dataclasses.field(default_factory=dict)
+    rules: dict[str, _MemoryText] = dataclasses.field(default_factory=dict)
 
 
 _TEXT = TypeAdapter(_Text)
@@ -121,8 +120,8 @@ def encode(algorithm: Mapping[str, Tensor], codecs: BroadcasterState, rules: Rul
         if past.previous is not None:
             tensors |= {f"rules/{name}/{path}": value for path, value in past.previous.items()}
         specs = _specs(past.previous.schema) if past.previous is not None else None
-        pasts[name] = _Past(past.history.exchanges, dict(past.history.logs), specs)
-    return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts, dict(rules.running))).decode()
+        pasts[name] = _MemoryText(dict(past.history.excess), dict(past.running), specs)
+    return tensors, _TEXT.dump_json(_Text(codecs.num_codes, held, pasts)).decode()
 
 
 def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
@@ -134,12 +133,12 @@ def decode(blob: Blob) -> tuple[dict[str, Tensor], BroadcasterState, RuleState]:
     except (ValidationError, SchemaError, KeyError, ValueError) as error:
         raise StateError(f"the state of a round cannot be read: {error}") from error
     algorithm = {name.removeprefix(ALGORITHM): value for name, value in blob.tensors.items() if name.startswith(ALGORITHM)}
-    return algorithm, BroadcasterState(found.num_codes, held), RuleState(past, found.running)
+    return algorithm, BroadcasterState(found.num_codes, held), RuleState(past)
 
 
-def _past(own: _Past, tensors: Mapping[str, Tensor], prefix: str) -> Past:
+def _past(own: _MemoryText, tensors: Mapping[str, Tensor], prefix: str) -> ExchangeMemory:
     previous = _tensors(own.previous, tensors, prefix) if own.previous is not None else None
-    return Past(History(own.exchanges, own.logs), previous)
+    return ExchangeMemory(History(own.excess), own.running, previous)
 
 
 def _tensors_of(kept: KeptReplica, prefix: str) -> dict[str, Tensor]:

@@ -203,7 +203,7 @@ class RoundCohort:
     def _account(self, exchange: Exchange, outcome: Outcome) -> ExchangeRecord:
         """Note who replied; returns what the record says of it."""
         self.loss = self._plan.rules.loss(exchange, outcome)
-        outliers = self._plan.rules.take_in(exchange.id.name, outcome)
+        outliers = self._plan.rules.take_in(exchange.id.name, outcome, self._plan.kinds[exchange.id.name].contribution)
         evaluation = None if outcome.evaluation is None else judged(outcome.evaluation, self._plan.metrics)
         record = ExchangeRecord(
             id=exchange.id,

@@ -156,13 +156,6 @@ class Engine(ABC):
         """Return how many calls of clients were refused, by the kind of reason. From any thread."""
         return {}
 
-    def certificate_ends(self) -> Mapping[str, float]:
-        """Return until when the certificates in the server's files are valid, in seconds since 1970, by their role.
-
-        From any thread.
-        """
-        return {}
-
     def answers(self, timeout_s: float) -> bool:
         """Return whether what serves the clients reacts within `timeout_s` seconds. From any thread."""
         return True

@@ -80,7 +80,7 @@ class ExchangePlan:
             clients=clients,
             payload=received,
             reply_schema=reply,
-            rule=self.rules.rule(exchange.name, reply, clients if sizes is None else sizes),
+            rule=self.rules.rule(exchange.name, reply, clients if sizes is None else sizes, kind.contribution, received),
             closing=self._closing(exchange.name, len(clients)),
             evaluate=evaluate,
             max_norm=self.config.aggregation.max_norm.get(exchange.name),

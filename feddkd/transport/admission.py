@@ -10,9 +10,10 @@ from typing import NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from feddkd.client_ids import CLIENT_ID, RULE
 from feddkd.config.scheduler import MAX_CLIENTS
 from feddkd.exchange import ExampleCounts
-from feddkd.transport.frames import CLIENT_ID, PROTOCOL_VERSION
+from feddkd.transport.frames import PROTOCOL_VERSION
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import Owner, Session
@@ -42,26 +43,26 @@ class Admission:
     max_examples_of: Mapping[str, int] = field(default_factory=dict)
     max_clients: int = MAX_CLIENTS
 
-    def check(self, request: pb.JoinRequest) -> None:
-        """Check what a client says of itself. Raises NotAdmittedError."""
+    @staticmethod
+    def check_form(request: pb.JoinRequest) -> None:
+        """Check what a request needs for its client to be identified. Raises NotAdmittedError."""
         check_version(request.protocol_version)
-        self._check_id(request.client_id)
-        self._check_examples(request)
+        if not CLIENT_ID.fullmatch(request.client_id):
+            _refuse(f"client id {request.client_id[:64]!r} is not {RULE}")
         if len(request.instance_id.encode()) > MAX_INSTANCE_ID_BYTES:
             _refuse(f"an instance id of more than {MAX_INSTANCE_ID_BYTES} bytes")
         if len(request.software_version) > MAX_SOFTWARE_VERSION_CHARACTERS:
             _refuse(f"a software version of more than {MAX_SOFTWARE_VERSION_CHARACTERS} characters")
 
-    def _check_id(self, client_id: str) -> None:
-        if not CLIENT_ID.fullmatch(client_id):
-            rule = "1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"
-            _refuse(f"client id {client_id[:64]!r} is not {rule}")
-        if self.expected is not None and client_id not in self.expected:
+    def check(self, request: pb.JoinRequest) -> None:
+        """Check that the run takes a client, whose identity was checked. Raises NotAdmittedError."""
+        if self.expected is not None and request.client_id not in self.expected:
             raise NotAdmittedError(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"client id {client_id!r} is not in the server's scheduler.clients",
+                f"client id {request.client_id!r} is not in the server's scheduler.clients",
                 kind="identity",
             )
+        self._check_examples(request)
 
     def _check_examples(self, request: pb.JoinRequest) -> None:
         number = request.num_examples

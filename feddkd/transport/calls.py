@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import grpc
@@ -55,7 +55,7 @@ class Responses:
         self._writing = 0
         self._unread_of: Counter[str] = Counter()
 
-    async def write(self, context: Context, make: Callable[[], bytes]) -> None:
+    async def write(self, context: Context, make: Callable[[], Awaitable[bytes]]) -> None:
         """Write the response that `make` returns, or end the call with a status.
 
         Too many unread responses end it with RESOURCE_EXHAUSTED before `make` is called. A client
@@ -64,9 +64,9 @@ class Responses:
         peer = context.peer()
         if (reason := self._full(peer)) is not None:
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        response = make()
         self._unread_of[peer] += 1
         try:
+            response = await make()
             if not await self._is_read(context, response):
                 reason = f"the client did not read the response for {RESPONSE_TIMEOUT_S:g} s"
                 await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, reason)

@@ -27,7 +27,7 @@ class ClassContract:
         self.names, self._told_by = tuple(names), told_by
 
     def check(self, client_id: str, names: Sequence[str]) -> None:
-        """Compare what a client tells. One that tells nothing is not refused.
+        """Compare what a client tells with what is known. One that tells nothing is not refused.
 
         Raises:
             NotAdmittedError: its classes are others, or have other numbers.
@@ -36,14 +36,17 @@ class ClassContract:
             return
         if any(not name or len(name) > MOST_LETTERS for name in names):
             _refuse(grpc.StatusCode.INVALID_ARGUMENT, f"names of classes have 1 to {MOST_LETTERS} characters")
-        if not self.names:
-            self.give(names, client_id)
-        elif names_differ(self.names, names):
+        if self.names and names_differ(self.names, names):
             _refuse(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the classes of {client_id} are {shown_names(names)}, and those of {self._told_by} {shown_names(self.names)}: "
                 "all sites need the same classes in the same order",
             )
+
+    def take(self, client_id: str, names: Sequence[str]) -> None:
+        """Take in what a client tells that was checked and is admitted."""
+        if names and not self.names:
+            self.give(names, client_id)
 
 
 def _refuse(code: grpc.StatusCode, reason: str) -> NoReturn:

@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from feddkd import __version__
-from feddkd.errors import IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
+from feddkd.errors import HandshakeError, IdTakenError, ProtocolError, RefusedError, TransportError, UnreachableError
 from feddkd.exchange import ExampleCounts
 from feddkd.text import printable
 from feddkd.transport.batches import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, messages_of, request_batch
@@ -85,7 +85,7 @@ class Endpoint:
         problem = lasting_problem(cause, host, self.tls)
         proxy = proxy_for(host) if never_arrived(details or "") else None
         through = f" (through {proxy}; no_proxy={host} connects directly)" if proxy is not None else ""
-        return (UnreachableError if problem is None else RefusedError)(f"{where}: {problem or cause}{through}")
+        return (UnreachableError if problem is None else HandshakeError)(f"{where}: {problem or cause}{through}")
 
 
 class ServerStream:
@@ -294,7 +294,7 @@ class ServerConnection:
             problem = await handshake_problem(str(error), server.address, server.tls)
             if problem is None:
                 raise
-            raise RefusedError(f"server {server.address}: {problem}") from None
+            raise HandshakeError(f"server {server.address}: {problem}") from None
 
 
 def parse_response(message: bytes) -> pb.ParticipateResponse:

@@ -8,7 +8,6 @@ protobuf's own serialization, so a client in another language needs nothing but 
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from feddkd.errors import ProtocolError
@@ -18,9 +17,6 @@ SERVICE = "feddkd.v1.FederationService"
 
 PROTOCOL_VERSION = 1
 """The version of protos/feddkd/v1 that this code speaks."""
-
-CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""What a client may be called; ids become parts of paths, so nothing else is let in."""
 
 _STREAM_CHUNK_TAG = 0x12  # field 2, length-delimited
 _OFFSET_TAG = 0x08  # field 1, varint

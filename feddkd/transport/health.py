@@ -21,7 +21,7 @@ from feddkd.errors import FedDKDError, UnreachableError
 from feddkd.text import printable
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.options import client_options
-from feddkd.transport.refusals import host_of
+from feddkd.transport.peer import Peer
 from feddkd.transport.tls import ClientTls
 
 SERVICES = ("", SERVICE)
@@ -79,7 +79,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Write the status now and when it changes, until the server stops."""
-        peer = host_of(context.peer())
+        peer = Peer(context.peer()).host
         if self._watches[peer] >= MAX_PEER_WATCHES or self._watches.total() >= MAX_WATCHES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many probes watch already")
         self._watches[peer] += 1

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -27,7 +28,7 @@ from feddkd.errors import StateError
 from feddkd.files import read_regular
 from feddkd.text import utc_time
 from feddkd.transport.refusals import NotAdmittedError
-from feddkd.transport.reread import Stamp, stamp_of
+from feddkd.transport.reloaded_files import Stamp, stamp_of
 
 TOKEN_BYTES = 32
 PREFIX = "fdk_"
@@ -35,6 +36,10 @@ PREFIX = "fdk_"
 
 MAX_TOKEN_CHARACTERS = 128
 MAX_FILE_BYTES = 64 << 20
+
+LOCK_TRIES = 40
+LOCK_TRY_S = 0.05
+"""Tries to lock the file, and the seconds between two. A change of the file takes some milliseconds."""
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -69,10 +74,10 @@ class JoinTokens:
     """The tokens in a file. Several processes may use and change it: each change is one step under a lock."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._read: tuple[Stamp, Mapping[str, JoinToken]] = (None, {})
+        self._file = file.resolve()  # a change must reach the file itself, and not replace a link to it
+        self._read: tuple[Stamp, Mapping[str, JoinToken] | StateError] = (None, {})
 
-    def check(self) -> None:
+    def check_file(self) -> None:
         """Check that the file is there and whole. Raises StateError."""
         if not self._file.exists():
             raise StateError(f"there are no join tokens in {self._file}; `feddkd tokens make ID --file {self._file}` makes one")
@@ -82,8 +87,14 @@ class JoinTokens:
         """Return the tokens by client id, in order. Raises StateError if the file is damaged or cannot be read."""
         stamp = stamp_of(self._file)
         if stamp is None or stamp != self._read[0]:  # a flood of joins must not read it each time
-            self._read = stamp, self._tokens()
-        return self._read[1]
+            try:
+                self._read = stamp, self._tokens()
+            except StateError as error:
+                self._read = stamp, error
+        found = self._read[1]
+        if isinstance(found, StateError):
+            raise StateError(str(found))
+        return found
 
     def _tokens(self) -> Mapping[str, JoinToken]:
         try:
@@ -113,30 +124,49 @@ class JoinTokens:
                 self._write(tokens)
         return known is not None
 
-    def admit(self, client_id: str, token: str, instance_id: str) -> None:
-        """Check that a client may join, and use its token up at the first time. Raises NotAdmittedError.
+    def check(self, client_id: str, token: str, instance_id: str) -> bool:
+        """Check that a client may join; return whether it is its first time, so that its token is to be used up.
 
         Args:
             token: what the client showed; empty for nothing.
             instance_id: the secret by which the server knows it again.
+
+        Raises:
+            NotAdmittedError: it may not.
+        """
+        with _refusing():
+            known = self.all().get(client_id)
+        if known is not None and known.instance is not None and _equal(known.instance, _sha256(instance_id)):
+            return False
+        self._check_token(known, client_id, token)
+        if not instance_id:
+            _refuse("a client that joins with a token needs a secret of its own (instance_id)")
+        return True
+
+    def use(self, client_id: str, token: str, instance_id: str) -> None:
+        """Use a token up, if nobody has done so since `check`. Blocks: it writes the file. Raises NotAdmittedError."""
+        with _refusing(), self._locked():
+            if not self.check(client_id, token, instance_id):
+                return
+            known = self.all()[client_id]
+            used = known.model_copy(update={"used": _now(), "instance": _sha256(instance_id)})
+            self._write({**self.all(), client_id: used})
+
+    def still_admit(self, client_id: str, instance: bytes | None) -> bool:
+        """Return whether a client that has joined may go on. A file that is damaged or away ends nobody's part.
+
+        Args:
+            instance: SHA-256 of the client's secret.
         """
         try:
             known = self.all().get(client_id)
-            if known is not None and known.instance is not None and _equal(known.instance, _sha256(instance_id)):
-                return
-            self._check(known, client_id, token)
-            if not instance_id:
-                _refuse("a client that joins with a token needs a secret of its own (instance_id)")
-            with self._locked():
-                known = self.all().get(client_id)  # another process may have changed it
-                self._check(known, client_id, token)
-                assert known is not None
-                used = known.model_copy(update={"used": _now(), "instance": _sha256(instance_id)})
-                self._write({**self.all(), client_id: used})
-        except StateError as error:
-            raise NotAdmittedError(grpc.StatusCode.UNAVAILABLE, f"the server's join tokens: {error}", kind="token") from None
+        except StateError:
+            return True
+        if self._read[0] is None:
+            return True
+        return known is not None and known.instance is not None and instance is not None and _equal(known.instance, instance.hex())
 
-    def _check(self, known: JoinToken | None, client_id: str, token: str) -> None:
+    def _check_token(self, known: JoinToken | None, client_id: str, token: str) -> None:
         """Raises NotAdmittedError. Who does not have the right token learns nothing of it."""
         if not token:
             _refuse("this server asks for a join token at a client's first join: give it with --join-token-file")
@@ -153,6 +183,7 @@ class JoinTokens:
             write_durably(self._file, content.encode() + b"\n")
         except OSError as error:
             raise StateError(f"cannot write {self._file}: {error.strerror}") from error
+        self._read = stamp_of(self._file), dict(sorted(tokens.items()))  # under the lock: it is what was written
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -163,10 +194,28 @@ class JoinTokens:
         except OSError as error:
             raise StateError(f"cannot open {file}: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._lock(descriptor)
             yield
         finally:
             os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        """Wait a short while for the lock. Raises StateError."""
+        for _ in range(LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(LOCK_TRY_S)
+        raise StateError(f"another process holds the lock of {self._file} for {LOCK_TRIES * LOCK_TRY_S:g} s; try again")
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn trouble with the file into a refusal that the client need not take for the last word."""
+    try:
+        yield
+    except StateError as error:
+        raise NotAdmittedError(grpc.StatusCode.UNAVAILABLE, f"the server's join tokens: {error}", kind="token") from None
 
 
 def _refuse(reason: str) -> NoReturn:

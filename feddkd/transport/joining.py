@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
 import grpc
 
-from feddkd.log_events import about
 from feddkd.transport.admission import Admission, check_owner, check_version, example_counts, parse_request
 from feddkd.transport.calls import Responses
+from feddkd.transport.certificate_policy import ClientCertificatePolicy
 from feddkd.transport.class_contract import ClassContract
-from feddkd.transport.entrance import Entrance
-from feddkd.transport.gate import Gate, Peer
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
+from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.sessions import Owner, Sessions
-from feddkd.transport.tls import certificate_hash
-
-logger = logging.getLogger(__name__)
 
 MAX_IDS_OF_A_CERTIFICATE = 1_000
 
@@ -35,7 +31,6 @@ class Joining:
     """
 
     def __init__(self, manifest: pb.Manifest, admission: Admission, sessions: Sessions, participation: Participation) -> None:
-        self._run_id = manifest.run_id
         self._admission = admission
         self._sessions = sessions
         self._participation = participation
@@ -49,72 +44,85 @@ class Joining:
         self.responses = Responses(len(self._joined))
 
     @property
-    def _entrance(self) -> Entrance:
-        return self._participation.entrance
+    def _security(self) -> ServerSecurity:
+        return self._participation.security
 
     @property
-    def _gate(self) -> Gate:
-        return self._entrance.gate
+    def _policy(self) -> ClientCertificatePolicy:
+        return self._security.policy
 
-    def description(self, message: bytes, peer: Peer) -> bytes:
+    async def description(self, message: bytes, peer: Peer) -> bytes:
         """Return the response to Describe. Raises NotAdmittedError."""
         with self._noting(peer, lambda: ""):
             check_version(parse_request(message, pb.DescribeRequest).protocol_version)
-            self._gate.check(peer)
+            self._policy.check(peer)
         return self._described
 
-    def join(self, message: bytes, peer: Peer) -> bytes:
-        """Admit a client, and return the response to Join. Raises NotAdmittedError."""
+    async def join(self, message: bytes, peer: Peer) -> bytes:
+        """Admit a client, and return the response to Join. Raises NotAdmittedError; then nothing is remembered of it."""
         request = pb.JoinRequest()
         with self._noting(peer, lambda: request.client_id):
             request.CopyFrom(parse_request(message, pb.JoinRequest))
-            self._admission.check(request)
-            self._gate.check(peer, request.client_id)
+            await self._check(request, peer)
             token = self._admit(request, peer)
         # Two parts of one message: the manifest need not be serialized for each client.
         return self._joined + pb.JoinResponse(session_token=token).SerializeToString()
 
     @contextlib.contextmanager
     def _noting(self, peer: Peer, asked: Callable[[], str]) -> Iterator[None]:
-        """Take down who is refused, and under which id."""
+        """Record who is refused, and under which id."""
         try:
             yield
         except NotAdmittedError as error:
-            self._participation.refusals.take(error, peer.address, asked(), peer.certificate, asyncio.get_running_loop().time())
+            self._participation.refuse(error, peer, asked(), is_expected=asked() in (self._admission.expected or ()))
             raise
 
-    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
-        """Make a session, and return its token. Raises NotAdmittedError."""
+    async def _check(self, request: pb.JoinRequest, peer: Peer) -> None:
+        """Check that a client may join, and use its join token up. Raises NotAdmittedError.
+
+        Who it is comes first: a stranger learns nothing of the run and of its clients, and changes nothing.
+        """
+        self._admission.check_form(request)
+        self._policy.check(peer, request.client_id)
+        tokens, shown = self._security.tokens, (request.client_id, request.join_token, request.instance_id)
+        is_first = tokens is not None and tokens.check(*shown)
+        self._admission.check(request)
+        self._check_place(request, self._owner(request, peer))
+        if tokens is not None and is_first:
+            await asyncio.to_thread(tokens.use, *shown)  # it writes a file, and another process may hold its lock
+            self._check_place(request, self._owner(request, peer))  # others have come meanwhile
+
+    def _check_place(self, request: pb.JoinRequest, owner: Owner) -> None:
+        """Check that the run has a place for a client that is known. Raises NotAdmittedError."""
         now = asyncio.get_running_loop().time()
-        certificate = certificate_hash(peer.pem)
-        owner = Owner.of(request.instance_id, certificate, request.client_id if self._gate.binds_ids else None)
         self._sessions.expire(now)
-        known = self._sessions.find(request.client_id)
-        if known is None:
-            self._check_room(request.client_id, now)
         if (holder := self._sessions.holder(request.client_id)) is not None:
             check_owner(holder, owner, now)
-        if certificate is not None and (known is None or known.owner.certificate != certificate):
-            self._check_certificate(certificate)
+        known = self._sessions.find(request.client_id)
+        if owner.certificate is not None and (known is None or known.owner.certificate != owner.certificate):
+            self._check_certificate(owner.certificate)
         self.classes.check(request.client_id, request.class_names)
-        if (tokens := self._entrance.tokens) is not None:
-            tokens.admit(request.client_id, request.join_token, request.instance_id)
-        if known is not None:
-            self._participation.supersede(known, "joined again")
-        session, token = self._sessions.add(request.client_id, example_counts(request), owner, now)
-        self._entrance.register.joined(session.client_id, peer.address, peer.certificate, session.counts.total)
-        logger.info(
-            "%s joined with %d examples, %d of them labelled (feddkd %r)",
-            session.client_id,
-            session.counts.total,
-            session.counts.labelled,
-            request.software_version[:32],
-            extra=about("client_joined", run_id=self._run_id, client=session.client_id, examples=session.counts.total),
+        self._check_room(request.client_id, now)  # the last one: it may remove who is long away
+
+    def _owner(self, request: pb.JoinRequest, peer: Peer) -> Owner:
+        return Owner.of(
+            request.instance_id,
+            peer.certificate.sha256 if peer.certificate is not None else None,
+            request.client_id if self._policy.binds_ids else None,
         )
+
+    def _admit(self, request: pb.JoinRequest, peer: Peer) -> str:
+        """Make the session of a client that was checked, and return its token."""
+        now = asyncio.get_running_loop().time()
+        self.classes.take(request.client_id, request.class_names)
+        if (known := self._sessions.find(request.client_id)) is not None:
+            self._participation.supersede(known, "joined again")
+        session, token = self._sessions.add(request.client_id, example_counts(request), self._owner(request, peer), now)
+        self._participation.events.joined(session, peer, request.software_version, now)
         return token
 
     def _check_room(self, client_id: str, now: float) -> None:
-        """Check that an id may be added. Raises NotAdmittedError."""
+        """Check that an id may be added, after one that is long away has made room. Raises NotAdmittedError."""
         limit = self._admission.max_clients
         if not self._sessions.make_room(client_id, limit, now):
             raise NotAdmittedError(

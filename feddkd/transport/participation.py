@@ -13,13 +13,13 @@ import grpc.aio
 
 from feddkd.certs.certificate import Certificate
 from feddkd.errors import ProtocolError
-from feddkd.log_events import about
 from feddkd.transport.batches import messages_of
 from feddkd.transport.calls import Context, refuse
-from feddkd.transport.entrance import OPEN, Entrance
-from feddkd.transport.gate import Peer
+from feddkd.transport.client_events import ClientEvents
 from feddkd.transport.incoming import Hello, Inbox, Incoming, read_hello
-from feddkd.transport.refusals import NotAdmittedError, Refusals
+from feddkd.transport.peer import Peer
+from feddkd.transport.refusals import NotAdmittedError, RefusalLog
+from feddkd.transport.server_security import OPEN, ServerSecurity
 from feddkd.transport.sessions import Session, Sessions
 from feddkd.transport.stream import End, Stream
 
@@ -33,16 +33,17 @@ MAX_STREAMS_OF_A_CLIENT = 8
 """Streams of one client that have not ended yet. gRPC keeps the last message and the status of a
 stream whose client does not read."""
 
-_ORDINARY = (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
-"""Ends of a stream that need nobody's attention: a newer stream, a lost connection."""
+_CUT_OFF = End(grpc.StatusCode.UNAVAILABLE, "the connection is gone, or the server has stopped")
+"""How a stream ended whose handler gRPC has cancelled."""
 
 
 class Participation:
     """Moves the messages of all clients.
 
     Attributes:
-        entrance: what a client has to show when it opens a stream, and where it is taken down how that ends.
-        refusals: says who was refused one.
+        security: what a client has to show when it opens a stream, and where it is recorded how that ends.
+        refusals: says who was refused.
+        events: says who came and went.
     """
 
     def __init__(
@@ -60,8 +61,7 @@ class Participation:
         run_id: for the log.
         """
         self._run_id = run_id
-        self.entrance: Entrance = OPEN
-        self.refusals = Refusals(OPEN.register)
+        self.use(OPEN)
         self._sessions = sessions
         self._inbox = inbox
         self._max_message_bytes = max_message_bytes
@@ -69,14 +69,39 @@ class Participation:
         self._before_hello: dict[asyncio.Timeout, None] = {}
         self._streams_of: Counter[str] = Counter()
 
+    def use(self, security: ServerSecurity) -> None:
+        """Take how clients come in; before the first one."""
+        self.security = security
+        self.refusals = RefusalLog(security.audit, self._run_id)
+        self.events = ClientEvents(security.audit, self._run_id)
+
+    def refuse(self, error: NotAdmittedError, peer: Peer, client_id: str, *, is_expected: bool = False) -> None:
+        """Say that a call was refused; `is_expected` says whether the run waits for a client of this id."""
+        is_known = is_expected or self._sessions.holder(client_id) is not None
+        self.refusals.take(error, peer, client_id, asyncio.get_running_loop().time(), is_known=is_known)
+
+    def problem(self, session: Session, certificates: Sequence[Certificate]) -> str | None:
+        """Return why a client that has joined may go on no more; None if it may."""
+        if (found := self.security.policy.problem(certificates)) is not None:
+            return found[1]
+        tokens = self.security.tokens
+        if tokens is not None and not tokens.still_admit(session.client_id, session.owner.instance):
+            return f"the join token of client id {session.client_id!r} was removed or replaced"
+        return None
+
     async def take_part(self, context: Context) -> None:
         """Move one client's messages until its stream ends."""
-        session, hello = await self._identify(context)
-        certificate = await self._certificate(session, context)
-        client_id = session.client_id
+        peer, client_id = Peer.of(context), ""
+        try:
+            session, hello = await self._identify(context)
+            client_id = session.client_id
+            self._check(session, peer)
+        except NotAdmittedError as error:
+            self.refuse(error, peer, client_id)
+            await refuse(context, error.code, str(error))
         self._streams_of[client_id] += 1
         try:
-            await self._serve(session, hello, certificate, context)
+            await self._serve(session, hello, peer, context)
         finally:
             self._streams_of[client_id] -= 1
             if not self._streams_of[client_id]:
@@ -93,35 +118,30 @@ class Participation:
             self._detach(session, stream)
 
     async def _identify(self, context: Context) -> tuple[Session, Hello]:
-        """Return the session that the stream's first message names, and that message."""
+        """Return the session that the stream's first message names, and that message. Raises NotAdmittedError."""
         message = await self._first_message(context)
         try:
             hello = read_hello(message)
         except ProtocolError as error:
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise NotAdmittedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         session = self._sessions.of_token(hello.token)
         if session is None or session.leaves:
             reason = "the first message of the stream names no session; join first"
-            await refuse(context, grpc.StatusCode.UNAUTHENTICATED, reason)
+            raise NotAdmittedError(grpc.StatusCode.UNAUTHENTICATED, reason, kind="session")
+        return session, hello
+
+    def _check(self, session: Session, peer: Peer) -> None:
+        """Check a client that opens a stream as at its join. Raises NotAdmittedError."""
+        self.security.policy.check(peer, session.client_id)
+        if (problem := self.problem(session, peer.certificates)) is not None:
+            raise NotAdmittedError(grpc.StatusCode.PERMISSION_DENIED, problem, kind="token")
         if self._streams_of[session.client_id] >= MAX_STREAMS_OF_A_CLIENT:
             earlier = f"{MAX_STREAMS_OF_A_CLIENT} earlier streams of {session.client_id!r}"
             reason = f"{earlier} have not ended: their client does not read"
-            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        return session, hello
-
-    async def _certificate(self, session: Session, context: Context) -> Certificate | None:
-        """Return the certificate of a client that opens a stream, once it was checked as at the join."""
-        peer = Peer.of(context)
-        try:
-            self.entrance.gate.check(peer, session.client_id)
-        except NotAdmittedError as error:
-            now = asyncio.get_running_loop().time()
-            self.refusals.take(error, peer.address, session.client_id, peer.certificate, now)
-            await refuse(context, error.code, str(error))
-        return peer.certificate
+            raise NotAdmittedError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, kind="full")
 
     async def _first_message(self, context: Context) -> object:
-        """Read a stream's first message. A stream that says nothing makes room for newer ones."""
+        """Read a stream's first message. A stream that says nothing makes room for newer ones. Raises NotAdmittedError."""
         self._make_room()
         message: object = None
         try:
@@ -136,7 +156,7 @@ class Participation:
         except TimeoutError:
             full = f"sooner while {MAX_STREAMS_BEFORE_HELLO} streams wait for theirs"
             reason = f"no message within {HELLO_TIMEOUT_S:g} s of opening the stream ({full})"
-            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+            raise NotAdmittedError(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from None
         except grpc.aio.BaseError:  # the client is gone; nobody is left to be told
             raise asyncio.CancelledError from None
         if isinstance(message, bytes):
@@ -151,10 +171,10 @@ class Participation:
             if not oldest.expired():
                 oldest.reschedule(asyncio.get_running_loop().time())
 
-    async def _serve(self, session: Session, hello: Hello, certificate: Certificate | None, context: Context) -> None:
+    async def _serve(self, session: Session, hello: Hello, peer: Peer, context: Context) -> None:
         """Read and write until the stream ends, and tell the inbox of its begin and its end."""
         self.supersede(session, "opened a newer stream")
-        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches, certificate=certificate)
+        stream = Stream(asyncio.get_running_loop().time(), takes_batches=hello.takes_batches, certificates=peer.certificates)
         self._sessions.connect(session, stream)
         try:
             session.lacks_constants = hello.lacks_constants
@@ -162,18 +182,10 @@ class Participation:
             end = await self._move(session, stream, context)
         finally:
             self._detach(session, stream)
-        self._take_down(session.client_id, end)
+            # Here: gRPC cancels the handler of a client that is gone, in any wait.
+            self.events.ended(session, peer, stream.end or _CUT_OFF, asyncio.get_running_loop().time())
         if end.code is not grpc.StatusCode.OK:
-            level = logging.INFO if end.code in _ORDINARY else logging.WARNING
-            lost = about("client_lost", run_id=self._run_id, client=session.client_id, reason=end.reason)
-            logger.log(level, "the stream of %s ended: %s", session.client_id, end.reason, extra=lost)
             await refuse(context, end.code, end.reason)
-
-    def _take_down(self, client_id: str, end: End) -> None:
-        if end.code is grpc.StatusCode.OK:
-            self.entrance.register.left(client_id, "")
-        else:
-            self.entrance.register.lost(client_id, end.reason)
 
     async def _move(self, session: Session, stream: Stream, context: Context) -> End:
         """Read and write until the stream ends, and return how it ended."""

@@ -7,8 +7,9 @@ live on that loop; other threads reach it through `call`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -20,18 +21,20 @@ from feddkd.transport.admission import Admission
 from feddkd.transport.calls import Context, refuse
 from feddkd.transport.class_contract import ClassContract
 from feddkd.transport.closed_poller import ignore_closed_poller
-from feddkd.transport.entrance import OPEN, Entrance
 from feddkd.transport.frames import SERVICE
-from feddkd.transport.gate import Peer
 from feddkd.transport.health import HealthService
 from feddkd.transport.incoming import Inbox
 from feddkd.transport.joining import Joining
 from feddkd.transport.options import server_options
 from feddkd.transport.participation import Participation
 from feddkd.transport.pb import federation_pb2 as pb
-from feddkd.transport.refusals import NotAdmittedError, Refusals
+from feddkd.transport.peer import Peer
+from feddkd.transport.refusals import NotAdmittedError
+from feddkd.transport.server_security import OPEN, ServerSecurity
 from feddkd.transport.sessions import Owner, Session, Sessions
 from feddkd.transport.stream import WRITE_STALL_S
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Admission", "Context", "FederationServer", "Inbox"]
 
@@ -61,7 +64,6 @@ class FederationServer:
         owners: who owned which client id in an earlier process of the run's server.
         """
         self._inbox = inbox
-        self._run_id = manifest.run_id
         self._sessions = Sessions()
         self._reserved = owners or {}
         self._participation = Participation(
@@ -94,17 +96,17 @@ class FederationServer:
         """What the clients said of their classes."""
         return self._joining.classes
 
-    def _use(self, entrance: Entrance) -> None:
-        self._entrance = self._participation.entrance = entrance
-        self._participation.refusals = Refusals(entrance.register, self._run_id)
+    def _use(self, security: ServerSecurity) -> None:
+        self._security = security
+        self._participation.use(security)
 
-    def start(self, host: str, port: int, entrance: Entrance = OPEN) -> int:
+    def start(self, host: str, port: int, security: ServerSecurity = OPEN) -> int:
         """Listen, and return the port: the one asked for, or a free one for port 0.
 
         Raises:
             AddressInUseError: the address is taken, or is not one of this machine's.
         """
-        self._use(entrance)
+        self._use(security)
         self._thread.start()
         try:
             return self.call(self._start(host, port)).result()
@@ -174,25 +176,28 @@ class FederationServer:
         """Return how many calls were refused, by the kind of reason. From any thread."""
         return dict(self._participation.refusals.counts)
 
-    def certificate_ends(self) -> Mapping[str, float]:
-        """Return until when the certificates in files are valid, in seconds since 1970, by their role. From any thread."""
-        tls = self._entrance.tls
-        return tls.certificate_ends() if tls is not None else {}
-
     async def check_certificates(self) -> None:
-        """End the streams of clients whose certificate has expired or was revoked. On the loop only."""
-        self._entrance.gate.refresh()
+        """End the streams of clients whose certificate holds no more, or whose token was removed. On the loop only.
+
+        A client may come again at once, with what its files hold by then: only its next join refuses it for good.
+        """
+        self._security.policy.refresh()
         for session in self._sessions.connected():
             stream = session.stream
-            if stream is None or stream.certificate is None:
-                continue
-            if (problem := self._entrance.gate.problem(stream.certificate)) is not None:
-                stream.finish(*problem)
+            if stream is not None and (problem := self._participation.problem(session, stream.certificates)) is not None:
+                stream.finish(grpc.StatusCode.UNAVAILABLE, problem)
 
     async def _watch_certificates(self) -> None:
+        """Look every few seconds. Whatever goes wrong in one look, the next one comes."""
+        said = ""
         while True:
             await asyncio.sleep(CERTIFICATE_CHECK_S)
-            await self.check_certificates()
+            try:
+                await self.check_certificates()
+            except Exception as error:
+                if repr(error) != said:
+                    said = repr(error)
+                    logger.exception("the certificates of connected clients could not be checked")
 
     async def _start(self, host: str, port: int) -> int:
         server = grpc.aio.server(options=server_options())
@@ -200,14 +205,14 @@ class FederationServer:
         self._health.add_to(server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = _add_port(server, address, self._entrance.credentials)
+            bound = _add_port(server, address, self._security.credentials)
         except RuntimeError as error:
             why = "the port is taken or the address is not this machine's"
             raise AddressInUseError(f"cannot listen on {address}: {why}") from error
         self._sessions.reserve(self._reserved, self._loop.time())
         await server.start()
         self._server = server
-        if self._entrance.tls is not None:
+        if self._security.tls is not None or self._security.tokens is not None:
             self._watcher = asyncio.create_task(self._watch_certificates())  # a loop holds its tasks only weakly
         self._health.serve()
         return bound
@@ -235,11 +240,11 @@ class FederationServer:
         self._inbox.other.up(len(message))
         await self._respond(context, lambda: self._joining.join(message, Peer.of(context)))
 
-    async def _respond(self, context: Context, make: Callable[[], bytes]) -> None:
+    async def _respond(self, context: Context, make: Callable[[], Awaitable[bytes]]) -> None:
         """Write a response and count it, or end the call with the status of a refusal."""
 
-        def counted() -> bytes:
-            response = make()
+        async def counted() -> bytes:
+            response = await make()
             self._inbox.other.down(len(response))
             return response
 

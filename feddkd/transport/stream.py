@@ -34,8 +34,12 @@ STRAY_CHUNKS_PER_S = 1_000.0
 what was under way in the network, in messages of `transport.chunk_bytes` (1 KiB or more)."""
 
 
+CLIENT_IS_GONE = "the client has ended it, or is gone"
+"""gRPC does not tell the two apart."""
+
+
 class End(NamedTuple):
-    """How a stream ended: the status for the client, and one line for it and for the log."""
+    """How a stream ended: the status for the client, and one line for it and for the log; empty if both ends wanted it."""
 
     code: grpc.StatusCode
     reason: str
@@ -46,12 +50,12 @@ class Stream:
 
     Attributes:
         end: set by the first `finish`.
-        certificate: that the client showed, where it showed one that can be read.
+        certificates: that the client showed, its own first.
         messages: bounds the client's messages other than chunks.
         stray_chunks: bounds its chunks that belong to no open exchange.
     """
 
-    def __init__(self, now: float = 0.0, *, takes_batches: bool = False, certificate: Certificate | None = None) -> None:
+    def __init__(self, now: float = 0.0, *, takes_batches: bool = False, certificates: tuple[Certificate, ...] = ()) -> None:
         """Begin to listen.
 
         Args:
@@ -60,7 +64,7 @@ class Stream:
         """
         self.outbox = Outbox(takes_batches=takes_batches)
         self.end: End | None = None
-        self.certificate = certificate
+        self.certificates = certificates
         self.messages = TokenBucket(MESSAGE_BURST, MESSAGES_PER_S, now)
         self.stray_chunks = TokenBucket(STRAY_CHUNK_BURST, STRAY_CHUNKS_PER_S, now)
         self._ended = asyncio.Event()
@@ -114,7 +118,7 @@ class Stream:
         message: object = await context.read()
         self._listening_since = None
         if not isinstance(message, bytes):  # gRPC's end of stream
-            self.finish(grpc.StatusCode.OK, "")
+            self.finish(grpc.StatusCode.OK, "" if self.outbox.finished else CLIENT_IS_GONE)
             return None
         return message
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from feddkd.certs.certificate import Certificate, read_certificates
+from feddkd.certs.certificate import Certificate, parsing, read_certificates
 from feddkd.certs.revocation import Revoked
 from feddkd.errors import ConfigError
-from feddkd.transport.gate import Clock, Gate, utc_now
+from feddkd.transport.certificate_policy import ClientCertificatePolicy, Clock, utc_now
 from feddkd.transport.proxy import is_loopback
-from feddkd.transport.reread import Reread
+from feddkd.transport.reloaded_files import ReloadedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +27,11 @@ class ServerTls:
 
     Attributes:
         credentials: as gRPC takes them; the files are read again when they change.
-        gate: what client certificates have to be.
-        files: the certificates, by their role: "server" or "client_ca".
+        policy: what client certificates have to be.
     """
 
     credentials: grpc.ServerCredentials = field(repr=False)
-    gate: Gate
-    files: Mapping[str, Path]
-
-    def certificate_ends(self) -> dict[str, float]:
-        """Return until when the certificates in the files are valid, in seconds since 1970, by their role."""
-        found = {}
-        for role, file in self.files.items():
-            with contextlib.suppress(ConfigError):  # it may be half written
-                found[role] = Certificate.read(file).ends.timestamp()
-        return found
+    policy: ClientCertificatePolicy
 
 
 def server_tls(
@@ -82,7 +67,7 @@ def server_tls(
             logger.warning("--tls-cert %s %s: clients will not connect", certificate, problem)
         return grpc.ssl_server_certificate_configuration([pair], _read_ca("--tls-client-ca", client_ca) if client_ca is not None else None)
 
-    files = Reread([file for file in (certificate, key, client_ca) if file is not None], configuration)
+    files = ReloadedFiles([file for file in (certificate, key, client_ca) if file is not None], configuration)
 
     def changed() -> Any:  # the stubs do not say that None means no change
         return files.value if files.refresh() else None
@@ -90,10 +75,9 @@ def server_tls(
     credentials = grpc.dynamic_ssl_server_credentials(files.value, changed, require_client_authentication=client_ca is not None)
     revoked = None
     if client_ca is not None and crl is not None:
-        revoked = Reread([crl, client_ca], lambda: Revoked.read(crl, read_certificates(client_ca)))
-    gate = Gate(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
-    roles = {"server": certificate, "client_ca": client_ca}
-    return ServerTls(credentials, gate, {role: file for role, file in roles.items() if file is not None})
+        revoked = _lists(crl, client_ca)
+    policy = ClientCertificatePolicy(revoked, binds_ids=not any_certificate, verifies=client_ca is not None, clock=clock)
+    return ServerTls(credentials, policy)
 
 
 class ClientTls:
@@ -110,7 +94,7 @@ class ClientTls:
         self.ca = ca
         self.certificate = certificate
         self.key = key
-        self._files = Reread([file for file in (ca, certificate, key) if file is not None], self._make)
+        self._files = ReloadedFiles([file for file in (ca, certificate, key) if file is not None], self._make)
 
     @property
     def credentials(self) -> grpc.ChannelCredentials:
@@ -142,11 +126,6 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
     return ClientTls(ca, certificate, key)
 
 
-def certificate_hash(pem: bytes | None) -> bytes | None:
-    """Return the SHA-256 of the certificate that a client showed; None if it showed none."""
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).digest() if pem is not None else None
-
-
 def check_plaintext_allowed(host: str, insecure: bool) -> None:
     """Refuse to send tensors unencrypted to another machine unless the user insists.
 
@@ -159,6 +138,21 @@ def check_plaintext_allowed(host: str, insecure: bool) -> None:
         )
 
 
+def _lists(crl: Path, client_ca: Path) -> ReloadedFiles[Revoked]:
+    """Keep the lists of revoked certificates current; older ones do not take the place of newer ones."""
+    last = Revoked()
+
+    def read() -> Revoked:
+        nonlocal last
+        authorities = read_certificates(client_ca)
+        found = Revoked.read(crl, authorities)
+        found.check_follows(last, authorities)
+        last = found
+        return found
+
+    return ReloadedFiles([crl, client_ca], read)
+
+
 def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """Read a key and its certificate; gRPC would only say that it cannot listen, or cannot connect.
 
@@ -167,10 +161,11 @@ def _read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """
     key_pem, pem = _read(key), _read(certificate)
     try:
-        shown = x509.load_pem_x509_certificate(pem)
-        Certificate.of(shown)  # its names can be read
-        fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
+        with parsing():  # a password is among what goes wrong
+            shown = x509.load_pem_x509_certificate(pem)
+            Certificate.of(shown)  # its names can be read
+            fits = load_pem_private_key(key_pem, None).public_key() == shown.public_key()
+    except ValueError:
         what = "a certificate and its key in PEM format, without a password"
         raise ConfigError(f"--tls-cert {certificate} and --tls-key {key} are not {what}") from None
     if not fits:
@@ -182,7 +177,8 @@ def _read_ca(option: str, ca: Path) -> bytes:
     """Read a file of certificates. Raises ConfigError if it holds none."""
     pem = _read(ca)
     try:
-        x509.load_pem_x509_certificates(pem)
+        with parsing():
+            x509.load_pem_x509_certificates(pem)
     except ValueError:
         raise ConfigError(f"{option} {ca} holds no certificate in PEM format") from None
     return pem

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 
 from feddkd.certs.certificate import Certificate, read_certificates
 from feddkd.errors import ConfigError
-from feddkd.transport.gate import utc_now
+from feddkd.transport.certificate_policy import utc_now
 from feddkd.transport.tls import ClientTls
 
 HANDSHAKE_TIMEOUT_S = 3.0

@@ -9,8 +9,8 @@ import torch
 from engine_table import EngineUnderTest, agreed, on_every_engine
 from harness import answering, exchange_of, filled
 
-from feddkd.aggregator.counted import Counted
-from feddkd.aggregator.rule import Rule, Setting
+from feddkd.aggregator.compared import ComparedElements
+from feddkd.aggregator.rule import Rule, RuleContext
 from feddkd.config import Config
 from feddkd.config.aggregation import RuleTable
 from feddkd.exchange import Exchange
@@ -39,7 +39,7 @@ def contributions(**sizes: float) -> dict[str, Tensors]:
 def rule_of(name: str, **settings: Any) -> Rule:
     table = Config.parse({"aggregation": {"rule": {"name": name, **settings}}}).aggregation.rule
     assert isinstance(table, RuleTable)
-    chosen: Rule = RULES[name].of(table, Setting(Counted.of(SCHEMA), outlier_ratio=6.0))
+    chosen: Rule = RULES[name].of(table, RuleContext(ComparedElements.of(SCHEMA), outlier_ratio=6.0))
     return chosen
 
 

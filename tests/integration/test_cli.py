@@ -188,7 +188,8 @@ def test_a_taken_port_is_named(command, tmp_path: Path) -> None:  # type: ignore
         code, _, err = command("server", "f.toml", "--listen", address, "--state", "state")
     assert code == 2
     assert f"cannot listen on {address}" in err
-    assert [file.name for file in (tmp_path / "state").iterdir()] == ["lock"]  # nobody has heard of the run
+    assert sorted(file.name for file in (tmp_path / "state").iterdir()) == ["audit.jsonl", "lock"]  # nobody has heard of the run
+    assert (tmp_path / "state" / "audit.jsonl").read_bytes() == b""
 
 
 def test_a_state_directory_serves_one_server(command, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -24,7 +24,7 @@ from feddkd.config import Config
 from feddkd.engines.grpc import GrpcEngine
 from feddkd.errors import ConfigError, RefusedError, UnreachableError
 from feddkd.tensors import Schema, TensorSpec
-from feddkd.transport.entrance import Entrance
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.tls import ClientTls, check_plaintext_allowed, client_tls, server_tls
 from feddkd.transport.tls_problems import handshake_problem
 
@@ -87,7 +87,7 @@ def taking_part(address: str, tls: ClientTls | None) -> Farewell:
 
 def serve(pem: Path) -> tuple[GrpcEngine, str]:
     engine = GrpcEngine(Config(), "run", SCHEMA)
-    port = engine.start("127.0.0.1", 0, Entrance(server_tls(pem / "cert.pem", pem / "key.pem", pem / "ca.pem", any_certificate=True)))
+    port = engine.start("127.0.0.1", 0, ServerSecurity(server_tls(pem / "cert.pem", pem / "key.pem", pem / "ca.pem", any_certificate=True)))
     return engine, f"127.0.0.1:{port}"
 
 
@@ -139,9 +139,9 @@ def test_a_client_that_the_server_does_not_admit_ends_at_once_and_knows_why(pem:
     ],
 )
 def test_a_server_that_the_client_does_not_trust_ends_it_at_once_with_the_reason(pem: Path, server: str, ca: str, problem: str) -> None:
-    entrance = Entrance(None if server == "plaintext" else server_tls(pem / f"{server}.pem", pem / "key.pem", None))
+    security = ServerSecurity(None if server == "plaintext" else server_tls(pem / f"{server}.pem", pem / "key.pem", None))
     engine = GrpcEngine(Config(), "run", SCHEMA)
-    address = f"127.0.0.1:{engine.start('127.0.0.1', 0, entrance)}"
+    address = f"127.0.0.1:{engine.start('127.0.0.1', 0, security)}"
     tls = client_tls(pem / f"{ca}.pem", None, None)
     try:
         with pytest.raises(RefusedError, match=f"^server {address}: {problem}$"):

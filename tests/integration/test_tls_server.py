@@ -16,10 +16,10 @@ from fake_streams import FakeInbox
 
 from feddkd.errors import ConfigError
 from feddkd.tensors import Schema, TensorSpec
-from feddkd.transport.entrance import Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.tls import client_tls, server_tls
 
 SCHEMA = Schema([TensorSpec("w", torch.float32, (3,))])
@@ -67,7 +67,7 @@ def join_as_site(address: str, pem: Path, suffix: str, instance: str) -> None:
 def test_an_id_belongs_to_the_certificate_that_joined_with_it(pem: Path) -> None:
     server = FederationServer(pb.Manifest(), FakeInbox(), admission=Admission())
     tls = server_tls(pem / "cert.pem", pem / "key.pem", pem / "ca.pem", any_certificate=True)
-    port = server.start("127.0.0.1", 0, Entrance(tls))
+    port = server.start("127.0.0.1", 0, ServerSecurity(tls))
     address = f"127.0.0.1:{port}"
     try:
         join_as_site(address, pem, "", "first")

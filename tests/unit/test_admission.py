@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ssl
-
 import grpc
 import pytest
 from fake_streams import Connection, NotJoinedError, Server, clock, run, settle
 from hypothesis import given
 from hypothesis import strategies as st
+from pki import self_signed
 
+from feddkd.certs.certificate import Certificate
 from feddkd.exchange import ExampleCounts
 from feddkd.transport.admission import Admission, example_counts
 from feddkd.transport.messages import CLIENT_HEARTBEAT, hello_message
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.refusals import NotAdmittedError
 from feddkd.transport.sessions import CONNECT_TIMEOUT_S, ID_HOLD_S, Owner
-from feddkd.transport.tls import certificate_hash
 
-PEM, OTHER_PEM = (ssl.DER_cert_to_PEM_cert(der).encode() for der in (b"one", b"two"))
+PEM, OTHER_PEM = self_signed("one"), self_signed("two")
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 TAKEN = grpc.StatusCode.ALREADY_EXISTS
 
@@ -318,7 +317,7 @@ def restarted(**owners: Owner) -> Server:
 )
 def test_the_owner_of_before_gets_its_id_at_once(instance: str, certificate: bytes | None) -> None:
     async def come_back() -> None:
-        server = restarted(site=Owner.of("secret", certificate_hash(PEM)))
+        server = restarted(site=Owner.of("secret", Certificate.of_pem(PEM).sha256))
         await server.join("site", instance, certificate=certificate)
         assert server.session().has_connected  # so that it keeps the id if it is slow to open its stream
         await server.close()
@@ -344,7 +343,7 @@ def test_another_process_does_not_get_the_id_of_a_client_that_has_not_come_back_
 
 def test_an_id_stays_bound_to_its_certificate_across_a_restart() -> None:
     async def intrude() -> None:
-        server = restarted(site=Owner(None, certificate_hash(PEM)))
+        server = restarted(site=Owner(None, Certificate.of_pem(PEM).sha256))
         await clock().pass_time(10 * ID_HOLD_S)
         assert "bound to another certificate" in await refusal(server, "other", OTHER_PEM)
         assert "bound to another certificate" in await refusal(server, "other")

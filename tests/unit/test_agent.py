@@ -27,9 +27,10 @@ from feddkd.client.server_config import ServerConfig
 from feddkd.client.state_dir import StateDir
 from feddkd.client.work import MAX_SENDS_WITHOUT_PROGRESS
 from feddkd.config import Config
-from feddkd.errors import RefusedError, UnreachableError
+from feddkd.errors import HandshakeError, RefusedError, UnreachableError
 from feddkd.exchange import Reply, Task
 from feddkd.tensors import Schema, Tensors, TensorSpec
+from feddkd.transport.client import ServerConnection
 from feddkd.transport.messages import SERVER_HEARTBEAT, Verdict, farewell_message, receipt_message, resend_message
 from feddkd.transport.payload import Payload
 from feddkd.transport.pb import federation_pb2 as pb
@@ -649,3 +650,27 @@ def test_models_of_clients_that_make_room_are_written_beside_the_loop(tmp_path: 
             await scene.part(stream)
 
     on_loop(scenario())
+
+
+@pytest.mark.parametrize("has_taken_part", [True, False])
+def test_only_a_client_that_never_took_part_gives_up_where_tls_fails(has_taken_part: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    join, fails = ServerConnection.join, iter([not has_taken_part, has_taken_part, has_taken_part, False])
+
+    async def join_or_fail(connection: ServerConnection, *arguments: Any) -> pb.JoinResponse:
+        if next(fails):
+            raise HandshakeError("it does not accept the certificate")
+        return await join(connection, *arguments)
+
+    monkeypatch.setattr(ServerConnection, "join", join_or_fail)
+
+    async def take_part() -> None:
+        async with taking_part() as scene:
+            if has_taken_part:
+                (await scene.stream()).end()
+                await (await scene.stream()).send(BYE)
+                assert (await scene.running).completed
+            else:
+                with pytest.raises(HandshakeError):
+                    await scene.running
+
+    on_loop(take_part())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,18 +19,10 @@ from feddkd.tensors import Schema, Tensors, TensorSpec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from attacks import run  # noqa: E402
 from attacks.alie import paper_z  # noqa: E402
 from attacks.base import Seen  # noqa: E402
-from attacks.cells import DIGITS, FEDAVG, FEDDKD, IID, Cell, all_cells  # noqa: E402
 from attacks.clients import BOTH, EXCHANGES, GRADIENTS, UPDATES, ClientAround, HostileClient, Plot, Witness, put_among  # noqa: E402
 from attacks.known import ATTACKS, NONE  # noqa: E402
-from attacks.outcomes import Group, Outcomes  # noqa: E402
-from attacks.results import Results  # noqa: E402
-from attacks.rules import DEFAULTS, MEAN, RULES  # noqa: E402
-from attacks.run import chosen  # noqa: E402
-from attacks.running import run_cell  # noqa: E402
-from attacks.tables import REAL, verdicts  # noqa: E402
 
 SCHEMA = Schema([TensorSpec("w", torch.float32, (2,)), TensorSpec("count", torch.int64, (), trainable=False)])
 
@@ -71,12 +61,25 @@ def sent_by(attack: str) -> list[float]:
         ("label_flip", [1, 2]),
         ("weight", [1, 2]),
         ("weight_sign", [-1, -2]),
+        ("weight_-10", [-10, -20]),
+        ("sleeper", [-10, -20]),  # in the first round of one: no third of it is over
         ("loss_before", [1, 2]),
         ("loss_after", [1, 2]),
     ],
 )
 def test_what_an_attacker_sends(attack: str, sent: list[float]) -> None:
     assert sent_by(attack) == pytest.approx(sent)
+
+
+@pytest.mark.parametrize(("rounds", "honest"), [(3, [1]), (6, [1, 2]), (20, [1, 2, 3, 4, 5, 6])])
+def test_a_sleeper_is_honest_for_a_third_of_the_rounds(rounds: int, honest: list[int]) -> None:
+    sleeping = []
+    for number in range(1, rounds + 1):
+        seen = Seen(Task(ExchangeId(RUN_ID, number, 0, "local_train", 0), OWN), Reply(OWN), rounds=rounds)
+        sent = ATTACKS["sleeper"].reply(seen).contribution
+        assert sent is not None
+        sleeping += [number] if torch.equal(sent["w"], OWN["w"]) else []
+    assert sleeping == honest
 
 
 def test_noise_is_ten_times_as_long_as_the_contribution_and_the_same_for_all_attackers() -> None:
@@ -115,7 +118,7 @@ def test_an_attacker_computes_on_the_labels_that_it_has(tmp_path: Path, exchange
         config = small_config("partition.clients=2", "partition.name=iid")
         workers = simulated_workers(config, tmp_path / attack)
         model = build_initial(config).model
-        clients, hostile = put_among(workers, Plot(ATTACKS[attack], BOTH, 2, 1, 1000))
+        clients, hostile = put_among(workers, Plot(ATTACKS[attack], BOTH, 2, 1, 1, 1000))
         for name in dict.fromkeys(["local_train", exchange]):
             for client, worker in clients.items():
                 reply = worker.carry_out(Task(ExchangeId(RUN_ID, 1, 0, name, 0), model))
@@ -129,7 +132,7 @@ def test_an_attacker_computes_on_the_labels_that_it_has(tmp_path: Path, exchange
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_only_lying_weights_claim_examples(attack: str) -> None:
     claimed = ATTACKS[attack].claims(ExampleCounts(7), 1000)
-    assert claimed == ExampleCounts(1000 if attack in ("weight", "weight_sign") else 7)
+    assert claimed == ExampleCounts(1000 if attack in ("weight", "weight_sign", "weight_-10") else 7)
 
 
 def test_false_losses() -> None:
@@ -146,7 +149,7 @@ LOSS = Schema([TensorSpec("value", torch.float64, (), trainable=False)])
 
 
 def plot(attack: str, on: str = BOTH) -> Plot:
-    return Plot(ATTACKS[attack], on, clients=3, attackers=1, most_examples=1000)
+    return Plot(ATTACKS[attack], on, clients=3, attackers=1, rounds=1, most_examples=1000)
 
 
 @pytest.mark.parametrize(("on", "exchange"), list(itertools.product(EXCHANGES, ("local_train", "dkd_step"))))
@@ -175,120 +178,3 @@ def test_attackers_see_the_honest_contributions_of_this_exchange_alone() -> None
 def test_a_reply_without_tensors_is_left_as_it_is() -> None:
     hostile = HostileClient(FakeWorker(lambda _: Reply()), Witness(), plot("sign_flip"))
     assert hostile.carry_out(task()) == Reply()
-
-
-CLEAN = Cell(DIGITS, FEDAVG, IID, MEAN, NONE, BOTH, 0, 0)
-ATTACKED = Cell(DIGITS, FEDAVG, IID, MEAN, "times_-10", BOTH, 2, 0)
-
-
-@pytest.fixture(scope="module")
-def lines() -> list[dict[str, object]]:
-    return [run_cell(cell, extra=["rounds=3"]) for cell in (CLEAN, ATTACKED)]
-
-
-def test_a_cell_says_what_the_attack_costs(lines: list[dict[str, object]]) -> None:
-    clean, attacked = (line["accuracy"] for line in lines)
-    assert isinstance(clean, float)
-    assert attacked is None or (isinstance(attacked, float) and attacked < 0.5)
-    assert clean > 0.7
-    assert [line["hostile"] for line in lines] == [[], ["client-8", "client-9"]]
-
-
-def test_a_runner_goes_on_where_it_stopped(tmp_path: Path, lines: list[dict[str, object]]) -> None:
-    path = tmp_path / "attacks.jsonl"
-    Results(path).store({**lines[0], "settings": CLEAN.settings()})
-    kept = Results(path)
-    assert kept.is_current(CLEAN)
-    assert not kept.is_current(ATTACKED), "it has not run"
-    kept.store({**lines[0], "settings": ["other"]})
-    assert not Results(path).is_current(CLEAN), "it ran with other settings"
-    assert len(path.read_text().splitlines()) == 1
-
-
-def test_the_command_runs_what_is_missing_and_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "attacks.jsonl"
-    cell = [f"--only={name}={value}" for name, value in CLEAN.line().items()]
-    monkeypatch.setattr(sys, "argv", ["run.py", *cell, "--jobs=1", f"--results={path}"])
-    assert run.main() == 0
-    assert "1 of 1 cells are missing" in capsys.readouterr().out
-    first = path.read_text()
-    assert Cell.of(json.loads(first)) == CLEAN
-    assert run.main() == 0
-    assert "0 of 1 cells are missing" in capsys.readouterr().out
-    assert path.read_text() == first
-
-
-def test_cells_are_chosen_by_their_fields() -> None:
-    cells = chosen(["rule=mean", "attack=alie", "attack=none", "seed=0"], all_cells())
-    assert {(cell.rule, cell.seed) for cell in cells} == {("mean", 0)}
-    assert {cell.attack for cell in cells} == {"alie", "none"}
-    with pytest.raises(ValueError, match="rules=mean: a cell has data, algorithm"):
-        chosen(["rules=mean"], all_cells())
-
-
-def test_the_most_important_cells_run_first_and_none_twice() -> None:
-    cells = all_cells()
-    assert len(set(cells)) == len(cells)
-    core = {(cell.algorithm, cell.rule, cell.attack) for cell in cells[: len(cells) // 6] if (cell.partition, cell.seed) == (IID, 0)}
-    assert {(FEDDKD, rule, attack) for rule in RULES for attack in ATTACKS} <= core
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("algorithm", [FEDDKD, FEDAVG])
-def test_every_rule_is_a_valid_configuration(rule: str, algorithm: str) -> None:
-    from feddkd.config import Config
-
-    for attackers in (0, 1, 3):
-        cell = Cell(DIGITS, algorithm, IID, rule, NONE, BOTH, attackers, 5)
-        assert Config.load(overrides=cell.overrides()).seed == 5
-
-
-def group(rule: str, attack: str, attackers: int) -> Group:
-    return Group(DIGITS, FEDAVG, IID, rule, attack, attackers)
-
-
-def line(rule: str, attack: str, attackers: int, seed: int, accuracy: float | None) -> dict[str, object]:
-    return {**Cell(DIGITS, FEDAVG, IID, rule, attack, BOTH, attackers, seed).line(), "accuracy": accuracy}
-
-
-def test_a_loss_is_against_the_clean_mean_of_the_same_seeds() -> None:
-    found = Outcomes(
-        [
-            line(MEAN, NONE, 0, 0, 0.9),
-            line(MEAN, NONE, 0, 1, 0.8),
-            line(DEFAULTS, "alie", 2, 0, 0.85),
-            line(DEFAULTS, "alie", 2, 1, None),
-            line(DEFAULTS, "alie", 2, 2, 0.1),  # its clean mean has not run
-        ]
-    )
-    outcome = found.of(group(DEFAULTS, "alie", 2))
-    assert outcome is not None
-    assert outcome.loss == pytest.approx((5 + 70) / 2)  # a run without a model counts as chance, 10 %
-    assert outcome.worst == pytest.approx(70)
-    assert (outcome.seeds, outcome.failed) == (2, 1)
-    assert outcome.text == "37.5 (70.0)"
-    assert found.of(group(MEAN, "alie", 2)) is None
-
-
-def test_the_verdicts_count_the_attacks_that_some_rule_keeps_within_the_limit() -> None:
-    lines = [line(rule, NONE, 0, 0, 0.9) for rule in RULES]
-    lines += [line(rule, attack, 2, 0, 0.9 if attack != "alie" else 0.8) for rule in RULES for attack in REAL]
-    said = verdicts(Outcomes(lines))
-    assert "10 of 11 attacks cost at most 5 points; the most is 10.0." in said
-    assert "no single rule keeps every attack within 5 points" in said
-
-
-def test_every_result_is_of_a_cell_and_says_how_it_was_made() -> None:
-    for text in (ROOT / "benchmarks" / "results" / "attacks.jsonl").read_text().splitlines():
-        found = json.loads(text)
-        assert Cell.of(found).attack in ATTACKS
-        assert found["rule"] in RULES
-        assert {"command", "commit", "versions", "cpu", "seconds", "accuracy", "refused"} <= found.keys()
-
-
-def test_the_page_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "attacks" / "page.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -25,11 +25,11 @@ def log(tmp_path: Path) -> Path:
     file = tmp_path / "audit.jsonl"
     for run in ("first", "second"):
         with AuditLog(file, run) as audit:
-            audit.joined("north", "ipv4:10.0.0.1:5", None, 10)
+            audit.joined("north", "ipv4:10.0.0.1:5", None, 10, 0)
             audit.accepted("north", "round 1 local_train", 40, "sha256:00")
             audit.refused("south", "ipv4:10.0.0.2:6", "full", "no room", None, 3)
-            audit.lost("north", "the connection is gone")
-            audit.left("north", "")
+            audit.lost("north", "the connection is gone", 0)
+            audit.left("north", 0)
     return file
 
 
@@ -71,8 +71,8 @@ def test_a_line_that_a_crash_cut_off_is_kept_and_named_and_the_next_follows_it(l
     content = log.read_bytes()[:-cut]
     log.write_bytes(content)
     with AuditLog(log, "third") as audit:
-        audit.left("north", "")
-        audit.left("north", "")
+        audit.left("north", 0)
+        audit.left("north", 0)
     assert log.read_bytes().startswith(content)
     found = verify(log)
     assert (found.lines, found.torn) == (2 * EVENTS + 2, () if cut == 1 else (2 * EVENTS,))
@@ -88,11 +88,11 @@ def test_a_full_disk_warns_once_and_leaves_a_gap_that_is_counted(
 
     with AuditLog(log, "third") as audit:
         monkeypatch.setattr(os, "write", full)
-        audit.left("north", "")
+        audit.left("north", 0)
         monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        audit.left("north", "")
+        audit.left("north", 0)
         monkeypatch.undo()
-        audit.left("north", "")
+        audit.left("north", 0)
     assert len([record for record in caplog.records if "has a gap" in record.getMessage()]) == 1
     assert json.loads(log.read_text().splitlines()[-1])["missing_before"] == 2
     assert verify(log).lines == 2 * EVENTS + 1
@@ -115,3 +115,17 @@ def test_the_command_prints_the_last_hash_and_fails_on_a_changed_file(log: Path)
     assert verify(log).last in done.output
     log.write_bytes(log.read_bytes().replace(b"10.0.0.1", b"10.0.0.9"))
     assert isinstance(CliRunner().invoke(app, ["audit", "verify", str(log)]).exception, StateError)
+
+
+@pytest.mark.parametrize("zeros", [1, 4096, 16 << 10, 40_000])
+@pytest.mark.parametrize("cut", [0, 5])
+def test_zeros_that_a_power_failure_leaves_at_the_end_are_no_change_of_the_log(log: Path, zeros: int, cut: int) -> None:
+    before = log.read_bytes()
+    whole = before[: len(before) - cut]
+    log.write_bytes(whole + bytes(zeros))
+    verify(log)  # before the next start, too
+    for _ in range(2):
+        with AuditLog(log, "run") as audit:
+            audit.left("north", 0)
+    assert verify(log).lines == before.count(b"\n") + 2
+    assert b"\0" not in log.read_bytes()

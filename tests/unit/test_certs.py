@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from pki import DAY, NOW, Pki
+from pki import DAMAGES, DAY, NOW, Pki, damaged
 from typer.testing import CliRunner
 
 from feddkd.certs.authority import BACKDATED, Authority
@@ -209,3 +210,76 @@ def test_a_certificate_holds_from_its_first_second_to_its_last(seconds: int) -> 
     found, step = Certificate(NOW, NOW + DAY), datetime.timedelta(seconds=seconds)
     assert bool(found.problem(found.begins + step)) == (seconds < 0)
     assert bool(found.problem(found.ends + step)) == (seconds > 0)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_whatever_is_wrong_with_a_file_is_one_kind_of_error(tmp_path: Path, kind: str) -> None:
+    pki, file = Pki(tmp_path / "ca"), tmp_path / "file.pem"
+    good = pki.client("north").read_bytes()
+    pki.revoke("north")
+    authorities = read_certificates(pki.ca)
+    file.write_bytes(damaged(good, kind))
+    assert file.read_bytes() != good
+    with contextlib.suppress(ConfigError):
+        Certificate.read(file)
+    with contextlib.suppress(ValueError):
+        Certificate.of_pem(file.read_bytes())
+    with contextlib.suppress(ConfigError):
+        read_certificates(file)
+    with contextlib.suppress(ConfigError):
+        Revoked.read(pki.crl, [x509.load_pem_x509_certificate(good), *authorities])
+    file.write_bytes(damaged(pki.crl.read_bytes(), kind))
+    with contextlib.suppress(ConfigError):
+        Revoked.read(file, authorities)
+
+
+def test_a_ca_with_an_unknown_kind_of_key_beside_the_right_one_changes_nothing(tmp_path: Path) -> None:
+    pki, both = Pki(tmp_path / "ca"), tmp_path / "both.pem"
+    serial = Certificate.read(pki.client("north")).serial
+    pki.revoke("north")
+    both.write_bytes(damaged(pki.ca.read_bytes(), "curve") + pki.ca.read_bytes())
+    revoked = Revoked.read(pki.crl, read_certificates(both))
+    assert revoked.has(pki.authority.certificate.subject.public_bytes(), serial)
+
+
+@pytest.mark.parametrize("change", ["older", "gone"])
+def test_an_older_list_does_not_follow_a_newer_one(tmp_path: Path, change: str) -> None:
+    pki, other = Pki(tmp_path / "ca"), Pki(tmp_path / "other", "another CA")
+    pki.client("north")
+    old = (
+        Revoked.read(pki.crl, [pki.authority.certificate]) if change == "older" else Revoked.read(other.crl, [other.authority.certificate])
+    )
+    pki.revoke("north")
+    new = Revoked.read(pki.crl, [pki.authority.certificate])
+    new.check_follows(old, [pki.authority.certificate])
+    new.check_follows(new, [pki.authority.certificate])
+    with pytest.raises(ConfigError, match="of CN=federation CA has number 2, and the one in use 3" if change == "older" else "is gone"):
+        old.check_follows(new, [pki.authority.certificate])
+    old.check_follows(new, [other.authority.certificate])  # the CA is trusted no more: so may its list go
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_lost_list_of_revoked_certificates_is_an_error_until_it_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    ca = tmp_path / "ca"
+    certs(ca, "init")
+    for name in ("north", "south"):
+        certs(ca, "issue", name)
+    certs(ca, "revoke", "north")
+    before = Revoked.read(ca / "ca.crl", read_certificates(ca / "ca.pem"))
+    with pytest.raises(StateError, match="is whole"):
+        certs(ca, "rebuild-crl")
+    if damage == "lost":
+        (ca / "ca.crl").unlink()
+    else:
+        (ca / "ca.crl").write_bytes(damaged((ca / "ca.crl").read_bytes(), "time"))
+    for arguments in (("issue", "west"), ("renew", "north"), ("revoke", "south"), ("show",)):
+        with pytest.raises(ConfigError, match="rebuild-crl" if damage == "lost" else "holds no list"):
+            certs(ca, *arguments)
+    assert not (ca / "west.pem").exists()
+    with pytest.raises(ConfigError, match="no certificate for 'nobody'"):
+        certs(ca, "rebuild-crl", "nobody")
+    certs(ca, "rebuild-crl", "north")
+    states = {each["name"]: each["state"] for each in json.loads(certs(ca, "show", "--json"))}
+    assert states == {"north": "revoked", "south": "valid"}
+    authorities = read_certificates(ca / "ca.pem")
+    Revoked.read(ca / "ca.crl", authorities).check_follows(before, authorities)

@@ -560,15 +560,18 @@ OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom
         (["algorithm.name=3"], f"algorithm.name = 3: one of {NAMES}; or package.module:Class"),
         (["algorithm.name=custom"], f"algorithm.name = 'custom': one of {NAMES}; or package.module:Class"),
         (["algorithm.name=:"], f"algorithm.name = ':': one of {NAMES}; or package.module:Class"),
-        (["algorithm=3"], "algorithm = 3: a table is expected"),
-        (["algorithm=fedprox"], "algorithm = 'fedprox': a table is expected"),
+        (["algorithm=3"], f"algorithm = 3: a table is expected, whose name is one of {NAMES}; or package.module:Class"),
+        (["algorithm=fedprox"], f"algorithm = 'fedprox': a table is expected, whose name is one of {NAMES}; or package.module:Class"),
         (["algorithm.name=a b:c"], f"algorithm.name = 'a b:c': one of {NAMES}; or package.module:Class"),
         (["algorithm.name=fedprox", "algorithm.mu=-1"], "algorithm.mu = -1: input should be greater than or equal to 0"),
         (["algorithm.name=fedprox", "algorithm.muh=1"], "unknown key 'algorithm.muh' (did you mean 'mu'?)"),
-        (["algorithm.mu=1"], "unknown key 'algorithm.mu'; known keys of feddkd: name, local_objective"),
+        (
+            ["algorithm.mu=1"],
+            "unknown key 'algorithm.mu'; known keys of feddkd: name, local_objective; another name has others",
+        ),
         (
             ["algorithm.name=fedprox", "algorithm.local_objective=fedntd"],
-            "unknown key 'algorithm.local_objective'; known keys of fedprox: name, mu",
+            "unknown key 'algorithm.local_objective'; known keys of fedprox: name, mu; another name has others",
         ),
         (
             ["algorithm.local_objective=fednt"],
@@ -582,7 +585,10 @@ OBJECTIVE_NAMES = ", ".join(name for name in OBJECTIVE_TABLES if name != "custom
             ["algorithm.local_objective.beta=3"],
             f"algorithm.local_objective.name is missing: one of {OBJECTIVE_NAMES}; or package.module:Class",
         ),
-        (["algorithm.local_objective=3"], "algorithm.local_objective = 3: a table is expected"),
+        (
+            ["algorithm.local_objective=3"],
+            f"algorithm.local_objective = 3: a table is expected, whose name is one of {OBJECTIVE_NAMES}; or package.module:Class",
+        ),
         (
             ['algorithm.local_objective={name = "fedntd", temperature = 0}'],
             "algorithm.local_objective.temperature = 0: input should be greater than 0",

@@ -17,11 +17,11 @@ from feddkd.cli import app
 from feddkd.errors import UnreachableError
 from feddkd.traffic import Traffic
 from feddkd.transport import health
-from feddkd.transport.entrance import Entrance
 from feddkd.transport.frames import SERVICE
 from feddkd.transport.health import NotServingError, Probe
 from feddkd.transport.pb import federation_pb2 as pb
 from feddkd.transport.server import Admission, FederationServer
+from feddkd.transport.server_security import ServerSecurity
 from feddkd.transport.tls import client_tls, server_tls
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -192,7 +192,7 @@ def with_key(file: Path) -> tuple[Path, Path]:
 def test_a_probe_needs_what_the_port_needs_and_no_more(mutual: bool, pki: Pki) -> None:
     server = FederationServer(pb.Manifest(run_id="run"), FakeInbox(), admission=Admission())
     certificate, key = with_key(pki.folder / "server.pem")
-    port = server.start("127.0.0.1", 0, Entrance(server_tls(certificate, key, pki.ca if mutual else None)))
+    port = server.start("127.0.0.1", 0, ServerSecurity(server_tls(certificate, key, pki.ca if mutual else None)))
     bare, own = client_tls(pki.ca, None, None), client_tls(pki.ca, *with_key(pki.folder / "site-a.pem"))
     try:
         Probe(timeout_s=60, tls=own, name="server.example").check("127.0.0.1", port)

@@ -130,8 +130,11 @@ def test_responses_of_all_connections_are_bounded(size: int, allowed: int) -> No
         count = min(allowed, 200)
         responses._writing = allowed - count
 
+        async def response() -> bytes:
+            return b"response"
+
         def start(connection: Connection) -> asyncio.Task[None]:
-            writing = responses.write(cast("Context", connection), lambda: b"response")
+            writing = responses.write(cast("Context", connection), response)
             return asyncio.create_task(_until_aborted(writing))
 
         calls = [Connection(peer=str(number)) for number in range(count)]

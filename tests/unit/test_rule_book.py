@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from harness import RUN_ID, filled
+from test_rules import reduced
 
 from feddkd import algorithms
 from feddkd.aggregator.centred_clipping import CentredClipping
-from feddkd.aggregator.history import History
+from feddkd.aggregator.history import LengthLimits
 from feddkd.aggregator.krum import Krum
 from feddkd.aggregator.mean import GuardedMean
 from feddkd.aggregator.median import CoordinateMedian
-from feddkd.aggregator.rule import Rule, Setting
+from feddkd.aggregator.rule import Rule, RuleContext
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config, CustomRuleConfig
 from feddkd.errors import ConfigError
@@ -46,7 +47,7 @@ class Own:
     keeps_previous = False
 
     @classmethod
-    def of(cls, settings: CustomRuleConfig, setting: Setting) -> Rule:
+    def of(cls, settings: CustomRuleConfig, setting: RuleContext) -> Rule:
         assert settings.settings == {"power": 2}
         assert setting.sizes == SIZES
         return WeightedMean(passes=3)
@@ -58,7 +59,10 @@ class Own:
 def test_by_default_every_exchange_has_the_guarded_mean() -> None:
     rule = book().rule("dkd_step", SCHEMA, SIZES)
     assert isinstance(rule, GuardedMean)
-    assert (rule.longest, rule.outlier_ratio, rule.sizes) == (32.0, 6.0, SIZES)
+    assert (rule.limits, rule.sizes) == (LengthLimits(7.0, 32.0).of("update"), SIZES)
+    gradients = book().rule("dkd_step", SCHEMA, SIZES, "gradient")
+    assert isinstance(gradients, GuardedMean)
+    assert gradients.limits == LengthLimits(7.0, 32.0)
 
 
 def test_a_rule_is_chosen_for_all_exchanges_and_for_one() -> None:
@@ -96,11 +100,15 @@ def test_clients_are_not_told_how_contributions_are_reduced() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("aggregation.rule.trim=0.1", r"aggregation\.rule\.trim"),
+        ("aggregation.rule.trim=0.1", r"aggregation\.rule\.trim.*known keys of mean.*another name has others"),
+        ("aggregation.rule=3", r"aggregation\.rule = 3: a table is expected, whose name is one of centred_clipping"),
         ('aggregation.rule={name = "trimmed_mean", trim = 0.5}', r"aggregation\.rule\.trim = 0\.5"),
         ('aggregation.rule={name = "trimmed_mean", trim = -0.1}', r"aggregation\.rule\.trim = -0\.1"),
         ("aggregation.rule=mode", r"aggregation\.rule.*'mode'"),
         ("aggregation.weight_cap=-1", r"aggregation\.weight_cap = -1"),
+        ("aggregation.weight_cap=0.5", r"aggregation\.weight_cap = 0\.5: .*1 or more, or 0"),
+        ("aggregation.outlier_ratio=0.9", r"aggregation\.outlier_ratio = 0\.9: .*1 or more, or 0"),
+        ("aggregation.rule.longest=0.1", r"aggregation\.rule\.longest = 0\.1: .*1 or more, or 0"),
         ("aggregation.outlier_exchanges=0", r"aggregation\.outlier_exchanges = 0"),
     ],
 )
@@ -119,6 +127,10 @@ def test_a_wrong_setting_is_refused_by_its_name(override: str, message: str) -> 
         (
             ["scheduler.clients=6", 'aggregation.rule={name = "krum", hostile = 2}'],
             r"^aggregation\.rule: krum with these settings needs 7 clients or more, and a round of this configuration gives 6$",
+        ),
+        (
+            ["partition.clients=4", "aggregation.rule=krum"],
+            r"^aggregation\.rule: krum with these settings needs 5 clients or more, and partition\.clients = 4 gives 4$",
         ),
         (
             ["scheduler.clients=10", "scheduler.cohort=4", "aggregation.rules.dkd_step=krum"],
@@ -158,6 +170,13 @@ def test_what_makes_sense_is_not_refused(overrides: Sequence[str]) -> None:
     check_rules(config, algorithms.build(config))
 
 
+def test_a_name_that_is_short_for_a_table_has_no_keys() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'rule' is a value, not a table; for a table of this name write aggregation\.rule\.name=median$"
+    ):
+        Config.load(overrides=["aggregation.rule=median", "aggregation.rule.trim=0.3"])
+
+
 # What is remembered.
 
 
@@ -178,31 +197,51 @@ def test_a_result_of_another_form_is_no_centre() -> None:
     assert rule.previous is None
 
 
-def test_outliers_are_counted_in_a_row_over_all_exchanges_and_named_once() -> None:
+def test_outliers_are_counted_in_a_row_by_the_name_of_the_exchange() -> None:
     chosen = book()
     loud, calm = {"a": 50.0, "b": 1.0}, {"a": 1.0, "b": 1.0}
-    found = [chosen.take_in(name, outcome(ratios)) for name, ratios in [("local_train", loud), *[("dkd_step", loud)] * 3]]
+    found = []
+    for _ in range(4):
+        found.append(chosen.take_in("local_train", outcome(loud)))
+        assert chosen.take_in("dkd_step", outcome(calm), "gradient").running == {}
     assert [outliers.running for outliers in found] == [{"a": 1}, {"a": 2}, {"a": 3}, {"a": 4}]
     assert [outliers.named for outliers in found] == [(), (), ("a",), ()]
-    assert chosen.take_in("self_training", outcome(calm)).running == {"a": 0}
-    assert chosen.take_in("self_training", outcome(calm)).running == {}
+    calm_again = [chosen.take_in("local_train", outcome(calm)).running for _ in range(4)]
+    assert calm_again[:3] == [{"a": 5}, {"a": 0}, {}]
+
+
+def test_a_single_contribution_that_is_cut_is_recorded() -> None:
+    chosen = book("aggregation.outlier_ratio=0")
+    assert chosen.take_in("local_train", outcome({"a": 20.0, "b": 1.0})).running == {"a": 1}
+    assert chosen.take_in("dkd_step", outcome({"a": 20.0, "b": 1.0}), "gradient").running == {}
 
 
 def test_a_client_that_did_not_reply_keeps_its_count() -> None:
     chosen = book()
     chosen.take_in("local_train", outcome({"a": 50.0, "b": 1.0}))
     assert chosen.take_in("local_train", outcome({"b": 1.0})).running == {}
-    assert chosen.take_in("dkd_step", outcome({"a": 50.0, "b": 1.0})).running == {"a": 2}
+    assert chosen.take_in("local_train", outcome({"a": 50.0, "b": 1.0})).running == {"a": 2}
+
+
+@pytest.mark.parametrize("claim", [300.0, 1e6, 2.0**53])
+def test_a_claimed_size_does_not_switch_the_limit_off(claim: float) -> None:
+    sizes = {**{f"c{number:03d}": 10.0 for number in range(9)}, "c009": claim}
+    rule = book().rule("local_train", SCHEMA, sizes)
+    assert isinstance(rule, GuardedMean)
+    assert rule.sizes["c009"] == 300.0
+    _, ratios = reduced(rule, [*[filled(SCHEMA, 1)] * 9, filled(SCHEMA, 1).scaled(-150.0)])
+    assert rule.stands_out("c009", ratios[9])
+    assert not rule.stands_out("c008", ratios[8])
 
 
 def test_no_ratio_makes_an_outlier_where_there_is_no_limit() -> None:
-    assert book("aggregation.outlier_ratio=0").take_in("local_train", outcome({"a": 1e9})).running == {}
+    assert book("aggregation.outlier_ratio=0", "aggregation.rule.longest=0").take_in("local_train", outcome({"a": 1e9})).running == {}
 
 
 def test_what_is_remembered_survives_a_restart() -> None:
     first = book("aggregation.rule=centred_clipping")
     first.take_in("dkd_step", outcome({"a": 50.0, "b": 0.5, "c": 1 / 3}, filled(SCHEMA, 1)))
-    first.take_in("local_train", outcome({"a": 1.1}))
+    first.take_in("local_train", outcome({"a": 5.0}))
     config = Config()
     tensors, text = checkpoint.encode({}, Downlink(config).state(), first.state())
     _, _, state = checkpoint.decode(Blob(tensors, text))
@@ -224,11 +263,9 @@ def test_a_state_does_not_change_with_later_exchanges() -> None:
     chosen.take_in("local_train", outcome({"a": 50.0}))
     before = chosen.state()
     chosen.take_in("local_train", outcome({"a": 50.0}))
-    assert before.running == {"a": 1}
-    assert before.past["local_train"].history.exchanges == 1
+    assert before.past["local_train"].running == {"a": 1}
     chosen.load(before)
     assert chosen.take_in("local_train", outcome({"a": 50.0})).running == {"a": 2}
-    assert History().after({"a": 50.0}).exchanges == 1
 
 
 # Weights.
@@ -273,11 +310,12 @@ def loss_of(*overrides: str, losses: Sequence[float], ratios: Mapping[str, float
 
 def test_losses_are_averaged_by_weight_unless_a_client_is_scaled() -> None:
     assert loss_of(losses=[1.0, 4.0]) == 3.0
-    assert loss_of(losses=[1.0, 4.0, 1e9], ratios={"c0": 1.0, "c1": 1.0, "c2": 10.0}) == 3.0
+    assert loss_of(losses=[1.0, 4.0, 1e9], ratios={"c0": 1.0, "c1": 1.0, "c2": 20.0}) == 3.0
 
 
 @pytest.mark.parametrize("name", ["median", "krum", "geometric_median", "norm_bounding", "centred_clipping"])
 def test_a_lying_loss_moves_no_robust_rule(name: str) -> None:
-    assert loss_of(f"aggregation.rule={name}", losses=[1.0, 2.0, 4.0, 5.0, 1e30]) == 4.0
+    by_weight = name in ("geometric_median", "norm_bounding")  # weights 1, 2, 3, 4 and 5
+    assert loss_of(f"aggregation.rule={name}", losses=[1.0, 2.0, 4.0, 5.0, 1e30]) == (5.0 if by_weight else 4.0)
     assert loss_of("aggregation.rule=trimmed_mean", losses=[1.0, 2.0, 4.0, 6.0, 1e30]) == 4.0
     assert loss_of(f"aggregation.rule={name}", losses=[]) is None

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feddkd.aggregator.columns import slices
-from feddkd.aggregator.counted import Counted, Part, square_sum
-from feddkd.aggregator.distances import Between
-from feddkd.aggregator.history import WINDOW, History
-from feddkd.aggregator.median import median_of, write_median
-from feddkd.aggregator.rule import Rule, RuleError, Setting
+from feddkd.aggregator.compared import ComparedElements, Part, square_sum
+from feddkd.aggregator.distances import PairDistances
+from feddkd.aggregator.history import LEEWAY, History, LengthLimits
+from feddkd.aggregator.median import median_of, weighted_median_of, write_median
+from feddkd.aggregator.rule import Rule, RuleContext, RuleError
 from feddkd.aggregator.trimmed_mean import trimmed
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config
@@ -46,7 +46,7 @@ def rule(name: str, schema: Schema, settings: Mapping[str, Any] | None = None, *
     """A rule as the configuration chooses it."""
     table = Config.parse({"aggregation": {"rule": {"name": name, **(settings or {})}}}).aggregation.rule
     assert isinstance(table, RuleTable)
-    found: Rule = RULES[name].of(table, Setting(Counted.of(schema), **setting))
+    found: Rule = RULES[name].of(table, RuleContext(ComparedElements.of(schema), **setting))
     return found
 
 
@@ -140,6 +140,28 @@ def test_the_geometric_median_on_a_line_is_the_weighted_median() -> None:
     assert found == pytest.approx([5, 0], abs=1e-3)
 
 
+def test_contributions_that_agree_are_the_geometric_median_however_far_the_others_are() -> None:
+    for far in (1.0, 1e9, 1e17):
+        assert result(rule("geometric_median", VECTOR), [0, 0], [0, 0], [far, 0]) == [0, 0]
+        assert result(rule("geometric_median", VECTOR), [3, 4], [3, 4], [3, 4], [far, 0], [0, -far]) == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["geometric_median", "norm_bounding"])
+def test_numbers_have_the_weights_that_models_have(name: str) -> None:
+    parts = with_sides({"running_var": 7.0})
+    assert reduced(rule(name, SIDES), parts, [1.0] * 9 + [10.0])[0]["running_var"].tolist() == [7.0, 7.0]
+    assert reduced(rule(name, SIDES), parts, [1.0] * 9 + [8.0])[0]["running_var"].tolist() == [1.0, 1.0]
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 5)), min_size=1, max_size=9))
+def test_a_weight_counts_like_as_many_clients(pairs: list[tuple[int, int]]) -> None:
+    repeated = torch.tensor([[value] for value, weight in pairs for _ in range(weight)])
+    matrix, weights = torch.tensor([[value] for value, _ in pairs]), torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+    for dtype in (torch.float64, torch.int64):
+        assert weighted_median_of(matrix.to(dtype), weights).tolist() == median_of(repeated.to(dtype)).tolist()
+    assert weighted_median_of(matrix > 0, weights).tolist() == median_of(repeated > 0).tolist()
+
+
 def test_norm_bounding_clips_to_the_median_length() -> None:
     found = result(rule("norm_bounding", VECTOR), [1, 0], [0, 2], [-30, 40])
     assert found == pytest.approx([(1 + 0 - 1.2) / 3, (0 + 2 + 1.6) / 3])
@@ -162,7 +184,7 @@ def test_centred_clipping_takes_the_median_distance_where_no_radius_is_given() -
 
 
 def guarded(**setting: Any) -> Rule:
-    return rule("mean", VECTOR, outlier_ratio=6.0, **setting)
+    return rule("mean", VECTOR, outlier_ratio=7.0, **setting)
 
 
 HONEST = [[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0]]
@@ -183,26 +205,49 @@ def test_the_default_is_the_weighted_mean_to_the_bit_where_nobody_stands_out() -
 
 
 def test_a_contribution_that_is_too_long_is_brought_to_the_median_length() -> None:
-    assert result(guarded(), *HONEST, [-7.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
-    assert result(guarded(), *HONEST, [-5.0, 0.0]) == pytest.approx([(2 - 5) / 5, 0])
+    assert result(guarded(), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+    assert result(guarded(), *HONEST, [-11.0, 0.0]) == pytest.approx([(2 - 11) / 5, 0])
 
 
-def test_a_single_long_contribution_is_left_alone_where_the_client_is_usually_not_long() -> None:
-    history = History(9, {"c000": (0.0,) * 8 + (0.1,)})
-    assert result(guarded(history=history), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 20) / 5, 0])
-    usual = History(9, {"c004": (math.log(20),) * 9})
-    assert result(guarded(history=usual), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+def test_gradients_may_be_twice_as_long_as_updates() -> None:
+    assert result(guarded(contribution="gradient"), *HONEST, [-31.0, 0.0]) == pytest.approx([(2 - 31) / 5, 0])
+    assert result(guarded(contribution="gradient"), *HONEST, [-33.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
-def test_a_contribution_that_no_honest_client_sends_is_scaled_at_once() -> None:
-    history = History(9, {})
-    assert result(guarded(history=history), *HONEST, [-33.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+@pytest.mark.parametrize("honest_exchanges", [0, 1, 10, 400])
+def test_a_client_that_was_honest_for_long_has_no_more_room_than_a_new_one(honest_exchanges: int) -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History()
+    for _ in range(honest_exchanges):
+        history = history.after({"c004": 1.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+    history = history.after({"c004": 10.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
-def test_a_large_client_may_send_longer_contributions() -> None:
-    sizes = {"c000": 1.0, "c001": 1.0, "c002": 1.0, "c003": 1.0, "c004": 10.0}
-    assert result(guarded(sizes=sizes), *HONEST, [-20.0, 0.0]) == pytest.approx([(2 - 20) / 5, 0])
-    assert result(guarded(sizes=sizes), *HONEST, [-70.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+def test_exchanges_that_a_client_was_not_in_do_not_count() -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History().after({"c004": 10.0}, limits)
+    for _ in range(50):
+        history = history.after({"c000": 1.0, "c001": 1.2}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
+def test_exchanges_that_are_usual_make_up_for_a_long_one() -> None:
+    limits = LengthLimits(7.0, 32.0).of("update")
+    history = History().after({"c004": 10.0}, limits).after({"c004": 1.0}, limits)
+    assert result(guarded(history=history), *HONEST, [-10.0, 0.0]) == pytest.approx([(2 - 10) / 5, 0])
+
+
+def test_a_large_client_may_send_longer_contributions_by_the_root_of_its_size() -> None:
+    sizes = {"c000": 1.0, "c001": 1.0, "c002": 1.0, "c003": 1.0, "c004": 9.0}
+    assert result(guarded(sizes=sizes), *HONEST, [-40.0, 0.0]) == pytest.approx([(2 - 40) / 5, 0])
+    assert result(guarded(sizes=sizes), *HONEST, [-70.0, 0.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
+def test_a_client_without_examples_does_not_hide_one_that_is_too_long() -> None:
+    assert result(guarded(), [0.0, 0.0], [1.0, 0.0], [-1e9, 0.0]) == pytest.approx([0, 0])
+    assert result(guarded(), [0.0, 0.0], [0.0, 0.0], [1e9, 0.0]) == pytest.approx([1e9 / 3, 0])  # all that there is
 
 
 def test_two_contributions_are_compared_with_nothing() -> None:
@@ -223,22 +268,96 @@ def test_what_is_beside_the_model_of_a_client_that_is_scaled_is_left_out() -> No
     assert found["mask"].all()
 
 
+SIDES = Schema([TensorSpec("w", torch.float64, (2,)), TensorSpec("running_var", torch.float64, (2,), trainable=False)]).beside(
+    {
+        "control": Schema([TensorSpec("w", torch.float64, (2,))]),
+        "update_norm_squared": Schema([TensorSpec("value", torch.float64, (), trainable=False)]),
+    }
+)
+
+
+def with_sides(hostile: Mapping[str, float]) -> list[Tensors]:
+    """Ten contributions of ones, the last one with other values."""
+    parts = [Tensors(SIDES) for _ in range(10)]
+    for number, part in enumerate(parts):
+        for name, tensor in part.items():
+            tensor.fill_(hostile.get(name, 1.0) if number == 9 else 1.0)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("control/w", -30.0, 0.8),  # brought to the median length
+        ("control/w", 1e6, 1.0),
+        ("running_var", 1e9, 1.0),  # left out
+        ("running_var", -1e9, 1.0),
+        ("update_norm_squared/value", 1e9, 1.0),
+        ("update_norm_squared/value", 1e300, 1.0),
+        ("update_norm_squared/value", 20.0, 1.0),  # the server knows the norm
+        ("update_norm_squared/value", 6.0, 1.5),
+        ("running_var", 200.0, 20.9),  # honest ones differ as much
+    ],
+)
+def test_what_travels_beside_trainable_tensors_has_a_limit_of_its_own(name: str, value: float, expected: float) -> None:
+    found, _ = reduced(rule("mean", SIDES, outlier_ratio=7.0), with_sides({name: value}))
+    assert found[name].flatten().tolist() == pytest.approx([expected] * found[name].numel())
+    assert found["w"].tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 20, 8])
+def test_an_update_that_makes_a_running_variance_negative_is_left_out_there(block_bytes: int) -> None:
+    schema = Schema([TensorSpec("w", torch.float32, (2,)), TensorSpec("bn.running_var", torch.float32, (3,), trainable=False)])
+    base = Tensors.copy_of(schema, {"w": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 2.0, 50.0])})
+    parts = [Tensors.copy_of(schema, {"w": torch.ones(2), "bn.running_var": torch.full((3,), -0.1)}) for _ in range(4)]
+    parts[3]["bn.running_var"].copy_(torch.tensor([1.0, 1.0, -51.0]))
+    found, _ = reduced(rule("mean", schema, outlier_ratio=7.0, base=base), parts, block_bytes=block_bytes)
+    assert found["bn.running_var"].tolist() == pytest.approx([-0.1] * 3)
+    parts[3]["bn.running_var"].copy_(torch.tensor([1.0, 1.0, -49.0]))
+    found, _ = reduced(rule("mean", schema, outlier_ratio=7.0, base=base), parts, block_bytes=block_bytes)
+    assert found["bn.running_var"].tolist() == pytest.approx([0.175, 0.175, -49.3 / 4])
+
+
+def test_what_is_beside_the_model_is_not_limited_where_nothing_is() -> None:
+    chosen = rule("mean", SIDES, {"longest": 0}, outlier_ratio=0.0)
+    assert reduced(chosen, with_sides({"running_var": 1e9}))[0]["running_var"][0] == pytest.approx(1e8, rel=1e-6)
+
+
+def test_an_outlier_weighs_no_more_than_the_median_client() -> None:
+    assert result(guarded(), *HONEST, [-1e6, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
+def test_an_outlier_has_no_more_weight_even_where_it_is_not_long() -> None:
+    history = History({"c004": 3.0})
+    assert result(guarded(history=history), *HONEST, [-1.0, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
+
+
 def test_no_limit_leaves_the_mean_alone() -> None:
     chosen = rule("mean", VECTOR, {"longest": 0}, outlier_ratio=0.0)
     assert result(chosen, [1.0, 0.0], [1.0, 0.0], [1e6, 0.0]) == pytest.approx([(2 + 1e6) / 3, 0])
 
 
-def test_a_history_is_the_geometric_mean_of_the_last_ratios() -> None:
+def test_an_excess_is_the_sum_of_what_is_above_the_limit_and_never_below_zero() -> None:
+    limits, history = LengthLimits(2.0), History()
+    for ratio in (0.1, 8.0, 3.0):
+        history = history.after({"a": ratio, "b": 1.0}, limits)
+    assert history.excess == {"a": pytest.approx(math.log(4.0 * 1.5))}
+    assert history.is_outlier("a", 1.8, limits)
+    assert not history.is_outlier("a", 1.0, limits)
+    assert not History().is_outlier("a", 2.0 * LEEWAY, limits)
+    assert History().is_outlier("a", 2.0 * LEEWAY + 0.1, limits)
+    assert history.after({}, limits) == history
+
+
+def test_an_outlier_whose_contributions_become_usual_is_none_soon_after() -> None:
+    limits = LengthLimits(7.0).of("update")
     history = History()
-    for ratio in (8.0, 2.0):
-        history = history.after({"a": ratio, "b": 0.1})
-    assert history.usual("a", 4.0) == pytest.approx(4.0)
-    assert history.usual("b", 4.0) == pytest.approx(4 ** (1 / 3))
-    assert history.usual("new", 27.0) == pytest.approx(3.0)
-    for _ in range(WINDOW):
-        history = history.after({"a": 1.0})
-    assert history == History(WINDOW - 1)
-    assert history.after({}) is history
+    for _ in range(100):
+        history = history.after({"a": 1e6}, limits)
+    for _ in range(2):
+        assert history.is_outlier("a", 1.0, limits) is (history.excess["a"] > math.log(LEEWAY) + math.log(4.2))
+        history = history.after({"a": 1.0}, limits)
+    assert not history.is_outlier("a", 1.0, limits)
 
 
 # What rules promise.
@@ -283,6 +402,17 @@ def test_fewer_than_half_cannot_take_an_element_out_of_the_honest_range(name: st
     honest = torch.tensor(rows, dtype=torch.float32)
     assert bool((found["w"] >= honest.min(0).values).all())
     assert bool((found["w"] <= honest.max(0).values).all())
+
+
+@pytest.mark.parametrize("name", ["median", "krum", "norm_bounding", "centred_clipping", "geometric_median", "trimmed_mean"])
+def test_a_large_site_may_be_further_away_than_others(name: str) -> None:
+    torch.manual_seed(3)
+    parts = trainable([(torch.randn(15) * (10 if number == 9 else 1)).tolist() for number in range(10)])
+    sizes = {f"c{number:03d}": 25.0 if number == 9 else 1.0 for number in range(10)}
+    _, without = reduced(rule(name, parts[0].schema), parts)
+    _, ratios = reduced(rule(name, parts[0].schema, sizes=sizes), parts)
+    assert ratios[9] == pytest.approx(without[9] / 5)
+    assert list(ratios[:9]) == list(without[:9])
 
 
 @pytest.mark.parametrize("name", ROBUST)
@@ -354,16 +484,16 @@ def test_parts_of_a_block_count_or_do_not() -> None:
             TensorSpec("b", torch.float32, (3,)),
         ]
     )
-    counted = Counted.of(schema)
-    assert list(counted.parts(Segment(torch.float32, 0, 36))) == [Part(0, 4, True), Part(4, 6, False), Part(6, 9, True)]
-    assert list(counted.parts(Segment(torch.float32, 8, 24))) == [Part(0, 2, True), Part(2, 4, False)]
-    assert list(counted.parts(Segment(torch.float32, 20, 32))) == [Part(0, 1, False), Part(1, 3, True)]
+    compared = ComparedElements.of(schema)
+    assert list(compared.parts(Segment(torch.float32, 0, 36))) == [Part(0, 4, True), Part(4, 6, False), Part(6, 9, True)]
+    assert list(compared.parts(Segment(torch.float32, 8, 24))) == [Part(0, 2, True), Part(2, 4, False)]
+    assert list(compared.parts(Segment(torch.float32, 20, 32))) == [Part(0, 1, False), Part(1, 3, True)]
 
 
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=3, max_size=8), st.randoms(use_true_random=False))
 def test_distances_from_a_weighted_mean_follow_from_those_of_pairs(rows: list[list[float]], seed: Any) -> None:
     matrix = torch.tensor(rows, dtype=torch.float64)
-    between = Between(Counted(((0, 24),)), len(rows))
+    between = PairDistances(ComparedElements(((0, 24),)), len(rows))
     between.survey(Segment(torch.float64, 0, 24), [(row, 1.0) for row in matrix])
     weights = torch.tensor([seed.uniform(0.1, 1) for _ in rows], dtype=torch.float64)
     weights /= weights.sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ssl
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +13,7 @@ from fake_streams import EXCHANGE, NotJoinedError, Server, clock, run, settle
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from pki import self_signed
 
 from feddkd.exchange import ExampleCounts
 from feddkd.traffic import Meter
@@ -30,7 +30,7 @@ from feddkd.transport.sessions import (
 )
 from feddkd.transport.stream import Stream
 
-PEM, OTHER_PEM = (ssl.DER_cert_to_PEM_cert(der).encode() for der in (b"one", b"two"))
+PEM, OTHER_PEM = self_signed("one"), self_signed("two")
 IDS = ("a", "b", "c", "d", "e", "f")
 LIMIT = 4
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import grpc
 
 from feddkd.certs.certificate import Certificate
 from feddkd.certs.revocation import Revoked
-from feddkd.transport.calls import Context
+from feddkd.transport.peer import Peer
 from feddkd.transport.refusals import NotAdmittedError
-from feddkd.transport.reread import Reread
+from feddkd.transport.reloaded_files import ReloadedFiles
 
 logger = logging.getLogger(__name__)
 
@@ -25,33 +24,7 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other end of a call.
-
-    Attributes:
-        address: as gRPC writes it, for instance "ipv4:10.0.0.7:41234".
-        pem: the certificate that it showed; None if it showed none.
-        certificate: what it says; None also where it cannot be read.
-    """
-
-    address: str
-    pem: bytes | None = None
-    certificate: Certificate | None = None
-
-    @classmethod
-    def of(cls, context: Context) -> Peer:
-        """Read it from a call."""
-        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
-        if pem is None:
-            return cls(context.peer())
-        try:
-            return cls(context.peer(), pem, Certificate.of_pem(pem))
-        except ValueError:
-            return cls(context.peer(), pem)
-
-
-class Gate:
+class ClientCertificatePolicy:
     """What a server demands of client certificates, beyond the signature of its CA.
 
     TLS looks at a certificate when a connection begins; this looks again at every join and stream, and every few
@@ -62,7 +35,7 @@ class Gate:
     """
 
     def __init__(
-        self, revoked: Reread[Revoked] | None = None, *, binds_ids: bool = False, verifies: bool = False, clock: Clock = utc_now
+        self, revoked: ReloadedFiles[Revoked] | None = None, *, binds_ids: bool = False, verifies: bool = False, clock: Clock = utc_now
     ) -> None:
         """Args:
         revoked: the lists of revoked certificates; None for no list.
@@ -85,24 +58,33 @@ class Gate:
             self._has_warned = True
             logger.warning("the list of revoked certificates is out of date since %s; it stays in use", f"{outdated:%Y-%m-%d %H:%M} UTC")
 
-    def problem(self, certificate: Certificate) -> tuple[grpc.StatusCode, str] | None:
-        """Return why a certificate does not hold now, with the status that says so; None if it does."""
+    def problem(self, certificates: Sequence[Certificate]) -> tuple[grpc.StatusCode, str] | None:
+        """Return why what a client showed does not hold now, with the status that says so; None if it does.
+
+        Args:
+            certificates: its own, and those of the CAs between that and a trusted one.
+        """
+        return next(filter(None, map(self._problem, certificates, ("this client", *["a CA of this client"] * len(certificates)))), None)
+
+    def _problem(self, certificate: Certificate, whose: str) -> tuple[grpc.StatusCode, str] | None:
         if self._revoked is not None and self._revoked.value.has(certificate.issuer, certificate.serial):
-            name = f"the certificate of this client ({certificate.shown_names}, serial number {certificate.shown_serial})"
+            name = f"the certificate of {whose} ({certificate.shown_names}, serial number {certificate.shown_serial})"
             return grpc.StatusCode.PERMISSION_DENIED, f"{name} is revoked"
         if problem := certificate.problem(self._clock()):
-            return grpc.StatusCode.PERMISSION_DENIED, f"the certificate of this client ({certificate.shown_names}) {problem}"
+            # It may be renewed, and a clock may be set right.
+            return grpc.StatusCode.UNAVAILABLE, f"the certificate of {whose} ({certificate.shown_names}) {problem}"
         return None
 
     def check(self, peer: Peer, client_id: str | None = None) -> None:
         """Check that a client's certificate holds and, where an id is given, names it. Raises NotAdmittedError."""
         if not self._verifies:
             return
+        self.refresh()
         certificate = peer.certificate
         if certificate is None:
             what = "showed no certificate" if peer.pem is None else "showed a certificate that cannot be read"
             raise NotAdmittedError(grpc.StatusCode.PERMISSION_DENIED, f"this client {what}", kind="certificate")
-        if (problem := self.problem(certificate)) is not None:
+        if (problem := self.problem(peer.certificates)) is not None:
             raise NotAdmittedError(*problem, kind="certificate")
         if client_id is not None and self.binds_ids and client_id not in certificate.ids:
             named = f"the certificate of this client is for {certificate.shown_ids}"

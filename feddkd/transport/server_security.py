@@ -1,4 +1,4 @@
-"""Says how clients come in to a server: what they have to show, and where it is taken down."""
+"""Says how clients come in to a server: what they have to show, and where it is recorded."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from feddkd.transport.gate import Gate
+from feddkd.transport.audit_sink import AuditSink, NoAudit
+from feddkd.transport.certificate_policy import ClientCertificatePolicy
 from feddkd.transport.join_tokens import JoinTokens
-from feddkd.transport.register import NoRegister, Register
 from feddkd.transport.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class ServerSecurity:
     """How clients come in.
 
     Attributes:
         tls: None for plaintext.
         tokens: that admit clients at their first join; None where they need none.
-        register: takes down who came and went.
+        audit: records who came and went.
     """
 
     tls: ServerTls | None = None
     tokens: JoinTokens | None = None
-    register: Register = field(default_factory=NoRegister)
+    audit: AuditSink = field(default_factory=NoAudit)
 
     @property
     def credentials(self) -> grpc.ServerCredentials | None:
@@ -32,10 +32,10 @@ class Entrance:
         return self.tls.credentials if self.tls is not None else None
 
     @property
-    def gate(self) -> Gate:
+    def policy(self) -> ClientCertificatePolicy:
         """What client certificates have to be."""
-        return self.tls.gate if self.tls is not None else Gate()
+        return self.tls.policy if self.tls is not None else ClientCertificatePolicy()
 
 
-OPEN = Entrance()
-"""Anybody comes in, in plaintext, and nothing is taken down."""
+OPEN = ServerSecurity()
+"""Anybody comes in, in plaintext, and nothing is recorded."""

@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 Stamp = tuple[int, int, int] | None
 
 
-class Reread(Generic[_T]):
+class ReloadedFiles(Generic[_T]):
     """A value made from files, and made again when they change. While they are broken, the last good one stays.
 
     Attributes:
@@ -50,6 +50,9 @@ class Reread(Generic[_T]):
                 self.value = self._make()
             except ConfigError as error:
                 self._warn(str(error))
+                return False
+            except Exception as error:  # noqa: BLE001  # whatever a library raises for a broken file, this goes on
+                self._warn(f"cannot read {', '.join(map(str, self._files))}: {type(error).__name__}: {error}")
                 return False
             self._warned = ""
         logger.info("read again: %s", ", ".join(map(str, self._files)))
