@@ -6,7 +6,8 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,7 +153,7 @@ def renew(name: Name, folder: Folder = Path("ca"), out: Out = None, days: Days =
 @app.command()
 @prints_results
 def show(folder: Folder = Path("ca"), as_json: Json = False, _verbose: Verbose = False) -> None:
-    """List what a CA has signed: names, dates, serial numbers, and what is revoked.
+    """List what a CA has signed: names, dates, serial numbers, what is revoked, and which of several of a name is the newest.
 
     ```console
     feddkd certs show
@@ -163,7 +164,8 @@ def show(folder: Folder = Path("ca"), as_json: Json = False, _verbose: Verbose =
     authority = Authority.load(folder)
     found = authority.issued()
     if as_json:
-        say(json.dumps([_as_object(each) for each in found]))
+        newest = _newest(found)
+        say(json.dumps([_as_object(each) | {"newest": newest[each.name] == each} for each in found]))
         return
     ends = authority.certificate.not_valid_after_utc
     say(f"{printable(authority.certificate.subject.rfc4514_string())}, valid until {ends:%Y-%m-%d}")
@@ -277,6 +279,11 @@ def _state(each: Issued) -> str:
     return "expired" if each.certificate.not_valid_after_utc < _now() else "valid"
 
 
+def _newest(found: Iterable[Issued]) -> dict[str, Issued]:
+    """Pick the newest certificate of each name, out of all in order."""
+    return {each.name: each for each in found}
+
+
 def _as_object(each: Issued) -> dict[str, object]:
     found = each.certificate
     return {
@@ -298,10 +305,12 @@ def _table(found: list[Issued]) -> Table:
     table = Table(box=box.SIMPLE)
     for title in ("name", "kind", "for", "from", "until", "state", "serial"):
         table.add_column(title, no_wrap=title != "for", overflow="fold")
+    newest, count = _newest(found), Counter(each.name for each in found)
     for each in found:
+        is_newest = count[each.name] > 1 and newest[each.name] == each
         begins, ends = each.certificate.not_valid_before_utc, each.certificate.not_valid_after_utc
         names = "\n".join(map(printable, _names(each.certificate)))
         serial = f"{each.certificate.serial_number:x}"[:SERIAL_DIGITS]
-        row = f"{begins:%Y-%m-%d}", f"{ends:%Y-%m-%d}", _state(each), serial
+        row = f"{begins:%Y-%m-%d}", f"{ends:%Y-%m-%d}", _state(each) + (", newest" if is_newest else ""), serial
         table.add_row(Text(printable(each.name, NAME_LETTERS)), _kind(each.certificate), Text(names), *row)
     return table

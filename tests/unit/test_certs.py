@@ -54,6 +54,8 @@ def test_each_command_does_what_it_says(tmp_path: Path) -> None:
         ("server", "server", ["fed.example.org", "10.0.0.1", "::1"], "valid"),
     ]
     assert "revoked" in certs(ca, "show")
+    assert [each["serial"] for each in shown if each["name"] == "north" and each["newest"]] == [f"{after.serial:x}"]
+    assert certs(ca, "show").count("newest") == 1  # where there is one of a name, nothing is said
 
 
 def test_nothing_is_overwritten_and_no_key_can_be_read_by_others(tmp_path: Path) -> None:
