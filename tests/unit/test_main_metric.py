@@ -23,6 +23,7 @@ from feddkd.cli import app
 from feddkd.cli.progress import ConsoleProgress
 from feddkd.cli.site_progress import SiteProgress
 from feddkd.cli.summary import print_summary
+from feddkd.client.server_config import ServerConfig
 from feddkd.config import ACCURACY, Config, MainMetric
 from feddkd.config.main_metric import metric_difference
 from feddkd.engines.simulation import run_federation
@@ -304,7 +305,7 @@ def test_a_site_reads_its_own_metric_before_and_after_a_round() -> None:
     def respond(task: Task) -> Reply:
         return Reply(evaluation=evaluation(left.pop(0)) if task.id.name in ("local_train", DELIVER) else None)
 
-    progress = SiteProgress(FakeWorker(respond), REGRESSION, said.append)
+    progress = SiteProgress(FakeWorker(respond), ServerConfig(REGRESSION.to_toml()), said.append)
     for number, name in ((1, "local_train"), (1, "dkd_step"), (2, "local_train"), (2, DELIVER)):
         progress.carry_out(Task(ExchangeId("run", number, 0, name, 0), filled(SCHEMA, 1)))
     assert [line.partition(" s; ")[2] for line in said] == ["MAE 2 → 0.5, R² 0.5 (10 held out)", "MAE 0.5 → 0.25, R² 0.5 (10 held out)"]
