@@ -84,7 +84,7 @@ class Lengths:
 
     def add(self, name: str, ratios: Mapping[str, float]) -> None:
         for client, ratio in ratios.items():
-            excess = self._limits[name].excess(self._excess.get((name, client), 0.0), ratio)
+            excess = self._limits[name].excess(self._excess.get((name, client), math.log(LEEWAY) / 2), ratio)
             self._excess[name, client] = excess
             known = self.largest.setdefault(name, {"ratio": 0.0, "excess": 0.0})
             known["ratio"] = max(known["ratio"], ratio)
