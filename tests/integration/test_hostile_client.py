@@ -49,7 +49,7 @@ def run(
     out: Path, algorithm: str, factor: float = 1.0, claim: int | None = None, since: int = 1, more: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The summary of a federation on digits of which one client may be hostile."""
-    config = resolve(Config.load(overrides=[f"algorithm.name={algorithm}", "rounds=6", "partition.name=iid", "dkd.steps=5", *more]))
+    config = resolve(Config.load(overrides=[f"algorithm.name={algorithm}", "rounds=10", "partition.name=iid", "dkd.steps=5", *more]))
     initial = build_initial(config)
     workers = simulated_workers(config, out / "states")
     hostile = sorted(workers)[3]
@@ -89,7 +89,7 @@ def test_a_client_that_is_honest_at_first_costs_little(algorithm: str, factor: f
 
 
 def test_a_client_that_scales_costs_little_where_a_round_asks_few(tmp_path: Path) -> None:
-    few = ["partition.clients=20", "scheduler.cohort=5", "rounds=12"]
+    few = ["partition.clients=20", "scheduler.cohort=5", "rounds=30"]
     honest = run(tmp_path / "honest", "fedavg", more=few)
     for factor in (-10.0, -31.0):
         assert run(tmp_path / str(factor), "fedavg", factor, more=few)["final_accuracy"] > honest["final_accuracy"] - 0.05
