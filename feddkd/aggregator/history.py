@@ -28,6 +28,10 @@ LEEWAY = 5.0
 _MOST_EXCESS = 2 * math.log(LEEWAY)
 """No excess grows further, so that an outlier whose contributions become usual is none soon after."""
 
+_HEAD_START = math.log(LEEWAY) / 2
+"""What a client that has not come before begins with (Lucas, Crosier: Fast Initial Response for CUSUM, Technometrics
+1982): models differ least in the first rounds, and a hostile client has no room of its own in the first exchange."""
+
 UPDATE_SHARE = 0.6
 """The limits of updates are lower than those of gradients: where the local training of an honest client goes wrong, its
 update is long once, and its gradients are for all steps of a round (benchmarks/honest_lengths.py)."""
@@ -60,7 +64,7 @@ class History:
     """How far the clients' contributions to the exchanges of one name were above the usual limit.
 
     Attributes:
-        excess: by client; those without are left out.
+        excess: by client; one that is not there has not come before.
     """
 
     excess: Mapping[str, float] = field(default_factory=dict)
@@ -69,7 +73,7 @@ class History:
         """Tell whether a client is an outlier in the exchange that is under way."""
         if 0 < limits.single < ratio:
             return True
-        return limits.excess(self.excess.get(client, 0.0), ratio) > math.log(LEEWAY)
+        return limits.excess(self.excess.get(client, _HEAD_START), ratio) > math.log(LEEWAY)
 
     def after(self, ratios: Mapping[str, float], limits: LengthLimits) -> History:
         """Return the history after another exchange.
@@ -77,6 +81,6 @@ class History:
         Args:
             ratios: of each client that replied.
         """
-        found = {client: limits.excess(self.excess.get(client, 0.0), ratio) for client, ratio in ratios.items()}
-        excess = {client: value for client, value in sorted({**self.excess, **found}.items()) if value > 0}
+        found = {client: limits.excess(self.excess.get(client, _HEAD_START), ratio) for client, ratio in ratios.items()}
+        excess = dict(sorted({**self.excess, **found}.items()))
         return History(excess) if len(excess) <= MOST_CLIENTS else History()
