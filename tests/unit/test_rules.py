@@ -328,7 +328,7 @@ def test_an_outlier_weighs_no_more_than_the_median_client() -> None:
 
 
 def test_an_outlier_has_no_more_weight_even_where_it_is_not_long() -> None:
-    history = History({"c004": 3.0})
+    history = History({"c004": 3.2})
     assert result(guarded(history=history), *HONEST, [-1.0, 0.0], weights=[1.0, 1.0, 1.0, 1.0, 30.0]) == pytest.approx([(2 - 1) / 5, 0])
 
 
