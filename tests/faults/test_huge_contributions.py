@@ -161,10 +161,18 @@ def test_a_bound_on_the_norm_keeps_the_honest_clients_going(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_small_number_that_ruins_a_buffer_fails_the_run(engine: str, tmp_path: Path) -> None:
     """A negative variance: every element is harmless, and the model's output is NaN."""
-    attacked = Attacked("fedavg", BATCH_NORM)
+    attacked = Attacked("fedavg", BATCH_NORM, *PLAIN_MEAN)
     with pytest.raises(PausedError, match="the new model's loss on the test set is nan"):
         attacked.run(engine, tmp_path, filled_with(-1000.0, "running_var"))
     assert attacked.left_out() == set()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("value", [-1000.0, -3.0])
+def test_by_default_a_variance_that_becomes_negative_is_left_out(engine: str, value: float, tmp_path: Path) -> None:
+    attacked = Attacked("fedavg", BATCH_NORM)
+    record = attacked.run(engine, tmp_path, filled_with(value, "running_var"))
+    assert record.rounds == attacked.config.rounds
 
 
 @pytest.mark.parametrize("engine", ENGINES)
