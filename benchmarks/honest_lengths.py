@@ -5,7 +5,8 @@ python benchmarks/honest_lengths.py [--seeds 1] [--data-root DIR] [--save benchm
 Ten clients on digits, FedDKD over 8 rounds and FedAvg over 10, eight partitions. A ratio is a length in
 median lengths, divided by the root of the client's size in median sizes if that is above 1. An excess is
 what a client's ratios are above the usual limit of the exchange, multiplied up; ratios below it pay it
-back. What a new client begins with is left out. A client is an outlier where its excess is above `allowed`, or a single ratio above `longest`.
+back. What a new client begins with is left out. A client is an outlier where its excess is above
+`allowed`, or a single ratio above `longest`.
 """
 
 from __future__ import annotations
