@@ -63,7 +63,7 @@ class GuardedMean:
 
     The weight n_k of such a client is at most the median weight. A contribution's length is the norm of its
     trainable tensors. A vector beside the model, such as a control variate, has a length of its own, and f_k
-    of its own. Where a client has more examples than the median client, both may be longer, by the root of
+    of its own. Where a client has more examples than the median client, its update may be longer, by the root of
     that factor.
 
     Buffers, counters and numbers beside the model are those of the clients that do not stand out, without
@@ -75,7 +75,7 @@ class GuardedMean:
         limits: of lengths in this exchange.
         compared: the trainable tensors, and those beside them.
         history: of the exchanges of this name before.
-        sizes: the examples of each client.
+        sizes: the examples of each client; none for gradients, which are means over examples, and where all weigh alike.
         base: what the clients received: a variance that an update makes negative was not computed.
     """
 

@@ -173,7 +173,9 @@ class RoundCohort:
         return {client: min(self._plan.weight(name, counts), largest) for client, counts in clients.items()}
 
     def _sizes(self, name: str, clients: Collection[str]) -> dict[str, float]:
-        """Count the examples of clients in an exchange, whatever they weigh."""
+        """Count the examples of clients in an exchange; none where a claim of examples is to count for nothing."""
+        if self._plan.config.scheduler.weights == "uniform":
+            return {}
         kind = self._plan.kinds[name]
         return {client: float(kind.examples(self._clients[client])) for client in clients}
 

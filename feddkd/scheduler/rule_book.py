@@ -89,7 +89,7 @@ class RuleBook:
 
         Args:
             reply: what clients contribute; None where replies are only numbers.
-            sizes: the examples of each client.
+            sizes: the examples of each client, or none where all clients are to be treated alike.
             contribution: what these contributions are.
             base: what the clients receive.
         """
@@ -97,7 +97,8 @@ class RuleBook:
             return self._fixed or WeightedMean()
         past, settings = self._past.get(exchange, ExchangeMemory()), self._aggregation.rule_of(exchange)
         previous = past.previous if past.previous is not None and past.previous.schema == reply else None
-        sizes = capped_sizes(sizes, self._aggregation.weight_cap)
+        # A gradient is a mean over examples: a client that has more of them sends none that is longer.
+        sizes = capped_sizes(sizes, self._aggregation.weight_cap) if contribution == "update" else {}
         context = RuleContext(
             ComparedElements.of(reply), previous, past.history, sizes, self._aggregation.outlier_ratio, contribution, base
         )
