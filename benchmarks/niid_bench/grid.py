@@ -119,8 +119,16 @@ NEW_KEYS = {
 }
 """Keys that older results lack, and the behavior that these had."""
 
-GUARDS = ("dkd.growth_limit",)
-"""Keys that older results lack, too, and that change a result only where a gradient is out of all proportion (docs/ablation.md)."""
+GUARDS = (
+    "dkd.growth_limit",
+    "aggregation.rule.name",
+    "aggregation.rule.longest",
+    "aggregation.weight_cap",
+    "aggregation.outlier_ratio",
+    "aggregation.outlier_exchanges",
+)
+"""Keys that older results lack, too, and that change a result only where a gradient or a client is out of all proportion
+(docs/ablation.md, docs/how-to/robust.md)."""
 
 TRAFFIC_KEYS = tuple(TensorBytes.model_fields)
 """Sizes of tensors by round and direction that a result states, beside all bytes on the wire."""

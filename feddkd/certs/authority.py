@@ -290,7 +290,7 @@ def _host(host: str) -> x509.GeneralName:
     except ValueError:
         if len(host) <= 253 and _HOST.fullmatch(host) and not re.fullmatch(r"[0-9.]+", host):
             return x509.DNSName(host)
-    raise ConfigError(f"{host!r} is neither a host name nor an address; nothing was made") from None
+    raise ConfigError(f"{host!r} is neither a host name nor an address; no certificate was made") from None
 
 
 def _write_pair(file: Path, key_file: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> None:

@@ -117,7 +117,7 @@ def issue(
     feddkd certs issue north
     ```
     """
-    hosts = [host.strip() for host in (server or "").split(",") if host.strip()]
+    hosts = [host.strip() for host in server.split(",")] if server is not None else []
     if server is not None and not hosts:
         raise ConfigError("--server names no host")
     if hosts and client:

@@ -146,5 +146,5 @@ def test_the_documentation_lists_exactly_the_metrics_of_a_client(metrics: Client
         if family.name.startswith("feddkd_")
     }
     section = DOCS.read_text().split("## Metrics of a client")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (feddkd_\w+) \| (\w+) \| (.*?) ?\| .+ \|$", section, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(feddkd_\w+)` \| (\w+) \| (.*?) ?\| .+ \|$", section, flags=re.MULTILINE)
     assert {name: (kind, set(re.findall(r"\w+", labels))) for name, kind, labels in rows} == registered

@@ -20,6 +20,9 @@ DKD = {"steps": 3, "optimizer": "sgd", "lr": 0.5, "batch_size": 0, "tail": 0, "p
 LIES = [1e17, -1e17, -1.0, 0.0, 5e-324]
 """Beyond 1e18 a contribution is refused when it arrives."""
 
+PLAIN_MEAN = {"aggregation": {"rule": {"name": "mean", "longest": 0.0}, "outlier_ratio": 0.0, "weight_cap": 0.0}}
+"""What the algorithms bring into its range, the default rule would leave out."""
+
 
 def numbers_of(algorithm: str) -> list[str]:
     """The numbers that travel beside tensors in any of its exchanges."""
@@ -85,7 +88,7 @@ def test_the_numbers_of_all_algorithms_are_tried() -> None:
 def test_no_client_decides_how_far_fednova_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, weights: str, lie: float
 ) -> None:
-    tables: dict[str, Any] = {"scheduler": {"weights": weights}, "training": {"momentum": 0.9, "batch_size": 2}, "rounds": 1}
+    tables: dict[str, Any] = {"scheduler": {"weights": weights}, "training": {"momentum": 0.9, "batch_size": 2}, "rounds": 1, **PLAIN_MEAN}
     honest = Federation(tmp_path / "honest", {"name": "fednova"}, **tables)
     honest.run()
     assert "is used" not in caplog.text
@@ -105,7 +108,7 @@ def test_no_client_decides_how_far_fednova_goes(
 
 @pytest.mark.parametrize("lie", LIES)
 def test_no_client_decides_how_far_fedexp_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: float) -> None:
-    federation = lying(Federation(tmp_path, {"name": "fedexp"}, rounds=1), "update_norm_squared/value", lie, monkeypatch)
+    federation = lying(Federation(tmp_path, {"name": "fedexp"}, rounds=1, **PLAIN_MEAN), "update_norm_squared/value", lie, monkeypatch)
     local = [sgd(federation.initial, lambda v, own=own: gradient(v, own), 3, 0.25) for own in THREE]  # type: ignore[misc]
     step = mean(local, THREE) - federation.initial
     rate = 2 * float((federation.models[0] - federation.initial) @ step / (step @ step))  # the model is half way

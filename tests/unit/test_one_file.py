@@ -107,7 +107,7 @@ def test_its_whole_step_is_fedavg_on_digits(tmp_path: Path) -> None:
     [
         ("algorithm.courrage=1", "unknown key 'algorithm.courrage' (did you mean 'courage'?)"),
         ("algorithm.courage=2", "algorithm.courage = 2: input should be less than or equal to 1"),
-        ("algorithm.mu=2", "unknown key 'algorithm.mu'; known keys of fedfoo: name, local_objective, courage"),
+        ("algorithm.mu=2", "unknown key 'algorithm.mu'; known keys of fedfoo: name, local_objective, courage; another name has others"),
         ("algorithm.name=fedfo", "(did you mean 'fedfoo'?)"),
         ("algorithm.local_objective=loud", "(did you mean 'louder'?)"),
         ("algorithm.local_objective={name = 'louder', factor = 0}", "algorithm.local_objective.factor = 0: input should be greater than 0"),
