@@ -20,7 +20,7 @@ DKD = {"steps": 3, "optimizer": "sgd", "lr": 0.5, "batch_size": 0, "tail": 0, "p
 LIES = [1e17, -1e17, -1.0, 0.0, 5e-324]
 """Beyond 1e18 a contribution is refused when it arrives."""
 
-PLAIN_MEAN = {"aggregation": {"rule": {"name": "mean", "longest": 0.0}, "outlier_ratio": 0.0, "weight_cap": 0.0}}
+PLAIN_MEAN: dict[str, Any] = {"aggregation": {"rule": {"name": "mean", "longest": 0.0}, "outlier_ratio": 0.0, "weight_cap": 0.0}}
 """What the algorithms bring into its range, the default rule would leave out."""
 
 
