@@ -52,6 +52,9 @@ SERIAL_DIGITS = 8
 
 NAME_LETTERS = 20
 
+FOR_LETTERS = 18
+"""At least so wide is the column of hosts and ids: an address stays in one piece."""
+
 
 @app.command()
 @prints_results
@@ -303,14 +306,14 @@ def _table(found: list[Issued]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE)
-    for title in ("name", "kind", "for", "from", "until", "state", "serial"):
-        table.add_column(title, no_wrap=title != "for", overflow="fold")
+    for title in ("name", "kind", "for", "until", "state", "serial"):
+        table.add_column(title, no_wrap=title != "for", overflow="fold", min_width=FOR_LETTERS if title == "for" else None)
     newest, count = _newest(found), Counter(each.name for each in found)
     for each in found:
         is_newest = count[each.name] > 1 and newest[each.name] == each
-        begins, ends = each.certificate.not_valid_before_utc, each.certificate.not_valid_after_utc
+        ends = each.certificate.not_valid_after_utc
         names = "\n".join(map(printable, _names(each.certificate)))
         serial = f"{each.certificate.serial_number:x}"[:SERIAL_DIGITS]
-        row = f"{begins:%Y-%m-%d}", f"{ends:%Y-%m-%d}", _state(each) + (", newest" if is_newest else ""), serial
+        row = f"{ends:%Y-%m-%d}", _state(each) + (", newest" if is_newest else ""), serial
         table.add_row(Text(printable(each.name, NAME_LETTERS)), _kind(each.certificate), Text(names), *row)
     return table

@@ -23,6 +23,7 @@ from feddkd.transport.frames import SERVICE
 from feddkd.transport.options import client_options
 from feddkd.transport.peer import Peer
 from feddkd.transport.tls import ClientTls
+from feddkd.transport.tls_problems import cause_of
 
 SERVICES = ("", SERVICE)
 
@@ -139,6 +140,6 @@ class Probe:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=self.timeout_s)
             except grpc.RpcError as error:
-                raise UnreachableError(f"server {address}: {printable(error.details() or error.code().name.lower())}") from None
+                raise UnreachableError(f"server {address}: {printable(cause_of(error.details() or error.code().name.lower()))}") from None
         if answer.status != Status.SERVING:
             raise NotServingError(f"server {address}: clients cannot join ({Status.ServingStatus.Name(answer.status)})")
