@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from feddkd.aggregator.history import ContributionKind
+from feddkd.aggregator.lengths import capped_sizes
 from feddkd.aggregator.rule import Rule
 from feddkd.compression.broadcaster import Broadcast
 from feddkd.compression.codec import Codec
@@ -315,6 +316,7 @@ class Exchange:
         zstd: whether chunks are compressed without loss, both ways.
         constants: the network's other tensors, which clients have or receive once.
         evaluation_form: what the numbers of an evaluation are.
+        weight_cap: no weight is more than so many times the median of those that reply; 0 for no limit.
     """
 
     id: ExchangeId
@@ -331,6 +333,12 @@ class Exchange:
     zstd: bool = False
     constants: Constants = NO_CONSTANTS
     evaluation_form: EvaluationForm = COUNTS_ALONE
+    weight_cap: float = 0.0
+
+    def weights_of(self, clients: Iterable[str]) -> dict[str, float]:
+        """Return the weights of the clients that reply, in client order: whoever does not has no part in the median."""
+        replying = set(clients)
+        return capped_sizes({client: weight for client, weight in self.clients.items() if client in replying}, self.weight_cap)
 
     def reply_coding(self, client: str) -> Coding:
         """Say how one client's contribution is encoded: each with a seed of its own, so that errors average out."""

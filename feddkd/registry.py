@@ -131,7 +131,7 @@ def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except RegisteredTwiceError as error:
-        raise RegisteredTwiceError(f"importing {module} failed with ConfigError: {error}") from error
+        raise RegisteredTwiceError(f"importing {module} failed with {error}") from error
     except Exception as error:  # a module under development may raise anything
         raise ConfigError(f"importing {module} failed with {one_line(error)}") from error
 

@@ -82,7 +82,7 @@ class PrometheusServer:
         ]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        self._url = self._found_url()
+        self._url = self._found_url("up" if any(targets.values()) else "vector(1)")
 
     def __enter__(self) -> Self:
         return self
@@ -125,20 +125,22 @@ class PrometheusServer:
         with urlopen(f"{self._url}/api/v1/{what}?{urlencode(arguments)}", timeout=10) as response:
             return json.load(response)
 
-    def _found_url(self) -> str:
+    def _found_url(self, answered: str) -> str:
+        """Return where it listens, once it answers an expression."""
+
         def address() -> list[str]:
             assert self._process.poll() is None, self._log.read_text()
             return re.findall(r'msg="Listening on" address=(\S+)', self._log.read_text())
 
-        def scraped() -> list[Any]:
+        def answer() -> list[Any]:
             try:
-                return self._get("query", query="up")["data"]["result"] or []
+                return self._get("query", query=answered)["data"]["result"] or []
             except URLError:  # it reads its storage first
                 return []
 
         (found,) = _patiently(address, "prometheus does not listen")
         self._url = f"http://{found}"
-        _patiently(scraped, "prometheus scrapes nothing")  # it looks for targets every five seconds only
+        _patiently(answer, f"prometheus has no answer to {answered}")  # it looks for targets every five seconds only
         return self._url
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def _note(shown: Sequence[Entry], most: int) -> str:
         said.append(f'"{MISSING}": not measured.')
     if earlier := sum(outcome.earlier for outcome in outcomes):
         said.append(f"{earlier:,} of the runs are of an earlier version of the rules.")
-    return " ".join(said)
+    return textwrap.fill(" ".join(said), 100, break_on_hyphens=False)
 
 
 def loss(outcome: Outcome | None) -> Entry:

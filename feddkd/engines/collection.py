@@ -109,8 +109,8 @@ class Collection:
         if exchange.max_norm is not None and exchange.reply_schema is not None:
             norm_limit = NormLimit.of(exchange.max_norm, exchange.reply_schema)
         self.contributions = {
-            client: Contribution(client, weight, norm_limit, exchange.reply_coding(client), hashes_bytes=hashes_bytes)
-            for client, weight in exchange.clients.items()
+            client: Contribution(client, norm_limit, exchange.reply_coding(client), hashes_bytes=hashes_bytes)
+            for client in exchange.clients
         }
         self.completed_at: dict[str, float] = {}
         self.revision = 0

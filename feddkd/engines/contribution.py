@@ -37,7 +37,6 @@ class Contribution:
     """One client's reply to one exchange.
 
     Attributes:
-        weight: of the contribution in the reduction.
         coding: how it is encoded.
         numbers: what came in the reply's header.
         missing: why there is no reply, once there will be none.
@@ -53,14 +52,12 @@ class Contribution:
     def __init__(
         self,
         client_id: str,
-        weight: float,
         norm_limit: NormLimit | None = None,
         coding: Coding = UNCODED,
         *,
         hashes_bytes: bool = False,
     ) -> None:
         self.client_id = client_id
-        self.weight = weight
         self.coding = coding
         self.numbers = Reply()
         self.missing: Missing | None = None

@@ -52,6 +52,7 @@ class Fold:
     def _start(self) -> None:
         self._revision = self._collection.revision
         self._members: list[Contribution] = self._collection.members()
+        self._weights = self._collection.exchange.weights_of(member.client_id for member in self._members)
         self._reduction: Reduction = self._rule.start([member.client_id for member in self._members])
         self._passes_left = self._rule.passes
         self._next = 0
@@ -107,7 +108,7 @@ class Fold:
 
     def _rows(self) -> Rows:
         """The next block of every member, each read when it is asked for, over the one before it."""
-        sources = [(member.pieces[self._next], member.blocks[self._next], member.weight) for member in self._members]
+        sources = [(member.pieces[self._next], member.blocks[self._next], self._weights[member.client_id]) for member in self._members]
         return _Sources(sources, self._decode)
 
     def _decode(self, piece: Piece, source: Block) -> Tensor:

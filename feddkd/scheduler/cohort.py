@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from feddkd.aggregator.lengths import capped_sizes
 from feddkd.errors import NotFiniteError, QuorumError, SchemaError
 from feddkd.evaluation import judged
 from feddkd.exchange import UPDATE_NORM_SQUARED, Cause, ExampleCounts, Exchange, ExchangeId, Missing, Outcome, read_scalar
@@ -107,10 +108,10 @@ class RoundCohort:
     @property
     def most_examples(self) -> int:
         """The largest number of examples of a client in this round; no more than its weight is reduced to."""
-        most = max(counts.total for counts in self._clients.values())
+        totals = {client: float(counts.total) for client, counts in self._clients.items()}
         if self._plan.config.scheduler.weights == "uniform":
-            return most
-        return int(min(most, self._plan.largest_weight(self._plan.first, self._available)))
+            return int(max(totals.values()))
+        return int(max(capped_sizes(totals, self._plan.config.aggregation.weight_cap).values()))
 
     @property
     def examples(self) -> ExampleCounts:
@@ -142,7 +143,7 @@ class RoundCohort:
         identity = self._attempt.exchange(name, step)
         if not payload.is_finite():
             raise NotFiniteError(f"{identity}: the tensors to be sent are not finite")
-        asked = self._weights({client: counts for client, counts in self._clients.items() if client not in self._dropped}, name)
+        asked = {client: self._plan.weight(name, counts) for client, counts in self._clients.items() if client not in self._dropped}
         # A round's first broadcast is the global model that the round before it left: evaluation needs no transfer.
         with _encoding(identity):
             exchange = self._plan.describe(identity, asked, payload, evaluate=not self._opened, sizes=self._sizes(name, asked))
@@ -168,9 +169,9 @@ class RoundCohort:
         return outcome
 
     def _weights(self, clients: Mapping[str, ExampleCounts], name: str) -> dict[str, float]:
-        """Weigh clients in an exchange."""
-        largest = self._plan.largest_weight(name, self._available)
-        return {client: min(self._plan.weight(name, counts), largest) for client, counts in clients.items()}
+        """Weigh clients in an exchange that all of them reply to."""
+        weights = {client: self._plan.weight(name, counts) for client, counts in clients.items()}
+        return capped_sizes(weights, self._plan.config.aggregation.weight_cap)
 
     def _sizes(self, name: str, clients: Collection[str]) -> dict[str, float]:
         """Count the examples of clients in an exchange; none where a claim of examples is to count for nothing."""
@@ -247,7 +248,7 @@ class RoundCohort:
 
     def _metrics(self, exchange: Exchange, outcome: Outcome) -> dict[str, float]:
         """The clients' mean metrics, and how much their updates disagree."""
-        metrics = outcome.mean_metrics(exchange.clients) | _codec_metrics(exchange, outcome)
+        metrics = outcome.mean_metrics(exchange.weights_of(outcome.replies)) | _codec_metrics(exchange, outcome)
         if outcome.reduced is not None and f"{UPDATE_NORM_SQUARED}/value" in outcome.reduced:
             metrics[UPDATE_NORM_SQUARED] = read_scalar(outcome.reduced, UPDATE_NORM_SQUARED)
         if UPDATE_NORM_SQUARED in metrics and outcome.reduced is not None:

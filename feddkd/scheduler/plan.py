@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from feddkd.aggregator.history import FEWEST
 from feddkd.compression.constants import NO_CONSTANTS, Constants
 from feddkd.config import Config
 from feddkd.exchange import DELIVER, Closing, EvaluationForm, ExampleCounts, Exchange, ExchangeId, ExchangeKind
@@ -47,15 +45,6 @@ class ExchangePlan:
         """Weigh a client in an exchange by what it claims."""
         return self.kinds[name].weight(counts, self.config.scheduler.weights)
 
-    def largest_weight(self, name: str, available: Mapping[str, ExampleCounts]) -> float:
-        """Return the largest weight that counts in an exchange: `weight_cap` times the median of the clients that are there.
-
-        Clients without weight are left out of the median.
-        """
-        cap = self.config.aggregation.weight_cap
-        weights = [weight for counts in available.values() if (weight := self.weight(name, counts)) > 0]
-        return cap * statistics.median(weights) if cap > 0 and len(weights) >= FEWEST else math.inf
-
     def describe(
         self,
         exchange: ExchangeId,
@@ -90,6 +79,7 @@ class ExchangePlan:
             zstd=self.config.communication.zstd,
             constants=self.constants,
             evaluation_form=self._evaluation_form,
+            weight_cap=self.config.aggregation.weight_cap,
         )
 
     @property

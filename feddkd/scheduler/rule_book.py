@@ -113,11 +113,12 @@ class RuleBook:
         if isinstance(exchange.rule, GuardedMean):
             scaled = {client for client, ratio in outcome.ratios.items() if exchange.rule.stands_out(client, ratio)}
             replies = {client: reply for client, reply in outcome.replies.items() if client not in scaled}
-            return dataclasses.replace(outcome, replies=replies).mean_loss(exchange.clients)
+            return dataclasses.replace(outcome, replies=replies).mean_loss(exchange.weights_of(outcome.replies))
         losses = {client: reply.loss for client, reply in outcome.replies.items() if reply.loss is not None}
         if self._fixed is not None or exchange.reply_schema is None or isinstance(settings, CustomRuleConfig) or not losses:
-            return outcome.mean_loss(exchange.clients)
-        rows = [(torch.tensor([loss], dtype=torch.float64), exchange.clients[client]) for client, loss in losses.items()]
+            return outcome.mean_loss(exchange.weights_of(outcome.replies))
+        weights = exchange.weights_of(outcome.replies)
+        rows = [(torch.tensor([loss], dtype=torch.float64), weights[client]) for client, loss in losses.items()]
         out, rule = torch.empty(1, dtype=torch.float64), find_rule(settings).of(settings, RuleContext(ComparedElements(())))
         rule.start(list(losses)).reduce(Segment(torch.float64, 0, out.element_size()), rows, out)
         return float(out)

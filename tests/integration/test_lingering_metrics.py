@@ -17,12 +17,19 @@ from prometheus_client.parser import text_string_to_metric_families
 SMALL = ["rounds=1", "partition.name=iid", "partition.clients=2", "dkd.steps=1", "training.epochs=1", "runtime.client_processes=1"]
 
 
+def hears_signals() -> None:
+    """A shell has its background processes ignore Ctrl-C, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`feddkd run`, with a log for programs on standard error."""
     overrides = [word for override in SMALL for word in ("-o", override)]
     command = [sys.executable, "-m", "feddkd", "run", *overrides, "--out", "record", "--no-report", "--log-format", "json", *options]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_signals
+    ) as process:
         try:
             yield process
         finally:

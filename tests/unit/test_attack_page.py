@@ -108,7 +108,7 @@ def test_a_table_says_how_many_runs_it_has_with_which_seeds_and_commits() -> Non
     assert "| ALIE (mean - 1.5 std) | 10.0 (10.0) | **5.0**, n=1 |" in text
     assert text.splitlines()[0] == "| attack | defaults | median |", "rules that were not attacked have no column"
     assert (
-        text.splitlines()[-1]
+        " ".join(text.splitlines()[-2:])
         == '5 runs, seeds 0, 1, 2, at c0, c0ffee, c1, c2, c7. n: the number of seeds where it is not 3. "-": not measured.'
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from feddkd.aggregator.rule import Rule, RuleContext
 from feddkd.aggregator.weighted_mean import WeightedMean
 from feddkd.config import Config, CustomRuleConfig
 from feddkd.errors import ConfigError
-from feddkd.exchange import ExampleCounts, ExchangeId, ExchangeKind, Outcome, Reply
+from feddkd.exchange import ExchangeId, ExchangeKind, Outcome, Reply
 from feddkd.scheduler import checkpoint
 from feddkd.scheduler.blobs import Blob
 from feddkd.scheduler.downlink import Downlink
@@ -276,18 +276,28 @@ def plan(*overrides: str) -> ExchangePlan:
     return ExchangePlan(config, {"local_train": ExchangeKind()}, SCHEMA, RuleBook(config.aggregation), Downlink(config))
 
 
+def weights_of(claims: Mapping[str, float], *overrides: str, replying: Collection[str] = ()) -> dict[str, float]:
+    exchange = plan(*overrides).describe(ExchangeId(RUN_ID, 1, 0, "local_train", 0), claims, filled(SCHEMA, 0), evaluate=False)
+    return exchange.weights_of(replying or claims)
+
+
 def test_a_claim_is_reduced_to_the_cap() -> None:
-    available = {client: ExampleCounts(number) for client, number in {"a": 10, "b": 20, "c": 30, "none": 0}.items()}
-    assert plan().largest_weight("local_train", available) == 600.0
-    assert plan("aggregation.weight_cap=2").largest_weight("local_train", available) == 40.0
+    claims = {"a": 10.0, "b": 20.0, "c": 2.0**53, "none": 0.0}
+    assert weights_of(claims) == {"a": 10.0, "b": 20.0, "c": 600.0, "none": 0.0}
+    assert weights_of(claims, "aggregation.weight_cap=2") == {"a": 10.0, "b": 20.0, "c": 40.0, "none": 0.0}
+
+
+def test_clients_that_do_not_reply_reduce_no_weight() -> None:
+    claims = {"a": 100.0, "b": 200.0, "c": 300.0, **{f"silent-{number}": 1.0 for number in range(10)}}
+    assert weights_of(claims, replying="abc") == {"a": 100.0, "b": 200.0, "c": 300.0}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "counts"), [(["aggregation.weight_cap=0"], (1, 1, 2**53)), ([], (1, 2**53)), ([], (1, 2**53, 0, 0, 0))]
+    ("overrides", "claims"), [(["aggregation.weight_cap=0"], (1, 1, 2**53)), ([], (1, 2**53)), ([], (1, 2**53, 0, 0, 0))]
 )
-def test_there_is_no_cap_where_none_is_wanted_or_too_few_have_a_weight(overrides: Sequence[str], counts: Sequence[int]) -> None:
-    available = {str(number): ExampleCounts(count) for number, count in enumerate(counts)}
-    assert plan(*overrides).largest_weight("local_train", available) == float("inf")
+def test_there_is_no_cap_where_none_is_wanted_or_too_few_have_a_weight(overrides: Sequence[str], claims: Sequence[int]) -> None:
+    named = {str(number): float(claim) for number, claim in enumerate(claims)}
+    assert weights_of(named, *overrides) == named
 
 
 def test_an_exchange_names_its_rule_and_who_has_how_much() -> None:
