@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from attacks.cells import ALGORITHMS, DIGITS, IID, PROTECTING, TWO_CLASSES
@@ -23,7 +24,11 @@ def choice(found: Outcomes) -> str:
 
 
 def _listed(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
+    return "\n".join(
+        textwrap.fill(sentence, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        for sentence in sentences
+        if sentence
+    )
 
 
 def best_rule(found: Outcomes, algorithm: str) -> str:
@@ -96,17 +101,18 @@ def skewed(found: Outcomes, algorithm: str) -> str:
 
 
 def least_with_skew(found: Outcomes, algorithm: str) -> str:
-    """Say which rule loses least under its worst attack where clients hold two classes each."""
+    """Say which rule loses least under its worst attack where clients hold two classes each, and if that is too much."""
     worst = _worst(found, algorithm, TWO_CLASSES, 2)
     if len(worst) < len(PROTECTING):
         return ""
     least = best(list(worst.values()))
     clean = found.of(Group(DIGITS, algorithm, TWO_CLASSES, least.group.rule, NONE, 0))
     without = f"; without an attack it costs {points(clean.loss)}" if clean else ""
-    return (
-        f"{ALGORITHMS[algorithm]}, two classes each, 2 of 10 attackers: the rule that loses least under its worst attack is "
-        f"{_title(least)} ({told(least)}){without}."
-    )
+    where = f"{ALGORITHMS[algorithm]}, two classes each, 2 of 10 attackers:"
+    if least.loss > LIMIT_POINTS:
+        limit = f"**no rule** keeps every attack within {LIMIT_POINTS:g} points"
+        return f"{where} {limit}; the least that a worst attack costs is {told(least)}, with {_title(least)}."
+    return f"{where} the rule that loses least under its worst attack is {_title(least)} ({told(least)}){without}."
 
 
 def _least(found: Outcomes, algorithm: str, partition: str) -> list[Outcome]:
