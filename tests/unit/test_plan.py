@@ -184,6 +184,7 @@ def test_settings_that_change_no_outcome_change_no_exchange() -> None:
         "scheduler.reconnect_grace_s=1",
         "scheduler.stall_timeout_s=1",
         "aggregation.max_norm.dkd_step=3",
+        "aggregation.weight_cap=2",
     ],
 )
 def test_settings_that_change_an_outcome_change_the_exchange(override: str) -> None:
@@ -206,6 +207,7 @@ def test_exchanges_differ_in_every_field_but_the_payload() -> None:
         "zstd": True,
         "constants": Constants.of(filled(SCHEMA, 1)),
         "evaluation_form": EvaluationForm(counts_correct=False),
+        "weight_cap": 2.0,
     }
     assert {field.name for field in fields(Exchange)} == {"payload", *others}
     for name, value in others.items():
