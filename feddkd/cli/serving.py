@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from feddkd import algorithms
-from feddkd.algorithms.base import Algorithm
 from feddkd.cli.observing import observe
 from feddkd.cli.output import error_console, note
 from feddkd.cli.publishing import Publishing
@@ -20,21 +18,19 @@ from feddkd.cli.stopping import StopSignals
 from feddkd.config import Config
 from feddkd.data.datasets import describe
 from feddkd.engines.grpc import GrpcEngine
-from feddkd.engines.simulation import engine_of, make_evaluator, new_run_id, spent_before
+from feddkd.engines.simulation import algorithm_and_model, engine_of, make_evaluator, new_run_id, spent_before
 from feddkd.engines.traffic_mark import TRAFFIC_MARK
 from feddkd.errors import ConfigError, FedDKDError, StateError
 from feddkd.imports import named, one_line
-from feddkd.models.initial import InitialModel, build_initial, warn_of_batch_norm
+from feddkd.models.initial import InitialModel
 from feddkd.observability.audit import AUDIT, AuditLog
 from feddkd.observability.status_file import StatusFile
-from feddkd.scheduler.downlink import check_codecs
 from feddkd.scheduler.journal import Journal, NoJournal
 from feddkd.scheduler.journal_lines import has_journal
 from feddkd.scheduler.observers import Observers
 from feddkd.scheduler.records import RunRecord
 from feddkd.scheduler.recovery import is_finished, new_journal, resume
 from feddkd.scheduler.rounds import Extensions, Scheduler
-from feddkd.scheduler.rule_book import check_rules
 from feddkd.scheduler.server_state import ServerState
 from feddkd.tasks.chosen import task_of
 from feddkd.transport.server_security import ServerSecurity
@@ -92,7 +88,7 @@ def serve(
         RunError: the run failed; StoppedError: it was stopped and can go on.
         AddressInUseError: the port is taken.
     """
-    algorithm, initial = _prepared(config)
+    algorithm, initial = algorithm_and_model(config)
     evaluator = make_evaluator(config, initial)
     with _opened(state, config, new=new) as served:
         folder = out or served.folder
@@ -113,18 +109,6 @@ def serve(
                 extensions=Extensions(journal=served.journal, linger_s=linger_s, whole=initial.whole, metrics=initial.metrics),
             )
             return scheduler.run(initial.model), folder
-
-
-def _prepared(config: Config) -> tuple[Algorithm, InitialModel]:
-    """Build the algorithm and the first model. Raises ConfigError where the configuration does not fit together."""
-    algorithm = algorithms.build(config)
-    config.check_exchanges(algorithm.exchanges(config))
-    initial = build_initial(config)
-    algorithms.check_fits(algorithm, initial.model.schema)
-    check_codecs(config)
-    check_rules(config, algorithm)
-    warn_of_batch_norm(initial)
-    return algorithm, initial
 
 
 @contextlib.contextmanager

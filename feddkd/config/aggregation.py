@@ -85,7 +85,7 @@ class AggregationConfig(Table):
     )
     weight_cap: OffOrFactor = Field(
         30.0,
-        description="largest weight of a client in multiples of the median of all clients that are there, "
+        description="largest weight of a client in multiples of the median of those that reply, "
         "if these are 3 or more; a larger one is reduced to it. 0 for no cap",
     )
     outlier_ratio: OffOrFactor = Field(

@@ -56,6 +56,18 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
+def algorithm_and_model(config: Config) -> tuple[Algorithm, InitialModel]:
+    """Build the algorithm and the first model. Raises ConfigError where the configuration does not fit together."""
+    algorithm = algorithms.build(config)
+    config.check_exchanges(algorithm.exchanges(config))
+    initial = build_initial(config)
+    algorithms.check_fits(algorithm, initial.model.schema)
+    check_codecs(config)
+    check_rules(config, algorithm)
+    warn_of_batch_norm(initial)
+    return algorithm, initial
+
+
 def make_evaluator(config: Config, initial: InitialModel) -> Evaluator | None:
     """Build what evaluates models on the test split, in the initial network; None without a server's test set.
 
@@ -121,13 +133,7 @@ def prepare(config: Config) -> Federation:
         ConfigError: data, partition, model or algorithm are not as the configuration says.
     """
     config = resolve(config)
-    algorithm = algorithms.build(config)
-    config.check_exchanges(algorithm.exchanges(config))
-    initial = build_initial(config)
-    algorithms.check_fits(algorithm, initial.model.schema)
-    check_codecs(config)
-    check_rules(config, algorithm)
-    warn_of_batch_norm(initial)
+    algorithm, initial = algorithm_and_model(config)
     task = initial.metrics.task
     examples = load_train(config.data, config.seed, task)
     info = info_of(config.data, examples, task)
